@@ -1,0 +1,38 @@
+# make demo | test | check | clean. Each sets up what it needs in .venv; a second call re-installs nothing.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test check clean
+
+demo: .venv/.installed
+	$(BIN)/python -m vitc.demo
+
+test: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+# Everything `test` leaves out for its length: hundreds of kills, full-size coverage simulations.
+check: test
+	$(BIN)/python -m pytest -q -m slow
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vitc needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; about a minute) ..."
+	$(PIP) install -c $(CONSTRAINTS) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test]"
+	@touch $@

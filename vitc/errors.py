@@ -1,0 +1,90 @@
+"""What can go wrong, as one tree: catch `VitcError` and nothing of ours escapes.
+
+VitcError
+├── ConfigError (ValueError)   a setting, name or path of the user's is wrong            exit 2
+├── DataError                  the images cannot be trained on as they are               exit 2
+│   └── BrokenFileError        one file cannot be decoded; met while the run was going   exit 1
+├── CheckpointError            a checkpoint is missing, damaged or of another model      exit 1
+└── RunError                   a run started and could not go on                         exit 1
+    ├── DivergedError          the loss or the gradient stopped being finite             exit 1
+    └── InterruptedRun         SIGTERM or Ctrl-C; the state is saved                     exit 143 | 130
+
+A message has three parts: what was wrong (with its value), what is allowed, what to do. The last
+part is `hint`, so that `--json` can give it apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class VitcError(Exception):
+    """Base of all errors a user can cause. `message` says what and `hint` what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message if hint is None else f"{message}\n{hint}")
+
+    def __reduce__(self) -> tuple[type[VitcError], tuple[str, str | None]]:
+        return type(self), (self.message, self.hint)  # loader workers send their errors home
+
+
+class ConfigError(VitcError, ValueError):
+    """A setting, a name or a path that the user gave is wrong."""
+
+    exit_code = 2
+
+
+class DataError(VitcError):
+    """The images, as they are, cannot be trained or evaluated on."""
+
+    exit_code = 2
+
+
+class BrokenFileError(DataError):
+    """One file cannot be decoded."""
+
+    exit_code = 1
+
+
+class CheckpointError(VitcError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class RunError(VitcError):
+    """A run started and could not go on."""
+
+
+class DivergedError(RunError):
+    """The loss or the gradient norm stopped being finite; no weight took that step."""
+
+
+class InterruptedRun(RunError):
+    """The run was asked to stop and saved its state."""
+
+    def __init__(self, message: str, hint: str | None = None, signal_number: int = 2) -> None:
+        super().__init__(message, hint)
+        self.signal_number = signal_number
+
+    @property
+    def run_exit_code(self) -> int:
+        """128 + signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal_number
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when something near `name` exists, else the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str | None = None) -> ConfigError:
+    """The one message for an unknown name: the value, a suggestion, and what is allowed."""
+    names = sorted(known)
+    message = f"Unknown {kind} {name!r}.{suggest(name, names)}"
+    return ConfigError(message, hint or f"Known: {', '.join(names)}.")

@@ -1,0 +1,92 @@
+"""What a person sees while a run goes: a bar with rate and ETA, or plain lines where no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class RunProgress:
+    """Progress of one run on stderr. `quiet` says nothing at all."""
+
+    PLAIN_EVERY_SECONDS = 10.0  # between plain progress lines
+
+    def __init__(self, title: str, total_steps: int, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        self.total, self.first = total_steps, 0
+        self.title = title
+        self.started = self.last_plain = time.monotonic()
+        self.bar: Progress | None = None
+        if self.console.is_terminal and not quiet:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task(
+                title, total=total_steps, rate=""
+            )
+
+    def __enter__(self) -> RunProgress:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def start_at(self, step: int) -> None:
+        """The run begins, or goes on, after `step` steps: rate and ETA count from here."""
+        self.first, self.started = step, time.monotonic()
+        if self.bar is not None:
+            self.bar.reset(self.task, completed=step, total=self.total, rate="")
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False)
+
+    def step(self, step: int, loss: float, images_per_second: float) -> None:
+        """The run has taken `step` steps; called when metrics are read, not every step."""
+        rate = f"{images_per_second:,.0f} img/s  loss {loss:.3f}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, rate=rate)
+            return
+        now = time.monotonic()
+        if now - self.last_plain < self.PLAIN_EVERY_SECONDS or step <= self.first:
+            return
+        self.last_plain = now
+        eta = (now - self.started) / (step - self.first) * (self.total - step)
+        self.say(f"{self.title}  step {step}/{self.total}  {rate}  {duration(eta)} left")
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
