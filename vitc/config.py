@@ -84,8 +84,8 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             kinds = _KINDS.get(f.name, {})
-            kind = {"kind": k for k, cls in kinds.items() if type(value) is cls}
-            value = {**kind, **to_dict(value)}
+            own = [k for k, cls in kinds.items() if type(value) is cls]
+            value = {**({"kind": own[0]} if own else {}), **to_dict(value)}
         elif isinstance(value, tuple):
             value = list(value)
         out[f.name] = value
@@ -132,72 +132,87 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def from_dict(values: Mapping[str, Any], default: RunConfig | None = None) -> RunConfig:
-    """A RunConfig from nested or dotted values laid over `default`; unknown names are refused."""
-    return typing.cast(RunConfig, _overlay(default or RunConfig(), _nest(values), ""))
+    """A RunConfig from nested or dotted values laid over `default`; unknown names are refused.
 
-
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"optim.lr": 1, "optim": {"eps": 2}} -> {"optim": {"lr": 1, "eps": 2}}.
-
-    A component's name may stand beside its details: {"optim": "sgd", "optim.lr": 1} ->
-    {"optim": {"kind": "sgd", "lr": 1}}.
+    A component's name may stand beside its details: {"optim": "sgd", "optim.lr": 0.5}.
     """
+    return typing.cast(RunConfig, _overlay(default or RunConfig(), flat_values(values), ""))
+
+
+def flat_values(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """{"optim.lr": 1, "optim": {"eps": 2}} -> {"optim.lr": 1, "optim.eps": 2}."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        *parents, leaf = str(key).split(".")
-        place = out
-        for parent in parents:
-            inner = place.setdefault(parent, {})
-            if isinstance(inner, str):
-                inner = place[parent] = {"kind": inner}
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{key} is set inside a setting that is also set as a whole.")
-            place = inner
-        place[leaf] = _merged(place[leaf], value, str(key)) if leaf in place else _inner(value)
+        name = f"{path}{key}"
+        inside = isinstance(value, Mapping) and value  # an empty table still names something
+        new = flat_values(value, f"{name}.") if inside else {name: value}
+        twice = sorted(out.keys() & new.keys())
+        if twice:
+            raise ConfigError(f"{twice[0]} is set twice.")
+        out |= new
     return out
 
 
-def _inner(value: Any) -> Any:
-    return _nest(value) if isinstance(value, Mapping) else value
-
-
-def _merged(old: Any, new: Any, key: str) -> dict[str, Any]:
-    """Two statements about one component, as one table."""
-    a, b = ({"kind": v} if isinstance(v, str) else _inner(v) for v in (old, new))
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        raise ConfigError(f"{key} is set twice.")
-    twice = sorted(k for k in a.keys() & b.keys() if not isinstance(a[k], dict))
-    if twice:
-        raise ConfigError(f"{key}.{twice[0]} is set twice.")
-    both = {k: {**a[k], **b[k]} for k in a.keys() & b.keys()}
-    return {**a, **b, **both}
-
-
-def _overlay(config: Any, values: Mapping[str, Any], path: str) -> Any:
+def _overlay(config: Any, flat: Mapping[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(type(config))
-    names = [f.name for f in dataclasses.fields(config)]
+    groups: dict[str, dict[str, Any]] = {}  # first part of the name -> {rest, or "": value}
+    for name, value in flat.items():
+        head, _, rest = name.partition(".")
+        groups.setdefault(head, {})[rest] = value
     changed: dict[str, Any] = {}
-    for key, value in values.items():
-        where = f"{path}{key}"
-        if key not in names:
-            raise unknown("setting", where, [f"{path}{n}" for n in names])
-        old = getattr(config, key)
-        if not dataclasses.is_dataclass(old):
-            changed[key] = _coerce(value, hints[key], where)
-            continue
-        kinds = _KINDS.get(key, {})
-        if isinstance(value, Mapping):
-            value = dict(value)
-            if kinds and "kind" in value:
-                old = with_kind(old, key, value.pop("kind"), where)
-            changed[key] = _overlay(old, value, f"{where}.")
-        elif dataclasses.is_dataclass(value) and isinstance(value, hints[key]):
-            changed[key] = value
-        elif kinds and isinstance(value, str):
-            changed[key] = with_kind(old, key, value, where)
+    for head, group in groups.items():
+        where = f"{path}{head}"
+        if head not in _names(type(config)):
+            raise _unknown_setting(where, config, path)
+        old = getattr(config, head)
+        if dataclasses.is_dataclass(old):
+            changed[head] = _component(old, head, group, hints[head], where)
+        elif set(group) == {""}:
+            changed[head] = _coerce(group[""], hints[head], where)
         else:
-            raise ConfigError(f"{where} must be a table of settings, not {value!r}.")
+            raise ConfigError(f"{where} is one value, not a table of settings.")
     return dataclasses.replace(config, **changed)
+
+
+def _component(old: Any, key: str, group: dict[str, Any], hint: Any, where: str) -> Any:
+    """`old` with the values of `group`; "" holds a whole component, or the name of its kind."""
+    details = {name: value for name, value in group.items() if name}
+    if "" in group:
+        whole = group[""]
+        if whole == {}:
+            pass
+        elif dataclasses.is_dataclass(whole) and isinstance(whole, hint):
+            old = whole
+        elif key in _KINDS and isinstance(whole, str):
+            old = with_kind(old, key, whole, where)
+        else:
+            raise ConfigError(f"{where} must be a table of settings, not {whole!r}.")
+    if key in _KINDS and "kind" in details:
+        old = with_kind(old, key, details.pop("kind"), where)
+    return _overlay(old, details, f"{where}.")
+
+
+def _unknown_setting(where: str, config: Any, path: str) -> ConfigError:
+    """Unknown here: perhaps it belongs to another kind, to another place, or is misspelt."""
+    everywhere = all_leaf_types()
+    component, leaf = path[:-1], where.rpartition(".")[2]
+    if where in everywhere:  # so it exists with another kind of this component
+        kinds = _KINDS[component.rpartition(".")[2]]
+        mine = next((k for k, cls in kinds.items() if type(config) is cls), type(config).__name__)
+        owner = next(k for k, cls in kinds.items() if leaf in _names(cls))
+        return ConfigError(
+            f"{where} has no effect with {component} {mine!r}; it is a setting of {owner!r}.",
+            f"Choose that with --{component} {owner}, or leave {where} out.",
+        )
+    elsewhere = [name for name in everywhere if name.rpartition(".")[2] == leaf]
+    if elsewhere:
+        return ConfigError(f"Unknown setting {where!r}. Did you mean {elsewhere[0]!r}?")
+    here = [f"{path}{name}" for name in _names(type(config))]
+    return unknown("setting", where, [*here, *everywhere], f"Known there: {', '.join(here)}.")
+
+
+def _names(cls: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
 
 
 def with_kind(old: Any, key: str, kind: Any, where: str | None = None) -> Any:
@@ -248,18 +263,18 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             return float(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
-    raise ConfigError(f"{where} is {value!r}; it must be {_type_name(hint)}.")
+    raise ConfigError(f"{where} is {value!r}; it must be {type_name(hint)}.")
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_type_name(a) for a in args)
+        return " or ".join(type_name(a) for a in args)
     if origin is typing.Literal:
         return " or ".join(repr(a) for a in args)
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
-            return f"a list of {_type_name(args[0])}"
+            return f"a list of {type_name(args[0])}"
         return f"{len(args)} values"
     names: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text",
                              bool: "true or false", type(None): "null"}  # fmt: skip
@@ -288,12 +303,14 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
     from vitc.recipes import RECIPES, get_recipe
 
     path = Path(name_or_path)
-    if name_or_path in RECIPES or not (path.exists() or name_or_path.endswith(".json")):
+    looks_like_path = path.exists() or path.suffix == ".json" or len(path.parts) > 1
+    if name_or_path in RECIPES or not looks_like_path:
         return get_recipe(name_or_path, optim)
     file = path / "config.json" if path.is_dir() else path
-    if not file.exists():
+    if not file.is_file():
         raise ConfigError(
-            f"{name_or_path} is neither a recipe nor a config file nor a run folder.",
+            f"{name_or_path} is neither a recipe nor a config file nor a run folder"
+            f"{': it does not exist' if not path.exists() else ''}.",
             "Recipes: vitc show --list",
         )
     config = from_dict(read_json(file))
@@ -349,37 +366,50 @@ def load_config(path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig
     `optim` and `data` also take a name. Raises ConfigError: unknown name or setting (with a
     suggestion), a value of the wrong type, or settings that cannot work together.
     """
-    nested = _nest(overrides)
-    names = {k: nested.pop(k) for k in ("model", "optim", "data") if isinstance(nested.get(k), str)}
-    optim = names.get("optim")
-    if optim is None and isinstance(nested.get("optim"), dict):
-        optim = nested["optim"].pop("kind", None)
+    return resolve_config(path_or_recipe, **overrides).checked()
+
+
+def resolve_config(
+    path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
+) -> RunConfig:
+    """As `load_config`, but what cannot run yet (a recipe whose data.path is open) is let pass."""
+    flat = flat_values(overrides)
+    named = ("model", "data", "optim", "optim.kind")
+    names = {k: flat.pop(k) for k in named if isinstance(flat.get(k), str)}
+    if "optim" in names and "optim.kind" in names:
+        raise ConfigError("optim.kind is set twice.")
+    optim = names.get("optim", names.get("optim.kind"))
+    if "model.name" in flat:
+        raise ConfigError(
+            "model.name is only a label; setting it would not change the model.",
+            "Choose a model of the zoo with --model NAME (in Python: model=NAME).",
+        )
     if isinstance(path_or_recipe, RunConfig):
         config = path_or_recipe
         if optim is not None:
             config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
+    elif callable(path_or_recipe):
+        config = path_or_recipe() if optim is None else path_or_recipe(optim)
     else:
         config = base_config(str(path_or_recipe), optim)
     if "model" in names:
         config = with_model(config, names["model"])
     if "data" in names:
         config = with_data(config, names["data"])
-    return from_dict(nested, config).checked()
+    return _located(from_dict(flat, config))
+
+
+def _located(config: RunConfig) -> RunConfig:
+    """The same with an absolute data.path: a run is resumed from any working directory."""
+    if config.data.path is None:
+        return config
+    path = os.path.abspath(os.path.expanduser(config.data.path))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """The settings in which two configs differ: `optim.lr: 0.001 -> 0.002`, in field order."""
-
-    def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                out |= flat(value, f"{path}{key}.")
-            else:
-                out[f"{path}{key}"] = value
-        return out
-
-    x, y = flat(to_dict(a)), flat(to_dict(b))
+    x, y = flat_values(to_dict(a)), flat_values(to_dict(b))
     absent = "(absent)"
     return [f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"
             for k in dict.fromkeys([*x, *y]) if x.get(k, absent) != y.get(k, absent)]  # fmt: skip

@@ -26,6 +26,11 @@ class ScheduleConfig:
         for name in ("warmup_start", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"optim.schedule.{name} {getattr(self, name)} must be in [0, 1].")
+        if self.per == "epoch" and self.warmup_start == 0 and self.warmup_epochs != 0:
+            found.append(
+                "optim.schedule.per 'epoch' with optim.schedule.warmup_start 0 trains the whole "
+                "first epoch at learning rate 0; the authors start at 0.1."
+            )
         return found
 
 

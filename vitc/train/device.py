@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -135,3 +136,26 @@ def processes(device: torch.device) -> Iterator[Processes]:
     finally:
         if own:
             dist.destroy_process_group()
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Start `peak_memory` anew, where the system lets us."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak of VmHWM
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak: of the allocator on a GPU, of the whole process on Linux, else None."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

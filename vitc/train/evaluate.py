@@ -62,7 +62,7 @@ def evaluate_run(
     `top5` (percent), `loss`, `n`, the 95 % interval `top1_low`, `top1_high`, and what was
     measured. Raises ConfigError, DataError, CheckpointError.
     """
-    from vitc.train.loop import batch_plan
+    from vitc.train.loop import EVAL_BATCH, batch_plan
     from vitc.train.step import StepSettings
 
     config = from_dict(read_json(run / "config.json"))
@@ -94,9 +94,7 @@ def evaluate_run(
         clip_norm=None,
     )
     plan = dataclasses.replace(batch_plan(config, Processes()), drop_path_rate=0.0)
-    batches = open_eval(
-        images.splits[split], images, config.data, plan, where, batch=max(plan.micro, 256)
-    )
+    batches = open_eval(images.splits[split], images, config.data, plan, where, batch=EVAL_BATCH)
     result: dict[str, Any] = evaluate(model.to(where), batches, settings)
     low, high = wilson(result["top1"], int(result["n"]))
     return {

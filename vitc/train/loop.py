@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig, load_config
-from vitc.data.loader import open_eval, open_train
+from vitc.data.loader import EvalLoader, MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
@@ -29,7 +30,9 @@ from vitc.optim.schedule import lr_at
 from vitc.train.device import (
     Processes,
     describe,
+    forget_peak_memory,
     machine_settings,
+    peak_memory,
     pick_device,
     precision_note,
     processes,
@@ -40,6 +43,9 @@ from vitc.train.progress import RunProgress, duration
 from vitc.train.runlog import RunFolder, environment
 from vitc.train.state import TrainState, latest_checkpoint
 from vitc.train.step import NormStatistics, StepSettings, train_step
+
+
+EVAL_BATCH = 256  # images; larger ones measure no faster
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,7 @@ class Trainer:
     # -- the run ---------------------------------------------------------------------------------
 
     def run(self, stop: StopSignal) -> RunResult:
+        forget_peak_memory(self.device)
         with RunProgress(self.config.name, self.total_steps, self.quiet) as self.progress:
             self._introduce()
             self._resume()
@@ -218,6 +225,7 @@ class Trainer:
                     self.data, self.config.data, self.plan, self.device,
                     self.state.step, self.total_steps,
                 ) as batches:  # fmt: skip
+                    self.folder.event(batches.note)
                     self._steps(batches, stop)
                     if self.state.step == self.total_steps and not self.folder.finished:
                         return self._finish()
@@ -230,7 +238,7 @@ class Trainer:
                 raise
         raise RunError(f"The loader ended at step {self.state.step} of {self.total_steps}.")
 
-    def _steps(self, batches: Iterator[Any], stop: StopSignal) -> None:
+    def _steps(self, batches: Iterable[list[MicroBatch]], stop: StopSignal) -> None:
         state, t = self.state, self.config.train
         forward = self._forward_module()
         norms = NormStatistics(state.model, self.plan.micros_here, self.procs)
@@ -242,7 +250,7 @@ class Trainer:
             if state.ema is not None:
                 state.ema.update(state.model, state.step)
             self.pending.append(outcome)
-            self._note_skipped(micros)
+            self._note_skipped(name for micro in micros for name in micro.skipped)
             logging = state.step % t.log_every_steps == 0
             epoch_end = state.step % self.steps_per_epoch == 0
             if logging or epoch_end or self.device.type != "cuda":
@@ -304,11 +312,12 @@ class Trainer:
         self.last_read = now
         steps = state.sums["steps"]
         rate = state.step * self.config.train.batch / max(state.seconds, 1e-9)
-        line = {
+        loss = state.sums["loss"] / steps
+        line: dict[str, Any] = {
             "kind": "train",
             "step": state.step,
             "epoch": round(state.step / self.steps_per_epoch, 4),
-            "loss": state.sums["loss"] / steps,
+            "loss": loss,
             "grad_norm": state.sums["grad_norm"] / steps,
             "lr": lr,
             "images_per_second": round(rate, 1),
@@ -316,7 +325,7 @@ class Trainer:
         }
         state.sums.update(loss=0.0, grad_norm=0.0, steps=0.0)
         self.folder.metric(line)
-        self.progress.step(state.step, line["loss"], rate)
+        self.progress.step(state.step, loss, rate)
 
     def _evaluates(self, epoch: int) -> bool:
         return epoch % self.config.train.eval_every_epochs == 0 or epoch == self.config.train.epochs
@@ -331,10 +340,14 @@ class Trainer:
             "epoch": state.step // self.steps_per_epoch,
             "split": "val",
         }
-        raw = self._measure(state.model)
-        best = raw if state.ema is None else self._measure(state.ema.module)
-        line |= {k: best[k] for k in ("n", "top1", "top5", "loss")}
+        raw = evaluate(state.model, self._val_batches, self.settings)
+        main = raw
+        if state.ema is not None:
+            main = evaluate(state.ema.module, self._val_batches, self.settings)
+        line |= {k: main[k] for k in ("n", "top1", "top5", "loss")}
         line |= {f"{k}_raw": raw[k] for k in ("top1", "top5", "loss")}
+        for name in self._val_batches.skipped:
+            self._tell(f"not evaluated on broken file {name}")
         if line["top1"] > state.best.get("top1", -1.0):
             state.best = {"top1": line["top1"], "epoch": line["epoch"]}
         state.last_eval = {k: v for k, v in line.items() if k != "kind"}
@@ -346,19 +359,21 @@ class Trainer:
         )
         self.last_read = time.monotonic()
 
-    def _measure(self, model: nn.Module) -> dict[str, float]:
-        batches = open_eval(
-            self.data.splits["val"], self.data, self.config.data, self.plan, self.device,
-            batch=max(self.plan.micro, 256),
-        )  # fmt: skip
-        return evaluate(model, batches, self.settings)
+    @functools.cached_property
+    def _val_batches(self) -> EvalLoader:
+        return open_eval(
+            self.data.splits["val"],
+            self.data,
+            self.config.data,
+            self.plan,
+            self.device,
+            batch=EVAL_BATCH,
+        )
 
-    def _note_skipped(self, micros: Sequence[Any]) -> None:
-        for micro in micros:
-            for name in micro.skipped:
-                self.state.skipped += 1
-                self.folder.event(f"skipped broken file {name}")
-                self.progress.say(f"skipped a broken file: {name}")
+    def _note_skipped(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.state.skipped += 1
+            self._tell(f"skipped broken file {name}")
 
     # -- saving, ending --------------------------------------------------------------------------
 
@@ -448,6 +463,7 @@ class Trainer:
                 state.step * self.config.train.batch / max(state.seconds, 1e-9), 1
             ),
             "skipped_files": state.skipped,
+            "peak_memory_bytes": peak_memory(self.device),
             "data_fingerprint": self.data.fingerprint,
             "device": describe(self.device),
             **environment(),
@@ -469,7 +485,7 @@ class Trainer:
         note = precision_note(t.precision, self.device)
         if note:
             self._tell(note)
-        images = ", ".join(f"{n} {count:,}" for count, n in ((c, n) for n, c in counts.items()))
+        images = ", ".join(f"{n} {count:,}" for n, count in counts.items())
         self.progress.say(
             f"{self.config.name}: {self.config.model.name} on {self.data.source} "
             f"({images} images, {len(self.data.classes)} classes), {t.epochs} epochs of "

@@ -1,0 +1,34 @@
+"""What many tests share: tiny configs and folders of small images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)  # bit-equality between processes, and quick tests on small machines
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of JPEGs, `classes` sub-folders of `count` images; learnable by colour."""
+
+    def make(
+        classes: int = 3, count: int = 12, name: str = "photos", size: tuple[int, int] = (60, 48)
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        root = tmp_path / name
+        for c in range(classes):
+            folder = root / f"class_{c}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
+                pixels[..., c % 3] += np.uint8(120)
+                Image.fromarray(pixels).save(folder / f"{i:03d}.jpg", quality=90)
+        return root
+
+    return make

@@ -1,0 +1,327 @@
+"""A config goes to JSON and back, takes overrides, and refuses what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitc.config import (
+    RunConfig,
+    all_leaf_types,
+    base_config,
+    differences,
+    from_dict,
+    guess_source,
+    leaf_types,
+    leaves,
+    load_config,
+    resolve_config,
+    to_dict,
+    with_data,
+    with_model,
+)
+from vitc.data.config import DataConfig
+from vitc.errors import ConfigError
+from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.optim.config import AdamWConfig, SGDConfig
+from vitc.recipes import RECIPES
+
+
+def refused(*words: str, **overrides: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(RunConfig(), **overrides)
+    for word in words:
+        assert word in str(caught.value)
+    return str(caught.value)
+
+
+# -- to JSON and back ------------------------------------------------------------------------------
+
+
+def test_a_config_survives_json_with_its_kinds_and_tuples() -> None:
+    config = RunConfig(
+        model=ViTConfig(stem=ConvStemConfig(), img_size=(32, 64), embed_dim=384),
+        data=DataConfig(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+        optim=SGDConfig(lr=0.5, lr_per_batch=None),
+    )
+    text = json.dumps(to_dict(config))
+    assert from_dict(json.loads(text)) == config
+    assert '"kind": "sgd"' in text
+    assert '"kind": "conv"' in text
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_survives_json(name: str) -> None:
+    config = RECIPES[name]()
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "train.epochs": st.integers(1, 10**6),
+            "optim.lr": st.floats(1e-9, 1e3),
+            "train.compile": st.booleans(),
+            "train.seed_init": st.none() | st.integers(0, 2**40),
+            "data.fit": st.sampled_from(["crop", "pad", "squash"]),
+            "model.img_size": st.integers(1, 64).map(lambda n: 16 * n)
+            | st.tuples(st.integers(1, 9), st.integers(1, 9)).map(lambda s: (16 * s[0], 16 * s[1])),
+        },
+    )
+)
+def test_overrides_arrive_and_nothing_else_changes(overrides: dict[str, Any]) -> None:
+    before, after = leaves(RunConfig()), leaves(load_config(RunConfig(), **overrides))
+    assert {k: after[k] for k in overrides} == overrides
+    assert {k: v for k, v in after.items() if k not in overrides} == {
+        k: v for k, v in before.items() if k not in overrides
+    }
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().name = "x"  # type: ignore[misc]
+
+
+# -- overrides -------------------------------------------------------------------------------------
+
+
+def test_dotted_and_nested_overrides_mean_the_same() -> None:
+    a = load_config(RunConfig(), **{"optim.lr": 0.5, "optim.schedule.floor": 0.1})
+    b = load_config(RunConfig(), optim={"lr": 0.5, "schedule": {"floor": 0.1}})
+    c = load_config(RunConfig(), optim={"schedule.floor": 0.1, "lr": 0.5})
+    assert a == b == c
+    assert a.optim.schedule.floor == 0.1
+
+
+@pytest.mark.parametrize("name_first", [True, False])
+def test_the_optimizer_and_its_details_may_come_in_any_order(name_first: bool) -> None:
+    pairs = [("optim", "sgd"), ("optim.momentum", 0.5)]
+    config = load_config(RunConfig(), **dict(pairs if name_first else reversed(pairs)))
+    assert isinstance(config.optim, SGDConfig)
+    assert config.optim.momentum == 0.5
+
+
+def test_the_stem_and_its_details_may_be_given_together() -> None:
+    config = load_config(
+        RunConfig(), **{"model.stem.channels": [8, 16, 32, 64], "model.stem": "conv"}
+    )
+    assert config.model.stem == ConvStemConfig(channels=(8, 16, 32, 64))
+    same = load_config(RunConfig(), model={"stem": {"kind": "conv", "channels": [8, 16, 32, 64]}})
+    assert same == config
+
+
+def test_another_optimizer_keeps_what_both_have_but_neither_lr_nor_weight_decay() -> None:
+    start = RunConfig(optim=AdamWConfig(lr=7.0, weight_decay=0.7, clip_norm=1.0))
+    config = load_config(start, optim="sgd")
+    assert config.optim == SGDConfig(clip_norm=1.0, lr_per_batch=2048)
+
+
+def test_a_component_may_be_given_whole() -> None:
+    optim = SGDConfig(lr=0.25)
+    assert load_config(RunConfig(), optim=optim).optim == optim
+    assert load_config(RunConfig(), optim=optim, **{"optim.lr": 0.5}).optim == SGDConfig(lr=0.5)
+
+
+def test_a_model_of_the_zoo_keeps_the_size_of_the_runs_images() -> None:
+    start = load_config(RunConfig(), **{"model.img_size": 64, "model.in_chans": 1})
+    config = with_model(start, "vit_c_4gf")
+    assert (config.model.img_size, config.model.in_chans) == (64, 1)
+    assert isinstance(config.model.stem, ConvStemConfig)
+
+
+def test_a_whole_number_will_do_for_a_number_but_not_the_other_way_round() -> None:
+    assert load_config(RunConfig(), **{"optim.lr": 1}).optim.lr == 1.0
+    refused("train.epochs is 1.5", "a whole number", **{"train.epochs": 1.5})
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optim.lrr", 1.0, ["optim.lrr", "Did you mean 'optim.lr'", "optim.weight_decay"]),
+        ("epochs", 3, ["'epochs'", "Did you mean 'train.epochs'"]),
+        ("train.lr", 3, ["'train.lr'", "Did you mean 'optim.lr'"]),
+        ("trian.epochs", 3, ["'trian'"]),
+        ("optim.momentum", 0.9, ["no effect with optim 'adamw'", "--optim sgd"]),
+        ("model.stem.channels", [8], ["no effect with model.stem 'patchify'", "--model.stem conv"]),
+        ("optim", "adam", ["'adam'", "Did you mean 'adamw'"]),
+        ("model.stem", "convv", ["'convv'", "Did you mean 'conv'"]),
+        ("model", "vit_c_4fg", ["'vit_c_4fg'", "Did you mean 'vit_c_4gf'"]),
+        ("data", "fashon", ["'fashon'", "Did you mean 'fashion'"]),
+        ("data.fit", "corp", ["data.fit", "'corp'", "Did you mean 'crop'", "squash"]),
+        ("train.epochs", "5", ["train.epochs is '5'", "a whole number"]),
+        ("train.epochs", True, ["train.epochs is True", "a whole number"]),
+        ("train.compile", 1, ["train.compile is 1", "true or false"]),
+        ("model.img_size", [1, 2, 3], ["model.img_size", "a whole number or 2 values"]),
+        ("data.mean", ["a"], ["data.mean", "a list of a number or null"]),
+        ("train", 3, ["train must be a table of settings, not 3"]),
+        ("optim", None, ["optim must be a table of settings, not None"]),
+        ("optim.lr", {"x": 1}, ["optim.lr is one value"]),
+        ("optim.lr", {}, ["optim.lr is {}", "a number"]),
+        ("model.name", "vit_c_4gf", ["only a label", "--model NAME"]),
+        ("optim.lr", float("nan"), ["optim.lr nan must be a finite number"]),
+        ("optim.weight_decay", float("inf"), ["optim.weight_decay inf must be a finite number"]),
+        ("train.epochs", 0, ["train.epochs 0 must be at least 1"]),
+        ("data.path", "/x", ["data.path has no effect with data.source 'fashion'"]),
+        ("data.source", "folder", ["needs a folder"]),
+        ("optim.schedule.warmup_epochs", 99, ["warmup_epochs 99", "train.epochs"]),
+        ("optim.ema.alpha", 0.1, ["no effect with optim.ema.kind 'fraction'"]),
+        ("data.augment.scale", (0.5, 1.0), ["no effect", "--data.augment.crop random_resized"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_its_value_and_what_is_allowed(
+    key: str, value: Any, words: list[str]
+) -> None:
+    refused(*words, **{key: value})
+
+
+def test_all_problems_are_said_at_once() -> None:
+    refused("train.epochs 0", "optim.lr -1", **{"train.epochs": 0, "optim.lr": -1.0})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optim": {"lr": 1.0}, "optim.lr": 2.0},
+        {"model": {"stem": {"patch_size": 8}}, "model.stem.patch_size": 8},
+    ],
+)
+def test_a_setting_given_twice_is_refused(overrides: dict[str, Any]) -> None:
+    refused("is set twice", **overrides)
+
+
+def test_the_kind_of_a_component_given_twice_differently_is_refused() -> None:
+    refused("optim.kind is set twice", optim="sgd", **{"optim.kind": "adamw"})
+
+
+def test_mean_and_std_must_have_one_entry_a_channel() -> None:
+    values = {"data.mean": [0.5] * 3, "data.std": [0.5] * 3, "model.in_chans": 1}
+    refused("data.mean", "3 entries", "model.in_chans 1", **values)
+
+
+# -- where configs come from -----------------------------------------------------------------------
+
+
+def test_a_config_is_read_from_a_file_and_from_a_run_folder(tmp_path: Path) -> None:
+    config = load_config(RunConfig(), **{"train.epochs": 7})
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    assert load_config(tmp_path) == config
+    assert load_config(tmp_path / "config.json") == config
+    assert load_config(tmp_path, **{"train.epochs": 8}).train.epochs == 8
+
+
+def test_a_recipe_is_found_by_its_name_and_by_itself() -> None:
+    assert load_config("debug") == load_config(RECIPES["debug"])
+    assert load_config("debug", optim="sgd") == load_config(RECIPES["debug"], optim="sgd")
+    assert isinstance(load_config("debug", optim="sgd").optim, SGDConfig)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", ["not JSON", "line 1"]),
+        ("[1]", ["not an object"]),
+        ('{"trian": {}}', ["'trian'"]),
+        ('{"trian": {"epochs": 1}}', ["'trian'"]),
+        ('{"optim": {"kind": "adan"}}', ["'adan'", "adamw"]),
+    ],
+)
+def test_a_damaged_config_file_is_named(tmp_path: Path, content: str, words: list[str]) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fashion_vit_x", ["'fashion_vit_x'", "Did you mean 'fashion_vit_"]),
+        ("runs/gone", ["runs/gone", "does not exist"]),
+        ("gone.json", ["gone.json", "does not exist"]),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_so(name: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        base_config(name)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_recipe_that_lacks_its_data_can_be_shown_but_not_loaded() -> None:
+    name = next(n for n in RECIPES if n.startswith("imagenet"))
+    assert resolve_config(name).problems()
+    with pytest.raises(ConfigError, match=r"--data\.path"):
+        load_config(name)
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_becomes_the_data_and_forgets_the_old_ones_mean(tmp_path: Path) -> None:
+    start = RunConfig(data=DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3))
+    data = with_data(start, str(tmp_path)).data
+    assert (data.source, data.path, data.mean, data.std) == ("folder", str(tmp_path), None, None)
+
+
+def test_a_named_source_takes_its_path_beside_it(tmp_path: Path) -> None:
+    config = load_config(RunConfig(), **{"data.path": str(tmp_path), "data": "cifar10"})
+    assert (config.data.source, config.data.path) == ("cifar10", str(tmp_path))
+
+
+def test_a_relative_data_path_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(RunConfig(), data="photos").data.path == str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("files", "source"),
+    [
+        (["data_batch_1", "test_batch"], "cifar10"),
+        (["cifar-10-batches-bin"], "cifar10"),
+        (["train.bin", "test.bin"], "cifar100"),
+        (["train-images-idx3-ubyte.gz"], "idx"),
+        (["cats", "dogs"], "folder"),
+    ],
+)
+def test_the_kind_of_a_data_folder_is_read_from_its_files(
+    tmp_path: Path, files: list[str], source: str
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert guess_source(tmp_path) == source
+
+
+# -- differences and types -------------------------------------------------------------------------
+
+
+def test_differences_name_the_settings_old_and_new_also_across_kinds() -> None:
+    a = RunConfig()
+    b = load_config(a, **{"train.epochs": 11, "optim": "sgd"})
+    lines = differences(a, b)
+    assert "train.epochs: 10 -> 11" in lines
+    assert "optim.kind: adamw -> sgd" in lines
+    assert "optim.momentum: (absent) -> 0.9" in lines
+    assert differences(a, a) == []
+
+
+def test_every_setting_has_a_type_and_every_kind_its_settings() -> None:
+    assert leaf_types(RunConfig()).keys() == leaves(RunConfig()).keys()
+    assert {"optim.betas", "optim.momentum", "model.stem.patch_size", "model.stem.channels"} <= (
+        all_leaf_types().keys()
+    )
+    assert isinstance(RunConfig().model.stem, PatchifyStemConfig)

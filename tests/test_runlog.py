@@ -1,0 +1,579 @@
+"""The run folder: who may begin, continue or overwrite a run, and what is in its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitc.config import RunConfig, from_dict, read_json
+from vitc.errors import CheckpointError, ConfigError, DataError, RunError
+from vitc.train import runlog
+from vitc.train.runlog import (
+    RunFolder,
+    environment,
+    read_data,
+    read_metrics,
+    read_summary,
+    write_atomically,
+)
+
+DATA = {
+    "source": "folder",
+    "classes": ["cat", "chien à poil"],
+    "counts": {"train": 3, "val": 1},
+    "img_size": [32, 48],
+    "in_chans": 3,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "fit": "crop",
+    "eval_crop": 0.875,
+    "fingerprint": "abc",
+    "notes": [],
+}
+
+
+def config(**overrides: Any) -> RunConfig:
+    """The default config with dotted settings changed: `train__epochs=3`."""
+    return from_dict({name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def begin(path: Path, overwrite: bool = False, **overrides: Any) -> RunFolder:
+    return RunFolder.open(path, config(**overrides), overwrite=overwrite)
+
+
+def end(folder: RunFolder, status: str = "done", **values: Any) -> None:
+    folder.write_summary({"status": status, **values})
+    folder.close()
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunFolder]:
+    with begin(tmp_path / "run") as folder:
+        yield folder
+
+
+# -- begin, continue, overwrite -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_new_run_writes_its_config_first(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "deep" / "run"
+    if exists:
+        path.mkdir(parents=True)
+    with begin(path, train__epochs=3, model__stem="conv", optim="sgd") as folder:
+        assert not folder.resumed
+        assert folder.path == path
+        assert folder.checkpoints == path / "checkpoints"
+        assert from_dict(read_json(path / "config.json")) == config(
+            train__epochs=3, model__stem="conv", optim="sgd"
+        )
+        assert read_metrics(path) == []
+        assert read_summary(path) is None
+
+
+@pytest.mark.parametrize("status", [None, "failed", "interrupted", "diverged"])
+def test_an_unfinished_run_of_the_same_config_continues(tmp_path: Path, status: str | None) -> None:
+    with begin(tmp_path, train__epochs=3) as folder:
+        folder.metric({"kind": "train", "step": 1})
+        if status is not None:
+            folder.write_summary({"status": status})
+        assert not folder.finished
+    with begin(tmp_path, train__epochs=3) as folder:
+        assert folder.resumed
+        assert read_metrics(tmp_path) == [{"kind": "train", "step": 1}]
+        assert read_summary(tmp_path) is None  # the old one was of the part before
+
+
+def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
+    folder = begin(tmp_path)
+    end(folder, top1=84.25)
+    assert folder.finished
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError, match=r"is finished \(top1 84\.25 %\)") as caught:
+        begin(tmp_path)
+    assert "--overwrite" in (caught.value.hint or "")
+    assert "--out" in (caught.value.hint or "")
+    assert caught.value.exit_code == 2
+    assert everything(tmp_path).keys() == before.keys()
+    assert all(everything(tmp_path)[k] == v for k, v in before.items() if k != ".lock")
+
+
+def test_a_run_of_another_config_is_refused_with_the_settings_named(tmp_path: Path) -> None:
+    begin(tmp_path, train__epochs=3, optim__lr=0.1).close()
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        begin(tmp_path, train__epochs=4, optim__lr=0.2, data__workers=2)
+    assert "train.epochs: 3 -> 4" in caught.value.message
+    assert "optim.lr: 0.1 -> 0.2" in caught.value.message
+    assert "workers" not in caught.value.message
+    assert "--overwrite" in (caught.value.hint or "")
+    assert everything(tmp_path) == before | {".lock": everything(tmp_path)[".lock"]}
+
+
+def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) -> None:
+    begin(tmp_path, data__source="folder", data__path="/there").close()
+    changed: dict[str, Any] = {
+        "name": "other",
+        "data__source": "folder",
+        "data__path": "/elsewhere",
+        "data__workers": 3,
+        "train__device": "cpu",
+        "train__threads": 2,
+        "train__log_every_steps": 7,
+        "train__save_every_seconds": 1.0,
+        "train__save_every_steps": 5,
+        "train__keep_checkpoints": 1,
+    }
+    with begin(tmp_path, **changed) as folder:
+        assert folder.resumed
+    assert "train.device: auto -> cpu" in (tmp_path / "events.log").read_text()
+    assert from_dict(read_json(tmp_path / "config.json")) == config(**changed)
+    assert {k.replace("__", ".") for k in changed} - {"data.source"} == runlog.HARMLESS
+
+
+def test_the_settings_that_may_change_exist() -> None:
+    for name in runlog.HARMLESS:
+        place: Any = RunConfig()
+        for part in name.split("."):
+            assert part in {f.name for f in dataclasses.fields(place)}
+            place = getattr(place, part)
+
+
+def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path: Path) -> None:
+    with begin(tmp_path, train__epochs=3) as folder:
+        folder.metric({"kind": "train", "step": 1})
+        folder.write_data(DATA)
+        for name in ("step_1", "step_2.old"):
+            (folder.checkpoints / name).mkdir(parents=True)
+            (folder.checkpoints / name / "model.safetensors").write_bytes(b"x")
+        (folder.checkpoints / "latest").write_text("step_1\n")
+        (folder.checkpoints / "mine.safetensors").write_bytes(b"mine")
+        (tmp_path / "notes.txt").write_text("mine")
+        end(folder)
+    with begin(tmp_path, overwrite=True, train__epochs=9) as folder:
+        assert not folder.resumed
+    assert from_dict(read_json(tmp_path / "config.json")) == config(train__epochs=9)
+    assert set(everything(tmp_path)) == {
+        ".lock", "config.json", "events.log", "notes.txt", "checkpoints/mine.safetensors",
+    }  # fmt: skip
+    assert "anew" in (tmp_path / "events.log").read_text()
+
+
+def test_overwrite_of_nothing_is_a_plain_beginning(tmp_path: Path) -> None:
+    with begin(tmp_path / "run", overwrite=True) as folder:
+        assert not folder.resumed
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"holiday.jpg": "x"},
+        {"config.json": '{"architectures": ["ViT"]}', "model.safetensors": "x"},
+        {"config.json": "not json"},
+        {"config.json": '{"model": 1, "data": 2, "optim": 3, "train": 4}'},
+        {"summary.json": "{}"},
+    ],
+)
+def test_a_folder_that_holds_something_else_is_never_touched(
+    tmp_path: Path, files: dict[str, str], overwrite: bool
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="not a run folder"):
+        begin(tmp_path, overwrite=overwrite)
+    assert everything(tmp_path) == {name: text.encode() for name, text in files.items()}
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match="cannot be made"):
+            begin(path)
+
+
+def test_what_a_process_killed_while_beginning_left_is_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".tmp-config.json").write_text('{"mod')
+    with begin(tmp_path) as folder:
+        assert not folder.resumed
+    assert not (tmp_path / ".tmp-config.json").exists()
+
+
+def test_a_run_of_another_version_is_continued_by_nobody_but_may_be_overwritten(
+    tmp_path: Path,
+) -> None:
+    begin(tmp_path).close()
+    values = read_json(tmp_path / "config.json")
+    values["train"]["from_the_future"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"another version: .*train\.from_the_future"):
+        begin(tmp_path)
+    with begin(tmp_path, overwrite=True) as folder:
+        assert not folder.resumed
+
+
+def test_a_process_that_only_reads_along_changes_nothing(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path / "run", config(), overwrite=True, writer=False) as folder:
+        folder.metric({"kind": "train", "step": 1})
+        folder.event("x")
+        folder.write_data(DATA)
+        folder.cut_back(0)
+        folder.sync()
+        folder.write_summary({"status": "done"})
+        assert not folder.finished
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- one process at a time ------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vitc.config import RunConfig
+from vitc.train.runlog import RunFolder
+folder = RunFolder.open(Path(sys.argv[1]), RunConfig(), overwrite=False)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            for overwrite in (True, False):
+                with pytest.raises(ConfigError, match=f"written by process {other.pid} on"):
+                    begin(tmp_path, overwrite=overwrite)
+        finally:
+            other.kill()
+    with begin(tmp_path) as folder:
+        assert folder.resumed
+
+
+def test_the_same_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
+    with begin(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+        begin(tmp_path)
+    begin(tmp_path).close()
+
+
+def test_a_forked_worker_that_outlives_a_run_does_not_hold_its_folder(tmp_path: Path) -> None:
+    folder = begin(tmp_path)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside torch's threads
+        child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent has closed its end
+        os._exit(0)
+    try:
+        with pytest.raises(ConfigError, match="being written"):
+            begin(tmp_path)  # the worker's end does not free the folder either
+        folder.close()
+        begin(tmp_path).close()
+    finally:
+        os.close(reader)
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
+def test_a_refused_begin_frees_the_folder(tmp_path: Path) -> None:
+    begin(tmp_path, train__epochs=3).close()
+    with pytest.raises(ConfigError):
+        begin(tmp_path, train__epochs=4)
+    with begin(tmp_path, train__epochs=3) as folder:
+        assert folder.resumed
+
+
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(number: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(runlog.fcntl, "flock", no_locks)
+    with begin(tmp_path) as folder:
+        assert not folder.resumed
+        assert "no file locks here" in (tmp_path / "events.log").read_text()
+    with begin(tmp_path) as folder:
+        assert folder.resumed
+
+
+def test_a_platform_without_fcntl_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runlog, "fcntl", None)
+    begin(tmp_path).close()
+    with begin(tmp_path) as folder:
+        assert folder.resumed
+
+
+# -- metrics --------------------------------------------------------------------------------------
+
+
+def test_metrics_come_back_with_all_their_bits(run: RunFolder) -> None:
+    lines = [
+        {"kind": "train", "step": 10, "loss": 0.1 + 0.2, "lr": 5e-324},
+        {"kind": "eval", "step": 10, "top1": 100 / 3, "split": "val"},
+        {"kind": "train", "step": 20, "loss": -0.0, "lr": 1e22},
+    ]
+    for line in lines:
+        run.metric(line)
+    assert read_metrics(run.path) == lines
+    assert read_metrics(str(run.path), "eval") == [lines[1]]
+    assert math.copysign(1, read_metrics(run.path, "train")[1]["loss"]) == -1
+
+
+def test_what_is_not_finite_is_written_as_null(run: RunFolder) -> None:
+    run.metric({"kind": "train", "step": 1, "loss": math.nan, "more": [math.inf, {"x": -math.inf}]})
+    run.write_summary({"status": "diverged", "loss": math.inf})
+    for name in ("metrics.jsonl", "summary.json"):
+        json.loads((run.path / name).read_text(), parse_constant=pytest.fail)
+    assert read_metrics(run.path) == [
+        {"kind": "train", "step": 1, "loss": None, "more": [None, {"x": None}]}
+    ]
+    assert read_summary(run.path) == {"status": "diverged", "loss": None}
+
+
+@pytest.mark.parametrize("tail", ["", '{"kind": "train", "st', '{"a": 1}\n', "\0" * 600, "\n\n"])
+def test_cutting_back_keeps_the_bytes_up_to_the_step_and_drops_torn_lines(
+    run: RunFolder, tail: str
+) -> None:
+    expected = b""
+    for step in (1, 2, 3):
+        for kind in ("train", "eval"):
+            run.metric({"kind": kind, "step": step, "loss": 0.1 * step})
+        if step == 2:
+            expected = (run.path / "metrics.jsonl").read_bytes()
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write(tail)
+    run.cut_back(2)
+    assert (run.path / "metrics.jsonl").read_bytes() == expected
+    assert "cut back to step 2: 2 later lines" in (run.path / "events.log").read_text()
+    run.metric({"kind": "train", "step": 3})
+    assert [line["step"] for line in read_metrics(run.path)] == [1, 1, 2, 2, 3]
+
+
+def test_a_last_line_that_lacks_only_its_end_is_kept(run: RunFolder) -> None:
+    run.metric({"kind": "train", "step": 1})
+    whole = (run.path / "metrics.jsonl").read_bytes()
+    (run.path / "metrics.jsonl").write_bytes(whole[:-1])
+    assert read_metrics(run.path) == [{"kind": "train", "step": 1}]
+    run.cut_back(5)
+    assert (run.path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_cutting_back_nothing_says_nothing(run: RunFolder) -> None:
+    run.cut_back(0)
+    run.metric({"kind": "train", "step": 1})
+    before = everything(run.path)
+    run.cut_back(1)
+    assert everything(run.path) == before
+
+
+def test_a_half_written_last_line_is_left_out_by_readers(run: RunFolder) -> None:
+    run.metric({"kind": "train", "step": 1})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 2, "lo')
+    assert read_metrics(run.path) == [{"kind": "train", "step": 1}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"step": 1}', '{"kind": "train", "step": "1"}'])
+def test_damage_before_the_last_line_is_said_with_its_place(run: RunFolder, line: str) -> None:
+    run.metric({"kind": "train", "step": 1})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    run.metric({"kind": "train", "step": 2})
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged at line 2"):
+        read_metrics(run.path)
+    run.cut_back(2)  # continuing the run repairs it
+    assert [v["step"] for v in read_metrics(run.path)] == [1, 2]
+
+
+def test_a_metrics_file_of_absurd_size_is_not_read(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.metric({"kind": "train", "step": 1})
+    monkeypatch.setattr(runlog, "METRICS_LIMIT", 10)
+    with pytest.raises(CheckpointError, match="larger"):
+        read_metrics(run.path)
+
+
+# -- the other files ------------------------------------------------------------------------------
+
+
+def test_events_are_one_line_each_with_the_time_and_nothing_a_terminal_obeys(
+    run: RunFolder,
+) -> None:
+    run.event("skipped broken file a\nb\x1b[2J\udcff é.jpg")
+    line = (run.path / "events.log").read_text().splitlines()[-1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00  .*", line)
+    assert line.endswith(r"skipped broken file a | b\x1b[2J\udcff é.jpg")
+
+
+def test_data_json_says_how_images_are_prepared(run: RunFolder) -> None:
+    run.write_data(DATA)
+    assert read_data(run.path) == DATA
+    assert read_data(str(run.path)) == DATA
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "classes"])
+def test_a_run_does_not_go_on_with_other_images(run: RunFolder, key: str) -> None:
+    run.write_data(DATA)
+    run.write_data({**DATA, "notes": ["found again"], "classes": tuple(DATA["classes"])})
+    assert read_data(run.path)["notes"] == ["found again"]
+    with pytest.raises(DataError, match=key) as caught:
+        run.write_data({**DATA, key: ["other"] * 100})
+    assert "--data.path" in (caught.value.hint or "")
+    assert len(caught.value.message) < 400
+    assert read_data(run.path)["notes"] == ["found again"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": None},
+        {"classes": [1]},
+        {"in_chans": "3"},
+        {"mean": [0.5]},
+        {"std": ["a", "b", "c"]},
+        {"img_size": [32]},
+        {"img_size": 32},
+        {"fit": "__import__"},
+        {"eval_crop": "1"},
+    ],
+)
+def test_a_data_json_that_does_not_say_enough_is_refused(
+    run: RunFolder, change: dict[str, Any]
+) -> None:
+    (run.path / "data.json").write_text(json.dumps(DATA | change))
+    with pytest.raises(CheckpointError, match=r"data\.json"):
+        read_data(run.path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\0"])
+def test_damaged_files_are_named(run: RunFolder, text: str) -> None:
+    for name, read in (("data.json", read_data), ("summary.json", read_summary)):
+        (run.path / name).write_text(text)
+        with pytest.raises(CheckpointError, match=re.escape(str(run.path / name))):
+            read(run.path)
+
+
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    assert read_summary(tmp_path) is None
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_data(tmp_path)
+
+
+def test_the_summary_is_replaced_as_a_whole(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write_summary({"status": "failed", "top1": 1.5})
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left"):
+            patch.setattr(os, call, refuse)
+            run.write_summary({"status": "done", "top1": 99.0})
+        assert read_summary(run.path) == {"status": "failed", "top1": 1.5}
+        assert not run.finished
+        assert not list(run.path.glob(".tmp-*"))
+
+
+def test_a_full_disk_under_the_metrics_is_a_clear_error(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: No space") as caught:
+        run.metric({"kind": "train", "step": 1})
+    assert "goes on from the last checkpoint" in (caught.value.hint or "")
+
+
+def test_sync_makes_metrics_durable(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.metric({"kind": "train", "step": 1})
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda n: (synced.append(os.fstat(n).st_ino), real(n))[1])
+    run.sync()
+    names = ("metrics.jsonl", "events.log", "")
+    assert synced == [(run.path / n).stat().st_ino for n in names]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{number}"):
+            raise OSError(code, os.strerror(code))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+# -- where it ran ---------------------------------------------------------------------------------
+
+
+def test_the_environment_names_versions_hardware_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = environment()
+    assert set(found) == {"versions", "hardware", "git_commit"}
+    assert set(found["versions"]) == {"vitc", "python", "torch", "numpy"}
+    assert found["hardware"]["cpu"]
+    assert found["hardware"]["cores"] >= 1
+    assert found["hardware"]["threads"] >= 1
+    assert json.loads(json.dumps(found)) == found
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment()["git_commit"] is None
+
+
+def test_the_commit_is_that_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    try:
+        subprocess.run(["git", "init", "-q"], check=True)
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    assert environment()["git_commit"] is None  # no commit yet
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", environment()["git_commit"])
+    monkeypatch.setenv("PATH", "")
+    assert environment()["git_commit"] is None
+
+
+def test_reading_a_run_needs_no_torch() -> None:
+    code = "import sys, vitc.train.runlog as r; r.read_metrics('.'); exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

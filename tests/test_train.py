@@ -1,0 +1,236 @@
+"""The loop: what a run writes, how it learns, how it stops, and that a resume is exact."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vitc
+from vitc.config import RunConfig, load_config
+from vitc.errors import ConfigError, DivergedError, InterruptedRun
+from vitc.train.loop import run
+from vitc.train.runlog import read_metrics
+
+WALL = {"seconds", "images_per_second"}  # the fields of a metrics line that time decides
+
+
+def tiny(**overrides: Any) -> RunConfig:
+    base: dict[str, Any] = {
+        "train.epochs": 2,
+        "train.threads": 1,
+        "train.log_every_steps": 1,
+    }
+    return load_config("debug", **{**base, **overrides})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in m.items() if k not in WALL} for m in read_metrics(path)]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    step = (path / "checkpoints" / "latest").read_text().strip()
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted((path / "checkpoints" / step).glob("*.safetensors")):
+        found |= {f"{file.name}:{k}": v for k, v in load_file(file).items()}
+    return found
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert lines(a) == lines(b)
+    wa, wb = weights(a), weights(b)
+    assert wa.keys() == wb.keys()
+    different = [k for k in wa if not torch.equal(wa[k], wb[k])]
+    assert not different
+
+
+def test_debug_run_learns_and_writes_everything(tmp_path: Path) -> None:
+    result = run(tiny(**{"train.epochs": 6}), tmp_path / "r", quiet=True)
+    assert result.status == "done"
+    assert result.top1 is not None
+    assert result.top1 > 30  # ten classes: chance is 10
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    for key in ("status", "run", "top1", "top1_raw", "top1_best", "top5", "step", "total_steps",
+                "epochs", "train_seconds", "images_per_second", "data_fingerprint"):  # fmt: skip
+        assert summary[key] is not None, key
+    assert summary["step"] == summary["total_steps"]
+    assert {p.name for p in (tmp_path / "r").iterdir()} >= {
+        "config.json", "data.json", "metrics.jsonl", "summary.json", "events.log", "checkpoints"
+    }  # fmt: skip
+    kinds = [m["kind"] for m in read_metrics(tmp_path / "r")]
+    assert kinds.count("eval") == 6
+
+
+def test_the_average_is_not_worse_than_the_weights_at_the_end_of_a_short_run(
+    tmp_path: Path,
+) -> None:
+    result = run(tiny(**{"train.epochs": 6}), tmp_path / "r", quiet=True)
+    assert result.top1 is not None
+    assert result.top1 >= result.summary["top1_raw"] - 1
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "a", quiet=True)
+    run(tiny(), tmp_path / "b", quiet=True)
+    run(tiny(**{"train.seed": 1}), tmp_path / "c", quiet=True)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert lines(tmp_path / "a") != lines(tmp_path / "c")
+
+
+def test_init_order_and_augment_have_seeds_of_their_own(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "a", quiet=True)
+    for name in ("seed_init", "seed_order", "seed_augment"):
+        run(tiny(**{f"train.{name}": 7}), tmp_path / name, quiet=True)
+        assert lines(tmp_path / "a") != lines(tmp_path / name), name
+
+
+def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "a", quiet=True)
+    with pytest.raises(ConfigError, match="finished"):
+        run(tiny(), tmp_path / "a", quiet=True)
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        run(tiny(**{"optim.lr": 0.5}), tmp_path / "a", quiet=True)
+    run(tiny(**{"optim.lr": 0.002}), tmp_path / "a", quiet=True, overwrite=True)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["optim"]["lr"] == 0.002
+
+
+def test_an_interrupted_run_goes_on_bit_exactly(tmp_path: Path) -> None:
+    config = tiny(**{"train.epochs": 3})
+    run(config, tmp_path / "whole", quiet=True)
+    stop_after(config, tmp_path / "cut", step=5)
+    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["status"] == "interrupted"
+    run(config, tmp_path / "cut", quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def stop_after(config: RunConfig, out: Path, step: int) -> None:
+    """SIGTERM to this very process once the run has logged `step`."""
+
+    def watch() -> None:
+        metrics = out / "metrics.jsonl"
+        while not metrics.exists() or f'"step": {step}' not in metrics.read_text():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.raises(InterruptedRun) as caught:
+        run(config, out, quiet=True)
+    watcher.join()
+    assert caught.value.run_exit_code == 143
+    assert "vitc train" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_diverging_run_stops_and_says_where(tmp_path: Path, precision: str) -> None:
+    config = tiny(**{"optim": "sgd", "optim.lr": 1e30, "train.precision": precision})
+    with pytest.raises(DivergedError, match="Diverged at step"):
+        run(config, tmp_path / "r", quiet=True)
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["status"] == "diverged"
+
+
+def test_no_weight_takes_a_step_that_is_not_finite(tmp_path: Path) -> None:
+    config = tiny(**{"optim": "sgd", "optim.lr": 1e30, "train.save_every_steps": 1})
+    with pytest.raises(DivergedError):
+        run(config, tmp_path / "r", quiet=True)
+    saved = weights(tmp_path / "r") if (tmp_path / "r/checkpoints/latest").exists() else {}
+    assert all(torch.isfinite(v).all() for k, v in saved.items() if k.startswith("model"))
+
+
+def test_train_is_public_and_takes_overrides(tmp_path: Path) -> None:
+    result = vitc.train("debug", tmp_path / "r", **{"train.epochs": 1})
+    assert result.status == "done"
+    assert result.path == tmp_path / "r"
+
+
+# A stand-alone process, so that it can be killed for real.
+TRAIN = """
+import sys, json, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from vitc.config import from_dict
+from vitc.train.loop import run
+run(from_dict(json.load(open(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
+"""
+
+
+def kill_and_resume(config: RunConfig, tmp_path: Path, kill_at: int) -> Path:
+    """Run in a process, `kill -9` it once step `kill_at` is logged, run again to the end."""
+    from vitc.config import to_dict
+
+    file, out = tmp_path / "config.json", tmp_path / "killed"
+    file.write_text(json.dumps(to_dict(config)))
+    command = [sys.executable, "-c", TRAIN, str(file), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and f'"step": {kill_at}' in metrics.read_text():
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    return out
+
+
+def assert_resumed(out: Path, killed_at: int, saved_every: int) -> None:
+    events = (out / "events.log").read_text()
+    resumed = [int(line.split("resumed at step ")[1].split()[0])
+               for line in events.splitlines() if "resumed at step " in line]  # fmt: skip
+    assert len(resumed) == 1
+    assert 0 < resumed[0]
+    assert resumed[0] >= killed_at - saved_every - 1
+
+
+def test_kill_9_on_the_resident_path_is_bit_exact(tmp_path: Path) -> None:
+    config = tiny(**{
+        "train.epochs": 12, "train.save_every_steps": 3, "data.augment.mixup_alpha": 0.8,
+        "data.augment.cutmix_alpha": 1.0, "data.augment.label_smoothing": 0.1,
+        "train.batch": 64, "train.micro_batch": 32, "model.drop_path_rate": 0.1,
+    })  # fmt: skip
+    run(config, tmp_path / "whole", quiet=True)
+    out = kill_and_resume(config, tmp_path, kill_at=7)
+    assert_same_run(tmp_path / "whole", out)
+    assert_resumed(out, 7, 3)
+
+
+def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
+    tmp_path: Path, photo_folder: Callable[..., Path]
+) -> None:
+    folder = photo_folder(classes=3, count=60, size=(72, 80))
+    config = tiny(**{
+        "data": str(folder), "data.workers": 3, "data.resident": "off",
+        "data.augment.crop": "random_resized", "data.augment.mixup_alpha": 0.8,
+        "data.augment.cutmix_alpha": 1.0, "data.augment.label_smoothing": 0.1,
+        "train.batch": 16, "train.micro_batch": 8, "train.epochs": 5,
+        "train.save_every_steps": 2, "optim.clip_norm": 1.0,
+    })  # fmt: skip
+    run(config, tmp_path / "whole", quiet=True)
+    out = kill_and_resume(config, tmp_path, kill_at=11)
+    assert_same_run(tmp_path / "whole", out)
+    assert_resumed(out, 11, 2)
+    # with no workers at all, the bits are the same
+    alone = load_config(config, **{"data.workers": 0})
+    run(alone, tmp_path / "alone", quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "alone")
+
+
+def test_losses_are_finite_numbers_in_the_log(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "r", quiet=True)
+    train = [m for m in read_metrics(tmp_path / "r") if m["kind"] == "train"]
+    assert all(math.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in train)
+    assert [m["step"] for m in train] == list(range(1, len(train) + 1))

@@ -1,0 +1,587 @@
+"""The verbs: words on a command line in, one call into the rooms, words or JSON out.
+
+The only place that prints usage and decides exit codes: 0 good, 1 the run failed or diverged,
+2 usage or config, 130 Ctrl-C, 143 SIGTERM with the state saved. Results go to stdout; progress,
+notes and errors to stderr. Torch is imported by the verbs that need it, once their words are in
+order. A new verb is one entry in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from vitc import __version__
+from vitc.config import (
+    RunConfig,
+    all_leaf_types,
+    load_config,
+    read_json,
+    type_name,
+)
+from vitc.errors import (
+    ConfigError,
+    DivergedError,
+    InterruptedRun,
+    VitcError,
+    suggest,
+    unknown,
+)
+
+COMPONENTS = ("model", "data", "optim", "model.stem")  # settings that take the name of a kind
+
+
+# -- settings: typed and dotted words --------------------------------------------------------------
+
+
+def take_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Part `--optim.lr 0.5 --model NAME` from a verb's own words; wherever they stand.
+
+    Returns the settings, typed, by their dotted names as `load_config` takes them, and the rest.
+    Raises ConfigError: an unknown setting, one given twice, or a value of the wrong type.
+    """
+    types = {**all_leaf_types(), **dict.fromkeys(COMPONENTS, str)}
+    settings: dict[str, Any] = {}
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if word == "--":
+            return settings, [*rest, word, *queue]
+        if not word.startswith("--") or not ("." in name or name in types):
+            rest.append(word)
+            continue
+        if name not in types:
+            raise unknown_word("setting", f"--{name}", types)
+        if name in settings:
+            raise ConfigError(f"--{name} is given twice.", "Give it once.")
+        values = [value] if equals else [queue.pop(0) for _ in range(_width(types[name], queue))]
+        settings[name] = _typed(name, types[name], values)
+    return settings, rest
+
+
+def unknown_word(
+    kind: str, word: str, settings: Mapping[str, Any], own: Sequence[str] = ()
+) -> ConfigError:
+    """An unknown option or setting: where else that name stands, or what is spelt like it."""
+    leaf = word.removeprefix("--").rpartition(".")[2]
+    elsewhere = [f"--{name}" for name in settings if name.rpartition(".")[2] == leaf]
+    known = [*own, *(f"--{name}" for name in settings)]
+    meant = f" Did you mean {elsewhere[0]!r}?" if elsewhere else suggest(word, known)
+    return ConfigError(f"Unknown {kind} {word!r}.{meant}")
+
+
+def _width(hint: Any, following: Sequence[str]) -> int:
+    """How many of the following words are the value of a setting of this type."""
+    if hint is bool:  # the word alone switches it on
+        return int(bool(following) and following[0].lower() in ("true", "false"))
+    if "tuple" in str(hint):  # as many as are numbers: no recipe or folder in the way is taken
+        count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
+        return max(count, _is_none(following))
+    return int(bool(following) and not following[0].startswith("--"))
+
+
+def _is_number(word: str) -> bool:
+    with contextlib.suppress(ValueError):
+        float(word)
+        return True
+    return False
+
+
+def _is_none(words: Sequence[str]) -> int:
+    return int(bool(words) and words[0].lower() in ("none", "null"))
+
+
+def _typed(name: str, hint: Any, words: list[str]) -> Any:
+    """The words as a value of the annotated type, by tyro's rules; JSON's spellings work too."""
+    import tyro
+
+    if hint is bool:
+        words = [w.capitalize() for w in words] or ["True"]
+    elif type(None) in get_args(hint) and _is_none(words):
+        return None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(hint, args=words, console_outputs=False)
+    except SystemExit:
+        given = " ".join(words)
+        what = f"is {given!r}" if words else "has no value"
+        raise ConfigError(f"--{name} {what}; it must be {type_name(hint)}.") from None
+
+
+def settings_help(config: RunConfig, prog: str) -> None:
+    """Print every setting with its meaning and its value in `config`."""
+    import tyro
+
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[RunConfig]],
+            default=config,
+            args=["--help"],
+            use_underscores=True,
+            prog=prog,
+            description=f"Settings of {config.name}, with their values now as defaults.",
+        )
+
+
+# -- one verb's own words --------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose every complaint is a ConfigError, with a suggestion for a misspelt option."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        raise ConfigError(message[:1].upper() + message[1:] + ("" if message[-1] in ".?" else "."))
+
+    def read(self, words: Sequence[str], settings: Mapping[str, Any], into: Namespace) -> None:
+        """The words as values of `into`; `settings` are names to suggest for an unknown option."""
+        own = [option for action in self._actions for option in action.option_strings]
+        for word in words:
+            if word == "--":
+                break
+            if word.startswith("-") and word.partition("=")[0] not in own and not _is_number(word):
+                raise unknown_word("option", word.partition("=")[0], settings, own)
+        self.parse_intermixed_args(words, into)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: what its help says, its options, and what it does. `run` returns a code."""
+
+    summary: str
+    usage: str
+    example: str
+    options: Callable[[Parser], None]
+    run: Callable[[Namespace], int]
+    takes_settings: bool = False
+    epilog: str = ""
+    more_help: Callable[[Parser, Namespace], None] | None = None  # when words stand beside --help
+
+    def parser(self, name: str) -> Parser:
+        parser = Parser(
+            prog=f"vitc {name}",
+            usage=f"vitc {name} {self.usage}",
+            description=f"{self.summary}\n\nexample:\n{_indented(self.example)}",
+            epilog=self.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+        )
+        self.options(parser)
+        parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return parser
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """`90s`, `30m`, `2h`, `1h30m` in seconds; a unit is required."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    total = 0.0
+    if parts is not None:
+        units = zip(parts.groups(), (3600, 60, 1), strict=True)
+        total = sum(float(number) * unit for number, unit in units if number)
+    if total <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 90s, 30m or 1h30m")
+    return total
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+def _train_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "what",
+        nargs="?",
+        metavar="RECIPE|CONFIG.json|FOLDER|RUN",
+        help="a recipe's name, a saved config, a folder of images, or a run to go on with",
+    )
+    add("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<recipe>)")
+    add("--overwrite", action="store_true", help="start anew where a run is already")
+    add("--budget", metavar="TIME", type=seconds, help="with FOLDER: how long, as 90s, 30m, 1h30m")
+    add("--dry-run", action="store_true", help="say what would be run, and stop")
+    add("--json", action="store_true", help="summary.json on one line, last on stdout")  # fmt: skip
+
+
+def _train(args: Namespace) -> int:
+    if args.what is None:
+        raise ConfigError(
+            "Train what? A recipe, a config file, a folder of images or a run folder is missing.",
+            "For example: vitc train fashion_vit_c (all recipes: vitc show --list), "
+            "or vitc train FOLDER with one sub-folder of images per class.",
+        )
+    config, out, notes = _train_plan(args)
+    args.run_folder = out
+    if args.dry_run:
+        return _dry_run(args, config, out)
+    from vitc.train.loop import run
+
+    result = run(config, out, overwrite=args.overwrite, notes=notes)
+    if args.json:
+        _say_json(result.summary)
+    else:
+        top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on validation.  "
+        _say(f"{top1}Run: {result.path}")
+        _say(f"Next: vitc eval {result.path} --split test; vitc predict {result.path} IMAGE...")
+    return 0
+
+
+def _train_help(parser: Parser, args: Namespace) -> None:
+    print(parser.format_help())
+    if args.what is not None and not _is_image_folder(args.what):
+        settings_help(load_config(args.what, **args.settings), f"vitc train {args.what}")
+
+
+def _train_plan(args: Namespace) -> tuple[RunConfig, Path, list[str]]:
+    """The config, the run's folder, and notes on why it is so."""
+    what = Path(args.what)
+    if _is_image_folder(args.what):
+        return _front_door(args, what)
+    if args.budget is not None:
+        raise ConfigError(
+            f"--budget has no effect here: {args.what} is not a folder of images.",
+            "A recipe's length is --train.epochs.",
+        )
+    config = load_config(args.what, **args.settings)
+    is_run = what.is_dir() and not _is_recipe(args.what)
+    default = what if is_run else Path("runs") / config.name
+    return config, args.out or default, []
+
+
+def _is_recipe(name: str) -> bool:
+    from vitc.recipes import RECIPES
+
+    return name in RECIPES
+
+
+def _is_image_folder(what: str) -> bool:
+    path = Path(what)
+    return path.is_dir() and not (path / "config.json").exists() and not _is_recipe(what)
+
+
+def _front_door(args: Namespace, folder: Path) -> tuple[RunConfig, Path, list[str]]:
+    """A folder and no recipe: go on with its run, or let the front door choose everything."""
+    out = args.out or Path("runs") / folder.resolve().name
+    asked = args.settings or args.budget is not None or args.overwrite
+    if not asked and (out / "config.json").exists():
+        config = load_config(out)
+        if config.data.path is not None and Path(config.data.path).resolve() == folder.resolve():
+            _note(f"{out} is a run on this folder: going on with its settings.")
+            return config, out, []
+    from vitc.train.front_door import propose
+
+    proposal = propose(folder, args.budget, args.settings)
+    for line in proposal.lines:
+        _note(line)
+    return proposal.config, out, list(proposal.lines)
+
+
+def _dry_run(args: Namespace, config: RunConfig, out: Path) -> int:
+    from vitc.deploy.show import config_page, write
+
+    page = config_page(config)
+    if args.json:
+        _say_json({**page.values, "out": str(out)})
+    else:
+        write(page, sys.stdout)
+        _say(f"Nothing was run. Without --dry-run it would go to {out}.")
+    return 0
+
+
+# -- eval ------------------------------------------------------------------------------------------
+
+
+def _eval_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", type=Path, help="a run folder")
+    add("data", nargs="?", metavar="DATA", help="a data set or folder (default: the run's own)")
+    add("--split", choices=("val", "test"), default="val",
+        help="default: val; read test once, for the run that val chose")  # fmt: skip
+    add("--raw", action="store_true", help="the last weights, not their average (EMA)")
+    add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: auto")
+    add("--json", action="store_true", help="the result on one line, last on stdout")
+
+
+def _eval(args: Namespace) -> int:
+    _check_run(args.run_folder)
+    from vitc.train.evaluate import evaluate_run
+
+    weights = "raw" if args.raw else "ema"
+    result = evaluate_run(args.run_folder, args.data, args.split, weights, args.device)
+    if args.json:
+        _say_json(result)
+        return 0
+    from vitc.deploy.show import evaluation_page, write
+
+    write(evaluation_page(result), sys.stdout)
+    return 0
+
+
+def _check_run(run: Path) -> None:
+    """A run folder, or a ConfigError: answered before torch is imported."""
+    if not run.exists():
+        near = suggest(run.name, [p.name for p in run.parent.glob("*") if p.is_dir()])
+        raise ConfigError(f"There is no run folder {run}.{near}", "vitc train makes one in runs/.")
+    missing = [name for name in ("config.json", "data.json") if not (run / name).exists()]
+    if missing:
+        raise ConfigError(
+            f"{run} is not a run folder: it has no {' and no '.join(missing)}.",
+            "Give the folder that vitc train named when it ended.",
+        )
+
+
+# -- predict ---------------------------------------------------------------------------------------
+
+
+def _predict_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", type=Path, help="a run folder")
+    add("paths", nargs="+", metavar="PATH", help="images, or folders of images")
+    add("--topk", metavar="K", type=_count, default=1, help="how many classes (default: 1)")
+    add("--csv", metavar="FILE", type=Path, help="write a table to this file")
+    add("--raw", action="store_true", help="the last weights, not their average (EMA)")
+    add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: auto")
+    add("--json", action="store_true", help="one line of JSON per image")
+
+
+def _predict(args: Namespace) -> int:
+    from vitc.deploy.predict import Form, Predictor, find_images, report
+
+    if args.json and args.csv is not None:
+        raise ConfigError("--json and --csv exclude each other.", "Choose one form.")
+    _check_run(args.run_folder)
+    files = find_images(args.paths)
+    predictor = Predictor(args.run_folder, args.device, "raw" if args.raw else "ema")
+    form: Form = "json" if args.json else "csv" if args.csv is not None else "table"
+    with _output(args.csv) as stream:
+        broken = report(predictor, files, args.topk, form, stream)
+    for error in broken:
+        _note(f"broken: {error.message}")
+    if args.csv is not None:
+        _say(f"{len(files) - len(broken)} images -> {args.csv}")
+    if broken:
+        _note(f"{len(broken)} of {len(files)} images could not be read.")
+    return 1 if broken else 0
+
+
+@contextlib.contextmanager
+def _output(file: Path | None) -> Iterator[Any]:
+    if file is None:
+        yield sys.stdout
+        return
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        yield stream
+
+
+# -- show ------------------------------------------------------------------------------------------
+
+
+def _show_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("what", nargs="?", metavar="MODEL|RECIPE|RUN", help="a name or a run folder")
+    add("--list", action="store_true", help="every model and recipe")
+    add("--plot", metavar="FILE", type=Path, help="RECIPE: lr over the run; RUN: curves (.png ...)")
+    add("--json", action="store_true", help="the same as one line of JSON")
+
+
+def _show(args: Namespace) -> int:
+    from vitc.deploy import show
+
+    if args.list == (args.what is not None):
+        raise ConfigError("Show what? Give one model, recipe or run folder, or --list alone.")
+    if args.list and args.plot is not None:
+        raise ConfigError("--plot has no effect with --list.")
+    page = show.list_page() if args.list else show.page(args.what, args.settings, args.plot)
+    if args.json:
+        _say_json(page.values)
+        return 0
+    show.write(page, sys.stdout)
+    return 0
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        summary="Train a recipe, or a good first model for a folder of images; go on with a run.",
+        usage="RECIPE|CONFIG.json|FOLDER|RUN [options] [--SETTING VALUE ...]",
+        example="vitc train fashion_vit_c\n"
+        "vitc train fashion_vit_c --optim sgd --optim.lr 0.1 --train.epochs 5 --out runs/mine\n"
+        "vitc train ~/photos --budget 30m",
+        options=_train_options,
+        run=_train,
+        takes_settings=True,
+        more_help=_train_help,
+        epilog="settings:\n"
+        "  --model NAME, --data NAME|FOLDER, --optim NAME, --model.stem KIND choose a component;\n"
+        "  dotted ones set a detail: --train.epochs 20. In any order.\n"
+        "  Every setting of a recipe with its value: vitc train RECIPE --help\n"
+        "  All recipes and models: vitc show --list",
+    ),
+    "eval": Verb(
+        summary="Measure a run's last checkpoint on validation or test images.",
+        usage="RUN [DATA] [options]",
+        example="vitc eval runs/fashion_vit_c --split test",
+        options=_eval_options,
+        run=_eval,
+    ),
+    "predict": Verb(
+        summary="Name the class of images, with its probability.",
+        usage="RUN PATH... [options]",
+        example="vitc predict runs/fashion_vit_c photo.jpg more_photos/ --topk 3",
+        options=_predict_options,
+        run=_predict,
+    ),
+    "show": Verb(
+        summary="Show what a model is made of, what a recipe does, or what a run came to.",
+        usage="MODEL|RECIPE|RUN [options] [--SETTING VALUE ...] | --list",
+        example="vitc show vit_c_4gf\nvitc show fashion_vit_c --optim sgd --plot lr.png",
+        options=_show_options,
+        run=_show,
+        takes_settings=True,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command (default: sys.argv) and return its exit code; never exits by itself."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = Namespace(verb=None, json="--json" in words, debug="--debug" in words, run_folder=None)
+    try:
+        code = _dispatch([word for word in words if word != "--debug"], args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as in `vitc show --list | head`
+        with contextlib.suppress(OSError):  # so that the flush at exit does not complain again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return _report(InterruptedRun("Interrupted."), args)
+    except Exception as error:
+        return _report(error, args)
+    return code
+
+
+def _dispatch(words: list[str], args: Namespace) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        _say(f"vitc {__version__}")
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        raise unknown("command", name, VERBS)
+    args.verb, verb = name, VERBS[name]
+    parser = verb.parser(name)
+    asked = [word for word in rest if word not in ("-h", "--help")]
+    if asked != rest and (verb.more_help is None or not asked):
+        print(parser.format_help(), end="")
+        return 0
+    args.settings, own = take_settings(asked) if verb.takes_settings else ({}, asked)
+    parser.read(own, all_leaf_types() if verb.takes_settings else {}, args)
+    if asked != rest and verb.more_help is not None:
+        verb.more_help(parser, args)
+        return 0
+    return verb.run(args)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    examples = "\n".join(_indented(verb.example.splitlines()[0]) for verb in VERBS.values())
+    return (
+        "Vision Transformers that optimise as easily as CNNs.\n\n"
+        f"usage: vitc COMMAND ...\n\ncommands:\n{verbs}\n\nexamples:\n{examples}\n\n"
+        "'vitc COMMAND --help' says more; 'vitc --version' which version this is."
+    )
+
+
+def _report(error: Exception, args: Namespace) -> int:
+    """Say an error, to people on stderr and under --json on stdout; return its exit code."""
+    message, hint, code, status = _explained(error)
+    if args.debug or (message is None):
+        traceback.print_exception(error)
+    if message is None:
+        message, hint = f"{type(error).__name__}: {error}", "This is a fault of vitc, not yours."
+    label = "" if isinstance(error, InterruptedRun) else "error: "
+    lines = [f"{label}{message}", *([hint] if hint else [])]
+    if isinstance(error, ConfigError):
+        lines.append(f"Try 'vitc {args.verb} --help'." if args.verb else "Try 'vitc --help'.")
+    with contextlib.suppress(OSError):  # a closed stderr is no reason for another exit code
+        print("\n".join(lines), file=sys.stderr)
+        if args.json:
+            about = {"status": status, "error": message, "hint": hint}
+            _say_json(_last_summary(args, status) | about)
+            sys.stdout.flush()
+    return code
+
+
+def _explained(error: Exception) -> tuple[str | None, str | None, int, str]:
+    """(message, hint, exit code, status) of an error; no message where it is our own fault."""
+    if isinstance(error, InterruptedRun):
+        return error.message, error.hint, error.run_exit_code, "interrupted"
+    if isinstance(error, VitcError):
+        status = "diverged" if isinstance(error, DivergedError) else "failed"
+        return error.message, error.hint, error.exit_code, status
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}.", None, 1, "failed"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported here
+        hint = "Lower --train.batch, or add --train.grad_checkpointing."
+        return f"The device's memory is not enough: {error}", hint, 1, "failed"
+    return None, None, 1, "failed"
+
+
+def _last_summary(args: Namespace, status: str) -> dict[str, Any]:
+    """What a run that started and then failed wrote about itself."""
+    if args.verb != "train" or args.run_folder is None:
+        return {}
+    with contextlib.suppress(ConfigError):
+        summary = read_json(args.run_folder / "summary.json")
+        if summary.get("status") == status:
+            return summary
+    return {}
+
+
+def _first_process() -> bool:
+    """Under torchrun one process speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(text: str) -> None:
+    if _first_process():
+        print(text)
+
+
+def _say_json(values: Mapping[str, Any]) -> None:
+    from vitc.train.runlog import to_json
+
+    _say(to_json(values))
+
+
+def _note(text: str) -> None:
+    if _first_process():
+        print(text, file=sys.stderr)

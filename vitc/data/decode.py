@@ -1,0 +1,363 @@
+"""How do a file's bytes become uint8 pixels of the size and channels the model takes?
+
+Free of torch until an image is resized. Nothing in a file is believed: sizes are checked before
+memory is asked for, only decoders that run in this process are allowed (Pillow would hand EPS to
+Ghostscript), and a picture that ends early is broken, never half grey.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vitc.errors import BrokenFileError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+Fit = Literal["crop", "pad", "squash"]
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
+MAX_PIXELS = 2**27  # 134 million, 403 MB as RGB: a 108-megapixel photo passes
+MAX_FILE_BYTES = 2**30
+_FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+_HINT = "Replace or remove it; training leaves such files out with --data.bad_files skip."
+
+
+def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
+    """The picture in a file, or in a file's bytes: uint8 (H, W, in_chans), upright.
+
+    First frame of an animation; EXIF orientation applied; 16 bits scaled to 8 by the full range;
+    transparency as `to_channels` says. Raises BrokenFileError, which names the file: not an
+    image, incomplete, or more than MAX_PIXELS.
+    """
+    data = file if isinstance(file, bytes) else _contents(file, name)
+    pixels = (
+        _jpeg(data, in_chans, name)
+        if data[:3] == b"\xff\xd8\xff"
+        else _by_pillow(data, name, _FORMATS)
+    )
+    return np.ascontiguousarray(to_channels(pixels, in_chans))
+
+
+def _broken(name: str, why: str) -> BrokenFileError:
+    return BrokenFileError(f"{name!r} cannot be used: {why}.", _HINT)
+
+
+def _contents(file: Path, name: str) -> bytes:
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise _broken(name, "it is not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise _broken(name, f"its {status.st_size:,} bytes exceed {MAX_FILE_BYTES:,}")
+        data = file.read_bytes()
+    except OSError as e:
+        raise _broken(name, e.strerror or str(e)) from e
+    if not data:
+        raise _broken(name, "the file is empty")
+    return data
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise _broken(name, f"its {width:,} x {height:,} pixels exceed the {MAX_PIXELS:,} allowed")
+
+
+# ------------------------------------------------------------------------------------------ JPEG
+
+# libjpeg reports the first irregularity only. After these no pixel is in doubt; after all others
+# the rest of the picture may be made up. Bytes left over before the end marker are padding, or the
+# decoder lost its step somewhere: many of them tell the latter.
+_HARMLESS = re.compile(
+    r"unknown JFIF revision|Unknown Adobe color transform|Invalid SOS parameters for sequential"
+)
+_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_MAX_LEFT_OVER = 4096
+_JPEG_SPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
+
+
+def _jpeg(data: bytes, in_chans: int, name: str) -> Pixels:
+    """uint8 (H, W, C); C is in_chans, but 3 where the file holds CMYK."""
+    try:
+        height, width, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # also: samplings of the colours that TurboJPEG does not know
+        return _by_pillow(data, name, ("JPEG",))
+    _check_size(int(width), int(height), name)
+    inks = stored.upper() in ("CMYK", "YCCK")
+    space = "CMYK" if inks else _JPEG_SPACES.get(in_chans, "RGB")
+    try:
+        try:
+            pixels = simplejpeg.decode_jpeg(data, space)
+        except ValueError as e:
+            if not _is_harmless(str(e)):
+                raise
+            pixels = simplejpeg.decode_jpeg(data, space, strict=False)
+    except (ValueError, MemoryError) as e:
+        raise _broken(name, f"the JPEG is damaged or incomplete ({e})") from e
+    if inks:
+        pixels = _in_slabs(_from_inks, pixels, 3)
+    return _upright(pixels, _jpeg_orientation(data))
+
+
+def _from_inks(stored: Pixels) -> Pixels:
+    """CMYK by Adobe's convention, which JPEGs follow: what is stored is the inverse of the ink."""
+    light = stored.astype(np.uint16)
+    return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
+
+
+def _is_harmless(warning: str) -> bool:
+    left_over = _LEFT_OVER.search(warning)
+    if left_over:
+        return int(left_over[1]) <= _MAX_LEFT_OVER
+    return _HARMLESS.search(warning) is not None
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether an APP1 segment, EXIF's and XMP's, stands before the picture."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker in (0xE1, 0xDA):
+            return marker == 0xE1
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """1 … 8. Only files that have EXIF or XMP at all pay for Pillow's reading of the header."""
+    if not _has_metadata(data):
+        return 1
+    try:
+        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _orientation(image)
+    except Exception:  # damaged metadata; the pixels are good
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers raise nearly anything on garbage
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The stored rows and columns as the camera was held (EXIF 2.3, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
+
+
+# --------------------------------------------------------------------------------- other formats
+
+
+_lock = threading.Lock()  # warnings.catch_warnings exchanges a list that all threads share
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it for ever
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@contextlib.contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow's warnings, all about files that it goes on to read or to refuse, kept quiet."""
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
+    """uint8 (H, W, C) with the 1, 3 or 4 channels that the file has."""
+    try:
+        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
+            _check_size(*image.size, name)
+            image.load()
+            pixels = _pixels(image, name)
+            return _upright(pixels, _orientation(image))
+    except BrokenFileError:
+        raise
+    except UnidentifiedImageError as e:
+        raise _broken(name, "it is no image of a kind that is read") from e
+    except Image.DecompressionBombError as e:
+        raise _broken(name, f"its pixels exceed the {MAX_PIXELS:,} allowed") from e
+    except Exception as e:  # Pillow's decoders raise nearly anything on garbage
+        raise _broken(name, f"the file is damaged or incomplete ({e})") from e
+
+
+def _pixels(image: Image.Image, name: str) -> Pixels:
+    mode = image.mode
+    if mode.startswith("I;16") or mode == "I":
+        return _from_integers(np.asarray(image), name)
+    if mode == "F":
+        return _from_floats(np.asarray(image), name)
+    if mode == "La":
+        image = image.convert("LA")
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif mode in ("1", "L"):
+        image = image.convert("L")
+    else:  # P, RGB, RGBX, CMYK, YCbCr, HSV
+        image = image.convert("RGB")
+    pixels = np.array(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _from_integers(values: NDArray[Any], name: str) -> Pixels:
+    """16 bits, which Pillow may widen to 32: 0 … 65,535 to 0 … 255, rounded."""
+    if values.min() < 0 or values.max() > 65535:
+        raise _broken(
+            name,
+            f"its whole numbers {values.min():,} … {values.max():,} exceed 16 bits, "
+            "and no range is agreed for them",
+        )
+    wide = values.astype(np.uint32)
+    wide += 128
+    wide //= 257
+    return wide.astype(np.uint8)[..., None]
+
+
+def _from_floats(values: NDArray[Any], name: str) -> Pixels:
+    """0 … 1 to 0 … 255, rounded. Any other range would be a guess, and is refused."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # also when they are not numbers
+        raise _broken(name, f"its floating-point values {low:g} … {high:g} are not in 0 … 1")
+    return (values * 255 + 0.5).astype(np.uint8)[..., None]
+
+
+# -------------------------------------------------------------------------------------- channels
+
+
+def to_channels(pixels: Pixels, in_chans: int) -> Pixels:
+    """uint8 (…, 1 | 3 | 4) as (…, in_chans): grey, RGB, or RGB and opacity.
+
+    Transparent parts are laid over white when opacity is dropped: cut-outs and logos are drawn
+    for white pages, and the colour stored under full transparency is arbitrary. Grey is the
+    luminance of ITU-R BT.601, as Pillow and JPEG have it. The input itself where nothing changes.
+    """
+    if in_chans not in CHANNELS:
+        raise ConfigError(f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
+                          "1: grey; 3: RGB; 4: RGB and opacity.")  # fmt: skip
+    have = pixels.shape[-1]
+    if have == in_chans:
+        return pixels
+    if in_chans == 4:
+        opaque = np.full((*pixels.shape[:-1], 1), 255, np.uint8)
+        return np.concatenate([to_channels(pixels, 3), opaque], axis=-1)
+    if have == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if have == 4:
+        pixels = _in_slabs(_over_white, pixels, 3)
+    return pixels if in_chans == 3 else _in_slabs(_luminance, pixels, 1)
+
+
+def _in_slabs(change: Callable[[Pixels], Pixels], pixels: Pixels, channels: int) -> Pixels:
+    """`change` of all pixels, a few rows (or images) at a time: its wider numbers stay small."""
+    changed = np.empty((*pixels.shape[:-1], channels), np.uint8)
+    step = max(1, 2**20 * len(pixels) // max(1, pixels.size))
+    for start in range(0, len(pixels), step):
+        changed[start : start + step] = change(pixels[start : start + step])
+    return changed
+
+
+def _over_white(rgba: Pixels) -> Pixels:
+    colour, opacity = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
+    return ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+
+def _luminance(rgb: Pixels) -> Pixels:
+    red, green, blue = (rgb[..., i].astype(np.uint32) for i in range(3))
+    grey = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16  # 0.299, 0.587, 0.114
+    return grey.astype(np.uint8)[..., None]
+
+
+# ------------------------------------------------------------------------------------------ size
+
+
+def crop_resize(
+    image: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> Tensor:
+    """The box (top, left, height, width; in pixels) of an image (H, W, C), resized to `size`.
+
+    uint8 (C, *size), in any memory order. Edges are rounded to whole pixels inside the image, at
+    least one pixel apart. Bilinear with antialiasing; a box of just that size is copied exactly.
+    """
+    top, bottom = _edges(box[0], box[2], image.shape[0])
+    left, right = _edges(box[1], box[3], image.shape[1])
+    return _resize(image[top:bottom, left:right], size)
+
+
+def _edges(start: float, length: float, limit: int) -> tuple[int, int]:
+    first = min(max(int(start + 0.5), 0), limit - 1)
+    last = min(max(int(start + length + 0.5), first + 1), limit)
+    return first, last
+
+
+def _resize(image: Pixels, size: tuple[int, int]) -> Tensor:
+    import torch
+
+    if not image.flags.writeable:
+        image = image.copy()  # torch warns of arrays that it must not write into
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    if image.shape[:2] == tuple(size):
+        return pixels.clone()
+    resized: Tensor = torch.nn.functional.interpolate(
+        pixels[None], size=size, mode="bilinear", antialias=True
+    )
+    return resized[0]
+
+
+def eval_image(image: Pixels, size: tuple[int, int], fit: Fit, eval_crop: float) -> Tensor:
+    """An image (H, W, C) as evaluation sees it: uint8 (C, *size), nothing left to chance.
+
+    crop: the middle, `eval_crop` of what `size` could cover at most (up to whole pixels the field's
+    "shorter side to size / eval_crop, then the centre"), so smaller images are enlarged.
+    pad: scaled down until it fits, or up by a whole factor, then centred on zeros: a fraction more,
+    28 to 32 pixels, would only blur. squash: both sides to `size`, whatever the aspect ratio.
+    An image that has the size already is left as it is.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size) or fit == "squash":
+        return _resize(image, size)
+    if fit == "crop":
+        scale = eval_crop * min(height / size[0], width / size[1])
+        cut = size[0] * scale, size[1] * scale
+        return crop_resize(image, ((height - cut[0]) / 2, (width - cut[1]) / 2, *cut), size)
+    if fit == "pad":
+        return _padded(image, size)
+    raise ConfigError(f"data.fit {fit!r} must be crop, pad or squash.")
+
+
+def _padded(image: Pixels, size: tuple[int, int]) -> Tensor:
+    import torch
+
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    scale = float(int(scale)) if scale >= 1 else scale
+    inner = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    canvas = torch.zeros((image.shape[2], *size), dtype=torch.uint8)
+    canvas[:, top : top + inner[0], left : left + inner[1]] = _resize(image, inner)
+    return canvas

@@ -1,0 +1,296 @@
+"""Which class is in this image? A run folder's model on files, PIL images or arrays."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.data.folders import IMAGE_SUFFIXES
+from vitc.errors import BrokenFileError, ConfigError, suggest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    Source = str | os.PathLike[str] | Image | NDArray[np.uint8]
+
+Form = Literal["table", "json", "csv"]
+
+# -- which images ----------------------------------------------------------------------------------
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The files that `paths` mean, in that order: a folder stands for the images in it, sorted.
+
+    In a folder what is no image by its name is passed over; a file that is named is always taken.
+    Raises ConfigError: a path that does not exist, or a folder without images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            images = _images_in(path)
+            if not images:
+                raise ConfigError(
+                    f"There is no image in the folder {path}.",
+                    f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}.",
+                )
+            found += images
+        elif path.exists():
+            found.append(path)
+        else:
+            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise ConfigError(f"There is no file {path}.{suggest(path.name, near)}")
+    return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        names = sorted(f for f in files if not f.startswith("."))
+        found += [Path(root, f) for f in names if Path(f).suffix[1:].lower() in IMAGE_SUFFIXES]
+    return found
+
+
+# -- prediction ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Class probabilities of N images over K classes.
+
+    probs: float32 (N, K), rows sum to 1. classes: K names. names: N, the file or `image 0`.
+    """
+
+    probs: NDArray[np.float32]
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def topk(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """For every image its k likeliest (class, probability), best first; all K if k > K."""
+        return [best_classes(row, self.classes, k) for row in self.probs]
+
+
+def best_classes(
+    probs: NDArray[np.float32], classes: Sequence[str], k: int
+) -> list[tuple[str, float]]:
+    """The k likeliest (class, probability) of one row (K,), best first; equals in class order."""
+    if k < 1:
+        raise ConfigError(f"k is {k}; it must be at least 1.")
+    order = np.argsort(-probs, kind="stable")[:k]
+    return [(classes[i], float(probs[i])) for i in order]
+
+
+class Predictor:
+    """The model of a run folder, with the run's own classes and preparation of images.
+
+    `path`: the run folder. `device`: auto (cuda > mps > cpu) or one of these. `weights`: "ema" or
+    "raw", of the last checkpoint. Computes in fp32, whatever the run trained in, so that an
+    image's probabilities do not depend on the machine beyond rounding.
+
+    Raises ConfigError (no run folder, unknown device), CheckpointError (none, or damaged).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: Literal["auto", "cuda", "mps", "cpu"] = "auto",
+        weights: Literal["ema", "raw"] = "ema",
+    ) -> None:
+        from vitc.train.device import pick_device
+        from vitc.train.evaluate import load_model
+
+        if weights not in ("ema", "raw"):
+            raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
+        self.device = pick_device(device)
+        model, record = load_model(Path(path), weights)
+        self.model = model.to(self.device).eval()
+        self.classes: tuple[str, ...] = tuple(record["classes"])
+        self.size: tuple[int, int] = (record["img_size"][0], record["img_size"][1])
+        self.in_chans: int = record["in_chans"]
+        self._record = record
+
+    def __call__(self, images: Source | Iterable[Source], batch: int = 64) -> Predictions:
+        """Class probabilities of images: paths (a folder: all in it), PIL, or uint8 arrays.
+
+        Arrays are (H, W) or (H, W, C) with C 1, 3 or 4. All results are kept: for more images
+        than memory holds use `each`. Raises BrokenFileError naming the first that cannot be read,
+        ConfigError for a path that does not exist or an array of another kind.
+        """
+        names, rows = [], []
+        for name, result in self.each(images, batch):
+            if isinstance(result, BrokenFileError):
+                raise result
+            names.append(name)
+            rows.append(result)
+        empty = np.zeros((0, len(self.classes)), np.float32)
+        return Predictions(np.stack(rows) if rows else empty, self.classes, tuple(names))
+
+    def each(
+        self, images: Source | Iterable[Source], batch: int = 64
+    ) -> Iterator[tuple[str, NDArray[np.float32] | BrokenFileError]]:
+        """(name, probabilities (K,) or the error of a broken file), one image after the other.
+
+        Reads `batch` images ahead and no more, so that any number fits in memory.
+        """
+        if batch < 1:
+            raise ConfigError(f"batch is {batch}; it must be at least 1.")
+        named = _named(images)
+        with ThreadPoolExecutor(min(batch, os.cpu_count() or 1, 16)) as pool:
+            while group := list(itertools.islice(named, batch)):
+                loaded = list(pool.map(self._load, group))
+                good = [pixels for pixels in loaded if not isinstance(pixels, BrokenFileError)]
+                rows = iter(self._probabilities(good))
+                for (name, _), pixels in zip(group, loaded, strict=True):
+                    yield name, pixels if isinstance(pixels, BrokenFileError) else next(rows)
+
+    def _load(self, named: tuple[str, Source]) -> Tensor | BrokenFileError:
+        """One image as the model takes it: uint8 (C, H, W)."""
+        from vitc.data.decode import eval_image
+
+        try:
+            pixels = _pixels(*named, self.in_chans)
+        except BrokenFileError as error:
+            return error
+        return eval_image(pixels, self.size, self._record["fit"], self._record["eval_crop"])
+
+    def _probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
+        """uint8 (C, H, W) each -> (N, K)."""
+        import torch
+
+        from vitc.data.augment import finish
+
+        if not images:
+            return np.zeros((0, len(self.classes)), np.float32)
+        mean, std = tuple(self._record["mean"]), tuple(self._record["std"])
+        with torch.inference_mode():
+            batch = torch.stack(list(images)).to(self.device)
+            logits = self.model(finish(batch, None, mean, std, channels_last=False))
+            probs: NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
+        return probs
+
+
+def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
+    """Every single image with its name; a folder becomes its files."""
+    from PIL.Image import Image
+
+    alone = isinstance(images, str | os.PathLike | np.ndarray | Image)
+    many = cast("Iterable[Source]", [images] if alone else images)
+    for i, image in enumerate(many):
+        if isinstance(image, str | os.PathLike):
+            yield from ((str(file), file) for file in find_images([image]))
+        else:
+            yield getattr(image, "filename", "") or f"image {i}", image
+
+
+def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, in_chans) of a file, a PIL image or an array."""
+    from vitc.data.decode import read_image, to_channels
+
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image), in_chans, name)
+    if not isinstance(image, np.ndarray):
+        return read_image(_as_file(image, name), in_chans, name)
+    grey_or_channels = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    if image.dtype != np.uint8 or not grey_or_channels or image.size == 0:
+        raise ConfigError(
+            f"{name} is an array of {image.dtype} and shape {image.shape}.",
+            "Arrays must be uint8, (H, W) or (H, W, C) with 1, 3 or 4 channels.",
+        )
+    return to_channels(image if image.ndim == 3 else image[..., None], in_chans)
+
+
+def _as_file(image: Image, name: str) -> bytes:
+    """A PIL image as the bytes of a lossless file: one reader decides on modes and orientation."""
+    from PIL.ImageOps import exif_transpose
+
+    try:
+        upright = exif_transpose(image)
+        if upright.mode in ("La", "RGBa") or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        elif upright.mode == "HSV":
+            upright = upright.convert("RGB")
+        buffer = io.BytesIO()
+        upright.save(buffer, "TIFF")
+    except Exception as error:  # Pillow reads files late, and its decoders raise nearly anything
+        raise BrokenFileError(f"{name!r} cannot be used: {error}.") from error
+    return buffer.getvalue()
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def report(
+    predictor: Predictor,
+    files: Sequence[Path],
+    topk: int,
+    form: Form,
+    stream: TextIO,
+) -> list[BrokenFileError]:
+    """Write one line per image to `stream` as they come; returns the errors of broken files."""
+    write = {"table": _table, "json": _json_lines, "csv": _csv}[form]
+    topk = min(topk, len(predictor.classes))
+    broken: list[BrokenFileError] = []
+
+    def lines() -> Iterator[tuple[str, list[tuple[str, float]] | BrokenFileError]]:
+        for name, result in predictor.each(files):
+            if isinstance(result, BrokenFileError):
+                broken.append(result)
+                yield name, result
+            else:
+                yield name, best_classes(result, predictor.classes, topk)
+
+    write(lines(), [str(f) for f in files], predictor.classes, topk, stream)
+    return broken
+
+
+Line = tuple[str, list[tuple[str, float]] | BrokenFileError]
+
+
+def _table(
+    lines: Iterable[Line], names: Sequence[str], classes: Sequence[str], topk: int, stream: TextIO
+) -> None:
+    wide, deep = max(map(len, ["image", *names])), max(map(len, ["class", *classes]))
+    head = "  ".join([f"{'class':<{deep}}  probability"] * topk)
+    stream.write(f"{'image':<{wide}}  {head}\n")
+    for name, result in lines:
+        if not isinstance(result, BrokenFileError):
+            cells = [f"{label:<{deep}}  {100 * p:9.2f} %" for label, p in result]
+            stream.write(f"{name:<{wide}}  {'  '.join(cells)}\n")
+
+
+def _json_lines(
+    lines: Iterable[Line], names: Sequence[str], classes: Sequence[str], topk: int, stream: TextIO
+) -> None:
+    for name, result in lines:
+        values: dict[str, Any] = {"image": name}
+        if isinstance(result, BrokenFileError):
+            values |= {"status": "failed", "error": result.message, "hint": result.hint}
+        else:
+            values["top"] = [{"class": label, "probability": p} for label, p in result]
+        stream.write(json.dumps(values) + "\n")
+
+
+def _csv(
+    lines: Iterable[Line], names: Sequence[str], classes: Sequence[str], topk: int, stream: TextIO
+) -> None:
+    writer = csv.writer(stream)
+    ranks = [""] if topk == 1 else [f"_{i}" for i in range(1, topk + 1)]
+    writer.writerow(["image", *(f"{c}{r}" for r in ranks for c in ("class", "probability"))])
+    for name, result in lines:
+        if not isinstance(result, BrokenFileError):
+            writer.writerow([name, *itertools.chain.from_iterable(result)])

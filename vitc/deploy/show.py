@@ -1,0 +1,479 @@
+"""What is there to say about a model, a recipe or a run: as tables, as JSON, as a picture."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vitc.config import (
+    RunConfig,
+    flat_values,
+    from_dict,
+    read_json,
+    resolve_config,
+    to_dict,
+)
+from vitc.errors import ConfigError, DataError, suggest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from vitc.models.config import ViTConfig
+
+# -- pages and how they are written ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header; cells that are numbers stand to the right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Something shown: `values` for machines, `parts` for people."""
+
+    values: dict[str, Any]
+    parts: Sequence[str | Table]
+
+
+def write(page: Page, stream: TextIO) -> None:
+    """The page's parts: tables with lines on a terminal, plain columns elsewhere."""
+    for i, part in enumerate(page.parts):
+        if i:
+            stream.write("\n")
+        if isinstance(part, str):
+            stream.write(part + "\n")
+        elif stream.isatty():
+            _write_rich(part, stream)
+        else:
+            _write_plain(part, stream)
+
+
+def _write_rich(table: Table, stream: TextIO) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, right in zip(table.header, _right(table), strict=True):
+        drawn.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))  # Text: a [name] in brackets is no markup
+    console = Console(file=stream, highlight=False)
+    console.print(Text(table.title, style="bold"), drawn)
+
+
+def _write_plain(table: Table, stream: TextIO) -> None:
+    lines = [table.header, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+    stream.write(f"{table.title}\n")
+    for line in lines:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, _right(table), strict=True)
+        ]
+        stream.write(("  " + "  ".join(cells)).rstrip() + "\n")
+
+
+def _right(table: Table) -> list[bool]:
+    """Which columns hold numbers."""
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
+    return [any(column) and all(_numeric(cell) for cell in column) for column in columns]
+
+
+def _numeric(cell: str) -> bool:
+    bare = cell.strip("+-%×x GMk").replace(",", "").replace(" ", "")
+    return not bare or bare.replace(".", "", 1).replace("e-", "", 1).isdigit()
+
+
+# -- what was asked for ----------------------------------------------------------------------------
+
+
+def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
+    """The page of a recipe, a model, a run folder or a config file, under changed settings.
+
+    `plot`: also draw a recipe's learning rate, or a run's curves, into that file. Raises
+    ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
+    """
+    from vitc.models.zoo import MODELS
+    from vitc.recipes import RECIPES
+
+    if plot is not None:
+        _check_plot(plot)
+    path = Path(what)
+    if what in RECIPES:
+        return _with_lr_plot(resolve_config(what, **settings), recipe_doc(what), plot)
+    if what in MODELS:
+        if plot is not None:
+            raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
+        return model_page(_model_with(what, settings))
+    if path.is_dir() and (path / "config.json").exists():
+        if settings:
+            raise ConfigError(f"Settings have no effect on what {what} has run already.")
+        return run_page(path, plot)
+    if path.is_file():
+        return _with_lr_plot(resolve_config(what, **settings), "", plot)
+    near = suggest(what, [*RECIPES, *MODELS])
+    what_is_it = "a folder, but not of a run" if path.is_dir() else "no model, recipe or run folder"
+    raise ConfigError(f"{what} is {what_is_it}.{near}", "Models and recipes: vitc show --list")
+
+
+def _model_with(name: str, settings: Mapping[str, Any]) -> ViTConfig:
+    from vitc.models.zoo import model_config
+
+    foreign = [s for s in settings if not s.startswith("model.")]
+    if foreign:
+        raise ConfigError(f"--{foreign[0]} has no effect with a model: only --model.* has.")
+    config = from_dict(settings, RunConfig(model=model_config(name))).model
+    if config.problems():
+        raise ConfigError("\n".join(config.problems()))
+    return config
+
+
+def list_page() -> Page:
+    """Every model and every recipe, with one line on each."""
+    from vitc.models.config import ConvStemConfig
+    from vitc.models.zoo import MODELS, REPORTED
+    from vitc.recipes import RECIPES
+
+    models = []
+    for name, m in MODELS.items():
+        stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
+        body = (str(m.depth), str(m.embed_dim), str(m.num_heads), str(m.img_size))
+        reported = f"{REPORTED[name].gflops:g} G" if name in REPORTED else ""
+        models.append((name, stem, *body, str(m.stem.reduction), reported))
+    header = ("model", "stem", "blocks", "dim", "heads", "image", "patch", "paper's flops")
+    recipes = [(name, recipe_doc(name).partition("\n")[0]) for name in RECIPES]
+    return Page(
+        {"models": list(MODELS), "recipes": list(RECIPES)},
+        [
+            Table("Models (vitc show MODEL)", header, models),
+            Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
+        ],
+    )
+
+
+def recipe_doc(name: str) -> str:
+    """A recipe's docstring: source, command, cost, expected result."""
+    from vitc.recipes import RECIPES
+
+    return inspect.getdoc(RECIPES[name]) or ""
+
+
+# -- a model ---------------------------------------------------------------------------------------
+
+
+def model_page(config: ViTConfig) -> Page:
+    """Its parts with their cost, beside what the paper reports, and how well it is matched."""
+    import torch
+
+    from vitc.models.complexity import complexity, parts, twin_match
+    from vitc.models.zoo import MODELS, REPORTED, build_model
+
+    with torch.device("meta"):
+        model = build_model(config)
+    total, pieces = complexity(model), parts(model)
+    counted = (total.flops, total.params, total.activations)
+    rows = [
+        (p.name, str(p.repeats), *map(_whole, (p.each.flops, p.each.params, p.each.activations)))
+        for p in pieces
+    ]
+    rows.append(("total", "", *map(_whole, counted)))
+    values: dict[str, Any] = {
+        "model": config.name,
+        "settings": to_dict(config),
+        **dict(zip(("flops", "params", "activations"), counted, strict=True)),
+        "parts": [
+            {"name": p.name, "repeats": p.repeats, "flops": p.each.flops, "params": p.each.params,
+             "activations": p.each.activations}
+            for p in pieces
+        ],
+    }  # fmt: skip
+    header = ("part", "times", "flops", "params", "activations")
+    classes = 1000 if config.num_classes is None else config.num_classes
+    size = f"{config.size[0]}x{config.size[1]}"
+    shown: list[str | Table] = [
+        f"{config.name}: {config.depth} blocks, {config.embed_dim} wide, {config.num_heads} heads, "
+        f"on {size} images with {config.in_chans} channels and {classes:,} classes",
+        Table("Cost of one image; flops are multiply-adds, a part's cost is each", header, rows),
+    ]
+    as_in_paper = config == MODELS.get(config.name)
+    if as_in_paper and config.name in REPORTED:
+        paper = REPORTED[config.name]
+        printed = (paper.gflops * 1e9, paper.params_m * 1e6, paper.activations_m * 1e6)
+        values["reported"] = dict(zip(("flops", "params", "activations"), printed, strict=True))
+        compared = [
+            (name, f"{ours / unit:.2f} {sign}", f"{theirs / unit:g} {sign}",
+             f"{100 * (ours / theirs - 1):+.1f} %")
+            for name, ours, theirs, unit, sign in zip(
+                ("flops", "params", "activations"), counted, printed, (1e9, 1e6, 1e6), "GMM",
+                strict=True)
+        ]  # fmt: skip
+        shown.append(Table("Beside the paper's Table 1", ("", "counted", "reported", "difference"),
+                           compared))  # fmt: skip
+    match = twin_match(config.name) if as_in_paper else None
+    if match is not None:
+        values |= {"twin": match.twin, "stem_over_block": match.stem_over_block,
+                   "flops_mismatch": match.flops_mismatch}  # fmt: skip
+        shown.append(
+            f"Its stem costs {match.stem_over_block:.2f} of one block; the whole "
+            f"{100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}."
+        )
+    return Page(values, shown)
+
+
+def _whole(number: float) -> str:
+    return f"{number:,}"
+
+
+# -- a recipe or config ----------------------------------------------------------------------------
+
+
+def config_page(config: RunConfig, doc: str = "") -> Page:
+    """What the run is, its schedule in numbers, and every setting."""
+    schedule = schedule_numbers(config)
+    rows = [(name, _plain(value)) for name, value in flat_values(to_dict(config)).items()]
+    problems = config.problems()
+    parts: list[str | Table] = [
+        *([doc] if doc else []),
+        Table("Schedule", ("", "value", "why"), _schedule_rows(config, schedule)),
+        Table("Settings (their meaning: vitc train RECIPE --help)", ("setting", "value"), rows),
+    ]
+    if problems:
+        parts.append("It cannot run yet:\n" + "\n".join(f"  {p}" for p in problems))
+    values = {
+        "recipe": config.name,
+        "settings": to_dict(config),
+        "schedule": schedule,
+        "problems": problems,
+    }
+    return Page(values, parts)
+
+
+def schedule_numbers(config: RunConfig) -> dict[str, Any]:
+    """The schedule as numbers; steps only where the training images can be counted."""
+    from vitc.optim.schedule import lr_at, warmup_epochs
+
+    t, optim = config.train, config.optim
+    images = count_images(config)
+    peak = optim.peak_lr(t.batch)
+    steps = None if images is None else images // t.batch
+    grain = steps or 1000  # the curve over epochs is the same whatever an epoch has of steps
+    lr = functools.partial(
+        lr_at, peak=peak, schedule=optim.schedule, epochs=t.epochs, steps_per_epoch=grain
+    )
+    warm = warmup_epochs(optim.schedule, t.epochs)
+    return {
+        "train_images": images,
+        "batch": t.batch,
+        "micro_batch": t.micro,
+        "epochs": t.epochs,
+        "steps_per_epoch": steps,
+        "total_steps": None if steps is None else steps * t.epochs,
+        "warmup_epochs": warm,
+        "warmup_steps": None if steps is None else round(warm * steps),
+        "first_lr": lr(0),
+        "peak_lr": peak,
+        "last_lr": None if steps is None else lr(steps * t.epochs - 1),
+        "ema_horizon_steps": _horizon(config, steps),
+        "ema_horizon_epochs": _horizon(config, grain, 1 / grain),
+    }
+
+
+def _horizon(config: RunConfig, steps: int | None, unit: float = 1.0) -> float | None:
+    from vitc.optim.schedule import horizon_steps
+
+    ema, t = config.optim.ema, config.train
+    if steps is None or ema.kind == "none":
+        return None
+    return unit * horizon_steps(ema, epochs=t.epochs, steps_per_epoch=steps, batch=t.batch)
+
+
+def count_images(config: RunConfig) -> int | None:
+    """How many images the run trains on; None where they are not at hand."""
+    from vitc.data.sources import open_data
+
+    try:
+        return len(open_data(config.data, config.model.in_chans).splits["train"])
+    except (ConfigError, DataError, OSError):
+        return None
+
+
+def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    t, optim = config.train, config.optim
+    known = s["steps_per_epoch"] is not None
+    micros = t.batch // t.micro
+    lr_why = (
+        "absolute"
+        if optim.lr_per_batch is None
+        else f"{optim.lr:g} per {optim.lr_per_batch} images x batch {t.batch}"
+    )
+    given = optim.schedule.warmup_epochs is not None
+    rows = [
+        ("training images", f"{s['train_images']:,}" if known else "?",
+         "" if known else "the data is not at hand: no steps below"),
+        ("step", f"{t.batch} images", f"{micros} micro-batches of {t.micro}" if micros > 1 else ""),
+        ("epochs", f"{t.epochs}", f"of {s['steps_per_epoch']:,} steps" if known else ""),
+        ("steps", f"{s['total_steps']:,}" if known else "?", ""),
+        ("warm-up", f"{s['warmup_epochs']:g} epochs" + (
+            f", {s['warmup_steps']:,} steps" if known else ""),
+         "as set" if given else "the smaller of 5 epochs and 10 %"),
+        ("lr, first", f"{s['first_lr']:.3g}", ""),
+        ("lr, peak", f"{s['peak_lr']:.4g}", lr_why),
+        ("lr, last", f"{s['last_lr']:.3g}" if known else "?",
+         f"half a cosine, every {optim.schedule.per}"),
+        ("weight decay", f"{optim.weight_decay:g}", "not on norm gains and biases"),
+    ]  # fmt: skip
+    if s["ema_horizon_epochs"] is not None:
+        steps = f", {s['ema_horizon_steps']:,.0f} steps" if known else ""
+        rows.append(("EMA reaches back", f"{s['ema_horizon_epochs']:.3g} epochs{steps}",
+                     f"{100 * s['ema_horizon_epochs'] / t.epochs:.3g} % of the run"))  # fmt: skip
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def run_page(run: Path, plot: Path | None = None) -> Page:
+    """What a run is, how far it came and with what result."""
+    from vitc.train.runlog import read_metrics, read_summary
+
+    config = from_dict(read_json(run / "config.json"))
+    summary, metrics = read_summary(run), read_metrics(run)
+    evals = [m for m in metrics if m["kind"] == "eval"]
+    step = metrics[-1]["step"] if metrics else 0
+    status = summary["status"] if summary else "unfinished"
+    rows = [
+        ("status", f"{status}, at step {summary['step'] if summary else step}"),
+        ("model", config.model.name),
+        ("data", config.data.path or config.data.source),
+        ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
+        ("epochs", str(config.train.epochs)),
+    ]
+    rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in ("status", "step")]
+    parts: list[str | Table] = [Table(f"{run}", ("", "value"), rows)]
+    if evals:
+        parts.append(Table("Validation", ("epoch", "step", "top1", "top1 raw", "top5", "loss"),
+                           [_eval_row(e) for e in evals[-10:]]))  # fmt: skip
+    if status != "done":
+        parts.append(f"Go on with: vitc train {run}")
+    if plot is not None:
+        draw_run(metrics, plot, str(run))
+        parts.append(f"Curves: {plot}")
+    values = {
+        "run": str(run),
+        "status": status,
+        "step": step,
+        "settings": to_dict(config),
+        "summary": summary,
+        "evals": evals,
+    }
+    return Page(values, parts)
+
+
+def _eval_row(line: Mapping[str, Any]) -> tuple[str, ...]:
+    numbers = [line.get(k) for k in ("top1", "top1_raw", "top5", "loss")]
+    cells = ["" if n is None else f"{n:.3f}" if i == 3 else f"{n:.2f}"
+             for i, n in enumerate(numbers)]  # fmt: skip
+    return (str(line.get("epoch", "")), f"{line['step']:,}", *cells)
+
+
+def evaluation_page(result: Mapping[str, Any]) -> Page:
+    """What an evaluation measured."""
+    rows = [
+        ("top-1", f"{result['top1']:.2f} %"
+         f"  (95 % interval {result['top1_low']:.2f} to {result['top1_high']:.2f})"),
+        ("top-5", f"{result['top5']:.2f} %"),
+        ("loss", f"{result['loss']:.4f}"),
+    ]  # fmt: skip
+    weights = "average (EMA)" if result["weights"] == "ema" else "raw"
+    title = f"{result['run']}: {result['n']:,} {result['split']} images, {weights} weights"
+    return Page(dict(result), [Table(title, ("", "value"), rows)])
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def _check_plot(file: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise ConfigError(f"--plot {file} does not end in a picture's suffix.",
+                          f"Known: {', '.join(known)}.")  # fmt: skip
+    if not file.parent.is_dir():
+        raise ConfigError(f"--plot {file}: there is no folder {file.parent}.")
+
+
+def _with_lr_plot(config: RunConfig, doc: str, plot: Path | None) -> Page:
+    shown = config_page(config, doc)
+    if plot is None:
+        return shown
+    draw_lr(config, shown.values["schedule"], plot)
+    return Page({**shown.values, "plot": str(plot)}, [*shown.parts, f"Learning rate: {plot}"])
+
+
+def draw_lr(config: RunConfig, schedule: Mapping[str, Any], file: Path) -> None:
+    """The learning rate over the epochs of a run, as the loop will set it."""
+    from vitc.optim.schedule import lr_at
+
+    t = config.train
+    steps = schedule["steps_per_epoch"] or 1000
+    stride = max(1, steps * t.epochs // 4000)
+    at = range(0, steps * t.epochs, stride)
+    lr = [
+        lr_at(step, peak=schedule["peak_lr"], schedule=config.optim.schedule, epochs=t.epochs,
+              steps_per_epoch=steps)
+        for step in at
+    ]  # fmt: skip
+
+    def draw(axes: Sequence[Axes]) -> None:
+        axes[0].plot([step / steps for step in at], lr)
+        axes[0].set(xlabel="epoch", ylabel="learning rate", title=config.name)
+
+    _draw(file, 1, draw)
+
+
+def draw_run(metrics: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
+    """Training loss and validation accuracy over the epochs of a run."""
+    train = [m for m in metrics if m["kind"] == "train" and m.get("loss") is not None]
+    evals = [m for m in metrics if m["kind"] == "eval"]
+
+    def draw(axes: Sequence[Axes]) -> None:
+        axes[0].plot([m["epoch"] for m in train], [m["loss"] for m in train])
+        axes[0].set(xlabel="epoch", ylabel="training loss", title=title)
+        for key, label in (("top1", "EMA"), ("top1_raw", "raw")):
+            known = [m for m in evals if m.get(key) is not None]
+            axes[1].plot([m["epoch"] for m in known], [m[key] for m in known], "o-", label=label)
+        axes[1].set(xlabel="epoch", ylabel="validation top-1, %")
+        axes[1].legend()
+
+    _draw(file, 2, draw)
+
+
+def _draw(file: Path, columns: int, draw: Callable[[Sequence[Axes]], None]) -> None:
+    """One row of axes into a file, without a window system and without pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * columns, 3.5), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    draw(list(axes))
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,277 @@
+"""What is a Vision Transformer, once the stem has made tokens? The body of the paper's models.
+
+Shape letters: B batch, C channels, H W pixels, h w token grid, N tokens (class token included),
+D embed_dim, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vitc.errors import ConfigError
+from vitc.models.config import AttentionKind, ViTConfig
+
+NORM_EPS = 1e-6  # all configs of the authors' branch; pycls's default is 1e-5
+NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases everywhere, (B, N, D) -> (B, N, D).
+
+    Computes what nn.MultiheadAttention computes, and starts with its initialisation, which both
+    generations of the authors' code use: qkv Xavier-uniform over the joint (3 D, D) matrix, the
+    output weight as PyTorch makes a Linear, biases 0.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kind: AttentionKind) -> None:
+        super().__init__()
+        self.num_heads, self.kind = num_heads, kind
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D / heads)
+        # On CPU torch's fused kernel slows a bf16 step of a tiny model to half the speed, and
+        # makes a float32 one 3-8 % faster (measured: one core, D 64 and 192, N 17 to 197).
+        slow_kernel = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+        explicit = self.kind == "explicit" or (self.kind == "auto" and slow_kernel)
+        attend = explicit_attention if explicit else F.scaled_dot_product_attention
+        out: Tensor = self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
+        return out
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d), as two batched matmuls and a softmax.
+
+    The softmax stays in the dtype of its input: torch sums it in float32 either way, and a float32
+    result, rounded again for the second matmul, measures as no more accurate and slower.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, N, N)
+    out: Tensor = scores.softmax(dim=-1) @ v
+    return out
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear on the last dimension: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        for linear in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """x + Attention(norm(x)), then x + Mlp(norm(x)); drop_path (2, B) multiplies the branches."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, attention: AttentionKind) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads, attention)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, mlp_dim)
+
+    def forward(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        x = _add(x, self.attn(self.norm1(x)), None if drop_path is None else drop_path[0])
+        return _add(x, self.mlp(self.norm2(x)), None if drop_path is None else drop_path[1])
+
+
+def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return x + branch
+    # In float32: 1 / keep rounded to bf16 would bias every branch by up to 0.4 %.
+    return (x + branch * scale[:, None, None]).to(x.dtype)
+
+
+class VisionTransformer(nn.Module):
+    """A pre-norm ViT behind a built stem (paper sections 3 and 4): (B, C, H, W) -> (B, K).
+
+    `stem` is any module with an integer `reduction` that maps (B, C, H, W) to
+    (B, D, H / reduction, W / reduction). `config.stem` is not read. `config.num_classes` None
+    means 1000, 0 means no head: `forward` then gives the (B, D) features.
+    The head starts at zero, as in the authors' code, so that a fresh model's logits are all 0.
+    Raises ConfigError, all problems at once.
+    """
+
+    def __init__(self, config: ViTConfig, stem: nn.Module) -> None:
+        reduction = _reduction(stem)
+        _check(config, reduction)
+        super().__init__()
+        self.config, self.in_chans = config, config.in_chans
+        self.img_size = config.size
+        self.grid = config.size[0] // reduction, config.size[1] // reduction
+        self.num_features = self.embed_dim = dim = config.embed_dim
+        self.num_prefix_tokens = int(config.class_token)
+        self.grad_checkpointing = False
+        rates = drop_path_rates(config.depth, config.drop_path_rate)
+        self._keep = [1 - rate for rate in rates for _ in range(2)]  # two branches a block
+
+        self.stem = stem
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        tokens = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
+        nn.init.normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_dim, config.attention)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.reset_classifier(1000 if config.num_classes is None else config.num_classes)
+
+    def forward(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, K). `drop_path`: see `forward_features`."""
+        return self.forward_head(self.forward_features(x, drop_path))
+
+    def forward_features(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, N, D) after the final norm, class token first.
+
+        `drop_path`: float (2 depth, B), what each sample's residual branch is multiplied by: 0, or
+        1 / (1 - its rate); rows in the order attention, MLP of block 0, of block 1, ... Without
+        it, a model in training mode draws one from torch's generator if drop_path_rate > 0.
+        Raises ConfigError: images of another size or number of channels than it was built for.
+        """
+        self._check_input(x, drop_path)
+        if drop_path is None and self.training and min(self._keep) < 1:
+            drop_path = self._draw_drop_path(x)
+        tokens = self.stem(x).flatten(2).transpose(1, 2)  # (B, h w, D)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        tokens = tokens + self.pos_embed
+        for i, block in enumerate(self.blocks):
+            scale = None if drop_path is None else drop_path[2 * i : 2 * i + 2]
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                # A block draws nothing, so that no generator's state need be kept.
+                tokens = checkpoint(
+                    block, tokens, scale, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens = block(tokens, scale)
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, N, D) -> (B, K): pool and classify; with `pre_logits`, only pool: (B, D)."""
+        if self.config.global_pool == "token":
+            pooled = x[:, 0]
+        else:
+            pooled = x[:, self.num_prefix_tokens :].mean(dim=1)
+        return pooled if pre_logits else self.head(pooled)
+
+    def _check_input(self, x: Tensor, drop_path: Tensor | None) -> None:
+        expected = (self.in_chans, *self.img_size)
+        if tuple(x.shape[1:]) != expected:
+            c, h, w = expected
+            raise ConfigError(
+                f"The model got a tensor of shape {tuple(x.shape)}; it was built for "
+                f"(batch, {c}, {h}, {w}).",
+                "Resize the images, or build it with another img_size and in_chans; "
+                "set_input_size changes the size of a trained one.",
+            )
+        if drop_path is not None and tuple(drop_path.shape) != (len(self._keep), len(x)):
+            raise ConfigError(
+                f"drop_path has shape {tuple(drop_path.shape)}; it must be (2 * depth, batch) = "
+                f"{(len(self._keep), len(x))}."
+            )
+
+    def _draw_drop_path(self, x: Tensor) -> Tensor:
+        keep = torch.tensor(self._keep, device=x.device)[:, None]
+        return (torch.rand(len(self._keep), len(x), device=x.device) < keep) / keep
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head of zeros for `num_classes`, or none for 0: `forward` then gives features."""
+        if num_classes < 0:
+            raise ConfigError(f"num_classes {num_classes} must be at least 0 (0: no head).")
+        self.num_classes = num_classes
+        if num_classes == 0:
+            self.head: nn.Module = nn.Identity()
+            return
+        like = self.pos_embed
+        head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.head = head
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: the position embedding is resampled (bicubic) in place.
+
+        Raises ConfigError: a size that the stem cannot divide.
+        """
+        reduction = _reduction(self.stem)
+        config = dataclasses.replace(self.config, img_size=img_size)
+        _check(config, reduction)
+        grid = config.size[0] // reduction, config.size[1] // reduction
+        if grid != self.grid:
+            self.pos_embed = nn.Parameter(
+                resample_pos_embed(self.pos_embed.detach(), self.grid, grid),
+                requires_grad=self.pos_embed.requires_grad,
+            )
+        self.config, self.img_size, self.grid = config, config.size, grid
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory, about a third more time.
+
+        The stem is left out: its BatchNorm would update its running statistics twice.
+        """
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters the default recipe does not decay: norm gains, every bias.
+
+        By ownership: what a normalisation layer owns, any module's `bias`, any other vector.
+        pos_embed and cls_token are decayed: the paper (section 5.4) exempts norms and biases only.
+        """
+        exempt = {
+            id(p)
+            for module in self.modules()
+            for name, p in module.named_parameters(recurse=False)
+            if isinstance(module, NORM_TYPES) or name == "bias" or p.ndim <= 1
+        }
+        return {name for name, p in self.named_parameters() if id(p) in exempt}
+
+
+def drop_path_rates(depth: int, rate: float) -> list[float]:
+    """Stochastic depth of each block: 0 at the first, `rate` at the last, linear between."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """(1, N, D) for a grid (h, w) to another grid, bicubic; tokens before the grid's are kept."""
+    prefix = pos_embed.shape[1] - old[0] * old[1]
+    image = pos_embed[:, prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    image = F.interpolate(image, new, mode="bicubic", align_corners=False)
+    grid = image.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+    return torch.cat([pos_embed[:, :prefix], grid], dim=1)
+
+
+def _reduction(stem: nn.Module) -> int:
+    reduction = getattr(stem, "reduction", None)
+    if not isinstance(reduction, int) or reduction < 1:
+        raise ConfigError(
+            f"{type(stem).__name__}.reduction is {reduction!r}; a stem tells by how much it "
+            f"reduces the size, an integer of at least 1."
+        )
+    return reduction
+
+
+def _check(config: ViTConfig, reduction: int) -> None:
+    problems = config.body_problems(reduction)
+    if problems:
+        raise ConfigError("\n".join(problems), "The paper's sizes: paper Table 1; vitc show MODEL")

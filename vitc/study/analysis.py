@@ -1,0 +1,398 @@
+"""From run folders to the numbers of a report: one row a trial, then statistics, no words."""
+
+from __future__ import annotations
+
+import statistics as plain_statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitc.errors import ConfigError
+from vitc.study import statistics as st
+from vitc.study.conduct import standing
+from vitc.study.plan import Group, Plan, Range, StudyFolder
+
+WITHIN_POINTS = 2.0  # "share of draws within x points of the best"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial. `error` is top-1 error in percent; chance where it diverged; None where there
+    is no result (failed, running, waiting)."""
+
+    study: str
+    id: str
+    contender: str
+    optim: str
+    draw: int
+    values: dict[str, float]
+    status: str
+    error: float | None
+    error_raw: float | None
+    error_best_epoch: float | None
+    train_seconds: float | None
+    steps: int
+    peak_memory_bytes: int | None
+    seed: int
+    folder: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """One contender under one optimizer."""
+
+    contender: str
+    optim: str
+    rows: list[Row]
+    curves: list[tuple[list[float], list[float]]]
+    """Validation error over epochs, one (epochs, errors) a trial that has any."""
+    median: st.Interval | None
+    area: st.Interval | None
+    share: st.Interval | None
+    tuning: st.TuningCurve | None
+    borders: dict[str, st.Border]
+    best_ranges: dict[str, st.BestRange]
+    flops: int
+    params: int
+    activations: int
+
+    @property
+    def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array([r.error for r in self.rows if r.error is not None])
+
+    @property
+    def best(self) -> Row | None:
+        good = [r for r in self.rows if r.error is not None]
+        return min(good, key=lambda r: r.error or 0.0, default=None)
+
+    def count(self, status: str) -> int:
+        return sum(r.status == status for r in self.rows)
+
+    @property
+    def seconds_a_trial(self) -> float:
+        """Mean training time of the trials that ran to the end; 0 while there is none."""
+        done = [r.train_seconds for r in self.rows if r.status == "done" and r.train_seconds]
+        return float(np.mean(done)) if done else 0.0
+
+    @property
+    def step_ms(self) -> float | None:
+        each = [1e3 * r.train_seconds / r.steps for r in self.rows
+                if r.status == "done" and r.train_seconds and r.steps]  # fmt: skip
+        return plain_statistics.median(each) if each else None
+
+    @property
+    def memory_mib(self) -> float | None:
+        each = [r.peak_memory_bytes / 2**20 for r in self.rows if r.peak_memory_bytes]
+        return plain_statistics.median(each) if each else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A contender against the reference on the draws that both have a result for."""
+
+    contender: str
+    reference: str
+    optim: str
+    n: int
+    difference: st.Interval
+    """Median of (contender's error - reference's), points; negative: the contender is better."""
+    p: float
+    p_holm: float
+    crossings: st.Crossings
+    reach: st.Reach | None
+    draws_needed: int | None
+    is_control: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one study, or several joined ones, came to."""
+
+    name: str
+    plan: Plan
+    records: list[dict[str, Any]]
+    folders: list[str]
+    groups: list[GroupResult]
+    comparisons: list[Comparison]
+    unfinished: int
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, optim: str) -> list[GroupResult]:
+        return [g for g in self.groups if g.optim == optim]
+
+
+def analyse(folders: Sequence[Path]) -> list[Section]:
+    """One section a study; studies with the same ranges, seed and budget become one.
+
+    Raises ConfigError: no folder, or one that is not a study.
+    """
+    if not folders:
+        raise ConfigError("No study is given.", "For example: vitc report studies/quick")
+    read = [(folder, *StudyFolder(folder).read()) for folder in folders]
+    sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row]]] = []
+    for folder, plan, record in read:
+        new = rows_of(StudyFolder(folder), plan)
+        home = next((s for s in sections if _can_join(s[0], plan)), None)
+        if home is None:
+            sections.append((plan, [record], [folder], new))
+            continue
+        old_plan, records, paths, old = home
+        taken = set(old_plan.contenders)
+        names = {c: f"{c} ({plan.name})" if c in taken else c for c in plan.contenders}
+        joined = replace(
+            old_plan,
+            name=f"{old_plan.name} + {plan.name}",
+            groups=(*old_plan.groups, *(replace(g, contender=names[g.contender])
+                                        for g in plan.groups)),
+            draws=max(old_plan.draws, plan.draws),
+        )  # fmt: skip
+        rows = [*old, *(replace(r, contender=names[r.contender]) for r in new)]
+        sections[sections.index(home)] = (joined, [*records, record], [*paths, folder], rows)
+    return [_section(*s) for s in sections]
+
+
+def _can_join(a: Plan, b: Plan) -> bool:
+    """Same draws (ranges and seed), same budget and data: their contenders form pairs."""
+    def budget(plan: Plan) -> set[tuple[Any, ...]]:
+        return {(g.config.train.epochs, g.config.train.batch, g.config.data) for g in plan.groups}
+
+    return a.ranges == b.ranges and a.seed == b.seed and budget(a) == budget(b)
+
+
+def rows_of(folder: StudyFolder, plan: Plan) -> list[Row]:
+    """One row a trial of the plan, whatever its state."""
+    runs = standing(folder, plan).runs
+    rows = []
+    for trial in plan.trials():
+        run = runs.get(trial.id)
+        summary = run.summary if run else {}
+        status = run.status if run else "waiting"
+        error = {"done": _error(summary.get("top1")), "diverged": plan.chance_error}.get(status)
+        rows.append(
+            Row(
+                study=plan.name,
+                id=trial.id,
+                contender=trial.contender,
+                optim=trial.optim,
+                draw=trial.draw,
+                values=trial.values,
+                status=status,
+                error=error,
+                error_raw=_error(summary.get("top1_raw")) if status == "done" else None,
+                error_best_epoch=_error(summary.get("top1_best")) if status == "done" else None,
+                train_seconds=summary.get("train_seconds"),
+                steps=int(summary.get("step") or 0),
+                peak_memory_bytes=summary.get("peak_memory_bytes"),
+                seed=trial.config.train.seed,
+                folder=str(folder.trial(trial)),
+                note=str(summary.get("error") or ""),
+            )
+        )
+    return rows
+
+
+def _error(top1: float | None) -> float | None:
+    return None if top1 is None else 100 - top1
+
+
+def _section(
+    plan: Plan, records: list[dict[str, Any]], folders: list[Path], rows: list[Row]
+) -> Section:
+    # One area limit and one "best" for all contenders of an optimizer, so that they compare.
+    groups = []
+    for optim in plan.optims:
+        known = [r.error for r in rows if r.optim == optim and r.error is not None]
+        best = min(known, default=None)
+        for g in plan.groups:
+            if g.optim == optim:
+                mine = [r for r in rows if (r.contender, r.optim) == (g.contender, optim)]
+                groups.append(_group(plan, g, mine, best))
+    comparisons = _compare(plan, groups)
+    unfinished = sum(r.status in ("waiting", "running", "interrupted") for r in rows)
+    return Section(
+        name=plan.name,
+        plan=plan,
+        records=records,
+        folders=[str(f) for f in folders],
+        groups=groups,
+        comparisons=comparisons,
+        unfinished=unfinished,
+        notes=_notes(plan, groups),
+    )
+
+
+def _group(plan: Plan, g: Group, rows: list[Row], best: float | None) -> GroupResult:
+    from vitc.models.complexity import complexity
+
+    errors = np.array([r.error for r in rows if r.error is not None])
+    known = [r for r in rows if r.error is not None]
+    ranges = plan.ranges[g.optim]
+    cost = complexity(_meta_model(g, plan.classes))
+    settings = {n: np.array([r.values[n] for r in known]) for n in ranges}
+    enough = len(errors) >= 8  # a quarter of them, the filter's sample, is then two
+    return GroupResult(
+        contender=g.contender,
+        optim=g.optim,
+        rows=rows,
+        curves=[_curve(r) for r in rows if r.status in ("done", "diverged")],
+        median=st.median(errors) if len(errors) else None,
+        area=st.area(errors, best or 0.0, plan.chance_error)
+        if len(errors) >= st.FEWEST_TO_RESAMPLE else None,
+        share=st.share_within(errors, best, WITHIN_POINTS) if len(errors) else None,
+        tuning=st.tuning_curve(errors, support=(0.0, 100.0)) if len(errors) else None,
+        borders={n: st.on_border(settings[n], errors, r.low, r.high, log=r.log)
+                 for n, r in ranges.items() if len(errors)},
+        best_ranges={n: st.best_range(errors, _scaled(settings[n], r))
+                     for n, r in ranges.items() if enough},
+        flops=cost.flops,
+        params=cost.params,
+        activations=cost.activations,
+    )  # fmt: skip
+
+
+def _scaled(values: Any, r: Range) -> Any:
+    return np.log10(values) if r.log else values
+
+
+def _meta_model(g: Group, classes: int) -> Any:
+    import torch
+
+    from vitc.models.zoo import build_model
+
+    with torch.device("meta"):
+        return build_model(g.config.model, classes)
+
+
+def _curve(row: Row) -> tuple[list[float], list[float]]:
+    from vitc.train.runlog import read_metrics
+
+    lines = [m for m in read_metrics(row.folder, "eval") if m.get("top1") is not None]
+    return [float(m["epoch"]) for m in lines], [100 - float(m["top1"]) for m in lines]
+
+
+def _compare(plan: Plan, groups: list[GroupResult]) -> list[Comparison]:
+    reference = plan.reference or plan.contenders[-1]
+    shifted = {g.contender for g in plan.groups if g.seed_shift}
+    found: list[Comparison] = []
+    for optim in plan.optims:
+        base = next(g for g in groups if (g.contender, g.optim) == (reference, optim))
+        for g in groups:
+            if g.optim != optim or g.contender == reference:
+                continue
+            shared = _shared(g, base)
+            if len(shared) < 2:
+                continue
+            mine, theirs = (np.array(x) for x in zip(*shared, strict=True))
+            difference = mine - theirs
+            try:
+                needed = st.draws_needed(difference)
+            except ConfigError:
+                needed = None
+            found.append(
+                Comparison(
+                    contender=g.contender,
+                    reference=reference,
+                    optim=optim,
+                    n=len(shared),
+                    difference=st.paired_median_difference(mine, theirs),
+                    p=st.paired_test(mine, theirs).p,
+                    p_holm=1.0,
+                    crossings=st.edfs_cross(mine, theirs),
+                    reach=_reach(g, base),
+                    draws_needed=needed,
+                    is_control=g.contender in shifted,
+                )
+            )
+    adjusted = st.holm([c.p for c in found]) if found else []
+    return [replace(c, p_holm=float(p)) for c, p in zip(found, adjusted, strict=True)]
+
+
+def _shared(a: GroupResult, b: GroupResult) -> list[tuple[float, float]]:
+    """(a's error, b's error) on each draw that both have a result for."""
+    other = {r.draw: r.error for r in b.rows if r.error is not None}
+    return [(r.error, other[r.draw]) for r in a.rows if r.error is not None and r.draw in other]  # type: ignore[misc]
+
+
+def _reach(a: GroupResult, b: GroupResult) -> st.Reach | None:
+    """How many draws the contender needs for what the reference reaches with all its draws."""
+    if a.tuning is None or b.tuning is None:
+        return None
+    return st.draws_to_reach(a.tuning, b.tuning, int(b.tuning.ks[-1]))
+
+
+def _notes(plan: Plan, groups: list[GroupResult]) -> list[str]:
+    """What a reader must know before believing a number."""
+    notes = []
+    for g in groups:
+        for name, border in g.borders.items():
+            if border.side:
+                r = plan.ranges[g.optim][name]
+                notes.append(
+                    f"{g.contender} under {g.optim}: the best {name} lies on the {border.side} "
+                    f"border of its range {r.low:g} to {r.high:g}; a wider range may be better."
+                )
+    return notes
+
+
+def results_json(sections: Sequence[Section]) -> dict[str, Any]:
+    """Everything the report shows, as plain values."""
+    return {
+        "sections": [
+            {
+                "name": s.name,
+                "folders": s.folders,
+                "plan_hashes": [r["hash"] for r in s.records],
+                "unfinished_trials": s.unfinished,
+                "chance_error": s.plan.chance_error,
+                "groups": [
+                    {
+                        "contender": g.contender,
+                        "optim": g.optim,
+                        "n": len(g.errors),
+                        "diverged": g.count("diverged"),
+                        "failed": g.count("failed"),
+                        "best_error": g.best.error if g.best else None,
+                        "best_values": g.best.values if g.best else None,
+                        "median_error": asdict(g.median) if g.median else None,
+                        "mean_error_clipped": asdict(g.area) if g.area else None,
+                        f"share_within_{WITHIN_POINTS:g}_points": asdict(g.share)
+                        if g.share else None,
+                        "tuning_curve": None if g.tuning is None else {
+                            "draws": g.tuning.ks.tolist(),
+                            "mean": g.tuning.mean.tolist(),
+                            "low": g.tuning.mean_low.tolist(),
+                            "high": g.tuning.mean_high.tolist(),
+                        },
+                        "flops": g.flops,
+                        "params": g.params,
+                        "activations": g.activations,
+                        "step_ms": g.step_ms,
+                        "memory_mib": g.memory_mib,
+                    }
+                    for g in s.groups
+                ],
+                "comparisons": [
+                    {
+                        "contender": c.contender,
+                        "reference": c.reference,
+                        "optim": c.optim,
+                        "n": c.n,
+                        "paired_median_difference": asdict(c.difference),
+                        "p": c.p,
+                        "p_holm": c.p_holm,
+                        "edfs_cross": bool(c.crossings.seen),
+                        "edfs_cross_beyond_noise": bool(c.crossings.beyond_noise),
+                        "draws_needed_80_percent_power": c.draws_needed,
+                        "control": c.is_control,
+                    }
+                    for c in s.comparisons
+                ],
+                "notes": s.notes,
+            }
+            for s in sections
+        ]
+    }  # fmt: skip

@@ -1,0 +1,397 @@
+"""Set a study up, run what is missing of it, and say how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vitc.config import RunConfig, load_config
+from vitc.errors import ConfigError, InterruptedRun
+from vitc.study.engines import Job, LocalEngine, Outcome
+from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
+from vitc.study.runs import Run, read_run
+from vitc.train.progress import duration
+from vitc.train.runlog import CONFIG, environment, read_metrics, write_atomically
+
+MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def hparams_plan(
+    recipes: Sequence[str],
+    models: Sequence[str],
+    optims: Sequence[str],
+    *,
+    draws: int,
+    seed: int = 0,
+    ranges: Mapping[str, Mapping[str, Range]] | None = None,
+    control: bool = False,
+    reference: str = "",
+    name: str = "hparams",
+    **overrides: Any,
+) -> Plan:
+    """Contenders = recipes x models (no models: each recipe's own), each under every optimizer.
+
+    `ranges` (optimizer -> setting -> Range) replace the recipe's own, which are those of the first
+    recipe for all contenders. `control` adds the reference against itself with other seeds (A/A).
+    `overrides` are settings for every trial. Raises ConfigError.
+    """
+    from vitc.recipes import study_ranges
+
+    if not recipes or not optims:
+        raise ConfigError("A study needs at least one recipe and one optimizer.")
+    groups = []
+    for optim in optims:
+        for recipe in recipes:
+            for model in models or [None]:
+                extra = {} if model is None else {"model": model}
+                config = single_threaded(load_config(recipe, optim=optim, **extra, **overrides))
+                label = config.model.name if len(recipes) == 1 else f"{recipe} {config.model.name}"
+                groups.append(Group(contender=label, optim=optim, config=config))
+    contenders = list(dict.fromkeys(g.contender for g in groups))
+    reference = reference or contenders[-1]
+    if reference not in contenders:
+        raise ConfigError(
+            f"The reference {reference!r} is not a contender.", f"Known: {', '.join(contenders)}."
+        )
+    if control:
+        groups += [
+            dataclasses.replace(g, contender=f"{reference} again", seed_shift=500_000)
+            for g in groups
+            if g.contender == reference
+        ]
+    given = ranges or {}
+    own = {o: study_ranges(recipes[0], o) for o in optims if o not in given}
+    return Plan(
+        name=name,
+        groups=tuple(groups),
+        ranges={
+            o: dict(given[o]) if o in given
+            else {n: Range(low=low, high=high) for n, (low, high) in own[o].items()}
+            for o in optims
+        },
+        draws=draws,
+        seed=seed,
+        reference=reference,
+        classes=count_classes(groups[0].config),
+    ).checked()  # fmt: skip
+
+
+def count_classes(config: RunConfig) -> int:
+    """Classes of the data a run would see; opens it."""
+    from vitc.data.sources import open_data
+
+    return len(open_data(config.data, config.model.in_chans).classes)
+
+
+def single_threaded(config: RunConfig) -> RunConfig:
+    """On CPU a trial has one thread and many trials share the cores; elsewhere as it is."""
+    from vitc.train.device import pick_device
+
+    device = pick_device(config.train.device).type
+    threads = 1 if device == "cpu" else config.train.threads
+    train = dataclasses.replace(config.train, device=device, threads=threads)
+    return dataclasses.replace(config, train=train)
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a study is: trials by status, and what the finished ones cost."""
+
+    total: int
+    counts: Counter[str]
+    seconds: float
+    runs: dict[str, Run]
+
+    @property
+    def ended(self) -> int:
+        return sum(self.counts[s] for s in ("done", "diverged", "failed"))
+
+
+def standing(folder: StudyFolder, plan: Plan) -> Standing:
+    """Read every trial's folder; `waiting` are those that have none."""
+    counts: Counter[str] = Counter()
+    runs: dict[str, Run] = {}
+    seconds = 0.0
+    total = 0
+    for trial in plan.trials():
+        total += 1
+        path = folder.trial(trial)
+        if not (path / CONFIG).exists():
+            counts["waiting"] += 1
+            continue
+        run = runs[trial.id] = read_run(path)
+        counts[run.status] += 1
+        seconds += float(run.summary.get("train_seconds") or 0.0)
+    return Standing(total, counts, seconds, runs)
+
+
+def conduct(
+    folder: StudyFolder,
+    plan: Plan,
+    *,
+    workers: int | None = None,
+    allow_mixed: bool = False,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    command: str = "",
+) -> Standing:
+    """Write or join the plan, then run every trial that has not ended.
+
+    Raises ConfigError: another study is there, or contenders differ in what must agree and
+    `allow_mixed` is not set. Raises InterruptedRun on SIGTERM or Ctrl-C, once the running trials
+    have saved their state: the same command goes on.
+    """
+    differing = mixed(plan)
+    if differing and not allow_mixed:
+        raise ConfigError(
+            "The contenders would not be compared fairly:\n  " + "\n  ".join(differing),
+            "Make them agree, or say --allow-mixed; the report will name it.",
+        )
+    here = environment()
+    here["engine"] = LocalEngine.name
+    with _study_lock(folder):
+        record = folder.start(plan, here, command)
+        _same_machine(folder, record, here, allow_mixed, command)
+        if differing:
+            _note_once(folder, record, f"mixed on purpose: {'; '.join(differing)}", command)
+        before = standing(folder, plan)
+        again = [i for i, r in before.runs.items() if r.status == "failed"] if retry_failed else []
+        if again:
+            folder.note(f"ran again after failure: {', '.join(again)}", command)
+        jobs = [
+            Job(t.id, f"{t.contender}/{t.optim} draw {t.draw}", t.config, folder.trial(t))
+            for t in plan.trials()
+            if t.id in again or t.id not in before.runs or not before.runs[t.id].ended
+        ]
+        if jobs:
+            _run(folder, plan, jobs, workers or default_workers(plan), quiet)
+    return standing(folder, plan)
+
+
+def default_workers(plan: Plan) -> int:
+    """One a core on CPU; four a GPU, whose kernels on small models leave room for each other."""
+    if plan.groups[0].config.train.device != "cpu":
+        return 4
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], workers: int, quiet: bool) -> None:
+    engine = LocalEngine(workers=workers)
+    total = sum(1 for _ in plan.trials())
+    screen = StudyProgress(plan.name, total, total - len(jobs), len(jobs), workers, quiet)
+
+    def done(outcome: Outcome) -> None:
+        if outcome.status == "failed":
+            path = outcome.job.out
+            if not (read_run(path).ended if (path / CONFIG).exists() else False):
+                record_failure(outcome.job, outcome.error or "unknown")
+        screen.ended(outcome)
+
+    with screen, _stop_sets(engine) as caught:
+        engine.run(jobs, done, screen.tick)
+    if caught:
+        number = caught[0]
+        raise InterruptedRun(
+            f"Stopped by {signal.Signals(number).name}; running trials saved their state.",
+            f"The same command goes on; how far it is: vitc study status {folder.path}",
+            number,
+        )
+
+
+def record_failure(job: Job, error: str) -> None:
+    """A trial whose worker died, twice: it is kept as failed, with the reason."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    if not (job.out / CONFIG).exists():
+        from vitc.config import to_dict
+
+        write_atomically(job.out / CONFIG, json.dumps(to_dict(job.config), indent=2) + "\n")
+    lines = read_metrics(job.out)
+    step = int(lines[-1]["step"]) if lines else 0
+    summary = {"status": "failed", "run": str(job.out), "error": error, "step": step}
+    write_atomically(job.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _stop_sets(engine: LocalEngine) -> Iterator[list[int]]:
+    """SIGTERM or Ctrl-C asks the engine to stop; the second one is not held."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def handler(number: int, frame: object) -> None:
+        caught.append(number)
+        engine.stop.set()
+        for s, old in before.items():
+            signal.signal(s, old)
+
+    with contextlib.suppress(ValueError):  # not the main thread: nobody to ask
+        for s in (signal.SIGTERM, signal.SIGINT):
+            before[s] = signal.signal(s, handler)
+    try:
+        yield caught
+    finally:
+        if not caught:
+            for s, old in before.items():
+                signal.signal(s, old)
+
+
+@contextlib.contextmanager
+def _study_lock(folder: StudyFolder) -> Iterator[None]:
+    """One conductor a study: two would start the same trials twice."""
+    from vitc.train.runlog import FolderLock
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder.path):
+        yield
+
+
+def _same_machine(
+    folder: StudyFolder, record: Mapping[str, Any], here: Mapping[str, Any], allow: bool, cmd: str
+) -> None:
+    """Versions, engine and hardware must be those of the start, or it is said and recorded."""
+    then = record["environment"]
+    changed = [
+        f"{k} {then['versions'].get(k)} -> {here['versions'].get(k)}"
+        for k in MUST_AGREE
+        if then["versions"].get(k) != here["versions"].get(k)
+    ]
+    for k in ("cpu", "gpus"):
+        if then["hardware"].get(k) != here["hardware"].get(k):
+            changed.append(f"{k} {then['hardware'].get(k)} -> {here['hardware'].get(k)}")
+    if then.get("engine") != here.get("engine"):
+        changed.append(f"engine {then.get('engine')} -> {here.get('engine')}")
+    if not changed:
+        return
+    if not allow:
+        raise ConfigError(
+            "The study was begun elsewhere: " + "; ".join(changed) + ".",
+            "Go on there, or say --allow-mixed; the report will name it.",
+        )
+    _note_once(folder, record, f"continued with other conditions: {'; '.join(changed)}", cmd)
+
+
+def _note_once(folder: StudyFolder, record: Mapping[str, Any], what: str, command: str) -> None:
+    if all(entry["what"] != what for entry in record["history"]):
+        folder.note(what, command)
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+class StudyProgress:
+    """Progress over all trials with ETA on stderr: a bar, or plain lines where no terminal."""
+
+    def __init__(
+        self, name: str, total: int, done: int, left: int, workers: int, quiet: bool
+    ) -> None:
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        self.name, self.total, self.finished, self.left = name, total, done, left
+        self.workers = workers
+        self.seconds: list[float] = []
+        self.started = time.monotonic()
+        self.bar: Progress | None = None
+        if self.console.is_terminal and not quiet:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[eta]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task(name, total=total, completed=done, eta="")
+        again = f", {done} already there" if done else ""
+        self.console.print(
+            f"study {name}: {total} trials{again}; {workers} worker(s)", markup=False
+        )
+
+    def __enter__(self) -> StudyProgress:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def eta(self) -> str:
+        if not self.seconds:
+            return ""
+        mean = sum(self.seconds) / len(self.seconds)
+        return f"about {duration(mean * self.left / self.workers)} left"
+
+    def tick(self, running: Sequence[Job]) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, eta=self.eta())
+
+    def ended(self, outcome: Outcome) -> None:
+        if outcome.status == "interrupted":
+            return
+        self.finished += 1
+        self.left -= 1
+        self.seconds.append(outcome.seconds)
+        result = outcome.status
+        if outcome.status == "done":
+            top1 = read_run(outcome.job.out).top1
+            result = f"error {100 - top1:.2f} %" if top1 is not None else "done"
+        elif outcome.error:
+            result = f"{outcome.status}: {outcome.error.strip().splitlines()[-1]}"
+        self.console.print(
+            f"[{self.finished}/{self.total}] {outcome.job.label}: {result} "
+            f"({duration(outcome.seconds)}; {self.eta()})",
+            markup=False,
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.finished, eta=self.eta())
+
+
+def status_lines(folder: StudyFolder) -> list[str]:
+    """What `vitc study status DIR` prints, from any terminal, while the study runs or after."""
+    plan, record = folder.read()
+    now = standing(folder, plan)
+    order = ("done", "diverged", "failed", "running", "interrupted", "waiting")
+    counts = ", ".join(f"{now.counts[s]} {s}" for s in order if now.counts[s])
+    lines = [f"{plan.name} ({record['hash'][:12]}): {now.ended} of {now.total} trials; {counts}"]
+    for trial in plan.trials():
+        run = now.runs.get(trial.id)
+        if run is None or run.ended:
+            continue
+        metrics = run.metrics("train")
+        step = metrics[-1]["step"] if metrics else 0
+        lines.append(
+            f"  {run.status}: {trial.contender}/{trial.optim} draw {trial.draw}, step {step}, "
+            f"{folder.trial(trial)}"
+        )
+    for trial in plan.trials():
+        run = now.runs.get(trial.id)
+        if run is not None and run.status == "failed":
+            why = str(run.summary.get("error", "")).strip().splitlines()
+            lines.append(f"  failed: {trial.contender}/{trial.optim} draw {trial.draw}: "
+                         f"{why[-1] if why else 'no reason recorded'}")  # fmt: skip
+    if now.ended == now.total:
+        lines.append(f"Next: vitc report {folder.path}")
+    return lines
+
+
+def trial_of(plan: Plan) -> dict[str, Trial]:
+    """Trials by id."""
+    return {t.id: t for t in plan.trials()}

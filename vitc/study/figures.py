@@ -1,0 +1,210 @@
+"""The pictures of a report, each a small figure of its own, readable on a phone and in print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from vitc.study import statistics as st
+from vitc.study.analysis import GroupResult, Section
+from vitc.study.plan import Range
+
+# Okabe & Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision; line style
+# and marker repeat the distinction for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#1b1f24"  # text and axes; the HTML replaces it by the page's own colour
+
+STYLE = {
+    "figure.figsize": (4.7, 3.5),
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a `$` in somebody's model name is a `$`
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure with a file name, and a caption that says what to see."""
+
+    name: str
+    part: str
+    title: str
+    figure: Figure
+
+
+def pictures(section: Section, index: int) -> Iterator[Picture]:
+    """All figures of a section, in the report's order; `part` groups them."""
+    with mpl.rc_context(STYLE):
+        for optim in section.plan.optims:
+            groups = [g for g in section.of(optim) if len(g.errors)]
+            if not groups:
+                continue
+            stem = f"{index}_{optim}"
+            looks = {g.contender: i for i, g in enumerate(section.of(optim))}
+            yield Picture(f"tuning_{stem}", "tuning", f"{optim}: best after k draws",
+                          _tuning(groups, looks, compute=False))  # fmt: skip
+            yield Picture(f"compute_{stem}", "tuning", f"{optim}: best after some compute",
+                          _tuning(groups, looks, compute=True))  # fmt: skip
+            yield Picture(f"edf_{stem}", "edf", f"{optim}: all draws", _edf(groups, looks))
+            yield Picture(f"delta_{stem}", "edf", f"{optim}: distance to the best draw",
+                          _delta(groups, looks))  # fmt: skip
+            for name, x, logarithmic in _settings(section, optim):
+                safe = name.replace(" ", "").replace("·", "_times_").replace(".", "_")
+                yield Picture(f"scatter_{stem}_{safe}", "scatter", f"{optim}: error against {name}",
+                              _scatter(groups, looks, name, x, logarithmic))  # fmt: skip
+            if any(len(c[0]) > 1 for g in groups for c in g.curves):
+                yield Picture(f"curves_{stem}", "curves", f"{optim}: validation error by epoch",
+                              _curves(groups, looks, section.plan.chance_error))  # fmt: skip
+
+
+def _axes() -> tuple[Figure, Any]:
+    figure = Figure(layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(axes: Any, count: int) -> None:
+    axes.figure.legend(loc="outside lower center", ncols=2 if count > 1 else 1, fontsize=8)
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
+
+
+def _tuning(groups: list[GroupResult], looks: dict[str, int], compute: bool) -> Figure:
+    figure, axes = _axes()
+    for g in groups:
+        t = g.tuning
+        if t is None or (compute and not g.seconds_a_trial):
+            continue
+        look = _look(looks[g.contender])
+        x = t.ks * (g.seconds_a_trial if compute else 1.0)
+        axes.plot(x, t.mean, label=g.contender, **look)
+        axes.fill_between(x, t.mean_low, t.mean_high, color=look["color"], alpha=0.13, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.set_xlabel("training seconds spent on draws" if compute else "number of draws k")
+    axes.set_ylabel("expected best top-1 error (%)")
+    _tight_y(axes, groups)
+    _legend(axes, len(groups))
+    return figure
+
+
+def _tight_y(axes: Any, groups: list[GroupResult]) -> None:
+    """The curves fill the figure; where so few draws bound nothing, the band runs off it."""
+    means = np.concatenate([g.tuning.mean for g in groups if g.tuning is not None])
+    low, high = float(means.min()), float(means.max())
+    room = max(high - low, 2.0)
+    axes.set_ylim(max(0.0, low - 0.35 * room), min(100.0, high + 0.35 * room))
+
+
+def _edf(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
+    figure, axes = _axes()
+    for g in groups:
+        look = _look(looks[g.contender])
+        band = st.edf_band(g.errors)
+        x, share = st.edf(g.errors)
+        axes.step([x[0], *x], [0, *share], where="post", label=f"{g.contender} (n {len(g.errors)})",
+                  **look)  # fmt: skip
+        axes.fill_between(band.x, band.low, band.high, step="post", color=look["color"], alpha=0.10,
+                          linewidth=0)  # fmt: skip
+    axes.set_xlabel("top-1 error (%); diverged = chance")
+    axes.set_ylabel("share of draws at or below")
+    axes.set_ylim(0, 1.02)
+    _legend(axes, len(groups))
+    return figure
+
+
+def _delta(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
+    figure, axes = _axes()
+    for g in groups:
+        x, share = st.edf_delta(g.errors)
+        axes.step([x[0], *x], [0, *share], where="post", label=g.contender,
+                  **_look(looks[g.contender]))  # fmt: skip
+    axes.set_xlabel("points above the contender's own best draw")
+    axes.set_ylabel("share of draws at or below")
+    axes.set_ylim(0, 1.02)
+    _legend(axes, len(groups))
+    return figure
+
+
+def _settings(section: Section, optim: str) -> Iterator[tuple[str, Any, bool]]:
+    """(label, how to read it off a row's values, log axis) of each drawn setting, and of lr*wd."""
+    ranges: dict[str, Range] = section.plan.ranges[optim]
+    short = {"optim.lr": "lr", "optim.weight_decay": "weight decay"}
+    for name, r in ranges.items():
+        yield short.get(name, name), (lambda values, name=name: values[name]), r.log
+    if {"optim.lr", "optim.weight_decay"} <= set(ranges):
+        yield "lr · weight decay", _product, True
+
+
+def _product(values: dict[str, float]) -> float:
+    return values["optim.lr"] * values["optim.weight_decay"]
+
+
+def _scatter(
+    groups: list[GroupResult], looks: dict[str, int], name: str, read: Any, log: bool
+) -> Figure:
+    figure, axes = _axes()
+    for g in groups:
+        i = looks[g.contender]
+        rows = [r for r in g.rows if r.error is not None]
+        x = np.array([read(r.values) for r in rows])
+        y = np.array([r.error for r in rows])
+        diverged = np.array([r.status == "diverged" for r in rows])
+        colour = COLOURS[i % len(COLOURS)]
+        axes.scatter(x[~diverged], y[~diverged], s=16, alpha=0.75, color=colour,
+                     marker=MARKERS[i % len(MARKERS)], label=g.contender, linewidths=0)  # fmt: skip
+        axes.scatter(x[diverged], y[diverged], s=22, color=colour, marker="x")
+        if len(rows) >= 8:
+            best = st.best_range(y, np.log10(x) if log else x)
+            low, middle, high = (10**v if log else v for v in best)
+            axes.axvspan(low, high, color=colour, alpha=0.07, linewidth=0)
+            axes.axvline(middle, **{**_look(i), "linewidth": 1})
+    if log:
+        axes.set_xscale("log")
+    axes.set_xlabel(f"{name} (band: where the best of resampled studies lie; x: diverged)")
+    axes.set_ylabel("top-1 error (%)")
+    axes.xaxis.label.set_fontsize(7.5)
+    _legend(axes, len(groups))
+    return figure
+
+
+def _curves(groups: list[GroupResult], looks: dict[str, int], chance: float) -> Figure:
+    figure, axes = _axes()
+    for g in groups:
+        look = _look(looks[g.contender])
+        best = g.best
+        for row, (epochs, errors) in zip(
+            [r for r in g.rows if r.status in ("done", "diverged")], g.curves, strict=True
+        ):
+            chosen = row is best
+            axes.plot(epochs, errors, color=look["color"], alpha=0.95 if chosen else 0.18,
+                      linewidth=1.8 if chosen else 0.7, linestyle=look["linestyle"],
+                      label=f"{g.contender}, best draw" if chosen else None)  # fmt: skip
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 error of the EMA weights (%)")
+    axes.set_ylim(top=chance * 1.02)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    _legend(axes, len(groups))
+    return figure

@@ -1,0 +1,702 @@
+"""The front door: a folder and no recipe. What lies there, what is this machine, so what to run?
+
+Every choice is a pure function of what was seen and measured, and is said in one line with its
+reason; what the user has fixed is kept, and said too. Torch is loaded only once the images are in
+order, so that a wrong folder is answered at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.config import RunConfig, load_config, with_data
+from vitc.data.decode import crop_resize, read_image
+from vitc.data.sources import DataSet, Split, open_data
+from vitc.errors import BrokenFileError, ConfigError
+from vitc.models.zoo import model_config
+from vitc.recipes import get_recipe
+from vitc.train.progress import duration
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitc.train.probe import Probe
+
+DEFAULT_BUDGET_SECONDS = 1800.0
+START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
+SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are read
+EVALUATIONS = 20  # on validation over a run, at most
+LEAST_SHARE = 0.4  # of the wanted epochs that a model must reach within the budget to be chosen
+SMALL_SIDE = 40  # pixels up to which images are treated as MNIST's and CIFAR's are
+FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A config for a folder of images, why it is so, and what it will cost."""
+
+    config: RunConfig
+    lines: list[str]
+    """One a choice, `what: value — because reason`; then time, memory and what to expect."""
+    seconds: float
+    """Expected duration of the run, evaluations included."""
+    memory_bytes: int
+    """Expected peak memory, of the GPU or else of the run's processes; 0: not known."""
+
+
+def propose(
+    folder: Path,
+    budget_seconds: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Proposal:
+    """What to train on the images of `folder` within `budget_seconds` (None: at most 30 minutes).
+
+    `overrides`: settings the user fixed, by their dotted names as `load_config` takes them; every
+    choice respects them. Takes seconds: a sample of the images is opened, and real steps are timed.
+    No random generator and no global setting of torch is changed. Raises ConfigError: a setting
+    that cannot be; DataError: images that cannot be trained on.
+    """
+    fixed = dict(overrides or {})
+    budget = DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
+    _refuse(folder, budget, fixed)
+    choices = Choices(fixed)
+    base = _base(folder, fixed)
+    data, look = _choose_images(choices, base)
+    device, machine = _choose_device(choices)
+    _choose_views(choices, look)
+    _choose_steps(choices, base, look, machine)
+    trial = _choose_model(choices, base, data, look, device, machine, budget)
+    seconds = _choose_length(choices, look, machine, trial, budget, budget_seconds is None)
+    config = choices.config(base, trial.settings)
+    memory = memory_bytes(config, data, machine, trial.cost)
+    _say_costs(choices, look, machine, trial, seconds, memory)
+    _say_expectations(choices, look, config)
+    return Proposal(config, choices.lines, seconds, memory)
+
+
+# -- what was seen ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """The images, as far as choices depend on them."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Training images a class."""
+    val: int
+    """Validation images."""
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of a sample."""
+    gray: bool
+    """Whether no image of the sample has colour."""
+    read_seconds: float
+    """One core reads, decodes and resizes one image; 0 where pixels stay in memory."""
+
+    @property
+    def train(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def short_side(self) -> int:
+        """Median over the sample, in pixels."""
+        return round(statistics.median(min(size) for size in self.sizes))
+
+    @property
+    def imbalance(self) -> float:
+        """Images of the largest class over those of the smallest."""
+        return max(self.counts) / max(1, min(self.counts))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it will run."""
+
+    kind: Literal["cuda", "mps", "cpu"]
+    name: str
+    cores: int
+    memory_bytes: int
+    """Of the GPU, or else of the host."""
+
+
+class Sample(NamedTuple):
+    """What a few images say about all."""
+
+    sizes: tuple[tuple[int, int], ...]
+    gray: bool
+    read_seconds: float
+
+
+def sample(split: Split, skip_broken: bool) -> Sample:
+    """Open a few images, evenly spread. Raises BrokenFileError unless such files are skipped."""
+    places = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64)).tolist()
+    if split.pixels is not None:
+        size = (split.pixels.shape[1], split.pixels.shape[2])
+        return Sample((size,), all(_is_gray(split.pixels[i]) for i in places), 0.0)
+    assert split.files is not None
+    sizes, gray, times = [], True, []
+    for i in places:
+        start = time.perf_counter()
+        try:
+            pixels = read_image(split.files[i], 3, split.names[i])
+        except BrokenFileError:
+            if not skip_broken:
+                raise
+            continue
+        height, width = pixels.shape[:2]
+        crop_resize(pixels, (0.0, 0.0, float(height), float(width)), (128, 128))
+        times.append(time.perf_counter() - start)
+        sizes.append((height, width))
+        gray = gray and _is_gray(pixels)
+    if not sizes:
+        raise ConfigError(
+            f"All {len(places)} images looked at are broken files.", "Repair the data set first."
+        )
+    stays = len(set(sizes)) == 1 and max(sizes[0]) <= 64  # the loader then decodes them once
+    return Sample(tuple(sizes), gray, 0.0 if stays else statistics.median(times))
+
+
+def _is_gray(pixels: NDArray[np.uint8]) -> bool:
+    """Whether the channels of (H, W, C) agree, but for what JPEG's rounding makes of them."""
+    spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)
+    return bool(np.percentile(spread, 99) <= 8)
+
+
+# -- choices: pure functions of what was seen ------------------------------------------------------
+
+
+class Rung(NamedTuple):
+    """A model of the zoo at an input size, and from how many training images it earns its cost."""
+
+    model: str
+    img_size: int
+    min_images: int
+
+
+# Cheapest first. All have convolutional stems: with them a ViT learns from few images, and under
+# any optimizer, what it does not with patches (paper section 5). All have 4x4 tokens or more.
+PHOTO_RUNGS = (
+    Rung("vit_c_tiny", 64, 0),
+    Rung("vit_c_mini96", 64, 150),
+    Rung("vit_c_mini96", 96, 1_000),
+    Rung("vit_c_small128", 128, 5_000),
+    Rung("vit_c_1gf", 224, 30_000),
+    Rung("vit_c_4gf", 224, 150_000),
+)
+SMALL_RUNGS = (
+    Rung("vit_c_tiny", 32, 0),
+    Rung("vit_c_tiny_patch4", 32, 2_000),
+    Rung("vit_c_mini", 32, 20_000),
+)
+
+
+def rungs_for(look: Look) -> list[Rung]:
+    """The rungs that these images can use, cheapest first; at least one."""
+    ladder = SMALL_RUNGS if look.short_side <= SMALL_SIDE else PHOTO_RUNGS
+    fitting = [r for r in ladder
+               if look.train >= r.min_images and r.img_size <= 1.25 * look.short_side]  # fmt: skip
+    return fitting or [ladder[0]]
+
+
+def batch_size(train: int, kind: str) -> int:
+    """At least BatchNorm's 16 images, ten steps an epoch if so, at most 128 (on a GPU 256)."""
+    if train < 16:
+        return max(1, train)
+    return min(128 if kind == "cpu" else 256, max(16, 2 ** int(math.log2(train / 10))))
+
+
+def wanted_epochs(train: int) -> int:
+    """How long training from scratch keeps paying: 200 epochs of 250 images, 50 of 13,000."""
+    return round(min(300, max(30, 200 * (250 / max(1, train)) ** 0.35)))
+
+
+def held_out_shares(total: int) -> tuple[float, float]:
+    """(validation, test) shares of images that come without a split.
+
+    Of few images none is kept for a test: nothing is chosen by validation (the last epoch is
+    taken), so its number is an honest one.
+    """
+    if total < 1000:
+        return 0.2, 0.0
+    share = round(min(0.15, max(0.02, 1500 / total)), 3)
+    return share, share
+
+
+def fit_for(sizes: Sequence[tuple[int, int]]) -> tuple[Literal["crop", "pad", "squash"], str]:
+    """How images of these (height, width) become square, and why."""
+    ratios = [width / height for height, width in sizes]
+    lost = statistics.median(1 - min(r, 1 / r) for r in ratios)
+    said = f"a square from the middle loses {lost:.0%} of the median image"
+    if lost < 0.45:
+        return "crop", said
+    low, high = np.quantile(ratios, (0.1, 0.9))
+    if high / low < 1.2:
+        return "squash", f"{said}, and all have about the same shape (width {high:.1f} x height)"
+    return "pad", f"{said}, and their shapes differ"
+
+
+def balance_for(counts: Sequence[int]) -> tuple[Literal["none", "sqrt"], str]:
+    """Whether rare classes are shown more often than they come, and why."""
+    said = f"the largest class has {max(counts):,} training images, the smallest {min(counts):,}"
+    if max(counts) < 4 * min(counts):
+        return "none", said
+    return "sqrt", f"{said}: rare classes are shown more often than they come"
+
+
+_ONE_SIDED = re.compile(r"(?:^|[^a-z])(?:left|right)(?:[^a-z]|$)", re.IGNORECASE)
+
+
+def flip_for(classes: Sequence[str]) -> tuple[float, str]:
+    """Probability of mirroring: none where a mirrored image would be of another class."""
+    if any(_ONE_SIDED.search(name) for name in classes):
+        return 0.0, "a class name tells left from right"
+    if all(len(name) == 1 for name in classes):
+        return 0.0, "the classes are named by one character: a mirrored one may be another"
+    return 0.5, "a mirrored photo is of the same class"
+
+
+def half_width(n: int) -> float:
+    """Half of Wilson's 95 % interval, in points, of an accuracy near 50 % measured on n images."""
+    z = 1.959963984540054
+    return 100 * z / (1 + z * z / n) * math.sqrt(0.25 / n + (z / (2 * n)) ** 2)
+
+
+# -- costs: pure functions of what was measured ----------------------------------------------------
+
+
+def epoch_seconds(look: Look, machine: Machine, batch: int, cost: Probe) -> float:
+    """One pass over the training images. On a CPU, reading and computing share the cores."""
+    compute = look.train // batch * cost.step_seconds
+    read = look.train * look.read_seconds / min(machine.cores, 8)
+    return compute + read if machine.kind == "cpu" else max(compute, read)
+
+
+def evaluation_seconds(look: Look, machine: Machine, cost: Probe) -> float:
+    """One evaluation on validation: of the weights as they are, and of their average."""
+    return 2 * look.val * (cost.forward_seconds + look.read_seconds / min(machine.cores, 8))
+
+
+class Length(NamedTuple):
+    """How long a run is."""
+
+    epochs: int
+    eval_every: int
+    seconds: float
+
+
+def run_length(epoch: float, evaluation: float, budget: float, most: int) -> Length:
+    """As many epochs, up to `most` and at least one, as `budget` seconds pay for.
+
+    Evaluations take at most a tenth of the time, and are at most 20. epoch and evaluation: the
+    seconds of one.
+    """
+
+    def length(epochs: int) -> Length:
+        every = max(1, math.ceil(epochs / EVALUATIONS), math.ceil(10 * evaluation / epoch))
+        every = min(every, epochs)
+        evaluations = math.ceil(epochs / every)
+        return Length(epochs, every, START_SECONDS + epochs * epoch + evaluations * evaluation)
+
+    epochs = max(1, min(most, int((budget - START_SECONDS) / epoch)))
+    while epochs > 1 and length(epochs).seconds > budget:
+        epochs = min(epochs - 1, int(epochs * 0.98))
+    return length(epochs)
+
+
+def memory_bytes(config: RunConfig, data: DataSet, machine: Machine, cost: Probe) -> int:
+    """Peak memory of a run whose step was seen to need `cost.memory_bytes`; 0: not known."""
+    if not cost.memory_bytes:
+        return 0
+    held = sum(s.pixels.nbytes for s in data.splits.values() if s.pixels is not None)
+    workers = 0
+    if not held and machine.kind == "cpu":
+        workers = min(machine.cores, 8) if config.data.workers is None else config.data.workers
+    return cost.memory_bytes + held + workers * WORKER_BYTES
+
+
+WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
+
+
+# -- choosing aloud --------------------------------------------------------------------------------
+
+
+@dataclass
+class Choices:
+    """Settings chosen so far and a line of reason for each; what the user fixed stays as it is."""
+
+    fixed: Mapping[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def take(self, key: str, what: str, value: Any, because: str) -> Any:
+        """`value` for the setting `key`, or what the user fixed; either is said."""
+        if key in self.fixed:
+            value, because = self.fixed[key], f"you set --{key}"
+        else:
+            self.settings[key] = value
+        self.say(what, str(value), because)
+        return value
+
+    def say(self, what: str, value: str, because: str) -> None:
+        self.lines.append(f"{what}: {value} — because {because}")
+
+    def warn(self, text: str) -> None:
+        self.lines.append(f"warning: {text}")
+
+    def config(self, base: RunConfig, more: Mapping[str, Any] | None = None) -> RunConfig:
+        """`base` with all that is chosen, `more`, and above all what the user fixed."""
+        return load_config(base, **{**self.settings, **(more or {}), **self.fixed})
+
+
+def _refuse(folder: Path, budget: float, fixed: Mapping[str, Any]) -> None:
+    """What no choice can mend."""
+    if not folder.is_dir():
+        raise ConfigError(f"There is no folder {folder}.", "Give a folder of images.")
+    if not 0 < budget < math.inf:
+        raise ConfigError(f"A budget of {budget} seconds: it must be above 0.")
+    twice = [key for key in ("data", "data.path") if key in fixed]
+    if twice:
+        raise ConfigError(
+            f"The images are those of {folder}, but --{twice[0]} {fixed[twice[0]]} names others.",
+            "Give one of the two.",
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "A folder alone cannot be trained on by several processes: each would measure, and "
+            "choose, for itself.",
+            "Train it in one process with --train.epochs 1, and give the config.json of that run "
+            "to torchrun.",
+        )
+
+
+def _base(folder: Path, fixed: Mapping[str, Any]) -> RunConfig:
+    """What choices are laid over: the folder, and a small recipe's optimizer, its lr absolute."""
+    recipe = get_recipe(RECIPE, fixed.get("optim", fixed.get("optim.kind")))
+    return with_data(RunConfig(name=folder.resolve().name or "run", optim=recipe.optim), str(folder))
+
+
+RECIPE = "cifar10_vit_c"  # whose optimizer settings are scaled to the batch
+
+
+def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
+    """Open the images twice: as they come, then with the shares that are to be held out."""
+    fixed = choices.fixed
+    own = {key: value for key, value in fixed.items() if key.startswith("data.")}
+    whole = {**own, "data.val_fraction": 0.0, "data.test_fraction": 0.0}
+    given = open_data(load_config(base, **whole).data, fixed.get("model.in_chans", 3)).splits
+    seen = sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
+    total = len(given["train"])
+    if "val" not in given:
+        val, test = held_out_shares(total)
+        because = f"{total:,} images come without validation images"
+        choices.take("data.val_fraction", "share held out for validation", val, because)
+        if "test" not in given:
+            if not test:
+                because = f"each of {total:,} images counts, and nothing is chosen by validation"
+            choices.take("data.test_fraction", "share held out for the test", test, because)
+    channels = fixed.get("model.in_chans", 3)
+    if seen.gray or "model.in_chans" in fixed:
+        because = f"none of {min(SAMPLE, total)} images looked at has colour"
+        channels = choices.take("model.in_chans", "channels", 1, because)
+    data = open_data(choices.config(base).data, channels)
+    counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
+    val_images = len(data.splits["val"]) if "val" in data.splits else 0
+    look = Look(data.classes, tuple(counts), val_images, *seen)
+    choices.lines.insert(0, _images_line(look))
+    return data, look
+
+
+def _images_line(look: Look) -> str:
+    sides = sorted(s for size in look.sizes for s in size)
+    shown = ", ".join(look.classes[:3]) + (", ..." if len(look.classes) > 3 else "")
+    return (
+        f"images: {look.train:,} to train on, {look.val:,} to validate; "
+        f"{len(look.classes)} classes ({shown}) of {min(look.counts):,} to {max(look.counts):,} "
+        f"training images; {sides[0]} to {sides[-1]} pixels a side"
+    )
+
+
+def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
+    """The device: what `train.device` names, else the fastest there is."""
+    from vitc.data.resident import cores, device_memory
+    from vitc.train.device import describe, pick_device
+
+    device = pick_device(choices.fixed.get("train.device", "auto"))
+    kind: Any = device.type
+    because = "torch sees no GPU" if kind == "cpu" else "it is the fastest device here"
+    if "train.device" in choices.fixed:
+        because = "you set --train.device"
+    choices.say("device", describe(device), because)
+    return device, Machine(kind, describe(device), cores(), device_memory(device))
+
+
+def _choose_views(choices: Choices, look: Look) -> None:
+    """How an image reaches the model: shape, balance, crop, mirror, mixing."""
+    fit, because = fit_for(look.sizes)
+    choices.take("data.fit", "fit to a square", fit, because)
+    balance, because = balance_for(look.counts)
+    choices.take("data.balance", "balance of classes", balance, because)
+    if look.short_side <= SMALL_SIDE:
+        crop, because = "shift", "images this small lose too much when a part is cut out"
+    else:
+        crop, because = "random_resized", "each epoch then sees another part of each photo"
+    crop = choices.take("data.augment.crop", "training crop", crop, because)
+    if crop == "random_resized" and "data.augment.scale" not in choices.fixed:
+        choices.settings["data.augment.scale"] = (0.35, 1.0)
+    flip, because = flip_for(look.classes)
+    choices.take("data.augment.flip", "mirror", flip, because)
+    mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1}
+    for name, value in mixing.items():
+        if f"data.augment.{name}" not in choices.fixed:
+            choices.settings[f"data.augment.{name}"] = value
+    choices.say(
+        "mixing",
+        ", ".join(f"{n} {choices.fixed.get(f'data.augment.{n}', v)}" for n, v in mixing.items()),
+        "without it a ViT learns few images by heart (the values are the paper's)",
+    )
+
+
+def _choose_steps(choices: Choices, base: RunConfig, look: Look, machine: Machine) -> None:
+    """Batch and learning rate."""
+    batch = batch_size(look.train, machine.kind)
+    micro = choices.fixed.get("train.micro_batch")
+    if micro:
+        batch = max(1, batch // micro) * micro
+    because = f"an epoch of {look.train:,} images then has {look.train // batch} steps"
+    batch = choices.take("train.batch", "batch", batch, because)
+    if batch < 16:
+        choices.warn(
+            f"batch {batch}: the stem's BatchNorm wants 16 images or more to measure means and "
+            "variances on; more images would help."
+        )
+    recipe = get_recipe(RECIPE, choices.fixed.get("optim", choices.fixed.get("optim.kind")))
+    sgd = type(recipe.optim).__name__ == "SGDConfig"
+    ratio = batch / recipe.train.batch
+    lr = recipe.optim.peak_lr(recipe.train.batch) * (ratio if sgd else math.sqrt(ratio))
+    per = choices.fixed.get("optim.lr_per_batch")
+    if per:
+        lr *= per / batch
+    because = (
+        f"the small recipes' {recipe.optim.peak_lr(recipe.train.batch):g} at batch "
+        f"{recipe.train.batch} is scaled {'linearly' if sgd else 'by the square root'}"
+    )
+    choices.take("optim.lr", "peak learning rate", float(f"{lr:.2g}"), because)
+
+
+# -- the model, measured ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A rung's settings and how they ran here."""
+
+    rung: Rung
+    settings: dict[str, Any]
+    config: RunConfig
+    cost: Probe
+
+
+def _choose_model(
+    choices: Choices,
+    base: RunConfig,
+    data: DataSet,
+    look: Look,
+    device: torch.device,
+    machine: Machine,
+    budget: float,
+) -> Trial:
+    """Climb from the cheapest rung for as long as the budget pays for enough epochs of the next."""
+    least = choices.fixed.get("train.epochs", math.ceil(LEAST_SHARE * wanted_epochs(look.train)))
+    ladder = _rungs(choices.fixed, look)
+    best: Trial | None = None
+    reason = f"more would be too much for {look.train:,} images of these sizes"
+    for rung in ladder:
+        settings = {"model": rung.model, "model.img_size": rung.img_size}
+        if best is None:
+            trial = _with_precision(choices, base, settings, rung, data, device)
+        else:
+            settings["train.precision"] = best.config.train.precision
+            config = choices.config(base, settings)
+            seconds = _predicted_epoch(best, config, look, machine)
+            if machine.kind == "cpu" and seconds * least > 1.5 * budget:
+                reason = _too_slow(rung, least, seconds, budget)
+                break
+            trial = _tried(choices, base, settings, rung, data, device)
+        if trial is None:
+            reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
+            break
+        seconds = epoch_seconds(look, machine, trial.config.train.batch, trial.cost)
+        if best is not None and seconds * least > budget:
+            reason = _too_slow(rung, least, seconds, budget)
+            break
+        best = trial
+    if best is None:
+        raise ConfigError(
+            f"{ladder[0].model} at {ladder[0].img_size} pixels does not fit the memory of "
+            f"{machine.name}.",
+            "Use a smaller --train.micro_batch, --model.img_size or --model.",
+        )
+    _say_model(choices, best, look, reason)
+    return best
+
+
+def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
+    return (
+        f"{least} epochs of the next larger, {rung.model} at {rung.img_size} pixels, would take "
+        f"{duration(seconds * least)}, more than {duration(budget)}"
+    )
+
+
+def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
+    """The ladder, or what a model or an image size that the user fixed leaves of it."""
+    ladder = rungs_for(look)
+    if "model" in fixed:
+        stem = model_config(fixed["model"]).stem
+        own = model_config(fixed["model"]).size[0]
+        side = min(own, max(ladder[-1].img_size, look.short_side))
+        side = max(ladder[0].img_size, side)
+        side = max(1, round(side / stem.reduction)) * stem.reduction
+        ladder = [Rung(fixed["model"], side, 0)]
+    if "model.img_size" in fixed:
+        size = fixed["model.img_size"]
+        sides = size if isinstance(size, tuple) else (size,)
+        fitting = [r for r in ladder
+                   if not any(side % model_config(r.model).stem.reduction for side in sides)]  # fmt: skip
+        ladder = [r._replace(img_size=sides[0]) for r in fitting or ladder[:1]]
+        ladder = list(dict.fromkeys(r._replace(min_images=0) for r in ladder))
+    return ladder
+
+
+def _with_precision(
+    choices: Choices,
+    base: RunConfig,
+    settings: dict[str, Any],
+    rung: Rung,
+    data: DataSet,
+    device: torch.device,
+) -> Trial | None:
+    """The first rung in bf16 and fp32: the faster one stays. Where bf16 is slow, only in fp32."""
+    from vitc.train.device import precision_note
+
+    def tried(precision: str) -> Trial | None:
+        return _tried(
+            choices, base, {**settings, "train.precision": precision}, rung, data, device
+        )
+
+    if "train.precision" in choices.fixed:
+        choices.take("train.precision", "precision", None, "")
+        return _tried(choices, base, settings, rung, data, device)
+    if device.type == "mps" or precision_note("bf16", device):
+        choices.say("precision", "fp32", "bf16 is not fast on this device")
+        return tried("fp32")
+    bf16, fp32 = tried("bf16"), tried("fp32")
+    if bf16 is None or fp32 is None:
+        choices.say("precision", "bf16", "fp32 needs more memory than there is")
+        return bf16
+    faster, slower = sorted((bf16, fp32), key=lambda t: t.cost.step_seconds)
+    ratio = slower.cost.step_seconds / faster.cost.step_seconds
+    choices.say(
+        "precision",
+        faster.config.train.precision,
+        f"a step takes {1000 * faster.cost.step_seconds:.0f} ms, in "
+        f"{slower.config.train.precision} {ratio:.1f} times that",
+    )
+    return faster
+
+
+def _tried(
+    choices: Choices,
+    base: RunConfig,
+    settings: dict[str, Any],
+    rung: Rung,
+    data: DataSet,
+    device: torch.device,
+) -> Trial | None:
+    """Run a few steps; with half the micro-batch where memory does not suffice, down to 16."""
+    from vitc.train.probe import probe
+
+    settings = dict(settings)
+    while True:
+        config = choices.config(base, settings)
+        cost = probe(config, data, device)
+        if cost is not None:
+            return Trial(rung, settings, config, cost)
+        micro = config.train.micro
+        if "train.micro_batch" in choices.fixed or micro % 2 or micro < 32:
+            return None
+        settings["train.micro_batch"] = micro // 2
+
+
+def _predicted_epoch(best: Trial, config: RunConfig, look: Look, machine: Machine) -> float:
+    """Seconds an epoch of `config` would take, by its flops and the speed of `best`."""
+    step = best.cost.step_seconds * _flops(config) / _flops(best.config)
+    return look.train // config.train.batch * step + epoch_seconds(
+        look, machine, look.train + 1, best.cost
+    )
+
+
+def _flops(config: RunConfig) -> int:
+    import torch
+
+    from vitc.models.complexity import complexity
+    from vitc.models.zoo import build_model
+
+    with torch.device("meta"):
+        return complexity(build_model(config.model)).flops
+
+
+def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
+    config, fixed = trial.config, choices.fixed
+    h, w = config.model.grid
+    because = f"the images are {look.short_side} pixels at the short side (median); {h}x{w} tokens"
+    if "model.img_size" in fixed:
+        because = f"you set --model.img_size; {h}x{w} tokens"
+    size = config.model.size
+    choices.say("image size", f"{size[0]}x{size[1]}", because)
+    stem = "its convolutional stem needs fewer epochs than patches do, and any optimizer trains it"
+    choices.say(
+        "model",
+        config.model.name,
+        "you set --model" if "model" in fixed else f"{stem}; {reason}",
+    )
+    if config.train.micro_batch is not None and "train.micro_batch" not in fixed:
+        choices.say("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
+    if h * w < FEW_TOKENS:
+        choices.warn(
+            f"{config.model.img_size} pixels are only {h * w} tokens for {config.model.name}, "
+            f"which reduces by {config.model.stem.reduction}: too few to learn from. Use a larger "
+            "--model.img_size or a --model with smaller patches."
+        )
+
+
+# -- length, cost, expectation ---------------------------------------------------------------------
+
+
+def _choose_length(
+    choices: Choices, look: Look, machine: Machine, trial: Trial, budget: float, default: bool
+) -> float:
+    """Epochs and evaluations; returns the seconds of the run."""
+    batch = trial.config.train.batch
+    epoch = epoch_seconds(look, machine, batch, trial.cost)
+    evaluation = evaluation_seconds(look, machine, trial.cost)
+    wanted = wanted_epochs(look.train)
+    allowed = "without --budget at most" if default else "of your budget of"
+    if "train.epochs" in choices.fixed:
+        wanted = choices.fixed["train.epochs"]
+        length = run_length(epoch, evaluation, math.inf, wanted)
+        because = ""
+    else:
+        most = wanted if default else 3 * wanted
+        length = run_length(epoch, evaluation, budget, most)
+        why = f"{look.train:,} images want about {wanted}" if length.epochs == most else ""
