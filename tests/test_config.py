@@ -248,8 +248,9 @@ def test_a_damaged_config_file_is_named(tmp_path: Path, content: str, words: lis
     ("name", "words"),
     [
         ("fashion_vit_x", ["'fashion_vit_x'", "Did you mean 'fashion_vit_"]),
-        ("runs/gone", ["runs/gone", "does not exist"]),
-        ("gone.json", ["gone.json", "does not exist"]),
+        ("runs/gone", ["'runs/gone'", "nothing of that name exists"]),
+        ("gone.json", ["'gone.json'", "nothing of that name exists"]),
+        (__file__, ["neither a recipe nor a config file (.json)"]),
     ],
 )
 def test_a_name_that_leads_nowhere_says_so(name: str, words: list[str]) -> None:
@@ -257,6 +258,16 @@ def test_a_name_that_leads_nowhere_says_so(name: str, words: list[str]) -> None:
         base_config(name)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_misspelt_folder_gets_a_suggestion_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photographs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("photograps", str(tmp_path / "photograps")):
+        with pytest.raises(ConfigError, match="Did you mean 'photographs'"):
+            base_config(name)
 
 
 def test_a_recipe_that_lacks_its_data_can_be_shown_but_not_loaded() -> None:

@@ -74,7 +74,9 @@ def test_the_average_is_its_closed_form_for_weights_and_running_statistics(ema: 
     assert set(got) == set(states[0])
     for key, value in got.items():
         if value.is_floating_point():
-            torch.testing.assert_close(value.double(), averaged(states, ema, key), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                value.double(), averaged(states, ema, key), rtol=0, atol=1e-6
+            )
 
 
 def test_integer_buffers_are_copied() -> None:
@@ -112,11 +114,14 @@ def test_the_average_is_a_model_of_its_own_in_eval_mode_without_gradients() -> N
 
 def test_channels_last_weights_are_averaged_by_value_not_by_storage() -> None:
     steps = models(40)
-    average = Ema(steps[0].to(memory_format=torch.channels_last), EmaConfig(), ScheduleConfig(), **RUN)  # type: ignore[call-overload]  # fmt: skip
+    steps[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = Ema(steps[0], EmaConfig(), ScheduleConfig(), **RUN)
     for step, model in enumerate(steps, 1):
         average.update(model, step)  # contiguous but for the first
     want = averaged([m.state_dict() for m in steps], EmaConfig(), "conv.weight")
-    torch.testing.assert_close(average.state_dict()["conv.weight"].double(), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        average.state_dict()["conv.weight"].double(), want, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("ema", [EmaConfig(), EmaConfig(kind="pycls", alpha=0.4, period=3)])

@@ -27,7 +27,8 @@ MAY = {
     "data": BOTTOM,
     "optim": BOTTOM,
     "config": BOTTOM | {"models.config", "data.config", "optim.config", "train.config"},
-    "recipes": BOTTOM | {"config", "models.config", "data.config", "optim.config", "train.config"},
+    "recipes": BOTTOM
+    | {"config", "models.config", "models.zoo", "data.config", "optim.config", "train.config"},
     "train": BOTTOM | COMPONENTS | {"config", "recipes"},
     "study": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "deploy": BOTTOM | COMPONENTS | {"config", "recipes", "train"},

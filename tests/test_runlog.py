@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from tests.test_state import in_child
 from vitc.config import RunConfig, from_dict, read_json
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.train import runlog
 from vitc.train.runlog import (
+    FolderLock,
     RunFolder,
     environment,
     read_data,
@@ -211,9 +213,10 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_what_a_process_killed_while_beginning_left_is_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("")
     (tmp_path / ".tmp-config.json").write_text('{"mod')
+    (tmp_path / ".tmp-gone-data.json").write_text("{}")
     with begin(tmp_path) as folder:
         assert not folder.resumed
-    assert not (tmp_path / ".tmp-config.json").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_run_of_another_version_is_continued_by_nobody_but_may_be_overwritten(
@@ -239,6 +242,44 @@ def test_a_process_that_only_reads_along_changes_nothing(tmp_path: Path) -> None
         folder.write_summary({"status": "done"})
         assert not folder.finished
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", ["new", "overwrite an unfinished run", "overwrite a finished run"])
+def test_a_kill_at_any_instant_of_a_beginning_leaves_a_whole_run_or_none(
+    tmp_path: Path, case: str
+) -> None:
+    def prepare(path: Path) -> Path:
+        if case != "new":
+            with begin(path) as folder:
+                for step in (1, 2):
+                    folder.metric({"kind": "train", "step": step})
+                    (folder.checkpoints / f"step_{step}").mkdir(parents=True)
+                    (folder.checkpoints / f"step_{step}" / "model.safetensors").write_bytes(b"x")
+                (folder.checkpoints / "latest").write_text("step_2\n")
+                if case == "overwrite a finished run":
+                    folder.write_summary({"status": "done"})
+        return path
+
+    overwrite = case != "new"
+    path = prepare(tmp_path / "count")
+    instants = in_child(lambda: begin(path, overwrite).close())
+    assert instants >= 4
+    for instant in range(1, instants + 1):
+        path = prepare(tmp_path / str(instant))
+        action = lambda path=path: begin(path, overwrite).close()  # noqa: E731
+        assert in_child(action, die_after=instant) == -1
+        if (read_summary(path) or {}).get("status") == "done":
+            with pytest.raises(ConfigError, match="is finished"):
+                begin(path)
+        else:
+            begin(path).close()
+            steps = [m["step"] for m in read_metrics(path)]
+            kept = sorted(p.name for p in path.glob("checkpoints/step_*"))
+            assert steps == [1, 2] or not kept  # metrics reach at least as far as checkpoints
+        begin(path, overwrite=True).close()
+        assert read_metrics(path) == []
+        assert not list(path.glob("checkpoints/*"))
+        assert not list(path.glob(".tmp-*"))
 
 
 # -- one process at a time ------------------------------------------------------------------------
@@ -295,6 +336,16 @@ def test_a_forked_worker_that_outlives_a_run_does_not_hold_its_folder(tmp_path: 
         os.close(reader)
         os.close(writer)
         os.waitpid(child, 0)
+
+
+def test_any_folder_can_be_locked(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as lock:
+        assert lock.held
+        with pytest.raises(ConfigError, match="being written"):
+            FolderLock(tmp_path)
+    FolderLock(tmp_path).close()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        FolderLock(tmp_path / "nowhere")
 
 
 def test_a_refused_begin_frees_the_folder(tmp_path: Path) -> None:
@@ -495,9 +546,10 @@ def test_the_summary_is_replaced_as_a_whole(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for call in ("fsync", "replace"):
-        with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left"):
+        with monkeypatch.context() as patch:
             patch.setattr(os, call, refuse)
-            run.write_summary({"status": "done", "top1": 99.0})
+            with pytest.raises(RunError, match="No space left"):
+                run.write_summary({"status": "done", "top1": 99.0})
         assert read_summary(run.path) == {"status": "failed", "top1": 1.5}
         assert not run.finished
         assert not list(run.path.glob(".tmp-*"))

@@ -199,9 +199,9 @@ def test_the_images_left_out_of_a_balanced_epoch_change() -> None:
 
 def test_an_epoch_is_its_whole_batches() -> None:
     assert steps_per_epoch(1000, 128) == 7
-    with pytest.raises(ConfigError, match="train.batch 128 is more than the 100 training images"):
+    with pytest.raises(ConfigError, match=r"train\.batch 128 is more than the 100 training images"):
         steps_per_epoch(100, 128)
-    with pytest.raises(ConfigError, match="--train.batch 64 or less"):
+    with pytest.raises(ConfigError, match=r"--train\.batch 64 or less"):
         steps_per_epoch(100, 128)
 
 
@@ -231,31 +231,25 @@ def test_processes_take_contiguous_blocks_of_whole_micro_batches() -> None:
     assert indices == list(range(24))  # counted over the epoch
 
 
-@given(
-    micro=st.integers(1, 64), micros=st.integers(1, 12), world=st.integers(1, 16), rank=st.just(0)
-)
+@given(micro=st.integers(1, 64), micros=st.integers(1, 12), world=st.integers(1, 16))
 @settings(max_examples=80, deadline=None)
-def test_the_way_out_of_an_uneven_share_works(
-    micro: int, micros: int, world: int, rank: int
-) -> None:
+def test_the_way_out_of_an_uneven_share_works(micro: int, micros: int, world: int) -> None:
     batch = micro * micros
     if micros % world == 0:
-        plan(batch=batch, micro=micro, world=world, rank=rank)
+        assert plan(batch=batch, micro=micro, world=world).micros_here == micros // world
         return
     with pytest.raises(ConfigError, match=f"{world} processes cannot share") as caught:
-        plan(batch=batch, micro=micro, world=world, rank=rank)
-    words = str(caught.value.hint).replace(".", " . ").split()
+        plan(batch=batch, micro=micro, world=world)
     hint = str(caught.value.hint)
     if "--train.micro_batch" in hint:
         smaller = int(hint.split("--train.micro_batch ")[1].split()[0])
         plan(batch=batch, micro=smaller, world=world)
     larger = int(hint.split("--train.batch ")[1].rstrip("."))
     plan(batch=larger, micro=micro, world=world)
-    assert words
 
 
 def test_a_batch_is_whole_micro_batches() -> None:
-    with pytest.raises(ConfigError, match="train.batch 10 is not a multiple of the micro-batch 4"):
+    with pytest.raises(ConfigError, match=r"train\.batch 10 is not a multiple of the micro"):
         plan(batch=10)
 
 
@@ -280,9 +274,9 @@ def test_beta_inverts_its_distribution_function(alpha: float) -> None:
     xs = np.array([beta(alpha, u) for u in us.tolist()])
     assert (np.diff(xs) >= 0).all()
     assert np.array_equal(xs, 1 - xs[::-1])
-    low, high = betainc(alpha, alpha, np.clip(xs - 2**-20, 0, 1)), betainc(alpha, alpha, xs + 2**-20)
-    assert (us >= low - 2e-5).all()  # rounding to 2^-20 matters where the density is infinite
-    assert (us <= np.where(xs + 2**-20 >= 1, 1, high) + 2e-5).all()
+    step = 2.0**-20  # to which it is rounded; that matters where the density is infinite
+    assert (us >= betainc(alpha, alpha, np.clip(xs - step, 0, 1)) - 2e-5).all()
+    assert (us <= betainc(alpha, alpha, np.clip(xs + step, 0, 1)) + 2e-5).all()
 
 
 def test_beta_draws_have_the_distribution() -> None:
@@ -414,7 +408,7 @@ def test_cuts_are_anywhere_that_they_fit() -> None:
     for place in boxes[:, :2].T:
         counts = np.bincount(place, minlength=51)
         chi2 = ((counts - 20_000 / 51) ** 2 / (20_000 / 51)).sum()
-        assert 1e-4 < chdtrc(50, chi2)
+        assert chdtrc(50, chi2) > 1e-4
 
 
 def test_an_image_too_long_for_any_try_gives_its_middle() -> None:
@@ -434,7 +428,7 @@ def test_shifts_are_uniform_over_all_offsets() -> None:
     offsets = shift_offsets(uniform(0, "crop", 0, np.arange(9000), 2), 4)
     counts = np.bincount(offsets[:, 0] * 9 + offsets[:, 1], minlength=81)
     assert len(counts) == 81
-    assert 1e-4 < chdtrc(80, ((counts - 9000 / 81) ** 2 / (9000 / 81)).sum())
+    assert chdtrc(80, ((counts - 9000 / 81) ** 2 / (9000 / 81)).sum()) > 1e-4
     assert (shift_offsets(uniform(0, "crop", 0, np.arange(9), 2), 0) == 0).all()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitc.errors import CheckpointError
@@ -483,19 +483,20 @@ def test_a_disk_that_refuses_at_any_point_leaves_the_last_checkpoint_good(
 
         with monkeypatch.context() as patch:
             patch.setattr(os, call, refusing)
+            error = None
             try:
                 new.save(folder, {})
-            except CheckpointError as error:
-                assert "No space left on device" in error.message
-                named = latest_checkpoint(folder)[0]
-                assert named is not None
-                assert f"The last good one is {named.name}" in error.message
-                assert error.hint is not None
-            else:
-                assert calls < refused or call == "replace"  # pruning is tried again next time
+            except CheckpointError as caught:
+                error = caught
         found, troubles = latest_checkpoint(folder)
         assert found is not None
         assert troubles == []
+        if error is not None:
+            assert "No space left on device" in error.message
+            assert f"The last good one is {found.name}" in error.message
+            assert error.hint is not None
+        else:
+            assert calls < refused or call == "replace"  # pruning is tried again next time
         after = small()
         after.load(found)
         assert bits(after) in (bits(old), bits(new))
@@ -730,7 +731,18 @@ def test_a_forged_state_is_refused_before_anything_changes(tmp_path: Path, what:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", "null", '{"a": 1' + "0" * 5000 + "}", "[" * 100_000, '"\ud800"']
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        '"\ud800"',
+        '{"a": 1' + "0" * 5000 + "}",
+        '{"a":' * 600 + "1" + "}" * 600,
+        "[" * 100_000,
+    ],
+    ids=["nothing", "list", "torn", "null", "surrogate", "huge number", "nested", "deeper"],
 )
 def test_a_state_json_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     path = small().save(tmp_path, {})
@@ -825,9 +837,7 @@ def test_missing_and_unexpected_tensors_are_named(tmp_path: Path) -> None:
 
 def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
     path = small().save(tmp_path, {})
-    with pytest.raises(
-        CheckpointError, match="mask, short, empty, scalar, stem.weight and 10 more"
-    ):
+    with pytest.raises(CheckpointError, match=r"scalar, stem\.weight and 10 more"):
         fresh(ema=False, optimizer="sgd").load(path)
 
 
@@ -848,8 +858,17 @@ def test_a_run_with_an_average_and_one_without_are_not_mixed(tmp_path: Path, ema
 
 def test_another_optimizer_is_refused_by_name(tmp_path: Path) -> None:
     path = advance(fresh("adamw"), 1).save(tmp_path, {})
-    with pytest.raises(CheckpointError, match="AdamW.*SGD"):
+    with pytest.raises(CheckpointError, match=r"AdamW.*SGD"):
         fresh("sgd").load(path)
+
+
+@pytest.mark.parametrize("name", ["bias/momentum_buffer", "gone/momentum_buffer", "bias"])
+def test_optimizer_state_that_fits_no_parameter_is_named(tmp_path: Path, name: str) -> None:
+    path = small(1).save(tmp_path, {})
+    save_file({name: torch.zeros(7)}, path / "optim.safetensors")
+    forge_state(path, nothing)
+    with pytest.raises(CheckpointError, match=rf"{name}, float32 \(7,\)"):
+        small().load(path)
 
 
 def test_a_missing_checkpoint_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -142,9 +142,8 @@ def test_the_default_padding_is_the_papers_for_every_stem_of_its_table_3(
     assert stem(torch.randn(1, 3, 32, 48)).shape == (1, 24, 2, 3)
 
 
-@given(
-    kernel=st.integers(1, 7), stride=st.integers(1, 5), padding=st.integers(0, 4) | st.none()
-)
+@settings(deadline=None)
+@given(kernel=st.integers(1, 7), stride=st.integers(1, 5), padding=st.integers(0, 4) | st.none())
 def test_a_convolution_is_refused_exactly_when_it_skips_a_pixel_or_divides_inexactly(
     kernel: int, stride: int, padding: int | None
 ) -> None:
@@ -217,7 +216,9 @@ def test_all_problems_of_a_stem_are_told_at_once() -> None:
     assert "convolution 1" in e.value.message
 
 
-@pytest.mark.parametrize("stem", [conv_stem(), PatchifyStem(PatchifyStemConfig(patch_size=4), 3, 8)])
+@pytest.mark.parametrize(
+    "stem", [conv_stem(), PatchifyStem(PatchifyStemConfig(patch_size=4), 3, 8)]
+)
 def test_an_input_the_stem_cannot_take_is_refused_with_the_reason(stem: nn.Module) -> None:
     with pytest.raises(ConfigError, match="30x32 are not divisible by the stem's reduction 4"):
         stem(torch.zeros(1, 3, 30, 32))

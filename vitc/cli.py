@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from vitc.config import (
     all_leaf_types,
     load_config,
     read_json,
+    resolve_config,
+    to_dict,
     type_name,
 )
 from vitc.errors import (
@@ -236,7 +239,7 @@ def _train(args: Namespace) -> int:
     config, out, notes = _train_plan(args)
     args.run_folder = out
     if args.dry_run:
-        return _dry_run(args, config, out)
+        return _dry_run(args, config, out, notes)
     from vitc.train.loop import run
 
     result = run(config, out, overwrite=args.overwrite, notes=notes)
@@ -245,14 +248,14 @@ def _train(args: Namespace) -> int:
     else:
         top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on validation.  "
         _say(f"{top1}Run: {result.path}")
-        _say(f"Next: vitc eval {result.path} --split test; vitc predict {result.path} IMAGE...")
+        _say(f"Next: vitc predict {out} IMAGE...; vitc show {out} --plot curves.png")
     return 0
 
 
 def _train_help(parser: Parser, args: Namespace) -> None:
     print(parser.format_help())
     if args.what is not None and not _is_image_folder(args.what):
-        settings_help(load_config(args.what, **args.settings), f"vitc train {args.what}")
+        settings_help(resolve_config(args.what, **args.settings), f"vitc train {args.what}")
 
 
 def _train_plan(args: Namespace) -> tuple[RunConfig, Path, list[str]]:
@@ -294,17 +297,28 @@ def _front_door(args: Namespace, folder: Path) -> tuple[RunConfig, Path, list[st
     from vitc.train.front_door import propose
 
     proposal = propose(folder, args.budget, args.settings)
+    say = _say if args.dry_run and not args.json else _note
     for line in proposal.lines:
-        _note(line)
+        say(line)
     return proposal.config, out, list(proposal.lines)
 
 
-def _dry_run(args: Namespace, config: RunConfig, out: Path) -> int:
+def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) -> int:
+    """Say what would run. What the front door chose is saved, so that just that can be run."""
     from vitc.deploy.show import config_page, write
 
     page = config_page(config)
+    saved = None
+    if notes:
+        saved = Path(f"{out}.json")
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        saved.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
     if args.json:
-        _say_json({**page.values, "out": str(out)})
+        about = {"out": str(out), "notes": notes, "config": str(saved) if saved else None}
+        _say_json({**page.values, **about})
+    elif saved:
+        where = f" --out {out}" if args.out else ""
+        _say(f"Nothing was run. Run these settings with: vitc train {saved}{where}")
     else:
         write(page, sys.stdout)
         _say(f"Nothing was run. Without --dry-run it would go to {out}.")
@@ -392,7 +406,7 @@ def _output(file: Path | None) -> Iterator[Any]:
     if file is None:
         yield sys.stdout
         return
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         yield stream
 
 
@@ -469,6 +483,9 @@ VERBS: dict[str, Verb] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default: sys.argv) and return its exit code; never exits by itself."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text
+            stream.reconfigure(errors="backslashreplace")
     args = Namespace(verb=None, json="--json" in words, debug="--debug" in words, run_folder=None)
     try:
         code = _dispatch([word for word in words if word != "--debug"], args)
@@ -480,8 +497,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _report(InterruptedRun("Interrupted."), args)
     except Exception as error:
+        # Ctrl-C in the middle of an import can come out as that import's failure.
+        if not isinstance(error, VitcError) and _has_interrupt(error):
+            error = InterruptedRun("Interrupted.")
         return _report(error, args)
     return code
+
+
+def _has_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _dispatch(words: list[str], args: Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.data.config import NEEDS_PATH, DataConfig
-from vitc.errors import ConfigError, unknown
+from vitc.errors import ConfigError, suggest, unknown
 from vitc.models.config import STEM_KINDS, ViTConfig
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
 from vitc.train.config import TrainConfig
@@ -302,16 +302,17 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
     """
     from vitc.recipes import RECIPES, get_recipe
 
-    path = Path(name_or_path)
-    looks_like_path = path.exists() or path.suffix == ".json" or len(path.parts) > 1
-    if name_or_path in RECIPES or not looks_like_path:
+    if name_or_path in RECIPES:
         return get_recipe(name_or_path, optim)
+    path = Path(name_or_path)
     file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
+    if not (file.is_file() and file.suffix == ".json"):
+        is_there = path.exists()
+        near = "" if is_there else suggest(path.name, [*RECIPES, *_neighbours(path)])
         raise ConfigError(
-            f"{name_or_path} is neither a recipe nor a config file nor a run folder"
-            f"{': it does not exist' if not path.exists() else ''}.",
-            "Recipes: vitc show --list",
+            f"{name_or_path!r} is neither a recipe nor a config file (.json) nor a run folder"
+            f"{'.' if is_there else f'; nothing of that name exists.{near}'}",
+            "All recipes: vitc show --list",
         )
     config = from_dict(read_json(file))
     if optim is not None:
@@ -319,14 +320,26 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
     return config
 
 
+def _neighbours(path: Path) -> list[str]:
+    """Folders and configs beside a path, for suggestions."""
+    try:
+        return [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".json"]
+    except OSError:
+        return []
+
+
 def with_model(config: RunConfig, name: str) -> RunConfig:
     """The same run with another model of the zoo; img_size and in_chans of the run are kept."""
     from vitc.models.zoo import model_config
 
-    model = model_config(name)
-    kept = {"img_size": config.model.img_size, "in_chans": config.model.in_chans,
-            "num_classes": config.model.num_classes}  # fmt: skip
-    return dataclasses.replace(config, model=dataclasses.replace(model, **kept))
+    own = config.model
+    model = dataclasses.replace(
+        model_config(name),
+        img_size=own.img_size,
+        in_chans=own.in_chans,
+        num_classes=own.num_classes,
+    )
+    return dataclasses.replace(config, model=model)
 
 
 def with_data(config: RunConfig, data: str) -> RunConfig:

@@ -6,10 +6,18 @@ Shapes: B batch, C channels, H W pixels. All shapes are static, nothing waits fo
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """Host values on the device; CUDA is not waited for (it stages what is not pinned at once)."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def finish(
@@ -70,13 +78,16 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     `decode.crop_resize`, with every pixel within 1 of it: here in float32, as two batched matrix
     products; there in torch's 8-bit fixed-point kernel, rounded between the two directions.
     """
+    b, c, high, wide = images.shape
     boxes = boxes.float()
-    down = _taps(boxes[:, 0], boxes[:, 2], images.shape[2], size[0])  # (B, h, H)
-    across = _taps(boxes[:, 1], boxes[:, 3], images.shape[3], size[1])  # (B, w, W)
+    down = _taps(boxes[:, 0], boxes[:, 2], high, size[0])  # (B, h, H)
+    across = _taps(boxes[:, 1], boxes[:, 3], wide, size[1])  # (B, w, W)
     with torch.autocast(images.device.type, enabled=False):
-        rows = torch.matmul(down[:, None], images.float())  # (B, C, h, W)
-        out = torch.matmul(rows, across.transpose(1, 2)[:, None])  # (B, C, h, w)
-    return out.add_(0.5).to(torch.uint8)  # within [0, 255.5): the weights are a mean's
+        rows = images.transpose(1, 2).float().reshape(b, high, c * wide)
+        rows = torch.bmm(down, rows).view(b, size[0] * c, wide)
+        out = torch.bmm(rows, across.transpose(1, 2)).view(b, size[0], c, size[1])
+    # Within [0, 255.5), as the weights are those of a mean: the cast rounds.
+    return out.add_(0.5).to(torch.uint8).transpose(1, 2).contiguous()
 
 
 def _taps(start: Tensor, length: Tensor, pixels: int, out: int) -> Tensor:
@@ -87,9 +98,9 @@ def _taps(start: Tensor, length: Tensor, pixels: int, out: int) -> Tensor:
     """
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length / out
-    middle = torch.arange(out, device=start.device).view(-1, 1) + 0.5
+    slope = 1 / scale.clamp(min=1)
+    centre = start + (torch.arange(out, device=start.device).view(-1, 1) + 0.5) * scale
     pixel = torch.arange(pixels, device=start.device) + 0.5
-    distance = (pixel - (start + middle * scale)).abs_()  # (B, out, pixels)
-    weight = distance.div_(-scale.clamp(min=1)).add_(1).clamp_(min=0)
-    weight *= (pixel > start) & (pixel < start + length)
-    return weight.div_(weight.sum(-1, keepdim=True))
+    inside = (pixel > start) & (pixel < start + length)  # (B, 1, pixels)
+    triangle = (pixel * slope - centre * slope).abs_().sub_(1).clamp_(max=0).mul_(inside)
+    return triangle.div_(triangle.sum(-1, keepdim=True))  # both below 0

@@ -66,7 +66,8 @@ class DataConfig:
     val_fraction: float = 0.15
     """Share of the training images held out for validation where the source has no split."""
     test_fraction: float = 0.15
-    """Share held out for the test, read once, where the source has no test split; 0: none."""
+    """Share held out for the test, read once, where the source has neither a test split nor its
+    own validation split; 0: none."""
     split_seed: int = 0
     """Seed of that hold-out: the same for every model, so that they see the same images."""
     group: str | None = None

@@ -34,7 +34,7 @@ Fit = Literal["crop", "pad", "squash"]
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
 MAX_PIXELS = 2**27  # 134 million, 403 MB as RGB: a 108-megapixel photo passes
 MAX_FILE_BYTES = 2**30
-_FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+_FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
 _HINT = "Replace or remove it; training leaves such files out with --data.bad_files skip."
 
 
@@ -46,11 +46,10 @@ def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
     image, incomplete, or more than MAX_PIXELS.
     """
     data = file if isinstance(file, bytes) else _contents(file, name)
-    pixels = (
-        _jpeg(data, in_chans, name)
-        if data[:3] == b"\xff\xd8\xff"
-        else _by_pillow(data, name, _FORMATS)
-    )
+    if data[:3] == b"\xff\xd8\xff":
+        pixels = _jpeg(data, in_chans, name)
+    else:
+        pixels = _by_pillow(data, name, _FORMATS)
     return np.ascontiguousarray(to_channels(pixels, in_chans))
 
 
@@ -80,9 +79,9 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 # ------------------------------------------------------------------------------------------ JPEG
 
-# libjpeg reports the first irregularity only. After these no pixel is in doubt; after all others
-# the rest of the picture may be made up. Bytes left over before the end marker are padding, or the
-# decoder lost its step somewhere: many of them tell the latter.
+# What libjpeg calls irregular without a pixel being in doubt; after anything else the rest of the
+# picture may be made up. Bytes left over before the end marker are padding, or the decoder lost its
+# step somewhere: many of them tell the latter.
 _HARMLESS = re.compile(
     r"unknown JFIF revision|Unknown Adobe color transform|Invalid SOS parameters for sequential"
 )
@@ -101,13 +100,10 @@ def _jpeg(data: bytes, in_chans: int, name: str) -> Pixels:
     inks = stored.upper() in ("CMYK", "YCCK")
     space = "CMYK" if inks else _JPEG_SPACES.get(in_chans, "RGB")
     try:
-        try:
-            pixels = simplejpeg.decode_jpeg(data, space)
-        except ValueError as e:
-            if not _is_harmless(str(e)):
-                raise
-            pixels = simplejpeg.decode_jpeg(data, space, strict=False)
+        pixels = simplejpeg.decode_jpeg(data, space)
     except (ValueError, MemoryError) as e:
+        if _is_harmless(str(e)):
+            return _by_pillow(data, name, ("JPEG",))  # it still refuses what ends early
         raise _broken(name, f"the JPEG is damaged or incomplete ({e})") from e
     if inks:
         pixels = _in_slabs(_from_inks, pixels, 3)
@@ -318,8 +314,8 @@ def _edges(start: float, length: float, limit: int) -> tuple[int, int]:
 def _resize(image: Pixels, size: tuple[int, int]) -> Tensor:
     import torch
 
-    if not image.flags.writeable:
-        image = image.copy()  # torch warns of arrays that it must not write into
+    if not image.flags.writeable or min(image.strides) < 0:
+        image = image.copy()  # torch warns of the former and refuses the latter
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     if image.shape[:2] == tuple(size):
         return pixels.clone()

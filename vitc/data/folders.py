@@ -18,7 +18,7 @@ SPLIT_WORDS = {
 }
 IMAGE_SUFFIXES = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp", "tif", "tiff",
-     "ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif", "ico", "tga")
+     "ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif", "ico")
 )  # fmt: skip
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # litter of file managers
 _LAYOUTS = (

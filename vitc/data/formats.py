@@ -316,10 +316,11 @@ def _cifar_classes(folder: Path, suffix: str, kind: _Cifar) -> tuple[str, ...]:
 
 def _unpickled(file: Path) -> dict[str, Any]:
     """The dictionary in a Python CIFAR file, its keys as text."""
+    data = _bytes_of(file)
     try:
-        content = _ArraysOnly(io.BytesIO(_bytes_of(file)), encoding="bytes").load()
-    except DataError:
-        raise
+        content = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+    except DataError as e:
+        raise DataError(f"{file} was not loaded: {e.message}", e.hint) from e
     except Exception as e:  # a garbled pickle raises nearly anything
         raise DataError(
             f"{file} is not a Python CIFAR file: {type(e).__name__}: {e}.", DOWNLOAD_AGAIN
@@ -403,8 +404,7 @@ class _ArraysOnly(pickle._Unpickler):
         admitted = _ADMITTED.get(f"{module}.{name}")
         if admitted is None:
             raise DataError(
-                f"A CIFAR file asks for {module}.{name}: it holds more than arrays, "
-                "and was not loaded.",
+                f"it asks for {module}.{name}, and only arrays are admitted.",
                 "Take the file from www.cs.toronto.edu/~kriz/cifar.html, or the binary version.",
             )
         return admitted()

@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitc.data.augment import to_device
 from vitc.data.config import DataConfig
 from vitc.data.decode import read_image
-from vitc.data.resident import Fetched, Resident, cores, cut, hold, settle, to_device, whole
+from vitc.data.resident import Fetched, Resident, cores, cut, hold, settle, whole
 from vitc.data.sampling import (
     BatchPlan,
     Mix,
@@ -154,7 +155,7 @@ class TrainLoader:
         augment, device = self.config.augment, self.device
         drop_path = draw_drop_path(self.plan, place)
         return MicroBatch(
-            images=images.to(device, non_blocking=True),
+            images=to_device(images, device),
             labels=to_device(self.split.labels[indices], device),
             flip=to_device(draw_flip(self.plan, augment, place), device),
             mix=draw_mix(self.plan, augment, place),
@@ -211,7 +212,7 @@ class EvalLoader:
             for images, indices, skipped in fetched:
                 self.skipped += skipped
                 labels = np.where(indices >= 0, self.split.labels[indices], -1)
-                yield images.to(self.device, non_blocking=True), to_device(labels, self.device)
+                yield to_device(images, self.device), to_device(labels, self.device)
         finally:
             fetched.close()
 
@@ -232,7 +233,7 @@ def _held_note(held: Resident, device: torch.device) -> str:
 
 
 def _served_note(workers: int, reason: str) -> str:
-    who = f"{workers} loader processes" if workers else "the main process"
+    who = f"{workers} loader process{'es' * (workers > 1)}" if workers else "the main process"
     return f"Images are read by {who} as they are needed: {reason}."
 
 
@@ -357,7 +358,7 @@ def _serve(
 
     Raises the reader's errors, and RunError when a process dies. Closing it ends the processes.
     """
-    with _quiet_start():
+    with _quiet_start(), _deaths_reported(workers):
         answers = iter(
             DataLoader(
                 reader,
@@ -417,23 +418,28 @@ def _quiet_start() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-        yield
-    if handler is not None:
-        signal.signal(signal.SIGCHLD, handler)
+        try:
+            yield
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager
 def _deaths_reported(workers: int) -> Iterator[None]:
+    """RunError where a worker cannot start or has died; both mostly mean too little memory."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        of_worker = ("DataLoader worker", "ancdata")  # ancdata: died while handing over a batch
+        other = isinstance(error, RuntimeError) and not any(t in str(error) for t in of_worker)
+        if not workers or other:
             raise
         free = ""
         with suppress(OSError):
             free = f" ({shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free in /dev/shm)"
         raise RunError(
-            f"A loader process died: {error}.",
+            f"A loader process died or could not start: {str(error) or type(error).__name__}.",
             f"Mostly it is memory, or shared memory{free}: use fewer --data.workers than "
             f"{workers}, or give the machine or container more (docker run --shm-size=8g).",
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitc.data.augment import to_device
 from vitc.data.sampling import Mix
 
 
@@ -23,7 +24,7 @@ def mix(
     targets = smooth(labels, num_classes, label_smoothing)
     if mix.kind == "none":
         return images, targets
-    partner = torch.from_numpy(mix.partner).to(images.device, non_blocking=True)
+    partner = to_device(mix.partner, images.device)
     targets = torch.lerp(targets[partner], targets, mix.lam)
     if mix.kind == "mixup":
         return torch.lerp(images[partner], images, mix.lam), targets

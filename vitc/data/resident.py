@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitc.data.augment import resample, shift
+from vitc.data.augment import resample, shift, to_device
 from vitc.data.config import DataConfig
 from vitc.data.decode import crop_resize, eval_image, read_image
 from vitc.data.sampling import (
@@ -42,6 +42,10 @@ class Fetched(NamedTuple):
     images: Tensor
     indices: NDArray[np.int64]
     skipped: tuple[str, ...]
+
+    def pin_memory(self) -> Fetched:
+        """With page-locked images, from which CUDA copies while the host goes on."""
+        return self._replace(images=self.images.pin_memory())
 
 
 # -- one image at a time, as the loader's workers do it -------------------------------------------
@@ -176,11 +180,6 @@ def settle(
     )
 
 
-def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """A small host array as a tensor on the device, without waiting for it."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
-
-
 # -- whether to hold, and holding -----------------------------------------------------------------
 
 
@@ -257,20 +256,22 @@ def _check_memory(
 
 
 def _check_files(split: Split, config: DataConfig, plan: BatchPlan, native: bool) -> None:
-    """A cheap look at a few files before all are decoded."""
+    """A cheap look at a few files before all are decoded; the first large one ends it."""
     if config.resident == "auto" and len(split) > MANY_FILES:
         raise _Unfit(f"{len(split):,} files are many to decode before the first step")
-    sizes = {image.shape[:2] for image in _sample(split, plan)}
-    _check_sizes(sizes, config, native)
-
-
-def _check_sizes(sizes: set[tuple[int, ...]], config: DataConfig, native: bool) -> None:
-    if not sizes:
-        raise _Unfit("the first files looked at are all broken")
-    if config.resident == "auto" and max(max(s) for s in sizes) > SMALL_SIDE:
-        raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
-    if native and len(sizes) > 1:
+    shapes = set()
+    for image in _sample(split, plan):
+        _check_side(image, config)
+        shapes.add(_prepared(image, config, plan, native).shape)
+    if not shapes:
+        raise _Unfit("the files looked at first are all broken")
+    if len(shapes) > 1:
         raise _Unfit("the images have different sizes")
+
+
+def _check_side(image: NDArray[np.uint8], config: DataConfig) -> None:
+    if config.resident == "auto" and max(image.shape[:2]) > SMALL_SIDE:
+        raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
 
 
 def _sample(split: Split, plan: BatchPlan, count: int = 16) -> Iterator[NDArray[np.uint8]]:
@@ -315,7 +316,7 @@ def _hold_files(
                     raise
                 broken[i] = True
                 continue
-            _check_sizes({image.shape[:2]}, config, native)
+            _check_side(image, config)
             ready = _prepared(image, config, plan, native)
             if ready.shape != shape:
                 raise _Unfit("the images have different sizes")

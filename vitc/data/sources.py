@@ -193,9 +193,10 @@ def _fashion() -> dict[str, Split]:
 
 
 def _synthetic() -> dict[str, Split]:
-    """Ten classes of noisy coloured stripes, 32x32: direction and colour tell, the phase does not.
+    """Ten classes of noisy coloured stripes, 32x32: their direction and colour tell the class.
 
-    Integer arithmetic and a hash's bytes only, so that every machine makes the same pixels.
+    Shifted at random by up to 3 of a period of 16 pixels. Integer arithmetic and a hash's bytes
+    only, so that every machine makes the same pixels.
     """
     directions = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1))
     y, x = np.mgrid[:32, :32]
@@ -208,9 +209,9 @@ def _synthetic() -> dict[str, Split]:
         pixels = np.empty((count, 32, 32, 3), np.uint8)
         for i, label in enumerate(labels.tolist()):
             a, b = directions[label % 5]
-            wave = np.abs((a * x + b * y + int(phases[i])) % 16 - 8) * 16  # 0 … 128
+            wave = np.abs((a * x + b * y + int(phases[i]) % 4) % 16 - 8) * 16  # 0 … 128
             tint = np.array((3, 2, 1) if label < 5 else (1, 2, 3))
-            pixels[i] = wave[..., None] * tint // 3 + grain[i] % 128
+            pixels[i] = wave[..., None] * tint // 3 + grain[i]
         splits[name] = Split(labels, [f"{name}/{i}" for i in range(count)], pixels)
     return splits
 

@@ -244,6 +244,11 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
     schedule = schedule_numbers(config)
     rows = [(name, _plain(value)) for name, value in flat_values(to_dict(config)).items()]
     problems = config.problems()
+    if schedule["train_images"] is not None and schedule["steps_per_epoch"] is None:
+        problems.append(
+            f"train.batch {config.train.batch} exceeds the {schedule['train_images']} "
+            "training images."
+        )
     parts: list[str | Table] = [
         *([doc] if doc else []),
         Table("Schedule", ("", "value", "why"), _schedule_rows(config, schedule)),
@@ -267,7 +272,7 @@ def schedule_numbers(config: RunConfig) -> dict[str, Any]:
     t, optim = config.train, config.optim
     images = count_images(config)
     peak = optim.peak_lr(t.batch)
-    steps = None if images is None else images // t.batch
+    steps = None if images is None else images // t.batch or None
     grain = steps or 1000  # the curve over epochs is the same whatever an epoch has of steps
     lr = functools.partial(
         lr_at, peak=peak, schedule=optim.schedule, epochs=t.epochs, steps_per_epoch=grain
@@ -320,8 +325,8 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
     )
     given = optim.schedule.warmup_epochs is not None
     rows = [
-        ("training images", f"{s['train_images']:,}" if known else "?",
-         "" if known else "the data is not at hand: no steps below"),
+        ("training images", "?" if s["train_images"] is None else f"{s['train_images']:,}",
+         "the data is not at hand: no steps below" if s["train_images"] is None else ""),
         ("step", f"{t.batch} images", f"{micros} micro-batches of {t.micro}" if micros > 1 else ""),
         ("epochs", f"{t.epochs}", f"of {s['steps_per_epoch']:,} steps" if known else ""),
         ("steps", f"{s['total_steps']:,}" if known else "?", ""),
@@ -344,7 +349,10 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_plain, value))
-    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v not in (None, []))
+    number = isinstance(value, float) and math.isfinite(value)
+    return f"{value:g}" if number else str(value).replace("\n", " ")
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -366,7 +374,8 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
         ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
         ("epochs", str(config.train.epochs)),
     ]
-    rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in ("status", "step")]
+    shown = ("status", "step", "epochs", "run")
+    rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in shown]
     parts: list[str | Table] = [Table(f"{run}", ("", "value"), rows)]
     if evals:
         parts.append(Table("Validation", ("epoch", "step", "top1", "top1 raw", "top5", "loss"),

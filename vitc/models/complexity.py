@@ -107,8 +107,10 @@ def twin_match(name: str, num_classes: int = 1000) -> TwinMatch | None:
         return None
     with torch.device("meta"):
         ours, theirs = create_model(name, num_classes), create_model(twin, num_classes)
-    flops = {part.name.partition(".")[0]: part.each.flops for part in parts(ours)}
-    mismatch = complexity(ours).flops / complexity(theirs).flops - 1
+    found = parts(ours)
+    flops = {part.name.partition(".")[0]: part.each.flops for part in found}
+    whole = sum(part.repeats * part.each.flops for part in found)
+    mismatch = whole / complexity(theirs).flops - 1
     return TwinMatch(twin, flops["stem"] / flops["blocks"], mismatch)
 
 
@@ -123,12 +125,12 @@ def _count(
     size, channels = _input_size(model, img_size), _input_channels(model, in_chans)
     dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
     image = torch.empty(1, channels, *size, dtype=dtype, device="meta")
-    with _left_as_it_was(model), torch.inference_mode():
+    with _on_meta(model), torch.inference_mode():
         model.eval()
         set_input_size: Any = getattr(model, "set_input_size", None)
         if img_size is not None and set_input_size is not None:
             with _Counter():
-                set_input_size(img_size=size)
+                set_input_size(img_size=img_size)
         members = dict(_parts_of(model))
         counter = _Counter()
         try:
@@ -195,19 +197,33 @@ def _parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Puts back all attributes of all its modules: modes, buffers, things cached in `forward`."""
+def _on_meta(model: nn.Module) -> Iterator[None]:
+    """Its parameters and buffers without data; afterwards every attribute of every module is put
+    back: the tensors, the modes, what `forward` changed or cached."""
     tables = ("_parameters", "_buffers", "_modules")
     saved = [(m, dict(vars(m)), [dict(vars(m)[t]) for t in tables]) for m in model.modules()]
+    twins: dict[int, Tensor] = {}  # shared tensors stay shared
     try:
+        for _, attributes, _ in saved:
+            for table in (attributes["_parameters"], attributes["_buffers"]):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        table[name] = twins.setdefault(id(tensor), _without_data(tensor))
         yield
     finally:
         for module, attributes, contents in saved:
             vars(module).clear()
             vars(module).update(attributes)
-            for table, content in zip(tables, contents, strict=True):
-                attributes[table].clear()
-                attributes[table].update(content)
+            for table_name, content in zip(tables, contents, strict=True):
+                attributes[table_name].clear()
+                attributes[table_name].update(content)
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
 
 
 @contextmanager
@@ -250,7 +266,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # A real model's parameters, and constants it holds or makes on a device, join the image.
+        # Constants that the model holds or makes on a device join the image.
         args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs or {}))
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")

@@ -174,10 +174,13 @@ class ViTConfig:
 
     def problems(self) -> list[str]:
         found = [f"model.{p}" for p in self.stem.problems()]
-        return found + self.body_problems(1 if found else self.stem.reduction)
+        found += self.body_problems(1 if found else self.stem.reduction)
+        if self.num_classes is not None and self.num_classes < 1:
+            found.append(f"model.num_classes {self.num_classes} must be at least 1.")
+        return found
 
     def body_problems(self, reduction: int) -> list[str]:
-        """What is wrong behind a stem that divides the size by `reduction`."""
+        """What is wrong behind any stem that divides the size by `reduction`."""
         found = []
         if min(self.size) < reduction or any(s % reduction for s in self.size):
             near = tuple(max(1, round(s / reduction)) * reduction for s in self.size)
@@ -199,8 +202,6 @@ class ViTConfig:
             )
         if self.in_chans < 1:
             found.append(f"model.in_chans {self.in_chans} must be at least 1.")
-        if self.num_classes is not None and self.num_classes < 1:
-            found.append(f"model.num_classes {self.num_classes} must be at least 1.")
         if not 0 <= self.drop_path_rate < 1:
             found.append(f"model.drop_path_rate {self.drop_path_rate} must be in [0, 1).")
         if self.drop_path_rate > 0 and self.depth == 1:

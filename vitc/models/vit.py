@@ -152,7 +152,7 @@ class VisionTransformer(nn.Module):
             drop_path = self._draw_drop_path(x)
         tokens = self.stem(x).flatten(2).transpose(1, 2)  # (B, h w, D)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
         tokens = tokens + self.pos_embed
         for i, block in enumerate(self.blocks):
             scale = None if drop_path is None else drop_path[2 * i : 2 * i + 2]
@@ -184,15 +184,15 @@ class VisionTransformer(nn.Module):
                 "Resize the images, or build it with another img_size and in_chans; "
                 "set_input_size changes the size of a trained one.",
             )
-        if drop_path is not None and tuple(drop_path.shape) != (len(self._keep), len(x)):
+        if drop_path is not None and tuple(drop_path.shape) != (len(self._keep), x.shape[0]):
             raise ConfigError(
                 f"drop_path has shape {tuple(drop_path.shape)}; it must be (2 * depth, batch) = "
-                f"{(len(self._keep), len(x))}."
+                f"{(len(self._keep), x.shape[0])}."
             )
 
     def _draw_drop_path(self, x: Tensor) -> Tensor:
         keep = torch.tensor(self._keep, device=x.device)[:, None]
-        return (torch.rand(len(self._keep), len(x), device=x.device) < keep) / keep
+        return (torch.rand(len(self._keep), x.shape[0], device=x.device) < keep) / keep
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new head of zeros for `num_classes`, or none for 0: `forward` then gives features."""

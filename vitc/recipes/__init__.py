@@ -1,1 +1,75 @@
-"""."""
+"""Configs with names, no logic. A recipe is a function of the optimizer's name that gives a
+RunConfig; its docstring says source, command, cost and expected result, and when it was measured.
+Free of torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from vitc.config import RunConfig
+from vitc.errors import unknown
+from vitc.recipes.paper import (
+    imagenet_vit_c_1gf_basic,
+    imagenet_vit_c_4gf_basic,
+    imagenet_vit_c_18gf_basic,
+    imagenet_vit_c_36gf_basic,
+    imagenet_vit_p_1gf_basic,
+    imagenet_vit_p_4gf_basic,
+    imagenet_vit_p_18gf_basic,
+    imagenet_vit_p_36gf_basic,
+)
+from vitc.recipes.small import (
+    cifar10_vit_c,
+    cifar10_vit_p,
+    debug,
+    fashion_vit_c,
+    fashion_vit_p,
+)
+
+__all__ = ["RECIPES", "Recipe", "get_recipe", "recipe_doc", "recipe_summary"]
+
+Recipe = Callable[[str | None], RunConfig]
+
+RECIPES: dict[str, Recipe] = {
+    "debug": debug,
+    "fashion_vit_c": fashion_vit_c,
+    "fashion_vit_p": fashion_vit_p,
+    "cifar10_vit_c": cifar10_vit_c,
+    "cifar10_vit_p": cifar10_vit_p,
+    "imagenet_vit_c_1gf_basic": imagenet_vit_c_1gf_basic,
+    "imagenet_vit_c_4gf_basic": imagenet_vit_c_4gf_basic,
+    "imagenet_vit_c_18gf_basic": imagenet_vit_c_18gf_basic,
+    "imagenet_vit_c_36gf_basic": imagenet_vit_c_36gf_basic,
+    "imagenet_vit_p_1gf_basic": imagenet_vit_p_1gf_basic,
+    "imagenet_vit_p_4gf_basic": imagenet_vit_p_4gf_basic,
+    "imagenet_vit_p_18gf_basic": imagenet_vit_p_18gf_basic,
+    "imagenet_vit_p_36gf_basic": imagenet_vit_p_36gf_basic,
+}
+
+
+def get_recipe(name: str, optim: str | None = None) -> RunConfig:
+    """The recipe's config, with its own settings for `optim` (None: its default, AdamW).
+
+    Not checked: one that needs a folder is complete only with `--data DIR`.
+    Raises ConfigError: no such recipe (with a suggestion), no such optimizer, or one for which
+    this recipe has no settings.
+    """
+    return _recipe(name)(optim)
+
+
+def recipe_summary(name: str) -> str:
+    """What the recipe is, in one line."""
+    return recipe_doc(name).partition("\n")[0]
+
+
+def recipe_doc(name: str) -> str:
+    """The whole text: source, command, cost, expected result. Raises ConfigError: unknown name."""
+    return inspect.getdoc(_recipe(name)) or ""
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]

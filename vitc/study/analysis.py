@@ -307,14 +307,17 @@ def _compare(plan: Plan, groups: list[GroupResult]) -> list[Comparison]:
                     is_control=g.contender in shifted,
                 )
             )
-    adjusted = st.holm([c.p for c in found]) if found else []
-    return [replace(c, p_holm=float(p)) for c, p in zip(found, adjusted, strict=True)]
+    if not found:
+        return []
+    adjusted = st.holm([c.p for c in found]).tolist()
+    return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)]
 
 
 def _shared(a: GroupResult, b: GroupResult) -> list[tuple[float, float]]:
     """(a's error, b's error) on each draw that both have a result for."""
-    other = {r.draw: r.error for r in b.rows if r.error is not None}
-    return [(r.error, other[r.draw]) for r in a.rows if r.error is not None and r.draw in other]  # type: ignore[misc]
+    other = {r.draw: r.error for r in b.rows}
+    pairs = [(r.error, other.get(r.draw)) for r in a.rows]
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
 
 
 def _reach(a: GroupResult, b: GroupResult) -> st.Reach | None:

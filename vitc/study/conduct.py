@@ -58,8 +58,8 @@ def hparams_plan(
     groups = []
     for optim in optims:
         for recipe in recipes:
-            for model in models or [None]:
-                extra = {} if model is None else {"model": model}
+            for model in models or [""]:
+                extra = {"model": model} if model else {}
                 config = single_threaded(load_config(recipe, optim=optim, **extra, **overrides))
                 label = config.model.name if len(recipes) == 1 else f"{recipe} {config.model.name}"
                 groups.append(Group(contender=label, optim=optim, config=config))
@@ -105,8 +105,7 @@ def single_threaded(config: RunConfig) -> RunConfig:
 
     device = pick_device(config.train.device).type
     threads = 1 if device == "cpu" else config.train.threads
-    train = dataclasses.replace(config.train, device=device, threads=threads)
-    return dataclasses.replace(config, train=train)
+    return load_config(config, **{"train.device": device, "train.threads": threads})
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -126,14 +125,18 @@ class Standing:
         return sum(self.counts[s] for s in ("done", "diverged", "failed"))
 
 
+def trials_by_id(plan: Plan) -> dict[str, Trial]:
+    """Every run of the plan once: two contenders of the same config share their runs."""
+    return {t.id: t for t in plan.trials()}
+
+
 def standing(folder: StudyFolder, plan: Plan) -> Standing:
     """Read every trial's folder; `waiting` are those that have none."""
     counts: Counter[str] = Counter()
     runs: dict[str, Run] = {}
     seconds = 0.0
-    total = 0
-    for trial in plan.trials():
-        total += 1
+    trials = trials_by_id(plan).values()
+    for trial in trials:
         path = folder.trial(trial)
         if not (path / CONFIG).exists():
             counts["waiting"] += 1
@@ -141,7 +144,7 @@ def standing(folder: StudyFolder, plan: Plan) -> Standing:
         run = runs[trial.id] = read_run(path)
         counts[run.status] += 1
         seconds += float(run.summary.get("train_seconds") or 0.0)
-    return Standing(total, counts, seconds, runs)
+    return Standing(len(trials), counts, seconds, runs)
 
 
 def conduct(
@@ -179,7 +182,7 @@ def conduct(
             folder.note(f"ran again after failure: {', '.join(again)}", command)
         jobs = [
             Job(t.id, f"{t.contender}/{t.optim} draw {t.draw}", t.config, folder.trial(t))
-            for t in plan.trials()
+            for t in trials_by_id(plan).values()
             if t.id in again or t.id not in before.runs or not before.runs[t.id].ended
         ]
         if jobs:
@@ -196,7 +199,7 @@ def default_workers(plan: Plan) -> int:
 
 def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], workers: int, quiet: bool) -> None:
     engine = LocalEngine(workers=workers)
-    total = sum(1 for _ in plan.trials())
+    total = len(trials_by_id(plan))
     screen = StudyProgress(plan.name, total, total - len(jobs), len(jobs), workers, quiet)
 
     def done(outcome: Outcome) -> None:
@@ -239,18 +242,20 @@ def _stop_sets(engine: LocalEngine) -> Iterator[list[int]]:
     def handler(number: int, frame: object) -> None:
         caught.append(number)
         engine.stop.set()
-        for s, old in before.items():
-            signal.signal(s, old)
+        restore()
+
+    def restore() -> None:
+        for which, old in before.items():
+            signal.signal(which, old)
 
     with contextlib.suppress(ValueError):  # not the main thread: nobody to ask
-        for s in (signal.SIGTERM, signal.SIGINT):
-            before[s] = signal.signal(s, handler)
+        for which in (signal.SIGTERM, signal.SIGINT):
+            before[which] = signal.signal(which, handler)
     try:
         yield caught
     finally:
         if not caught:
-            for s, old in before.items():
-                signal.signal(s, old)
+            restore()
 
 
 @contextlib.contextmanager
@@ -371,7 +376,8 @@ def status_lines(folder: StudyFolder) -> list[str]:
     order = ("done", "diverged", "failed", "running", "interrupted", "waiting")
     counts = ", ".join(f"{now.counts[s]} {s}" for s in order if now.counts[s])
     lines = [f"{plan.name} ({record['hash'][:12]}): {now.ended} of {now.total} trials; {counts}"]
-    for trial in plan.trials():
+    trials = trials_by_id(plan).values()
+    for trial in trials:
         run = now.runs.get(trial.id)
         if run is None or run.ended:
             continue
@@ -381,7 +387,7 @@ def status_lines(folder: StudyFolder) -> list[str]:
             f"  {run.status}: {trial.contender}/{trial.optim} draw {trial.draw}, step {step}, "
             f"{folder.trial(trial)}"
         )
-    for trial in plan.trials():
+    for trial in trials:
         run = now.runs.get(trial.id)
         if run is not None and run.status == "failed":
             why = str(run.summary.get("error", "")).strip().splitlines()
@@ -390,8 +396,3 @@ def status_lines(folder: StudyFolder) -> list[str]:
     if now.ended == now.total:
         lines.append(f"Next: vitc report {folder.path}")
     return lines
-
-
-def trial_of(plan: Plan) -> dict[str, Trial]:
-    """Trials by id."""
-    return {t.id: t for t in plan.trials()}

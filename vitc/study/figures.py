@@ -21,7 +21,7 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#1b1f24"  # text and axes; the HTML replaces it by the page's own colour
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (4.7, 3.5),
     "font.size": 9,
     "font.family": "sans-serif",

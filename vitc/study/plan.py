@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def _sha(values: Any) -> str:
 
 def mixed(plan: Plan) -> list[str]:
     """Settings in which contenders differ although they must agree for a fair comparison."""
-    must_agree = {
+    must_agree: dict[str, Callable[[RunConfig], Any]] = {
         "precision": lambda c: c.train.precision,
         "compile": lambda c: c.train.compile,
         "device": lambda c: c.train.device,
@@ -309,7 +309,7 @@ class StudyFolder:
             )
         values = to_json(plan)
         if not self.exists():
-            record = {
+            record: dict[str, Any] = {
                 "version": PLAN_VERSION,
                 "hash": _sha(values),
                 "first_hash": _sha(values),

@@ -67,8 +67,8 @@ def _save_figure(picture: Picture, folder: Path) -> str:
     """SVG, PNG and PDF on disk; returns the SVG for the page, in the page's own ink."""
     import matplotlib as mpl
 
-    for suffix, extra in (("png", {"dpi": 200}), ("pdf", {})):
-        picture.figure.savefig(folder / f"{picture.name}.{suffix}", **extra)
+    for suffix in ("png", "pdf"):
+        picture.figure.savefig(folder / f"{picture.name}.{suffix}", dpi=200)
     buffer = io.StringIO()
     # Ids are hashed with the salt, so that several pictures in one page never share one.
     with mpl.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "none"}):

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.config import RunConfig, load_config, with_data
+from vitc.config import RunConfig, load_config, resolve_config, with_data
 from vitc.data.decode import crop_resize, read_image
 from vitc.data.sources import DataSet, Split, open_data
 from vitc.errors import BrokenFileError, ConfigError
 from vitc.models.zoo import model_config
+from vitc.optim.config import OptimConfig, SGDConfig
 from vitc.recipes import get_recipe
 from vitc.train.progress import duration
 
@@ -39,6 +40,9 @@ SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are re
 EVALUATIONS = 20  # on validation over a run, at most
 LEAST_SHARE = 0.4  # of the wanted epochs that a model must reach within the budget to be chosen
 SMALL_SIDE = 40  # pixels up to which images are treated as MNIST's and CIFAR's are
+RECIPE = "cifar10_vit_c"  # whose optimizer settings are used, the learning rate scaled
+TINY_WIDTH = 64  # embed_dim of its model
+WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
 FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
 
@@ -75,8 +79,9 @@ def propose(
     data, look = _choose_images(choices, base)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
-    _choose_steps(choices, base, look, machine)
+    _choose_batch(choices, look, machine)
     trial = _choose_model(choices, base, data, look, device, machine, budget)
+    _choose_rate(choices, trial)
     seconds = _choose_length(choices, look, machine, trial, budget, budget_seconds is None)
     config = choices.config(base, trial.settings)
     memory = memory_bytes(config, data, machine, trial.cost)
@@ -213,12 +218,13 @@ def batch_size(train: int, kind: str) -> int:
     """At least BatchNorm's 16 images, ten steps an epoch if so, at most 128 (on a GPU 256)."""
     if train < 16:
         return max(1, train)
-    return min(128 if kind == "cpu" else 256, max(16, 2 ** int(math.log2(train / 10))))
+    ten_steps = 1 << int(math.log2(train / 10))
+    return min(128 if kind == "cpu" else 256, max(16, ten_steps))
 
 
 def wanted_epochs(train: int) -> int:
     """How long training from scratch keeps paying: 200 epochs of 250 images, 50 of 13,000."""
-    return round(min(300, max(30, 200 * (250 / max(1, train)) ** 0.35)))
+    return int(min(300.0, max(30.0, 200 * math.pow(250 / max(1, train), 0.35))))
 
 
 def held_out_shares(total: int) -> tuple[float, float]:
@@ -236,6 +242,8 @@ def held_out_shares(total: int) -> tuple[float, float]:
 def fit_for(sizes: Sequence[tuple[int, int]]) -> tuple[Literal["crop", "pad", "squash"], str]:
     """How images of these (height, width) become square, and why."""
     ratios = [width / height for height, width in sizes]
+    if max(max(size) for size in sizes) < 32:
+        return "pad", "the images are smaller than the input, and are not blown up"
     lost = statistics.median(1 - min(r, 1 / r) for r in ratios)
     said = f"a square from the middle loses {lost:.0%} of the median image"
     if lost < 0.45:
@@ -270,6 +278,18 @@ def half_width(n: int) -> float:
     """Half of Wilson's 95 % interval, in points, of an accuracy near 50 % measured on n images."""
     z = 1.959963984540054
     return 100 * z / (1 + z * z / n) * math.sqrt(0.25 / n + (z / (2 * n)) ** 2)
+
+
+def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> tuple[float, str]:
+    """The peak learning rate, absolute, and why: a tiny recipe's, scaled to batch and embed_dim."""
+    peak, sgd = optim.peak_lr(at_batch), isinstance(optim, SGDConfig)
+    scaled = peak * (batch / at_batch) ** (1.0 if sgd else 0.5) * (TINY_WIDTH / width) ** 0.5
+    how = "linearly" if sgd else "by the square root"
+    said = (
+        f"the small recipes' {peak:g} at batch {at_batch} and width {TINY_WIDTH} is scaled {how} "
+        f"to batch {batch}, by the inverse square root to width {width}"
+    )
+    return float(f"{scaled:.2g}"), said
 
 
 # -- costs: pure functions of what was measured ----------------------------------------------------
@@ -308,7 +328,7 @@ def run_length(epoch: float, evaluation: float, budget: float, most: int) -> Len
         evaluations = math.ceil(epochs / every)
         return Length(epochs, every, START_SECONDS + epochs * epoch + evaluations * evaluation)
 
-    epochs = max(1, min(most, int((budget - START_SECONDS) / epoch)))
+    epochs = max(1, int(min(most, (budget - START_SECONDS) / epoch)))
     while epochs > 1 and length(epochs).seconds > budget:
         epochs = min(epochs - 1, int(epochs * 0.98))
     return length(epochs)
@@ -323,9 +343,6 @@ def memory_bytes(config: RunConfig, data: DataSet, machine: Machine, cost: Probe
     if not held and machine.kind == "cpu":
         workers = min(machine.cores, 8) if config.data.workers is None else config.data.workers
     return cost.memory_bytes + held + workers * WORKER_BYTES
-
-
-WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
 
 
 # -- choosing aloud --------------------------------------------------------------------------------
@@ -383,10 +400,14 @@ def _refuse(folder: Path, budget: float, fixed: Mapping[str, Any]) -> None:
 def _base(folder: Path, fixed: Mapping[str, Any]) -> RunConfig:
     """What choices are laid over: the folder, and a small recipe's optimizer, its lr absolute."""
     recipe = get_recipe(RECIPE, fixed.get("optim", fixed.get("optim.kind")))
-    return with_data(RunConfig(name=folder.resolve().name or "run", optim=recipe.optim), str(folder))
+    return with_data(
+        RunConfig(name=folder.resolve().name or "run", optim=recipe.optim), str(folder)
+    )
 
 
-RECIPE = "cifar10_vit_c"  # whose optimizer settings are scaled to the batch
+def _optimizer(fixed: Mapping[str, Any]) -> str | None:
+    name: str | None = fixed.get("optim", fixed.get("optim.kind"))
+    return name
 
 
 def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
@@ -394,7 +415,8 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
     fixed = choices.fixed
     own = {key: value for key, value in fixed.items() if key.startswith("data.")}
     whole = {**own, "data.val_fraction": 0.0, "data.test_fraction": 0.0}
-    given = open_data(load_config(base, **whole).data, fixed.get("model.in_chans", 3)).splits
+    channels = fixed.get("model.in_chans", 3)
+    given = open_data(resolve_config(base, **whole).data, channels).splits
     seen = sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
     total = len(given["train"])
     if "val" not in given:
@@ -405,11 +427,11 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
             if not test:
                 because = f"each of {total:,} images counts, and nothing is chosen by validation"
             choices.take("data.test_fraction", "share held out for the test", test, because)
-    channels = fixed.get("model.in_chans", 3)
     if seen.gray or "model.in_chans" in fixed:
         because = f"none of {min(SAMPLE, total)} images looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
-    data = open_data(choices.config(base).data, channels)
+    chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
+    data = open_data(resolve_config(base, **{**chosen, **own}).data, channels)
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
     val_images = len(data.splits["val"]) if "val" in data.splits else 0
     look = Look(data.classes, tuple(counts), val_images, *seen)
@@ -449,6 +471,8 @@ def _choose_views(choices: Choices, look: Look) -> None:
     choices.take("data.balance", "balance of classes", balance, because)
     if look.short_side <= SMALL_SIDE:
         crop, because = "shift", "images this small lose too much when a part is cut out"
+        if choices.fixed.get("data.fit", fit) == "crop" and "data.eval_crop" not in choices.fixed:
+            choices.settings["data.eval_crop"] = 1.0  # evaluation keeps every pixel
     else:
         crop, because = "random_resized", "each epoch then sees another part of each photo"
     crop = choices.take("data.augment.crop", "training crop", crop, because)
@@ -467,8 +491,7 @@ def _choose_views(choices: Choices, look: Look) -> None:
     )
 
 
-def _choose_steps(choices: Choices, base: RunConfig, look: Look, machine: Machine) -> None:
-    """Batch and learning rate."""
+def _choose_batch(choices: Choices, look: Look, machine: Machine) -> None:
     batch = batch_size(look.train, machine.kind)
     micro = choices.fixed.get("train.micro_batch")
     if micro:
@@ -480,18 +503,6 @@ def _choose_steps(choices: Choices, base: RunConfig, look: Look, machine: Machin
             f"batch {batch}: the stem's BatchNorm wants 16 images or more to measure means and "
             "variances on; more images would help."
         )
-    recipe = get_recipe(RECIPE, choices.fixed.get("optim", choices.fixed.get("optim.kind")))
-    sgd = type(recipe.optim).__name__ == "SGDConfig"
-    ratio = batch / recipe.train.batch
-    lr = recipe.optim.peak_lr(recipe.train.batch) * (ratio if sgd else math.sqrt(ratio))
-    per = choices.fixed.get("optim.lr_per_batch")
-    if per:
-        lr *= per / batch
-    because = (
-        f"the small recipes' {recipe.optim.peak_lr(recipe.train.batch):g} at batch "
-        f"{recipe.train.batch} is scaled {'linearly' if sgd else 'by the square root'}"
-    )
-    choices.take("optim.lr", "peak learning rate", float(f"{lr:.2g}"), because)
 
 
 # -- the model, measured ---------------------------------------------------------------------------
@@ -562,20 +573,20 @@ def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
     """The ladder, or what a model or an image size that the user fixed leaves of it."""
     ladder = rungs_for(look)
     if "model" in fixed:
-        stem = model_config(fixed["model"]).stem
-        own = model_config(fixed["model"]).size[0]
-        side = min(own, max(ladder[-1].img_size, look.short_side))
-        side = max(ladder[0].img_size, side)
-        side = max(1, round(side / stem.reduction)) * stem.reduction
-        ladder = [Rung(fixed["model"], side, 0)]
+        own, reduction = model_config(fixed["model"]).size[0], _reduction(fixed["model"])
+        side = max(ladder[0].img_size, min(own, look.short_side))
+        ladder = [Rung(fixed["model"], max(1, round(side / reduction)) * reduction, 0)]
     if "model.img_size" in fixed:
         size = fixed["model.img_size"]
-        sides = size if isinstance(size, tuple) else (size,)
-        fitting = [r for r in ladder
-                   if not any(side % model_config(r.model).stem.reduction for side in sides)]  # fmt: skip
-        ladder = [r._replace(img_size=sides[0]) for r in fitting or ladder[:1]]
-        ladder = list(dict.fromkeys(r._replace(min_images=0) for r in ladder))
+        sides = size if isinstance(size, tuple) else (size, size)
+        fitting = [r for r in ladder if not any(s % _reduction(r.model) for s in sides)]
+        models = dict.fromkeys(r.model for r in fitting or ladder[:1])
+        ladder = [Rung(model, min(sides), 0) for model in models]
     return ladder
+
+
+def _reduction(model: str) -> int:
+    return model_config(model).stem.reduction
 
 
 def _with_precision(
@@ -590,9 +601,7 @@ def _with_precision(
     from vitc.train.device import precision_note
 
     def tried(precision: str) -> Trial | None:
-        return _tried(
-            choices, base, {**settings, "train.precision": precision}, rung, data, device
-        )
+        return _tried(choices, base, {**settings, "train.precision": precision}, rung, data, device)
 
     if "train.precision" in choices.fixed:
         choices.take("train.precision", "precision", None, "")
@@ -680,6 +689,19 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
         )
 
 
+def _choose_rate(choices: Choices, trial: Trial) -> None:
+    """The learning rate, in the unit that `optim.lr_per_batch` says where the user set that."""
+    config = trial.config
+    recipe = get_recipe(RECIPE, _optimizer(choices.fixed))
+    lr, because = learning_rate(
+        recipe.optim, recipe.train.batch, config.train.batch, config.model.embed_dim
+    )
+    per = choices.fixed.get("optim.lr_per_batch")
+    if per is not None:
+        lr *= per / config.train.batch
+    choices.take("optim.lr", "peak learning rate", lr, because)
+
+
 # -- length, cost, expectation ---------------------------------------------------------------------
 
 
@@ -691,12 +713,86 @@ def _choose_length(
     epoch = epoch_seconds(look, machine, batch, trial.cost)
     evaluation = evaluation_seconds(look, machine, trial.cost)
     wanted = wanted_epochs(look.train)
-    allowed = "without --budget at most" if default else "of your budget of"
-    if "train.epochs" in choices.fixed:
-        wanted = choices.fixed["train.epochs"]
-        length = run_length(epoch, evaluation, math.inf, wanted)
-        because = ""
+    fixed = choices.fixed.get("train.epochs")
+    if fixed is not None:
+        length = run_length(epoch, evaluation, math.inf, fixed)
     else:
-        most = wanted if default else 3 * wanted
-        length = run_length(epoch, evaluation, budget, most)
-        why = f"{look.train:,} images want about {wanted}" if length.epochs == most else ""
+        length = run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
+    because = f"{look.train:,} images want about {wanted} from scratch"
+    if length.epochs != wanted:
+        limit = "the cap without --budget is" if default else "the budget is"
+        because += f", one takes {epoch:.2g} s, and {limit} {duration(budget)}"
+    choices.take("train.epochs", "epochs", length.epochs, because)
+    every = choices.take(
+        "train.eval_every_epochs",
+        "epochs between evaluations",
+        length.eval_every,
+        f"one takes {evaluation:.1g} s",
+    )
+    seconds = length.seconds
+    if every != length.eval_every:
+        seconds = START_SECONDS + length.epochs * epoch
+        seconds += math.ceil(length.epochs / every) * evaluation
+    if seconds > budget and length.epochs == 1 and "data.max_train" not in choices.fixed:
+        seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget)
+    if seconds > 1.2 * budget:
+        choices.warn(f"this is expected to take {duration(seconds)}, not {duration(budget)}.")
+    return seconds
+
+
+def _fewer_images(
+    choices: Choices, look: Look, batch: int, epoch: float, evaluation: float, budget: float
+) -> float:
+    """One epoch of as many images as the budget pays for; returns the seconds it takes."""
+    share = max(0.0, budget - START_SECONDS - evaluation) / epoch
+    images = max(batch, len(look.classes), int(look.train * share) // batch * batch)
+    if images < look.train:
+        because = f"not one epoch of {look.train:,} fits the budget of {duration(budget)}"
+        choices.take("data.max_train", "training images used", images, because)
+    return START_SECONDS + evaluation + epoch * min(1.0, images / look.train)
+
+
+def _say_costs(
+    choices: Choices, look: Look, machine: Machine, trial: Trial, seconds: float, memory: int
+) -> None:
+    read = f", {1000 * look.read_seconds:.1f} ms to read an image" if look.read_seconds else ""
+    choices.say(
+        "time",
+        f"about {duration(seconds)}",
+        f"a step of {trial.config.train.batch} images took {1000 * trial.cost.step_seconds:.0f} "
+        f"ms{read}, measured just now",
+    )
+    if memory:
+        choices.say("memory", f"about {memory / 1e9:.1f} GB", "that is what these steps needed")
+    if memory > 0.8 * machine.memory_bytes:
+        choices.warn(
+            f"this machine has {machine.memory_bytes / 1e9:.1f} GB in all; a smaller "
+            "--train.micro_batch or --model.img_size needs less."
+        )
+
+
+def _say_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
+    """What a model trained from scratch on so many images can be, and how surely it is known."""
+    n = config.data.max_train or look.train
+    chance, largest = 100 / len(look.classes), 100 * max(look.counts) / look.train
+    if n < 2_000:
+        level = "a rough model: colours, textures and coarse shapes are learnt, little else"
+    elif n < 20_000:
+        level = "a fair model of classes that look different, a rough one of those that do not"
+    else:
+        level = "a good model, and a better one the longer it trains"
+    pretrained = (
+        "" if n >= 200_000
+        else "; fine-tuning a model pretrained on millions of images would do far better"
+    )  # fmt: skip
+    choices.lines.append(
+        f"expect: {level}, since it starts from scratch with {n:,} images{pretrained}. "
+        f"Chance is {chance:.1f} %, always naming the largest class {largest:.1f} %."
+    )
+    if look.val:
+        doubt = half_width(look.val)
+        tail = " Differences smaller than that mean nothing." if doubt > 2 else ""
+        choices.lines.append(
+            f"certainty: an accuracy measured on {look.val:,} validation images is uncertain by "
+            f"up to {doubt:.1f} points either way (95 %).{tail}"
+        )

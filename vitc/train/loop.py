@@ -345,6 +345,7 @@ class Trainer:
         if state.ema is not None:
             main = evaluate(state.ema.module, self._val_batches, self.settings)
         line |= {k: main[k] for k in ("n", "top1", "top5", "loss")}
+        line["n"] = int(line["n"])
         line |= {f"{k}_raw": raw[k] for k in ("top1", "top5", "loss")}
         for name in self._val_batches.skipped:
             self._tell(f"not evaluated on broken file {name}")
@@ -482,9 +483,9 @@ class Trainer:
         t, counts = self.config.train, {n: len(s.labels) for n, s in self.data.splits.items()}
         for note in self.data.notes:
             self._tell(note)
-        note = precision_note(t.precision, self.device)
-        if note:
-            self._tell(note)
+        slow = precision_note(t.precision, self.device)
+        if slow:
+            self._tell(slow)
         images = ", ".join(f"{n} {count:,}" for n, count in counts.items())
         self.progress.say(
             f"{self.config.name}: {self.config.model.name} on {self.data.source} "

@@ -23,8 +23,6 @@ from vitc.train.loop import initial_model
 from vitc.train.state import TrainState
 from vitc.train.step import NormStatistics, StepSettings, train_step
 
-EVAL_BATCH = 256  # at least; the loop's
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -43,7 +41,7 @@ def probe(
 ) -> Probe | None:
     """Time `config`'s step and evaluation on made-up images; None where memory does not suffice.
 
-    Takes about twice `seconds`, and at least four steps. Generators, thread count and every other
+    Takes about twice `seconds`, and at least two steps. Generators, thread count and every other
     global setting of torch are afterwards as before.
     """
     cuda = device.type == "cuda"
@@ -106,8 +104,7 @@ def _measure(
 
     model.train()
     step_seconds = _time(step, seconds)
-    count = max(t.micro, EVAL_BATCH)
-    return step_seconds, _time(_forward(model, config, count, settings), seconds / 2) / count
+    return step_seconds, _time(_forward(model, config, settings), seconds / 3) / t.micro
 
 
 def _made_up(config: RunConfig, num_classes: int, device: torch.device) -> MicroBatch:
@@ -127,10 +124,9 @@ def _made_up(config: RunConfig, num_classes: int, device: torch.device) -> Micro
     )
 
 
-def _forward(
-    model: nn.Module, config: RunConfig, count: int, s: StepSettings
-) -> Callable[[], None]:
-    images = torch.zeros(count, config.model.in_chans, *config.model.size, device=s.device)
+def _forward(model: nn.Module, config: RunConfig, s: StepSettings) -> Callable[[], None]:
+    shape = config.train.micro, config.model.in_chans, *config.model.size
+    images = torch.zeros(shape, device=s.device)
     if s.channels_last:
         images = images.to(memory_format=torch.channels_last)
 
@@ -144,11 +140,11 @@ def _forward(
 
 
 def _time(work: Callable[[], None], seconds: float) -> float:
-    """Median duration of `work`, repeated for about `seconds` after a first time unmeasured."""
+    """Median duration of `work`, done for `seconds` or once after a first time unmeasured."""
     work()
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - start < seconds and len(times) < 30):
+    while not times or (time.perf_counter() - start < seconds and len(times) < 50):
         before = time.perf_counter()
         work()
         times.append(time.perf_counter() - before)

@@ -170,6 +170,76 @@ def read_object(
     return values
 
 
+# -- one process at a time ------------------------------------------------------------------------
+
+
+class FolderLock:
+    """One process alone writes a folder, from here until `close`, or the end of a `with`.
+
+    The lock goes with the process, however it dies. Workers forked from it give up their share,
+    or a run that was killed could not be continued while one of them is still about. `held` is
+    False where the platform or the file system has no locks; nothing is protected there. Raises
+    ConfigError: another process has it (named), or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._number: int | None = None
+        if fcntl is None:
+            return
+        try:
+            number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder {folder} cannot be written: {error.strerror}.", "Choose another one."
+            ) from error
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(number, 200, 0).decode(errors="replace").strip()
+            os.close(number)
+            if error.errno in NO_LOCKS:
+                return
+            raise ConfigError(
+                f"The folder {folder} is being written by {holder or 'another process'}.",
+                "Wait until it has ended, or choose another folder.",
+            ) from error
+        self._number = number
+        _LOCKS.add(self)
+        with contextlib.suppress(OSError):  # only for the message above
+            os.ftruncate(number, 0)
+            os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    @property
+    def held(self) -> bool:
+        return self._number is not None
+
+    def close(self) -> None:
+        """Let others write; may be called twice."""
+        number, self._number = self._number, None
+        _LOCKS.discard(self)
+        if number is not None:
+            os.close(number)
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+_LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """In a forked child: close its share of the locks, which leaves them with the parent."""
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
 # -- the folder -----------------------------------------------------------------------------------
 
 
@@ -187,7 +257,7 @@ class RunFolder:
         self.writer = writer
         self.resumed = False
         self.finished = False
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @staticmethod
     def open(
@@ -203,7 +273,7 @@ class RunFolder:
         if not writer:
             return folder
         folder._make()
-        folder._acquire()
+        folder._lock = FolderLock(folder.path)
         try:
             with _writing(folder.path):
                 remove_leftovers(folder.path)
@@ -211,7 +281,7 @@ class RunFolder:
                     folder._begin(config)
                 else:
                     folder._continue(config)
-            if folder._lock is None:
+            if not folder._lock.held:
                 folder.event("no file locks here: start no second process in this folder")
         except BaseException:
             folder.close()
@@ -239,49 +309,21 @@ class RunFolder:
                 "Choose another --out.",
             )
 
-    def _acquire(self) -> None:
-        """Lock the folder for as long as this object is open.
-
-        The lock goes with the process, however it dies. Loader workers forked from it give up
-        their share (`_forget_locks`), or a run that was killed could not be continued at once.
-        """
-        if fcntl is None:
-            return
-        try:
-            number = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ConfigError(
-                f"The run folder {self.path} cannot be written: {error.strerror}.",
-                "Choose another --out.",
-            ) from error
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(number, 200, 0).decode(errors="replace").strip()
-            os.close(number)
-            if error.errno in NO_LOCKS:
-                return
-            raise ConfigError(
-                f"The run folder {self.path} is being written by {holder or 'another process'}.",
-                "Wait until it has ended, or choose another --out.",
-            ) from error
-        self._lock = number
-        _OPEN.add(self)
-        with contextlib.suppress(OSError):  # only for the message above
-            os.ftruncate(number, 0)
-            os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-
     def _begin(self, config: RunConfig) -> None:
-        """A run from nothing. The config goes last, so that a kill leaves a folder of the old run
-        that --overwrite accepts, or an empty one."""
+        """A run from nothing, where an older one may have to go.
+
+        In an order that leaves something whole if this process is killed: a shorter run without
+        its later checkpoints, or one that still says it is finished.
+        """
         anew = (self.path / CONFIG).exists()
-        for name in (SUMMARY, METRICS, EVENTS, DATA):
-            (self.path / name).unlink(missing_ok=True)
-        for path in list(self.checkpoints.glob("*")):
-            if CHECKPOINT_NAME.fullmatch(path.name) or path.name == LATEST:
-                discard(path)
         if self.checkpoints.exists():
+            discard(self.checkpoints / LATEST)
+            for path in list(self.checkpoints.iterdir()):
+                if CHECKPOINT_NAME.fullmatch(path.name):
+                    discard(path)
             remove_leftovers(self.checkpoints)
+        for name in (METRICS, EVENTS, DATA, SUMMARY):
+            (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, _config_text(config))
         self.event("begun anew (--overwrite)" if anew else "begun")
 
@@ -391,29 +433,14 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the folder; may be called twice."""
-        number, self._lock = self._lock, None
-        _OPEN.discard(self)
-        if number is not None:
-            os.close(number)
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-_OPEN: weakref.WeakSet[RunFolder] = weakref.WeakSet()
-
-
-def _forget_locks() -> None:
-    """In a forked child: close its share of the locks, which leaves them with the parent."""
-    for folder in list(_OPEN):
-        folder.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
 
 
 @contextlib.contextmanager

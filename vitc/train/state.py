@@ -278,7 +278,11 @@ def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
             "Update vitc.",
         )
     own = state.pop("self", None)
-    if hashlib.sha256(_encode(state).encode()).hexdigest() != own or not _well_formed(state):
+    try:
+        found = hashlib.sha256(_encode(state).encode()).hexdigest()
+    except RecursionError as error:
+        raise CheckpointError(f"{path / STATE} is damaged: nested too deep.") from error
+    if found != own or not _well_formed(state):
         raise CheckpointError(f"{path / STATE} is damaged: its checksum does not match.")
     for name, sha256 in state["sha256"].items():
         if only is None or name in only:

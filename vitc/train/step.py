@@ -139,7 +139,7 @@ class NormStatistics:
         flat = torch.cat([s.flatten() for s in self.sums])
         self.procs.sum_(flat)
         flat /= self.micros * self.procs.world
-        parts = flat.split([b.numel() for b in self.floats])
+        parts = torch.split(flat, [b.numel() for b in self.floats])
         for b, part in zip(self.floats, parts, strict=True):
             b.copy_(part.view_as(b))
         for count in self.counts:  # one step, however many micro-batches it had

@@ -1,0 +1,612 @@
+"""The command line: words in any order, exit codes, what goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitc.train.evaluate
+import vitc.train.loop
+from vitc.cli import VERBS, main, seconds, take_settings
+from vitc.config import RunConfig, load_config, to_dict
+from vitc.deploy.show import Page, Table, write
+from vitc.errors import (
+    BrokenFileError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    InterruptedRun,
+    RunError,
+)
+from vitc.recipes import RECIPES
+from vitc.train.loop import RunResult
+
+REPOSITORY = Path(__file__).parents[1]
+Capture = pytest.CaptureFixture[str]
+
+
+class Runs:
+    """Stands in for the loop: remembers what it was asked, and returns or raises as told."""
+
+    def __init__(self) -> None:
+        self.configs: list[RunConfig] = []
+        self.outs: list[Path] = []
+        self.settings: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+        self.summary: dict[str, Any] = {"status": "done", "top1": 50.0}
+
+    def __call__(self, config: RunConfig, out: Path, **settings: Any) -> RunResult:
+        self.configs.append(config.checked())
+        self.outs.append(out)
+        self.settings.append(settings)
+        if self.error is not None:
+            raise self.error
+        return RunResult(out, "done", 50.0, self.summary)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    stand_in = Runs()
+    monkeypatch.setattr(vitc.train.loop, "run", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    """A run folder as far as `show` reads it."""
+    run = tmp_path / "finished"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(to_dict(load_config("debug"))))
+    (run / "data.json").write_text(json.dumps({"classes": ["a", "b"]}))
+    (run / "summary.json").write_text(json.dumps({"status": "done", "top1": 61.25, "step": 20}))
+    lines = [
+        {"kind": "train", "step": 10, "epoch": 0.5, "loss": 2.0, "lr": 0.1},
+        {"kind": "eval", "step": 20, "epoch": 1, "top1": 61.25, "top1_raw": 60.0, "top5": 99.0,
+         "loss": 1.5},
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def failed(words: str | list[str], capsys: Capture, code: int = 2) -> str:
+    """What a command that ends with `code` says on stderr: words, not a traceback."""
+    assert main(shlex.split(words) if isinstance(words, str) else words) == code
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return said.err
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_says_how_to_go_on(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr()
+    assert all(verb.summary in said.out for verb in VERBS.values())
+    assert "vitc COMMAND --help" in said.out
+    assert said.err == ""
+
+
+def test_no_command_at_all_is_a_usage_error_that_shows_the_help(capsys: Capture) -> None:
+    assert "commands:" in failed([], capsys)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_commands_help_has_its_sentence_and_its_example(name: str, capsys: Capture) -> None:
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert VERBS[name].summary in said
+    assert all(line in said for line in VERBS[name].example.splitlines())
+
+
+def test_the_examples_of_train_can_be_pasted(runs: Runs) -> None:
+    examples = [e for e in VERBS["train"].example.splitlines() if "~" not in e]
+    assert [main(shlex.split(line)[1:]) for line in examples] == [0] * len(examples)
+    assert runs.configs[1].optim.lr == 0.1
+
+
+def test_help_of_a_recipe_lists_every_setting_with_its_value(capsys: Capture) -> None:
+    assert main(shlex.split("train fashion_vit_c --optim sgd --help --optim.lr 0.77")) == 0
+    said = capsys.readouterr().out
+    assert "--optim.momentum" in said
+    assert "--optim.betas" not in said
+    assert "(default: 0.77)" in said
+    assert "--train.save_every_seconds" in said
+
+
+def test_help_of_a_recipe_whose_data_is_not_at_hand_is_given_too(capsys: Capture) -> None:
+    assert main(["train", "imagenet_vit_c_4gf_basic", "--help"]) == 0
+    assert "--data.path" in capsys.readouterr().out
+
+
+def test_help_and_mistakes_come_without_torch() -> None:
+    commands = ["--help", "train --help", "train debug --help", "show --list", "--version",
+                "train --optim.lrr 1", "train debug --optim.lr abc", "predict nowhere x.jpg",
+                "train", "tarin", "eval", "train debug --train.batch 0"]  # fmt: skip
+    code = (
+        "import sys, shlex; from vitc.cli import main\n"
+        f"codes = [main(shlex.split(c)) for c in {commands}]\n"
+        "assert 'torch' not in sys.modules\n"
+        f"assert codes == {[0] * 5 + [2] * 7}, codes"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=REPOSITORY)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_can_be_run_and_passes_the_exit_code_on() -> None:
+    done = subprocess.run([sys.executable, "-m", "vitc", "tarin"], capture_output=True, text=True,
+                          cwd=REPOSITORY)  # fmt: skip
+    assert done.returncode == 2
+    assert "Did you mean 'train'?" in done.stderr
+
+
+# -- settings: typed, dotted, in any order ---------------------------------------------------------
+
+
+def test_words_mean_the_same_in_any_order(runs: Runs) -> None:
+    groups = ["debug", "--optim sgd", "--optim.lr 0.5", "--model.stem conv", "--out x"]
+    for order in itertools.islice(itertools.permutations(groups), 0, None, 5):
+        assert main(["train", *shlex.split(" ".join(order))]) == 0
+    assert len(set(map(str, runs.configs))) == 1
+    assert runs.configs[0].optim.lr == 0.5
+    assert set(runs.outs) == {Path("x")}
+
+
+def test_settings_before_the_recipe_do_not_swallow_it(runs: Runs) -> None:
+    words = "train --data.mean .5 .5 .5 --data.std 1 1 1 --train.compile debug --model.img_size 32"
+    assert main(shlex.split(f"{words} --train.seed_init None")) == 0
+    config = runs.configs[0]
+    assert (config.name, config.train.compile) == (RECIPES["debug"]().name, True)
+    assert config.data.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--optim.lr 1e-3", "optim.lr", 1e-3),
+        ("--optim.lr=1e-3", "optim.lr", 1e-3),
+        ("--optim.lr -1e-3", "optim.lr", -1e-3),
+        ("--train.epochs 7", "train.epochs", 7),
+        ("--train.save-every-steps 7", "train.save_every_steps", 7),
+        ("--train.save_every_steps none", "train.save_every_steps", None),
+        ("--train.compile", "train.compile", True),
+        ("--train.compile false", "train.compile", False),
+        ("--model.img_size 32", "model.img_size", 32),
+        ("--model.img_size 32 64", "model.img_size", (32, 64)),
+        ("--model.stem.channels 8 16 32", "model.stem.channels", (8, 16, 32)),
+        ("--data.group None", "data.group", None),
+        ("--data.group a+", "data.group", "a+"),
+        ("--data.fit pad", "data.fit", "pad"),
+        ("--data.augment.scale 0.2 1", "data.augment.scale", (0.2, 1.0)),
+        ("--model vit_c_tiny", "model", "vit_c_tiny"),
+    ],
+)
+def test_a_settings_words_become_its_type(words: str, name: str, value: Any) -> None:
+    settings, rest = take_settings(shlex.split(f"before {words} --json after"))
+    assert settings == {name: value}
+    assert type(settings[name]) is type(value)
+    assert rest == ["before", "--json", "after"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--optim.lrr 1", ["'--optim.lrr'", "Did you mean '--optim.lr'?"]),
+        ("--epochs 5", ["'--epochs'", "Did you mean '--train.epochs'?"]),
+        ("--train.lr 5", ["'--train.lr'", "Did you mean '--optim.lr'?"]),
+        ("--jsn", ["'--jsn'", "Did you mean '--json'?"]),
+        ("--zzz", ["Unknown option '--zzz'."]),
+        ("--optim.lr abc", ["--optim.lr is 'abc'", "a number"]),
+        ("--optim.lr", ["--optim.lr has no value", "a number"]),
+        ("--optim.lr --overwrite", ["--optim.lr has no value"]),
+        ("--train.epochs 1.5", ["--train.epochs is '1.5'", "a whole number"]),
+        ("--data.fit corp", ["--data.fit is 'corp'", "'crop' or 'pad' or 'squash'"]),
+        ("--model.img_size 1 2 3", ["--model.img_size is '1 2 3'", "a whole number or 2 values"]),
+        ("--train.seed 1 --train.seed 2", ["--train.seed is given twice"]),
+        ("--optim adan", ["'adan'", "Did you mean 'adamw'?"]),
+        ("--model vit_c_4fg", ["'vit_c_4fg'", "Did you mean 'vit_c_4gf'?"]),
+        ("--model.name vit_c_4gf", ["only a label", "--model NAME"]),
+        ("--optim.momentum 0.5", ["no effect with optim 'adamw'", "--optim sgd"]),
+        ("--data.augment.shift_pixels 2 --data.augment.crop none", ["has no effect"]),
+        ("--train.batch 0", ["train.batch 0 must be at least 1"]),
+        ("--budget 30m", ["--budget has no effect", "--train.epochs"]),
+        ("--budget 30", ["--budget: '30' must be a time such as 90s"]),
+        ("stray", ["stray"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_with_its_value_and_a_way_on(
+    words: str, said: list[str], runs: Runs, capsys: Capture
+) -> None:
+    err = failed(f"train fashion_vit_c {words}", capsys)
+    assert err.startswith("error: ")
+    assert err.rstrip().endswith("Try 'vitc train --help'.")
+    for piece in said:
+        assert piece in err
+    assert runs.configs == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tarin debug", ["'tarin'", "Did you mean 'train'?", "Try 'vitc --help'."]),
+        ("train", ["Train what?", "vitc train fashion_vit_c"]),
+        ("train debugg", ["'debugg'", "Did you mean 'debug'?"]),
+        ("train no/where", ["no/where", "nothing of that name exists"]),
+        ("predict run", ["required: PATH"]),
+        ("predict run a.jpg --topk 0", ["--topk: '0' must be a whole number of at least 1"]),
+        ("eval run --split tset", ["--split", "'tset'", "val"]),
+        ("show", ["Show what?"]),
+        ("show --list debug", ["Show what?"]),
+        ("show vit_c_4fg", ["Did you mean 'vit_c_4gf'?", "vitc show --list"]),
+        ("show vit_c_4gf --train.epochs 3", ["--train.epochs has no effect with a model"]),
+        ("show vit_c_4gf --plot x.png", ["--plot has no effect with a model"]),
+        ("show debug --plot x.doc", ["x.doc", "png"]),
+        ("show debug --plot nowhere/x.png", ["no folder nowhere"]),
+    ],
+)
+def test_other_mistakes_are_said_too(words: str, said: list[str], capsys: Capture) -> None:
+    err = failed(words, capsys)
+    for piece in said:
+        assert piece in err
+
+
+def test_a_misspelt_run_folder_gets_a_suggestion(finished_run: Path, capsys: Capture) -> None:
+    err = failed(["eval", str(finished_run.with_name("finishd"))], capsys)
+    assert "Did you mean 'finished'?" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800)]
+)
+def test_a_time_is_read_with_its_unit(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+def test_a_recipe_goes_to_its_folder_unless_told_otherwise(runs: Runs) -> None:
+    assert main(["train", "debug"]) == main(["train", "debug", "--out", "else/where"]) == 0
+    assert runs.outs == [Path("runs/debug"), Path("else/where")]
+    assert runs.settings[0] == {"overwrite": False, "notes": []}
+
+
+def test_a_run_folder_is_gone_on_with_in_place(runs: Runs, finished_run: Path) -> None:
+    assert main(["train", str(finished_run)]) == 0
+    assert runs.outs == [finished_run]
+    assert runs.configs == [load_config("debug")]
+
+
+def test_a_config_file_is_trained_under_its_own_name(runs: Runs, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"name": "mine", "data": {"source": "synthetic"}}))
+    assert main(["train", str(file)]) == 0
+    assert runs.outs == [Path("runs/mine")]
+
+
+def test_json_is_the_last_line_on_stdout_and_strict(runs: Runs, capsys: Capture) -> None:
+    runs.summary = {"status": "done", "top1": float("nan"), "run": "runs/debug"}
+    assert main(["train", "debug", "--json"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last) == {"status": "done", "top1": None, "run": "runs/debug"}
+
+
+def test_without_json_the_result_and_what_to_do_next_are_on_stdout(
+    runs: Runs, capsys: Capture
+) -> None:
+    assert main(["train", "debug"]) == 0
+    said = capsys.readouterr().out
+    assert "50.00 %" in said
+    assert "vitc predict runs/debug" in said
+
+
+def test_a_dry_run_runs_nothing(runs: Runs, capsys: Capture) -> None:
+    assert main(["train", "debug", "--dry-run", "--optim.lr", "0.125"]) == 0
+    said = capsys.readouterr().out
+    assert "0.125" in said
+    assert "runs/debug" in said
+    assert main(["train", "debug", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == "runs/debug"
+    assert runs.configs == []
+
+
+def test_overwrite_reaches_the_loop(runs: Runs) -> None:
+    assert main(["train", "debug", "--overwrite"]) == 0
+    assert runs.settings[0]["overwrite"] is True
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (ConfigError("w", "h"), 2, "failed"),
+        (DataError("w", "h"), 2, "failed"),
+        (BrokenFileError("w", "h"), 1, "failed"),
+        (CheckpointError("w", "h"), 1, "failed"),
+        (RunError("w", "h"), 1, "failed"),
+        (DivergedError("w", "h"), 1, "diverged"),
+        (InterruptedRun("w", "h", 2), 130, "interrupted"),
+        (InterruptedRun("w", "h", 15), 143, "interrupted"),
+    ],
+)
+def test_every_error_has_its_exit_code_its_words_and_its_json(
+    error: RunError, code: int, status: str, runs: Runs, capsys: Capture
+) -> None:
+    runs.error = error
+    assert main(["train", "debug"]) == code
+    said = capsys.readouterr()
+    assert "w\nh" in said.err
+    assert said.out == ""
+    assert main(["train", "debug", "--json"]) == code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {"status": status, "error": "w", "hint": "h"}
+
+
+def test_a_run_that_diverged_also_says_how_far_it_came(
+    runs: Runs, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "summary.json").write_text('{"status": "diverged", "step": 7}')
+    runs.error = DivergedError("w", "h")
+    assert main(["train", "debug", "--json", "--out", str(tmp_path)]) == 1
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {"status": "diverged", "step": 7, "error": "w", "hint": "h"}
+
+
+def test_ctrl_c_ends_with_130(runs: Runs, capsys: Capture) -> None:
+    runs.error = KeyboardInterrupt()
+    assert "Interrupted." in failed("train debug", capsys, 130)
+
+
+def test_ctrl_c_that_comes_out_as_another_error_is_still_ctrl_c(
+    runs: Runs, capsys: Capture
+) -> None:
+    runs.error = AttributeError("module half imported")
+    runs.error.__context__ = KeyboardInterrupt()
+    assert "Interrupted." in failed("train debug", capsys, 130)
+
+
+def test_a_full_disk_is_a_failure_without_traceback(runs: Runs, capsys: Capture) -> None:
+    runs.error = OSError(28, "No space left on device", "runs/debug/x")
+    assert "runs/debug/x: No space left on device." in failed("train debug", capsys, 1)
+
+
+def test_a_fault_of_ours_shows_where_it_happened(runs: Runs, capsys: Capture) -> None:
+    runs.error = ZeroDivisionError("ours")
+    assert main(["train", "debug", "--json"]) == 1
+    said = capsys.readouterr()
+    assert "Traceback" in said.err
+    assert json.loads(said.out)["error"] == "ZeroDivisionError: ours"
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake(capsys: Capture) -> None:
+    assert main(["train", "debugg", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_only_the_first_of_several_processes_speaks(
+    runs: Runs, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "debug", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_reader_who_leaves_is_no_error_of_ours() -> None:
+    command = [sys.executable, "-m", "vitc", "show", "--list"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")
+
+
+# -- the front door --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Stands in for the front door; returns the list of what it was asked."""
+    import vitc.train.front_door as front_door
+
+    asked: list[tuple[Any, ...]] = []
+
+    def propose(folder: Path, budget: float | None, settings: Any) -> front_door.Proposal:
+        asked.append((folder, budget, dict(settings)))
+        config = load_config(RunConfig(), data=str(folder), **settings)
+        return front_door.Proposal(config, ["model: small - because few"], 60.0, 10**9)
+
+    monkeypatch.setattr(front_door, "propose", propose)
+    return asked
+
+
+def test_a_folder_of_images_goes_through_the_front_door(
+    runs: Runs, door: list[Any], photo_folder: Callable[..., Path], capsys: Capture
+) -> None:
+    folder = photo_folder()
+    words = ["train", "--budget", "30m", str(folder), "--train.batch", "16"]
+    assert main(words) == 0
+    assert door == [(folder, 1800.0, {"train.batch": 16})]
+    assert runs.outs == [Path("runs/photos")]
+    assert runs.settings[0]["notes"] == ["model: small - because few"]
+    assert "model: small - because few" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_a_folder_saves_what_it_proposes_and_stops(
+    runs: Runs, door: list[Any], photo_folder: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["train", str(photo_folder()), "--out", str(tmp_path / "r" / "x"), "--dry-run"]
+    assert main([*words, "--train.batch", "8"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "model: small - because few"
+    assert runs.configs == []
+    assert main(shlex.split(said[-1].partition(": vitc ")[2])) == 0
+    assert runs.configs[0].train.batch == 8
+    assert runs.outs == [tmp_path / "r" / "x"]
+
+
+def test_a_run_on_the_same_folder_is_gone_on_with_whatever_would_be_proposed_now(
+    runs: Runs, door: list[Any], photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, out = photo_folder(), tmp_path / "out"
+    out.mkdir()
+    before = load_config(RunConfig(), data=str(folder), **{"train.epochs": 77})
+    (out / "config.json").write_text(json.dumps(to_dict(before)))
+    assert main(["train", str(folder), "--out", str(out)]) == 0
+    assert runs.configs == [before]
+    assert door == []
+    assert main(["train", str(folder), "--out", str(out), "--overwrite"]) == 0
+    assert len(door) == 1
+
+
+# -- eval ------------------------------------------------------------------------------------------
+
+
+def test_eval_asks_for_what_was_said_and_shows_it(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    asked = []
+
+    def evaluate_run(*args: Any) -> dict[str, Any]:
+        asked.append(args)
+        return {"run": "r", "split": args[2], "weights": args[3], "n": 1234, "top1": 12.345,
+                "top5": 50.0, "loss": 2.0, "top1_low": 10.0, "top1_high": 15.0}  # fmt: skip
+
+    monkeypatch.setattr(vitc.train.evaluate, "evaluate_run", evaluate_run)
+    words = ["eval", "--split", "test", str(finished_run), "cifar10", "--raw"]
+    assert main(words) == 0
+    assert asked == [(finished_run, "cifar10", "test", "raw", "auto")]
+    said = capsys.readouterr().out
+    assert "1,234 test images, raw weights" in said
+    assert "12.35 %" in said or "12.34 %" in said
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == 12.345
+
+
+# -- show ------------------------------------------------------------------------------------------
+
+
+def test_show_list_names_every_model_and_recipe(capsys: Capture) -> None:
+    assert main(["show", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in [*vitc.list_models(), *RECIPES])
+
+
+def test_show_model_stands_beside_the_paper_and_beside_its_twin(capsys: Capture) -> None:
+    assert main(["show", "vit_c_1gf"]) == 0
+    said = capsys.readouterr().out
+    model = vitc.create_model("vit_c_1gf")
+    cost = vitc.complexity(model)
+    assert f"{cost.flops:,}" in said
+    assert f"{cost.params:,}" in said
+    assert f"{cost.activations:,}" in said
+    assert "Table 1" in said
+    assert "vit_p_1gf" in said
+    assert "blocks.0-10" in said
+
+
+def test_a_changed_model_is_counted_anew_and_not_compared(capsys: Capture) -> None:
+    assert main(shlex.split("show vit_c_1gf --json --model.depth 2 --model.img_size 64")) == 0
+    values = json.loads(capsys.readouterr().out)
+    model = vitc.create_model("vit_c_1gf", img_size=64, depth=2)
+    assert values["params"] == vitc.complexity(model).params
+    assert "reported" not in values
+    assert "twin" not in values
+
+
+def test_parts_add_up_to_the_whole(capsys: Capture) -> None:
+    assert main(["show", "vit_p_tiny", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    for what in ("flops", "params", "activations"):
+        assert values[what] == sum(p["repeats"] * p[what] for p in values["parts"])
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_can_be_shown(name: str, capsys: Capture) -> None:
+    assert main(["show", name]) == 0
+    said = capsys.readouterr().out
+    assert "lr, peak" in said
+    assert "model.stem.kind" in said
+
+
+def test_show_recipe_gives_the_schedule_in_numbers_and_as_a_picture(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    plot = tmp_path / "lr.png"
+    words = (
+        "--train.epochs 5 --optim.schedule.warmup_epochs 1 --train.batch 64 --train.micro_batch 32"
+    )
+    assert main(["show", "debug", "--json", "--plot", str(plot), *words.split()]) == 0
+    schedule = json.loads(capsys.readouterr().out)["schedule"]
+    assert schedule["total_steps"] == 5 * (schedule["train_images"] // 64)
+    assert schedule["warmup_steps"] == schedule["steps_per_epoch"]
+    assert schedule["first_lr"] < schedule["last_lr"] < schedule["peak_lr"]
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_batch_beyond_the_images_is_said_before_anything_runs(capsys: Capture) -> None:
+    assert main(["show", "debug", "--train.batch", "65536", "--json"]) == 0
+    assert "exceeds the" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_a_lr_quoted_per_2048_images_is_shown_as_what_it_comes_to(capsys: Capture) -> None:
+    words = "--optim.lr 1 --optim.lr_per_batch 2048 --train.batch 64 --train.micro_batch 64"
+    assert main(["show", "debug", *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert "1 per 2048 images x batch 64" in said
+    assert "0.03125" in said
+
+
+def test_show_run_gives_its_result_and_curves(
+    finished_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    plot = tmp_path / "curves.svg"
+    assert main(["show", str(finished_run), "--plot", str(plot)]) == 0
+    said = capsys.readouterr().out
+    assert "done, at step 20" in said
+    assert "61.25" in said
+    assert b"<svg" in plot.read_bytes()
+    assert main(["show", str(finished_run), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["status"], values["summary"]["top1"]) == ("done", 61.25)
+
+
+def test_show_of_an_unfinished_run_says_how_to_go_on(finished_run: Path, capsys: Capture) -> None:
+    (finished_run / "summary.json").unlink()
+    assert main(["show", str(finished_run)]) == 0
+    said = capsys.readouterr().out
+    assert "unfinished, at step 20" in said
+    assert f"vitc train {finished_run}" in said
+
+
+def test_settings_of_what_has_run_already_cannot_be_changed(
+    finished_run: Path, capsys: Capture
+) -> None:
+    assert "no effect" in failed(["show", str(finished_run), "--train.epochs", "3"], capsys)
+
+
+def test_a_table_is_plain_in_a_file_and_drawn_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = Page({}, ["words", Table("Title", ("name", "n"), [("[x]", "1,000"), ("yy", "2")])])
+    plain = io.StringIO()
+    write(page, plain)
+    assert plain.getvalue() == "words\n\nTitle\n  name      n\n  [x]   1,000\n  yy        2\n"
+    drawn = io.StringIO()
+    monkeypatch.setattr(drawn, "isatty", lambda: True, raising=False)
+    write(page, drawn)
+    assert "─" in drawn.getvalue()
+    assert "[x]" in drawn.getvalue()

@@ -1,0 +1,454 @@
+"""Every kind of picture comes out right, upright and whole, or is refused by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from vitc.data.decode import crop_resize, eval_image, read_image, to_channels
+from vitc.errors import BrokenFileError, ConfigError
+
+Pixels = NDArray[np.uint8]
+
+
+def scene(height: int = 48, width: int = 64) -> Pixels:
+    """A smooth RGB picture without any symmetry: JPEG keeps it closely."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + 2 * y) % 200], -1).astype(np.uint8)
+
+
+def saved(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+# ---------------------------------------------------------------------------- kinds of pictures
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("PPM", {}),
+     ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+)  # fmt: skip
+def test_lossless_formats_return_the_very_pixels(kind: str, options: dict[str, Any]) -> None:
+    assert (read_image(saved(scene(), kind, **options), 3, "x") == scene()).all()
+
+
+def test_a_jpeg_decodes_as_pillow_decodes_it() -> None:
+    data = saved(scene(), "JPEG", quality=90)
+    assert (read_image(data, 3, "x") == np.asarray(Image.open(io.BytesIO(data)))).all()
+
+
+def test_grey_pictures_fill_all_three_channels() -> None:
+    grey = scene()[..., 0]
+    for kind in ("PNG", "BMP", "TIFF"):
+        assert (read_image(saved(grey, kind), 3, "x") == grey[..., None]).all()
+    jpeg = saved(grey, "JPEG", quality=95)
+    assert read_image(jpeg, 3, "x").shape == (48, 64, 3)
+    assert distance(read_image(jpeg, 1, "x")[..., 0], grey) < 12
+
+
+def test_one_channel_is_the_luminance_of_pillow() -> None:
+    expected = np.asarray(Image.fromarray(scene()).convert("L"))
+    assert (read_image(saved(scene(), "PNG"), 1, "x")[..., 0] == expected).all()
+    jpeg = saved(scene(), "JPEG", quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"))
+    assert distance(read_image(jpeg, 1, "x")[..., 0], expected) <= 4  # the file's own Y
+
+
+def test_transparent_parts_become_white_and_half_transparent_ones_half_white() -> None:
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 0] = 200
+    rgba[0, :, 3] = (0, 128, 255)
+    for kind in ("PNG", "TIFF"):
+        seen = read_image(saved(rgba, kind), 3, "x")
+        assert seen.tolist() == [[[255, 255, 255], [227, 127, 127], [200, 0, 0]]]
+
+
+def test_four_channels_keep_the_opacity_and_opaque_pictures_get_a_full_one() -> None:
+    rgba = np.dstack([scene(), scene()[..., 1]])
+    assert (read_image(saved(rgba, "PNG"), 4, "x") == rgba).all()
+    assert (read_image(saved(scene(), "PNG"), 4, "x")[..., 3] == 255).all()
+    assert (read_image(saved(scene(), "JPEG"), 4, "x")[..., 3] == 255).all()
+
+
+def test_grey_with_opacity_is_laid_over_white() -> None:
+    la = np.stack([np.full((2, 2), 100), np.array([[0, 255], [255, 0]])], -1).astype(np.uint8)
+    assert read_image(saved(la, "PNG"), 1, "x")[..., 0].tolist() == [[255, 100], [100, 255]]
+
+
+def test_palettes_are_looked_up_with_and_without_transparency() -> None:
+    palette = Image.frombytes("P", (2, 2), bytes([0, 1, 2, 1]))
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    expected = [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+    for kind in ("PNG", "GIF", "BMP"):
+        assert read_image(saved(palette, kind), 3, "x").tolist() == expected
+    one = saved(palette, "PNG", transparency=1)  # one clear entry
+    many = saved(palette, "PNG", transparency=b"\xff\x00\xff")  # an opacity for each entry
+    for data in (one, many, saved(palette, "GIF", transparency=1)):
+        seen = read_image(data, 3, "x").tolist()
+        assert seen == [[[10, 20, 30], [255] * 3], [[70, 80, 90], [255] * 3]]
+
+
+def test_a_transparent_colour_of_a_png_without_opacity_becomes_white() -> None:
+    data = saved(Image.new("RGB", (2, 2), (9, 8, 7)), "PNG", transparency=(9, 8, 7))
+    assert (read_image(data, 3, "x") == 255).all()
+
+
+def test_one_bit_pictures_are_black_and_white() -> None:
+    bits = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
+    for kind in ("PNG", "TIFF", "BMP"):
+        assert read_image(saved(bits, kind), 1, "x")[..., 0].tolist() == [[0, 255], [255, 0]]
+
+
+def test_sixteen_bits_are_scaled_by_their_full_range() -> None:
+    deep = np.array([[0, 128, 129, 257], [32768, 65406, 65407, 65535]], np.uint16)
+    rounded = [[0, 0, 1, 1], [128, 254, 255, 255]]  # 257 steps of 16 bits to one of 8
+    for kind in ("PNG", "TIFF", "PPM"):
+        assert read_image(saved(deep, kind), 1, "x")[..., 0].tolist() == rounded
+    wide = Image.fromarray(deep.astype(np.int32))
+    assert read_image(saved(wide, "TIFF"), 1, "x")[..., 0].tolist() == rounded
+
+
+def test_whole_numbers_beyond_sixteen_bits_are_refused_with_their_range() -> None:
+    data = saved(np.array([[-5, 70_000]], np.int32), "TIFF")
+    with pytest.raises(BrokenFileError, match=r"'scan\.tif'.*-5 … 70,000"):
+        read_image(data, 3, "scan.tif")
+
+
+def test_floating_point_values_in_0_1_are_scaled_and_others_refused() -> None:
+    unit = np.array([[0.0, 0.5, 1.0]], np.float32)
+    assert read_image(saved(unit, "TIFF"), 1, "x")[..., 0].tolist() == [[0, 128, 255]]
+    for wrong in (unit * 255, unit - 1, unit * np.float32("nan")):
+        with pytest.raises(BrokenFileError, match=r"not in 0 … 1"):
+            read_image(saved(wrong, "TIFF"), 3, "x")
+
+
+def test_cmyk_comes_out_as_the_colours_one_sees() -> None:
+    inks = Image.fromarray(scene()).convert("CMYK")
+    tiff = read_image(saved(inks, "TIFF"), 3, "x")
+    assert distance(tiff, np.asarray(inks.convert("RGB"))) <= 1
+    jpeg = saved(inks, "JPEG", quality=98)  # Pillow writes Adobe's inverted inks
+    assert b"Adobe" in jpeg
+    seen = read_image(jpeg, 3, "x")
+    assert distance(seen, np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))) <= 1
+    assert distance(seen, scene()) < 30
+    grey = read_image(jpeg, 1, "x")
+    assert (grey == to_channels(seen, 1)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_the_camera_was_held(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        data = saved(scene(), kind, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        seen = read_image(data, 3, "x")
+        assert seen.flags.c_contiguous
+        assert (seen == np.asarray(upright.convert("RGB"))).all()
+        assert seen.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
+
+
+def test_an_orientation_that_stands_only_in_xmp_counts_too() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
+    assert read_image(saved(scene(), "JPEG", xmp=xmp), 3, "x").shape == (64, 48, 3)
+
+
+def test_damaged_exif_leaves_the_picture_as_stored() -> None:
+    data = saved(scene(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    assert read_image(data, 3, "x").shape == (48, 64, 3)
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (5, 4), c) for c in ("red", "green", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+        first = read_image(data, 3, "x")
+        assert first.shape == (4, 5, 3)
+        assert distance(first, np.full((4, 5, 3), (255, 0, 0))) < 6
+
+
+def test_the_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(saved(scene(), "PNG"))
+    assert (read_image(tmp_path / "a.jpg", 3, "a.jpg") == scene()).all()
+
+
+# -------------------------------------------------------------------------------- broken files
+
+
+def cuts(data: bytes) -> list[bytes]:
+    places = [1, 2, 3, 10, 30, len(data) // 4, len(data) // 2, len(data) * 9 // 10]
+    return [data[:-n] for n in places]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"subsampling": 0}), ("PNG", {}),
+     ("BMP", {}), ("GIF", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
+     ("PPM", {}), ("JPEG2000", {})],
+)  # fmt: skip
+def test_a_truncated_file_is_refused_or_lacks_no_pixel(kind: str, options: dict[str, Any]) -> None:
+    data = saved(scene(), kind, **options)
+    whole = read_image(data, 3, "x")
+    messages = []
+    for part in cuts(data):
+        try:
+            assert (read_image(part, 3, "part.jpg") == whole).all()  # only padding was cut off
+        except BrokenFileError as error:
+            messages.append(error.message)
+    assert len(messages) >= 4
+    assert all("part.jpg" in message for message in messages)
+
+
+def test_a_jpeg_cut_short_and_closed_again_is_not_half_grey() -> None:
+    for ink in ("RGB", "L", "CMYK"):
+        data = saved(Image.fromarray(scene(200, 300)).convert(ink), "JPEG")
+        with pytest.raises(BrokenFileError, match=r"damaged or incomplete"):
+            read_image(data[: len(data) // 2] + b"\xff\xd9", 3, "x")
+
+
+def test_a_few_bytes_before_the_end_marker_do_no_harm_but_many_do() -> None:
+    data = saved(scene(), "JPEG")
+    padded = data[:-2] + b"\x00" * 20 + b"\xff\xd9"
+    with pytest.raises(ValueError, match="extraneous bytes"):
+        simplejpeg.decode_jpeg(padded)
+    assert (read_image(padded, 3, "x") == read_image(data, 3, "x")).all()
+    with pytest.raises(BrokenFileError, match=r"\d{4} extraneous bytes"):
+        read_image(data[:-2] + b"\x00" * 5000 + b"\xff\xd9", 3, "x")
+
+
+def test_jpegs_that_turbojpeg_cannot_describe_are_left_to_pillow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(scene(), "JPEG", exif=exif)
+    expected = read_image(data, 3, "x")
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise KeyError(-1)  # what it does at an unusual sampling of the colours
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", unknown)
+    assert (read_image(data, 3, "x") == expected).all()
+    with pytest.raises(BrokenFileError):
+        read_image(data[: len(data) // 2], 3, "x")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0garbage" * 9, b"\x89PNG\r\n\x1a\n",
+             b"GIF89a", b"II*\0\x08\0\0\0", b"RIFF\0\0\0\0WEBPVP8 ", b"P6 2 2 255\n", b"\0" * 5000,
+             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)  # fmt: skip
+def test_what_is_no_image_is_refused_by_name(data: bytes) -> None:
+    with pytest.raises(BrokenFileError, match=r"'notes\.jpg' cannot be used") as error:
+        read_image(data, 3, "notes.jpg")
+    assert error.value.hint is not None
+    assert "--data.bad_files skip" in error.value.hint
+
+
+def test_missing_empty_and_special_files_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, why in (("gone.png", "No such file"), ("empty.png", "empty"),
+                      ("pipe.png", "not a regular file"), (".", "not a regular file")):  # fmt: skip
+        with pytest.raises(BrokenFileError, match=why):
+            read_image(tmp_path / name, 3, name)
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + crc
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(b"\0" * 100_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def jpeg_bomb() -> bytes:
+    data = bytearray(saved(scene(), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5  # SOF0: length, precision, then height and width
+    data[at : at + 4] = struct.pack(">HH", 65000, 65000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("data", [png_bomb(12_000, 12_000), png_bomb(60_000, 60_000), jpeg_bomb()])
+def test_decompression_bombs_are_refused_before_any_memory_is_asked_for(data: bytes) -> None:
+    with pytest.raises(BrokenFileError, match=r"134,217,728 allowed"):
+        read_image(data, 3, "bomb")
+
+
+def test_a_large_photo_within_the_limit_raises_no_warning_of_pillows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # it warns of 3,072 pixels now
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (read_image(saved(scene(), "PNG"), 3, "x") == scene()).all()
+
+
+def test_many_threads_may_decode_at_once_and_the_warning_filters_survive() -> None:
+    files = [saved(scene(), "PNG"), saved(scene(), "GIF"), saved(scene(), "JPEG")] * 20
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = set(pool.map(lambda data: read_image(data, 3, "x").shape, files))
+    assert shapes == {(48, 64, 3)}
+    assert warnings.filters == before
+
+
+def test_decoding_needs_no_torch() -> None:
+    code = "import sys, vitc.data.decode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------- channels
+
+
+def test_channels_convert_single_images_and_stacks_alike() -> None:
+    stack = np.stack([scene(), scene()[::-1]])
+    for have in (1, 3, 4):
+        given = to_channels(stack, have)
+        for want in (1, 3, 4):
+            converted = to_channels(given, want)
+            assert converted.shape == (2, 48, 64, want)
+            assert (converted[1] == to_channels(given[1], want)).all()
+    assert to_channels(stack, 3) is stack
+
+
+def test_conversion_in_slabs_equals_the_formula_on_the_whole() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (700, 600, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(rgb).convert("L"))
+    assert (to_channels(rgb, 1)[..., 0] == expected).all()
+
+
+@pytest.mark.parametrize("in_chans", [0, 2, 5])
+def test_other_numbers_of_channels_are_refused(in_chans: int) -> None:
+    with pytest.raises(ConfigError, match=r"1, 3 or 4"):
+        to_channels(scene(), in_chans)
+
+
+# ----------------------------------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_an_image_of_the_right_size_keeps_every_pixel(fit: Any) -> None:
+    seen = eval_image(scene(), (48, 64), fit, 0.875)
+    assert seen.dtype == torch.uint8
+    assert (seen.permute(1, 2, 0).numpy() == scene()).all()
+    original = scene()
+    eval_image(original, (48, 64), fit, 1.0).zero_()
+    assert (original == scene()).all()  # the tensor shares no memory with the image
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3000, 2), (20, 20), (100, 37), (300, 400)])
+def test_any_shape_reaches_the_size(fit: Any, shape: tuple[int, int]) -> None:
+    for channels in (1, 3, 4):
+        image = np.full((*shape, channels), 7, np.uint8)
+        seen = eval_image(image, (32, 48), fit, 0.875)
+        assert seen.shape == (channels, 32, 48)
+        assert set(seen.unique().tolist()) <= ({0, 7} if fit == "pad" else {7})
+
+
+def resized_then_cut(image: Pixels, size: int, share: float) -> torch.Tensor:
+    """The field's words: the shorter side to size / share, then the centre."""
+    edge = round(size / share)
+    scale = edge / min(image.shape[:2])
+    whole = round(image.shape[0] * scale), round(image.shape[1] * scale)
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    big = torch.nn.functional.interpolate(pixels, size=whole, mode="bilinear", antialias=True)[0]
+    top, left = round((whole[0] - size) / 2), round((whole[1] - size) / 2)
+    return big[:, top : top + size, left : left + size]
+
+
+def smooth(height: int, width: int) -> Pixels:
+    y, x = np.mgrid[:height, :width] / 40
+    waves = [np.sin(x) * np.cos(y), np.cos(x + y), np.sin(x - 2 * y)]
+    return (np.stack(waves, -1) * 100 + 128).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (256, 256), (600, 241)])
+def test_crop_is_the_fields_resize_and_centre_crop(shape: tuple[int, int]) -> None:
+    image = smooth(*shape)
+    seen = eval_image(image, (224, 224), "crop", 0.875).float()
+    difference = (seen - resized_then_cut(image, 224, 0.875)).abs()
+    assert difference.mean() < 1.5  # boxes are rounded to whole pixels
+    wrong = eval_image(image, (224, 224), "squash", 0.875).float()
+    assert (wrong - resized_then_cut(image, 224, 0.875)).abs().mean() > 5
+
+
+def test_pad_gives_28_pixels_a_border_of_two_zeros_and_blurs_nothing() -> None:
+    image = scene(28, 28) // 2 + 100
+    seen = eval_image(image, (32, 32), "pad", 0.875).permute(1, 2, 0).numpy()
+    assert (seen[2:30, 2:30] == image).all()
+    seen[2:30, 2:30] = 0
+    assert not seen.any()
+
+
+def test_pad_enlarges_by_whole_factors_only_and_shrinks_to_fit() -> None:
+    def inner(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+        seen = eval_image(np.full((height, width, 1), 9, np.uint8), size, "pad", 0.875)[0]
+        rows, columns = seen.any(1), seen.any(0)
+        for side in (rows, columns):  # centred
+            first, last = int(side.int().argmax()), int(side.flip(0).int().argmax())
+            assert abs(first - last) <= 1
+        return int(rows.sum()), int(columns.sum())
+
+    assert inner(14, 14, (32, 32)) == (28, 28)
+    assert inner(15, 9, (32, 32)) == (30, 18)
+    assert inner(31, 2, (32, 32)) == (31, 2)
+    assert inner(100, 50, (32, 32)) == (32, 16)
+    assert inner(50, 400, (32, 64)) == (8, 64)
+
+
+def test_crop_resize_copies_a_box_of_the_right_size_exactly() -> None:
+    seen = crop_resize(scene(), (8.0, 16.0, 32.0, 32.0), (32, 32))
+    assert (seen.permute(1, 2, 0).numpy() == scene()[8:40, 16:48]).all()
+
+
+def test_crop_resize_rounds_edges_and_stays_inside() -> None:
+    image = scene()
+    for box in ((-5.0, -9.0, 300.0, 300.0), (0.4, 0.4, 47.3, 63.4)):
+        assert (crop_resize(image, box, (48, 64)).permute(1, 2, 0).numpy() == image).all()
+    corner = crop_resize(image, (47.9, 63.9, 0.01, 0.01), (4, 4))
+    assert (corner.permute(1, 2, 0).numpy() == image[47, 63]).all()
+
+
+def test_read_only_and_mirrored_arrays_resize_without_a_warning() -> None:
+    frozen = scene()
+    frozen.setflags(write=False)
+    shrunk = eval_image(frozen, (24, 24), "squash", 1.0)
+    assert torch.equal(shrunk, eval_image(scene(), (24, 24), "squash", 1.0))
+    mirrored = crop_resize(scene()[:, ::-1], (0, 0, 48, 64), (48, 64))
+    assert (mirrored.permute(1, 2, 0).numpy() == scene()[:, ::-1]).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 1), np.uint8)
+    stripes[:, ::2] = 255
+    shrunk = eval_image(stripes, (16, 16), "squash", 1.0)
+    assert ((shrunk > 110) & (shrunk < 145)).all()

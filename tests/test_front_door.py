@@ -1,0 +1,547 @@
+"""A folder and no recipe: are the choices sensible, reasons said, the user's settings kept?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import vitc.train.probe as probing
+from vitc.config import RunConfig, from_dict, to_dict
+from vitc.data.config import DataConfig
+from vitc.data.sources import DataSet, open_data
+from vitc.errors import BrokenFileError, ConfigError, DataError
+from vitc.models.config import ConvStemConfig
+from vitc.models.zoo import model_config
+from vitc.optim.config import AdamWConfig, SGDConfig
+from vitc.recipes import get_recipe
+from vitc.train import front_door
+from vitc.train.front_door import Look, Machine, Proposal, propose
+from vitc.train.metrics import wilson
+from vitc.train.probe import Probe, probe
+
+PHOTOS = Callable[..., Path]
+COST = {"vit_c_tiny": 1, "vit_p_tiny": 1, "vit_c_mini96": 12, "vit_c_small128": 7, "vit_c_1gf": 7}
+
+
+class Machines:
+    """Stands in for the probe: a machine as fast, and with as much memory, as a test wants."""
+
+    def __init__(self) -> None:
+        self.pixels_per_second = 1e9
+        self.most_pixels = math.inf
+        self.bf16 = 2.0  # times as fast as fp32
+        self.asked: list[RunConfig] = []
+
+    def __call__(self, config: RunConfig, data: DataSet, device: torch.device) -> Probe | None:
+        self.asked.append(config)
+        h, w = config.model.size
+        work = h * w * COST[config.model.name]
+        if work * config.train.micro > self.most_pixels:
+            return None
+        seconds = work / self.pixels_per_second
+        seconds /= self.bf16 if config.train.precision == "bf16" else 1.0
+        return Probe(config.train.batch * seconds, seconds / 3, 500_000_000)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machines:
+    fake = Machines()
+    monkeypatch.setattr(probing, "probe", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    return fake
+
+
+def line(proposal: Proposal, what: str) -> str:
+    """The one line about `what`."""
+    (found,) = [text for text in proposal.lines if text.startswith(f"{what}:")]
+    return found
+
+
+def look(
+    train: int = 240, side: int = 300, val: int = 60, classes: int = 10, read: float = 0.002
+) -> Look:
+    counts = tuple(train // classes + (i < train % classes) for i in range(classes))
+    names = tuple(f"class {i}" for i in range(classes))
+    return Look(names, counts, val, ((side, side * 4 // 3),), False, read)
+
+
+# -- pure choices ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ladder", [front_door.PHOTO_RUNGS, front_door.SMALL_RUNGS])
+def test_every_rung_is_a_conv_stem_model_of_the_zoo_with_enough_tokens(
+    ladder: tuple[front_door.Rung, ...],
+) -> None:
+    for rung in ladder:
+        model = model_config(rung.model, img_size=rung.img_size)
+        assert isinstance(model.stem, ConvStemConfig)
+        assert math.prod(model.grid) >= front_door.FEW_TOKENS
+    assert [r.min_images for r in ladder] == sorted({r.min_images for r in ladder})
+    assert ladder[0].min_images == 0
+
+
+def test_no_rung_is_much_cheaper_than_the_one_before() -> None:
+    for ladder in (front_door.PHOTO_RUNGS, front_door.SMALL_RUNGS):
+        flops = [
+            front_door._flops(RunConfig(model=model_config(r.model, img_size=r.img_size)))
+            for r in ladder
+        ]
+        assert all(b > 0.95 * a for a, b in itertools.pairwise(flops))
+
+
+def test_more_images_allow_larger_models_and_small_images_none_larger_than_they_are() -> None:
+    few, many = front_door.rungs_for(look(240)), front_door.rungs_for(look(200_000))
+    assert few == many[: len(few)]
+    assert len(few) < len(many)
+    assert many[-1].img_size == 224
+    assert all(r.img_size <= 1.25 * 80 for r in front_door.rungs_for(look(200_000, side=80)))
+    assert all(r.img_size == 32 for r in front_door.rungs_for(look(50_000, side=28)))
+
+
+def test_batches_have_sixteen_images_or_more_and_ten_steps_an_epoch() -> None:
+    assert front_door.batch_size(5, "cpu") == 5
+    assert front_door.batch_size(16, "cpu") == 16
+    assert front_door.batch_size(240, "cpu") == 16
+    assert front_door.batch_size(800, "cpu") == 64
+    assert front_door.batch_size(50_000, "cpu") == 128
+    assert front_door.batch_size(50_000, "cuda") == 256
+    for n in range(160, 3000, 37):
+        assert n // front_door.batch_size(n, "cuda") >= 10
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**7))
+def test_more_images_want_fewer_epochs_but_more_steps(a: int, b: int) -> None:
+    low, high = sorted((a, b))
+    assert 300 >= front_door.wanted_epochs(low) >= front_door.wanted_epochs(high) >= 30
+
+
+def test_few_images_keep_none_back_for_a_test() -> None:
+    assert front_door.held_out_shares(300) == (0.2, 0.0)
+    assert front_door.held_out_shares(5_000) == (0.15, 0.15)
+    assert front_door.held_out_shares(30_000) == (0.05, 0.05)
+    assert front_door.held_out_shares(10**6) == (0.02, 0.02)
+
+
+def test_the_fit_follows_the_shapes() -> None:
+    assert front_door.fit_for([(300, 400), (400, 300)])[0] == "crop"
+    assert front_door.fit_for([(200, 500), (210, 500)])[0] == "squash"
+    assert front_door.fit_for([(200, 500), (500, 200), (100, 400)])[0] == "pad"
+    assert front_door.fit_for([(28, 28)])[0] == "pad"
+    assert front_door.fit_for([(32, 32)])[0] == "crop"
+
+
+def test_balancing_starts_at_four_to_one() -> None:
+    assert front_door.balance_for([39, 10])[0] == "none"
+    kind, because = front_door.balance_for([1200, 300, 40])
+    assert kind == "sqrt"
+    assert "1,200" in because
+    assert "40" in because
+
+
+@pytest.mark.parametrize(
+    ("classes", "flip"),
+    [
+        (("cat", "dog"), 0.5),
+        (("0", "1", "2"), 0.0),
+        (("turn_left", "turn_right"), 0.0),
+        (("Left hand", "fist"), 0.0),
+        (("bright", "cleft"), 0.5),
+    ],
+)
+def test_nothing_is_mirrored_whose_mirror_image_is_of_another_class(
+    classes: tuple[str, ...], flip: float
+) -> None:
+    assert front_door.flip_for(classes)[0] == flip
+
+
+@pytest.mark.parametrize("n", [5, 60, 10_000])
+def test_the_half_width_is_half_of_wilsons_interval_at_one_half(n: int) -> None:
+    low, high = wilson(50.0, n)
+    assert front_door.half_width(n) == pytest.approx((high - low) / 2)
+
+
+def test_the_learning_rate_is_the_recipes_at_its_own_batch_and_width() -> None:
+    adamw, sgd = AdamWConfig(lr=2e-3), SGDConfig(lr=0.1)
+    assert front_door.learning_rate(adamw, 128, 128, 64)[0] == 2e-3
+    assert front_door.learning_rate(adamw, 128, 32, 64)[0] == 1e-3
+    assert front_door.learning_rate(adamw, 128, 128, 256)[0] == 1e-3
+    assert front_door.learning_rate(sgd, 128, 32, 64)[0] == 0.025
+
+
+def test_the_width_that_rates_are_scaled_from_is_the_recipes() -> None:
+    assert get_recipe(front_door.RECIPE).model.embed_dim == front_door.TINY_WIDTH
+
+
+@settings(deadline=None)
+@given(
+    epoch=st.floats(1e-3, 1e4),
+    evaluation=st.floats(0, 1e3),
+    budget=st.floats(10, 1e5),
+    most=st.integers(1, 300),
+)
+def test_a_run_is_as_long_as_its_budget_allows(
+    epoch: float, evaluation: float, budget: float, most: int
+) -> None:
+    length = front_door.run_length(epoch, evaluation, budget, most)
+    evaluations = math.ceil(length.epochs / length.eval_every)
+    assert 1 <= length.epochs <= most
+    assert 1 <= length.eval_every <= length.epochs
+    assert evaluations <= front_door.EVALUATIONS
+    assert evaluations * evaluation <= 0.1 * length.epochs * epoch + evaluation * 1.001
+    assert length.seconds <= budget or length.epochs == 1
+    if length.epochs < most:  # a tenth for evaluations, and no epochs given away
+        assert length.seconds + 1.2 * epoch + 1.1 * evaluation > 0.85 * budget
+
+
+def test_reading_shares_the_cores_of_a_cpu_and_hides_behind_a_gpu() -> None:
+    images, cost = look(train=1000, read=0.004), Probe(0.5, 0.001, 0)
+    cpu = Machine("cpu", "", 2, 0)
+    gpu = Machine("cuda", "", 2, 0)
+    assert front_door.epoch_seconds(images, cpu, 100, cost) == pytest.approx(5 + 2)
+    assert front_door.epoch_seconds(images, gpu, 100, cost) == pytest.approx(5)
+    assert front_door.evaluation_seconds(images, gpu, cost) == pytest.approx(2 * 60 * 0.003)
+
+
+# -- the whole proposal, on a machine as the test wants it -----------------------------------------
+
+
+def test_a_folder_becomes_a_complete_config_with_a_reason_for_each_choice(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder(classes=3, count=60, size=(240, 180))
+    proposal = propose(folder)
+    config = proposal.config
+    assert config.problems() == []
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config.data.path == str(folder)
+    assert config.name == "photos"
+    assert isinstance(config.model.stem, ConvStemConfig)
+    assert config.train.precision == "bf16"
+    assert config.optim.lr_per_batch is None
+    assert proposal.seconds > 0
+    assert proposal.memory_bytes >= 500_000_000
+    for what in ("image size", "model", "batch", "epochs", "peak learning rate", "precision",
+                 "fit to a square", "balance of classes", "time", "memory"):  # fmt: skip
+        assert re.search(r": .+ — because .+", line(proposal, what))
+
+
+def test_the_same_measurements_give_the_same_config(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder()
+    assert propose(folder).config == propose(folder).config
+
+
+def test_a_slower_machine_or_a_smaller_budget_gets_less(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder(classes=2, count=100, size=(100, 80))
+    quick = propose(folder)
+    assert quick.config.model.name == "vit_c_mini96"
+    machine.pixels_per_second = 2e5
+    slow, brief = propose(folder), propose(folder, 60)
+    assert slow.config.model.name == "vit_c_tiny"
+    assert "vit_c_mini96" in line(slow, "model")  # what was not taken, and why
+    assert slow.seconds <= front_door.DEFAULT_BUDGET_SECONDS
+    assert brief.config.train.epochs < slow.config.train.epochs
+    assert brief.seconds <= 60
+    assert "budget is 1 min" in line(brief, "epochs")
+
+
+def test_a_budget_that_is_asked_for_is_used_beyond_the_usual_length(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder()
+    assert propose(folder, 3600).config.train.epochs > propose(folder).config.train.epochs
+
+
+def test_when_not_one_epoch_fits_fewer_images_are_used_and_it_is_said(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    machine.pixels_per_second = 2e4
+    proposal = propose(photo_folder(classes=2, count=100), 20)
+    assert proposal.config.train.epochs == 1
+    assert proposal.config.data.max_train is not None
+    assert 16 <= proposal.config.data.max_train < 160
+    assert "budget of 20 s" in line(proposal, "training images used")
+
+
+def test_what_takes_longer_than_the_budget_whatever_is_chosen_is_said(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    machine.pixels_per_second = 1e6
+    proposal = propose(photo_folder(), 10, {"train.epochs": 10_000})
+    assert proposal.config.train.epochs == 10_000
+    assert proposal.seconds > 10
+    assert "not 10 s" in line(proposal, "warning")
+
+
+def test_a_model_too_large_for_the_memory_is_not_chosen(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    machine.most_pixels = 16 * 64 * 64 * 5
+    proposal = propose(photo_folder(classes=2, count=100, size=(100, 80)))
+    assert proposal.config.model.name == "vit_c_tiny"
+    assert "does not fit" in line(proposal, "model")
+
+
+def test_the_micro_batch_shrinks_to_what_the_memory_holds(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    machine.most_pixels = 32 * 64 * 64
+    fixed = {
+        "train.batch": 128,
+        "model": "vit_c_tiny",
+        "model.img_size": 64,
+        "data.balance": "full",
+    }
+    proposal = propose(photo_folder(classes=2, count=100), None, fixed)
+    assert proposal.config.train.micro_batch == 32
+    assert "memory" in line(proposal, "micro-batch")
+
+
+def test_when_nothing_fits_the_memory_the_message_says_what_to_do(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    machine.most_pixels = 10
+    with pytest.raises(ConfigError, match="does not fit the memory") as caught:
+        propose(photo_folder())
+    assert "--train.micro_batch" in str(caught.value)
+
+
+def test_precision_is_what_ran_faster(photo_folder: PHOTOS, machine: Machines) -> None:
+    machine.bf16 = 0.5
+    proposal = propose(photo_folder())
+    assert proposal.config.train.precision == "fp32"
+    assert "in bf16 2.0 times" in line(proposal, "precision")
+
+
+def test_a_cpu_without_bf16_is_not_asked_to_try_it(
+    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert propose(photo_folder()).config.train.precision == "fp32"
+    assert {c.train.precision for c in machine.asked} == {"fp32"}
+
+
+# -- what the user fixed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"model": "vit_p_tiny"},
+        {"model": "vit_c_tiny", "model.img_size": 96},
+        {"model.img_size": 48},
+        {"model.drop_path_rate": 0.1},
+        {"train.batch": 24},
+        {"train.micro_batch": 12},
+        {"train.epochs": 7},
+        {"train.eval_every_epochs": 3},
+        {"train.precision": "fp32"},
+        {"train.device": "cpu", "train.seed": 5},
+        {"optim": "sgd"},
+        {"optim.lr": 0.0123},
+        {"optim.kind": "sgd", "optim.momentum": 0.8},
+        {"data.val_fraction": 0.3, "data.test_fraction": 0.1},
+        {"data.fit": "pad"},
+        {"data.balance": "full"},
+        {"data.augment.crop": "none"},
+        {"data.augment.scale": (0.5, 0.9)},
+        {"data.augment.mixup_alpha": 0.0, "data.augment.flip": 0.0},
+        {"data.max_train": 20},
+        {"model.in_chans": 1},
+    ],
+    ids=lambda fixed: ",".join(f"{k}={v}" for k, v in fixed.items()),
+)
+def test_what_the_user_fixed_stays(
+    fixed: dict[str, Any], photo_folder: PHOTOS, machine: Machines
+) -> None:
+    config = propose(photo_folder(count=20), None, fixed).config
+    values = dict(_flat(to_dict(config)))
+    values |= {"model": config.model.name, "optim": values["optim.kind"]}
+    for key, value in fixed.items():
+        assert values[key] == (list(value) if isinstance(value, tuple) else value)
+
+
+def _flat(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        out += _flat(value, f"{path}{key}.") if isinstance(value, dict) else [(path + key, value)]
+    return out
+
+
+def test_the_line_of_a_fixed_choice_says_who_made_it(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    proposal = propose(photo_folder(), None, {"train.epochs": 3, "model": "vit_c_tiny"})
+    assert line(proposal, "epochs") == "epochs: 3 — because you set --train.epochs"
+    assert "you set --model" in line(proposal, "model")
+
+
+def test_another_optimizer_brings_its_own_learning_rate(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    config = propose(photo_folder(), None, {"optim": "sgd"}).config
+    recipe = get_recipe(front_door.RECIPE, "sgd")
+    expected, _ = front_door.learning_rate(
+        recipe.optim, recipe.train.batch, config.train.batch, config.model.embed_dim
+    )
+    assert config.optim.lr == expected
+    assert config.optim.weight_decay == recipe.optim.weight_decay
+
+
+def test_a_learning_rate_per_batch_2048_is_the_same_rate_in_another_unit(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder()
+    plain = propose(folder).config
+    per = propose(folder, None, {"optim.lr_per_batch": 2048}).config
+    batch = plain.train.batch
+    assert per.optim.peak_lr(batch) == pytest.approx(plain.optim.peak_lr(batch))
+
+
+# -- what lies in the folder -----------------------------------------------------------------------
+
+
+def test_gray_photos_are_trained_on_in_one_channel(tmp_path: Path, machine: Machines) -> None:
+    rng = np.random.default_rng(0)
+    for c in ("a cat", "a dog"):
+        (tmp_path / "set" / c).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 255, (50, 50, 1), dtype=np.uint8).repeat(3, axis=2)
+            Image.fromarray(pixels).save(tmp_path / "set" / c / f"{i}.jpg")  # RGB that is gray
+    proposal = propose(tmp_path / "set")
+    assert proposal.config.model.in_chans == 1
+    assert "none of 12 images" in line(proposal, "channels")
+
+
+def test_a_folder_with_its_own_validation_images_keeps_them(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    train = photo_folder(classes=2, count=20, name="set/train")
+    photo_folder(classes=2, count=5, name="set/val")
+    proposal = propose(train.parent)
+    assert "40 to train on, 10 to validate" in line(proposal, "images")
+    assert not any("held out" in text for text in proposal.lines)
+    assert len(open_data(proposal.config.data).splits["train"]) == 40
+
+
+def test_images_of_32_pixels_are_treated_as_cifar_is(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    config = propose(photo_folder(size=(32, 32))).config
+    assert (config.model.img_size, config.model.name) == (32, "vit_c_tiny")
+    assert (config.data.augment.crop, config.data.eval_crop) == ("shift", 1.0)
+
+
+def test_very_uneven_classes_are_balanced_and_the_baseline_is_said(
+    tmp_path: Path, photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder(classes=2, count=50)
+    for file in sorted((folder / "class_1").iterdir())[5:]:
+        file.unlink()
+    proposal = propose(folder)
+    assert proposal.config.data.balance == "sqrt"
+    assert "always naming the largest class 90.9 %" in line(proposal, "expect")
+    assert "Chance is 50.0 %" in line(proposal, "expect")
+
+
+def test_what_to_expect_of_few_images_is_said_without_gloss(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    proposal = propose(photo_folder(classes=3, count=20))
+    assert "a rough model" in line(proposal, "expect")
+    assert "48 images" in line(proposal, "expect")
+    assert "pretrained" in line(proposal, "expect")
+    assert f"{front_door.half_width(12):.1f} points" in line(proposal, "certainty")
+    assert "12 validation images" in line(proposal, "certainty")
+
+
+def test_an_input_of_four_tokens_is_warned_of(photo_folder: PHOTOS, machine: Machines) -> None:
+    fixed = {"model": "vit_c_1gf", "model.img_size": 32}
+    proposal = propose(photo_folder(), None, fixed)
+    assert "only 4 tokens" in line(proposal, "warning")
+
+
+def test_fewer_than_sixteen_images_are_warned_of(photo_folder: PHOTOS, machine: Machines) -> None:
+    proposal = propose(photo_folder(classes=2, count=4))
+    assert proposal.config.train.batch == 6
+    assert "BatchNorm" in line(proposal, "warning")
+
+
+def test_a_broken_file_is_named_before_anything_is_trained_or_skipped_if_asked(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder()
+    (folder / "class_0" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
+    with pytest.raises(BrokenFileError, match=r"003\.jpg"):
+        propose(folder, None, {"data.val_fraction": 0.01})
+    assert propose(folder, None, {"data.bad_files": "skip"}).config.data.bad_files == "skip"
+
+
+def test_one_class_only_is_no_data_set(photo_folder: PHOTOS, machine: Machines) -> None:
+    with pytest.raises(DataError):
+        propose(photo_folder(classes=1))
+
+
+@pytest.mark.parametrize("budget", [0, -5, math.inf, math.nan])
+def test_a_budget_must_be_a_time(budget: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        propose(tmp_path, budget)
+
+
+def test_a_folder_that_is_not_there_and_a_second_data_set_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no folder"):
+        propose(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="--data fashion"):
+        propose(tmp_path, None, {"data": "fashion"})
+
+
+def test_several_processes_would_each_choose_for_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="several processes"):
+        propose(tmp_path)
+
+
+# -- the probe itself ------------------------------------------------------------------------------
+
+
+def test_the_probe_measures_and_leaves_torch_as_it_was() -> None:
+    config = RunConfig(
+        model=model_config("vit_c_tiny", drop_path_rate=0.1), data=DataConfig(source="synthetic")
+    )
+    data = open_data(config.data)
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
+    cost = probe(config, data, torch.device("cpu"), seconds=0.01)
+    assert cost is not None
+    assert 0 < cost.forward_seconds < cost.step_seconds < 60
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == before[1:]
+    assert torch.is_grad_enabled()
+
+
+def test_the_probe_reports_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(probing, "_measure", full)
+    config = RunConfig(model=model_config("vit_c_tiny"), data=DataConfig(source="synthetic"))
+    assert probe(config, open_data(config.data), torch.device("cpu")) is None

@@ -1,0 +1,479 @@
+"""Batches are the same whoever makes them, and what goes wrong is said."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitc.data import loader, resident
+from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.loader import MicroBatch, open_eval, open_train
+from vitc.data.sampling import BatchPlan
+from vitc.data.sources import DataSet, Split
+from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
+
+CPU = torch.device("cpu")
+STRONG = AugmentConfig(crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0)
+
+
+def plan(**changes: object) -> BatchPlan:
+    values: dict[str, object] = {
+        "batch": 8, "micro": 4, "seed_order": 0, "seed_augment": 1, "size": (32, 24),
+        "in_chans": 3, "depth": 2, "drop_path_rate": 0.5,
+    }  # fmt: skip
+    return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def config(**changes: object) -> DataConfig:
+    values: dict[str, object] = {"source": "folder", "path": ".", "workers": 0, "augment": STRONG}
+    return DataConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def data_set(split: Split) -> DataSet:
+    return DataSet("folder", ("a", "b", "c"), {"train": split}, (0.5,) * 3, (0.2,) * 3, (), "")
+
+
+def files_of(folder: Path, sizes: Sequence[tuple[int, int]], suffix: str = "jpg") -> DataSet:
+    """One image a size (width, height), each of another colour and with some texture."""
+    rng = np.random.default_rng(0)
+    files = []
+    for i, (width, height) in enumerate(sizes):
+        pixels = rng.integers(0, 60, (height, width, 3)) + rng.integers(0, 196, 3)
+        files.append(folder / f"image_{i:03d}.{suffix}")
+        Image.fromarray(pixels.astype(np.uint8)).save(files[-1])
+    labels = np.arange(len(files), dtype=np.int64) % 3
+    return data_set(Split(labels=labels, names=[f.name for f in files], files=files))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> DataSet:
+    """20 JPEGs of different sizes, too large to be held."""
+    return files_of(tmp_path, [(70 + 3 * i, 90 - 2 * i) for i in range(20)])
+
+
+@pytest.fixture
+def thumbs(tmp_path: Path) -> DataSet:
+    """20 small PNGs of one size."""
+    return files_of(tmp_path, [(24, 32)] * 20, suffix="png")
+
+
+def pixel_set(n: int = 30, size: tuple[int, int] = (32, 24)) -> DataSet:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, *size, 3), dtype=np.uint8)
+    labels = rng.integers(0, 3, n)
+    return data_set(Split(labels=labels, names=[str(i) for i in range(n)], pixels=pixels))
+
+
+def breaks(data: DataSet, *indices: int) -> DataSet:
+    files = data.splits["train"].files
+    assert files is not None
+    for i in indices:
+        files[i].write_bytes(files[i].read_bytes()[:100])
+    return data
+
+
+def run(
+    data: DataSet, config: DataConfig, plan: BatchPlan, start: int = 0, end: int = 5
+) -> list[list[MicroBatch]]:
+    with open_train(data, config, plan, CPU, start, end) as batches:
+        return list(batches)
+
+
+def evaluated(
+    data: DataSet, config: DataConfig, plan: BatchPlan, batch: int = 6
+) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = list(open_eval(data.splits["train"], data, config, plan, CPU, batch))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def assert_same(a: MicroBatch, b: MicroBatch, pixels: int = 0) -> None:
+    """Bit-equal parameters; pixels equal, or at most so far apart."""
+    assert (a.images.int() - b.images.int()).abs().max() <= pixels
+    assert torch.equal(a.labels, b.labels)
+    assert torch.equal(a.flip, b.flip)
+    assert (a.mix.kind, a.mix.lam, a.mix.box) == (b.mix.kind, b.mix.lam, b.mix.box)
+    assert np.array_equal(a.mix.partner, b.mix.partner)
+    assert (a.drop_path is None) == (b.drop_path is None)
+    if a.drop_path is not None and b.drop_path is not None:
+        assert torch.equal(a.drop_path, b.drop_path)
+    assert a.skipped == b.skipped
+
+
+def assert_same_run(a: list[list[MicroBatch]], b: list[list[MicroBatch]], pixels: int = 0) -> None:
+    assert [len(step) for step in a] == [len(step) for step in b]
+    for x, y in zip(a, b, strict=True):
+        for m, n in zip(x, y, strict=True):
+            assert_same(m, n, pixels)
+
+
+# -- exactness ------------------------------------------------------------------------------------
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(photos: DataSet) -> None:
+    alone = run(photos, config(), plan())
+    assert alone[0][0].images.shape == (4, 3, 32, 24)
+    assert alone[0][0].images.dtype == torch.uint8
+    assert alone[0][0].labels.dtype == torch.int64
+    assert alone[0][0].flip.dtype == torch.bool
+    assert alone[0][0].drop_path is not None
+    assert alone[0][0].drop_path.shape == (4, 4)
+    assert [len(step) for step in alone] == [2] * 5
+    assert not torch.equal(alone[0][0].images, alone[2][0].images)
+    for workers in (1, 3):
+        assert_same_run(run(photos, config(workers=workers), plan()), alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 2, 4])
+def test_a_run_can_be_taken_up_at_any_step(photos: DataSet, start: int, workers: int) -> None:
+    whole = run(photos, config(), plan())
+    assert_same_run(run(photos, config(workers=workers), plan(), start), whole[start:])
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_processes_together_take_what_one_takes(photos: DataSet, held: bool) -> None:
+    data = pixel_set() if held else photos
+    alone = run(data, config(), plan())
+    parts = [run(data, config(), plan(rank=r, world=2)) for r in range(2)]
+    assert_same_run([a + b for a, b in zip(*parts, strict=True)], alone)
+
+
+def test_accumulation_changes_neither_order_nor_cuts(photos: DataSet) -> None:
+    fine = run(photos, config(), plan(micro=2))
+    coarse = run(photos, config(), plan(micro=8))
+    for many, (one,) in zip(fine, coarse, strict=True):
+        assert torch.equal(torch.cat([m.images for m in many]), one.images)
+        assert torch.equal(torch.cat([m.labels for m in many]), one.labels)
+        assert torch.equal(torch.cat([m.flip for m in many]), one.flip)
+
+
+def test_loading_leaves_the_global_random_state_alone(photos: DataSet) -> None:
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    run(photos, config(workers=1), plan(), end=2)
+    evaluated(photos, config(workers=1), plan())
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[arg-type]
+
+
+# -- the two ways agree ---------------------------------------------------------------------------
+
+CROPS = [
+    (AugmentConfig(crop="none", mixup_alpha=0.8), 0),
+    (AugmentConfig(crop="shift", cutmix_alpha=1.0), 0),
+    (STRONG, 1),  # another arithmetic: see augment.resample
+]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("size", [(32, 24), (16, 16), (40, 56)])
+@pytest.mark.parametrize(("augment", "pixels"), CROPS)
+def test_held_pixels_give_the_batches_of_the_loader(
+    augment: AugmentConfig, pixels: int, size: tuple[int, int], fit: str
+) -> None:
+    data, where = pixel_set(), plan(size=size)
+    held = run(data, config(augment=augment, fit=fit), where)
+    read = run(data, config(augment=augment, fit=fit, resident="off"), where)
+    assert held[0][0].images.shape == (4, 3, *size)
+    assert_same_run(held, read, pixels)
+
+
+@pytest.mark.parametrize(("augment", "pixels"), CROPS)
+def test_held_files_give_the_batches_of_the_loader(
+    thumbs: DataSet, augment: AugmentConfig, pixels: int
+) -> None:
+    with open_train(thumbs, config(augment=augment), plan(), CPU, 0, 1) as batches:
+        assert "held on cpu" in batches.note
+    held = run(thumbs, config(augment=augment), plan())
+    read = run(thumbs, config(augment=augment, resident="off"), plan())
+    assert_same_run(held, read, pixels)
+
+
+@pytest.mark.parametrize("resident", ["auto", "off"])
+def test_evaluation_sees_all_images_in_order(resident: str) -> None:
+    data = pixel_set(n=20)
+    split = data.splits["train"]
+    assert split.pixels is not None
+    batches = open_eval(split, data, config(resident=resident), plan(), CPU, batch=6)
+    for _ in range(2):  # as often as wanted
+        parts = list(batches)
+        assert [len(images) for images, _ in parts] == [6] * 4 == [6] * len(batches)
+        labels = torch.cat([p[1] for p in parts])
+        assert torch.equal(labels[:20], torch.from_numpy(split.labels))
+        assert labels[20:].tolist() == [-1] * 4
+        images = torch.cat([p[0] for p in parts])[:20]
+        assert torch.equal(images, torch.from_numpy(split.pixels).permute(0, 3, 1, 2))
+
+
+def test_evaluation_does_not_depend_on_where_the_images_are(thumbs: DataSet) -> None:
+    held = evaluated(thumbs, config(), plan(size=(16, 16)))
+    for workers in (0, 2):
+        read = evaluated(thumbs, config(resident="off", workers=workers), plan(size=(16, 16)))
+        assert torch.equal(held[0], read[0])
+        assert torch.equal(held[1], read[1])
+
+
+@pytest.mark.parametrize("resident", ["auto", "off"])
+def test_processes_share_the_evaluation(resident: str) -> None:
+    data = pixel_set(n=21)
+    alone = evaluated(data, config(resident=resident), plan())
+    parts = [evaluated(data, config(resident=resident), plan(rank=r, world=2)) for r in (0, 1)]
+    assert len(parts[0][1]) == len(parts[1][1])
+    for i in (0, 1):
+        together = torch.cat([p[i][p[1] >= 0] for p in parts])
+        assert torch.equal(together, alone[i][alone[1] >= 0])
+
+
+# -- what is held ---------------------------------------------------------------------------------
+
+
+def note(data: DataSet, config: DataConfig, plan: BatchPlan) -> str:
+    with open_train(data, config, plan, CPU, 0, 1) as batches:
+        return batches.note
+
+
+def test_a_set_is_held_when_it_fits_a_quarter_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need = 30 * 3 * 32 * 24
+    monkeypatch.setattr(resident, "device_memory", lambda device: 4 * need)
+    assert "30 images of 3 x 32 x 24 are held on cpu" in note(pixel_set(), config(), plan())
+    monkeypatch.setattr(resident, "device_memory", lambda device: 4 * need - 1)
+    assert "more than a quarter of the 0.3 MB of cpu" in note(pixel_set(), config(), plan())
+    assert "are held" in note(pixel_set(), config(resident="on"), plan())
+    monkeypatch.setattr(resident, "device_memory", lambda device: need - 1)
+    with pytest.raises(ConfigError, match="resident on is not possible: 30 images of 3 x 32 x 24"):
+        note(pixel_set(), config(resident="on"), plan())
+
+
+def test_all_splits_count_for_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pixel_set()
+    data.splits["val"] = data.splits["train"]
+    monkeypatch.setattr(resident, "device_memory", lambda device: 4 * 30 * 3 * 32 * 24)
+    assert "60 images of 3 x 32 x 24 take" in note(data, config(), plan())
+
+
+def test_large_files_are_read_as_they_are_needed(photos: DataSet) -> None:
+    said = note(photos, config(workers=0), plan())
+    assert said == (
+        "Images are read by the main process as they are needed: "
+        "the files are images of more than 64 pixels a side."
+    )
+
+
+def test_files_that_need_no_common_size_are_held_when_asked(photos: DataSet) -> None:
+    shifted = AugmentConfig(crop="shift")
+    held = run(photos, config(augment=shifted, resident="on", workers=None), plan())
+    assert_same_run(held, run(photos, config(augment=shifted), plan()))
+    with pytest.raises(ConfigError, match="not possible: the images have different sizes"):
+        run(photos, config(resident="on", workers=None), plan())
+
+
+def test_one_file_of_another_size_among_small_ones_turns_to_the_loader(tmp_path: Path) -> None:
+    sizes = [(24, 32)] * 100
+    sizes[1] = (25, 32)  # not among the sample
+    data = files_of(tmp_path, sizes)
+    assert "the images have different sizes" in note(data, config(), plan())
+    assert "are held" in note(data, config(augment=AugmentConfig(crop="shift")), plan())
+    large = files_of(tmp_path, [*sizes[:1], (65, 32), *sizes[2:]])
+    shifted = config(augment=AugmentConfig(crop="shift"))
+    assert "more than 64 pixels" in note(large, shifted, plan())
+
+
+def test_too_few_images_for_a_batch_are_refused(photos: DataSet) -> None:
+    with pytest.raises(ConfigError, match="more than the 20 training images"):
+        run(photos, config(), plan(batch=32, micro=32))
+
+
+# -- broken files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_stops_the_run_by_its_name(photos: DataSet, workers: int) -> None:
+    with pytest.raises(BrokenFileError) as caught:
+        run(breaks(photos, 7), config(workers=workers), plan(), end=3)
+    assert type(caught.value) is BrokenFileError
+    assert "image_007.jpg" in caught.value.message
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(BrokenFileError, match="image_007"):
+        evaluated(photos, config(workers=workers), plan())
+    assert multiprocessing.active_children() == []
+
+
+def test_a_broken_file_among_held_ones_stops_the_run_by_its_name(thumbs: DataSet) -> None:
+    with pytest.raises(BrokenFileError, match="image_007"):
+        run(breaks(thumbs, 7, 13), config(), plan())
+
+
+def test_a_skipped_file_is_replaced_by_the_same_image_everywhere(thumbs: DataSet) -> None:
+    whole = run(thumbs, config(), plan(), end=6)
+    breaks(thumbs, 7, 13)
+    held = run(thumbs, config(bad_files="skip"), plan(), end=6)
+    assert_same_run(run(thumbs, config(bad_files="skip"), plan(), 3, 6), held[3:])
+    for workers in (0, 2):
+        read = run(thumbs, config(bad_files="skip", resident="off", workers=workers), plan(), end=6)
+        assert_same_run(held, read, pixels=1)
+    skipped = [name for step in held for micro in step for name in micro.skipped]
+    assert set(skipped) == {"image_007.png", "image_013.png"}
+    changed = 0
+    for a, b in zip(chain(*whole), chain(*held), strict=True):
+        rows = (a.images != b.images).flatten(1).any(1)
+        assert rows.sum() <= len(b.skipped)
+        changed += int(rows.sum())
+    assert 0 < changed <= len(skipped)
+
+
+@pytest.mark.parametrize("resident", ["auto", "off"])
+def test_a_skipped_file_has_no_label_in_evaluation(thumbs: DataSet, resident: str) -> None:
+    breaks(thumbs, 7, 13)
+    split = thumbs.splits["train"]
+    batches = open_eval(
+        split, thumbs, config(bad_files="skip", resident=resident), plan(), CPU, batch=5
+    )
+    for _ in range(2):
+        labels = torch.cat([labels for _, labels in batches])
+        expected = torch.from_numpy(split.labels).clone()
+        expected[[7, 13]] = -1
+        assert torch.equal(labels, expected)
+        assert batches.skipped == ("image_007.png", "image_013.png")
+
+
+@pytest.mark.parametrize("resident", ["auto", "off"])
+def test_a_set_of_broken_files_does_not_go_on_for_ever(thumbs: DataSet, resident: str) -> None:
+    breaks(thumbs, *range(1, 20))
+    with pytest.raises(DataError, match="Eleven images drawn in a row are broken"):
+        run(thumbs, config(bad_files="skip", resident=resident), plan())
+
+
+# -- loader processes -----------------------------------------------------------------------------
+
+
+def workers_now() -> list[int]:
+    return [p.pid for p in multiprocessing.active_children() if p.pid is not None]
+
+
+def test_leaving_early_ends_the_workers(photos: DataSet) -> None:
+    with open_train(photos, config(workers=2), plan(), CPU, 0, 1000) as batches:
+        next(iter(batches))
+        assert len(workers_now()) == 2
+        started = time.monotonic()
+    assert workers_now() == []
+    assert time.monotonic() - started < 3
+
+    def body() -> None:
+        with open_train(photos, config(workers=2), plan(), CPU, 0, 1000) as batches:
+            for _ in batches:
+                raise KeyError("of the caller")
+
+    with pytest.raises(KeyError, match="of the caller"):
+        body()
+    assert workers_now() == []
+    for _ in open_eval(photos.splits["train"], photos, config(workers=2), plan(), CPU, 4):
+        break
+    assert workers_now() == []
+
+
+def test_an_evaluation_in_the_middle_of_training_disturbs_nothing(photos: DataSet) -> None:
+    alone, seen = run(photos, config(), plan()), evaluated(photos, config(), plan())
+    steps = []
+    with open_train(photos, config(workers=2), plan(), CPU, 0, 5) as batches:
+        for micros in batches:
+            steps.append(micros)
+            images, labels = evaluated(photos, config(workers=1), plan())
+            assert torch.equal(images, seen[0])
+            assert torch.equal(labels, seen[1])
+    assert_same_run(steps, alone)
+
+
+def test_a_killed_worker_ends_the_run_with_an_error_of_its_own(photos: DataSet) -> None:
+    with open_train(photos, config(workers=2), plan(), CPU, 0, 10_000) as batches:
+        steps = iter(batches)
+        next(steps)
+        os.kill(workers_now()[0], signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(RunError, match="A loader process died or could not start") as caught:
+            list(steps)
+        assert time.monotonic() - started < 20
+        assert "--data.workers than 2" in str(caught.value.hint)
+    assert workers_now() == []
+
+
+def test_signals_to_all_processes_of_a_job_do_not_stop_the_workers(photos: DataSet) -> None:
+    with open_train(photos, config(workers=2), plan(), CPU, 0, 40) as batches:
+        steps = iter(batches)
+        next(steps)
+        for pid in workers_now():
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+        assert len(list(steps)) == 39
+
+
+def test_workers_do_not_touch_the_signals_of_the_main_process(photos: DataSet) -> None:
+    names = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(name) for name in names]
+    run(photos, config(workers=1), plan(), end=1)
+    assert [signal.getsignal(name) for name in names] == before
+
+
+def test_a_program_that_forgets_to_close_still_ends(photos: DataSet, tmp_path: Path) -> None:
+    script = tmp_path / "forgets.py"
+    script.write_text(
+        "from tests.test_loader import *\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "files = sorted(folder.glob('*.jpg'))\n"
+        "data = data_set(Split(labels=np.zeros(len(files), np.int64),"
+        " names=[f.name for f in files], files=files))\n"
+        "steps = iter(open_train(data, config(workers=2), plan(), CPU, 0, 1000))\n"
+        "next(steps)\n"
+        "print(*workers_now())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        check=True, timeout=60, capture_output=True, text=True, env=env,
+    )  # fmt: skip
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert done.stderr == ""
+
+
+def test_waiting_is_measured(photos: DataSet) -> None:
+    with open_train(photos, config(), plan(), CPU, 0, 2) as batches:
+        steps = iter(batches)
+        assert batches.wait_seconds == 0
+        next(steps)
+        first = batches.wait_seconds
+        assert first > 0
+        time.sleep(1)  # what the caller takes does not count
+        next(steps)
+        assert first < batches.wait_seconds < first + 1
+
+
+def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "cores", lambda: 3)
+    assert loader._worker_count(config(workers=None)) == 3
+    monkeypatch.setattr(loader, "cores", lambda: 30)
+    assert loader._worker_count(config(workers=None)) == 8
+    assert loader._worker_count(config(workers=0)) == 0
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert resident.cores() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert resident.cores() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert resident.cores() == 1

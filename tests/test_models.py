@@ -1,0 +1,565 @@
+"""The transformer against a plain reference, its behaviour, its names, and the named models."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vitc
+from vitc import models
+from vitc.errors import ConfigError
+from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.vit import VisionTransformer, drop_path_rates
+from vitc.models.zoo import REPORTED, build_model, create_model, list_models, model_config
+
+SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "depth": 3, "mlp_ratio": 3.0}
+PATCH = PatchifyStemConfig(patch_size=8)
+CONV = ConvStemConfig(channels=(8, 16, 16, 32), strides=(2, 2, 1, 2))
+
+
+def small(**overrides: Any) -> VisionTransformer:
+    settings = {"img_size": 32, "num_classes": 5, "stem": PATCH, **SMALL, **overrides}
+    return build_model(ViTConfig(**settings))
+
+
+def filled(model: VisionTransformer, seed: int = 0) -> VisionTransformer:
+    """Every parameter and float buffer away from its default, so that no fault hides behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + noise.abs())
+            elif tensor.ndim > 2 and "embed" not in name and "token" not in name:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+            elif tensor.ndim == 2:
+                tensor.copy_(noise / tensor.shape[1] ** 0.5)
+            else:
+                tensor.copy_(0.5 * noise + (1 if "norm" in name and "weight" in name else 0))
+    return model
+
+
+def reference(model: VisionTransformer, x: Tensor) -> Tensor:
+    """The same network from torch's own modules and its tensors, written out flat."""
+    w = model.state_dict()
+    config = model.config
+    tokens = model.stem(x).flatten(2).transpose(1, 2)
+    if config.class_token:
+        tokens = torch.cat([w["cls_token"].repeat(len(x), 1, 1), tokens], dim=1)
+    tokens = tokens + w["pos_embed"]
+    d = config.embed_dim
+    for i in range(config.depth):
+        p = f"blocks.{i}."
+        attention = nn.MultiheadAttention(d, config.num_heads, batch_first=True, dtype=x.dtype)
+        attention.load_state_dict(
+            {
+                "in_proj_weight": w[p + "attn.qkv.weight"],
+                "in_proj_bias": w[p + "attn.qkv.bias"],
+                "out_proj.weight": w[p + "attn.proj.weight"],
+                "out_proj.bias": w[p + "attn.proj.bias"],
+            }
+        )
+        y = F.layer_norm(tokens, (d,), w[p + "norm1.weight"], w[p + "norm1.bias"], eps=1e-6)
+        tokens = tokens + attention(y, y, y)[0]
+        y = F.layer_norm(tokens, (d,), w[p + "norm2.weight"], w[p + "norm2.bias"], eps=1e-6)
+        y = F.linear(y, w[p + "mlp.fc1.weight"], w[p + "mlp.fc1.bias"])
+        y = y * (1 + torch.erf(y / 2**0.5)) / 2
+        tokens = tokens + F.linear(y, w[p + "mlp.fc2.weight"], w[p + "mlp.fc2.bias"])
+    tokens = F.layer_norm(tokens, (d,), w["norm.weight"], w["norm.bias"], eps=1e-6)
+    prefix = int(config.class_token)
+    pooled = tokens[:, 0] if config.global_pool == "token" else tokens[:, prefix:].mean(1)
+    return F.linear(pooled, w["head.weight"], w["head.bias"])
+
+
+# ------------------------------------------------------------------------------------ the network
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("attention", ["explicit", "sdpa", "auto"])
+@pytest.mark.parametrize("stem", [PATCH, CONV], ids=["patchify", "conv"])
+@pytest.mark.parametrize(
+    ("class_token", "global_pool"), [(True, "token"), (True, "avg"), (False, "avg")]
+)
+def test_it_computes_what_a_reference_of_torchs_own_modules_does(
+    dtype: torch.dtype, attention: str, stem: Any, class_token: bool, global_pool: str
+) -> None:
+    model = filled(
+        small(stem=stem, attention=attention, class_token=class_token, global_pool=global_pool)
+    )
+    model.to(dtype).eval()
+    x = torch.randn(4, 3, 32, 32, dtype=dtype)
+    with torch.no_grad():
+        ours, theirs = model(x), reference(model, x)
+    assert theirs.std() >= 0.1
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-13}[dtype]
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_of_explicit_attention_and_sdpa_agree() -> None:
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    grads = []
+    for attention in ("explicit", "sdpa"):
+        model = filled(small(attention=attention)).double()
+        model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+def test_auto_attention_is_explicit_for_bf16_on_cpu_and_fused_for_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[torch.dtype] = []
+    fused = F.scaled_dot_product_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.dtype)
+        return fused(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    model, x = small(depth=1).eval(), torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    assert calls == []
+    model(x)
+    assert calls == [torch.float32]
+
+
+@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+@pytest.mark.parametrize("stem", [PATCH, CONV], ids=["patchify", "conv"])
+def test_bf16_autocast_stays_near_float32_and_keeps_residuals_in_float32(
+    attention: str, stem: Any
+) -> None:
+    model = filled(small(stem=stem, attention=attention)).eval()
+    x = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.forward_features(x)
+            rough = model.forward_head(features)
+    assert features.dtype == torch.float32
+    assert (rough.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_whole_model_in_bf16_runs_with_a_float32_drop_path_mask() -> None:
+    model = small().to(torch.bfloat16)
+    out = model.forward_features(torch.randn(2, 3, 32, 32).bfloat16(), torch.ones(6, 2))
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("stem", [PATCH, CONV], ids=["patchify", "conv"])
+def test_any_divisible_size_and_any_number_of_channels_are_taken(stem: Any) -> None:
+    for size, in_chans in [((16, 40), 1), ((24, 8), 4), (8, 2)]:
+        model = small(stem=stem, img_size=size, in_chans=in_chans).eval()
+        h, w = (size, size) if isinstance(size, int) else size
+        x = torch.randn(2, in_chans, h, w)
+        assert model(x).shape == (2, 5)
+        assert model.forward_features(x).shape == (2, 1 + h * w // 64, 32)
+
+
+def test_an_input_it_was_not_built_for_is_refused_with_both_shapes() -> None:
+    model = small()
+    for shape in [(2, 3, 40, 40), (2, 1, 32, 32), (2, 3, 30, 32), (3, 32, 32)]:
+        with pytest.raises(ConfigError) as e:
+            model(torch.zeros(shape))
+        assert str(shape) in e.value.message
+        assert "(batch, 3, 32, 32)" in e.value.message
+
+
+def test_a_fresh_model_predicts_nothing_and_its_features_are_alive() -> None:
+    torch.manual_seed(0)
+    model, x = create_model("vit_c_tiny", 7), torch.randn(2, 3, 32, 32)
+    assert model(x).shape == (2, 7)
+    assert not model(x).any()
+    assert model.forward_features(x).std() > 0.5
+
+
+def test_timms_habits_hold() -> None:
+    model = filled(small()).eval()
+    x = torch.randn(2, 3, 32, 32)
+    features = model.forward_features(x)
+    assert model.num_features == 32
+    torch.testing.assert_close(model.forward_head(features), model(x))
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features[:, 0])
+    model.reset_classifier(9)
+    assert model.num_classes == 9
+    assert model(x).shape == (2, 9)
+    assert not model(x).any()
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), features[:, 0])
+    with pytest.raises(ConfigError, match="-1 must be at least 0"):
+        model.reset_classifier(-1)
+    assert create_model("vit_p_tiny", num_classes=0)(x).shape == (2, 64)
+
+
+# -------------------------------------------------------------------------------------- drop path
+
+
+def test_drop_path_multiplies_each_branch_of_each_sample() -> None:
+    model = filled(small(depth=2)).eval()
+    x = torch.randn(3, 3, 32, 32)
+    mask = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1], [0.5, 1, 0]])
+    out = model.forward_features(x, mask)
+    tokens = model.stem(x).flatten(2).transpose(1, 2)
+    tokens = torch.cat([model.cls_token.expand(3, -1, -1), tokens], 1) + model.pos_embed  # type: ignore[union-attr]
+    for i, block in enumerate(model.blocks):
+        attend, mlp = block.attn, block.mlp
+        assert isinstance(attend, nn.Module)
+        assert isinstance(mlp, nn.Module)
+        tokens = tokens + mask[2 * i].view(3, 1, 1) * attend(block.norm1(tokens))  # type: ignore[operator]
+        tokens = tokens + mask[2 * i + 1].view(3, 1, 1) * mlp(block.norm2(tokens))  # type: ignore[operator]
+    torch.testing.assert_close(out, model.norm(tokens))
+    assert not torch.allclose(out, model.forward_features(x))
+
+
+def test_drop_path_is_drawn_from_torchs_generator_in_training_only() -> None:
+    model, x = filled(small(drop_path_rate=0.5)), torch.randn(2, 3, 32, 32)
+    torch.manual_seed(1)
+    first, second = model(x), model(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(x), first, rtol=0, atol=0)
+    assert not torch.equal(first, second)
+    model.eval()
+    without = filled(small()).eval()
+    state = torch.get_rng_state()
+    torch.testing.assert_close(model(x), without(x), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_drawn_mask_keeps_each_block_at_its_rate_and_the_mean_at_one() -> None:
+    torch.manual_seed(0)
+    model = small(drop_path_rate=0.4)
+    mask = model._draw_drop_path(torch.empty(20_000, 1))
+    assert mask.shape == (6, 20_000)
+    for row, rate in zip(mask, [0, 0, 0.2, 0.2, 0.4, 0.4], strict=True):
+        assert (row == 0).float().mean().item() == pytest.approx(rate, abs=0.015)
+        assert row.max().item() == pytest.approx(1 / (1 - rate))
+        assert row.mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_drop_path_rates_rise_linearly_from_zero_at_the_first_block() -> None:
+    assert drop_path_rates(5, 0.2) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert drop_path_rates(1, 0.2) == [0]
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"shape \(3, 2\); it must be .* \(6, 2\)"):
+        small()(torch.zeros(2, 3, 32, 32), torch.ones(3, 2))
+
+
+# ------------------------------------------------------------------- checkpointing, compile, meta
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_grad_checkpointing_gives_equal_gradients_and_batch_norm_statistics(masked: bool) -> None:
+    x = torch.randn(4, 3, 32, 32)
+    mask = 1.25 * (torch.arange(24).reshape(6, 4) % 3 > 0) if masked else None
+    plain, saving = filled(small(stem=CONV)), filled(small(stem=CONV))
+    saving.set_grad_checkpointing()
+    for model in (plain, saving):
+        model(x, mask).square().sum().backward()
+    for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert p.grad.abs().sum() > 0, name
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+    for p, q in zip(plain.buffers(), saving.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+def test_grad_checkpointing_recomputes_blocks_and_can_be_switched_off() -> None:
+    model, calls = small(), [0]
+    model.blocks[0].register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    x = torch.randn(2, 3, 32, 32)
+    for enable, expected in [(True, 2), (False, 1)]:
+        calls[0] = 0
+        model.set_grad_checkpointing(enable)
+        model.forward_features(x).sum().backward()
+        assert calls[0] == expected
+
+
+def test_drop_path_drawn_inside_is_the_same_in_the_recomputation() -> None:
+    x = torch.randn(4, 3, 32, 32)
+    grads = []
+    for enable in (False, True):
+        model = filled(small(drop_path_rate=0.5))
+        model.set_grad_checkpointing(enable)
+        torch.manual_seed(3)
+        model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_it_traces_into_one_graph(drop_path_rate: float) -> None:
+    model = filled(small(depth=2, stem=CONV, drop_path_rate=drop_path_rate)).train()
+    x = torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.parametrize("init", ["2021", "2022"])
+def test_it_builds_on_the_meta_device_and_takes_weights_afterwards(init: str) -> None:
+    with torch.device("meta"):
+        model = create_model("vit_c_tiny", 5, init=init)  # type: ignore[arg-type]
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    real = filled(create_model("vit_c_tiny", 5))
+    model.load_state_dict(real.state_dict(), assign=True)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(x), real.eval()(x))
+
+
+# --------------------------------------------------------------------------------- initialisation
+
+
+def test_the_body_starts_as_in_the_authors_code() -> None:
+    torch.manual_seed(0)
+    model = build_model(ViTConfig(embed_dim=256, num_heads=4, depth=1, img_size=128, stem=PATCH))
+    block: Any = model.blocks[0]
+    joint = (6 / (256 + 3 * 256)) ** 0.5  # nn.MultiheadAttention: Xavier over the (3 D, D) matrix
+    assert 0.99 * joint < block.attn.qkv.weight.abs().max().item() <= joint
+    assert 0.99 * 256**-0.5 < block.attn.proj.weight.abs().max().item() <= 256**-0.5
+    assert not block.attn.qkv.bias.any()
+    assert not block.attn.proj.bias.any()
+    for linear in (block.mlp.fc1, block.mlp.fc2):
+        bound = (6 / (256 + 768)) ** 0.5
+        assert 0.99 * bound < linear.weight.abs().max().item() <= bound
+        assert linear.bias.std().item() == pytest.approx(1e-6, rel=0.2)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
+    for zero in (model.cls_token, model.head.weight, model.head.bias):
+        assert isinstance(zero, Tensor)
+        assert not zero.any()
+    for norm in (block.norm1, block.norm2, model.norm):
+        assert norm.eps == 1e-6
+        assert (norm.weight == 1).all()
+        assert not norm.bias.any()
+
+
+def test_the_same_seed_draws_the_same_weights_and_another_init_only_another_stem() -> None:
+    states = []
+    for init in ("2021", "2021", "2022"):
+        torch.manual_seed(5)
+        states.append(create_model("vit_c_tiny", 5, init=init).state_dict())  # type: ignore[arg-type]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    changed = {k for k in states[0] if k.startswith("stem.") and k.endswith("weight")}
+    differs = {k for k in changed if not torch.equal(states[0][k], states[2][k])}
+    assert differs == {k for k in changed if "norm" not in k}
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+def test_state_dict_names_are_public() -> None:
+    block = [
+        f"{part}.{kind}"
+        for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    ]
+    body = [f"blocks.{i}.{name}" for i in range(2) for name in block]
+    ends = ["norm.weight", "norm.bias", "head.weight", "head.bias"]
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    layer = ["conv.weight", *(f"norm.{n}" for n in norm)]
+    stems = {
+        "vit_p_tiny": ["stem.proj.weight", "stem.proj.bias"],
+        "vit_c_tiny": [
+            *(f"stem.layers.{i}.{n}" for i in range(3) for n in layer),
+            *("stem.proj.weight", "stem.proj.bias"),
+        ],
+    }
+    for name, stem in stems.items():
+        with torch.device("meta"):
+            names = list(create_model(name, depth=2).state_dict())
+        assert names == ["cls_token", "pos_embed", *stem, *body, *ends]
+
+
+@pytest.mark.parametrize("stem", [PATCH, CONV], ids=["patchify", "conv"])
+def test_no_weight_decay_is_norm_gains_and_every_bias(stem: Any) -> None:
+    model = small(stem=stem)
+    exempt = model.no_weight_decay()
+    kept = {n: p for n, p in model.named_parameters() if n not in exempt}
+    assert {"pos_embed", "cls_token", "head.weight", "stem.proj.weight"} <= kept.keys()
+    assert all(p.ndim >= 2 for p in kept.values())
+    assert not {n for n in kept if n.endswith("bias") or "norm" in n}
+    names = {n for n, _ in model.named_parameters()}
+    assert exempt == {n for n in names if n.endswith("bias") or "norm" in n}
+
+
+def test_no_weight_decay_goes_by_owner_so_that_renaming_changes_nothing() -> None:
+    class Renamed(nn.Module):
+        reduction = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.squash = nn.Sequential(nn.Conv2d(3, 32, 8, 8), nn.GroupNorm(4, 32))
+            self.normal_bias_like = nn.Linear(4, 4, bias=False)
+            self.gain = nn.Parameter(torch.ones(32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.squash(x)
+            return out
+
+    model = VisionTransformer(ViTConfig(img_size=32, **SMALL), Renamed())
+    assert {n for n in model.no_weight_decay() if n.startswith("stem.")} == {
+        "stem.squash.0.bias",
+        "stem.squash.1.weight",
+        "stem.squash.1.bias",
+        "stem.gain",
+    }
+
+
+def test_a_stem_of_ones_own_is_taken_as_it_is() -> None:
+    class Average(nn.Module):
+        reduction = 4
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.avg_pool2d(x, 4)
+
+    config = ViTConfig(img_size=20, embed_dim=4, num_heads=1, depth=1, in_chans=4)
+    model = VisionTransformer(config, Average())
+    assert model.forward_features(torch.randn(2, 4, 20, 20)).shape == (2, 26, 4)
+    with pytest.raises(ConfigError, match="img_size 18 is not divisible by the stem's reduction 4"):
+        VisionTransformer(dataclasses.replace(config, img_size=18), Average())
+    with pytest.raises(ConfigError, match=r"Identity.reduction is None"):
+        VisionTransformer(config, nn.Identity())
+
+
+# ------------------------------------------------------------------------------- another input size
+
+
+def test_set_input_size_keeps_the_class_token_and_the_position_of_things() -> None:
+    model = small(img_size=32)
+    grid = torch.linspace(0, 1, 4)[:, None] + torch.linspace(0, 2, 4)[None]
+    with torch.no_grad():
+        model.pos_embed[0, 0] = 7
+        model.pos_embed[0, 1:] = grid.reshape(-1, 1)
+    model.set_input_size((64, 48))
+    assert model.img_size == (64, 48)
+    assert model.pos_embed.shape == (1, 1 + 8 * 6, 32)
+    assert (model.pos_embed[0, 0] == 7).all()
+    resampled = model.pos_embed[0, 1:, 0].reshape(8, 6)
+    assert resampled.mean().item() == pytest.approx(1.5, abs=1e-5)
+    assert (resampled.diff(dim=0) > -0.05).all()
+    assert (resampled.diff(dim=1) > -0.05).all()
+    assert model(torch.randn(1, 3, 64, 48)).shape == (1, 5)
+    with pytest.raises(ConfigError, match="img_size 60 is not divisible"):
+        model.set_input_size(60)
+    assert model.img_size == (64, 48)
+
+
+def test_set_input_size_to_the_same_size_changes_no_bit() -> None:
+    model = small()
+    before = model.pos_embed
+    model.set_input_size((32, 32))
+    assert model.pos_embed is before
+
+
+# ---------------------------------------------------------------------------------- settings, zoo
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"img_size": 30}, "img_size 30 is not divisible by the stem's reduction 8; the nearest"),
+        ({"img_size": (32, 37)}, "the nearest that is: (32, 40)"),
+        ({"num_heads": 5}, "embed_dim 64 is not divisible by model.num_heads 5"),
+        ({"depth": 0}, "depth 0 must be at least 1"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio 0.0"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio nan"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate 1.0 must be in [0, 1)"),
+        ({"depth": 1, "drop_path_rate": 0.1}, "has no effect with model.depth 1"),
+        ({"in_chans": 0}, "in_chans 0 must be at least 1"),
+        ({"class_token": False}, "needs model.class_token"),
+        ({"init": "2020"}, "init '2020' must be one of 2021, 2022"),
+        ({"attention": "flash"}, "attention 'flash' must be one of auto, sdpa, explicit"),
+        ({"global_pool": "mean"}, "global_pool 'mean' must be one of token, avg"),
+        ({"stem": ConvStemConfig(strides=(2,))}, "model.stem.strides (2,) has 1 entries"),
+        ({"drop_rate": 0.1}, "Unknown model setting 'drop_rate'. Did you mean"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_reason(
+    overrides: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError) as e:
+        create_model("vit_p_tiny", **overrides)
+    assert reason in e.value.message
+
+
+def test_all_problems_of_a_model_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as e:
+        create_model("vit_p_tiny", img_size=30, depth=0)
+    assert "img_size" in e.value.message
+    assert "depth" in e.value.message
+
+
+def test_an_unknown_model_is_answered_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown model 'vit_c_1g'. Did you mean 'vit_c_1gf'\?"):
+        model_config("vit_c_1g")
+
+
+def test_the_papers_models_are_its_table_1() -> None:
+    table = {  # width, MLP multiplier, heads, blocks
+        "vit_p_1gf": (192, 3, 3, 12),
+        "vit_p_4gf": (384, 3, 6, 12),
+        "vit_p_18gf": (768, 4, 12, 12),
+        "vit_p_36gf": (1024, 4, 16, 14),
+        "vit_c_1gf": (192, 3, 3, 11),
+        "vit_c_4gf": (384, 3, 6, 11),
+        "vit_c_18gf": (768, 4, 12, 11),
+        "vit_c_36gf": (1024, 4, 16, 13),
+    }
+    assert set(table) == set(list_models("vit_?_*gf")) == set(REPORTED)
+    for name, row in table.items():
+        c = model_config(name)
+        assert (c.embed_dim, c.mlp_ratio, c.num_heads, c.depth) == row
+        assert (c.name, c.img_size, c.stem.reduction) == (name, 224, 16)
+        assert (c.class_token, c.global_pool, c.drop_path_rate) == (True, "token", 0)
+
+
+def test_every_named_model_runs_at_its_size() -> None:
+    for name in list_models():
+        with torch.device("meta"):
+            model = create_model(name, 7)
+            assert model(torch.empty(1, 3, *model.img_size)).shape == (1, 7)
+
+
+def test_a_conv_model_differs_from_its_twin_by_stem_and_one_block() -> None:
+    for name in list_models("vit_c_*"):
+        c, p = model_config(name), model_config(name.replace("_c_", "_p_"))
+        assert c == dataclasses.replace(p, name=name, stem=c.stem, depth=p.depth - 1)
+        assert isinstance(c.stem, ConvStemConfig)
+        assert c.stem.reduction == p.stem.reduction
+
+
+def test_list_models_takes_a_pattern() -> None:
+    assert list_models("vit_c_*gf") == ["vit_c_1gf", "vit_c_4gf", "vit_c_18gf", "vit_c_36gf"]
+    assert {"vit_p_tiny", "vit_c_tiny_patch4"} <= set(list_models("*tiny*"))
+    assert list_models("resnet*") == []
+    assert vitc.list_models() == list_models()
+
+
+def test_the_room_offers_its_names_and_no_others() -> None:
+    for name in models.__all__:
+        assert getattr(models, name) is not None
+    assert models.VisionTransformer is VisionTransformer
+    with pytest.raises(AttributeError, match="no attribute 'VisionTransformr'"):
+        models.VisionTransformr  # noqa: B018
+
+
+def test_naming_and_checking_models_needs_no_torch() -> None:
+    code = (
+        "import sys, vitc.models as m; m.list_models(); m.model_config('vit_c_4gf', depth=3); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,351 @@
+"""Predictions: the run's own preparation of images, whatever they come as and however many."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import vitc
+from vitc.cli import main
+from vitc.config import RunConfig, load_config
+from vitc.data.decode import read_image
+from vitc.deploy.predict import Predictions, Predictor, find_images
+from vitc.errors import BrokenFileError, CheckpointError, ConfigError
+from vitc.train.evaluate import evaluate_run
+from vitc.train.loop import run
+
+CLASSES = ("blue", "green", "red")
+CHANNEL = {"red": 0, "green": 1, "blue": 2}
+Capture = pytest.CaptureFixture[str]
+
+
+def photo(label: str, seed: int, size: tuple[int, int] = (48, 60)) -> NDArray[np.uint8]:
+    pixels = np.random.default_rng(seed).integers(0, 120, (*size, 3), dtype=np.uint8)
+    pixels[..., CHANNEL[label]] += np.uint8(120)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "photos"
+    for part, count in (("train", 16), ("val", 5)):
+        for label in CLASSES:
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(photo(label, 100 * count + i))
+                image.save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = load_config(
+        RunConfig(),
+        model="vit_c_tiny",
+        data=str(photos),
+        optim={"lr": 3e-3, "weight_decay": 0.0, "ema": {"horizon": 0.5}},
+        train={"epochs": 4, "batch": 16, "threads": 1},
+        **{"model.img_size": 32, "data.workers": 0, "data.augment.flip": 0.0},
+    )
+    out = tmp_path_factory.mktemp("runs") / "photos"
+    assert run(config, out, quiet=True).status == "done"
+    return out
+
+
+@pytest.fixture(scope="module")
+def predictor(trained: Path) -> Predictor:
+    return Predictor(trained)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    file = tmp_path / "torn.jpg"
+    Image.fromarray(photo("red", 1)).save(file)
+    file.write_bytes(file.read_bytes()[:700])
+    return file
+
+
+# -- which files -----------------------------------------------------------------------------------
+
+
+def test_a_folder_stands_for_its_images_and_a_named_file_for_itself(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/10.PNG", "a/x.webp", "notes.txt", ".hidden/1.jpg", "b/.3.jpg"):
+        file = tmp_path / "in" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / "odd.name").touch()
+    found = find_images([tmp_path / "odd.name", tmp_path / "in"])
+    assert [f.relative_to(tmp_path).as_posix() for f in found] == [
+        "odd.name", "in/a/x.webp", "in/b/10.PNG", "in/b/2.jpg"
+    ]  # fmt: skip
+
+
+def test_a_path_that_leads_nowhere_is_said_with_what_is_near(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").touch()
+    with pytest.raises(ConfigError, match=r"no file .*cta\.jpg\. Did you mean 'cat\.jpg'"):
+        find_images([tmp_path / "cta.jpg"])
+
+
+def test_a_folder_without_images_is_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"no image in the folder"):
+        find_images([tmp_path])
+
+
+# -- what comes out --------------------------------------------------------------------------------
+
+
+def test_probabilities_are_one_row_an_image_and_sum_to_one(
+    predictor: Predictor, photos: Path
+) -> None:
+    found = predictor([photos / "val" / "red", photos / "val" / "blue" / "00.png"])
+    assert isinstance(found, Predictions)
+    assert found.probs.shape == (6, 3)
+    assert found.probs.dtype == np.float32
+    assert np.allclose(found.probs.sum(1), 1, atol=1e-5)
+    assert found.classes == CLASSES
+    assert found.names[-1] == str(photos / "val" / "blue" / "00.png")
+    assert len(found) == 6
+
+
+def test_it_learned_something_and_says_so_in_order(predictor: Predictor) -> None:
+    found = predictor([photo(label, 7) for label in CLASSES])
+    assert [best[0][0] for best in found.topk(1)] == list(CLASSES)
+    for row, best in zip(found.probs, found.topk(99), strict=True):
+        assert [p for _, p in best] == sorted(row.tolist(), reverse=True)
+        assert {c for c, _ in best} == set(CLASSES)
+
+
+def test_topk_of_nothing_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(ConfigError, match="k is 0"):
+        predictor([photo("red", 1)]).topk(0)
+
+
+def test_a_file_its_picture_and_its_pixels_agree(predictor: Predictor, photos: Path) -> None:
+    file = photos / "val" / "green" / "03.png"
+    with Image.open(file) as image:
+        as_file, as_image, as_pixels = predictor([file, image, np.asarray(image)]).probs
+    assert np.array_equal(as_file, as_image)
+    assert np.array_equal(as_file, as_pixels)
+
+
+def test_one_image_alone_is_a_batch_of_one(predictor: Predictor, photos: Path) -> None:
+    file = photos / "val" / "green" / "03.png"
+    with Image.open(file) as image:
+        for alone in (file, str(file), image, np.asarray(image)):
+            assert predictor(alone).probs.shape == (1, 3)
+
+
+def test_no_image_gives_no_rows(predictor: Predictor) -> None:
+    found = predictor([])
+    assert found.probs.shape == (0, 3)
+    assert found.topk(2) == []
+
+
+def test_the_batch_size_changes_nothing_but_rounding(predictor: Predictor, photos: Path) -> None:
+    a, b = (predictor([photos / "val"], batch=n).probs for n in (1, 64))
+    assert np.allclose(a, b, atol=1e-5)
+
+
+def test_predictions_agree_with_the_evaluation_of_the_run(
+    predictor: Predictor, trained: Path, photos: Path
+) -> None:
+    found = predictor([photos / "val"])
+    right = [Path(n).parent.name == best[0][0]
+             for n, best in zip(found.names, found.topk(1), strict=True)]  # fmt: skip
+    assert evaluate_run(trained)["top1"] == pytest.approx(100 * np.mean(right))
+
+
+def test_raw_and_averaged_weights_are_told_apart(trained: Path) -> None:
+    image = [photo("red", 3)]
+    ema, raw = (Predictor(trained, weights=w)(image).probs for w in ("ema", "raw"))
+    assert np.abs(ema - raw).max() > 1e-6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "HSV"])
+def test_a_picture_of_any_mode_is_read_as_its_file_would_be(
+    mode: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    colour = Image.fromarray(photo("green", 5))
+    image = colour.convert("L").convert("I;16") if mode == "I;16" else colour.convert(mode)
+    saved = image.convert("RGB") if mode == "HSV" else image
+    saved.save(tmp_path / "x.tif")
+    assert np.array_equal(predictor(image).probs, predictor(tmp_path / "x.tif").probs)
+
+
+def test_a_transparent_palette_and_a_turned_camera_are_seen_as_in_files(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    palette = Image.fromarray(photo("red", 5)).convert("P")
+    palette.save(tmp_path / "p.png", transparency=int(np.asarray(palette)[0, 0]))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(photo("red", 6)).save(tmp_path / "turned.png", exif=turned)
+    for name in ("p.png", "turned.png"):
+        with Image.open(tmp_path / name) as image:
+            assert np.array_equal(predictor(image).probs, predictor(tmp_path / name).probs)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3), (40, 50, 4)])
+def test_arrays_may_be_grey_coloured_or_transparent(
+    shape: tuple[int, ...], predictor: Predictor
+) -> None:
+    assert predictor(np.full(shape, 200, np.uint8)).probs.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8),
+     np.zeros((0, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)],
+)  # fmt: skip
+def test_an_array_of_another_kind_is_refused(array: Any, predictor: Predictor) -> None:
+    with pytest.raises(ConfigError, match=r"image 0 is an array of .*shape"):
+        predictor([array])
+
+
+def test_images_are_read_one_batch_ahead_and_no_more(predictor: Predictor) -> None:
+    taken = 0
+
+    def endless() -> Iterator[NDArray[np.uint8]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield photo("red", taken)
+
+    results = predictor.each(endless(), batch=4)
+    for expected in (4, 4, 4, 4, 8):
+        next(results)
+        assert taken == expected
+
+
+# -- what cannot be --------------------------------------------------------------------------------
+
+
+def test_a_broken_file_is_named(predictor: Predictor, broken: Path) -> None:
+    with pytest.raises(BrokenFileError, match=r"torn\.jpg"):
+        predictor([broken])
+
+
+def test_a_broken_file_does_not_stop_the_others(
+    predictor: Predictor, broken: Path, photos: Path
+) -> None:
+    good = photos / "val" / "red" / "00.png"
+    results = dict(predictor.each([good, broken, str(good.with_name("01.png"))], batch=2))
+    assert isinstance(results[str(broken)], BrokenFileError)
+    assert sum(isinstance(r, np.ndarray) for r in results.values()) == 2
+
+
+def test_a_picture_over_a_broken_file_is_broken_too(predictor: Predictor, broken: Path) -> None:
+    with Image.open(broken) as image, pytest.raises(BrokenFileError, match=r"torn\.jpg"):
+        predictor([image])
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        Predictor(tmp_path)
+    with pytest.raises(ConfigError, match="weights is 'emma'"):
+        Predictor(trained, weights="emma")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device"):
+        Predictor(trained, device="gpu")  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_checkpoint_is_said(trained: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "data.json"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        Predictor(tmp_path)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table(trained: Path, photos: Path, capsys: Capture) -> None:
+    files = [str(photos / "val" / label / "00.png") for label in CLASSES]
+    assert main(["predict", str(trained), "--topk", "2", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].split() == ["image", "class", "probability", "class", "probability"]
+    for line, file, label in zip(lines[1:], files, CLASSES, strict=True):
+        cells = line.split()
+        assert cells[:2] == [file, label]
+        assert float(cells[2]) >= float(cells[5])
+
+
+def test_the_command_prints_json_lines(
+    trained: Path, photos: Path, predictor: Predictor, capsys: Capture
+) -> None:
+    file = photos / "val" / "red" / "00.png"
+    assert main(["predict", str(trained), str(file), "--topk", "9", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    label, probability = predictor(file).topk(1)[0][0]
+    assert values["image"] == str(file)
+    assert values["top"][0] == {"class": label, "probability": probability}
+    assert len(values["top"]) == 3
+
+
+def test_the_command_writes_csv(
+    trained: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    table = tmp_path / "out.csv"
+    words = ["predict", str(trained), str(photos / "val"), "--csv", str(table), "--topk", "2"]
+    assert main(words) == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 15
+    assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+    assert sum(float(rows[0][f"probability_{i}"]) for i in (1, 2)) <= 1.0001
+    assert "15 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_the_command_lists_broken_files_goes_on_and_fails(
+    form: list[str], trained: Path, photos: Path, broken: Path, capsys: Capture
+) -> None:
+    good = str(photos / "val" / "red" / "00.png")
+    assert main(["predict", str(trained), str(broken), good, *form]) == 1
+    said = capsys.readouterr()
+    assert "torn.jpg" in said.err
+    assert "1 of 2 images could not be read" in said.err
+    assert good in said.out
+    if form:
+        assert json.loads(said.out.splitlines()[0])["status"] == "failed"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv", "out.csv"]])
+def test_a_name_that_is_no_text_is_no_trouble(
+    form: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        Image.fromarray(photo("red", 1)).save(os.fsdecode(b"\xff-x.png"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert main(["predict", str(trained), ".", *form]) == 0
+
+
+def test_a_name_like_an_option_comes_after_two_dashes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo("red", 1)).save("--json.png")
+    assert main(["predict", str(trained), "--", "--json.png"]) == 0
+
+
+def test_the_command_refuses_two_forms_and_missing_files(trained: Path, capsys: Capture) -> None:
+    assert main(["predict", str(trained), "x.jpg", "--json", "--csv", "y"]) == 2
+    assert main(["predict", str(trained), "gone.jpg"]) == 2
+    assert "no file gone.jpg" in capsys.readouterr().err
+
+
+def test_the_public_name_is_this_one() -> None:
+    assert vitc.Predictor is Predictor
+    assert read_image.__doc__  # the reader that predictions and training share

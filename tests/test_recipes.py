@@ -1,0 +1,146 @@
+"""The named configs: complete, honest about what they are, and refusing what they cannot do."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from vitc.config import RunConfig, from_dict, load_config, to_dict
+from vitc.errors import ConfigError
+from vitc.optim.config import OPTIMIZERS
+from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
+
+BOTH = [name for name in RECIPES if "36gf" not in name]
+IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
+SMALL = [name for name in RECIPES if name not in IMAGENET]
+
+
+def complete(config: RunConfig) -> RunConfig:
+    """With the folder a user has to name."""
+    if config.data.source in ("folder", "cifar10"):
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, path="images"))
+    return config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_run_survives_its_file_and_carries_its_name(name: str) -> None:
+    config = complete(get_recipe(name)).checked()
+    assert config.name == name
+    assert from_dict(to_dict(config)) == config
+    assert config.model.num_classes is None, "the data says how many classes there are"
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_each_optimizer_has_its_own_rate_and_nothing_else_changes(name: str, optim: str) -> None:
+    config = complete(get_recipe(name, optim)).checked()
+    assert type(config.optim) is OPTIMIZERS[optim]
+    default = complete(get_recipe(name))
+    assert dataclasses.replace(config, optim=default.optim) == default
+    rates = {get_recipe(name, o).optim.lr for o in OPTIMIZERS}
+    assert len(rates) == len(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_source_command_cost_and_what_to_expect(name: str) -> None:
+    text = recipe_doc(name)
+    for part in ("Source: ", f"Command: vitc train {name}", "Cost: ", "Expected: "):
+        assert part in text, f"{name} has no {part!r}"
+    assert "measured" in text
+    assert text.startswith(recipe_summary(name))
+    assert recipe_summary(name)[-1] in ".?"
+    if complete(get_recipe(name)) != get_recipe(name):
+        assert "--data DIR" in text
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_recipes_state_absolute_rates_and_horizons_that_follow_the_run(name: str) -> None:
+    for optim in OPTIMIZERS:
+        config = get_recipe(name, optim).optim
+        assert config.lr_per_batch is None
+        assert config.peak_lr(7) == config.lr
+        assert config.ema.kind == "fraction"
+        assert config.schedule.warmup_epochs is None
+
+
+@pytest.mark.parametrize(
+    ("model", "adamw", "sgd"),
+    [
+        ("vit_p_1gf", (1e-3, 0.24), (1.9, 1.3e-5)),
+        ("vit_p_4gf", (1e-3, 0.24), (1.9, 1.3e-5)),
+        ("vit_p_18gf", (1e-3, 0.24), (1.1, 1.2e-5)),
+        ("vit_p_36gf", (6e-4, 0.28), None),
+        ("vit_c_1gf", (1e-3, 0.24), (1.9, 1.3e-5)),
+        ("vit_c_4gf", (1e-3, 0.24), (1.3, 2.2e-5)),
+        ("vit_c_18gf", (1e-3, 0.24), (1.1, 2.7e-5)),
+        ("vit_c_36gf", (6e-4, 0.28), None),
+    ],
+)
+def test_imagenet_rates_are_the_papers_for_batch_2048(
+    model: str, adamw: tuple[float, float], sgd: tuple[float, float] | None
+) -> None:
+    name = f"imagenet_{model}_basic"
+    config = get_recipe(name)
+    assert config.model.name == model
+    assert (config.optim.lr, config.optim.weight_decay) == adamw
+    assert config.train.batch == config.optim.lr_per_batch == 2048
+    assert config.train.micro == 256, "8 GPUs of the authors"
+    if sgd is None:
+        with pytest.raises(ConfigError, match="no learning rate") as caught:
+            get_recipe(name, "sgd")
+        assert "adamw" in str(caught.value.hint)
+    else:
+        other = get_recipe(name, "sgd").optim
+        assert (other.lr, other.weight_decay) == sgd
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_recipes_follow_the_authors_schedule_average_and_augmentation(name: str) -> None:
+    config = get_recipe(name)
+    schedule, ema, augment = config.optim.schedule, config.optim.ema, config.data.augment
+    assert (schedule.per, schedule.warmup_start, schedule.floor) == ("epoch", 0.1, 0.005)
+    assert (ema.kind, ema.alpha, ema.period) == ("pycls", 1e-5, 32)
+    assert (augment.crop, augment.scale, augment.ratio) == (
+        "random_resized",
+        (0.08, 1.0),
+        (3 / 4, 4 / 3),
+    )
+    assert (augment.mixup_alpha, augment.cutmix_alpha, augment.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (augment.flip, config.data.eval_crop, config.model.img_size) == (0.5, 224 / 256, 224)
+    assert config.train.epochs == 400
+    assert config.model.drop_path_rate == 0
+    assert config.optim.clip_norm is None
+
+
+@pytest.mark.parametrize("pair", ["fashion", "cifar10"])
+def test_a_pair_differs_in_its_model_and_nothing_else(pair: str) -> None:
+    c, p = get_recipe(f"{pair}_vit_c"), get_recipe(f"{pair}_vit_p")
+    assert c.model != p.model
+    assert dataclasses.replace(c, name=p.name, model=p.model) == p
+
+
+def test_unknown_names_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'fashion_vit_c'"):
+        get_recipe("fashion_vitc")
+    with pytest.raises(ConfigError, match=r"Unknown optimizer 'adam'\. Did you mean 'adamw'"):
+        get_recipe("debug", "adam")
+    with pytest.raises(ConfigError, match="Unknown recipe"):
+        recipe_summary("nothing")
+
+
+def test_a_recipe_takes_overrides_by_name() -> None:
+    config = load_config("debug", **{"optim": "sgd", "optim.lr": 0.5, "train.epochs": 1})
+    assert type(config.optim) is OPTIMIZERS["sgd"]
+    assert (config.optim.lr, config.train.epochs) == (0.5, 1)
+    assert config.optim.weight_decay == get_recipe("debug", "sgd").optim.weight_decay
+
+
+def test_recipes_are_listed_without_torch() -> None:
+    code = (
+        "import sys, vitc.recipes as r; [r.get_recipe(n) and r.recipe_doc(n) for n in r.RECIPES];"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
