@@ -73,7 +73,9 @@ def step_of(
     return step
 
 
-def compare(candidates: dict[str, Step], images: int, repeats: int, steps: int) -> dict[str, list[float]]:
+def compare(
+    candidates: dict[str, Step], images: int, repeats: int, steps: int
+) -> dict[str, list[float]]:
     """Images a second of each candidate in each repeat."""
     for step in candidates.values():
         for _ in range(2):
@@ -92,7 +94,8 @@ def show(title: str, rates: dict[str, list[float]]) -> None:
     n = len(next(iter(rates.values())))
     print(f"\n{title}   (n = {n}; median img/s [min-max])")
     for name, values in rates.items():
-        print(f"  {name:44s} {statistics.median(values):9.1f} [{min(values):.1f}-{max(values):.1f}]")
+        spread = f"[{min(values):.1f}-{max(values):.1f}]"
+        print(f"  {name:44s} {statistics.median(values):9.1f} {spread}")
 
 
 def ratio(rates: dict[str, list[float]], ours: str, peers: list[str], what: str) -> None:

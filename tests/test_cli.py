@@ -16,7 +16,7 @@ import pytest
 
 import vitc.train.evaluate
 import vitc.train.loop
-from vitc.cli import VERBS, main, seconds, take_settings
+from vitc.cli import VERBS, main
 from vitc.config import RunConfig, load_config, to_dict
 from vitc.deploy.show import Page, Table, write
 from vitc.errors import (
@@ -30,6 +30,7 @@ from vitc.errors import (
 )
 from vitc.recipes import RECIPES
 from vitc.train.loop import RunResult
+from vitc.words import seconds, take_settings
 
 REPOSITORY = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -456,6 +457,17 @@ def test_a_dry_run_of_a_folder_saves_what_it_proposes_and_stops(
     assert main(shlex.split(said[-1].partition(": vitc ")[2])) == 0
     assert runs.configs[0].train.batch == 8
     assert runs.outs == [tmp_path / "r" / "x"]
+
+
+def test_several_processes_do_not_choose_each_for_itself(
+    door: list[Any],
+    photo_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--dry-run" in failed(["train", str(photo_folder())], capsys)
+    assert door == []
 
 
 def test_a_run_on_the_same_folder_is_gone_on_with_whatever_would_be_proposed_now(

@@ -27,6 +27,7 @@ from vitc.models.zoo import model_config
 from vitc.optim.config import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
 from vitc.train import front_door
+from vitc.train.config import TrainConfig
 from vitc.train.front_door import Look, Machine, Proposal, propose
 from vitc.train.metrics import wilson
 from vitc.train.probe import Probe, probe
@@ -494,6 +495,11 @@ def test_a_broken_file_is_named_before_anything_is_trained_or_skipped_if_asked(
     assert propose(folder, None, {"data.bad_files": "skip"}).config.data.bad_files == "skip"
 
 
+def test_a_batch_larger_than_the_set_is_refused(photo_folder: PHOTOS, machine: Machines) -> None:
+    with pytest.raises(ConfigError, match=r"train\.batch 500 is more"):
+        propose(photo_folder(), None, {"train.batch": 500})
+
+
 def test_one_class_only_is_no_data_set(photo_folder: PHOTOS, machine: Machines) -> None:
     with pytest.raises(DataError):
         propose(photo_folder(classes=1))
@@ -536,6 +542,15 @@ def test_the_probe_measures_and_leaves_torch_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.get_default_dtype()) == before[1:]
     assert torch.is_grad_enabled()
+
+
+def test_the_probe_may_take_more_steps_than_the_run() -> None:
+    config = RunConfig(
+        model=model_config("vit_c_tiny"),
+        data=DataConfig(source="synthetic", max_train=20),
+        train=TrainConfig(epochs=1, batch=16),
+    )
+    assert probe(config, open_data(config.data), torch.device("cpu"), seconds=0.5) is not None
 
 
 def test_the_probe_reports_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:

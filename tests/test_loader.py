@@ -469,11 +469,16 @@ def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch
     assert loader._worker_count(config(workers=0)) == 0
 
 
-def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_machine_share_its_cores_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert resident.cores() == 8
+    memory = resident.device_memory(CPU)
+    assert 1e8 < memory < 1e14
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert resident.cores() == 2
+    assert resident.device_memory(CPU) == memory // 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert resident.cores() == 1

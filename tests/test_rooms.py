@@ -32,7 +32,8 @@ MAY = {
     "train": BOTTOM | COMPONENTS | {"config", "recipes"},
     "study": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "deploy": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
-    "cli": BOTTOM | COMPONENTS | {"config", "recipes", "train", "study", "deploy", ""},
+    "words": BOTTOM | {"config", "train.runlog"},
+    "cli": BOTTOM | COMPONENTS | {"words", "config", "recipes", "train", "study", "deploy", ""},
     "__main__": {"cli"},
     "": BOTTOM | COMPONENTS | {"config", "recipes", "train", "study", "deploy"},
 }

@@ -8,19 +8,16 @@ order. A new verb is one entry in `VERBS`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
 import os
-import re
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 from vitc import __version__
 from vitc.config import (
@@ -30,7 +27,6 @@ from vitc.config import (
     read_json,
     resolve_config,
     to_dict,
-    type_name,
 )
 from vitc.errors import (
     ConfigError,
@@ -40,176 +36,18 @@ from vitc.errors import (
     suggest,
     unknown,
 )
-
-COMPONENTS = ("model", "data", "optim", "model.stem")  # settings that take the name of a kind
-
-
-# -- settings: typed and dotted words --------------------------------------------------------------
-
-
-def take_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Part `--optim.lr 0.5 --model NAME` from a verb's own words; wherever they stand.
-
-    Returns the settings, typed, by their dotted names as `load_config` takes them, and the rest.
-    Raises ConfigError: an unknown setting, one given twice, or a value of the wrong type.
-    """
-    types = {**all_leaf_types(), **dict.fromkeys(COMPONENTS, str)}
-    settings: dict[str, Any] = {}
-    rest: list[str] = []
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if word == "--":
-            return settings, [*rest, word, *queue]
-        if not word.startswith("--") or not ("." in name or name in types):
-            rest.append(word)
-            continue
-        if name not in types:
-            raise unknown_word("setting", f"--{name}", types)
-        if name in settings:
-            raise ConfigError(f"--{name} is given twice.", "Give it once.")
-        values = [value] if equals else [queue.pop(0) for _ in range(_width(types[name], queue))]
-        settings[name] = _typed(name, types[name], values)
-    return settings, rest
-
-
-def unknown_word(
-    kind: str, word: str, settings: Mapping[str, Any], own: Sequence[str] = ()
-) -> ConfigError:
-    """An unknown option or setting: where else that name stands, or what is spelt like it."""
-    leaf = word.removeprefix("--").rpartition(".")[2]
-    elsewhere = [f"--{name}" for name in settings if name.rpartition(".")[2] == leaf]
-    known = [*own, *(f"--{name}" for name in settings)]
-    meant = f" Did you mean {elsewhere[0]!r}?" if elsewhere else suggest(word, known)
-    return ConfigError(f"Unknown {kind} {word!r}.{meant}")
-
-
-def _width(hint: Any, following: Sequence[str]) -> int:
-    """How many of the following words are the value of a setting of this type."""
-    if hint is bool:  # the word alone switches it on
-        return int(bool(following) and following[0].lower() in ("true", "false"))
-    if "tuple" in str(hint):  # as many as are numbers: no recipe or folder in the way is taken
-        count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
-        return max(count, _is_none(following))
-    return int(bool(following) and not following[0].startswith("--"))
-
-
-def _is_number(word: str) -> bool:
-    with contextlib.suppress(ValueError):
-        float(word)
-        return True
-    return False
-
-
-def _is_none(words: Sequence[str]) -> int:
-    return int(bool(words) and words[0].lower() in ("none", "null"))
-
-
-def _typed(name: str, hint: Any, words: list[str]) -> Any:
-    """The words as a value of the annotated type, by tyro's rules; JSON's spellings work too."""
-    import tyro
-
-    if hint is bool:
-        words = [w.capitalize() for w in words] or ["True"]
-    elif type(None) in get_args(hint) and _is_none(words):
-        return None
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(hint, args=words, console_outputs=False)
-    except SystemExit:
-        given = " ".join(words)
-        what = f"is {given!r}" if words else "has no value"
-        raise ConfigError(f"--{name} {what}; it must be {type_name(hint)}.") from None
-
-
-def settings_help(config: RunConfig, prog: str) -> None:
-    """Print every setting with its meaning and its value in `config`."""
-    import tyro
-
-    with contextlib.suppress(SystemExit):
-        tyro.cli(
-            tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[RunConfig]],
-            default=config,
-            args=["--help"],
-            use_underscores=True,
-            prog=prog,
-            description=f"Settings of {config.name}, with their values now as defaults.",
-        )
-
-
-# -- one verb's own words --------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose every complaint is a ConfigError, with a suggestion for a misspelt option."""
-
-    def error(self, message: str) -> NoReturn:
-        message = message.removeprefix("argument ")
-        raise ConfigError(message[:1].upper() + message[1:] + ("" if message[-1] in ".?" else "."))
-
-    def read(self, words: Sequence[str], settings: Mapping[str, Any], into: Namespace) -> None:
-        """The words as values of `into`; `settings` are names to suggest for an unknown option."""
-        own = [option for action in self._actions for option in action.option_strings]
-        for word in words:
-            if word == "--":
-                break
-            if word.startswith("-") and word.partition("=")[0] not in own and not _is_number(word):
-                raise unknown_word("option", word.partition("=")[0], settings, own)
-        self.parse_intermixed_args(words, into)
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One command: what its help says, its options, and what it does. `run` returns a code."""
-
-    summary: str
-    usage: str
-    example: str
-    options: Callable[[Parser], None]
-    run: Callable[[Namespace], int]
-    takes_settings: bool = False
-    epilog: str = ""
-    more_help: Callable[[Parser, Namespace], None] | None = None  # when words stand beside --help
-
-    def parser(self, name: str) -> Parser:
-        parser = Parser(
-            prog=f"vitc {name}",
-            usage=f"vitc {name} {self.usage}",
-            description=f"{self.summary}\n\nexample:\n{_indented(self.example)}",
-            epilog=self.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            add_help=False,
-            allow_abbrev=False,
-        )
-        self.options(parser)
-        parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return parser
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """`90s`, `30m`, `2h`, `1h30m` in seconds; a unit is required."""
-    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-    total = 0.0
-    if parts is not None:
-        units = zip(parts.groups(), (3600, 60, 1), strict=True)
-        total = sum(float(number) * unit for number, unit in units if number)
-    if total <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 90s, 30m or 1h30m")
-    return total
-
+from vitc.words import (
+    Parser,
+    Verb,
+    count,
+    indented,
+    note,
+    say,
+    say_json,
+    seconds,
+    settings_help,
+    take_settings,
+)
 
 # -- train -----------------------------------------------------------------------------------------
 
@@ -244,11 +82,11 @@ def _train(args: Namespace) -> int:
 
     result = run(config, out, overwrite=args.overwrite, notes=notes)
     if args.json:
-        _say_json(result.summary)
+        say_json(result.summary)
     else:
         top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on validation.  "
-        _say(f"{top1}Run: {result.path}")
-        _say(f"Next: vitc predict {out} IMAGE...; vitc show {out} --plot curves.png")
+        say(f"{top1}Run: {result.path}")
+        say(f"Next: vitc predict {out} IMAGE...; vitc show {out} --plot curves.png")
     return 0
 
 
@@ -292,14 +130,19 @@ def _front_door(args: Namespace, folder: Path) -> tuple[RunConfig, Path, list[st
     if not asked and (out / "config.json").exists():
         config = load_config(out)
         if config.data.path is not None and Path(config.data.path).resolve() == folder.resolve():
-            _note(f"{out} is a run on this folder: going on with its settings.")
+            note(f"{out} is a run on this folder: going on with its settings.")
             return config, out, []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure, and choose, for itself
+        raise ConfigError(
+            "Several processes cannot choose settings for a folder together.",
+            f"Choose first: vitc train {folder} --dry-run; then run the config it saves.",
+        )
     from vitc.train.front_door import propose
 
     proposal = propose(folder, args.budget, args.settings)
-    say = _say if args.dry_run and not args.json else _note
+    tell = say if args.dry_run and not args.json else note
     for line in proposal.lines:
-        say(line)
+        tell(line)
     return proposal.config, out, list(proposal.lines)
 
 
@@ -315,13 +158,13 @@ def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) ->
         saved.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
     if args.json:
         about = {"out": str(out), "notes": notes, "config": str(saved) if saved else None}
-        _say_json({**page.values, **about})
+        say_json({**page.values, **about})
     elif saved:
         where = f" --out {out}" if args.out else ""
-        _say(f"Nothing was run. Run these settings with: vitc train {saved}{where}")
+        say(f"Nothing was run. Run these settings with: vitc train {saved}{where}")
     else:
         write(page, sys.stdout)
-        _say(f"Nothing was run. Without --dry-run it would go to {out}.")
+        say(f"Nothing was run. Without --dry-run it would go to {out}.")
     return 0
 
 
@@ -346,7 +189,7 @@ def _eval(args: Namespace) -> int:
     weights = "raw" if args.raw else "ema"
     result = evaluate_run(args.run_folder, args.data, args.split, weights, args.device)
     if args.json:
-        _say_json(result)
+        say_json(result)
         return 0
     from vitc.deploy.show import evaluation_page, write
 
@@ -374,7 +217,7 @@ def _predict_options(parser: Parser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", type=Path, help="a run folder")
     add("paths", nargs="+", metavar="PATH", help="images, or folders of images")
-    add("--topk", metavar="K", type=_count, default=1, help="how many classes (default: 1)")
+    add("--topk", metavar="K", type=count, default=1, help="how many classes (default: 1)")
     add("--csv", metavar="FILE", type=Path, help="write a table to this file")
     add("--raw", action="store_true", help="the last weights, not their average (EMA)")
     add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: auto")
@@ -393,11 +236,11 @@ def _predict(args: Namespace) -> int:
     with _output(args.csv) as stream:
         broken = report(predictor, files, args.topk, form, stream)
     for error in broken:
-        _note(f"broken: {error.message}")
+        note(f"broken: {error.message}")
     if args.csv is not None:
-        _say(f"{len(files) - len(broken)} images -> {args.csv}")
+        say(f"{len(files) - len(broken)} images -> {args.csv}")
     if broken:
-        _note(f"{len(broken)} of {len(files)} images could not be read.")
+        note(f"{len(broken)} of {len(files)} images could not be read.")
     return 1 if broken else 0
 
 
@@ -430,7 +273,7 @@ def _show(args: Namespace) -> int:
         raise ConfigError("--plot has no effect with --list.")
     page = show.list_page() if args.list else show.page(args.what, args.settings, args.plot)
     if args.json:
-        _say_json(page.values)
+        say_json(page.values)
         return 0
     show.write(page, sys.stdout)
     return 0
@@ -515,7 +358,7 @@ def _dispatch(words: list[str], args: Namespace) -> int:
         print(_overview(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     if words[0] == "--version":
-        _say(f"vitc {__version__}")
+        say(f"vitc {__version__}")
         return 0
     name, *rest = words
     if name not in VERBS:
@@ -537,7 +380,7 @@ def _dispatch(words: list[str], args: Namespace) -> int:
 def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
-    examples = "\n".join(_indented(verb.example.splitlines()[0]) for verb in VERBS.values())
+    examples = "\n".join(indented(verb.example.splitlines()[0]) for verb in VERBS.values())
     return (
         "Vision Transformers that optimise as easily as CNNs.\n\n"
         f"usage: vitc COMMAND ...\n\ncommands:\n{verbs}\n\nexamples:\n{examples}\n\n"
@@ -560,7 +403,7 @@ def _report(error: Exception, args: Namespace) -> int:
         print("\n".join(lines), file=sys.stderr)
         if args.json:
             about = {"status": status, "error": message, "hint": hint}
-            _say_json(_last_summary(args, status) | about)
+            say_json(_last_summary(args, status) | about)
             sys.stdout.flush()
     return code
 
@@ -590,24 +433,3 @@ def _last_summary(args: Namespace, status: str) -> dict[str, Any]:
         if summary.get("status") == status:
             return summary
     return {}
-
-
-def _first_process() -> bool:
-    """Under torchrun one process speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _say(text: str) -> None:
-    if _first_process():
-        print(text)
-
-
-def _say_json(values: Mapping[str, Any]) -> None:
-    from vitc.train.runlog import to_json
-
-    _say(to_json(values))
-
-
-def _note(text: str) -> None:
-    if _first_process():
-        print(text, file=sys.stderr)

@@ -7,7 +7,7 @@ VitcError
 ├── CheckpointError            a checkpoint is missing, damaged or of another model      exit 1
 └── RunError                   a run started and could not go on                         exit 1
     ├── DivergedError          the loss or the gradient stopped being finite             exit 1
-    └── InterruptedRun         SIGTERM or Ctrl-C; the state is saved                     exit 143 | 130
+    └── InterruptedRun         SIGTERM (exit 143) or Ctrl-C (130); the state is saved
 
 A message has three parts: what was wrong (with its value), what is allowed, what to do. The last
 part is `hint`, so that `--json` can give it apart.

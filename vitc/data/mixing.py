@@ -18,7 +18,7 @@ def mix(
     """Images float (B, C, H, W) mixed with their partners, and targets float32 (B, K).
 
     A target is 1 - eps + eps / K for the class of label (int64 (B,)) and eps / K for the others,
-    mixed after that as the image is (paper section 2.2 [pycls]); every row sums to 1. mixup:
+    mixed after that as the image is (as in pycls); every row sums to 1. mixup:
     arXiv 1710.09412; CutMix: arXiv 1905.04899. CutMix writes into `images`.
     """
     targets = smooth(labels, num_classes, label_smoothing)

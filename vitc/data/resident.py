@@ -336,13 +336,13 @@ def _hold_files(
 
 
 def cores() -> int:
-    """CPU cores this process may use, shared with the other processes of the run on the machine."""
+    """CPU cores for this process: those it may use, shared with the run's others on the machine."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, (usable or 1) // _processes_here())
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory of the device; of the host, what the container allows."""
+    """Bytes of memory of the device; of the host, this process's share of what it allows."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
@@ -351,7 +351,11 @@ def device_memory(device: torch.device) -> int:
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = Path(file).read_text().strip() if Path(file).exists() else ""
         limits += [int(text)] if text.isdigit() else []  # "max": no limit
-    return min(limits)
+    return min(limits) // _processes_here()
+
+
+def _processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
 
 
 def _physical_memory() -> int:

@@ -3,8 +3,8 @@
 A number is a hash of (seed, stream, epoch, position, repeat, draw); there is no generator and so
 no state: every step can be computed alone, in any process, in any order. Only integer arithmetic
 and the operations that IEEE 754 rounds alike everywhere (+ - * / sqrt) lead from the hash to a
-parameter, so parameters are bit-equal on every machine. Position is the place in the epoch's
-order, micro-batches are counted over all processes.
+parameter, so parameters are bit-equal on every machine; a lambda, which needs powers, is rounded
+to 2^-20. Position is the place in the epoch's order; micro-batches are counted over all processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: increment of splitmix64
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # its two multipliers (Steele et al., 2014)
 _MASK = (1 << 64) - 1
 
-CROP_TRIES = 10  # of a random resized crop before the middle is taken (paper section 2.2 [pycls])
+CROP_TRIES = 10  # of a random resized crop before the middle is taken, as in pycls
 CROP_DRAWS = {"none": 0, "shift": 2, "random_resized": 2 * CROP_TRIES + 2}
 
 
@@ -293,8 +293,8 @@ def draw_flip(plan: BatchPlan, augment: AugmentConfig, place: Place) -> NDArray[
 
 
 def draw_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Mix:
-    """One coin, one lambda and one box for the micro-batch, as the authors' code does per process
-    (paper section 2.2 [pycls]): with both alphas above 0, mixup or CutMix with even odds."""
+    """One coin, one lambda and one box for the micro-batch, as the authors' code (pycls) does in
+    each process: with both alphas above 0, mixup or CutMix with even odds."""
     alphas = {"mixup": augment.mixup_alpha, "cutmix": augment.cutmix_alpha}
     kinds: list[Literal["mixup", "cutmix"]] = [k for k in ("mixup", "cutmix") if alphas[k] > 0]
     if not kinds:

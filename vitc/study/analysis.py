@@ -157,6 +157,7 @@ def analyse(folders: Sequence[Path]) -> list[Section]:
 
 def _can_join(a: Plan, b: Plan) -> bool:
     """Same draws (ranges and seed), same budget and data: their contenders form pairs."""
+
     def budget(plan: Plan) -> set[tuple[Any, ...]]:
         return {(g.config.train.epochs, g.config.train.batch, g.config.data) for g in plan.groups}
 

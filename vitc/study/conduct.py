@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitc.config import RunConfig, load_config
 from vitc.errors import ConfigError, InterruptedRun
+from vitc.recipes.ranges import study_ranges
 from vitc.study.engines import Job, LocalEngine, Outcome
 from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.runs import Run, read_run
@@ -48,11 +48,10 @@ def hparams_plan(
     """Contenders = recipes x models (no models: each recipe's own), each under every optimizer.
 
     `ranges` (optimizer -> setting -> Range) replace the recipe's own, which are those of the first
-    recipe for all contenders. `control` adds the reference against itself with other seeds (A/A).
+    recipe (`recipes.ranges`) for all contenders. `control` adds the reference against itself with
+    other seeds (A/A).
     `overrides` are settings for every trial. Raises ConfigError.
     """
-    from vitc.recipes import study_ranges
-
     if not recipes or not optims:
         raise ConfigError("A study needs at least one recipe and one optimizer.")
     groups = []
@@ -76,7 +75,8 @@ def hparams_plan(
             if g.contender == reference
         ]
     given = ranges or {}
-    own = {o: study_ranges(recipes[0], o) for o in optims if o not in given}
+    own = {o: study_ranges(load_config(recipes[0], optim=o, **overrides), o)
+           for o in optims if o not in given}  # fmt: skip
     return Plan(
         name=name,
         groups=tuple(groups),

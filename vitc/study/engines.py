@@ -8,6 +8,7 @@ the steps since the last checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
@@ -116,10 +117,8 @@ class LocalEngine:
 
     def _give(self, worker: _Worker, job: Job) -> None:
         worker.job, worker.started = job, time.monotonic()
-        try:
+        with contextlib.suppress(OSError):  # it died meanwhile: seen by _ended
             worker.pipe.send((job.config, job.out))
-        except OSError:
-            pass  # it died meanwhile: seen by _ended
 
     def _ended(self, worker: _Worker) -> Outcome | None:
         job = worker.job

@@ -141,7 +141,9 @@ class Plan:
         if not self.groups:
             found.append("A study needs at least one contender.")
         keys = [g.key for g in self.groups]
-        found += [f"Contender {k} is there twice." for k in sorted({k for k in keys if keys.count(k) > 1})]
+        found += [
+            f"Contender {k} is there twice." for k in sorted({k for k in keys if keys.count(k) > 1})
+        ]
         for optim in self.optims:
             if not self.ranges.get(optim):
                 found.append(f"No range is given for optimizer {optim!r}.")
@@ -338,8 +340,11 @@ class StudyFolder:
             )
         record["plan"], record["hash"] = values, _sha(values)
         record["history"].append(
-            {"when": _now(), "what": f"extended from {old.draws} to {plan.draws} draws",
-             "command": command}  # fmt: skip
+            {
+                "when": _now(),
+                "what": f"extended from {old.draws} to {plan.draws} draws",
+                "command": command,
+            }
         )
         self._write(record)
         return record

@@ -1,4 +1,4 @@
-"""A study as one HTML file that needs nothing else, with its figures, tables and numbers beside it."""
+"""A study as one HTML file that needs nothing else; its figures, tables and numbers beside it."""
 
 from __future__ import annotations
 
@@ -151,7 +151,9 @@ def readings(section: Section) -> list[str]:
     found = []
     for c in section.comparisons:
         if c.is_control:
-            verdict_ = "no difference" if c.p_holm >= LEVEL else "A DIFFERENCE, which is noise or a fault"
+            verdict_ = (
+                "no difference" if c.p_holm >= LEVEL else "A DIFFERENCE, which is noise or a fault"
+            )
             found.append(
                 f"Control: {c.contender} is {c.reference} with other seeds. Under {c.optim} it "
                 f"shows {verdict_}: {_signed(c.difference.estimate)} points, 95 % interval "
@@ -297,7 +299,7 @@ def _page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # nothing may load or run, whatever a name in the page holds
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">"
         '<link rel="icon" href="data:,">'
         f"<title>{_e(title)} - how easily it trains</title><style>{style}</style></head>"
@@ -349,12 +351,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls inside its own box on a narrow screen; cells are escaped here."""
     top = "".join(f"<th>{_e(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{_e(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def _contenders(s: Section) -> str:
     head = ["contender", "optimizer", "draws", "diverged", "failed", "best error %",
-            "best settings", "median error % (95 %)", f"within {WITHIN_POINTS:g} points of the best",
+            "best settings", "median error % (95 %)",
+            f"within {WITHIN_POINTS:g} points of the best",
             "Mflops", "params", "activations", "step ms", "memory MiB", "s a trial"]  # fmt: skip
     rows = []
     for g in s.groups:

@@ -16,7 +16,6 @@ than the theory assumes, which makes the intervals here too wide rather than too
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -281,20 +280,32 @@ def _bca_interval(
     n, estimate = array.size, float(statistic(array))
     if n < FEWEST_TO_RESAMPLE:
         return Interval(-math.inf, estimate, math.inf, confidence, "too few runs to resample")
-    t = stats.t.isf((1 - confidence) / 2, n - 1) * math.sqrt(n / (n - 1))
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        # All resamples alike: scipy warns and returns NaN, which becomes an answer below.
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            (array,), statistic, n_resamples=RESAMPLES, vectorized=False, method="BCa",
-            confidence_level=1 - 2 * stats.norm.sf(t), rng=np.random.default_rng(seed),
-        )  # fmt: skip
-    low, high = map(float, found.confidence_interval)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        if np.ptp(found.bootstrap_distribution) > 0:
-            return Interval(-math.inf, estimate, math.inf, confidence, "resamples too one-sided")
-        low = high = estimate
-    return Interval(low, estimate, high, confidence, "BCa bootstrap, widened as t")
+    drawn = array[np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))]
+    replicates = np.array([float(statistic(runs)) for runs in drawn])
+    without = np.array([float(statistic(np.delete(array, i))) for i in range(n)])
+    low, high = _bca_bounds(replicates, estimate, without, confidence)
+    return Interval(low, estimate, high, confidence, "BCa bootstrap")
+
+
+def _bca_bounds(
+    replicates: FloatArray, estimate: float, without: FloatArray, confidence: float
+) -> tuple[float, float]:
+    """Bias-corrected and accelerated bounds (Efron 1987, https://doi.org/10.2307/2289144).
+
+    From (RESAMPLES,) resampled and (n,) leave-one-out statistics. Resampling n of n values shrinks
+    the spread by sqrt((n-1)/n); the normal quantile is enlarged as much (Hesterberg 2015, arXiv
+    1411.5279, "narrowness bias"), the one difference from `scipy.stats.bootstrap`.
+    """
+    n, tie = without.size, 1e-9 * float(np.ptp(replicates))
+    # Half of the ties count as below: means of many diverged runs lie on a lattice.
+    share = np.mean((replicates < estimate - tie) + 0.5 * (np.abs(replicates - estimate) <= tie))
+    bias = stats.norm.ppf(np.clip(share, 1 / replicates.size, 1 - 1 / replicates.size))
+    pull = without.mean() - without
+    acceleration = (pull**3).sum() / (6 * max((pull**2).sum() ** 1.5, 1e-300))
+    z = stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) * math.sqrt(n / (n - 1)) + bias
+    levels = stats.norm.cdf(bias + z / np.maximum(1 - acceleration * z, 1e-9))
+    low, high = np.quantile(replicates, levels)
+    return float(low), float(high)
 
 
 def median(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
@@ -349,45 +360,20 @@ def _mean_interval(
     x: FloatArray, confidence: float, seed: int, most: float | None = None
 ) -> Interval:
     """The mean of (n,) values with its interval, kept within [0, most] if `most` is given."""
-    tail = (1 - _checked_confidence(confidence)) / 2
-    n, center = x.size, float(x.mean())
+    n, mean = x.size, float(x.mean())
     floor, ceiling = (-math.inf, math.inf) if most is None else (0.0, most)
+    tail = (1 - _checked_confidence(confidence)) / 2
     if n == 1:
-        return Interval(floor, center, ceiling, confidence, "one run bounds nothing")
-    scale = float(x.std()) / math.sqrt(n - 1)
+        return Interval(floor, mean, ceiling, confidence, "one run bounds nothing")
     if FEWEST_TO_RESAMPLE <= n <= MOST_TO_RESAMPLE:
-        method = "studentised bootstrap, skewness-corrected"
-        low_t, high_t = _hall_quantiles((x - center) / (scale or 1.0), tail, seed)
+        centred = x - mean
+        replicates = _resample_weights(n, seed) @ centred
+        low, high = _bca_bounds(replicates, 0.0, -centred / (n - 1), confidence)
+        method = "BCa bootstrap"
     else:
-        method, high_t = "Student's t", float(stats.t.isf(tail, n - 1))
-        low_t = -high_t
-    if scale == 0:  # all runs alike: no spread was seen, so none is reported
-        return Interval(center, center, center, confidence, method)
-    low, high = center - high_t * scale, center - low_t * scale
-    return Interval(max(low, floor), center, min(high, ceiling), confidence, method)
-
-
-def _hall_quantiles(z: FloatArray, tail: float, seed: int) -> tuple[float, float]:
-    """The two quantiles of (mean - truth) / standard error, for centred (n,) values.
-
-    Hall's cubic h(t) = ((1 + u t)^3 - 1) / 3u + u / 2, with u = skewness / (3 sqrt n), is monotone
-    and takes the first-order skewness out of t: it is bootstrapped, then inverted.
-    """
-    root = math.sqrt(z.size)
-    moments = _resample_weights(z.size, seed) @ np.column_stack([z, z**2, z**3])  # (B, 3), raw
-    first, second, third = moments.T
-    variance = np.maximum(second - first**2, 0.0)
-    spread = variance > 1e-12 * second  # else the resample is one value n times: t is infinite
-    sd = np.sqrt(np.where(spread, variance, 1.0))
-    t = first * math.sqrt(z.size - 1) / sd
-    u = (third - 3 * first * second + 2 * first**3) / sd**3 / (3 * root)
-    h = np.where(spread, t + u * t**2 + u**2 * t**3 / 3 + u / 2, np.copysign(np.inf, first))
-    low, high = np.quantile(h, [tail, 1 - tail], method="inverted_cdf")
-    u_runs = float((z**3).mean() / max((z**2).mean(), 1e-300) ** 1.5) / (3 * root)
-    if abs(u_runs) < 1e-9:
-        return float(low), float(high)
-    low, high = (np.cbrt(1 + 3 * u_runs * (y - u_runs / 2)) - 1 for y in (low, high))
-    return float(low) / u_runs, float(high) / u_runs
+        high = float(stats.t.isf(tail, n - 1) * x.std(ddof=1)) / math.sqrt(n)
+        low, method = -high, "Student's t"
+    return Interval(max(mean + low, floor), mean, min(mean + high, ceiling), confidence, method)
 
 
 @lru_cache(maxsize=4)
@@ -522,7 +508,7 @@ def draws_to_reach(curve_a: TuningCurve, curve_b: TuningCurve, k: int) -> Reach:
 
     def first(best: FloatArray, target: float) -> int | None:
         enough = curve_a.ks[best <= target + 1e-9]
-        return int(enough.min()) if enough.size else None
+        return int(enough.min()) if len(enough) else None
 
     target = float(curve_b.mean[at[0]])
     return Reach(

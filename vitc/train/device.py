@@ -109,13 +109,10 @@ class Processes:
             return flag
         return bool(self.sum_(torch.tensor(float(flag), device=device)) > 0)
 
-    def share(self, value: object) -> object:
-        """The first process's value, in every process."""
-        if self.world == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], s: StepSettings
 ) -> dict[str, float]:
-    """`n`, `loss`, `top1`, `top5` of `model` in eval mode; batches are uint8 (B, C, H, W), labels."""
+    """`n`, `loss`, `top1`, `top5` of `model` in eval mode; batches: uint8 (B, C, H, W), labels."""
     model.eval()
     counts = Counts(s.device)
     for images, labels in batches:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from vitc.config import RunConfig, load_config, resolve_config, with_data
 from vitc.data.decode import crop_resize, read_image
+from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet, Split, open_data
 from vitc.errors import BrokenFileError, ConfigError
 from vitc.models.zoo import model_config
@@ -84,6 +85,7 @@ def propose(
     _choose_rate(choices, trial)
     seconds = _choose_length(choices, look, machine, trial, budget, budget_seconds is None)
     config = choices.config(base, trial.settings)
+    _say_schedule(choices, config)
     memory = memory_bytes(config, data, machine, trial.cost)
     _say_costs(choices, look, machine, trial, seconds, memory)
     _say_expectations(choices, look, config)
@@ -440,13 +442,18 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
 
 
 def _images_line(look: Look) -> str:
-    sides = sorted(s for size in look.sizes for s in size)
+    sides = [side for size in look.sizes for side in size]
     shown = ", ".join(look.classes[:3]) + (", ..." if len(look.classes) > 3 else "")
     return (
         f"images: {look.train:,} to train on, {look.val:,} to validate; "
-        f"{len(look.classes)} classes ({shown}) of {min(look.counts):,} to {max(look.counts):,} "
-        f"training images; {sides[0]} to {sides[-1]} pixels a side"
+        f"{len(look.classes)} classes ({shown}) of {_range(look.counts)} training images; "
+        f"{_range(sides)} pixels a side"
     )
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
@@ -498,6 +505,7 @@ def _choose_batch(choices: Choices, look: Look, machine: Machine) -> None:
         batch = max(1, batch // micro) * micro
     because = f"an epoch of {look.train:,} images then has {look.train // batch} steps"
     batch = choices.take("train.batch", "batch", batch, because)
+    steps_per_epoch(look.train, batch)  # a batch that the user set may be too large: it says so
     if batch < 16:
         choices.warn(
             f"batch {batch}: the stem's BatchNorm wants 16 images or more to measure means and "
@@ -618,7 +626,7 @@ def _with_precision(
     choices.say(
         "precision",
         faster.config.train.precision,
-        f"a step takes {1000 * faster.cost.step_seconds:.0f} ms, in "
+        f"a step of {rung.model} takes {1000 * faster.cost.step_seconds:.0f} ms, in "
         f"{slower.config.train.precision} {ratio:.1f} times that",
     )
     return faster
@@ -738,6 +746,15 @@ def _choose_length(
     if seconds > 1.2 * budget:
         choices.warn(f"this is expected to take {duration(seconds)}, not {duration(budget)}.")
     return seconds
+
+
+def _say_schedule(choices: Choices, config: RunConfig) -> None:
+    schedule, epochs = config.optim.schedule, config.train.epochs
+    warmup = schedule.warmup_epochs
+    because = "you set --optim.schedule.warmup_epochs"
+    if warmup is None:
+        warmup, because = min(5.0, 0.1 * epochs), "that is a tenth of the run, but 5 epochs at most"
+    choices.say("schedule", f"{warmup:g} epochs of warm-up, then half a cosine", because)
 
 
 def _fewer_images(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig, from_dict, load_config, read_json
 from vitc.data.loader import EvalLoader, MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources import DataSet, open_data
@@ -40,10 +41,9 @@ from vitc.train.device import (
 from vitc.train.evaluate import evaluate
 from vitc.train.metrics import wilson
 from vitc.train.progress import RunProgress, duration
-from vitc.train.runlog import RunFolder, environment
+from vitc.train.runlog import CONFIG, RunFolder, environment
 from vitc.train.state import TrainState, latest_checkpoint
 from vitc.train.step import NormStatistics, StepSettings, train_step
-
 
 EVAL_BATCH = 256  # images; larger ones measure no faster
 
@@ -86,11 +86,15 @@ def run(
     """
     config.checked()
     device = pick_device(config.train.device)
+    if config.train.precision == "auto":
+        config, why = _decided(config, out, device, overwrite)
+        notes = [*notes, why]
     with machine_settings(config.train, device), processes(device) as procs:
         data = open_data(config.data, config.model.in_chans)
         steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
         plan = batch_plan(config, procs)
         folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
+        procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder, contextlib.ExitStack() as stack:
             folder.write_data(data_record(config, data))
             trainer = Trainer(config, folder, data, plan, steps, device, procs, quiet)
@@ -98,6 +102,20 @@ def run(
                 folder.event(note)
             stop = stack.enter_context(StopSignal())
             return trainer.run(stop)
+
+
+def _decided(
+    config: RunConfig, out: Path, device: torch.device, overwrite: bool
+) -> tuple[RunConfig, str]:
+    """The config with precision auto decided: as the run that is there has it, or by a probe."""
+    from vitc.train.probe import faster_precision
+
+    if (out / CONFIG).exists() and not overwrite:
+        precision, why = from_dict(read_json(out / CONFIG)).train.precision, "the run began so"
+    else:
+        precision, why = faster_precision(config, device)
+    train = dataclasses.replace(config.train, precision=precision)
+    return dataclasses.replace(config, train=train), f"precision {precision}: {why}"
 
 
 def batch_plan(config: RunConfig, procs: Processes) -> BatchPlan:
@@ -328,7 +346,10 @@ class Trainer:
         self.progress.step(state.step, loss, rate)
 
     def _evaluates(self, epoch: int) -> bool:
-        return epoch % self.config.train.eval_every_epochs == 0 or epoch == self.config.train.epochs
+        if "val" not in self.data.splits:
+            return False
+        t = self.config.train
+        return epoch % t.eval_every_epochs == 0 or epoch == t.epochs
 
     def _evaluate(self) -> None:
         """Raw and EMA weights on validation; training time does not count it."""
@@ -390,10 +411,13 @@ class Trainer:
         self.last_read = self.last_save = now
         if self.procs.first:
             self.folder.sync()
-            extra = {"threads": torch.get_num_threads(), "device": str(self.device)}
-            self.state.save(
-                self.folder.checkpoints, extra, keep=self.config.train.keep_checkpoints
-            )
+            extra = {
+                "threads": torch.get_num_threads(),
+                "device": str(self.device),
+                "seed_order": self.plan.seed_order,
+                "seed_augment": self.plan.seed_augment,
+            }
+            self.state.save(self.folder.checkpoints, extra, keep=self.config.train.keep_checkpoints)
 
     def _resume(self) -> None:
         found, troubles = latest_checkpoint(self.folder.checkpoints)
@@ -438,13 +462,21 @@ class Trainer:
     def _finish(self) -> RunResult:
         self._save()
         summary = self._close("done")
-        low, high = wilson(summary["top1"], int(self.state.last_eval["n"]))
         self.progress.say(
-            f"done in {duration(self.state.seconds)}: val top1 {summary['top1']:.2f} % "
-            f"(95 % interval {low:.1f}-{high:.1f} on {int(self.state.last_eval['n'])} images), "
-            f"best {summary['top1_best']:.2f} %  ->  {self.folder.path}"
+            f"done in {duration(self.state.seconds)}{self._in_words(summary)}  ->  "
+            f"{self.folder.path}"
         )
         return RunResult(self.folder.path, "done", summary["top1"], summary)
+
+    def _in_words(self, summary: Mapping[str, Any]) -> str:
+        if summary["top1"] is None:
+            return "; there were no validation images to measure it on"
+        n = int(self.state.last_eval["n"])
+        low, high = wilson(summary["top1"], n)
+        return (
+            f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on {n} "
+            f"images), best {summary['top1_best']:.2f} %"
+        )
 
     def _close(self, status: str, error: Exception | None = None) -> dict[str, Any]:
         """Write summary.json; a run that failed says so and why."""

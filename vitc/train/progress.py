@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar with rate and ETA, or plain lines where no terminal."""
+"""What a person sees while a run goes: a bar with rate and ETA, or plain lines."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ class RunProgress:
                 console=self.console,
                 transient=True,
             )
-            self.task = self.bar.add_task(
-                title, total=total_steps, rate=""
-            )
+            self.task = self.bar.add_task(title, total=total_steps, rate="")
 
     def __enter__(self) -> RunProgress:
         if self.bar is not None:
