@@ -72,6 +72,10 @@ def line(proposal: Proposal, what: str) -> str:
     return found
 
 
+def warnings(proposal: Proposal) -> str:
+    return "\n".join(text for text in proposal.lines if text.startswith("warning:"))
+
+
 def look(
     train: int = 240, side: int = 300, val: int = 60, classes: int = 10, read: float = 0.002
 ) -> Look:
@@ -288,7 +292,7 @@ def test_what_takes_longer_than_the_budget_whatever_is_chosen_is_said(
     proposal = propose(photo_folder(), 10, {"train.epochs": 10_000})
     assert proposal.config.train.epochs == 10_000
     assert proposal.seconds > 10
-    assert "not 10 s" in line(proposal, "warning")
+    assert "not 10 s" in warnings(proposal)
 
 
 def test_a_model_too_large_for_the_memory_is_not_chosen(
@@ -328,7 +332,7 @@ def test_precision_is_what_ran_faster(photo_folder: PHOTOS, machine: Machines) -
     machine.bf16 = 0.5
     proposal = propose(photo_folder())
     assert proposal.config.train.precision == "fp32"
-    assert "in bf16 2.0 times" in line(proposal, "precision")
+    assert re.search(r"a step takes .+ ms, in bf16 .+ ms", line(proposal, "precision"))
 
 
 def test_a_cpu_without_bf16_is_not_asked_to_try_it(
@@ -476,13 +480,14 @@ def test_what_to_expect_of_few_images_is_said_without_gloss(
 def test_an_input_of_four_tokens_is_warned_of(photo_folder: PHOTOS, machine: Machines) -> None:
     fixed = {"model": "vit_c_1gf", "model.img_size": 32}
     proposal = propose(photo_folder(), None, fixed)
-    assert "only 4 tokens" in line(proposal, "warning")
+    assert "only 4 tokens" in warnings(proposal)
 
 
 def test_fewer_than_sixteen_images_are_warned_of(photo_folder: PHOTOS, machine: Machines) -> None:
     proposal = propose(photo_folder(classes=2, count=4))
     assert proposal.config.train.batch == 6
-    assert "BatchNorm" in line(proposal, "warning")
+    assert "BatchNorm" in warnings(proposal)
+    assert "fewer than 10 training images of class_0, class_1:" in warnings(proposal)
 
 
 def test_a_broken_file_is_named_before_anything_is_trained_or_skipped_if_asked(

@@ -33,7 +33,10 @@ MAY = {
     "study": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "deploy": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "words": BOTTOM | {"config", "train.runlog"},
-    "cli": BOTTOM | COMPONENTS | {"words", "config", "recipes", "train", "study", "deploy", ""},
+    "cli_study": BOTTOM | {"words", "config", "study"},
+    "cli": BOTTOM
+    | COMPONENTS
+    | {"words", "cli_study", "config", "recipes", "train", "study", "deploy", ""},
     "__main__": {"cli"},
     "": BOTTOM | COMPONENTS | {"config", "recipes", "train", "study", "deploy"},
 }

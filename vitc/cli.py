@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc import __version__
+from vitc.cli_study import REPORT_VERB, STUDY_VERBS
 from vitc.config import (
     RunConfig,
     all_leaf_types,
@@ -320,7 +321,12 @@ VERBS: dict[str, Verb] = {
         run=_show,
         takes_settings=True,
     ),
+    "report": REPORT_VERB,
 }
+
+
+# Verbs that are groups of verbs: their first word chooses one.
+GROUPS: dict[str, dict[str, Verb]] = {"study": STUDY_VERBS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -361,9 +367,20 @@ def _dispatch(words: list[str], args: Namespace) -> int:
         say(f"vitc {__version__}")
         return 0
     name, *rest = words
-    if name not in VERBS:
-        raise unknown("command", name, VERBS)
-    args.verb, verb = name, VERBS[name]
+    if name in GROUPS:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_group_help(name), file=sys.stdout if rest else sys.stderr)
+            return 0 if rest else 2
+        args.verb = name
+        if rest[0] not in GROUPS[name]:
+            raise unknown(f"{name} command", rest[0], GROUPS[name])
+        verb = GROUPS[name][rest[0]]
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    elif name in VERBS:
+        verb = VERBS[name]
+    else:
+        raise unknown("command", name, [*VERBS, *GROUPS])
+    args.verb = name
     parser = verb.parser(name)
     asked = [word for word in rest if word not in ("-h", "--help")]
     if asked != rest and (verb.more_help is None or not asked):
@@ -377,10 +394,22 @@ def _dispatch(words: list[str], args: Namespace) -> int:
     return verb.run(args)
 
 
+def _group_help(group: str) -> str:
+    verbs = GROUPS[group]
+    width = max(map(len, verbs))
+    lines = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items())
+    examples = "\n".join(indented(verb.example.splitlines()[0]) for verb in verbs.values())
+    return (
+        f"usage: vitc {group} COMMAND ...\n\ncommands:\n{lines}\n\nexamples:\n{examples}\n\n"
+        f"'vitc {group} COMMAND --help' says more."
+    )
+
+
 def _overview() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
-    examples = "\n".join(indented(verb.example.splitlines()[0]) for verb in VERBS.values())
+    every = VERBS | {f"{g} {n}": verb for g, verbs in GROUPS.items() for n, verb in verbs.items()}
+    width = max(map(len, every))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in every.items())
+    examples = "\n".join(indented(verb.example.splitlines()[0]) for verb in every.values())
     return (
         "Vision Transformers that optimise as easily as CNNs.\n\n"
         f"usage: vitc COMMAND ...\n\ncommands:\n{verbs}\n\nexamples:\n{examples}\n\n"

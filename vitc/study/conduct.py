@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from vitc.study.engines import Job, LocalEngine, Outcome
 from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.runs import Run, read_run
 from vitc.train.progress import duration
-from vitc.train.runlog import CONFIG, environment, read_metrics, write_atomically
+from vitc.train.runlog import CONFIG, FolderLock, environment, read_metrics, write_atomically
 
 MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
 
@@ -47,10 +46,10 @@ def hparams_plan(
 ) -> Plan:
     """Contenders = recipes x models (no models: each recipe's own), each under every optimizer.
 
-    `ranges` (optimizer -> setting -> Range) replace the recipe's own, which are those of the first
-    recipe (`recipes.ranges`) for all contenders. `control` adds the reference against itself with
-    other seeds (A/A).
-    `overrides` are settings for every trial. Raises ConfigError.
+    The ranges are those of the first recipe (`recipes.ranges`) for all contenders; `ranges`
+    (optimizer -> setting -> Range) replaces some of them, or draws further settings. `control`
+    adds the reference against itself with other seeds (A/A). `overrides` are settings for every
+    trial. Raises ConfigError.
     """
     if not recipes or not optims:
         raise ConfigError("A study needs at least one recipe and one optimizer.")
@@ -74,22 +73,39 @@ def hparams_plan(
             for g in groups
             if g.contender == reference
         ]
-    given = ranges or {}
-    own = {o: study_ranges(load_config(recipes[0], optim=o, **overrides), o)
-           for o in optims if o not in given}  # fmt: skip
+    groups = _one_precision(groups)
+    all_ranges = {}
+    for optim in optims:
+        own = study_ranges(load_config(recipes[0], optim=optim, **overrides), optim)
+        drawn = {name: Range(low=low, high=high) for name, (low, high) in own.items()}
+        all_ranges[optim] = {**drawn, **(ranges or {}).get(optim, {})}
     return Plan(
         name=name,
         groups=tuple(groups),
-        ranges={
-            o: dict(given[o]) if o in given
-            else {n: Range(low=low, high=high) for n, (low, high) in own[o].items()}
-            for o in optims
-        },
+        ranges=all_ranges,
         draws=draws,
         seed=seed,
         reference=reference,
         classes=count_classes(groups[0].config),
-    ).checked()  # fmt: skip
+    ).checked()
+
+
+def _one_precision(groups: list[Group]) -> list[Group]:
+    """Precision auto decided once, by the first group's model, for all of them."""
+    from vitc.train.device import pick_device
+    from vitc.train.probe import faster_precision
+
+    undecided = [g for g in groups if g.config.train.precision == "auto"]
+    if not undecided:
+        return groups
+    first = undecided[0].config
+    precision, _ = faster_precision(first, pick_device(first.train.device))
+    return [
+        dataclasses.replace(g, config=load_config(g.config, **{"train.precision": precision}))
+        if g in undecided
+        else g
+        for g in groups
+    ]
 
 
 def count_classes(config: RunConfig) -> int:
@@ -171,7 +187,8 @@ def conduct(
         )
     here = environment()
     here["engine"] = LocalEngine.name
-    with _study_lock(folder):
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder.path):
         record = folder.start(plan, here, command)
         _same_machine(folder, record, here, allow_mixed, command)
         if differing:
@@ -186,15 +203,16 @@ def conduct(
             if t.id in again or t.id not in before.runs or not before.runs[t.id].ended
         ]
         if jobs:
-            _run(folder, plan, jobs, workers or default_workers(plan), quiet)
+            _run(folder, plan, jobs, workers or default_workers(), quiet)
     return standing(folder, plan)
 
 
-def default_workers(plan: Plan) -> int:
+def default_workers() -> int:
     """One a core on CPU; four a GPU, whose kernels on small models leave room for each other."""
-    if plan.groups[0].config.train.device != "cpu":
-        return 4
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from vitc.data.resident import cores
+    from vitc.train.device import pick_device
+
+    return cores() if pick_device().type == "cpu" else 4
 
 
 def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], workers: int, quiet: bool) -> None:
@@ -256,16 +274,6 @@ def _stop_sets(engine: LocalEngine) -> Iterator[list[int]]:
     finally:
         if not caught:
             restore()
-
-
-@contextlib.contextmanager
-def _study_lock(folder: StudyFolder) -> Iterator[None]:
-    """One conductor a study: two would start the same trials twice."""
-    from vitc.train.runlog import FolderLock
-
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder.path):
-        yield
 
 
 def _same_machine(

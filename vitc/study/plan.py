@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from vitc.config import RunConfig, from_dict, read_json, to_dict
+from vitc.config import RunConfig, all_leaf_types, from_dict, read_json, to_dict
 from vitc.data.sampling import uniform
 from vitc.errors import ConfigError
-from vitc.train.runlog import write_atomically
+from vitc.train.runlog import LOCK, write_atomically
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = 1
@@ -115,7 +115,9 @@ class Plan:
         """
         ranges = self.ranges[optim]
         u = uniform(self.seed, f"study {optim}", 0, np.array([draw]), len(ranges))[0]
-        return {name: r.at(float(x)) for (name, r), x in zip(ranges.items(), u, strict=True)}
+        types = all_leaf_types()
+        values = {name: r.at(float(x)) for (name, r), x in zip(ranges.items(), u, strict=True)}
+        return {n: round(v) if types.get(n) is int else v for n, v in values.items()}
 
     def trials(self) -> Iterator[Trial]:
         """All trials, draw by draw: an unfinished study then holds whole pairs."""
@@ -305,7 +307,8 @@ class StudyFolder:
         The same plan continues; the same plan with more draws is extended, which is noted in the
         history. Anything else is refused with what differs.
         """
-        if self.path.exists() and not self.exists() and any(self.path.iterdir()):
+        names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        if not self.exists() and names - {LOCK}:
             raise ConfigError(
                 f"{self.path} is not empty and is not a study.", "Give another --out."
             )

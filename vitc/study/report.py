@@ -31,11 +31,12 @@ from vitc.train.runlog import write_atomically
 LEVEL = 0.05
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, figures/, trials.csv, table.tex and results.json; returns the HTML.
+def report(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list[Section]]:
+    """Write report.html, figures/, trials.csv, table.tex and results.json.
 
-    `out` defaults to <study>/report for one study; several need one. Nothing of the studies is
-    changed, so it can be made again at any time, also while trials run. Raises ConfigError.
+    Returns the page and what it shows. `out` defaults to <study>/report for one study; several
+    need one. Nothing of the studies is changed, so it can be made again at any time, also while
+    trials run. Raises ConfigError.
     """
     if out is None:
         if len(folders) != 1:
@@ -51,7 +52,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
     write_atomically(out / "results.json", json.dumps(_finite(results_json(sections)), indent=1))
     page = _page(sections, drawn, svgs)
     write_atomically(out / "report.html", page)
-    return out / "report.html"
+    return out / "report.html", sections
 
 
 def _finite(value: Any) -> Any:

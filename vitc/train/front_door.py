@@ -44,6 +44,7 @@ SMALL_SIDE = 40  # pixels up to which images are treated as MNIST's and CIFAR's 
 RECIPE = "cifar10_vit_c"  # whose optimizer settings are used, the learning rate scaled
 TINY_WIDTH = 64  # embed_dim of its model
 WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
+FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
 FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
 
@@ -540,18 +541,16 @@ def _choose_model(
     ladder = _rungs(choices.fixed, look)
     best: Trial | None = None
     reason = f"more would be too much for {look.train:,} images of these sizes"
+    precision = "bf16" if _bf16_is_native(device) else "fp32"
     for rung in ladder:
-        settings = {"model": rung.model, "model.img_size": rung.img_size}
-        if best is None:
-            trial = _with_precision(choices, base, settings, rung, data, device)
-        else:
-            settings["train.precision"] = best.config.train.precision
-            config = choices.config(base, settings)
-            seconds = _predicted_epoch(best, config, look, machine)
-            if machine.kind == "cpu" and seconds * least > 1.5 * budget:
+        settings = {"model": rung.model, "model.img_size": rung.img_size,
+                    "train.precision": precision}  # fmt: skip
+        if best is not None and machine.kind == "cpu":  # not even tried where there is no hope
+            seconds = _predicted_epoch(best, choices.config(base, settings), look, machine)
+            if seconds * least > 1.5 * budget:
                 reason = _too_slow(rung, least, seconds, budget)
                 break
-            trial = _tried(choices, base, settings, rung, data, device)
+        trial = _tried(choices, base, settings, rung, data, device)
         if trial is None:
             reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
             break
@@ -567,7 +566,7 @@ def _choose_model(
             "Use a smaller --train.micro_batch, --model.img_size or --model.",
         )
     _say_model(choices, best, look, reason)
-    return best
+    return _choose_precision(choices, base, best, data, device)
 
 
 def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
@@ -597,39 +596,38 @@ def _reduction(model: str) -> int:
     return model_config(model).stem.reduction
 
 
-def _with_precision(
-    choices: Choices,
-    base: RunConfig,
-    settings: dict[str, Any],
-    rung: Rung,
-    data: DataSet,
-    device: torch.device,
-) -> Trial | None:
-    """The first rung in bf16 and fp32: the faster one stays. Where bf16 is slow, only in fp32."""
-    from vitc.train.device import precision_note
-
-    def tried(precision: str) -> Trial | None:
-        return _tried(choices, base, {**settings, "train.precision": precision}, rung, data, device)
-
+def _choose_precision(
+    choices: Choices, base: RunConfig, trial: Trial, data: DataSet, device: torch.device
+) -> Trial:
+    """The trial, or the same in the other precision where that ran faster."""
+    precision = trial.config.train.precision
     if "train.precision" in choices.fixed:
-        choices.take("train.precision", "precision", None, "")
-        return _tried(choices, base, settings, rung, data, device)
-    if device.type == "mps" or precision_note("bf16", device):
-        choices.say("precision", "fp32", "bf16 is not fast on this device")
-        return tried("fp32")
-    bf16, fp32 = tried("bf16"), tried("fp32")
-    if bf16 is None or fp32 is None:
-        choices.say("precision", "bf16", "fp32 needs more memory than there is")
-        return bf16
-    faster, slower = sorted((bf16, fp32), key=lambda t: t.cost.step_seconds)
-    ratio = slower.cost.step_seconds / faster.cost.step_seconds
+        choices.take("train.precision", "precision", precision, "")
+        return trial
+    if not _bf16_is_native(device):
+        choices.take("train.precision", "precision", "fp32", "bf16 is not native to this device")
+        return trial
+    other = "fp32" if precision == "bf16" else "bf16"
+    rival = _tried(
+        choices, base, {**trial.settings, "train.precision": other}, trial.rung, data, device
+    )
+    if rival is None:
+        choices.say("precision", precision, f"{other} needs more memory than there is")
+        return trial
+    faster, slower = sorted((trial, rival), key=lambda t: t.cost.step_seconds)
+    ms = [f"{1000 * t.cost.step_seconds:.3g} ms" for t in (faster, slower)]
     choices.say(
         "precision",
         faster.config.train.precision,
-        f"a step of {rung.model} takes {1000 * faster.cost.step_seconds:.0f} ms, in "
-        f"{slower.config.train.precision} {ratio:.1f} times that",
+        f"a step takes {ms[0]}, in {slower.config.train.precision} {ms[1]}",
     )
     return faster
+
+
+def _bf16_is_native(device: torch.device) -> bool:
+    from vitc.train.device import precision_note
+
+    return device.type != "mps" and precision_note("bf16", device) is None
 
 
 def _tried(
@@ -776,7 +774,7 @@ def _say_costs(
     choices.say(
         "time",
         f"about {duration(seconds)}",
-        f"a step of {trial.config.train.batch} images took {1000 * trial.cost.step_seconds:.0f} "
+        f"a step of {trial.config.train.batch} images took {1000 * trial.cost.step_seconds:.3g} "
         f"ms{read}, measured just now",
     )
     if memory:
@@ -791,6 +789,13 @@ def _say_costs(
 def _say_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
     """What a model trained from scratch on so many images can be, and how surely it is known."""
     n = config.data.max_train or look.train
+    rare = [c for c, count in zip(look.classes, look.counts, strict=True) if count < FEW_OF_A_CLASS]
+    if rare:
+        more = f" and {len(rare) - 3} more" if len(rare) > 3 else ""
+        choices.warn(
+            f"fewer than {FEW_OF_A_CLASS} training images of {', '.join(rare[:3])}{more}: too few "
+            "to learn a class from."
+        )
     chance, largest = 100 / len(look.classes), 100 * max(look.counts) / look.train
     if n < 2_000:
         level = "a rough model: colours, textures and coarse shapes are learnt, little else"

@@ -1,0 +1,232 @@
+"""The verbs of the study room: `vitc study quick | hparams | status` and `vitc report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitc.config import read_json
+from vitc.errors import ConfigError, suggest
+from vitc.words import Parser, Verb, count, note, say, say_json, seconds
+
+if TYPE_CHECKING:
+    from vitc.study.plan import Plan, Range, StudyFolder
+
+QUICK_SECONDS = 270.0  # of training, so that install and report fit into a few minutes as well
+
+
+# -- quick and hparams -----------------------------------------------------------------------------
+
+
+def _shared_options(parser: Parser, out: str) -> None:
+    add = parser.add_argument
+    add("--out", metavar="DIR", type=Path, help=f"the study's folder (default: {out})")
+    add("--draws", metavar="N", type=count, help="draws a contender and optimizer")
+    add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
+    add("--workers", metavar="N", type=count, help="trials at a time (default: one a core)")
+    add("--allow-mixed", action="store_true",
+        help="compare though settings, versions or machines differ; reported")  # fmt: skip
+    add("--retry-failed", action="store_true", help="run trials again whose worker died")
+    add("--json", action="store_true", help="results.json on one line, last on stdout")
+
+
+def _quick_options(parser: Parser) -> None:
+    _shared_options(parser, "studies/quick")
+    about = f"time for the trials, as 5m: sets the draws (default: {QUICK_SECONDS:.0f}s)"
+    parser.add_argument("--budget", metavar="TIME", type=seconds, default=QUICK_SECONDS, help=about)
+
+
+def _quick(args: Namespace) -> int:
+    from vitc.study.conduct import default_workers
+    from vitc.study.plan import StudyFolder
+    from vitc.study.quick import quick_plan
+
+    folder = StudyFolder(args.out or Path("studies/quick"))
+    precision, draws = None, args.draws
+    if folder.exists():  # what was measured or chosen at its start stays
+        old, _ = folder.read()
+        precision, draws = old.groups[0].config.train.precision, draws or old.draws
+    workers = args.workers or default_workers()
+    plan, why = quick_plan(args.budget, workers, draws=draws, seed=args.seed,
+                           precision=precision, **args.settings)  # fmt: skip
+    note(why)
+    return _conduct(args, folder, plan)
+
+
+def _hparams_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
+    add("--models", nargs="+", default=[], metavar="MODEL",
+        help="contenders: these models under each recipe (default: each recipe's own)")  # fmt: skip
+    add("--optims", nargs="+", default=["adamw"], metavar="OPTIM", help="default: adamw")
+    add("--range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
+        help="draw SETTING log-uniformly; OPTIM:SETTING for one optimizer. Default: lr and "
+        "weight decay, from the paper's ranges or [c/8, 4c] around the recipe's own")  # fmt: skip
+    add("--linear-range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
+        help="the same, uniformly")  # fmt: skip
+    add("--reference", metavar="NAME", help="the contender to compare with (default: the last)")
+    add("--control", action="store_true", help="add the reference against itself, other seeds")
+    _shared_options(parser, "studies/hparams")
+
+
+def _hparams(args: Namespace) -> int:
+    from vitc.study.conduct import hparams_plan
+    from vitc.study.plan import StudyFolder
+
+    folder = StudyFolder(args.out or Path("studies/hparams"))
+    settings = dict(args.settings)
+    draws = args.draws or 16
+    if folder.exists():
+        old, _ = folder.read()
+        settings.setdefault("train.precision", old.groups[0].config.train.precision)
+        draws = args.draws or old.draws
+    for name in ("optim", "model"):
+        if name in settings:
+            raise ConfigError(
+                f"--{name} has no effect in a study.", f"Name contenders with --{name}s."
+            )
+    plan = hparams_plan(
+        args.recipes,
+        args.models,
+        args.optims,
+        draws=draws,
+        seed=args.seed,
+        ranges=_ranges(args),
+        control=args.control,
+        reference=args.reference or "",
+        name=folder.path.name,
+        **settings,
+    )
+    return _conduct(args, folder, plan)
+
+
+def _ranges(args: Namespace) -> dict[str, dict[str, Range]]:
+    """`--range` words by optimizer. Raises ConfigError where a bound is not a number."""
+    from vitc.study.plan import Range
+
+    found: dict[str, dict[str, Range]] = {optim: {} for optim in args.optims}
+    for words, log in ((args.range, True), (args.linear_range, False)):
+        for name, low, high in words:
+            prefix, colon, setting = name.rpartition(":")
+            if colon and prefix not in found:
+                raise ConfigError(
+                    f"The range {name} is for optimizer {prefix!r}, which is not in the study."
+                    f"{suggest(prefix, found)}",
+                    f"In the study: {', '.join(found)}.",
+                )
+            try:
+                new = Range(low=float(low), high=float(high), log=log)
+            except ValueError:
+                raise ConfigError(
+                    f"The range {name} {low} {high} needs two numbers.",
+                    "For example: --range optim.lr 1e-4 1e-2",
+                ) from None
+            for optim in [prefix] if colon else args.optims:
+                found[optim][setting] = new
+    return found
+
+
+def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
+    from vitc.study.conduct import conduct
+
+    conduct(
+        folder,
+        plan,
+        workers=args.workers,
+        allow_mixed=args.allow_mixed,
+        retry_failed=args.retry_failed,
+        command=shlex.join(["vitc", *sys.argv[1:]]),
+    )
+    return _report_on([folder.path], None, args.json)
+
+
+def _report_on(folders: list[Path], out: Path | None, as_json: bool) -> int:
+    from vitc.study.report import report, summary_text
+
+    page, sections = report(folders, out)
+    if as_json:
+        say_json(read_json(page.parent / "results.json") | {"report": str(page)})
+        return 0
+    for section in sections:
+        say(summary_text(section))
+    say(f"Report: {page} (figures, trials.csv, table.tex and results.json beside it)")
+    if len(folders) == 1:
+        say("Next, for tighter intervals: the same command with --draws "
+            f"{2 * sections[0].plan.draws} (trials that ended are kept)")  # fmt: skip
+    return 0
+
+
+# -- status and report -----------------------------------------------------------------------------
+
+
+def _status_options(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a study's folder")
+
+
+def _status(args: Namespace) -> int:
+    from vitc.study.conduct import status_lines
+    from vitc.study.plan import StudyFolder
+
+    for line in status_lines(StudyFolder(args.folder)):
+        say(line)
+    return 0
+
+
+def _report_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="DIR", type=Path, help="one or more studies")
+    add("--out", metavar="DIR", type=Path, help="where to (default: <study>/report)")
+    add("--json", action="store_true", help="results.json on one line, last on stdout")
+
+
+def _report(args: Namespace) -> int:
+    return _report_on(args.folders, args.out, args.json)
+
+
+STUDY_EPILOG = (
+    "Every trial is an ordinary run folder. Interrupted, the same command goes on; with more\n"
+    "--draws it keeps the trials that ended. Dotted settings hold for every trial:\n"
+    "--train.epochs 10. How far it is, from another terminal: vitc study status DIR"
+)
+
+STUDY_VERBS: dict[str, Verb] = {
+    "quick": Verb(
+        summary="Is a ViT_C easier to train than a ViT_P? A study in minutes, no download.",
+        usage="[options] [--SETTING VALUE ...]",
+        example="vitc study quick --budget 20m --out studies/longer",
+        options=_quick_options,
+        run=_quick,
+        takes_settings=True,
+        epilog=STUDY_EPILOG,
+    ),
+    "hparams": Verb(
+        summary="Train contenders on the same random draws of lr, weight decay or any setting.",
+        usage="RECIPE... [options] [--SETTING VALUE ...]",
+        example="vitc study hparams fashion_vit_p --models vit_c_tiny vit_p_tiny --draws 16\n"
+        "vitc study hparams cifar10_vit_c cifar10_vit_p --data ~/cifar10 --optims adamw sgd\n"
+        "vitc study hparams debug --range optim.lr 1e-4 1e-2 "
+        "--linear-range optim.clip_norm 0.5 2",
+        options=_hparams_options,
+        run=_hparams,
+        takes_settings=True,
+        epilog=STUDY_EPILOG,
+    ),
+    "status": Verb(
+        summary="Say how far a study is.",
+        usage="DIR",
+        example="vitc study status studies/quick",
+        options=_status_options,
+        run=_status,
+    ),
+}
+
+REPORT_VERB = Verb(
+    summary="Make the report of a study again, or one of several studies.",
+    usage="DIR... [options]",
+    example="vitc report studies/quick\nvitc report studies/a studies/b --out both",
+    options=_report_options,
+    run=_report,
+)

@@ -1,0 +1,68 @@
+"""The study that ships: ViT_C against ViT_P on the embedded images, sized to a few minutes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from vitc.config import RunConfig
+from vitc.study.conduct import hparams_plan
+from vitc.study.plan import Plan
+
+RECIPE = "fashion_vit_p"  # its ranges: [c / 8, 4 c] around the ViT_P's own best values
+REFERENCE = "vit_p_tiny"
+# Patch 4 is what CIFAR-size ViTs use: nobody shall call the ViT_P at patch 8 a straw man.
+CONTENDERS = ("vit_c_tiny", "vit_p_tiny_patch4", REFERENCE)
+OPTIMS = ("adamw", "sgd")
+BUDGET: dict[str, Any] = {  # of one trial
+    "train.epochs": 4,
+    "train.eval_every_epochs": 2,
+    "data.max_train": 5000,
+}
+FEWEST, MOST = 8, 64  # draws: below 6 the paired test cannot reach p < 0.05
+OVERHEAD = 1.12  # evaluation, saving and start of a trial over its training time, measured
+
+
+def quick_plan(
+    seconds: float,
+    workers: int,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+    precision: str | None = None,
+    **overrides: Any,
+) -> tuple[Plan, str]:
+    """The plan, with as many draws as `seconds` allow here (or `draws`), and why so many."""
+    settings = {**BUDGET, **overrides}
+    if precision is not None:
+        settings.setdefault("train.precision", precision)
+    make: dict[str, Any] = {"seed": seed, "control": True, "reference": REFERENCE, "name": "quick"}
+    plan = hparams_plan([RECIPE], CONTENDERS, OPTIMS, draws=draws or FEWEST, **make, **settings)
+    if draws is not None:
+        return plan, f"{draws} draws, as asked"
+    cost = sum(trial_seconds(g.config) for g in plan.groups)
+    fitting = math.floor(seconds * workers / cost)
+    chosen = min(MOST, max(FEWEST, fitting))
+    if chosen != plan.draws:
+        settings["train.precision"] = plan.groups[0].config.train.precision
+        plan = hparams_plan([RECIPE], CONTENDERS, OPTIMS, draws=chosen, **make, **settings)
+    why = (
+        f"{chosen} draws a contender and optimizer: one costs about {cost:.0f} core seconds here "
+        f"over {len(plan.groups)} trials, and {seconds:.0f} s on {workers} workers allow {fitting}"
+    )
+    if fitting < FEWEST:
+        why += f"; fewer than {FEWEST} would show nothing, so it takes longer"
+    return plan, why
+
+
+def trial_seconds(config: RunConfig) -> float:
+    """About how long one trial takes on one worker, from a few real steps."""
+    from vitc.data.sources import open_data
+    from vitc.train.device import pick_device
+    from vitc.train.probe import probe
+
+    data = open_data(config.data, config.model.in_chans)
+    measured = probe(config, data, pick_device(config.train.device), seconds=0.3)
+    assert measured is not None, "a tiny model always fits"
+    steps = len(data.splits["train"]) // config.train.batch * config.train.epochs
+    return steps * measured.step_seconds * OVERHEAD
