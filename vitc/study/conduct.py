@@ -224,7 +224,7 @@ def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], workers: int, quiet: 
         if outcome.status == "failed":
             path = outcome.job.out
             if not (read_run(path).ended if (path / CONFIG).exists() else False):
-                record_failure(outcome.job, outcome.error or "unknown")
+                record_failure(folder, outcome.job, outcome.error or "unknown")
         screen.ended(outcome)
 
     with screen, _stop_sets(engine) as caught:
@@ -238,9 +238,14 @@ def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], workers: int, quiet: 
         )
 
 
-def record_failure(job: Job, error: str) -> None:
-    """A trial whose worker died, twice: it is kept as failed, with the reason."""
-    job.out.mkdir(parents=True, exist_ok=True)
+def record_failure(folder: StudyFolder, job: Job, error: str) -> None:
+    """A trial that left no summary is kept as failed, with the reason: in its own folder, or in
+    the study's history where that folder cannot be made."""
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        folder.note(f"{job.label} failed ({error}); {job.out}: {refused.strerror}", "")
+        return
     if not (job.out / CONFIG).exists():
         from vitc.config import to_dict
 

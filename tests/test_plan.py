@@ -1,0 +1,164 @@
+"""The plan of a study: shared draws, fixed before the first trial, extended but never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitc.config import to_dict
+from vitc.errors import ConfigError
+from vitc.recipes.ranges import PAPER_RANGES, study_ranges
+from vitc.study.conduct import hparams_plan
+from vitc.study.plan import Plan, Range, StudyFolder, config_hash, from_json, mixed, to_json
+
+HERE: dict[str, Any] = {"versions": {}, "hardware": {}}
+
+
+def plan(draws: int = 4, models: tuple[str, ...] = ("vit_c_tiny", "vit_p_tiny"),
+         optims: tuple[str, ...] = ("adamw",), **overrides: Any) -> Plan:  # fmt: skip
+    return hparams_plan(["debug"], models, optims, draws=draws, **overrides)
+
+
+def test_contenders_share_draws_and_seeds() -> None:
+    trials = list(plan(optims=("adamw", "sgd")).trials())
+    assert len(trials) == 16
+    for optim in ("adamw", "sgd"):
+        for draw in range(4):
+            pair = [t for t in trials if (t.optim, t.draw) == (optim, draw)]
+            assert [t.contender for t in pair] == ["vit_c_tiny", "vit_p_tiny"]
+            assert pair[0].values == pair[1].values
+            assert pair[0].config.train.seed == pair[1].config.train.seed
+            assert pair[0].config.optim.lr == pair[0].values["optim.lr"]
+
+
+def test_more_draws_keep_the_first_ones() -> None:
+    few, many = [t.id for t in plan(4).trials()], [t.id for t in plan(8).trials()]
+    assert many[: len(few)] == few
+    assert len(set(many)) == len(many)
+
+
+def test_draws_are_log_uniform_in_their_range() -> None:
+    p = plan(512, ("vit_p_tiny",))
+    r = p.ranges["adamw"]["optim.lr"]
+    lr = np.log([p.draw_values("adamw", i)["optim.lr"] for i in range(512)])
+    u = (lr - np.log(r.low)) / np.log(r.high / r.low)
+    assert u.min() > -1e-3
+    assert u.max() < 1 + 1e-3
+    counts, _ = np.histogram(u, 8, (0, 1))
+    assert ((counts - 64) ** 2 / 64).sum() < 24.3  # chi-square, 7 degrees: 0.1 %
+
+
+def test_another_seed_gives_other_draws() -> None:
+    assert plan(seed=1).draw_values("adamw", 0) != plan().draw_values("adamw", 0)
+
+
+def test_ranges_are_the_papers_for_its_recipes_and_its_rule_elsewhere() -> None:
+    from vitc.recipes import get_recipe
+
+    paper = get_recipe("imagenet_vit_p_4gf_basic", "sgd")
+    assert study_ranges(paper, "sgd") == PAPER_RANGES["sgd"]
+    own = get_recipe("fashion_vit_p")
+    low, high = study_ranges(own, "adamw")["optim.lr"]
+    assert (low, high) == (own.optim.lr / 8, own.optim.lr * 4)
+
+
+def test_any_dotted_setting_can_be_drawn() -> None:
+    ranges = {"adamw": {"optim.clip_norm": Range(low=0.5, high=2, log=False),
+                        "train.epochs": Range(low=1, high=9)}}  # fmt: skip
+    trials = list(plan(16, ("vit_p_tiny",), ranges=ranges).trials())
+    assert all(0.5 <= (t.config.optim.clip_norm or 0) <= 2 for t in trials)
+    assert len({t.config.train.epochs for t in trials}) > 2
+    with pytest.raises(ConfigError, match="optim.clip_norms"):
+        plan(2, ranges={"adamw": {"optim.clip_norms": Range(low=0.5, high=2)}})
+
+
+def test_a_trials_id_is_its_config_but_not_where_it_logs() -> None:
+    config = plan().groups[0].config
+    assert config_hash(config) == config_hash(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, keep_checkpoints=9))
+    )
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=64))
+    assert config_hash(config) != config_hash(changed)
+
+
+def test_the_control_differs_in_its_seeds_alone() -> None:
+    p = plan(control=True)
+    trials = {(t.contender, t.draw): t for t in p.trials()}
+    a, b = trials["vit_p_tiny", 0], trials["vit_p_tiny again", 0]
+    x, y = to_dict(a.config), to_dict(b.config)
+    assert x["train"].pop("seed") != y["train"].pop("seed")
+    assert x == y
+
+
+def test_a_plan_survives_json() -> None:
+    p = plan(optims=("adamw", "sgd"), control=True)
+    assert from_json(json.loads(json.dumps(to_json(p)))) == p
+
+
+def test_the_plan_is_written_and_hashed_and_a_change_is_seen(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    folder.start(plan(), HERE, "vitc study hparams")
+    assert folder.read()[0] == plan()
+    file = tmp_path / "s" / "plan.json"
+    values = json.loads(file.read_text())
+    values["plan"]["seed"] = 7
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="changed after it was written"):
+        folder.read()
+
+
+def test_more_draws_extend_a_study_and_are_recorded(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    first = folder.start(plan(4), HERE, "first")
+    second = folder.start(plan(8), HERE, "second")
+    assert second["first_hash"] == first["hash"] != second["hash"]
+    assert second["history"][0]["what"] == "extended from 4 to 8 draws"
+    assert second["history"][0]["command"] == "second"
+    with pytest.raises(ConfigError, match="8 draws, more than 4"):
+        folder.start(plan(4), HERE, "third")
+
+
+def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    folder.start(plan(), HERE, "first")
+    with pytest.raises(ConfigError, match="another study"):
+        folder.start(plan(models=("vit_c_tiny",)), HERE, "second")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        StudyFolder(tmp_path / "other").start(plan(), HERE, "")
+
+
+def test_contenders_that_differ_in_precision_or_data_are_named() -> None:
+    p = plan()
+    assert mixed(p) == []
+    other = dataclasses.replace(
+        p.groups[0].config,
+        train=dataclasses.replace(p.groups[0].config.train, precision="bf16"),
+    )
+    unfair = dataclasses.replace(
+        p, groups=(dataclasses.replace(p.groups[0], config=other), p.groups[1])
+    )
+    assert any("precision" in line for line in mixed(unfair))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: plan(0), "at least 1 draw"),
+        (lambda: plan(reference="vit_x"), "not a contender"),
+        (lambda: plan(models=("vit_q_tiny",)), "Did you mean"),
+        (lambda: plan(models=("vit_p_tiny", "vit_p_tiny")), "there twice"),
+        (lambda: plan(ranges={"adamw": {"optim.lr": Range(low=1, high=0.1)}}), "below high"),
+        (lambda: plan(ranges={"adamw": {"optim.lr": Range(low=0, high=1)}}), "above 0"),
+        (lambda: plan(optims=("adan",)), "adamw"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_with_the_reason(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
