@@ -6,8 +6,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: demo test check clean
 
-demo: .venv/.installed
-	$(BIN)/python -m vitc.demo
+demo:
+	@start=$$(date +%s); \
+	$(MAKE) --no-print-directory .venv/.installed && \
+	$(BIN)/vitc study quick --test --out studies/demo && \
+	echo "make demo took $$(( $$(date +%s) - start )) s, installation included where it was needed." && \
+	echo "Try next:" && \
+	echo "  .venv/bin/vitc train fashion_vit_c          # a full run of the winner, a minute or two" && \
+	echo "  .venv/bin/vitc train FOLDER                 # your own photos, one sub-folder a class" && \
+	echo "  .venv/bin/vitc study quick --draws 32 --out studies/demo   # tighter intervals"
 
 test: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -30,6 +30,8 @@ def _shared_options(parser: Parser, out: str) -> None:
     add("--allow-mixed", action="store_true",
         help="compare though settings, versions or machines differ; reported")  # fmt: skip
     add("--retry-failed", action="store_true", help="run trials again whose worker died")
+    add("--test", action="store_true",
+        help="at the end, read the test images with each contender's best draw")  # fmt: skip
     add("--json", action="store_true", help="results.json on one line, last on stdout")
 
 
@@ -140,6 +142,10 @@ def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
         retry_failed=args.retry_failed,
         command=shlex.join(["vitc", *sys.argv[1:]]),
     )
+    if args.test:
+        from vitc.study.chosen import measure_chosen
+
+        measure_chosen(folder, plan, note)
     return _report_on([folder.path], None, args.json)
 
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from vitc.errors import ConfigError
 from vitc.study import statistics as st
+from vitc.study.chosen import read_chosen
 from vitc.study.conduct import standing
 from vitc.study.plan import Group, Plan, Range, StudyFolder
 
+Tests = dict[tuple[str, str], dict[str, Any]]  # (contender, optim) -> its entry in chosen.json
 WITHIN_POINTS = 2.0  # "share of draws within x points of the best"
 
 
@@ -59,6 +61,8 @@ class GroupResult:
     flops: int
     params: int
     activations: int
+    test: dict[str, Any]
+    """What the chosen run scored on the test images; empty where they were not read."""
 
     @property
     def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -133,14 +137,16 @@ def analyse(folders: Sequence[Path]) -> list[Section]:
     if not folders:
         raise ConfigError("No study is given.", "For example: vitc report studies/quick")
     read = [(folder, *StudyFolder(folder).read()) for folder in folders]
-    sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row]]] = []
+    sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row], Tests]] = []
     for folder, plan, record in read:
         new = rows_of(StudyFolder(folder), plan)
+        chosen = read_chosen(folder)
+        tests = {(g.contender, g.optim): chosen.get(g.key, {}) for g in plan.groups}
         home = next((s for s in sections if _can_join(s[0], plan)), None)
         if home is None:
-            sections.append((plan, [record], [folder], new))
+            sections.append((plan, [record], [folder], new, tests))
             continue
-        old_plan, records, paths, old = home
+        old_plan, records, paths, old, old_tests = home
         taken = set(old_plan.contenders)
         names = {c: f"{c} ({plan.name})" if c in taken else c for c in plan.contenders}
         joined = replace(
@@ -151,7 +157,10 @@ def analyse(folders: Sequence[Path]) -> list[Section]:
             draws=max(old_plan.draws, plan.draws),
         )  # fmt: skip
         rows = [*old, *(replace(r, contender=names[r.contender]) for r in new)]
-        sections[sections.index(home)] = (joined, [*records, record], [*paths, folder], rows)
+        renamed = {(names[c], o): test for (c, o), test in tests.items()}
+        sections[sections.index(home)] = (
+            joined, [*records, record], [*paths, folder], rows, old_tests | renamed
+        )  # fmt: skip
     return [_section(*s) for s in sections]
 
 
@@ -201,7 +210,11 @@ def _error(top1: float | None) -> float | None:
 
 
 def _section(
-    plan: Plan, records: list[dict[str, Any]], folders: list[Path], rows: list[Row]
+    plan: Plan,
+    records: list[dict[str, Any]],
+    folders: list[Path],
+    rows: list[Row],
+    tests: Tests,
 ) -> Section:
     # One area limit and one "best" for all contenders of an optimizer, so that they compare.
     groups = []
@@ -211,7 +224,8 @@ def _section(
         for g in plan.groups:
             if g.optim == optim:
                 mine = [r for r in rows if (r.contender, r.optim) == (g.contender, optim)]
-                groups.append(_group(plan, g, mine, best))
+                test = tests.get((g.contender, optim), {})
+                groups.append(_group(plan, g, mine, best, test))
     comparisons = _compare(plan, groups)
     unfinished = sum(r.status in ("waiting", "running", "interrupted") for r in rows)
     return Section(
@@ -226,7 +240,9 @@ def _section(
     )
 
 
-def _group(plan: Plan, g: Group, rows: list[Row], best: float | None) -> GroupResult:
+def _group(
+    plan: Plan, g: Group, rows: list[Row], best: float | None, test: dict[str, Any]
+) -> GroupResult:
     from vitc.models.complexity import complexity
 
     errors = np.array([r.error for r in rows if r.error is not None])
@@ -252,6 +268,7 @@ def _group(plan: Plan, g: Group, rows: list[Row], best: float | None) -> GroupRe
         flops=cost.flops,
         params=cost.params,
         activations=cost.activations,
+        test=test,
     )  # fmt: skip
 
 
@@ -376,6 +393,7 @@ def results_json(sections: Sequence[Section]) -> dict[str, Any]:
                         "activations": g.activations,
                         "step_ms": g.step_ms,
                         "memory_mib": g.memory_mib,
+                        "test": g.test or None,
                     }
                     for g in s.groups
                 ],

@@ -101,6 +101,7 @@ def _tuning(groups: list[GroupResult], looks: dict[str, int], compute: bool) -> 
         axes.plot(x, t.mean, label=g.contender, **look)
         axes.fill_between(x, t.mean_low, t.mean_high, color=look["color"], alpha=0.13, linewidth=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.set_xlabel("training seconds spent on draws" if compute else "number of draws k")

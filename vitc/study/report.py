@@ -358,7 +358,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _contenders(s: Section) -> str:
     head = ["contender", "optimizer", "draws", "diverged", "failed", "best error %",
-            "best settings", "median error % (95 %)",
+            "test error % of that draw (95 %)", "best settings", "median error % (95 %)",
             f"within {WITHIN_POINTS:g} points of the best",
             "Mflops", "params", "activations", "step ms", "memory MiB", "s a trial"]  # fmt: skip
     rows = []
@@ -368,6 +368,7 @@ def _contenders(s: Section) -> str:
             g.contender, g.optim, str(len(g.errors)), str(g.count("diverged")),
             str(g.count("failed")),
             f"{best.error:.2f}" if best and best.error is not None else "-",
+            _test(g),
             ", ".join(f"{n.removeprefix('optim.')} {v:.3g}" for n, v in best.values.items())
             if best else "-",
             _interval(g.median), _share(g.share),
@@ -390,6 +391,13 @@ def _interval(i: Interval | None) -> str:
     low = "?" if i.low == float("-inf") else f"{i.low:.1f}"
     high = "?" if i.high == float("inf") else f"{i.high:.1f}"
     return f"{i.estimate:.1f} ({low}-{high})"
+
+
+def _test(g: GroupResult) -> str:
+    if not g.test:
+        return "not read"
+    low, high = 100 - g.test["top1_high"], 100 - g.test["top1_low"]
+    return f"{100 - g.test['top1']:.2f} ({low:.1f}-{high:.1f})"
 
 
 def _share(i: Interval | None) -> str:
