@@ -28,9 +28,9 @@ from vitc.optim.config import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
 from vitc.train import front_door
 from vitc.train.config import TrainConfig
-from vitc.train.front_door import Look, Machine, Proposal, propose
+from vitc.train.front_door import Look, Proposal, propose
 from vitc.train.metrics import wilson
-from vitc.train.probe import Probe, probe
+from vitc.train.probe import Probe, faster_precision, probe
 
 PHOTOS = Callable[..., Path]
 COST = {"vit_c_tiny": 1, "vit_p_tiny": 1, "vit_c_mini96": 12, "vit_c_small128": 7, "vit_c_1gf": 7}
@@ -42,7 +42,6 @@ class Machines:
     def __init__(self) -> None:
         self.pixels_per_second = 1e9
         self.most_pixels = math.inf
-        self.bf16 = 2.0  # times as fast as fp32
         self.asked: list[RunConfig] = []
 
     def __call__(self, config: RunConfig, data: DataSet, device: torch.device) -> Probe | None:
@@ -52,7 +51,6 @@ class Machines:
         if work * config.train.micro > self.most_pixels:
             return None
         seconds = work / self.pixels_per_second
-        seconds /= self.bf16 if config.train.precision == "bf16" else 1.0
         return Probe(config.train.batch * seconds, seconds / 3, 500_000_000)
 
 
@@ -60,9 +58,9 @@ class Machines:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machines:
     fake = Machines()
     monkeypatch.setattr(probing, "probe", fake)
+    monkeypatch.setattr(probing, "faster_precision", lambda *_: ("bf16", "it is twice as fast"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     return fake
 
 
@@ -76,12 +74,10 @@ def warnings(proposal: Proposal) -> str:
     return "\n".join(text for text in proposal.lines if text.startswith("warning:"))
 
 
-def look(
-    train: int = 240, side: int = 300, val: int = 60, classes: int = 10, read: float = 0.002
-) -> Look:
+def look(train: int = 240, side: int = 300, val: int = 60, classes: int = 10) -> Look:
     counts = tuple(train // classes + (i < train % classes) for i in range(classes))
     names = tuple(f"class {i}" for i in range(classes))
-    return Look(names, counts, val, ((side, side * 4 // 3),), False, read)
+    return Look(names, counts, val, ((side, side * 4 // 3),), False)
 
 
 # -- pure choices ----------------------------------------------------------------------------------
@@ -212,13 +208,10 @@ def test_a_run_is_as_long_as_its_budget_allows(
         assert length.seconds + 1.2 * epoch + 1.1 * evaluation > 0.85 * budget
 
 
-def test_reading_shares_the_cores_of_a_cpu_and_hides_behind_a_gpu() -> None:
-    images, cost = look(train=1000, read=0.004), Probe(0.5, 0.001, 0)
-    cpu = Machine("cpu", "", 2, 0)
-    gpu = Machine("cuda", "", 2, 0)
-    assert front_door.epoch_seconds(images, cpu, 100, cost) == pytest.approx(5 + 2)
-    assert front_door.epoch_seconds(images, gpu, 100, cost) == pytest.approx(5)
-    assert front_door.evaluation_seconds(images, gpu, cost) == pytest.approx(2 * 60 * 0.003)
+def test_epochs_and_evaluations_cost_what_was_measured() -> None:
+    cost = Probe(0.5, 0.01, 0)
+    assert front_door.epoch_seconds(look(train=1090), 100, cost) == pytest.approx(5)
+    assert front_door.evaluation_seconds(look(val=60), cost) == pytest.approx(2 * 60 * 0.01)
 
 
 # -- the whole proposal, on a machine as the test wants it -----------------------------------------
@@ -328,19 +321,13 @@ def test_when_nothing_fits_the_memory_the_message_says_what_to_do(
     assert "--train.micro_batch" in str(caught.value)
 
 
-def test_precision_is_what_ran_faster(photo_folder: PHOTOS, machine: Machines) -> None:
-    machine.bf16 = 0.5
-    proposal = propose(photo_folder())
-    assert proposal.config.train.precision == "fp32"
-    assert re.search(r"a step takes .+ ms, in bf16 .+ ms", line(proposal, "precision"))
-
-
-def test_a_cpu_without_bf16_is_not_asked_to_try_it(
-    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+def test_precision_is_what_a_measurement_says_and_auto_leaves_it_to_that(
+    photo_folder: PHOTOS, machine: Machines
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert propose(photo_folder()).config.train.precision == "fp32"
-    assert {c.train.precision for c in machine.asked} == {"fp32"}
+    for fixed in ({}, {"train.precision": "auto"}):
+        proposal = propose(photo_folder(name=f"photos{len(fixed)}"), None, fixed)
+        assert proposal.config.train.precision == "bf16"
+        assert line(proposal, "precision") == "precision: bf16 — because it is twice as fast"
 
 
 # -- what the user fixed ---------------------------------------------------------------------------
@@ -543,7 +530,9 @@ def test_the_probe_measures_and_leaves_torch_as_it_was() -> None:
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
     cost = probe(config, data, torch.device("cpu"), seconds=0.01)
     assert cost is not None
-    assert 0 < cost.forward_seconds < cost.step_seconds < 60
+    assert 0 < cost.eval_seconds < 60
+    assert 0 < cost.step_seconds < 60
+    assert cost.memory_bytes > 1e7
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.get_default_dtype()) == before[1:]
     assert torch.is_grad_enabled()
@@ -565,3 +554,18 @@ def test_the_probe_reports_memory_that_does_not_suffice(monkeypatch: pytest.Monk
     monkeypatch.setattr(probing, "_measure", full)
     config = RunConfig(model=model_config("vit_c_tiny"), data=DataConfig(source="synthetic"))
     assert probe(config, open_data(config.data), torch.device("cpu")) is None
+
+
+def test_the_faster_precision_is_measured_only_where_bf16_is_native(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, cpu = RunConfig(model=model_config("vit_c_tiny")), torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    precision, why = faster_precision(config, cpu, repeats=1)
+    assert precision in ("bf16", "fp32")
+    assert "the rate of fp32" in why
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert faster_precision(config, cpu) == ("fp32", "this cpu has no bf16 instructions")

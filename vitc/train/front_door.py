@@ -11,7 +11,6 @@ import math
 import os
 import re
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import RunConfig, load_config, resolve_config, with_data
-from vitc.data.decode import crop_resize, read_image
+from vitc.data.decode import read_image
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet, Split, open_data
-from vitc.errors import BrokenFileError, ConfigError
+from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.zoo import model_config
 from vitc.optim.config import OptimConfig, SGDConfig
 from vitc.recipes import get_recipe
@@ -74,6 +73,8 @@ def propose(
     that cannot be; DataError: images that cannot be trained on.
     """
     fixed = dict(overrides or {})
+    if fixed.get("train.precision") == "auto":  # what a choice here comes to as well
+        del fixed["train.precision"]
     budget = DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
     _refuse(folder, budget, fixed)
     choices = Choices(fixed)
@@ -84,11 +85,11 @@ def propose(
     _choose_batch(choices, look, machine)
     trial = _choose_model(choices, base, data, look, device, machine, budget)
     _choose_rate(choices, trial)
-    seconds = _choose_length(choices, look, machine, trial, budget, budget_seconds is None)
+    seconds = _choose_length(choices, look, trial, budget, default=budget_seconds is None)
     config = choices.config(base, trial.settings)
     _say_schedule(choices, config)
     memory = memory_bytes(config, data, machine, trial.cost)
-    _say_costs(choices, look, machine, trial, seconds, memory)
+    _say_costs(choices, machine, trial, seconds, memory)
     _say_expectations(choices, look, config)
     return Proposal(config, choices.lines, seconds, memory)
 
@@ -109,8 +110,6 @@ class Look:
     """(height, width) of a sample."""
     gray: bool
     """Whether no image of the sample has colour."""
-    read_seconds: float
-    """One core reads, decodes and resizes one image; 0 where pixels stay in memory."""
 
     @property
     def train(self) -> int:
@@ -138,41 +137,31 @@ class Machine:
     """Of the GPU, or else of the host."""
 
 
-class Sample(NamedTuple):
-    """What a few images say about all."""
+def sample(split: Split, skip_broken: bool) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """(height, width) of a few images, evenly spread, and whether all are gray.
 
-    sizes: tuple[tuple[int, int], ...]
-    gray: bool
-    read_seconds: float
-
-
-def sample(split: Split, skip_broken: bool) -> Sample:
-    """Open a few images, evenly spread. Raises BrokenFileError unless such files are skipped."""
+    Raises BrokenFileError, unless such files are skipped.
+    """
     places = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64)).tolist()
     if split.pixels is not None:
         size = (split.pixels.shape[1], split.pixels.shape[2])
-        return Sample((size,), all(_is_gray(split.pixels[i]) for i in places), 0.0)
+        return (size,), all(_is_gray(split.pixels[i]) for i in places)
     assert split.files is not None
-    sizes, gray, times = [], True, []
+    sizes, gray = [], True
     for i in places:
-        start = time.perf_counter()
         try:
             pixels = read_image(split.files[i], 3, split.names[i])
         except BrokenFileError:
             if not skip_broken:
                 raise
             continue
-        height, width = pixels.shape[:2]
-        crop_resize(pixels, (0.0, 0.0, float(height), float(width)), (128, 128))
-        times.append(time.perf_counter() - start)
-        sizes.append((height, width))
+        sizes.append((pixels.shape[0], pixels.shape[1]))
         gray = gray and _is_gray(pixels)
     if not sizes:
-        raise ConfigError(
+        raise DataError(
             f"All {len(places)} images looked at are broken files.", "Repair the data set first."
         )
-    stays = len(set(sizes)) == 1 and max(sizes[0]) <= 64  # the loader then decodes them once
-    return Sample(tuple(sizes), gray, 0.0 if stays else statistics.median(times))
+    return tuple(sizes), gray
 
 
 def _is_gray(pixels: NDArray[np.uint8]) -> bool:
@@ -298,16 +287,14 @@ def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> 
 # -- costs: pure functions of what was measured ----------------------------------------------------
 
 
-def epoch_seconds(look: Look, machine: Machine, batch: int, cost: Probe) -> float:
-    """One pass over the training images. On a CPU, reading and computing share the cores."""
-    compute = look.train // batch * cost.step_seconds
-    read = look.train * look.read_seconds / min(machine.cores, 8)
-    return compute + read if machine.kind == "cpu" else max(compute, read)
+def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
+    """One pass over the training images."""
+    return look.train // batch * cost.step_seconds
 
 
-def evaluation_seconds(look: Look, machine: Machine, cost: Probe) -> float:
+def evaluation_seconds(look: Look, cost: Probe) -> float:
     """One evaluation on validation: of the weights as they are, and of their average."""
-    return 2 * look.val * (cost.forward_seconds + look.read_seconds / min(machine.cores, 8))
+    return 2 * look.val * cost.eval_seconds
 
 
 class Length(NamedTuple):
@@ -420,7 +407,7 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
     whole = {**own, "data.val_fraction": 0.0, "data.test_fraction": 0.0}
     channels = fixed.get("model.in_chans", 3)
     given = open_data(resolve_config(base, **whole).data, channels).splits
-    seen = sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
+    sizes, gray = sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
     total = len(given["train"])
     if "val" not in given:
         val, test = held_out_shares(total)
@@ -430,14 +417,14 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
             if not test:
                 because = f"each of {total:,} images counts, and nothing is chosen by validation"
             choices.take("data.test_fraction", "share held out for the test", test, because)
-    if seen.gray or "model.in_chans" in fixed:
+    if gray or "model.in_chans" in fixed:
         because = f"none of {min(SAMPLE, total)} images looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
     data = open_data(resolve_config(base, **{**chosen, **own}).data, channels)
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
     val_images = len(data.splits["val"]) if "val" in data.splits else 0
-    look = Look(data.classes, tuple(counts), val_images, *seen)
+    look = Look(data.classes, tuple(counts), val_images, sizes, gray)
     choices.lines.insert(0, _images_line(look))
     return data, look
 
@@ -525,6 +512,7 @@ class Trial:
     settings: dict[str, Any]
     config: RunConfig
     cost: Probe
+    why_precision: str
 
 
 def _choose_model(
@@ -541,20 +529,17 @@ def _choose_model(
     ladder = _rungs(choices.fixed, look)
     best: Trial | None = None
     reason = f"more would be too much for {look.train:,} images of these sizes"
-    precision = "bf16" if _bf16_is_native(device) else "fp32"
     for rung in ladder:
-        settings = {"model": rung.model, "model.img_size": rung.img_size,
-                    "train.precision": precision}  # fmt: skip
         if best is not None and machine.kind == "cpu":  # not even tried where there is no hope
-            seconds = _predicted_epoch(best, choices.config(base, settings), look, machine)
+            seconds = _predicted_epoch(best, rung, choices, base, look)
             if seconds * least > 1.5 * budget:
                 reason = _too_slow(rung, least, seconds, budget)
                 break
-        trial = _tried(choices, base, settings, rung, data, device)
+        trial = _tried(choices, base, rung, data, device)
         if trial is None:
             reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
             break
-        seconds = epoch_seconds(look, machine, trial.config.train.batch, trial.cost)
+        seconds = epoch_seconds(look, trial.config.train.batch, trial.cost)
         if best is not None and seconds * least > budget:
             reason = _too_slow(rung, least, seconds, budget)
             break
@@ -566,7 +551,7 @@ def _choose_model(
             "Use a smaller --train.micro_batch, --model.img_size or --model.",
         )
     _say_model(choices, best, look, reason)
-    return _choose_precision(choices, base, best, data, device)
+    return best
 
 
 def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
@@ -596,69 +581,37 @@ def _reduction(model: str) -> int:
     return model_config(model).stem.reduction
 
 
-def _choose_precision(
-    choices: Choices, base: RunConfig, trial: Trial, data: DataSet, device: torch.device
-) -> Trial:
-    """The trial, or the same in the other precision where that ran faster."""
-    precision = trial.config.train.precision
-    if "train.precision" in choices.fixed:
-        choices.take("train.precision", "precision", precision, "")
-        return trial
-    if not _bf16_is_native(device):
-        choices.take("train.precision", "precision", "fp32", "bf16 is not native to this device")
-        return trial
-    other = "fp32" if precision == "bf16" else "bf16"
-    rival = _tried(
-        choices, base, {**trial.settings, "train.precision": other}, trial.rung, data, device
-    )
-    if rival is None:
-        choices.say("precision", precision, f"{other} needs more memory than there is")
-        return trial
-    faster, slower = sorted((trial, rival), key=lambda t: t.cost.step_seconds)
-    ms = [f"{1000 * t.cost.step_seconds:.3g} ms" for t in (faster, slower)]
-    choices.say(
-        "precision",
-        faster.config.train.precision,
-        f"a step takes {ms[0]}, in {slower.config.train.precision} {ms[1]}",
-    )
-    return faster
-
-
-def _bf16_is_native(device: torch.device) -> bool:
-    from vitc.train.device import precision_note
-
-    return device.type != "mps" and precision_note("bf16", device) is None
-
-
 def _tried(
-    choices: Choices,
-    base: RunConfig,
-    settings: dict[str, Any],
-    rung: Rung,
-    data: DataSet,
-    device: torch.device,
+    choices: Choices, base: RunConfig, rung: Rung, data: DataSet, device: torch.device
 ) -> Trial | None:
-    """Run a few steps; with half the micro-batch where memory does not suffice, down to 16."""
-    from vitc.train.probe import probe
+    """Take a few steps in the faster precision; None where the memory does not suffice.
 
-    settings = dict(settings)
+    Before that is so, the micro-batch is halved, but never below BatchNorm's 16 images.
+    """
+    from vitc.train.probe import faster_precision, probe
+
+    settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
+    why = "you set --train.precision"
+    if "train.precision" not in choices.fixed:
+        settings["train.precision"], why = faster_precision(choices.config(base, settings), device)
     while True:
         config = choices.config(base, settings)
         cost = probe(config, data, device)
         if cost is not None:
-            return Trial(rung, settings, config, cost)
+            return Trial(rung, settings, config, cost, why)
         micro = config.train.micro
         if "train.micro_batch" in choices.fixed or micro % 2 or micro < 32:
             return None
         settings["train.micro_batch"] = micro // 2
 
 
-def _predicted_epoch(best: Trial, config: RunConfig, look: Look, machine: Machine) -> float:
-    """Seconds an epoch of `config` would take, by its flops and the speed of `best`."""
-    step = best.cost.step_seconds * _flops(config) / _flops(best.config)
-    return look.train // config.train.batch * step + epoch_seconds(
-        look, machine, look.train + 1, best.cost
-    )
+def _predicted_epoch(
+    best: Trial, rung: Rung, choices: Choices, base: RunConfig, look: Look
+) -> float:
+    """Seconds an epoch of the next rung would take at the speed, in flops, of the best so far."""
+    config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
+    ratio = _flops(config) / _flops(best.config)
+    return ratio * epoch_seconds(look, config.train.batch, best.cost)
 
 
 def _flops(config: RunConfig) -> int:
@@ -685,6 +638,7 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
         config.model.name,
         "you set --model" if "model" in fixed else f"{stem}; {reason}",
     )
+    choices.say("precision", config.train.precision, trial.why_precision)
     if config.train.micro_batch is not None and "train.micro_batch" not in fixed:
         choices.say("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
     if h * w < FEW_TOKENS:
@@ -712,12 +666,12 @@ def _choose_rate(choices: Choices, trial: Trial) -> None:
 
 
 def _choose_length(
-    choices: Choices, look: Look, machine: Machine, trial: Trial, budget: float, default: bool
+    choices: Choices, look: Look, trial: Trial, budget: float, default: bool
 ) -> float:
     """Epochs and evaluations; returns the seconds of the run."""
     batch = trial.config.train.batch
-    epoch = epoch_seconds(look, machine, batch, trial.cost)
-    evaluation = evaluation_seconds(look, machine, trial.cost)
+    epoch = epoch_seconds(look, batch, trial.cost)
+    evaluation = evaluation_seconds(look, trial.cost)
     wanted = wanted_epochs(look.train)
     fixed = choices.fixed.get("train.epochs")
     if fixed is not None:
@@ -768,14 +722,13 @@ def _fewer_images(
 
 
 def _say_costs(
-    choices: Choices, look: Look, machine: Machine, trial: Trial, seconds: float, memory: int
+    choices: Choices, machine: Machine, trial: Trial, seconds: float, memory: int
 ) -> None:
-    read = f", {1000 * look.read_seconds:.1f} ms to read an image" if look.read_seconds else ""
     choices.say(
         "time",
         f"about {duration(seconds)}",
         f"a step of {trial.config.train.batch} images took {1000 * trial.cost.step_seconds:.3g} "
-        f"ms{read}, measured just now",
+        "ms with reading them, measured just now",
     )
     if memory:
         choices.say("memory", f"about {memory / 1e9:.1f} GB", "that is what these steps needed")

@@ -40,6 +40,7 @@ from vitc.train.device import (
 )
 from vitc.train.evaluate import evaluate
 from vitc.train.metrics import wilson
+from vitc.train.precision import faster_precision
 from vitc.train.progress import RunProgress, duration
 from vitc.train.runlog import CONFIG, RunFolder, environment
 from vitc.train.state import TrainState, latest_checkpoint
@@ -108,8 +109,6 @@ def _decided(
     config: RunConfig, out: Path, device: torch.device, overwrite: bool
 ) -> tuple[RunConfig, str]:
     """The config with precision auto decided: as the run that is there has it, or by a probe."""
-    from vitc.train.probe import faster_precision
-
     if (out / CONFIG).exists() and not overwrite:
         precision, why = from_dict(read_json(out / CONFIG)).train.precision, "the run began so"
     else:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from vitc.config import RunConfig
-from vitc.data.loader import MicroBatch
-from vitc.data.sampling import Mix, steps_per_epoch
+from vitc.data.loader import open_eval, open_train
+from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet
 from vitc.optim.ema import build_ema
 from vitc.optim.optimizers import build_optimizer
 from vitc.train.device import Processes, autocast, machine_settings
-from vitc.train.loop import initial_model
+from vitc.train.evaluate import evaluate
+from vitc.train.loop import batch_plan, initial_model
 from vitc.train.state import TrainState
 from vitc.train.step import NormStatistics, StepSettings, train_step
 
 Precision = Literal["fp32", "bf16"]
+MOST_STEPS = 100  # of a probe
+EVAL_IMAGES = 256  # that a probe evaluates, at most
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,21 @@ class Probe:
     """What a few real steps cost."""
 
     step_seconds: float
-    """One optimizer step, without reading its images."""
-    forward_seconds: float
-    """Evaluating one image."""
+    """One optimizer step, from reading its images to updating the average of the weights."""
+    eval_seconds: float
+    """Evaluating one validation image, with reading it; 0 where there is none."""
     memory_bytes: int
     """Peak of the device, or of this process where the device is the CPU; 0: not known."""
 
 
 def probe(
-    config: RunConfig, data: DataSet, device: torch.device, seconds: float = 0.8
+    config: RunConfig, data: DataSet, device: torch.device, seconds: float = 1.0
 ) -> Probe | None:
-    """Time `config`'s step and evaluation on made-up images; None where memory does not suffice.
+    """Time `config`'s steps and evaluation on some of its images; None: the memory is too small.
 
-    Takes about twice `seconds`, and at least two steps. Generators, thread count and every other
-    global setting of torch are afterwards as before.
+    Takes `seconds` or two steps, then one or two evaluations of a few images. The loader takes
+    part, because its processes and the step compete for the cores. Generators, thread count and
+    every other global setting of torch are afterwards as before. Raises BrokenFileError.
     """
     cuda = device.type == "cuda"
     with (
@@ -55,35 +58,42 @@ def probe(
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            step, forward = _measure(config, data, device, seconds)
+            step, evaluation = _measure(config, data, device, seconds)
             memory = torch.cuda.max_memory_allocated(device) if cuda else _process_peak()
         except torch.OutOfMemoryError:
             return None
         finally:
             if cuda:
                 torch.cuda.empty_cache()
-    return Probe(step, forward, memory)
+    return Probe(step, evaluation, memory)
+
+
+def _some_of(data: DataSet, batch: int) -> DataSet:
+    """Images enough to measure with, evenly spread over those of each split."""
+    splits = {}
+    for name, most in (("train", MOST_STEPS * batch), ("val", EVAL_IMAGES)):
+        if name in data.splits:
+            n = len(data.splits[name])
+            places = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+            splits[name] = data.splits[name].take(places)
+    return dataclasses.replace(data, splits=splits)
 
 
 def _measure(
     config: RunConfig, data: DataSet, device: torch.device, seconds: float
 ) -> tuple[float, float]:
+    """Seconds of a step, and of evaluating an image."""
     t = config.train
     model = initial_model(config, len(data.classes)).to(device)
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if t.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
-    steps = steps_per_epoch(len(data.splits["train"]), t.batch)
+    optim, steps = config.optim, steps_per_epoch(len(data.splits["train"]), t.batch)
     ema = build_ema(
-        model,
-        config.optim.ema,
-        config.optim.schedule,
-        epochs=t.epochs,
-        steps_per_epoch=steps,
-        batch=t.batch,
+        model, optim.ema, optim.schedule, epochs=t.epochs, steps_per_epoch=steps, batch=t.batch
     )
-    state = TrainState(model, build_optimizer(config.optim, model), ema)
+    state = TrainState(model, build_optimizer(optim, model), ema)
     settings = StepSettings(
         device=device,
         procs=Processes(),
@@ -93,66 +103,41 @@ def _measure(
         std=data.std,
         num_classes=len(data.classes),
         label_smoothing=config.data.augment.label_smoothing,
-        clip_norm=config.optim.clip_norm,
+        clip_norm=optim.clip_norm,
     )
-    micros = [_made_up(config, len(data.classes), device)] * (t.batch // t.micro)
-    norms = NormStatistics(model, len(micros), settings.procs)
-    lr = config.optim.peak_lr(t.batch) / 100
+    plan = batch_plan(config, settings.procs)
+    norms = NormStatistics(model, plan.micros_here, settings.procs)
+    lr = optim.peak_lr(t.batch) / 100
 
-    def step() -> None:
-        loss, _ = train_step(state, model, micros, lr, norms, settings)
-        state.step = state.step % (steps * t.epochs) + 1  # no run is longer than its schedule
-        if state.ema is not None:
-            state.ema.update(model, state.step)
-        loss.item()  # the work is done when this is here
-
-    model.train()
-    step_seconds = _time(step, seconds)
-    return step_seconds, _time(_forward(model, config, settings), seconds / 3) / t.micro
-
-
-def _made_up(config: RunConfig, num_classes: int, device: torch.device) -> MicroBatch:
-    """A micro-batch of stripes, mixed and dropped as the config's own would be."""
-    b, m = config.train.micro, config.model
-    c, (h, w) = m.in_chans, m.size
-    stripes = (torch.arange(h * w, device=device) % 251).to(torch.uint8).view(h, w)
-    augment = config.data.augment
-    kind = "mixup" if augment.mixup_alpha else "cutmix" if augment.cutmix_alpha else "none"
-    return MicroBatch(
-        images=stripes.repeat(b, c, 1, 1),
-        labels=torch.arange(b, device=device) % num_classes,
-        flip=torch.arange(b, device=device) % 2 == 0,
-        mix=Mix(kind, 0.5, (0, 0, h // 2, w), np.roll(np.arange(b), 1)),  # type: ignore[arg-type]
-        drop_path=torch.ones(2 * m.depth, b, device=device) if m.drop_path_rate else None,
-        skipped=(),
-    )
-
-
-def _forward(model: nn.Module, config: RunConfig, s: StepSettings) -> Callable[[], None]:
-    shape = config.train.micro, config.model.in_chans, *config.model.size
-    images = torch.zeros(shape, device=s.device)
-    if s.channels_last:
-        images = images.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def forward() -> None:
-        model.eval()
-        with autocast(s.precision, s.device):
-            model(images).sum().item()
-
-    return forward
-
-
-def _time(work: Callable[[], None], seconds: float) -> float:
-    """Median duration of `work`, done for `seconds` or once after a first time unmeasured."""
-    work()
+    data = _some_of(data, t.batch)
     times: list[float] = []
-    start = time.perf_counter()
-    while not times or (time.perf_counter() - start < seconds and len(times) < 50):
+    model.train()
+    with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
         before = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - before)
-    return statistics.median(times)
+        for micros in batches:
+            loss, _ = train_step(state, model, micros, lr, norms, settings)
+            state.step = min(state.step + 1, steps * t.epochs)
+            if state.ema is not None:
+                state.ema.update(model, state.step)
+            loss.item()  # the work is done when this is here
+            times.append(time.perf_counter() - before)
+            before = time.perf_counter()
+            if sum(times[1:]) > seconds:  # the first step is not like the others
+                break
+    steady = times[(len(times) + 1) // 2 :] or times  # batches made ahead of time are used up
+    step_seconds = sum(steady) / len(steady)
+
+    if "val" not in data.splits:
+        return step_seconds, 0.0
+    split = data.splits["val"]
+    images = open_eval(split, data, config.data, plan, device, max(plan.micro, EVAL_IMAGES))
+    for _ in range(2):  # the first time is a little slow: a second one where it is cheap
+        before = time.perf_counter()
+        evaluate(model, images, settings)
+        took = time.perf_counter() - before
+        if took > seconds / 3:
+            break
+    return step_seconds, took / len(split)
 
 
 def _process_peak() -> int:

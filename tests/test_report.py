@@ -1,0 +1,230 @@
+"""The report: what it says of known numbers, that names cannot inject, and how a browser shows it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitc.config import to_dict
+from vitc.errors import ConfigError
+from vitc.study.analysis import Section, analyse
+from vitc.study.conduct import hparams_plan
+from vitc.study.plan import Plan, StudyFolder
+from vitc.study.report import readings, report, verdict
+
+HERE: dict[str, Any] = {
+    "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
+    "hardware": {"cpu": "some", "cores": 2},
+    "engine": "local",
+}
+Error = Callable[[str, str, int], float | None]  # (contender, optim, draw) -> error, None: diverged
+
+
+def invented(path: Path, error: Error, draws: int = 12, optims: tuple[str, ...] = ("adamw",),
+             rename: dict[str, str] | None = None, control: bool = True) -> Path:  # fmt: skip
+    """A study on disk whose trials were never trained: their summaries hold `error`."""
+    plan = hparams_plan(
+        ["debug"], ["vit_c_tiny", "vit_p_tiny"], optims, draws=draws, control=control
+    )
+    plan = renamed(plan, rename or {})
+    folder = StudyFolder(path)
+    folder.start(plan, HERE, "vitc study hparams debug")
+    for trial in plan.trials():
+        run = folder.trial(trial)
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps(to_dict(trial.config)))
+        value = error(trial.contender, trial.optim, trial.draw)
+        summary: dict[str, Any] = {"step": 40, "train_seconds": 4.0, "peak_memory_bytes": 1 << 28}
+        if value is None:
+            summary |= {"status": "diverged", "error": "Diverged at <b>step 3</b>"}
+        else:
+            top1 = 100 - value
+            summary |= {"status": "done", "top1": top1, "top1_raw": top1, "top1_best": top1}
+            lines = [{"kind": "eval", "step": 20 * e, "epoch": e, "top1": top1 - 10 + 5 * e}
+                     for e in (1, 2)]  # fmt: skip
+            (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        (run / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def renamed(plan: Plan, names: dict[str, str]) -> Plan:
+    groups = tuple(
+        dataclasses.replace(g, contender=names.get(g.contender, g.contender)) for g in plan.groups
+    )
+    return dataclasses.replace(
+        plan, groups=groups, reference=names.get(plan.reference, plan.reference)
+    )
+
+
+def easier(contender: str, optim: str, draw: int) -> float | None:
+    """ViT_C ahead by about 6 points on every draw, and ViT_P diverging once."""
+    if contender == "vit_c_tiny":
+        return 30 + draw + 0.1 * (draw % 3)
+    return None if draw == 11 and contender == "vit_p_tiny" else 36 + draw + 0.3 * (draw % 2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Section]]:
+    """The page and the sections of one study, made once for the tests that only read them."""
+    return report([invented(tmp_path_factory.mktemp("made") / "s", easier)])
+
+
+def test_a_real_difference_is_said_with_its_interval(made: tuple[Path, list[Section]]) -> None:
+    section = made[1][0]
+    text = verdict(section)
+    assert "vit_c_tiny's error is lower than vit_p_tiny's by 6." in text
+    assert "95 % interval 5.9 to 6." in text
+    assert len(re.findall(r"[a-z)]\. ", text + " ")) == 2  # two sentences
+    assert any("reaches what" in line for line in readings(section))
+
+
+def test_diverged_runs_count_as_chance_and_are_listed(made: tuple[Path, list[Section]]) -> None:
+    page, sections = made
+    p = next(g for g in sections[0].groups if g.contender == "vit_p_tiny")
+    assert p.count("diverged") == 1
+    assert max(p.errors) == 90  # ten classes
+    assert "Diverged at &lt;b&gt;step 3" in page.read_text()
+
+
+def test_no_difference_says_how_many_draws_would_show_one(tmp_path: Path) -> None:
+    def noise(contender: str, optim: str, draw: int) -> float:
+        return 40 + (7 if contender == "vit_c_tiny" else 3) * (draw + 1) % 10
+
+    text = verdict(analyse([invented(tmp_path / "s", noise)])[0])
+    assert "no difference" in text
+    assert "draws" in text
+
+
+def test_crossing_distributions_are_said(tmp_path: Path) -> None:
+    def crossing(contender: str, optim: str, draw: int) -> float:
+        spread = 2.0 if contender == "vit_c_tiny" else 0.2
+        return 50 + spread * (draw - 31.5) / 2
+
+    section = analyse([invented(tmp_path / "s", crossing, draws=64, control=False)])[0]
+    assert any("cross (beyond noise)" in line for line in readings(section))
+
+
+def test_the_control_is_read_out(made: tuple[Path, list[Section]]) -> None:
+    section = made[1][0]
+    assert any(line.startswith("Control: vit_p_tiny again") for line in readings(section))
+
+
+def test_an_unfinished_study_reports_what_it_has(tmp_path: Path) -> None:
+    path = invented(tmp_path / "s", easier, draws=3, control=False)
+    first = sorted((path / "trials").iterdir())[0]
+    shutil.rmtree(first)
+    page, sections = report([path])
+    assert sections[0].unfinished == 1
+    assert "1 trials have no result yet" in page.read_text()
+
+
+def test_files_beside_the_page_hold_every_trial(made: tuple[Path, list[Section]]) -> None:
+    page, _ = made
+    rows = list(csv.DictReader((page.parent / "trials.csv").read_text().splitlines()))
+    assert len(rows) == 36
+    assert {r["status"] for r in rows} == {"done", "diverged"}
+    assert all(float(r["optim.lr"]) > 0 for r in rows)
+    results = json.loads((page.parent / "results.json").read_text())
+    assert results["sections"][0]["comparisons"][0]["paired_median_difference"]["estimate"] < -5
+    table = (page.parent / "table.tex").read_text()
+    assert r"vit\_c\_tiny" in table
+    names = {p.stem for p in (page.parent / "figures").iterdir()}
+    for name in names:
+        assert {p.suffix for p in (page.parent / "figures").glob(f"{name}.*")} == {
+            ".svg", ".png", ".pdf"
+        }  # fmt: skip
+
+
+def test_studies_on_the_same_draws_are_joined(tmp_path: Path) -> None:
+    one = invented(tmp_path / "one", easier, draws=6)
+    two = invented(tmp_path / "two", easier, draws=6, rename={"vit_c_tiny": "mine"})
+    _, sections = report([one, two], tmp_path / "both")
+    assert len(sections) == 1
+    assert "mine" in sections[0].plan.contenders
+    assert {c.contender for c in sections[0].comparisons} >= {"vit_c_tiny", "mine"}
+    with pytest.raises(ConfigError, match="--out"):
+        report([one, two])
+
+
+HOSTILE = {
+    "vit_c_tiny": "</title><script>alert(1)</script><img src=x onerror=alert(2)>",
+    "vit_p_tiny": "=HYPERLINK(\"http://evil\")$x^2$ & \\input{/etc/passwd} % 'q' ]]>",
+}
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+
+def test_hostile_names_and_notes_inject_nothing(tmp_path: Path) -> None:
+    page, _ = report([invented(tmp_path / "s", easier, rename=HOSTILE)])
+    parsed = Tags()
+    parsed.feed(page.read_text())
+    assert not parsed.tags & {"script", "img", "iframe", "object", "embed", "a", "base", "form"}
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert "default-src 'none'" in page.read_text()
+    rows = list(csv.reader((page.parent / "trials.csv").read_text().splitlines()))
+    assert not [c for row in rows for c in row if c[:1] in "=+-@" and c]
+    table = (page.parent / "table.tex").read_text()
+    assert r"\input" not in table
+
+
+def test_the_page_asks_for_nothing_from_outside(made: tuple[Path, list[Section]]) -> None:
+    page, _ = made
+    text = page.read_text()
+    urls = re.findall(r"""(?:(?:src|href)=["']?|url\(["']?)([^"')\s>]+)""", text)
+    assert urls
+    assert all(u.startswith(("#", "data:")) for u in urls), urls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("names", [{}, HOSTILE])
+def test_a_browser_shows_it_without_errors_or_sideways_scrolling(
+    tmp_path: Path, width: int, names: dict[str, str]
+) -> None:
+    """Needs Debian's Chromium: scripts/install_browser.sh."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("NO CHROMIUM: run scripts/install_browser.sh to have the report looked at")
+    page, _ = report([invented(tmp_path / "s", easier, optims=("adamw", "sgd"), rename=names)])
+    # A frame of the wanted width (headless windows have a least width of about 500 pixels), whose
+    # page measures the report from outside: the report itself may run no script.
+    probe = tmp_path / "probe.html"
+    probe.write_text(
+        f'<iframe id="f" width="{width}" height="3000" src="{page.as_uri()}"></iframe><pre id="o">'
+        "</pre><script>onload = () => { const d = f.contentDocument; o.textContent = JSON.stringify"
+        "({scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth, figures: "
+        "[...d.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 200 "
+        "&& s.getBoundingClientRect().height > 100).length, all: d.querySelectorAll('figure')"
+        ".length}); }</script>"
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--allow-file-access-from-files", "--enable-logging=stderr", "--v=0",
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]  # fmt: skip
+    done = subprocess.run(
+        [chromium, *flags, f"--window-size={max(width, 500) + 40},1200", "--dump-dom",
+         probe.as_uri()], capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    found = json.loads(re.findall(r'<pre id="o">(.*?)</pre>', done.stdout)[0])
+    assert found["all"] == found["figures"] > 10
+    assert found["scroll"] <= found["client"]
+    assert "CONSOLE" not in done.stderr

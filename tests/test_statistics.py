@@ -1,0 +1,708 @@
+"""Every estimator of `vitc.study.statistics` against a closed form, brute force or simulation.
+
+Simulated studies are seeded, so a test either always passes or always fails. Intervals are 95 %.
+`-m slow` widens the grids; the coverages quoted in the docstrings come from there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import special, stats
+
+from vitc.errors import ConfigError
+from vitc.study import statistics
+from vitc.study.statistics import Interval
+
+FloatArray = npt.NDArray[np.float64]
+Curve = Callable[[FloatArray], FloatArray]
+
+CHANCE = 90.0  # the error of a diverged run with ten classes
+STUDIES = 2000
+
+
+@dataclass(frozen=True)
+class Law:
+    """What errors are drawn from: the quantile function and the distribution function."""
+
+    ppf: Curve
+    cdf: Curve
+
+    def draw(self, rng: np.random.Generator, n: int) -> FloatArray:
+        return self.ppf(rng.random(n))
+
+    @property
+    def median(self) -> float:
+        return float(self.ppf(np.array(0.5)))
+
+    def mean_between(self, low: float, high: float) -> float:
+        """The integral of 1 - F, by the definition of `area`, not as a mean."""
+        e = np.linspace(low, high, 200_001)
+        return float(np.trapezoid(1 - self.cdf(e), e))
+
+
+def diverging(share: float, good: Law) -> Law:
+    """`share` of the runs at chance error, the others from `good`."""
+
+    def ppf(u: FloatArray) -> FloatArray:
+        inside = np.minimum(np.asarray(u) / (1 - share), 1 - 1e-12)
+        return np.where(np.asarray(u) < 1 - share, good.ppf(inside), CHANCE)
+
+    return Law(ppf, lambda e: np.where(e < CHANCE, (1 - share) * good.cdf(e), 1.0))
+
+
+NORMAL = Law(lambda u: 35 + 5 * special.ndtri(u), lambda e: special.ndtr((e - 35) / 5))
+SKEWED = Law(  # lognormal, sigma 1
+    lambda u: 25 + 5 * np.exp(special.ndtri(u)),
+    lambda e: special.ndtr(np.log(np.maximum((e - 25) / 5, 1e-300))),
+)
+# A validation set of 500 images: errors in steps of 0.2 points, so ties are common.
+STEPS = Law(
+    lambda u: np.round(5 * NORMAL.ppf(u)) / 5,
+    lambda e: NORMAL.cdf((np.floor(5 * np.asarray(e) + 1e-6) + 0.5) / 5),
+)
+LAWS = {
+    "normal": NORMAL,
+    "skewed": SKEWED,
+    "steps": STEPS,
+    "a tenth diverged": diverging(0.1, NORMAL),
+    "a quarter diverged": diverging(0.25, NORMAL),
+    "skewed, 40 % diverged": diverging(0.4, SKEWED),
+}
+some_laws = pytest.mark.parametrize("law", [LAWS[name] for name in ("normal", "skewed")])
+all_laws = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+
+
+def coverage(
+    make: Callable[[np.random.Generator], Interval], truth: float, studies: int = STUDIES
+) -> float:
+    """The share of simulated studies whose interval holds the truth."""
+    rng = np.random.default_rng(20210628)
+    found = (make(rng) for _ in range(studies))
+    return sum(i.low - 1e-9 <= truth <= i.high + 1e-9 for i in found) / studies
+
+
+# ---- the error distribution ---------------------------------------------------------------------
+
+
+def test_the_edf_counts_runs_at_or_below_an_error_and_ends_at_one() -> None:
+    x, F = statistics.edf([30.0, 90.0, 25.0, 30.0])
+    assert x.tolist() == [25.0, 30.0, 90.0]
+    assert F.tolist() == [0.25, 0.75, 1.0]
+
+
+def test_the_edf_of_the_distance_to_the_best_starts_at_zero_or_at_the_given_best() -> None:
+    assert statistics.edf_delta([30.0, 90.0, 25.0])[0].tolist() == [0.0, 5.0, 65.0]
+    assert statistics.edf_delta([30.0, 90.0, 25.0], best=24.0)[0].tolist() == [1.0, 6.0, 66.0]
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], [[1.0, 2.0]], 3.0])
+def test_values_that_are_missing_or_not_one_number_a_run_are_refused(bad: npt.ArrayLike) -> None:
+    with pytest.raises(ConfigError):
+        statistics.edf(bad)
+
+
+def test_a_diverged_run_given_as_nan_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        statistics.median([30.0, math.nan])
+    assert "chance error" in str(caught.value.hint)
+
+
+def test_the_exact_chance_of_staying_in_a_band_is_kolmogorovs_for_a_kolmogorov_band() -> None:
+    for n, d in [(1, 0.7), (5, 0.3), (32, 0.2), (100, 0.09)]:
+        i = np.arange(1, n + 1)
+        low, high = np.clip(i / n - d, 0, 1), np.clip((i - 1) / n + d, 0, 1)
+        assert statistics._chance_inside(low, high) == pytest.approx(stats.kstwo.cdf(d, n))
+
+
+def test_dkw_is_massarts_bound_and_never_narrower_than_the_exact_quantile() -> None:
+    band = statistics.edf_band(np.arange(64.0), kind="dkw")
+    margin = math.sqrt(math.log(2 / 0.05) / 128)
+    assert band.high[31] - band.F[31] == pytest.approx(margin)
+    assert band.high_before == pytest.approx(margin)
+    assert stats.kstwo.ppf(0.95, 64) < margin
+
+
+def test_a_band_is_a_step_function_that_holds_up_to_the_next_error() -> None:
+    band = statistics.edf_band([30.0, 40.0, 40.0, 50.0], kind="pointwise")
+    low, high = band.at([20.0, 30.0, 39.9, 40.0, 60.0])
+    assert low.tolist() == [0.0, band.low[0], band.low[0], band.low[1], band.low[2]]
+    assert high.tolist() == [band.high_before, band.high[0], band.high[0], band.high[1], 1.0]
+
+
+def band_holds(kind: statistics.BandKind, law: Law, n: int, studies: int = STUDIES) -> float:
+    """Share of studies in which the band holds everywhere: at each value and just before it."""
+    rng, held = np.random.default_rng(4), 0
+    for _ in range(studies):
+        band = statistics.edf_band(law.draw(rng, n), kind=kind)
+        errors = np.concatenate([band.x, band.x - 1e-7])
+        low, high = band.at(errors)
+        held += bool(((low <= law.cdf(errors)) & (law.cdf(errors) <= high)).all())
+    return held / studies
+
+
+@pytest.mark.parametrize("name", ["normal", "steps", "a quarter diverged"])
+def test_simultaneous_bands_cover_at_least_the_nominal_share(name: str) -> None:
+    assert band_holds("dkw", LAWS[name], n=32) >= 0.95
+    # This one is exact for continuous errors, so it may fall short by the noise of 2,000 studies.
+    assert band_holds("equal_precision", LAWS[name], n=32) >= 0.95 - 2.6 * math.sqrt(0.0475 / 2000)
+
+
+def test_the_pointwise_band_covers_one_error_but_not_the_whole_curve() -> None:
+    k = np.arange(33)
+    low, high = statistics._band_by_count(32, 0.95, "pointwise")
+    for F in np.linspace(0.01, 0.99, 99):
+        assert stats.binom.pmf(k, 32, F)[(low <= F) & (high >= F)].sum() >= 0.95
+    assert band_holds("pointwise", NORMAL, n=32, studies=300) < 0.8
+
+
+def test_an_unknown_band_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Unknown band"):
+        statistics.edf_band([1.0, 2.0], kind="wald")  # type: ignore[arg-type]
+
+
+# ---- one number a contender ---------------------------------------------------------------------
+
+
+@all_laws
+@pytest.mark.parametrize("n", [32, 64])
+def test_the_median_is_covered_in_92_to_97_percent_of_studies(law: Law, n: int) -> None:
+    assert 0.92 <= coverage(lambda g: statistics.median(law.draw(g, n)), law.median) <= 0.97
+
+
+def test_a_median_that_many_runs_share_is_covered_more_never_less() -> None:
+    law = diverging(0.6, NORMAL)
+    assert coverage(lambda g: statistics.median(law.draw(g, 32)), CHANCE, studies=500) >= 0.97
+
+
+def test_the_median_has_no_bounds_from_five_runs_and_the_extremes_from_six() -> None:
+    five = statistics.median([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (five.low, five.estimate, five.high) == (-math.inf, 3.0, math.inf)
+    six = statistics.median(np.arange(6.0))
+    assert 0 <= six.low < 1
+    assert 4 < six.high <= 5
+
+
+def test_whole_ranks_are_used_where_they_have_exactly_the_confidence() -> None:
+    exact = 1 - 2 * stats.binom.cdf(9, 32, 0.5)
+    found = statistics.median(np.arange(1.0, 33.0), confidence=float(exact))
+    assert (found.low, found.high) == pytest.approx((10.0, 23.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "n"),
+    [
+        ("normal", 30, 40, 32),
+        ("skewed", 25, 45, 32),
+        ("a quarter diverged", 20, 90, 32),
+        ("a tenth diverged", 25, 45, 64),
+    ],
+)
+def test_the_area_is_covered_in_92_to_97_percent_of_studies(
+    name: str, low: float, high: float, n: int
+) -> None:
+    law = LAWS[name]
+    truth = law.mean_between(low, high)
+    covered = coverage(lambda g: statistics.area(law.draw(g, n), low, high), truth)
+    assert 0.92 <= covered <= 0.97
+
+
+def test_the_area_is_the_integral_above_the_edf() -> None:
+    values = np.random.default_rng(0).normal(35, 5, 40)
+    x, F = statistics.edf(values)
+    inside = np.concatenate([[30.0], x[(x > 30) & (x < 40)], [40.0]])
+    before = np.append(0.0, F)[np.searchsorted(x, inside[:-1], side="right")]
+    integral = np.sum((1 - before) * np.diff(inside))
+    assert statistics.area(values, 30, 40).estimate == pytest.approx(integral)
+
+
+def test_the_area_stays_within_its_limits_and_is_zero_for_perfect_runs() -> None:
+    assert statistics.area([20.0] * 20, 20, 30) == Interval(0, 0, 0, 0.95, "BCa bootstrap")
+    mostly_bad = statistics.area([90.0] * 19 + [20.0], 20, 90)
+    assert mostly_bad.high <= 70
+    three_runs = statistics.area([20.0, 21.0, 90.0], 20, 90)
+    assert (three_runs.low, three_runs.high) == (0, 70)
+    for low, high in [(30, 30), (40, 30), (0, math.inf), (math.nan, 30)]:
+        with pytest.raises(ConfigError):
+            statistics.area([20.0], low, high)
+
+
+def test_the_bootstrap_agrees_with_scipys_but_for_the_widening() -> None:
+    values = SKEWED.draw(np.random.default_rng(5), 300)
+    ours = statistics.interval(values, lambda v: float(np.std(v)))
+    z = stats.norm.ppf(0.975) * math.sqrt(300 / 299)
+    theirs = stats.bootstrap(
+        (values,), np.std, confidence_level=2 * stats.norm.cdf(z) - 1, n_resamples=9999,
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.08 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.08 * width)
+
+
+def test_one_interval_function_serves_median_mean_and_any_smooth_statistic() -> None:
+    values = NORMAL.draw(np.random.default_rng(1), 64)
+    assert statistics.interval(values) == statistics.median(values)
+    assert statistics.interval(values, np.median) == statistics.median(values)
+    mean, same = statistics.interval(values, "mean"), statistics.interval(values, np.mean)
+    by_hand = statistics.interval(values, lambda v: float(v.sum() / v.size))
+    assert mean == same
+    assert mean.low == pytest.approx(by_hand.low, abs=0.1)
+    assert mean.high == pytest.approx(by_hand.high, abs=0.1)
+    assert statistics.interval(values, "mean", seed=1) != mean
+    wide = statistics.interval(values, "mean", confidence=0.99)
+    assert wide.low < mean.low < mean.estimate < mean.high < wide.high
+
+
+def test_few_runs_get_students_t_for_a_mean_and_no_bounds_for_another_statistic() -> None:
+    few = statistics.interval([30.0, 31.0, 33.0], "mean")
+    expected = stats.ttest_1samp([30.0, 31.0, 33.0], 0).confidence_interval(0.95)
+    assert (few.low, few.high) == pytest.approx((expected.low, expected.high))
+    assert statistics.interval([30.0], "mean").high == math.inf
+    assert statistics.interval([30.0, 31.0, 33.0], np.std).high == math.inf
+
+
+def test_runs_all_alike_give_an_interval_without_width_and_no_warning() -> None:
+    for statistic in ("median", "mean", np.std):
+        found = statistics.interval([90.0] * 20, statistic)
+        assert found.low == pytest.approx(found.estimate) == found.high
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [min, max, np.min, np.max, "min", "best", lambda v: v.min(), lambda v: sorted(v)[-1]],
+)
+def test_no_interval_is_put_on_a_minimum(statistic: object) -> None:
+    values = NORMAL.draw(np.random.default_rng(1), 64)
+    with pytest.raises(ConfigError) as caught:
+        statistics.interval(values, statistic)  # type: ignore[arg-type]
+    assert "tuning_curve" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0, 95.0, math.nan])
+def test_a_confidence_out_of_range_is_refused(confidence: float) -> None:
+    with pytest.raises(ConfigError):
+        statistics.median([1.0, 2.0], confidence)
+
+
+@pytest.mark.parametrize("n", [9, 16, 32, 64, 128])
+def test_shares_are_covered_in_at_least_95_percent_whatever_the_true_share(n: int) -> None:
+    found = [statistics.share(k, n) for k in range(n + 1)]
+    low, high = np.array([i.low for i in found]), np.array([i.high for i in found])
+    p = np.linspace(0.001, 0.999, 999)[:, None]
+    covered = stats.binom.pmf(np.arange(n + 1), n, p) * ((low <= p) & (p <= high))
+    assert covered.sum(axis=1).min() >= 0.95  # exact: a sum over all outcomes, no simulation
+
+
+def test_shares_within_a_known_best_are_covered_in_simulated_studies() -> None:
+    law = LAWS["a quarter diverged"]
+    truth = float(law.cdf(np.array(32.0)))
+    make = lambda g: statistics.share_within(law.draw(g, 32), 28.0, 4.0)  # noqa: E731
+    assert coverage(make, truth) >= 0.95
+
+
+def test_share_within_counts_the_border_in_and_takes_its_own_best_if_none_is_given() -> None:
+    found = statistics.share_within([31.2, 35.2, 35.3, 90.0], None, 4)
+    assert found.estimate == 0.5
+    assert found.low < 0.5 < found.high
+    for bad in (lambda: statistics.share_within([1.0], None, -1), lambda: statistics.share(3, 2)):
+        with pytest.raises(ConfigError):
+            bad()
+
+
+# ---- the best of k draws ------------------------------------------------------------------------
+
+
+def test_the_expected_best_is_the_mean_over_all_subsets() -> None:
+    values = np.array([31.0, 90.0, 27.5, 90.0, 40.0, 33.0, 28.0])
+    curve = statistics.tuning_curve(values)
+    for k, mean in zip(curve.ks, curve.mean, strict=True):
+        assert mean == pytest.approx(np.mean([min(c) for c in itertools.combinations(values, k)]))
+    assert curve.median[0] == np.sort(values)[3]  # the lower median of seven
+    assert curve.mean[-1] == curve.median[-1] == 27.5
+
+
+def test_tuning_curve_bands_hold_at_every_k_at_once_for_mean_and_median() -> None:
+    rng, ks = np.random.default_rng(8), np.arange(1, 33)
+    for law in (NORMAL, diverging(0.25, NORMAL)):
+        median = law.ppf(1 - 0.5 ** (1 / ks))
+        e = np.linspace(0, 100, 20_001)
+        mean = np.trapezoid((1 - law.cdf(e)) ** ks[:, None], e, axis=1)
+        held = 0
+        for _ in range(1000):
+            curve = statistics.tuning_curve(law.draw(rng, 32))
+            held += bool(
+                (curve.median_low <= median).all() and (median <= curve.median_high).all()
+                and (curve.mean_low <= mean).all() and (mean <= curve.mean_high + 1e-3).all()
+            )  # fmt: skip
+        assert held / 1000 >= 0.95 - 2.6 * math.sqrt(0.0475 / 1000)
+
+
+def test_the_best_of_all_draws_has_no_lower_bound_but_the_support() -> None:
+    values = NORMAL.draw(np.random.default_rng(1), 64)
+    curve = statistics.tuning_curve(values, ks=[1, 64])
+    assert curve.median_low[0] > values.min()
+    assert curve.median_low[1] == 0.0
+    assert curve.median_high[1] < np.median(values)
+
+
+def test_a_tuning_curve_refuses_ks_and_values_it_cannot_answer_for() -> None:
+    for ks in ([0], [4], [], [1.5], [[1]]):
+        with pytest.raises(ConfigError):
+            statistics.tuning_curve([1.0, 2.0, 3.0], ks=ks)  # type: ignore[arg-type]
+    for support in ((2.0, 100.0), (0.0, 2.5), (0.0, math.inf), (math.nan, 100.0)):
+        with pytest.raises(ConfigError):
+            statistics.tuning_curve([1.0, 2.0, 3.0], support=support)
+
+
+def test_tuning_curves_and_bands_are_those_of_opda() -> None:
+    opda = pytest.importorskip(
+        "opda.nonparametric", reason="opda is missing: tuning curves were NOT compared with it"
+    )
+    values = np.sort(NORMAL.draw(np.random.default_rng(2), 13))
+    curve = statistics.tuning_curve(values)
+    theirs = opda.EmpiricalDistribution(values, a=0.0, b=100.0)
+    assert curve.mean == pytest.approx(theirs.u_tuning_curve(curve.ks, minimize=True))
+    assert (curve.median == theirs.quantile_tuning_curve(curve.ks, minimize=True)).all()
+    for kind, method in [("equal_precision", "ld_equal_tailed"), ("dkw", "dkw")]:
+        low, _, high = opda.EmpiricalDistribution.confidence_bands(
+            values, 0.95, 0.0, 100.0, generator=np.random.default_rng(0), method=method, n_jobs=1
+        )
+        ours = statistics.edf_band(values, kind=kind)  # type: ignore[arg-type]
+        assert ours.low == pytest.approx(low.cdf(values), abs=2e-3)  # opda simulates the level
+        assert ours.high == pytest.approx(high.cdf(values), abs=2e-3)
+        if kind == "equal_precision":
+            args = {"minimize": True}
+            assert curve.mean_low == pytest.approx(
+                high.average_tuning_curve(curve.ks, **args), 0.01
+            )
+            assert curve.mean_high == pytest.approx(
+                low.average_tuning_curve(curve.ks, **args), 0.01
+            )
+            assert (curve.median_low == high.quantile_tuning_curve(curve.ks, **args)).all()
+            assert (curve.median_high == low.quantile_tuning_curve(curve.ks, **args)).all()
+
+
+def test_draws_to_reach_reads_across_from_one_curve_to_the_other() -> None:
+    rng = np.random.default_rng(3)
+    good = statistics.tuning_curve(rng.normal(30, 3, 32))
+    poor = statistics.tuning_curve(rng.normal(45, 5, 32))
+    found = statistics.draws_to_reach(good, poor, 16)
+    assert found.draws is not None
+    assert good.mean[found.draws - 1] <= found.target == poor.mean[15]
+    assert found.draws == 1 or good.mean[found.draws - 2] > found.target
+    assert found.low is not None
+    assert found.low <= found.draws
+    assert found.high is None or found.high >= found.draws
+    assert statistics.draws_to_reach(poor, good, 16).draws is None
+    assert statistics.draws_to_reach(good, good, 7).draws == 7
+    with pytest.raises(ConfigError):
+        statistics.draws_to_reach(good, poor, 33)
+
+
+# ---- two contenders on the same draws -----------------------------------------------------------
+
+
+def shared_draws(
+    rng: np.random.Generator, n: int, gap: float = 0.0, seed_noise: float = 1.0
+) -> tuple[FloatArray, FloatArray]:
+    """Two contenders on the same settings: 15 % diverge for both, 5 % for each one alone."""
+    settings, fate = SKEWED.draw(rng, n), rng.random(n)
+    a = settings + seed_noise * rng.normal(size=n)
+    b = settings + gap + seed_noise * rng.normal(size=n)
+    a[(fate < 0.15) | (fate > 0.95)] = CHANCE
+    b[(fate < 0.15) | ((fate > 0.90) & (fate < 0.95))] = CHANCE
+    return np.round(a, 1), np.round(b, 1)
+
+
+@pytest.mark.parametrize("n", [32, 64])
+def test_the_paired_median_difference_is_covered_in_92_to_97_percent(n: int) -> None:
+    a, b = shared_draws(np.random.default_rng(0), 1_000_000, gap=2.0)
+    truth = float(np.median(a - b))
+
+    def make(rng: np.random.Generator) -> Interval:
+        a, b = shared_draws(rng, n, gap=2.0)
+        smooth = rng.uniform(-0.05, 0.05, n)  # undoes the steps of 0.1, on which coverage is more
+        return statistics.paired_median_difference(a + smooth, b)
+
+    assert -2.5 < truth < -1.5
+    assert 0.92 <= coverage(make, truth) <= 0.97
+
+
+def test_the_paired_difference_needs_the_same_draws_and_differs_from_that_of_medians() -> None:
+    a, b = [1.0, 2.0, 9.0], [0.0, 5.0, 6.0]
+    assert statistics.paired_median_difference(a, b).estimate == 1.0
+    assert np.median(a) - np.median(b) == -3.0
+    with pytest.raises(ConfigError, match="3 runs"):
+        statistics.paired_median_difference(a, [1.0])
+
+
+@pytest.mark.parametrize("n", [8, 12, 32])
+def test_two_identical_contenders_are_called_different_in_3_to_7_percent(n: int) -> None:
+    rng = np.random.default_rng(9)
+    called = [statistics.paired_test(*shared_draws(rng, n)).p < 0.05 for _ in range(STUDIES)]
+    assert 0.03 <= np.mean(called) <= 0.07
+
+
+def test_a_real_difference_is_found_with_the_power_it_was_planned_for() -> None:
+    rng = np.random.default_rng(10)
+    pilot = rng.normal(0, 4, 2000)
+    n = statistics.draws_needed(pilot, gap=2.0, power=0.8)
+    assert n == pytest.approx(33, abs=3)  # (1.96 + 0.84)^2 (4/2)^2 pi/3 for normal differences
+    found = [statistics.paired_test(rng.normal(2, 4, n), np.zeros(n)).p < 0.05 for _ in range(1000)]
+    assert 0.74 <= np.mean(found) <= 0.9
+
+
+def test_draws_needed_grows_with_power_falls_with_the_gap_and_survives_diverged_runs() -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.normal(1, 2, 64)
+    needed = statistics.draws_needed
+    small, large = needed(seen, gap=0.5), needed(seen, gap=2.0)
+    assert small is not None
+    assert large is not None
+    assert small > large >= 6
+    assert needed(seen, gap=0.5, power=0.95) > small  # type: ignore[operator]
+    with_failure = np.append(seen, 60.0)  # one contender diverged once: not a reason to give up
+    assert needed(with_failure, gap=0.5) < 1.2 * small  # type: ignore[operator]
+    assert needed(np.append(seen, np.zeros(64)), gap=2.0) == pytest.approx(2 * large, abs=1)
+    assert needed(seen, gap=0.0) is None
+    assert needed([-1.0, 1.0, -2.0, 2.0]) is None
+    assert needed([5.0] * 9) == 11
+    assert needed([5.0] * 9, level=2**-20) >= 21  # type: ignore[operator]
+    for bad in ({"power": 1.0}, {"power": 0.01}, {"level": 0.0}):
+        with pytest.raises(ConfigError):
+            needed(seen, **bad)
+    with pytest.raises(ConfigError):
+        needed([0.0, 0.0, 1.0])
+
+
+def test_the_paired_test_is_scipys_exact_one_without_ties() -> None:
+    rng = np.random.default_rng(0)
+    for n in (6, 9, 20, 50):
+        d = rng.normal(0.4, 1, n)
+        ours, theirs = statistics.paired_test(d, np.zeros(n)), stats.wilcoxon(d, method="exact")
+        assert ours.p == pytest.approx(theirs.pvalue)
+        assert min(ours.statistic, n * (n + 1) / 2 - ours.statistic) == theirs.statistic
+
+
+def test_the_paired_test_is_exact_with_ties_by_enumerating_every_sign_flip() -> None:
+    d = np.array([1.0, 1.0, -1.0, 2.0, 3.0, 3.0, -2.0, 5.0, 0.0, 0.0])
+    ranks = stats.rankdata(np.abs(d[d != 0]))
+    sums = np.array([np.dot(s, ranks) for s in itertools.product([0, 1], repeat=8)])
+    observed = ranks[d[d != 0] > 0].sum()
+    expected = 2 * min((sums <= observed).mean(), (sums >= observed).mean())
+    found = statistics.paired_test(d + 30, np.full(10, 30.0))
+    assert found.p == pytest.approx(expected)
+    assert (found.statistic, found.n) == (observed, 8)
+
+
+def test_the_paired_test_sees_ties_through_binary_fractions_and_ignores_its_order() -> None:
+    a, b = np.array([31.2, 41.2, 51.2, 20.0]), np.array([30.0, 40.0, 50.0, 21.2])
+    assert statistics.paired_test(a, b).statistic == 7.5  # four mid-ranks of 2.5
+    assert statistics.paired_test(a, b).p == statistics.paired_test(b, a).p
+
+
+def test_contenders_without_any_difference_have_p_one_and_few_draws_no_verdict() -> None:
+    same = statistics.paired_test([90.0, 30.0], [90.0, 30.0])
+    assert (same.p, same.n) == (1.0, 0)
+    assert statistics.paired_test(np.zeros(5), np.arange(1.0, 6.0)).p == 0.0625
+    assert statistics.paired_test(np.zeros(6), np.arange(1.0, 7.0)).p == 0.03125
+
+
+def test_many_draws_use_the_normal_limit_and_join_the_exact_law() -> None:
+    d = np.random.default_rng(0).normal(0.1, 1, 401)
+    approximate = statistics.paired_test(d, np.zeros(401))
+    exact = statistics.paired_test(d[:400], np.zeros(400))
+    assert "approximation" in approximate.method
+    assert "exact" in exact.method
+    assert exact.p == pytest.approx(stats.wilcoxon(d[:400], method="approx").pvalue, rel=0.01)
+
+
+def test_holm_adjusts_step_by_step_and_keeps_the_order() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+    assert statistics.holm([0.02]).tolist() == [0.02]
+    for bad in ([1.2], [-0.1], [], [math.nan]):
+        with pytest.raises(ConfigError):
+            statistics.holm(bad)
+
+
+def test_holm_keeps_false_calls_among_identical_contenders_below_five_percent() -> None:
+    rng, calls = np.random.default_rng(11), 0
+    for _ in range(500):
+        base = SKEWED.draw(rng, 24)
+        runs = base + rng.normal(size=(4, 24))
+        p = [statistics.paired_test(x, y).p for x, y in itertools.combinations(runs, 2)]
+        calls += bool(statistics.holm(p).min() < 0.05)
+    assert calls / 500 <= 0.05 + 2.6 * math.sqrt(0.0475 / 500)  # uncorrected: 0.2
+
+
+def test_crossings_are_found_where_the_lead_changes() -> None:
+    a, b = [10.0, 20.0, 30.0, 40.0], [15.0, 16.0, 17.0, 50.0]
+    seen = statistics.edfs_cross(a, b).seen
+    # A leads from 10 to 15, B from 16 to 30, A from 40; between these the two are equal.
+    assert seen == [statistics.Crossing(15.0, 16.0, "a"), statistics.Crossing(30.0, 40.0, "b")]
+
+
+def test_equal_or_ordered_distributions_do_not_cross() -> None:
+    a = NORMAL.draw(np.random.default_rng(0), 32)
+    assert statistics.edfs_cross(a, a).seen == []
+    assert statistics.edfs_cross(a, a + 1).seen == []
+    with pytest.raises(ConfigError):
+        statistics.edfs_cross(a, a[:20])
+    assert statistics.edfs_cross(a, a[:20] + 3, paired=False).noise > 0.2
+
+
+def test_crossings_beyond_noise_are_rare_without_and_usual_with_a_true_crossing() -> None:
+    rng, false, true, holds = np.random.default_rng(12), 0, 0, 0
+    for _ in range(200):
+        setting = rng.normal(size=64)
+        a, b = (35 + 5 * setting + rng.normal(size=64) for _ in range(2))
+        b = np.where(b > 35, b + 4, b)  # equal on the good half, A better on the bad one
+        false += bool(statistics.edfs_cross(a, b).beyond_noise)
+        steady, wild = (35 + s * setting + 0.5 * rng.normal(size=64) for s in (3, 7))
+        found = statistics.edfs_cross(steady, wild).beyond_noise
+        true += len(found) == 1
+        holds += len(found) == 1 and found[0].low <= 35 <= found[0].high
+    assert false <= 10
+    assert true >= 160
+    assert holds >= 0.95 * true
+
+
+# ---- the hyper-parameters of the good runs ------------------------------------------------------
+
+
+def test_best_range_follows_the_exact_law_of_the_best_of_a_resample() -> None:
+    # 16 of 64 with replacement: P(rank of the best > r) = (1 - r/64)^16.
+    ranks = np.arange(1.0, 65.0)
+    found = statistics.best_range(values=ranks, metric=ranks, b=20_000)
+    above = (1 - ranks / 64) ** 16
+    expected = [ranks[np.argmax(above <= 1 - q)] for q in (0.025, 0.5, 0.975)]
+    assert np.abs(np.array(found) - expected).max() <= 1
+    assert found.low == 1.0
+    assert found == statistics.best_range(ranks, ranks, b=20_000)
+
+
+def test_best_range_is_narrow_for_a_setting_that_matters_and_wide_for_one_that_does_not() -> None:
+    rng = np.random.default_rng(0)
+    lr, decay = rng.uniform(-4, -2, 64), rng.uniform(-2, 0, 64)
+    errors = 30 + 20 * (lr + 3) ** 2
+    matters, idle = statistics.best_range(errors, lr), statistics.best_range(errors, decay)
+    assert matters.low <= -3 <= matters.high
+    assert matters.high - matters.low < 0.5 < 1 < idle.high - idle.low
+    for bad in ({"fraction": 0.01}, {"fraction": 1.5}, {"b": 0}):
+        with pytest.raises(ConfigError):
+            statistics.best_range(errors, lr, **bad)
+
+
+def test_a_best_value_on_the_border_of_its_range_is_said_with_the_side() -> None:
+    lr = np.array([1e-4, 1e-3, 1e-2, 9e-2])
+    assert statistics.on_border(lr, [9, 8, 7, 6], 1e-4, 1e-1).side == "high"
+    assert statistics.on_border(lr, [6, 7, 8, 9], 1e-4, 1e-1) == statistics.Border("low", 0.0)
+    assert statistics.on_border(lr, [8, 6, 7, 9], 1e-4, 1e-1).side is None
+    # 1e-2 is in the middle of a logarithmic range and near the bottom of a linear one.
+    assert statistics.on_border(lr, [8, 9, 6, 7], 1e-4, 1e-1, log=True).side is None
+    assert statistics.on_border(lr, [8, 9, 6, 7], 1e-4, 1e-1, log=False).side == "low"
+    assert statistics.on_border(lr, [90, 90, 90, 90], 1e-4, 1e-1).side is None
+    assert statistics.on_border([-1.0, 0.0], [1, 2], -1.0, 1.0, log=False).side == "low"
+
+
+def test_a_setting_without_effect_lies_on_the_border_one_time_in_four() -> None:
+    rng = np.random.default_rng(0)
+    sides = [
+        statistics.on_border(rng.random(16), rng.random(16), 0, 1, log=False).side
+        for _ in range(STUDIES)
+    ]
+    assert np.mean([side is not None for side in sides]) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "margin"),
+    [(1.0, 1.0, True, 0.1), (0.0, 1.0, True, 0.1), (0.5, 2.0, True, 0.5), (0.5, 0.9, True, 0.1)],
+)
+def test_an_impossible_range_is_refused(low: float, high: float, log: bool, margin: float) -> None:
+    with pytest.raises(ConfigError):
+        statistics.on_border([0.6, 1.0], [30.0, 31.0], low, high, log=log, margin=margin)
+
+
+# ---- the wide grids behind the numbers in the docstrings ----------------------------------------
+
+
+@pytest.mark.slow
+@all_laws
+@pytest.mark.parametrize("n", [32, 64, 128])
+def test_wide_median_coverage(law: Law, n: int) -> None:
+    covered = coverage(lambda g: statistics.median(law.draw(g, n)), law.median, studies=8000)
+    assert 0.935 <= covered <= 0.965
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [NORMAL, SKEWED], ids=["normal", "skewed"])
+@pytest.mark.parametrize("diverged", [0.0, 0.1, 0.25, 0.5, 0.8])
+@pytest.mark.parametrize("high", [45, 60])
+@pytest.mark.parametrize("n", [32, 64, 128])
+def test_wide_area_coverage(base: Law, diverged: float, high: float, n: int) -> None:
+    law = diverging(diverged, base) if diverged else base
+    truth = law.mean_between(25, high)
+    covered = coverage(lambda g: statistics.area(law.draw(g, n), 25, high), truth, studies=4000)
+    assert 0.92 <= covered <= 0.97
+
+
+@pytest.mark.slow
+def test_the_area_misses_failures_too_rare_to_be_sampled_as_its_docstring_says() -> None:
+    law = diverging(0.05, NORMAL)
+    truth = law.mean_between(20, 90)
+    assert 0.75 <= coverage(lambda g: statistics.area(law.draw(g, 32), 20, 90), truth) <= 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statistic", [np.std, lambda v: float(stats.trim_mean(v, 0.1))])
+def test_wide_coverage_of_other_smooth_statistics(statistic: statistics.Statistic) -> None:
+    big = NORMAL.ppf((np.arange(400_000) + 0.5) / 400_000)
+    make = lambda g: statistics.interval(NORMAL.draw(g, 48), statistic)  # noqa: E731
+    assert 0.92 <= coverage(make, float(statistic(big)), studies=400) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dkw", "equal_precision"])
+@pytest.mark.parametrize("n", [8, 32, 64, 128])
+def test_wide_band_coverage(kind: statistics.BandKind, n: int) -> None:
+    for law in (NORMAL, STEPS, diverging(0.25, SKEWED)):
+        assert band_holds(kind, law, n, studies=8000) >= 0.95 - 2.6 * math.sqrt(0.0475 / 8000)
+
+
+@pytest.mark.slow
+@some_laws
+@pytest.mark.parametrize("n", [32, 64])
+def test_wide_coverage_of_the_share_within_the_studys_own_best(law: Law, n: int) -> None:
+    rng, held = np.random.default_rng(13), 0.0
+    for _ in range(4000):
+        values = law.draw(rng, n)
+        found = statistics.share_within(values, None, 4.0)
+        held += found.low <= law.cdf(values.min() + 4.0) <= found.high
+    assert held / 4000 >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [stats.qmc.Sobol, stats.qmc.Halton])
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+def test_quasi_random_draws_make_intervals_too_wide_not_too_narrow(
+    sampler: type[stats.qmc.QMCEngine], noise: float
+) -> None:
+    rng, held = np.random.default_rng(14), 0.0
+
+    def errors(u: FloatArray) -> FloatArray:
+        smooth = 25 + 25 * (u[:, 0] - 0.6) ** 2 + 30 * (u[:, 1] - 0.4) ** 2
+        return smooth + noise * rng.normal(size=len(u))
+
+    truth = np.median(errors(rng.random((2_000_000, 2))))
+    for _ in range(500):
+        found = statistics.median(errors(sampler(2, scramble=True, rng=rng).random(64)))
+        held += found.low <= truth <= found.high
+    assert held / 500 >= 0.97
