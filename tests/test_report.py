@@ -1,4 +1,4 @@
-"""The report: what it says of known numbers, that names cannot inject, and how a browser shows it."""
+"""The report: what it says of known numbers, that nothing injects, and how a browser shows it."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_a_study_begun_with_other_versions_is_not_continued_silently(study: Path
     original = file.read_text()
     file.write_text(json.dumps(record))
     try:
-        with pytest.raises(ConfigError, match="torch 1.0"):
+        with pytest.raises(ConfigError, match=r"torch 1\.0"):
             conduct(StudyFolder(study), plan(3), quiet=True)
         conduct(StudyFolder(study), plan(3), quiet=True, allow_mixed=True)
         history = json.loads(file.read_text())["history"]

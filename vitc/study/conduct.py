@@ -93,7 +93,7 @@ def hparams_plan(
 def _one_precision(groups: list[Group]) -> list[Group]:
     """Precision auto decided once, by the first group's model, for all of them."""
     from vitc.train.device import pick_device
-    from vitc.train.precision import faster_precision
+    from vitc.train.probe import faster_precision
 
     undecided = [g for g in groups if g.config.train.precision == "auto"]
     if not undecided:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +15,14 @@ from vitc.data.loader import open_eval
 from vitc.data.sources import open_data
 from vitc.errors import ConfigError, DataError
 from vitc.models.zoo import build_model
+from vitc.train.build import batch_plan, step_settings
 from vitc.train.device import Processes, autocast, describe, pick_device
 from vitc.train.metrics import Counts, wilson
 from vitc.train.runlog import read_data
 from vitc.train.state import load_weights_of
+from vitc.train.step import StepSettings
 
-if TYPE_CHECKING:
-    from vitc.train.step import StepSettings
+EVAL_BATCH = 256  # images; larger ones measure no faster
 
 
 @torch.inference_mode()
@@ -62,9 +62,6 @@ def evaluate_run(
     `top5` (percent), `loss`, `n`, the 95 % interval `top1_low`, `top1_high`, and what was
     measured. Raises ConfigError, DataError, CheckpointError.
     """
-    from vitc.train.loop import EVAL_BATCH, batch_plan
-    from vitc.train.step import StepSettings
-
     config = from_dict(read_json(run / "config.json"))
     where = pick_device(device)
     model, record = load_model(run, weights)
@@ -82,18 +79,9 @@ def evaluate_run(
         raise ConfigError(
             f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
         )
-    settings = StepSettings(
-        device=where,
-        procs=Processes(),
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-        mean=tuple(record["mean"]),
-        std=tuple(record["std"]),
-        num_classes=len(record["classes"]),
-        label_smoothing=0.0,
-        clip_norm=None,
-    )
-    plan = dataclasses.replace(batch_plan(config, Processes()), drop_path_rate=0.0)
+    mean, std = tuple(record["mean"]), tuple(record["std"])
+    settings = step_settings(config, where, Processes(), mean, std, len(record["classes"]))
+    plan = batch_plan(config, Processes())
     batches = open_eval(images.splits[split], images, config.data, plan, where, batch=EVAL_BATCH)
     result: dict[str, Any] = evaluate(model.to(where), batches, settings)
     low, high = wilson(result["top1"], int(result["n"]))

@@ -24,10 +24,8 @@ from vitc.data.loader import EvalLoader, MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
-from vitc.models.zoo import build_model
-from vitc.optim.ema import build_ema
-from vitc.optim.optimizers import build_optimizer
 from vitc.optim.schedule import lr_at
+from vitc.train.build import batch_plan, fresh_state, step_settings
 from vitc.train.device import (
     Processes,
     describe,
@@ -38,15 +36,13 @@ from vitc.train.device import (
     precision_note,
     processes,
 )
-from vitc.train.evaluate import evaluate
+from vitc.train.evaluate import EVAL_BATCH, evaluate
 from vitc.train.metrics import wilson
-from vitc.train.precision import faster_precision
+from vitc.train.probe import faster_precision
 from vitc.train.progress import RunProgress, duration
 from vitc.train.runlog import CONFIG, RunFolder, environment
-from vitc.train.state import TrainState, latest_checkpoint
-from vitc.train.step import NormStatistics, StepSettings, train_step
-
-EVAL_BATCH = 256  # images; larger ones measure no faster
+from vitc.train.state import latest_checkpoint
+from vitc.train.step import NormStatistics, train_step
 
 
 @dataclass(frozen=True)
@@ -117,23 +113,6 @@ def _decided(
     return dataclasses.replace(config, train=train), f"precision {precision}: {why}"
 
 
-def batch_plan(config: RunConfig, procs: Processes) -> BatchPlan:
-    """What the data room must know to draw this run's batches."""
-    t = config.train
-    return BatchPlan(
-        batch=t.batch,
-        micro=t.micro,
-        seed_order=t.seed if t.seed_order is None else t.seed_order,
-        seed_augment=t.seed if t.seed_augment is None else t.seed_augment,
-        size=config.model.size,
-        in_chans=config.model.in_chans,
-        depth=config.model.depth,
-        drop_path_rate=config.model.drop_path_rate,
-        rank=procs.rank,
-        world=procs.world,
-    )
-
-
 def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
     """data.json: what predicting and evaluating need to know of the images."""
     return {
@@ -196,37 +175,10 @@ class Trainer:
         self.steps_per_epoch = steps
         self.total_steps = steps * config.train.epochs
         self.quiet = quiet or not procs.first
-        self.state = self._fresh_state()
-        self.settings = StepSettings(
-            device=device,
-            procs=procs,
-            precision=config.train.precision,
-            channels_last=config.train.channels_last,
-            mean=data.mean,
-            std=data.std,
-            num_classes=len(data.classes),
-            label_smoothing=config.data.augment.label_smoothing,
-            clip_norm=config.optim.clip_norm,
-        )
+        self.state = fresh_state(config, len(data.classes), steps, device)
+        self.settings = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
         self.pending: list[tuple[Tensor, Tensor]] = []  # (loss, gradient norm) not yet read
         self.last_save = self.last_read = time.monotonic()
-
-    def _fresh_state(self) -> TrainState:
-        t = self.config.train
-        model = initial_model(self.config, len(self.data.classes)).to(self.device)
-        if t.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if t.grad_checkpointing:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
-        ema = build_ema(
-            model,
-            self.config.optim.ema,
-            self.config.optim.schedule,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs=t.epochs,
-            batch=t.batch,
-        )
-        return TrainState(model, build_optimizer(self.config.optim, model), ema)
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -528,11 +480,3 @@ class Trainer:
     def _tell(self, text: str) -> None:
         self.folder.event(text)
         self.progress.say(text)
-
-
-def initial_model(config: RunConfig, num_classes: int) -> nn.Module:
-    """The freshly initialised model on CPU: the same weights for the same seed_init everywhere."""
-    t = config.train
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(t.seed if t.seed_init is None else t.seed_init)
-        return build_model(config.model, num_classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +15,10 @@ from vitc.config import RunConfig
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet
-from vitc.optim.ema import build_ema
-from vitc.optim.optimizers import build_optimizer
-from vitc.train.device import Processes, autocast, machine_settings
+from vitc.train.build import batch_plan, fresh_state, initial_model, step_settings
+from vitc.train.device import Processes, autocast, machine_settings, peak_memory
 from vitc.train.evaluate import evaluate
-from vitc.train.loop import batch_plan, initial_model
-from vitc.train.state import TrainState
-from vitc.train.step import NormStatistics, StepSettings, train_step
+from vitc.train.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
 MOST_STEPS = 100  # of a probe
@@ -59,7 +55,7 @@ def probe(
             torch.cuda.reset_peak_memory_stats(device)
         try:
             step, evaluation = _measure(config, data, device, seconds)
-            memory = torch.cuda.max_memory_allocated(device) if cuda else _process_peak()
+            memory = peak_memory(device) or 0
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -83,28 +79,11 @@ def _measure(
     config: RunConfig, data: DataSet, device: torch.device, seconds: float
 ) -> tuple[float, float]:
     """Seconds of a step, and of evaluating an image."""
-    t = config.train
-    model = initial_model(config, len(data.classes)).to(device)
-    if t.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if t.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    optim, steps = config.optim, steps_per_epoch(len(data.splits["train"]), t.batch)
-    ema = build_ema(
-        model, optim.ema, optim.schedule, epochs=t.epochs, steps_per_epoch=steps, batch=t.batch
-    )
-    state = TrainState(model, build_optimizer(optim, model), ema)
-    settings = StepSettings(
-        device=device,
-        procs=Processes(),
-        precision=t.precision,
-        channels_last=t.channels_last,
-        mean=data.mean,
-        std=data.std,
-        num_classes=len(data.classes),
-        label_smoothing=config.data.augment.label_smoothing,
-        clip_norm=optim.clip_norm,
-    )
+    t, optim = config.train, config.optim
+    steps = steps_per_epoch(len(data.splits["train"]), t.batch)
+    state = fresh_state(config, len(data.classes), steps, device)
+    model = state.model
+    settings = step_settings(config, device, Processes(), data.mean, data.std, len(data.classes))
     plan = batch_plan(config, settings.procs)
     norms = NormStatistics(model, plan.micros_here, settings.procs)
     lr = optim.peak_lr(t.batch) / 100
@@ -138,16 +117,6 @@ def _measure(
         if took > seconds / 3:
             break
     return step_seconds, took / len(split)
-
-
-def _process_peak() -> int:
-    """Most memory this process ever held, in bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def faster_precision(
