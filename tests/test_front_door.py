@@ -42,15 +42,19 @@ class Machines:
     def __init__(self) -> None:
         self.pixels_per_second = 1e9
         self.most_pixels = math.inf
+        self.threads: dict[int | None, float] = {}  # how many times longer than with others
         self.asked: list[RunConfig] = []
 
-    def __call__(self, config: RunConfig, data: DataSet, device: torch.device) -> Probe | None:
+    def __call__(
+        self, config: RunConfig, data: DataSet, device: torch.device, seconds: float = 1.0
+    ) -> Probe | None:
         self.asked.append(config)
         h, w = config.model.size
         work = h * w * COST[config.model.name]
         if work * config.train.micro > self.most_pixels:
             return None
         seconds = work / self.pixels_per_second
+        seconds *= self.threads.get(config.train.threads, 1.0)
         return Probe(config.train.batch * seconds, seconds / 3, 500_000_000)
 
 
@@ -328,6 +332,19 @@ def test_precision_is_what_a_measurement_says_and_auto_leaves_it_to_that(
         proposal = propose(photo_folder(name=f"photos{len(fixed)}"), None, fixed)
         assert proposal.config.train.precision == "bf16"
         assert line(proposal, "precision") == "precision: bf16 — because it is twice as fast"
+
+
+def test_threads_are_halved_for_as_long_as_that_is_faster(
+    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    folder = photo_folder()
+    assert propose(folder).config.train.threads == 8
+    machine.threads = {8: 50.0, 4: 30.0}
+    proposal = propose(folder)
+    assert proposal.config.train.threads == 2
+    assert re.search(r"takes .+ ms with 2, .+ ms with 1", line(proposal, "threads"))
+    assert propose(folder, None, {"train.threads": 8}).config.train.threads == 8
 
 
 # -- what the user fixed ---------------------------------------------------------------------------

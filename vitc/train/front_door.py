@@ -225,7 +225,7 @@ def held_out_shares(total: int) -> tuple[float, float]:
     Of few images none is kept for a test: nothing is chosen by validation (the last epoch is
     taken), so its number is an honest one.
     """
-    if total < 1000:
+    if total < 2000:
         return 0.2, 0.0
     share = round(min(0.15, max(0.02, 1500 / total)), 3)
     return share, share
@@ -512,7 +512,8 @@ class Trial:
     settings: dict[str, Any]
     config: RunConfig
     cost: Probe
-    why_precision: str
+    reasons: dict[str, str]
+    """Why these threads and this precision."""
 
 
 def _choose_model(
@@ -591,18 +592,61 @@ def _tried(
     from vitc.train.probe import faster_precision, probe
 
     settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
-    why = "you set --train.precision"
+    reasons: dict[str, str] = {}
+    if device.type == "cpu" and "train.threads" not in choices.fixed:
+        settings["train.threads"], reasons["threads"] = _threads(
+            choices, base, settings, data, device
+        )
+    reasons["precision"] = "you set --train.precision"
     if "train.precision" not in choices.fixed:
-        settings["train.precision"], why = faster_precision(choices.config(base, settings), device)
+        precision, why = faster_precision(choices.config(base, settings), device)
+        settings["train.precision"], reasons["precision"] = precision, why
     while True:
         config = choices.config(base, settings)
         cost = probe(config, data, device)
         if cost is not None:
-            return Trial(rung, settings, config, cost, why)
+            return Trial(rung, settings, config, cost, reasons)
         micro = config.train.micro
         if "train.micro_batch" in choices.fixed or micro % 2 or micro < 32:
             return None
         settings["train.micro_batch"] = micro // 2
+
+
+def _threads(
+    choices: Choices,
+    base: RunConfig,
+    settings: Mapping[str, Any],
+    data: DataSet,
+    device: torch.device,
+) -> tuple[int, str]:
+    """How many CPU threads, and why: half of them for as long as that is faster.
+
+    Threads wait for each other many times a step. Where other programs, or our own loader
+    processes, keep a core busy, two threads can be ten times slower than one.
+    """
+    import torch
+
+    from vitc.train.probe import probe
+
+    def step_seconds(threads: int) -> float:
+        own = {**settings, "train.threads": threads, "train.precision": "fp32"}
+        cost = probe(choices.config(base, own), data, device, seconds=0.5)
+        return math.inf if cost is None else cost.step_seconds
+
+    best = torch.get_num_threads()
+    why = "there is one core" if best == 1 else ""
+    seconds = step_seconds(best) if best > 1 else 0.0
+    while best > 1:
+        half = step_seconds(best // 2)
+        why = f"a step takes {_ms(seconds)} with {best}, {_ms(half)} with {best // 2}"
+        if half > 0.95 * seconds:
+            break
+        best, seconds = best // 2, half
+    return best, why
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def _predicted_epoch(
@@ -638,7 +682,9 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
         config.model.name,
         "you set --model" if "model" in fixed else f"{stem}; {reason}",
     )
-    choices.say("precision", config.train.precision, trial.why_precision)
+    choices.say("precision", config.train.precision, trial.reasons["precision"])
+    if "threads" in trial.reasons:
+        choices.say("threads", str(config.train.threads), trial.reasons["threads"])
     if config.train.micro_batch is not None and "train.micro_batch" not in fixed:
         choices.say("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
     if h * w < FEW_TOKENS:
@@ -727,8 +773,8 @@ def _say_costs(
     choices.say(
         "time",
         f"about {duration(seconds)}",
-        f"a step of {trial.config.train.batch} images took {1000 * trial.cost.step_seconds:.3g} "
-        "ms with reading them, measured just now",
+        f"a step of {trial.config.train.batch} images took {_ms(trial.cost.step_seconds)} with "
+        "reading them, measured just now",
     )
     if memory:
         choices.say("memory", f"about {memory / 1e9:.1f} GB", "that is what these steps needed")
