@@ -16,6 +16,7 @@ ratios within a repeat. A step is forward, cross-entropy, backward and a fused A
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -28,8 +29,10 @@ from vitc.models.zoo import create_model, model_config
 from vitc.train.device import autocast, describe, pick_device
 
 Step = Callable[[], None]
+KEPT: list[Any] = []
 
 
+@functools.cache
 def import_peers() -> tuple[Any, Any] | None:
     """(timm, torchvision.models), or None where they are not installed.
 
@@ -40,7 +43,7 @@ def import_peers() -> tuple[Any, Any] | None:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_peers.library = library  # type: ignore[attr-defined]  # must outlive the import
+        KEPT.append(library)  # it must outlive the import
         import timm
         from torchvision import models
     except ImportError:
@@ -149,8 +152,10 @@ class PlainViT(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
-def large(repeats: int, steps: int, batch: int, device: torch.device) -> None:
-    for precision in ("bf16", "fp32"):
+def large(
+    repeats: int, steps: int, batch: int, device: torch.device, precisions: list[str]
+) -> None:
+    for precision in precisions:
         torch.manual_seed(0)
         candidates = {
             "vitc vit_c_1gf": step_of(create_model("vit_c_1gf"), precision, batch, 224, device),
@@ -213,6 +218,7 @@ def tiny(repeats: int, steps: int, device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=["large", "tiny", "both"], default="both")
+    parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], help="of large")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32, help="images a step of the large part")
     parser.add_argument("--device", default="auto")
@@ -220,7 +226,7 @@ def main() -> None:
     device = pick_device(args.device)
     print(f"torch {torch.__version__}, {describe(device)}, {time.strftime('%Y-%m-%d')}")
     if args.part in ("large", "both"):
-        large(args.repeats, 2, args.batch, device)
+        large(args.repeats, 2, args.batch, device, args.precision)
     if args.part in ("tiny", "both"):
         tiny(args.repeats, 10, device)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from vitc.errors import ConfigError
 from vitc.study import statistics
@@ -44,7 +44,7 @@ class Law:
     def mean_between(self, low: float, high: float) -> float:
         """The integral of 1 - F, by the definition of `area`, not as a mean."""
         e = np.linspace(low, high, 200_001)
-        return float(np.trapezoid(1 - self.cdf(e), e))
+        return float(integrate.trapezoid(1 - self.cdf(e), e))
 
 
 def diverging(share: float, good: Law) -> Law:
@@ -343,7 +343,7 @@ def test_tuning_curve_bands_hold_at_every_k_at_once_for_mean_and_median() -> Non
     for law in (NORMAL, diverging(0.25, NORMAL)):
         median = law.ppf(1 - 0.5 ** (1 / ks))
         e = np.linspace(0, 100, 20_001)
-        mean = np.trapezoid((1 - law.cdf(e)) ** ks[:, None], e, axis=1)
+        mean = integrate.trapezoid((1 - law.cdf(e)) ** ks[:, None], e, axis=1)
         held = 0
         for _ in range(1000):
             curve = statistics.tuning_curve(law.draw(rng, 32))

@@ -15,7 +15,7 @@ from vitc.words import Parser, Verb, count, note, say, say_json, seconds
 if TYPE_CHECKING:
     from vitc.study.plan import Plan, Range, StudyFolder
 
-QUICK_SECONDS = 270.0  # of training, so that install and report fit into a few minutes as well
+QUICK_SECONDS = 240.0  # of training, so that install and report fit into a few minutes as well
 
 
 # -- quick and hparams -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from vitc.study import statistics as st
 from vitc.study.chosen import read_chosen
 from vitc.study.conduct import standing
 from vitc.study.plan import Group, Plan, Range, StudyFolder
+from vitc.train.runlog import read_metrics
 
 Tests = dict[tuple[str, str], dict[str, Any]]  # (contender, optim) -> its entry in chosen.json
 WITHIN_POINTS = 2.0  # "share of draws within x points of the best"
@@ -51,7 +52,9 @@ class GroupResult:
     optim: str
     rows: list[Row]
     curves: list[tuple[list[float], list[float]]]
-    """Validation error over epochs, one (epochs, errors) a trial that has any."""
+    """Validation error over epochs, one (epochs, errors) a trial that has a result."""
+    losses: list[tuple[list[float], list[float]]]
+    """Training loss over epochs, likewise."""
     median: st.Interval | None
     area: st.Interval | None
     share: st.Interval | None
@@ -255,7 +258,8 @@ def _group(
         contender=g.contender,
         optim=g.optim,
         rows=rows,
-        curves=[_curve(r) for r in rows if r.status in ("done", "diverged")],
+        curves=[_curve(r, "eval", "top1") for r in rows if r.error is not None],
+        losses=[_curve(r, "train", "loss") for r in rows if r.error is not None],
         median=st.median(errors) if len(errors) else None,
         area=st.area(errors, best or 0.0, plan.chance_error)
         if len(errors) >= st.FEWEST_TO_RESAMPLE else None,
@@ -285,11 +289,11 @@ def _meta_model(g: Group, classes: int) -> Any:
         return build_model(g.config.model, classes)
 
 
-def _curve(row: Row) -> tuple[list[float], list[float]]:
-    from vitc.train.runlog import read_metrics
-
-    lines = [m for m in read_metrics(row.folder, "eval") if m.get("top1") is not None]
-    return [float(m["epoch"]) for m in lines], [100 - float(m["top1"]) for m in lines]
+def _curve(row: Row, kind: str, name: str) -> tuple[list[float], list[float]]:
+    """(epochs, values) of a metric; accuracies as errors."""
+    lines = [m for m in read_metrics(row.folder, kind) if m.get(name) is not None]
+    values = [float(m[name]) for m in lines]
+    return [float(m["epoch"]) for m in lines], [100 - v if name == "top1" else v for v in values]
 
 
 def _compare(plan: Plan, groups: list[GroupResult]) -> list[Comparison]:

@@ -58,7 +58,7 @@ def hparams_plan(
         for recipe in recipes:
             for model in models or [""]:
                 extra = {"model": model} if model else {}
-                config = single_threaded(load_config(recipe, optim=optim, **extra, **overrides))
+                config = for_study(load_config(recipe, optim=optim, **extra, **overrides))
                 label = config.model.name if len(recipes) == 1 else f"{recipe} {config.model.name}"
                 groups.append(Group(contender=label, optim=optim, config=config))
     contenders = list(dict.fromkeys(g.contender for g in groups))
@@ -115,13 +115,19 @@ def count_classes(config: RunConfig) -> int:
     return len(open_data(config.data, config.model.in_chans).classes)
 
 
-def single_threaded(config: RunConfig) -> RunConfig:
-    """On CPU a trial has one thread and many trials share the cores; elsewhere as it is."""
+CURVE_POINTS = 4  # evaluations of a trial, about: each costs as much as a third of its images
+
+
+def for_study(config: RunConfig) -> RunConfig:
+    """The config as a trial: on CPU one thread, as many trials share the cores; and evaluated
+    about four times rather than after every epoch."""
     from vitc.train.device import pick_device
 
     device = pick_device(config.train.device).type
     threads = 1 if device == "cpu" else config.train.threads
-    return load_config(config, **{"train.device": device, "train.threads": threads})
+    every = max(config.train.eval_every_epochs, config.train.epochs // CURVE_POINTS)
+    return load_config(config, **{"train.device": device, "train.threads": threads,
+                                  "train.eval_every_epochs": every})  # fmt: skip
 
 
 # -- running ---------------------------------------------------------------------------------------

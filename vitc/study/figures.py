@@ -74,7 +74,12 @@ def pictures(section: Section, index: int) -> Iterator[Picture]:
                               _scatter(groups, looks, name, x, logarithmic))  # fmt: skip
             if any(len(c[0]) > 1 for g in groups for c in g.curves):
                 yield Picture(f"curves_{stem}", "curves", f"{optim}: validation error by epoch",
-                              _curves(groups, looks, section.plan.chance_error))  # fmt: skip
+                              _curves(groups, looks, [g.curves for g in groups],
+                                      "top-1 error of the EMA weights (%)"))  # fmt: skip
+            if any(len(c[0]) > 1 for g in groups for c in g.losses):
+                yield Picture(f"losses_{stem}", "curves", f"{optim}: training loss by epoch",
+                              _curves(groups, looks, [g.losses for g in groups],
+                                      "training loss (of the augmented images)"))  # fmt: skip
 
 
 def _axes() -> tuple[Figure, Any]:
@@ -191,21 +196,23 @@ def _scatter(
     return figure
 
 
-def _curves(groups: list[GroupResult], looks: dict[str, int], chance: float) -> Figure:
+Curves = list[tuple[list[float], list[float]]]  # (epochs, values) of each trial with a result
+
+
+def _curves(
+    groups: list[GroupResult], looks: dict[str, int], curves: list[Curves], ylabel: str
+) -> Figure:
     figure, axes = _axes()
-    for g in groups:
+    for g, mine in zip(groups, curves, strict=True):
         look = _look(looks[g.contender])
-        best = g.best
-        for row, (epochs, errors) in zip(
-            [r for r in g.rows if r.status in ("done", "diverged")], g.curves, strict=True
+        for row, (epochs, values) in zip(
+            [r for r in g.rows if r.error is not None], mine, strict=True
         ):
-            chosen = row is best
-            axes.plot(epochs, errors, color=look["color"], alpha=0.95 if chosen else 0.18,
+            chosen = row is g.best
+            axes.plot(epochs, values, color=look["color"], alpha=0.95 if chosen else 0.18,
                       linewidth=1.8 if chosen else 0.7, linestyle=look["linestyle"],
                       label=f"{g.contender}, best draw" if chosen else None)  # fmt: skip
     axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 error of the EMA weights (%)")
-    axes.set_ylim(top=chance * 1.02)
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.set_ylabel(ylabel)
     _legend(axes, len(groups))
     return figure

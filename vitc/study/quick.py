@@ -15,9 +15,10 @@ REFERENCE = "vit_p_tiny"
 CONTENDERS = ("vit_c_tiny", "vit_p_tiny_patch4", REFERENCE)
 OPTIMS = ("adamw", "sgd")
 BUDGET: dict[str, Any] = {  # of one trial
-    "train.epochs": 4,
-    "train.eval_every_epochs": 2,
-    "data.max_train": 5000,
+    "train.epochs": 3,
+    "train.batch": 64,
+    "train.eval_every_epochs": 3,  # one evaluation of both weights costs a tenth of a trial
+    "data.max_train": 3200,
 }
 FEWEST, MOST = 8, 64  # draws: below 6 the paired test cannot reach p < 0.05
 OVERHEAD = 1.12  # evaluation, saving and start of a trial over its training time, measured

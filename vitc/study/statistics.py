@@ -154,8 +154,8 @@ def edf_band(values: npt.ArrayLike, confidence: float = 0.95, kind: BandKind = "
 
     - `dkw`: simultaneous, the same width everywhere; Massart's constant in the Dvoretzky-Kiefer-
       Wolfowitz inequality (1990), sqrt(log(2/alpha) / 2n), valid for every n. The exact Kolmogorov
-      quantile (`scipy.stats.kstwo`) would be 3 % narrower at n = 32 and 2 % at 64, but then covers
-      95 % sharp; the bound can be checked by hand.
+      quantile (`scipy.stats.kstwo`) would be 2 % narrower at n = 32 and 64 and cover 95 % sharp;
+      the bound has a margin and can be checked by hand.
     - `equal_precision`: simultaneous, exact, tighter at both ends, so the one to judge the best
       runs by: a beta interval around each order statistic, all widened by the same exactly
       computed level (Learned-Miller and DeStefano, IEEE Trans. Inf. Theory 54, 2008; opda's
@@ -315,7 +315,7 @@ def median(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     The ranks come from the binomial(n, 1/2) law of how many values fall below the median, which
     needs no assumption about their distribution, and are interpolated between the two neighbouring
     levels (Hettmansperger and Sheather 1986, https://doi.org/10.1016/0167-7152(86)90021-0), since
-    whole ranks jump: at n = 32 from 94.99 % to 98 %. Coverage at n = 32 to 128: 94.5 to 95.8 % for
+    whole ranks jump: at n = 32 from 94.99 % to 98 %. Coverage at n = 32 to 128: 94.5 to 96.0 % for
     normal, lognormal and mixtures with up to 40 % diverged, errors in steps of 0.2 points included.
     It is more where many runs share the median's very value (steps of 1 point: 99 %; more than half
     diverged: 100 %), as for any interval. Bounds are infinite from fewer than 6 runs at 95 %.
