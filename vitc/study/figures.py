@@ -18,6 +18,7 @@ from vitc.study.plan import Range
 # and marker repeat the distinction for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#1b1f24"  # text and axes; the HTML replaces it by the page's own colour
 
@@ -48,6 +49,7 @@ class Picture:
 
     name: str
     part: str
+    optim: str
     title: str
     figure: Figure
 
@@ -61,23 +63,25 @@ def pictures(section: Section, index: int) -> Iterator[Picture]:
                 continue
             stem = f"{index}_{optim}"
             looks = {g.contender: i for i, g in enumerate(section.of(optim))}
-            yield Picture(f"tuning_{stem}", "tuning", f"{optim}: best after k draws",
+            yield Picture(f"tuning_{stem}", "tuning", optim, f"{optim}: best after k draws",
                           _tuning(groups, looks, compute=False))  # fmt: skip
-            yield Picture(f"compute_{stem}", "tuning", f"{optim}: best after some compute",
+            yield Picture(f"compute_{stem}", "tuning", optim, f"{optim}: best after some compute",
                           _tuning(groups, looks, compute=True))  # fmt: skip
-            yield Picture(f"edf_{stem}", "edf", f"{optim}: all draws", _edf(groups, looks))
-            yield Picture(f"delta_{stem}", "edf", f"{optim}: distance to the best draw",
+            yield Picture(f"edf_{stem}", "edf", optim, f"{optim}: all draws", _edf(groups, looks))
+            yield Picture(f"delta_{stem}", "edf", optim, f"{optim}: distance to the best draw",
                           _delta(groups, looks))  # fmt: skip
             for name, x, logarithmic in _settings(section, optim):
                 safe = name.replace(" ", "").replace("·", "_times_").replace(".", "_")
-                yield Picture(f"scatter_{stem}_{safe}", "scatter", f"{optim}: error against {name}",
+                title = f"{optim}: error against {name}"
+                yield Picture(f"scatter_{stem}_{safe}", "scatter", optim, title,
                               _scatter(groups, looks, name, x, logarithmic))  # fmt: skip
             if any(len(c[0]) > 1 for g in groups for c in g.curves):
-                yield Picture(f"curves_{stem}", "curves", f"{optim}: validation error by epoch",
+                title = f"{optim}: validation error by epoch"
+                yield Picture(f"curves_{stem}", "curves", optim, title,
                               _curves(groups, looks, [g.curves for g in groups],
                                       "top-1 error of the EMA weights (%)"))  # fmt: skip
             if any(len(c[0]) > 1 for g in groups for c in g.losses):
-                yield Picture(f"losses_{stem}", "curves", f"{optim}: training loss by epoch",
+                yield Picture(f"losses_{stem}", "curves", optim, f"{optim}: training loss by epoch",
                               _curves(groups, looks, [g.losses for g in groups],
                                       "training loss (of the augmented images)"))  # fmt: skip
 
@@ -85,6 +89,17 @@ def pictures(section: Section, index: int) -> Iterator[Picture]:
 def _axes() -> tuple[Figure, Any]:
     figure = Figure(layout="constrained")
     return figure, figure.subplots()
+
+
+def _log_axis(axes: Any) -> None:
+    """A log axis whose labels are plain numbers: names may hold `$`, so nothing is mathtext."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.tick_params(axis="x", labelsize=7.5)
 
 
 def _legend(axes: Any, count: int) -> None:
@@ -105,10 +120,7 @@ def _tuning(groups: list[GroupResult], looks: dict[str, int], compute: bool) -> 
         x = t.ks * (g.seconds_a_trial if compute else 1.0)
         axes.plot(x, t.mean, label=g.contender, **look)
         axes.fill_between(x, t.mean_low, t.mean_high, color=look["color"], alpha=0.13, linewidth=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    _log_axis(axes)
     axes.set_xlabel("training seconds spent on draws" if compute else "number of draws k")
     axes.set_ylabel("expected best top-1 error (%)")
     _tight_y(axes, groups)
@@ -172,6 +184,7 @@ def _scatter(
     groups: list[GroupResult], looks: dict[str, int], name: str, read: Any, log: bool
 ) -> Figure:
     figure, axes = _axes()
+    bars = ""
     for g in groups:
         i = looks[g.contender]
         rows = [r for r in g.rows if r.error is not None]
@@ -182,16 +195,17 @@ def _scatter(
         axes.scatter(x[~diverged], y[~diverged], s=16, alpha=0.75, color=colour,
                      marker=MARKERS[i % len(MARKERS)], label=g.contender, linewidths=0)  # fmt: skip
         axes.scatter(x[diverged], y[diverged], s=22, color=colour, marker="x")
-        if len(rows) >= 8:
+        if len(rows) >= FEWEST_FOR_BEST_RANGE:
             best = st.best_range(y, np.log10(x) if log else x)
             low, middle, high = (10**v if log else v for v in best)
-            axes.axvspan(low, high, color=colour, alpha=0.07, linewidth=0)
-            axes.axvline(middle, **{**_look(i), "linewidth": 1})
+            place = {"transform": axes.get_xaxis_transform(), "color": colour}
+            axes.plot([low, high], [0.015 + 0.03 * i] * 2, linewidth=2.5, alpha=0.6, **place)
+            axes.plot([middle], [0.015 + 0.03 * i], marker="|", markersize=8, **place)
+            bars = " (bars: best of resampled studies)"
     if log:
-        axes.set_xscale("log")
-    axes.set_xlabel(f"{name} (band: where the best of resampled studies lie; x: diverged)")
-    axes.set_ylabel("top-1 error (%)")
-    axes.xaxis.label.set_fontsize(7.5)
+        _log_axis(axes)
+    axes.set_xlabel(f"{name}{bars}")
+    axes.set_ylabel("top-1 error (%); x: diverged")
     _legend(axes, len(groups))
     return figure
 
@@ -214,5 +228,7 @@ def _curves(
                       label=f"{g.contender}, best draw" if chosen else None)  # fmt: skip
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
+    first = [values[0] for mine in curves for _, values in mine if values]
+    axes.set_ylim(top=1.1 * max(first), bottom=0 if min(first) < 1 else None)  # diverging: off it
     _legend(axes, len(groups))
     return figure

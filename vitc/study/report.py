@@ -314,11 +314,15 @@ def _e(text: object) -> str:
 
 def _section(s: Section, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
     def figures(part: str) -> str:
-        inside = "".join(
-            f"<figure>{svgs[p.name]}<figcaption>{_e(p.title)}</figcaption></figure>"
-            for p in drawn if p.part == part
-        )  # fmt: skip
-        return f'<div class="figures">{inside}</div>' if inside else ""
+        rows = [
+            "".join(
+                f"<figure>{svgs[p.name]}<figcaption>{_e(p.title)}</figcaption></figure>"
+                for p in drawn
+                if (p.part, p.optim) == (part, optim)
+            )
+            for optim in s.plan.optims
+        ]
+        return "".join(f'<div class="figures">{row}</div>' for row in rows if row)
 
     unfinished = (
         f'<p class="warning">{s.unfinished} trials have no result yet; this report is of the '
