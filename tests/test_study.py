@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -189,3 +191,51 @@ def test_a_users_mistake_is_one_message(
     assert text in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+STUDY = (
+    "import sys, torch; torch.set_num_threads(1); from vitc.cli import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.mark.slow
+def test_a_study_killed_twice_repeats_no_finished_trial(tmp_path: Path) -> None:
+    """16 draws; once `kill -9` of the engine and all its workers, once SIGTERM."""
+    out = tmp_path / "s"
+    words = ["study", "hparams", "debug", "--models", "vit_c_tiny", "vit_p_tiny", "--draws", "16",
+             "--train.epochs", "2", "--out", str(out)]  # fmt: skip
+    command = [sys.executable, "-c", STUDY, *words]
+
+    def ended() -> dict[str, tuple[int, str]]:
+        """Folder inode and the first line of events.log, with its time, of finished trials."""
+        return {
+            p.parent.name: (p.parent.stat().st_ino,
+                            (p.parent / "events.log").read_text().splitlines()[0])
+            for p in out.glob("trials/*/summary.json")
+            if json.loads(p.read_text())["status"] in ("done", "diverged")
+        }  # fmt: skip
+
+    def stopped_after(count: int, number: int) -> dict[str, tuple[int, str]]:
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        while len(ended()) < count and process.poll() is None:
+            time.sleep(0.05)
+        before = ended()
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(120) == (-9 if number == signal.SIGKILL else 143)
+        return before
+
+    first = stopped_after(5, signal.SIGKILL)
+    time.sleep(0.5)
+    second = stopped_after(15, signal.SIGTERM)
+    done = subprocess.run([*command, "--json"], check=True, timeout=600, capture_output=True)
+    last = ended()
+    assert len(last) == 32
+    assert first.items() <= second.items() <= last.items()
+    assert json.loads(done.stdout.splitlines()[-1])["sections"][0]["unfinished_trials"] == 0
+    for events in out.glob("trials/*/events.log"):  # one start each; the stopped ones went on
+        assert events.read_text().count("  begun") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -203,9 +204,10 @@ def test_kill_9_on_the_resident_path_is_bit_exact(tmp_path: Path) -> None:
         "train.batch": 64, "train.micro_batch": 32, "model.drop_path_rate": 0.1,
     })  # fmt: skip
     run(config, tmp_path / "whole", quiet=True)
-    out = kill_and_resume(config, tmp_path, kill_at=7)
+    k = random.randint(5, 20)  # of 32 steps
+    out = kill_and_resume(config, tmp_path, kill_at=k)
     assert_same_run(tmp_path / "whole", out)
-    assert_resumed(out, 7, 3)
+    assert_resumed(out, k, 3)
 
 
 def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
@@ -220,9 +222,10 @@ def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
         "train.save_every_steps": 2, "optim.clip_norm": 1.0,
     })  # fmt: skip
     run(config, tmp_path / "whole", quiet=True)
-    out = kill_and_resume(config, tmp_path, kill_at=11)
+    k = random.randint(4, 25)  # of some 45 steps, 9 an epoch: nearly always in mid-epoch
+    out = kill_and_resume(config, tmp_path, kill_at=k)
     assert_same_run(tmp_path / "whole", out)
-    assert_resumed(out, 11, 2)
+    assert_resumed(out, k, 2)
     # with no workers at all, the bits are the same
     alone = load_config(config, **{"data.workers": 0})
     run(alone, tmp_path / "alone", quiet=True)
