@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
     """
     from vitc.models.zoo import MODELS
-    from vitc.recipes import RECIPES
+    from vitc.recipes import RECIPES, recipe_doc
 
     if plot is not None:
         _check_plot(plot)
@@ -144,7 +143,7 @@ def list_page() -> Page:
     """Every model and every recipe, with one line on each."""
     from vitc.models.config import ConvStemConfig
     from vitc.models.zoo import MODELS, REPORTED
-    from vitc.recipes import RECIPES
+    from vitc.recipes import RECIPES, recipe_summary
 
     models = []
     for name, m in MODELS.items():
@@ -153,7 +152,7 @@ def list_page() -> Page:
         reported = f"{REPORTED[name].gflops:g} G" if name in REPORTED else ""
         models.append((name, stem, *body, str(m.stem.reduction), reported))
     header = ("model", "stem", "blocks", "dim", "heads", "image", "patch", "paper's flops")
-    recipes = [(name, recipe_doc(name).partition("\n")[0]) for name in RECIPES]
+    recipes = [(name, recipe_summary(name)) for name in RECIPES]
     return Page(
         {"models": list(MODELS), "recipes": list(RECIPES)},
         [
@@ -161,13 +160,6 @@ def list_page() -> Page:
             Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
         ],
     )
-
-
-def recipe_doc(name: str) -> str:
-    """A recipe's docstring: source, command, cost, expected result."""
-    from vitc.recipes import RECIPES
-
-    return inspect.getdoc(RECIPES[name]) or ""
 
 
 # -- a model ---------------------------------------------------------------------------------------
@@ -267,7 +259,7 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
 
 def schedule_numbers(config: RunConfig) -> dict[str, Any]:
     """The schedule as numbers; steps only where the training images can be counted."""
-    from vitc.optim.schedule import lr_at, warmup_epochs
+    from vitc.optim.schedule import lr_at, warmup_epochs, warmup_steps
 
     t, optim = config.train, config.optim
     images = count_images(config)
@@ -286,7 +278,7 @@ def schedule_numbers(config: RunConfig) -> dict[str, Any]:
         "steps_per_epoch": steps,
         "total_steps": None if steps is None else steps * t.epochs,
         "warmup_epochs": warm,
-        "warmup_steps": None if steps is None else round(warm * steps),
+        "warmup_steps": None if steps is None else warmup_steps(optim.schedule, t.epochs, steps),
         "first_lr": lr(0),
         "peak_lr": peak,
         "last_lr": None if steps is None else lr(steps * t.epochs - 1),
