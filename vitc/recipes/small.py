@@ -45,9 +45,10 @@ def fashion_vit_c(optim: str | None = None) -> RunConfig:
     """ViT_C (tiny) on the Fashion-MNIST subset inside the package: no download.
 
     Source: ours; 8,500 training images, 28x28 padded to 32x32.
-    Command: vitc train fashion_vit_c
-    Cost: not measured yet.
-    Expected: not measured yet.
+    Command: vitc train fashion_vit_c [--optim sgd]
+    Cost: 110 s on one core of a 2026 Xeon (2,350 images a second, fp32).
+    Expected: validation top-1 88.1 (87.3-88.6) with AdamW, 89.2 (88.5-89.8) with SGD, EMA of the
+    last epoch; mean (range) of 3 seeds on 1,500 images; measured 2026-11-22 in fp32.
     """
     return _fashion("vit_c_tiny", "fashion_vit_c", optim)
 
@@ -56,9 +57,10 @@ def fashion_vit_p(optim: str | None = None) -> RunConfig:
     """ViT_P (tiny) on the Fashion-MNIST subset inside the package: no download.
 
     Source: ours; the settings of fashion_vit_c.
-    Command: vitc train fashion_vit_p
-    Cost: not measured yet.
-    Expected: not measured yet.
+    Command: vitc train fashion_vit_p [--optim sgd]
+    Cost: 90 s on one core of a 2026 Xeon (2,850 images a second, fp32).
+    Expected: validation top-1 85.8 (84.7-86.3) with AdamW, 85.6 (85.1-86.3) with SGD, EMA of the
+    last epoch; mean (range) of 3 seeds on 1,500 images; measured 2026-11-22 in fp32.
     """
     return _fashion("vit_p_tiny", "fashion_vit_p", optim)
 
