@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import vitc
 from vitc.config import RunConfig, load_config
-from vitc.errors import ConfigError, DivergedError, InterruptedRun
+from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun
 from vitc.train.loop import run
 from vitc.train.runlog import read_metrics
 
@@ -237,3 +237,22 @@ def test_losses_are_finite_numbers_in_the_log(tmp_path: Path) -> None:
     train = [m for m in read_metrics(tmp_path / "r") if m["kind"] == "train"]
     assert all(math.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in train)
     assert [m["step"] for m in train] == list(range(1, len(train) + 1))
+
+
+def test_a_broken_file_is_named_once_counted_always_and_stops_the_run_unless_skipped(
+    tmp_path: Path, photo_folder: Callable[..., Path]
+) -> None:
+    folder = photo_folder(classes=2, count=20)
+    broken = folder / "class_0" / "007.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    config = tiny(**{
+        "data": str(folder), "data.workers": 0, "data.resident": "off", "data.val_fraction": 0.2,
+        "data.test_fraction": 0.0, "train.batch": 8, "train.epochs": 6,
+    })  # fmt: skip
+    with pytest.raises(BrokenFileError, match=r"class_0/007\.jpg"):
+        run(config, tmp_path / "stopped", quiet=True)
+    skipping = load_config(config, **{"data.bad_files": "skip"})
+    result = run(skipping, tmp_path / "skipped", quiet=True)
+    events = (tmp_path / "skipped" / "events.log").read_text()
+    assert events.count("007.jpg") == 1
+    assert result.summary["skipped_files"] >= 2 or "not evaluated" in events

@@ -177,6 +177,7 @@ class Trainer:
         self.quiet = quiet or not procs.first
         self.state = fresh_state(config, len(data.classes), steps, device)
         self.settings = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+        self.told: set[str] = set()  # what need not be said again
         self.pending: list[tuple[Tensor, Tensor]] = []  # (loss, gradient norm) not yet read
         self.last_save = self.last_read = time.monotonic()
 
@@ -320,7 +321,7 @@ class Trainer:
         line["n"] = int(line["n"])
         line |= {f"{k}_raw": raw[k] for k in ("top1", "top5", "loss")}
         for name in self._val_batches.skipped:
-            self._tell(f"not evaluated on broken file {name}")
+            self._tell_once(f"not evaluated on broken file {name}")
         if line["top1"] > state.best.get("top1", -1.0):
             state.best = {"top1": line["top1"], "epoch": line["epoch"]}
         state.last_eval = {k: v for k, v in line.items() if k != "kind"}
@@ -346,7 +347,7 @@ class Trainer:
     def _note_skipped(self, names: Iterable[str]) -> None:
         for name in names:
             self.state.skipped += 1
-            self._tell(f"skipped broken file {name}")
+            self._tell_once(f"skipped broken file {name}, in this and every later epoch")
 
     # -- saving, ending --------------------------------------------------------------------------
 
@@ -476,6 +477,11 @@ class Trainer:
             f"{self.steps_per_epoch} steps, batch {t.batch}, {t.precision}, on "
             f"{describe(self.device)}"
         )
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            self._tell(text)
 
     def _tell(self, text: str) -> None:
         self.folder.event(text)
