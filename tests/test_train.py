@@ -256,3 +256,22 @@ def test_a_broken_file_is_named_once_counted_always_and_stops_the_run_unless_ski
     events = (tmp_path / "skipped" / "events.log").read_text()
     assert events.count("007.jpg") == 1
     assert result.summary["skipped_files"] >= 2 or "not evaluated" in events
+
+
+def test_precision_auto_is_decided_once_saved_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def decide(*_: object) -> tuple[str, str]:
+        asked.append(1)
+        return "bf16", "a test says so"
+
+    monkeypatch.setattr("vitc.train.loop.faster_precision", decide)
+    config = tiny(**{"train.precision": "auto", "train.epochs": 3})
+    stop_after(config, tmp_path / "r", step=3)
+    saved = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert saved["train"]["precision"] == "bf16"
+    run(config, tmp_path / "r", quiet=True)
+    assert len(asked) == 1
+    assert "precision bf16: a test says so" in (tmp_path / "r" / "events.log").read_text()
