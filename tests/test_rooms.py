@@ -40,7 +40,7 @@ MAY = {
     "__main__": {"cli"},
     "": BOTTOM | COMPONENTS | {"config", "recipes", "train", "study", "deploy"},
 }
-MAY_LATE = {"config": {"recipes", "models.zoo"}}
+MAY_LATE = {"config": {"recipes", "models.zoo", "models.outside"}}
 WITHOUT_TORCH = [name for name in MODULES if name.endswith(".config")] + [
     "vitc", "vitc.errors", "vitc.config", "vitc.cli", "vitc.recipes", "vitc.models", "vitc.data",
     "vitc.optim", "vitc.train", "vitc.deploy", "vitc.study", "vitc.models.zoo",

@@ -15,9 +15,9 @@ from typing import Any
 
 from vitc.data.config import NEEDS_PATH, DataConfig
 from vitc.errors import ConfigError, suggest, unknown
-from vitc.models.config import STEM_KINDS, ViTConfig
+from vitc.models.config import MODEL_KINDS, STEM_KINDS, ModelConfig, OutsideStemConfig, ViTConfig
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
-from vitc.train.config import TrainConfig
+from vitc.train.config import InitConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class RunConfig:
 
     name: str = "run"
     """Name of the recipe it came from; the default place of the run is runs/<name>."""
-    model: ViTConfig = field(default_factory=ViTConfig)
+    model: ModelConfig = field(default_factory=ViTConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
@@ -34,6 +34,8 @@ class RunConfig:
     """The optimizer, its schedule and the weight average."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Budget, batch, precision, seeds."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """Weights to start from."""
 
     def problems(self) -> list[str]:
         """Everything wrong with it, one sentence each; empty when it can run."""
@@ -49,6 +51,7 @@ class RunConfig:
             *self.data.problems(),
             *self.optim.problems(),
             *self.train.problems(),
+            *self.init.problems(),
         ]
         warmup = self.optim.schedule.warmup_epochs
         if warmup is not None and warmup >= self.train.epochs:
@@ -74,7 +77,11 @@ class RunConfig:
 
 
 # Components whose class is chosen by name: (field name, kinds, the class's entry in a saved config)
-_KINDS: dict[str, Mapping[str, type[Any]]] = {"optim": OPTIMIZERS, "stem": STEM_KINDS}
+_KINDS: dict[str, Mapping[str, type[Any]]] = {
+    "optim": OPTIMIZERS,
+    "stem": STEM_KINDS,
+    "model": MODEL_KINDS,
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -118,12 +125,14 @@ def leaf_types(config: Any, path: str = "") -> dict[str, Any]:
 
 
 def all_leaf_types() -> dict[str, Any]:
-    """The same over every kind of optimizer and stem: what may stand on a command line."""
-    out: dict[str, Any] = {}
+    """The same over every kind of model, stem and optimizer: what may stand on a command line."""
+    out = leaf_types(RunConfig())
     for optim in OPTIMIZERS.values():
-        for stem in STEM_KINDS.values():
-            example = RunConfig(model=ViTConfig(stem=stem()), optim=optim())  # type: ignore[call-arg]
-            out |= leaf_types(example)
+        out |= leaf_types(optim(), "optim.")  # type: ignore[call-arg]
+    for model in MODEL_KINDS.values():
+        out |= leaf_types(model(), "model.")
+    for stem in STEM_KINDS.values():
+        out |= leaf_types(stem(), "model.stem.")
     return out
 
 
@@ -183,6 +192,8 @@ def _component(old: Any, key: str, group: dict[str, Any], hint: Any, where: str)
             pass
         elif dataclasses.is_dataclass(whole) and isinstance(whole, hint):
             old = whole
+        elif key == "stem" and isinstance(whole, str) and ":" in whole:
+            old = OutsideStemConfig(source=whole)
         elif key in _KINDS and isinstance(whole, str):
             old = with_kind(old, key, whole, where)
         else:
@@ -409,15 +420,39 @@ def resolve_config(
         config = with_model(config, names["model"])
     if "data" in names:
         config = with_data(config, names["data"])
-    return _located(from_dict(flat, config))
+    if isinstance(flat.get("init"), str):  # --init RUN
+        flat["init.weights"] = flat.pop("init")
+    return _named(_located(from_dict(flat, config)), flat)
 
 
 def _located(config: RunConfig) -> RunConfig:
-    """The same with an absolute data.path: a run is resumed from any working directory."""
-    if config.data.path is None:
+    """The same with absolute paths: a run is resumed from any working directory."""
+    if config.data.path is not None:
+        data = dataclasses.replace(config.data, path=_absolute(config.data.path))
+        config = dataclasses.replace(config, data=data)
+    weights = config.init.weights
+    if weights and not weights.startswith("timm:"):
+        init = dataclasses.replace(config.init, weights=_absolute(weights))
+        config = dataclasses.replace(config, init=init)
+    return config
+
+
+def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
+    """The same with a stem from outside looked up, where the user has just named one."""
+    model = config.model
+    just_named = any(key == "model" or key.startswith("model.stem") for key in flat)
+    if not (just_named and isinstance(model, ViTConfig)):
         return config
-    path = os.path.abspath(os.path.expanduser(config.data.path))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    if not isinstance(model.stem, OutsideStemConfig) or not model.stem.source:
+        return config
+    from vitc.models.outside import name_stem
+
+    model = dataclasses.replace(model, stem=name_stem(model.stem))
+    return dataclasses.replace(config, model=model)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:

@@ -20,7 +20,13 @@ from typing import Any, NoReturn, get_args
 from vitc.config import RunConfig, all_leaf_types, type_name
 from vitc.errors import ConfigError, suggest
 
-COMPONENTS = ("model", "data", "optim", "model.stem")  # settings that take the name of a kind
+COMPONENTS = (
+    "model",
+    "data",
+    "optim",
+    "model.stem",
+    "init",
+)  # take one word
 
 
 # -- settings: typed and dotted words --------------------------------------------------------------
@@ -69,6 +75,8 @@ def _width(hint: Any, following: Sequence[str]) -> int:
     """How many of the following words are the value of a setting of this type."""
     if hint is bool:  # the word alone switches it on
         return int(bool(following) and following[0].lower() in ("true", "false"))
+    if hint == tuple[str, ...]:  # names, apart from each other by commas: one word
+        return int(bool(following) and not following[0].startswith("--"))
     if "tuple" in str(hint):  # as many as are numbers: no recipe or folder in the way is taken
         count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
         return max(count, _is_none(following))
@@ -92,6 +100,9 @@ def _typed(name: str, hint: Any, words: list[str]) -> Any:
 
     if hint is bool:
         words = [w.capitalize() for w in words] or ["True"]
+    elif hint == tuple[str, ...]:
+        names = [name for word in words for name in word.split(",") if name]
+        return () if _is_none(names) else tuple(names)
     elif type(None) in get_args(hint) and _is_none(words):
         return None
     try:

@@ -22,7 +22,7 @@ from vitc.errors import ConfigError, DataError, suggest
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vitc.models.config import ViTConfig
+    from vitc.models.config import ModelConfig
 
 # -- pages and how they are written ----------------------------------------------------------------
 
@@ -127,7 +127,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     raise ConfigError(f"{what} is {what_is_it}.{near}", "Models and recipes: vitc show --list")
 
 
-def _model_with(name: str, settings: Mapping[str, Any]) -> ViTConfig:
+def _model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
     from vitc.models.zoo import model_config
 
     foreign = [s for s in settings if not s.startswith("model.")]
@@ -141,12 +141,15 @@ def _model_with(name: str, settings: Mapping[str, Any]) -> ViTConfig:
 
 def list_page() -> Page:
     """Every model and every recipe, with one line on each."""
-    from vitc.models.config import ConvStemConfig
+    from vitc.models.config import ConvStemConfig, ViTConfig
     from vitc.models.zoo import MODELS, REPORTED
     from vitc.recipes import RECIPES, recipe_summary
 
-    models = []
+    models, cnns = [], []
     for name, m in MODELS.items():
+        if not isinstance(m, ViTConfig):
+            cnns.append((name, str(m.img_size), f"{REPORTED[name].gflops:g} G"))
+            continue
         stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
         body = (str(m.depth), str(m.embed_dim), str(m.num_heads), str(m.img_size))
         reported = f"{REPORTED[name].gflops:g} G" if name in REPORTED else ""
@@ -157,6 +160,7 @@ def list_page() -> Page:
         {"models": list(MODELS), "recipes": list(RECIPES)},
         [
             Table("Models (vitc show MODEL)", header, models),
+            Table("CNNs the paper compares with", ("model", "image", "paper's flops"), cnns),
             Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
         ],
     )
@@ -165,7 +169,7 @@ def list_page() -> Page:
 # -- a model ---------------------------------------------------------------------------------------
 
 
-def model_page(config: ViTConfig) -> Page:
+def model_page(config: ModelConfig) -> Page:
     """Its parts with their cost, beside what the paper reports, and how well it is matched."""
     import torch
 
@@ -195,7 +199,7 @@ def model_page(config: ViTConfig) -> Page:
     classes = 1000 if config.num_classes is None else config.num_classes
     size = f"{config.size[0]}x{config.size[1]}"
     shown: list[str | Table] = [
-        f"{config.name}: {config.depth} blocks, {config.embed_dim} wide, {config.num_heads} heads, "
+        f"{config.name}: {config.summary}, "
         f"on {size} images with {config.in_chans} channels and {classes:,} classes",
         Table("Cost of one image; flops are multiply-adds, a part's cost is each", header, rows),
     ]

@@ -5,12 +5,19 @@ Shape letters: B batch, C channels, H W pixels, h w token grid, D embed_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
 
 from torch import Tensor, nn
 
 from vitc.errors import ConfigError
-from vitc.models.config import ConvStemConfig, Init, PatchifyStemConfig, StemConfig
+from vitc.models.config import Init
+from vitc.models.stem_config import (
+    ConvStemConfig,
+    OutsideStemConfig,
+    PatchifyStemConfig,
+    StemConfig,
+)
 
 
 class Stem(nn.Module):
@@ -123,14 +130,16 @@ def _check(config: StemConfig) -> None:
         raise ConfigError("\n".join(problems), "The paper's stems: paper Table 3; vitc show MODEL")
 
 
-STEMS: dict[type[StemConfig], type[PatchifyStem] | type[ConvStem]] = {
+STEMS: dict[type[StemConfig], Callable[..., Stem]] = {
     PatchifyStemConfig: PatchifyStem,
     ConvStemConfig: ConvStem,
 }
 
 
-def build_stem(
-    config: StemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-) -> PatchifyStem | ConvStem:
+def build_stem(config: StemConfig, in_chans: int, embed_dim: int, init: Init = "2021") -> nn.Module:
     """The stem a config describes. Raises ConfigError, all problems at once."""
-    return STEMS[type(config)](config, in_chans, embed_dim, init)  # type: ignore[arg-type]
+    if isinstance(config, OutsideStemConfig):
+        from vitc.models.outside import load_stem
+
+        return load_stem(config, in_chans, embed_dim)
+    return STEMS[type(config)](config, in_chans, embed_dim, init)

@@ -10,10 +10,17 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.errors import ConfigError, unknown
-from vitc.models.config import ConvStemConfig, Init, PatchifyStemConfig, ViTConfig
+from vitc.models.config import CNNConfig, Init, ModelConfig, TimmConfig, ViTConfig
+from vitc.models.stem_config import (
+    STEM_KINDS,
+    ConvStemConfig,
+    OutsideStemConfig,
+    PatchifyStemConfig,
+    StemConfig,
+)
 
 if TYPE_CHECKING:
-    from vitc.models.vit import VisionTransformer
+    from torch import nn
 
 
 class Size(NamedTuple):
@@ -94,9 +101,14 @@ def _vit_c(size: str) -> ViTConfig:
     return dataclasses.replace(twin, name=f"vit_c_{size}", stem=stem, depth=s.depth - 1)
 
 
-MODELS: dict[str, ViTConfig] = {
+MODELS: dict[str, ModelConfig] = {
     config.name: config for size in SIZES for config in (_vit_p(size), _vit_c(size))
 }
+
+NO_REGNETZ = (
+    "The paper's RegNetZ cannot be rebuilt: it names the family (arXiv 2103.06877) but not the "
+    "configs, and no public ones come to its flops, parameters and activations."
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -110,18 +122,28 @@ def patchify_twin(name: str) -> str | None:
     return twin if twin != name and twin in MODELS else None
 
 
-def model_config(name: str, **overrides: Any) -> ViTConfig:
+def model_config(name: str, **overrides: Any) -> ModelConfig:
     """The config of a named model with some of its fields replaced.
 
-    Raises ConfigError: unknown name or field (with a suggestion), values that cannot work.
+    `timm:NAME` is a model of the timm library where that is installed; its own input size is taken
+    unless img_size is given. Raises ConfigError: unknown name or field (with a suggestion), values
+    that cannot work.
     """
-    if name not in MODELS:
+    if name.startswith("timm:"):
+        from vitc.models.borrowed import timm_config
+
+        config: ModelConfig = timm_config(name)
+    elif name in MODELS:
+        config = MODELS[name]
+    elif name.startswith("regnetz"):
+        raise ConfigError(NO_REGNETZ, f"Near it: {', '.join(list_models('regnety_*'))}.")
+    else:
         raise unknown("model", name, MODELS)
-    fields = [f.name for f in dataclasses.fields(ViTConfig)]
+    fields = [f.name for f in dataclasses.fields(config)]
     for key in overrides:
         if key not in fields:
             raise unknown("model setting", key, fields)
-    config = dataclasses.replace(MODELS[name], **overrides)
+    config = dataclasses.replace(config, **overrides)
     problems = config.problems()
     if problems:
         raise ConfigError("\n".join(problems), f"The settings of {name}: vitc show {name}")
@@ -135,33 +157,74 @@ def create_model(
     in_chans: int = 3,
     init: Init = "2021",
     **overrides: Any,
-) -> VisionTransformer:
+) -> nn.Module:
     """A named model, its weights freshly drawn from torch's generator.
 
     `img_size` None: the model's own, one side or (height, width) in pixels. `num_classes` 0: no
     head, the model gives (B, D) features. `init` "2021" is the authors' code when the paper
-    appeared, "2022" pycls since. `overrides` are fields of ViTConfig.
+    appeared, "2022" pycls since; it concerns ViTs only. `overrides` are further fields of the
+    model's config; among them `stem`, for ViTs: a kind ("dual_patchnorm"), a config of one, a class
+    from outside ("path/to/my.py:MyStem"), a class that is called with in_chans and embed_dim, or a
+    built module.
     Raises ConfigError: unknown name or setting (with a suggestion), values that cannot work.
     """
+    stem: str | type[nn.Module] | nn.Module | StemConfig | None = overrides.pop("stem", None)
     if img_size is not None:
         overrides["img_size"] = img_size
-    config = model_config(name, in_chans=in_chans, init=init, **overrides)
-    return build_model(config, num_classes)
+    config = model_config(name, in_chans=in_chans, **overrides)
+    if not isinstance(config, ViTConfig):
+        if init != "2021" or stem is not None:
+            raise ConfigError(f"init and stem have no effect with {name}: it is no ViT.")
+        return build_model(config, num_classes)
+    config = dataclasses.replace(config, init=init)
+    if isinstance(stem, str):
+        stem = stem_config(stem)
+    if isinstance(stem, StemConfig):
+        return build_model(dataclasses.replace(config, stem=stem), num_classes)
+    return build_model(config, num_classes, stem)
 
 
-def build_model(config: ViTConfig, num_classes: int | None = None) -> VisionTransformer:
+def stem_config(name: str) -> StemConfig:
+    """The config behind a kind's name, or path/to/file.py:Class of a stem from outside."""
+    if ":" in name:
+        from vitc.models.outside import name_stem
+
+        return name_stem(OutsideStemConfig(source=name))
+    if name not in STEM_KINDS:
+        raise unknown("stem", name, STEM_KINDS)
+    return STEM_KINDS[name]()
+
+
+def build_model(
+    config: ModelConfig,
+    num_classes: int | None = None,
+    stem: type[nn.Module] | nn.Module | None = None,
+) -> nn.Module:
     """The model a config describes, its weights freshly drawn from torch's generator.
 
     `num_classes` stands in for the config's, which may be None; 1000 if both are, 0 for no head.
-    Raises ConfigError: values that cannot work, all at once.
+    `stem` stands in for a ViT's config.stem: a module, or a class called with in_chans and
+    embed_dim. Raises ConfigError: values that cannot work, all at once.
     """
-    from vitc.models.stem import build_stem
-    from vitc.models.vit import VisionTransformer
-
     problems = config.problems()
     if problems:
         raise ConfigError("\n".join(problems))
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
-    stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
-    return VisionTransformer(config, stem)
+    if isinstance(config, ViTConfig):
+        from vitc.models.stem import build_stem
+        from vitc.models.vit import VisionTransformer
+
+        if stem is None:
+            stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
+        elif isinstance(stem, type):
+            stem = stem(in_chans=config.in_chans, embed_dim=config.embed_dim)
+        return VisionTransformer(config, stem)
+    if isinstance(config, CNNConfig):
+        from vitc.models.cnn import CNN
+
+        return CNN(config)
+    from vitc.models.borrowed import build_timm
+
+    assert isinstance(config, TimmConfig)
+    return build_timm(config)

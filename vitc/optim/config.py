@@ -75,6 +75,9 @@ class OptimConfig:
     linearly with train.batch."""
     clip_norm: float | None = None
     """Clip the global gradient norm to this; None: never (the paper does not clip)."""
+    layer_decay: float = 1.0
+    """Each layer's lr over the next one's, from the head down to the stem (BEiT, arXiv 2106.08254);
+    1: the same lr for all, as the paper."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -90,6 +93,8 @@ class OptimConfig:
             found.append(f"optim.lr_per_batch {self.lr_per_batch} must be at least 1.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             found.append(f"optim.clip_norm {self.clip_norm} must be above 0; None: no clipping.")
+        if not 0 < self.layer_decay <= 1:
+            found.append(f"optim.layer_decay {self.layer_decay} must be in (0, 1].")
         return found
 
     def peak_lr(self, batch: int) -> float:

@@ -7,6 +7,7 @@ from torch import nn
 
 from vitc.config import RunConfig
 from vitc.data.sampling import BatchPlan
+from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model
 from vitc.optim.ema import build_ema
 from vitc.optim.optimizers import build_optimizer
@@ -46,7 +47,7 @@ def fresh_state(
 
 def batch_plan(config: RunConfig, procs: Processes) -> BatchPlan:
     """What the data room must know to draw this run's batches."""
-    t = config.train
+    t, model = config.train, config.model
     return BatchPlan(
         batch=t.batch,
         micro=t.micro,
@@ -54,8 +55,8 @@ def batch_plan(config: RunConfig, procs: Processes) -> BatchPlan:
         seed_augment=t.seed if t.seed_augment is None else t.seed_augment,
         size=config.model.size,
         in_chans=config.model.in_chans,
-        depth=config.model.depth,
-        drop_path_rate=config.model.drop_path_rate,
+        depth=model.depth if isinstance(model, ViTConfig) else 0,
+        drop_path_rate=model.drop_path_rate if isinstance(model, ViTConfig) else 0.0,
         rank=procs.rank,
         world=procs.world,
     )

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 DEFAULT_MICRO_BATCH = 256  # the paper's 2048 over 8 GPUs
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Weights to start from; without them a run starts from a fresh draw."""
+
+    weights: str | None = None
+    """A run folder, a weights file, a folder of save_pretrained, or timm:NAME; None: fresh. Empty:
+    a recipe that needs some, to be named with --init."""
+    source: Literal["auto", "vitc", "pycls", "torchvision", "timm"] = "auto"
+    """Whose names the tensors have; auto: recognised."""
+    average: Literal["ema", "raw"] = "ema"
+    """Of a run or checkpoint that has both: the average, or the last weights."""
+    only: tuple[str, ...] = ()
+    """Take only parts whose names start so (stem.layers); the rest is fresh. Empty: all."""
+
+    def problems(self) -> list[str]:
+        if self.weights == "":
+            return ["init.weights is open: this recipe starts from weights; --init RUN|FILE."]
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.weights is None and changed:
+            return [f"init.{name} has no effect without init.weights." for name in changed]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +64,9 @@ class TrainConfig:
     """Seed of the order of images; None: from seed."""
     seed_augment: int | None = None
     """Seed of crops, flips, mixing and drop-path; None: from seed."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained, by the start of their parameters' names (stem, blocks.0) or
+    `backbone` for all but the head; they stay in eval mode, so that BatchNorm keeps its own."""
     eval_every_epochs: int = 1
     """Epochs between evaluations on validation; the last epoch always is."""
     log_every_steps: int = 10

@@ -24,6 +24,7 @@ from vitc.data.decode import read_image
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet, Split, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
+from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
 from vitc.optim.config import OptimConfig, SGDConfig
 from vitc.recipes import get_recipe
@@ -579,7 +580,18 @@ def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
 
 
 def _reduction(model: str) -> int:
-    return model_config(model).stem.reduction
+    config = model_config(model)
+    if not isinstance(config, ViTConfig) or config.stem.reduction is None:
+        raise ConfigError(
+            f"What is chosen for a folder is measured for ViTs of the zoo; {model} is none.",
+            f"Name a recipe: vitc train cifar10_vit_c --data FOLDER --model {model}",
+        )
+    return config.stem.reduction
+
+
+def _vit(config: RunConfig) -> ViTConfig:
+    assert isinstance(config.model, ViTConfig)  # `_reduction` has let no other pass
+    return config.model
 
 
 def _tried(
@@ -670,7 +682,8 @@ def _flops(config: RunConfig) -> int:
 
 def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
     config, fixed = trial.config, choices.fixed
-    h, w = config.model.grid
+    reduction = _vit(config).stem.reduction or 1
+    h, w = (side // reduction for side in config.model.size)
     because = f"the images are {look.short_side} pixels at the short side (median); {h}x{w} tokens"
     if "model.img_size" in fixed:
         because = f"you set --model.img_size; {h}x{w} tokens"
@@ -690,7 +703,7 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
     if h * w < FEW_TOKENS:
         choices.warn(
             f"{config.model.img_size} pixels are only {h * w} tokens for {config.model.name}, "
-            f"which reduces by {config.model.stem.reduction}: too few to learn from. Use a larger "
+            f"which reduces by {reduction}: too few to learn from. Use a larger "
             "--model.img_size or a --model with smaller patches."
         )
 
@@ -700,7 +713,7 @@ def _choose_rate(choices: Choices, trial: Trial) -> None:
     config = trial.config
     recipe = get_recipe(RECIPE, _optimizer(choices.fixed))
     lr, because = learning_rate(
-        recipe.optim, recipe.train.batch, config.train.batch, config.model.embed_dim
+        recipe.optim, recipe.train.batch, config.train.batch, _vit(config).embed_dim
     )
     per = choices.fixed.get("optim.lr_per_batch")
     if per is not None:

@@ -15,6 +15,7 @@ from vitc.config import RunConfig
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet
+from vitc.models.config import ViTConfig
 from vitc.train.build import batch_plan, fresh_state, initial_model, step_settings
 from vitc.train.device import Processes, autocast, machine_settings, peak_memory
 from vitc.train.evaluate import evaluate
@@ -153,6 +154,8 @@ def faster_precision(
 
 def _probe_batch(config: RunConfig) -> int:
     """Images enough to fill the cores for some 10 ms, and no more than the run's micro-batch."""
+    if not isinstance(config.model, ViTConfig) or config.model.grid is None:
+        return min(config.train.micro, 8)
     h, w = config.model.grid
     per_image = config.model.depth * h * w * config.model.embed_dim**2 * 10  # multiply-adds, about
     return max(2, min(config.train.micro, round(4e8 / per_image)))

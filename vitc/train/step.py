@@ -57,7 +57,9 @@ def train_step(
         images, targets = mix(images, micro.labels, micro.mix, s.num_classes, s.label_smoothing)
         with _sync(forward, last=i == len(micros) - 1):
             with autocast(s.precision, s.device):
-                logits = forward(images, micro.drop_path)
+                # Only a ViT takes what residual branches are multiplied by.
+                extra = () if micro.drop_path is None else (micro.drop_path,)
+                logits = forward(images, *extra)
             loss = soft_cross_entropy(logits, targets)
             (loss / len(micros)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / len(micros)
