@@ -5,10 +5,11 @@ timm is an extra, imported only here and only when a name asks for it.
 
 from __future__ import annotations
 
-import inspect
+import sys
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitc.errors import ConfigError, suggest
@@ -47,12 +48,13 @@ def build_timm(config: TimmConfig) -> nn.Module:
     classes = 1000 if config.num_classes is None else config.num_classes
     settings: dict[str, Any] = {"num_classes": classes, "in_chans": config.in_chans,
                                 "drop_rate": 0.0}  # fmt: skip
-    entry = timm.model_entrypoint(config.timm_name)
     own = timm.get_pretrained_cfg(config.timm_name).input_size[1:]
-    if tuple(config.size) != tuple(own) and _takes_size(entry, timm, config.timm_name):
-        settings["img_size"] = config.size
     try:
-        model: nn.Module = timm.create_model(config.timm_name, pretrained=False, **settings)
+        try:
+            size = {"img_size": config.size} if tuple(config.size) != tuple(own) else {}
+            model: nn.Module = timm.create_model(config.timm_name, **settings, **size)
+        except TypeError:  # built for any size, and so not told one
+            model = timm.create_model(config.timm_name, **settings)
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise ConfigError(
             f"timm cannot build {config.timm_name!r} for {config.size[0]}x{config.size[1]} images "
@@ -73,26 +75,36 @@ def build_timm(config: TimmConfig) -> nn.Module:
     return model
 
 
-def _takes_size(entry: Any, timm: Any, name: str) -> bool:
-    """Whether the architecture is built for one size of images (a ViT), or takes any (a CNN)."""
-    module = import_module(entry.__module__)
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, nn.Module)
-               and c.__module__ == entry.__module__]  # fmt: skip
-    probe = timm.create_model(name, pretrained=False, num_classes=0)
-    return type(probe) in classes and "img_size" in inspect.signature(type(probe)).parameters
-
-
 def _timm() -> Any:
     try:
-        return import_module("timm")
+        return import_peer("timm")
     except ImportError as e:
         raise ConfigError(
-            "Models named timm:... need the timm library, which is not installed.",
-            'Install it with: pip install -c constraints.txt "vitc[peers]"',
+            "Models and weights named timm:... need the timm library, which is not installed.",
+            'Install it with: pip install -c constraints.txt -e ".[peers]"',
         ) from e
-    except RuntimeError as e:  # torchvision's operators, beside a CPU-only torch
-        raise ConfigError(
-            f"timm is installed but does not load: {e}",
-            "Its dependency torchvision does not match torch; install the torchvision that was "
-            "built for it.",
-        ) from e
+
+
+def import_peer(name: str) -> Any:
+    """timm, torchvision or one of their modules, also beside a torch that torchvision does not fit.
+
+    A torchvision linked to CUDA cannot load its compiled part beside a CPU-only torch; and timm
+    imports torchvision at once. Its models need none of that part but the names of two operators,
+    which are declared here where loading has failed. Raises ImportError: not installed.
+    """
+    try:
+        return import_module(name)
+    except RuntimeError as e:
+        if "torchvision::nms" not in str(e):
+            raise
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)  # the declarations live as long as it
+    half_loaded = {m for m in sys.modules if m.partition(".")[0] in ("torchvision", "timm")}
+    for module in half_loaded:
+        del sys.modules[module]
+    return import_module(name)
+
+
+_KEPT: list[Any] = []
