@@ -97,9 +97,10 @@ def import_peer(name: str) -> Any:
     except RuntimeError as e:
         if "torchvision::nms" not in str(e):
             raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
     _KEPT.append(library)  # the declarations live as long as it
     half_loaded = {m for m in sys.modules if m.partition(".")[0] in ("torchvision", "timm")}
     for module in half_loaded:

@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.errors import ConfigError, unknown
+from vitc.models.cnn_zoo import CNNS, REPORTED_CNNS
 from vitc.models.config import CNNConfig, Init, ModelConfig, TimmConfig, ViTConfig
+from vitc.models.model_config import Reported
 from vitc.models.stem_config import (
     STEM_KINDS,
     ConvStemConfig,
@@ -58,18 +60,6 @@ SIZES: dict[str, Size] = {
 }
 
 
-class Reported(NamedTuple):
-    """A model's cost as the paper prints it in Table 1; its counter is not public, and differs
-    from pycls's by up to 0.5 % in flops and 1.3 % in activations."""
-
-    gflops: float
-    """10^9 multiply-adds."""
-    params_m: float
-    """10^6 parameters."""
-    activations_m: float
-    """10^6 activations."""
-
-
 REPORTED: dict[str, Reported] = {
     "vit_p_1gf": Reported(1.1, 4.8, 5.5),
     "vit_p_4gf": Reported(3.9, 18.5, 11.1),
@@ -79,7 +69,7 @@ REPORTED: dict[str, Reported] = {
     "vit_c_4gf": Reported(4.0, 17.8, 11.3),
     "vit_c_18gf": Reported(17.7, 81.6, 24.1),
     "vit_c_36gf": Reported(35.0, 167.8, 36.7),
-}
+} | REPORTED_CNNS
 
 
 def _vit_p(size: str) -> ViTConfig:
@@ -103,7 +93,7 @@ def _vit_c(size: str) -> ViTConfig:
 
 MODELS: dict[str, ModelConfig] = {
     config.name: config for size in SIZES for config in (_vit_p(size), _vit_c(size))
-}
+} | CNNS
 
 NO_REGNETZ = (
     "The paper's RegNetZ cannot be rebuilt: it names the family (arXiv 2103.06877) but not the "
