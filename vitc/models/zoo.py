@@ -92,8 +92,9 @@ def _vit_c(size: str) -> ViTConfig:
 
 
 MODELS: dict[str, ModelConfig] = {
-    config.name: config for size in SIZES for config in (_vit_p(size), _vit_c(size))
-} | CNNS
+    **{config.name: config for size in SIZES for config in (_vit_p(size), _vit_c(size))},
+    **CNNS,
+}
 
 NO_REGNETZ = (
     "The paper's RegNetZ cannot be rebuilt: it names the family (arXiv 2103.06877) but not the "
