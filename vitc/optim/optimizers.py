@@ -100,9 +100,11 @@ BUILDERS: dict[type[OptimConfig], Callable[[Any, ParamGroups, bool], Optimizer]]
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """The optimizer of `config` over all trainable parameters of `model`, in two groups.
 
-    Group 0 is decayed by config.weight_decay, group 1 is not (`decay_groups`). The learning rate
-    is config.lr as written until the first `set_lr`, which the loop calls at every step.
-    Raises ConfigError: no parameter to train, or a config class without a builder.
+    Group 0 is decayed by config.weight_decay, group 1 is not (`decay_groups`); with
+    config.layer_decay below 1 there are two such groups for every layer, each with its `lr_scale`.
+    The learning rate is config.lr as written until the first `set_lr`, which the loop calls at
+    every step. Raises ConfigError: no parameter to train, a config class without a builder, or
+    layer_decay for a model that does not tell its layers.
     """
     if type(config) not in BUILDERS:
         raise unknown("optimizer config", type(config).__name__, [c.__name__ for c in BUILDERS])
@@ -114,6 +116,9 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": list(exempt.values()), "weight_decay": 0.0},
     ]
+    if config.layer_decay < 1:
+        by_name = lr_scales(model, config.layer_decay)
+        groups = _by_layer(groups, {p: by_name[name] for name, p in model.named_parameters()})
     # Fused: one kernel a group. On one CPU core a step over 60 small tensors took 0.4 ms against
     # 2.0 (AdamW) and 0.3 against 0.9 (SGD) unfused. The CPU kernels walk parameter, gradient and
     # state in storage order and do not look at strides: the moments of a channels_last weight
@@ -126,7 +131,35 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def lr_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """What each parameter's learning rate is multiplied by: layer_decay ** (layers above it).
+
+    The layers are the model's own `layers()`: lists of parameters' names from the input to the
+    head, whose factor is 1. Raises ConfigError: the model has no such method.
+    """
+    tell: Callable[[], list[list[str]]] | None = getattr(model, "layers", None)
+    if not callable(tell):
+        raise ConfigError(
+            f"optim.layer_decay {layer_decay} needs a model that tells its layers; "
+            f"{type(model).__name__} does not.",
+            "Use a model of the zoo, or --optim.layer_decay 1.",
+        )
+    layers = tell()
+    last = len(layers) - 1
+    return {name: layer_decay ** (last - i) for i, names in enumerate(layers) for name in names}
+
+
+def _by_layer(groups: ParamGroups, scales: dict[Parameter, float]) -> ParamGroups:
+    """The same groups, cut where the factor of the learning rate changes; lowest factor first."""
+    return [
+        {**group, "params": members, "lr_scale": scale}
+        for scale in sorted(set(scales.values()))
+        for group in groups
+        if (members := [p for p in group["params"] if scales[p] == scale])
+    ]
+
+
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group the learning rate of the coming step."""
+    """Give every group the learning rate of the coming step, times its own `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -12,6 +12,7 @@ from vitc.models.zoo import build_model
 from vitc.optim.ema import build_ema
 from vitc.optim.optimizers import build_optimizer
 from vitc.train.device import Processes
+from vitc.train.freeze import freeze
 from vitc.train.state import TrainState
 from vitc.train.step import StepSettings
 
@@ -32,6 +33,7 @@ def fresh_state(
     model = initial_model(config, num_classes).to(device)
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze(model, t.freeze)
     if t.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     ema = build_ema(

@@ -37,6 +37,7 @@ from vitc.train.device import (
     processes,
 )
 from vitc.train.evaluate import EVAL_BATCH, evaluate
+from vitc.train.freeze import train_mode
 from vitc.train.metrics import wilson
 from vitc.train.probe import faster_precision
 from vitc.train.progress import RunProgress, duration
@@ -211,8 +212,8 @@ class Trainer:
     def _steps(self, batches: Iterable[list[MicroBatch]], stop: StopSignal) -> None:
         state, t = self.state, self.config.train
         forward = self._forward_module()
+        train_mode(state.model)
         norms = NormStatistics(state.model, self.plan.micros_here, self.procs)
-        state.model.train()
         for micros in batches:
             lr = self.lr(state.step)
             outcome = train_step(state, forward, micros, lr, norms, self.settings)
@@ -229,7 +230,7 @@ class Trainer:
                 self._log_train(lr)
             if epoch_end and self._evaluates(state.step // self.steps_per_epoch):
                 self._evaluate()
-                state.model.train()
+                train_mode(state.model)
             if logging or epoch_end or self.procs.world == 1:
                 stopped = self.procs.any(stop.number is not None, self.device)
                 if stopped and state.step < self.total_steps:

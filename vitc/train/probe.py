@@ -19,6 +19,7 @@ from vitc.models.config import ViTConfig
 from vitc.train.build import batch_plan, fresh_state, initial_model, step_settings
 from vitc.train.device import Processes, autocast, machine_settings, peak_memory
 from vitc.train.evaluate import evaluate
+from vitc.train.freeze import train_mode
 from vitc.train.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
@@ -86,12 +87,12 @@ def _measure(
     model = state.model
     settings = step_settings(config, device, Processes(), data.mean, data.std, len(data.classes))
     plan = batch_plan(config, settings.procs)
+    train_mode(model)
     norms = NormStatistics(model, plan.micros_here, settings.procs)
     lr = optim.peak_lr(t.batch) / 100
 
     data = _some_of(data, t.batch)
     times: list[float] = []
-    model.train()
     with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
         before = time.perf_counter()
         for micros in batches:

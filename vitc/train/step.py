@@ -105,11 +105,12 @@ class NormStatistics:
 
     Each micro-batch starts from the statistics before the step, and the step's result is the mean
     of the G single updates: the order of micro-batches, and which process has which, then does
-    not matter. (Updating one after the other would weigh the last one most.)
+    not matter. (Updating one after the other would weigh the last one most.) Norms that are in
+    eval mode when this is made, being frozen, have no part in it.
     """
 
     def __init__(self, model: nn.Module, micros: int, procs: Processes) -> None:
-        modules = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        modules = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
         self.alone = micros * procs.world == 1
         self.micros, self.procs = micros, procs
         self.floats: list[Tensor] = []
