@@ -112,7 +112,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     path = Path(what)
     if what in RECIPES:
         return _with_lr_plot(resolve_config(what, **settings), recipe_doc(what), plot)
-    if what in MODELS:
+    if what in MODELS or what.startswith("timm:"):
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
         return model_page(_model_with(what, settings))

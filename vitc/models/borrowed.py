@@ -72,6 +72,9 @@ def build_timm(config: TimmConfig) -> nn.Module:
             f"{config.name} keeps dropout in {random[0]} that cannot be switched off; a run with "
             f"it could not be resumed exactly."
         )
+    for name, value in (("img_size", config.size), ("in_chans", config.in_chans)):
+        if not hasattr(model, name):
+            setattr(model, name, value)
     return model
 
 
