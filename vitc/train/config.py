@@ -67,6 +67,9 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Parts that are not trained, by the start of their parameters' names (stem, blocks.0) or
     `backbone` for all but the head; they stay in eval mode, so that BatchNorm keeps its own."""
+    precise_bn_images: int = 0
+    """Before each evaluation BatchNorm's statistics are taken anew from so many training images,
+    for the weights and their average (the authors' code: 8192); 0: running averages."""
     eval_every_epochs: int = 1
     """Epochs between evaluations on validation; the last epoch always is."""
     log_every_steps: int = 10
@@ -94,6 +97,13 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"train.{name} {value} must be at least 1, or None.")
+        if self.precise_bn_images < 0:
+            found.append(f"train.precise_bn_images {self.precise_bn_images} must not be negative.")
+        elif 0 < self.precise_bn_images < self.batch:
+            found.append(
+                f"train.precise_bn_images {self.precise_bn_images} is less than one train.batch, "
+                f"{self.batch}; it is whole batches."
+            )
         if self.save_every_seconds < 0:
             found.append(f"train.save_every_seconds {self.save_every_seconds} must be 0 or more.")
         if self.batch >= 1 and self.micro >= 1 and self.batch % self.micro:

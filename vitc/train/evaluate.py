@@ -14,6 +14,7 @@ from vitc.data.augment import finish
 from vitc.data.loader import open_eval
 from vitc.data.sources import open_data
 from vitc.errors import ConfigError, DataError
+from vitc.models.outside import with_source
 from vitc.models.zoo import build_model
 from vitc.train.build import batch_plan, step_settings
 from vitc.train.device import Processes, autocast, describe, pick_device
@@ -44,7 +45,7 @@ def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, An
     """The model of a run folder on CPU in eval mode, with its data.json."""
     config = from_dict(read_json(run / "config.json"))
     record = read_data(run)
-    model = build_model(config.model, len(record["classes"]))
+    model = build_model(with_source(config.model, run), len(record["classes"]))
     model.load_state_dict(load_weights_of(run, ema=weights == "ema"))
     return model.eval(), record
 

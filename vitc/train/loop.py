@@ -20,14 +20,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig, from_dict, load_config, read_json
+from vitc.data.augment import finish
 from vitc.data.loader import EvalLoader, MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
+from vitc.models.outside import with_source
 from vitc.optim.schedule import lr_at
 from vitc.train.build import batch_plan, fresh_state, step_settings
 from vitc.train.device import (
     Processes,
+    autocast,
     describe,
     forget_peak_memory,
     machine_settings,
@@ -39,6 +42,7 @@ from vitc.train.device import (
 from vitc.train.evaluate import EVAL_BATCH, evaluate
 from vitc.train.freeze import train_mode
 from vitc.train.metrics import wilson
+from vitc.train.precise_bn import norms_in_training, renew
 from vitc.train.probe import faster_precision
 from vitc.train.progress import RunProgress, duration
 from vitc.train.runlog import CONFIG, RunFolder, environment
@@ -83,6 +87,7 @@ def run(
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
+    config = dataclasses.replace(config, model=with_source(config.model, out))
     device = pick_device(config.train.device)
     if config.train.precision == "auto":
         config, why = _decided(config, out, device, overwrite)
@@ -314,6 +319,7 @@ class Trainer:
             "epoch": state.step // self.steps_per_epoch,
             "split": "val",
         }
+        self._renew_norms()
         raw = evaluate(state.model, self._val_batches, self.settings)
         main = raw
         if state.ema is not None:
@@ -333,6 +339,27 @@ class Trainer:
             f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"
         )
         self.last_read = time.monotonic()
+
+    def _renew_norms(self) -> None:
+        """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""
+        steps = self.config.train.precise_bn_images // self.config.train.batch
+        names = norms_in_training(self.state.model) if steps else []
+        if not names:
+            return
+        s, start = self.settings, self.state.step
+        models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
+        with (
+            open_train(
+                self.data, self.config.data, self.plan, self.device, start, start + steps
+            ) as batches,
+            autocast(s.precision, self.device),
+        ):
+            images = (
+                finish(micro.images, micro.flip, s.mean, s.std, s.channels_last)
+                for micros in batches
+                for micro in micros
+            )
+            renew(models, names, images, self.procs)
 
     @functools.cached_property
     def _val_batches(self) -> EvalLoader:

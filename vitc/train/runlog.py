@@ -6,6 +6,7 @@
     events.log      what happened when, for people
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.train.state
+    sources/        the file of a stem from outside the package, as it was
     .lock           held by the process that writes the folder
 
 JSON is strict: a float that is not finite is written as null. Names that start with `.tmp-` are
@@ -34,6 +35,7 @@ from typing import Any
 
 from vitc.config import RunConfig, differences, from_dict, to_dict
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
+from vitc.models.outside import SOURCES, copies
 
 try:
     import fcntl
@@ -168,6 +170,16 @@ def read_object(
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
     return values
+
+
+def keep_sources(folder: Path, config: RunConfig) -> None:
+    """Keep a copy of the file of a stem from outside. Raises ConfigError, OSError."""
+    for name, content in copies(config.model).items():
+        place = folder / SOURCES
+        if place.is_symlink():  # in a stranger's folder it could lead anywhere
+            raise ConfigError(f"{place} is a link; a run keeps its sources in its own folder.")
+        place.mkdir(exist_ok=True)
+        write_atomically(place / name, content)
 
 
 # -- one process at a time ------------------------------------------------------------------------
@@ -325,6 +337,7 @@ class RunFolder:
         for name in (METRICS, EVENTS, DATA, SUMMARY):
             (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, _config_text(config))
+        keep_sources(self.path, config)
         self.event("begun anew (--overwrite)" if anew else "begun")
 
     def _continue(self, config: RunConfig) -> None:
@@ -352,6 +365,7 @@ class RunFolder:
                 f"The run in {self.path} is finished{result}.",
                 "--overwrite starts anew; or choose another --out.",
             )
+        keep_sources(self.path, config)
         (self.path / SUMMARY).unlink(missing_ok=True)  # of the part before this one
         if changed:  # so that `vitc train RUN` and `vitc eval RUN` find what moved
             write_atomically(self.path / CONFIG, _config_text(config))
