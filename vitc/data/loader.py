@@ -92,7 +92,9 @@ def open_train(
     steps = steps_per_epoch(len(split), plan.batch)
     asked = requests(plan, config, split.labels, start_step, total_steps)
     held = hold(split, data, config, plan, device, training=True)
+    workers: int | None
     if isinstance(held, Resident):
+        workers = None
         fetched, note = held.fetch(asked, config, plan), _held_note(held, device)
     else:
         workers = _worker_count(config)
@@ -107,6 +109,7 @@ def open_train(
         steps_per_epoch=steps,
         fetched=fetched,
         note=note,
+        workers=workers,
     )
 
 
@@ -127,6 +130,8 @@ class TrainLoader:
     steps_per_epoch: int
     fetched: Generator[Fetched, None, None]
     note: str
+    workers: int | None = None
+    """Loader processes; None: the images are held on the device."""
     wait_seconds: float = 0.0
 
     def __enter__(self) -> TrainLoader:

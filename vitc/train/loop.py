@@ -21,12 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig, from_dict, load_config, read_json
 from vitc.data.augment import finish
-from vitc.data.loader import EvalLoader, MicroBatch, open_eval, open_train
+from vitc.data.loader import EvalLoader, TrainLoader, open_eval, open_train
+from vitc.data.resident import cores
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.models.outside import with_source
 from vitc.optim.schedule import lr_at
+from vitc.train.begin import begin, with_preparation
 from vitc.train.build import batch_plan, fresh_state, step_settings
 from vitc.train.device import (
     Processes,
@@ -44,7 +46,7 @@ from vitc.train.freeze import train_mode
 from vitc.train.metrics import wilson
 from vitc.train.precise_bn import norms_in_training, renew
 from vitc.train.probe import faster_precision
-from vitc.train.progress import RunProgress, duration
+from vitc.train.progress import RunProgress, duration, what_limits
 from vitc.train.runlog import CONFIG, RunFolder, environment
 from vitc.train.state import latest_checkpoint
 from vitc.train.step import NormStatistics, train_step
@@ -92,6 +94,8 @@ def run(
     if config.train.precision == "auto":
         config, why = _decided(config, out, device, overwrite)
         notes = [*notes, why]
+    config, prepared = with_preparation(config, out, overwrite)
+    notes = [*notes, *prepared]
     with machine_settings(config.train, device), processes(device) as procs:
         data = open_data(config.data, config.model.in_chans)
         steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
@@ -183,6 +187,8 @@ class Trainer:
         self.quiet = quiet or not procs.first
         self.state = fresh_state(config, len(data.classes), steps, device)
         self.settings = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+        self.limit_said = False
+        self.started = time.monotonic()
         self.told: set[str] = set()  # what need not be said again
         self.pending: list[tuple[Tensor, Tensor]] = []  # (loss, gradient norm) not yet read
         self.last_save = self.last_read = time.monotonic()
@@ -195,7 +201,7 @@ class Trainer:
             self._introduce()
             self._resume()
             self.progress.start_at(self.state.step)
-            self.last_save = self.last_read = time.monotonic()
+            self.last_save = self.last_read = self.started = time.monotonic()
             try:
                 with open_train(
                     self.data, self.config.data, self.plan, self.device,
@@ -214,7 +220,7 @@ class Trainer:
                 raise
         raise RunError(f"The loader ended at step {self.state.step} of {self.total_steps}.")
 
-    def _steps(self, batches: Iterable[list[MicroBatch]], stop: StopSignal) -> None:
+    def _steps(self, batches: TrainLoader, stop: StopSignal) -> None:
         state, t = self.state, self.config.train
         forward = self._forward_module()
         train_mode(state.model)
@@ -233,6 +239,8 @@ class Trainer:
                 self._read_outcomes()
             if logging:
                 self._log_train(lr)
+            if epoch_end or state.step == self.total_steps:
+                self._say_limit(batches)
             if epoch_end and self._evaluates(state.step // self.steps_per_epoch):
                 self._evaluate()
                 train_mode(state.model)
@@ -242,6 +250,16 @@ class Trainer:
                     self._interrupt(stop.number or signal.SIGTERM)
             if self._save_due() and state.step < self.total_steps:
                 self._save()
+
+    def _say_limit(self, batches: TrainLoader) -> None:
+        """Once, after the first epoch here: does the loader or computing limit the rate?"""
+        if self.limit_said:
+            return
+        self.limit_said = True
+        seconds = time.monotonic() - self.started
+        self._tell(
+            what_limits(batches.wait_seconds, seconds, batches.workers, cores(), self.device.type)
+        )
 
     def _forward_module(self) -> nn.Module:
         forward = self.state.model
@@ -405,6 +423,8 @@ class Trainer:
             self._tell(trouble)
         if found is None:
             self.folder.cut_back(0)
+            for line in begin(self.config, self.state, self.data.classes):
+                self._tell(line)
             return
         extra = self.state.load(found)
         self.folder.cut_back(self.state.step)
