@@ -32,9 +32,10 @@ def with_preparation(config: RunConfig, out: Path, overwrite: bool) -> tuple[Run
             f"--init {init.weights} is the folder the run itself would go to.",
             "Choose another --out; or go on with that run: vitc train RUN.",
         )
+    why: list[str] = []
     if (out / CONFIG).exists() and not overwrite:
         before = from_dict(read_json(out / CONFIG)).data
-        mean, std, why = before.mean, before.std, []
+        mean, std = before.mean, before.std
     else:
         mean, std, why = _preparation(config, read_weights(init.weights, init.source, init.average))
     if data.mean is not None:

@@ -90,5 +90,6 @@ def _flat(norms: Sequence[_BatchNorm]) -> Tensor:
 
 def _put(norms: Sequence[_BatchNorm], flat: Tensor) -> None:
     buffers = _statistics(norms)
-    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+    parts = torch.split(flat, [b.numel() for b in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
         buffer.copy_(part.view_as(buffer))
