@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,26 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)  # bit-equality between processes, and quick tests on small machines
+
+
+_homes = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes what the person who runs it trusts, module fixtures included."""
+    home = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(home))
+        patch.setenv("VITC_TRUSTED_STEMS", "{}")
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def nothing_trusted(state_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is another user, who has named no stem yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home / f"user_{next(_homes)}"))
+    monkeypatch.setenv("VITC_TRUSTED_STEMS", "{}")
 
 
 @pytest.fixture

@@ -17,7 +17,14 @@ from vitc import models
 from vitc.errors import ConfigError
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.models.vit import VisionTransformer, drop_path_rates
-from vitc.models.zoo import REPORTED, build_model, create_model, list_models, model_config
+from vitc.models.zoo import (
+    REPORTED,
+    build_model,
+    create_model,
+    list_models,
+    model_config,
+    patchify_twin,
+)
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "depth": 3, "mlp_ratio": 3.0}
 PATCH = PatchifyStemConfig(patch_size=8)
@@ -514,14 +521,23 @@ def test_the_papers_models_are_its_table_1() -> None:
         "vit_p_4gf": (384, 3, 6, 12),
         "vit_p_18gf": (768, 4, 12, 12),
         "vit_p_36gf": (1024, 4, 16, 14),
+        "vit_p_16gf": (384, 3, 6, 48),  # appendix B
+        "vit_p_72gf": (1152, 4, 18, 22),  # appendix C
+        "vit_p_bn_4gf": (384, 3, 6, 12),  # appendix A, and what follows
         "vit_c_1gf": (192, 3, 3, 11),
         "vit_c_4gf": (384, 3, 6, 11),
         "vit_c_18gf": (768, 4, 12, 11),
         "vit_c_36gf": (1024, 4, 16, 13),
+        "vit_c_16gf": (384, 3, 6, 47),
+        "vit_c_72gf": (1152, 4, 18, 22),
+        "vit_c_ln_4gf": (384, 3, 6, 11),
+        **{f"vit_s{i}_4gf": (384, 3, 6, 11) for i in (1, 2, 3, 4)},
     }
-    assert set(table) == set(list_models("vit_?_*gf")) == set(REPORTED)
+    assert set(table) == set(list_models("vit_*gf"))
+    assert set(list_models("vit_?_*gf")) >= {n for n in REPORTED if n.startswith("vit")}
     for name, row in table.items():
         c = model_config(name)
+        assert isinstance(c, ViTConfig)
         assert (c.embed_dim, c.mlp_ratio, c.num_heads, c.depth) == row
         assert (c.name, c.img_size, c.stem.reduction) == (name, 224, 16)
         assert (c.class_token, c.global_pool, c.drop_path_rate) == (True, "token", 0)
@@ -529,23 +545,37 @@ def test_the_papers_models_are_its_table_1() -> None:
 
 def test_every_named_model_runs_at_its_size() -> None:
     for name in list_models():
+        blocks = {"depth": 2} if isinstance(model_config(name), ViTConfig) else {}
         with torch.device("meta"):
-            model = create_model(name, 7)
+            model: Any = create_model(name, 7, **blocks)
             assert model(torch.empty(1, 3, *model.img_size)).shape == (1, 7)
 
 
 def test_a_conv_model_differs_from_its_twin_by_stem_and_one_block() -> None:
-    for name in list_models("vit_c_*"):
-        c, p = model_config(name), model_config(name.replace("_c_", "_p_"))
-        assert c == dataclasses.replace(p, name=name, stem=c.stem, depth=p.depth - 1)
+    for name in [*list_models("vit_c_*"), *list_models("vit_s?_4gf")]:
+        twin = patchify_twin(name)
+        assert twin is not None
+        c, p = model_config(name), model_config(twin)
+        assert isinstance(c, ViTConfig)
+        assert isinstance(p, ViTConfig)
+        less = 0 if name == "vit_c_72gf" else 1  # appendix C removes none
+        assert c == dataclasses.replace(p, name=name, stem=c.stem, depth=p.depth - less)
         assert isinstance(c.stem, ConvStemConfig)
         assert c.stem.reduction == p.stem.reduction
 
 
+def test_the_ablations_of_the_stem_are_compared_with_the_patchify_model_of_their_size() -> None:
+    for name in ("vit_s1_4gf", "vit_s2_4gf", "vit_s3_4gf", "vit_s4_4gf", "vit_c_ln_4gf"):
+        assert patchify_twin(name) == "vit_p_4gf"
+    assert patchify_twin("vit_c_72gf") == "vit_p_72gf"
+    assert patchify_twin("vit_p_bn_4gf") is None
+
+
 def test_list_models_takes_a_pattern() -> None:
-    assert list_models("vit_c_*gf") == ["vit_c_1gf", "vit_c_4gf", "vit_c_18gf", "vit_c_36gf"]
+    sizes = ("1gf", "4gf", "16gf", "18gf", "36gf", "72gf", "ln_4gf")
+    assert list_models("vit_c_*gf") == [f"vit_c_{size}" for size in sizes]
     assert {"vit_p_tiny", "vit_c_tiny_patch4"} <= set(list_models("*tiny*"))
-    assert list_models("resnet*") == []
+    assert list_models("resnext*") == []
     assert vitc.list_models() == list_models()
 
 

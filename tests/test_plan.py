@@ -12,6 +12,7 @@ import pytest
 
 from vitc.config import to_dict
 from vitc.errors import ConfigError
+from vitc.models.config import TimmConfig
 from vitc.recipes.ranges import PAPER_RANGES, study_ranges
 from vitc.study.conduct import hparams_plan
 from vitc.study.plan import Plan, Range, StudyFolder, config_hash, from_json, mixed, to_json
@@ -61,7 +62,17 @@ def test_ranges_are_the_papers_for_its_recipes_and_its_rule_elsewhere() -> None:
     from vitc.recipes import get_recipe
 
     paper = get_recipe("imagenet_vit_p_4gf_basic", "sgd")
-    assert study_ranges(paper, "sgd") == PAPER_RANGES["sgd"]
+    assert study_ranges(paper, "sgd") == PAPER_RANGES["vit"]["sgd"]
+    for optim, lr, weight_decay in (
+        ("adamw", (1.25e-3, 4e-2), (0.0075, 0.24)),
+        ("sgd", (0.25, 8.0), (3e-6, 8e-5)),
+    ):
+        cnn = get_recipe("imagenet_regnety_4gf_basic", optim)
+        assert study_ranges(cnn, optim) == {"optim.lr": lr, "optim.weight_decay": weight_decay}
+    resnet = get_recipe("imagenet_resnet_50_basic")
+    assert study_ranges(resnet, "sgd") == PAPER_RANGES["cnn"]["sgd"], "one SGD for all its CNNs"
+    timm = dataclasses.replace(paper, model=TimmConfig(name="timm:resnet18"))
+    assert study_ranges(timm, "sgd")["optim.lr"] == (1.9 / 8, 1.9 * 4), "of no family we know"
     own = get_recipe("fashion_vit_p")
     low, high = study_ranges(own, "adamw")["optim.lr"]
     assert (low, high) == (own.optim.lr / 8, own.optim.lr * 4)

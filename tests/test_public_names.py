@@ -12,7 +12,8 @@ import vitc
 
 PROMISED = {
     "Complexity", "Predictions", "Predictor", "RunConfig", "RunResult", "complexity",
-    "create_model", "errors", "list_models", "load_config", "study", "train",
+    "create_model", "errors", "from_pretrained", "list_models", "load_config", "push_to_hub",
+    "save_pretrained", "study", "train",
 }  # fmt: skip
 
 
@@ -50,6 +51,15 @@ def test_train_is_a_room_and_also_the_function_in_it(monkeypatch: pytest.MonkeyP
         ("create_model", ["name", "num_classes", "img_size", "in_chans", "init", "overrides"]),
         ("list_models", ["pattern"]),
         ("load_config", ["path_or_recipe", "overrides"]),
+        (
+            "save_pretrained",
+            ["run_or_model", "folder", "classes", "preprocessing", "weights", "overwrite"],
+        ),
+        ("from_pretrained", ["folder_or_repo_id", "num_classes", "revision"]),
+        (
+            "push_to_hub",
+            ["run_or_folder", "repo_id", "private", "token", "message", "weights"],
+        ),
     ],
 )
 def test_parameters_have_the_promised_names(call: str, parameters: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -10,16 +11,22 @@ import pytest
 
 from vitc.config import RunConfig, from_dict, load_config, to_dict
 from vitc.errors import ConfigError
+from vitc.models.cnn_zoo import CNNS
 from vitc.optim.config import OPTIMIZERS
 from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
 
-BOTH = [name for name in RECIPES if "36gf" not in name]
+BOTH = [n for n in RECIPES if not re.search("36gf|resnet|effnet|imagenet21k|finetune", n)]
+PRETRAIN = [name for name in RECIPES if name.startswith("imagenet21k")]
+FINETUNE = [name for name in RECIPES if "finetune" in name]
 IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
 SMALL = [name for name in RECIPES if name not in IMAGENET]
 
 
 def complete(config: RunConfig) -> RunConfig:
-    """With the folder a user has to name."""
+    """With the folder, and the weights, that a user has to name."""
+    if config.init.weights == "":
+        init = dataclasses.replace(config.init, weights="run")
+        config = dataclasses.replace(config, init=init)
     if config.data.source in ("folder", "cifar10"):
         return dataclasses.replace(config, data=dataclasses.replace(config.data, path="images"))
     return config
@@ -52,8 +59,9 @@ def test_a_recipe_says_source_command_cost_and_what_to_expect(name: str) -> None
     assert "measured" in text
     assert text.startswith(recipe_summary(name))
     assert recipe_summary(name)[-1] in ".?"
-    if complete(get_recipe(name)) != get_recipe(name):
-        assert "--data DIR" in text
+    config = get_recipe(name)
+    assert ("--data DIR" in text) == (complete(config).data != config.data)
+    assert ("--init RUN" in text) == (complete(config).init != config.init)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -97,6 +105,27 @@ def test_imagenet_rates_are_the_papers_for_batch_2048(
         assert (other.lr, other.weight_decay) == sgd
 
 
+@pytest.mark.parametrize("model", CNNS)
+def test_cnns_train_with_the_papers_sgd_at_their_own_sizes(model: str) -> None:
+    name = f"imagenet_{model}_basic"
+    config = get_recipe(name)
+    assert config.model == CNNS[model]
+    assert type(config.optim) is OPTIMIZERS["sgd"]
+    assert (config.optim.lr, config.optim.weight_decay) == (2.54, 2.4e-5)
+    assert config.optim.lr_per_batch == 2048
+    small = {"effnet_b4": 512, "effnet_b5": 256}  # the paper: below 2048, but not how far
+    assert config.train.batch == small.get(model, 2048)
+    assert config.optim.peak_lr(config.train.batch) == 2.54 * config.train.batch / 2048
+    if model in small:
+        assert "our choice" in recipe_doc(name)
+    if model.startswith("regnety"):
+        other = get_recipe(name, "adamw").optim
+        assert (other.lr, other.weight_decay) == (3.8e-3, 0.1)
+    else:
+        with pytest.raises(ConfigError, match="no learning rate"):
+            get_recipe(name, "adamw")
+
+
 @pytest.mark.parametrize("name", IMAGENET)
 def test_imagenet_recipes_follow_the_authors_schedule_average_and_augmentation(name: str) -> None:
     config = get_recipe(name)
@@ -109,10 +138,36 @@ def test_imagenet_recipes_follow_the_authors_schedule_average_and_augmentation(n
         (3 / 4, 4 / 3),
     )
     assert (augment.mixup_alpha, augment.cutmix_alpha, augment.label_smoothing) == (0.8, 1.0, 0.1)
-    assert (augment.flip, config.data.eval_crop, config.model.img_size) == (0.5, 224 / 256, 224)
-    assert config.train.epochs == 400
-    assert config.model.drop_path_rate == 0
+    test_size = {n: c.test_size for n, c in CNNS.items()}.get(config.model.name, 256)
+    train_size = 224 if "384" in name else config.model.size[0]  # fine-tuned larger: same share
+    assert (augment.flip, train_size / config.data.eval_crop) == (0.5, test_size)
+    assert config.train.epochs == (90 if name in PRETRAIN else 20 if name in FINETUNE else 400)
+    assert getattr(config.model, "drop_path_rate", 0) == 0
     assert config.optim.clip_norm is None
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_scales_the_papers_rate_to_batch_4096(name: str) -> None:
+    config = get_recipe(name)
+    lr, decay = {"36gf": (6e-4, 0.28), "72gf": (6e-4, 0.15)}.get(name.split("_")[3], (1e-3, 0.24))
+    assert config.train.batch == 4096
+    assert config.optim.peak_lr(4096) == pytest.approx(2 * lr)
+    assert config.optim.weight_decay == decay
+
+
+def test_the_72gf_starts_from_another_stem_and_keeps_it() -> None:
+    config = get_recipe("imagenet21k_vit_c_72gf_basic")
+    assert config.init.only == config.train.freeze == ("stem.layers",)
+    assert get_recipe("imagenet21k_vit_p_72gf_basic").train.freeze == ()
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetuning_needs_weights_and_decays_none(name: str) -> None:
+    config = get_recipe(name)
+    assert config.optim.weight_decay == 0
+    with pytest.raises(ConfigError, match=r"init\.weights is open.*--init"):
+        dataclasses.replace(complete(config), init=config.init).checked()
+    assert config.model.size == ((384, 384) if "384" in name else (224, 224))
 
 
 @pytest.mark.parametrize("pair", ["fashion", "cifar10"])

@@ -34,13 +34,31 @@ MAY = {
     "deploy": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "words": BOTTOM | {"config", "train.runlog"},
     "cli_study": BOTTOM | {"words", "config", "study"},
+    "cli_data": BOTTOM | {"words", "config", "data"},
+    "cli_push": BOTTOM | {"words", "deploy"},
+    "cli_convert": BOTTOM | {"words", "config", "models", "train"},
     "cli": BOTTOM
     | COMPONENTS
-    | {"words", "cli_study", "config", "recipes", "train", "study", "deploy", ""},
+    | {
+        "words",
+        "cli_study",
+        "cli_data",
+        "cli_convert",
+        "cli_push",
+        "config",
+        "recipes",
+        "train",
+        "study",
+        "deploy",
+        "",
+    },
     "__main__": {"cli"},
     "": BOTTOM | COMPONENTS | {"config", "recipes", "train", "study", "deploy"},
 }
-MAY_LATE = {"config": {"recipes", "models.zoo", "models.outside"}}
+MAY_LATE = {
+    "config": {"recipes", "models.zoo", "models.outside", "data.outside"},
+    "deploy": {""},  # for the version
+}
 WITHOUT_TORCH = [name for name in MODULES if name.endswith(".config")] + [
     "vitc", "vitc.errors", "vitc.config", "vitc.cli", "vitc.recipes", "vitc.models", "vitc.data",
     "vitc.optim", "vitc.train", "vitc.deploy", "vitc.study", "vitc.models.zoo",

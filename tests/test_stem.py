@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitc.errors import ConfigError
-from vitc.models import MODELS, ConvStem, ConvStemConfig, PatchifyStem, PatchifyStemConfig
+from vitc.models import (
+    MODELS,
+    ConvStem,
+    ConvStemConfig,
+    PatchifyStem,
+    PatchifyStemConfig,
+    ViTConfig,
+)
 from vitc.models.stem import ConvNormAct, build_stem
 
 # Paper Table 3 (S1's first width is 52 there by its flops, 42 by a slip) and Table 1's sizes.
@@ -37,6 +45,7 @@ def conv_stem(init: str = "2021", in_chans: int = 3, embed_dim: int = 64) -> Con
 @pytest.mark.parametrize("size", PAPER_CONV_STEMS)
 def test_a_conv_stem_is_conv_norm_relu_then_one_convolution_with_bias(size: str) -> None:
     config = MODELS[f"vit_c_{size}"]
+    assert isinstance(config, ViTConfig)
     stem = build_stem(config.stem, 3, config.embed_dim)
     assert isinstance(stem, ConvStem)
     leaves = [m for m in stem.modules() if not list(m.children())]
@@ -140,6 +149,28 @@ def test_the_default_padding_is_the_papers_for_every_stem_of_its_table_3(
     stem = ConvStem(config, 3, 24)
     assert stem.reduction == 16
     assert stem(torch.randn(1, 3, 32, 48)).shape == (1, 24, 2, 3)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_the_named_ablations_are_those_of_the_papers_table_3(number: int) -> None:
+    config = MODELS[f"vit_s{number}_4gf"]
+    assert isinstance(config, ViTConfig)
+    assert isinstance(config.stem, ConvStemConfig)
+    stem = config.stem
+    row = (stem.channels, stem.kernels, stem.strides, stem.pads)
+    assert row == PAPER_ABLATIONS[number - 1]
+    assert (stem.norm, stem.act) == ("bn", "relu")
+
+
+def test_appendix_a_changes_norm_and_non_linearity_and_nothing_else() -> None:
+    bn, ln = MODELS["vit_p_bn_4gf"], MODELS["vit_c_ln_4gf"]
+    assert isinstance(bn, ViTConfig)
+    assert isinstance(ln, ViTConfig)
+    assert bn.stem == PatchifyStemConfig(patch_size=16, bn_relu=True)
+    c = MODELS["vit_c_4gf"]
+    assert isinstance(c, ViTConfig)
+    assert isinstance(c.stem, ConvStemConfig)
+    assert ln.stem == dataclasses.replace(c.stem, norm="ln")
 
 
 @settings(deadline=None)

@@ -15,15 +15,19 @@ from vitc import train as _train_room  # its __init__ is as lazy as this one
 if TYPE_CHECKING:
     from vitc import config, data, deploy, errors, models, optim, recipes, study
     from vitc.config import RunConfig, load_config
+    from vitc.deploy.hub import push_to_hub
     from vitc.deploy.predict import Predictions, Predictor
+    from vitc.deploy.pretrained import from_pretrained, save_pretrained
     from vitc.models.complexity import Complexity, complexity
     from vitc.models.zoo import create_model, list_models
     from vitc.train.loop import RunResult, train
+    from vitc.train.start import LoadReport, load_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Complexity",
+    "LoadReport",
     "Predictions",
     "Predictor",
     "RunConfig",
@@ -34,25 +38,34 @@ __all__ = [
     "data",
     "deploy",
     "errors",
+    "from_pretrained",
     "list_models",
     "load_config",
+    "load_weights",
     "models",
     "optim",
+    "push_to_hub",
     "recipes",
+    "save_pretrained",
     "study",
     "train",
 ]
 
 _HOMES = {
     "Complexity": "vitc.models.complexity",
+    "LoadReport": "vitc.train.start",
     "Predictions": "vitc.deploy.predict",
     "Predictor": "vitc.deploy.predict",
     "RunConfig": "vitc.config",
     "RunResult": "vitc.train.loop",
     "complexity": "vitc.models.complexity",
     "create_model": "vitc.models.zoo",
+    "from_pretrained": "vitc.deploy.pretrained",
     "list_models": "vitc.models.zoo",
     "load_config": "vitc.config",
+    "load_weights": "vitc.train.start",
+    "push_to_hub": "vitc.deploy.hub",
+    "save_pretrained": "vitc.deploy.pretrained",
 }
 
 

@@ -17,9 +17,12 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitc import __version__
+from vitc.cli_convert import CONVERT_VERB
+from vitc.cli_data import DATA_VERBS
+from vitc.cli_push import PUSH_VERBS
 from vitc.cli_study import REPORT_VERB, STUDY_VERBS
 from vitc.config import (
     RunConfig,
@@ -49,6 +52,9 @@ from vitc.words import (
     settings_help,
     take_settings,
 )
+
+if TYPE_CHECKING:
+    from vitc.deploy.pictures import Kind, Request
 
 # -- train -----------------------------------------------------------------------------------------
 
@@ -216,7 +222,7 @@ def _check_run(run: Path) -> None:
 
 def _predict_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("run_folder", metavar="RUN", type=Path, help="a run folder")
+    add("run_folder", metavar="RUN", type=Path, help="a run folder, or one of vitc save")
     add("paths", nargs="+", metavar="PATH", help="images, or folders of images")
     add("--topk", metavar="K", type=count, default=1, help="how many classes (default: 1)")
     add("--csv", metavar="FILE", type=Path, help="write a table to this file")
@@ -230,9 +236,12 @@ def _predict(args: Namespace) -> int:
 
     if args.json and args.csv is not None:
         raise ConfigError("--json and --csv exclude each other.", "Choose one form.")
-    _check_run(args.run_folder)
+    if not (args.run_folder / "model.safetensors").exists():  # else: of vitc save
+        _check_run(args.run_folder)
     files = find_images(args.paths)
     predictor = Predictor(args.run_folder, args.device, "raw" if args.raw else "ema")
+    for text in predictor.notes:
+        note(text)
     form: Form = "json" if args.json else "csv" if args.csv is not None else "table"
     with _output(args.csv) as stream:
         broken = report(predictor, files, args.topk, form, stream)
@@ -261,8 +270,16 @@ def _show_options(parser: Parser) -> None:
     add = parser.add_argument
     add("what", nargs="?", metavar="MODEL|RECIPE|RUN", help="a name or a run folder")
     add("--list", action="store_true", help="every model and recipe")
-    add("--plot", metavar="FILE", type=Path, help="RECIPE: lr over the run; RUN: curves (.png ...)")
-    add("--json", action="store_true", help="the same as one line of JSON")
+    add("--plot", metavar="FILE", type=Path,
+        help="RECIPE: lr over the run; RUN: curves; or the picture's file (.png ...)")  # fmt: skip
+    picture = parser.add_argument_group("pictures, one at a time, of a RUN or of a fresh MODEL")
+    add = picture.add_argument
+    add("--attention", metavar="IMAGE", type=Path, help="what a ViT's blocks attend to in an image")
+    add("--block", metavar="N", type=int, help="with --attention: also block N's single heads")
+    add("--positions", action="store_true", help="how alike a ViT's position embeddings are")
+    add("--filters", action="store_true", help="the first convolution's filters")
+    add("--features", metavar="IMAGE", type=Path, help="what the stem makes of an image")
+    parser.add_argument("--json", action="store_true", help="the same as one line of JSON")
 
 
 def _show(args: Namespace) -> int:
@@ -272,12 +289,36 @@ def _show(args: Namespace) -> int:
         raise ConfigError("Show what? Give one model, recipe or run folder, or --list alone.")
     if args.list and args.plot is not None:
         raise ConfigError("--plot has no effect with --list.")
-    page = show.list_page() if args.list else show.page(args.what, args.settings, args.plot)
+    picture = _picture(args)
+    if args.list and picture is not None:
+        raise ConfigError(f"--{picture.kind} has no effect with --list.")
+    page = (
+        show.list_page() if args.list else show.page(args.what, args.settings, args.plot, picture)
+    )
     if args.json:
         say_json(page.values)
         return 0
     show.write(page, sys.stdout)
     return 0
+
+
+def _picture(args: Namespace) -> Request | None:
+    """The picture that the words ask for, if any."""
+    kinds: tuple[Kind, ...] = ("attention", "positions", "filters", "features")
+    asked = [kind for kind in kinds if getattr(args, kind) not in (None, False)]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"{' and '.join(f'--{kind}' for kind in asked)}: only one picture at a time.",
+            "Call vitc show once for each.",
+        )
+    if args.block is not None and asked != ["attention"]:
+        raise ConfigError("--block has no effect without --attention IMAGE.")
+    if not asked:
+        return None
+    from vitc.deploy.pictures import Request
+
+    image = getattr(args, asked[0])
+    return Request(asked[0], image if isinstance(image, Path) else None, args.block)
 
 
 # -- all of them -----------------------------------------------------------------------------------
@@ -291,10 +332,12 @@ VERBS: dict[str, Verb] = {
         "vitc train ~/photos --budget 30m",
         options=_train_options,
         run=_train,
+        runs=("what", "out"),
         takes_settings=True,
         more_help=_train_help,
         epilog="settings:\n"
         "  --model NAME, --data NAME|FOLDER, --optim NAME, --model.stem KIND choose a component;\n"
+        "  --model.stem FILE.py:CLASS takes a stem of your own (docs/stems.md);\n"
         "  dotted ones set a detail: --train.epochs 20. In any order.\n"
         "  Every setting of a recipe with its value: vitc train RECIPE --help\n"
         "  All recipes and models: vitc show --list",
@@ -305,28 +348,34 @@ VERBS: dict[str, Verb] = {
         example="vitc eval runs/fashion_vit_c --split test",
         options=_eval_options,
         run=_eval,
+        runs=("run_folder",),
     ),
+    "convert": CONVERT_VERB,
     "predict": Verb(
         summary="Name the class of images, with its probability.",
         usage="RUN PATH... [options]",
         example="vitc predict runs/fashion_vit_c photo.jpg more_photos/ --topk 3",
         options=_predict_options,
         run=_predict,
+        runs=("run_folder",),
     ),
     "show": Verb(
         summary="Show what a model is made of, what a recipe does, or what a run came to.",
         usage="MODEL|RECIPE|RUN [options] [--SETTING VALUE ...] | --list",
-        example="vitc show vit_c_4gf\nvitc show fashion_vit_c --optim sgd --plot lr.png",
+        example="vitc show vit_c_4gf\nvitc show fashion_vit_c --optim sgd --plot lr.png\n"
+        "vitc show runs/fashion_vit_c --attention photo.jpg --plot attention.png",
         options=_show_options,
         run=_show,
+        runs=("what",),
         takes_settings=True,
     ),
     "report": REPORT_VERB,
+    **PUSH_VERBS,
 }
 
 
 # Verbs that are groups of verbs: their first word chooses one.
-GROUPS: dict[str, dict[str, Verb]] = {"study": STUDY_VERBS}
+GROUPS: dict[str, dict[str, Verb]] = {"study": STUDY_VERBS, "data": DATA_VERBS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -388,10 +437,27 @@ def _dispatch(words: list[str], args: Namespace) -> int:
         return 0
     args.settings, own = take_settings(asked) if verb.takes_settings else ({}, asked)
     parser.read(own, all_leaf_types() if verb.takes_settings else {}, args)
+    if verb.runs and args.trust:
+        _trust([getattr(args, name) for name in verb.runs])
     if asked != rest and verb.more_help is not None:
         verb.more_help(parser, args)
         return 0
     return verb.run(args)
+
+
+def _trust(named: list[Any]) -> None:
+    """--trust: admit the stems from outside that these folders and configs name, and say so."""
+    from vitc.models.outside import trust
+
+    words = [w for value in named for w in (value if isinstance(value, list) else [value])]
+    paths = [Path(w) for w in words if w is not None]
+    files = ("config.json", "plan.json")
+    paths = [p for p in paths if p.is_file() or any((p / name).is_file() for name in files)]
+    stems = [stem for path in paths for stem in trust(path)]
+    for stem in stems:
+        note(f"trusted: {stem.source} (SHA-256 {stem.sha256[:12]}...)")
+    if not stems:
+        note("--trust has no effect: no stem from outside is named there.")
 
 
 def _group_help(group: str) -> str:

@@ -63,6 +63,9 @@ def _hparams_options(parser: Parser) -> None:
     add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
     add("--models", nargs="+", default=[], metavar="MODEL",
         help="contenders: these models under each recipe (default: each recipe's own)")  # fmt: skip
+    add("--stems", nargs="+", default=[], metavar="STEM",
+        help="contenders: each model with these stems: kinds (conv, patchify ...) or classes from "
+        "outside (my.py:MyStem); labelled MODEL+STEM")  # fmt: skip
     add("--optims", nargs="+", default=["adamw"], metavar="OPTIM", help="default: adamw")
     add("--range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
         help="draw SETTING log-uniformly; OPTIM:SETTING for one optimizer. Default: lr and "
@@ -90,10 +93,14 @@ def _hparams(args: Namespace) -> int:
             raise ConfigError(
                 f"--{name} has no effect in a study.", f"Name contenders with --{name}s."
             )
+    twice = [name for name in settings if name.startswith("model.stem")]
+    if args.stems and twice:
+        raise ConfigError(f"--{twice[0]} has no effect with --stems, which chooses the stems.")
     plan = hparams_plan(
         args.recipes,
         args.models,
         args.optims,
+        stems=args.stems,
         draws=draws,
         seed=args.seed,
         ranges=_ranges(args),
@@ -205,6 +212,7 @@ STUDY_VERBS: dict[str, Verb] = {
         example="vitc study quick --budget 20m --out studies/longer",
         options=_quick_options,
         run=_quick,
+        runs=("out",),
         takes_settings=True,
         epilog=STUDY_EPILOG,
     ),
@@ -212,11 +220,13 @@ STUDY_VERBS: dict[str, Verb] = {
         summary="Train contenders on the same random draws of lr, weight decay or any setting.",
         usage="RECIPE... [options] [--SETTING VALUE ...]",
         example="vitc study hparams fashion_vit_p --models vit_c_tiny vit_p_tiny --draws 16\n"
+        "vitc study hparams fashion_vit_p --stems conv patchify my.py:MyStem\n"
         "vitc study hparams cifar10_vit_c cifar10_vit_p --data ~/cifar10 --optims adamw sgd\n"
         "vitc study hparams debug --range optim.lr 1e-4 1e-2 "
         "--linear-range optim.clip_norm 0.5 2",
         options=_hparams_options,
         run=_hparams,
+        runs=("recipes", "out"),
         takes_settings=True,
         epilog=STUDY_EPILOG,
     ),
@@ -235,4 +245,5 @@ REPORT_VERB = Verb(
     example="vitc report studies/quick\nvitc report studies/a studies/b --out both",
     options=_report_options,
     run=_report,
+    runs=("folders",),
 )

@@ -13,9 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitc.data.config import NEEDS_PATH, DataConfig
+from vitc.data.config import (
+    NEEDS_PATH,
+    OUTSIDE_CLASS,
+    SOURCES,
+    SUFFIXES,
+    DataConfig,
+    absolute_path,
+    is_pattern,
+)
 from vitc.errors import ConfigError, suggest, unknown
-from vitc.models.config import MODEL_KINDS, STEM_KINDS, ModelConfig, OutsideStemConfig, ViTConfig
+from vitc.models.config import (
+    MODEL_KINDS,
+    STEM_KINDS,
+    ModelConfig,
+    OutsideStemConfig,
+    ViTConfig,
+    carried,
+)
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
 from vitc.train.config import InitConfig, TrainConfig
 
@@ -58,6 +73,10 @@ class RunConfig:
             found.append(
                 f"optim.schedule.warmup_epochs {warmup} leaves nothing of the "
                 f"{self.train.epochs} train.epochs."
+            )
+        if self.data.augment.lighting > 0 and self.model.in_chans == 1:
+            found.append(
+                "data.augment.lighting needs colours: it has no meaning for model.in_chans 1."
             )
         channels = self.data.mean, self.data.std
         for name, values in zip(("mean", "std"), channels, strict=True):
@@ -192,10 +211,15 @@ def _component(old: Any, key: str, group: dict[str, Any], hint: Any, where: str)
             pass
         elif dataclasses.is_dataclass(whole) and isinstance(whole, hint):
             old = whole
-        elif key == "stem" and isinstance(whole, str) and ":" in whole:
+        elif key == "stem" and isinstance(whole, str) and (":" in whole or whole.endswith(".py")):
             old = OutsideStemConfig(source=whole)
         elif key in _KINDS and isinstance(whole, str):
             old = with_kind(old, key, whole, where)
+        elif key == "stem" and isinstance(whole, type):
+            raise ConfigError(
+                f"{where} is the class {whole.__name__}; a run that can be repeated needs its file.",
+                f"Name it as 'path/to/file.py:{whole.__name__}'; create_model takes the class.",
+            )
         else:
             raise ConfigError(f"{where} must be a table of settings, not {whole!r}.")
     if key in _KINDS and "kind" in details:
@@ -241,6 +265,8 @@ def with_kind(old: Any, key: str, kind: Any, where: str | None = None) -> Any:
     own = {"lr", "weight_decay"} if key == "optim" else set()
     shared = {f.name for f in dataclasses.fields(old)} & {f.name for f in dataclasses.fields(cls)}
     kept = {n: getattr(old, n) for n in shared - own}
+    if key == "stem":
+        kept = carried(old, cls)
     if key == "optim":
         kept["lr_per_batch"] = 2048
     return cls(**kept)
@@ -354,22 +380,46 @@ def with_model(config: RunConfig, name: str) -> RunConfig:
 
 
 def with_data(config: RunConfig, data: str) -> RunConfig:
-    """The same run on other images: a source's name, or a folder."""
-    from vitc.data.config import SOURCES
-
-    kept: dict[str, Any] = {"path": None, "mean": None, "std": None}
+    """The same run on other images: a source's name, or what one can be guessed from."""
+    kept: dict[str, Any] = dict.fromkeys(("path", "mean", "std", "image_column", "label_column"))
+    kept["path_sha256"] = ""
     if data in SOURCES:
         kept["path"] = config.data.path if data in NEEDS_PATH else None
         kept["source"] = data
-    elif Path(data).is_dir():
-        kept |= {"source": guess_source(Path(data)), "path": data}
     else:
-        raise unknown("data", data, SOURCES, f"Give a folder, or one of: {', '.join(SOURCES)}.")
+        kept |= {"source": guess_source(data), "path": data}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
 
 
-def guess_source(folder: Path) -> str:
-    """Which kind of data set a folder holds, by the names of its files."""
+def guess_source(data: str | Path) -> str:
+    """Which source a folder, a file, a pattern of files or a class is for, by its name and names.
+
+    Raises ConfigError: nothing of that name, or of no kind that is known.
+    """
+    text, path = str(data), Path(data).expanduser()
+    if path.is_dir():
+        return _guess_folder(path)
+    for suffix, source in SUFFIXES.items():
+        if text.lower().endswith(suffix) and (path.is_file() or is_pattern(text)):
+            return source
+    if OUTSIDE_CLASS.fullmatch(text):
+        return "outside"
+    if path.exists():
+        raise ConfigError(f"{text} is of no kind that can be trained on.", _DATA_HINT)
+    try:
+        beside = [str(path.parent / p.name) for p in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    raise unknown("data", text, [*SOURCES, *beside], _DATA_HINT)
+
+
+_DATA_HINT = (
+    f"Give a folder, a file or pattern of files ({', '.join(f'*{s}' for s in SUFFIXES)}), a class "
+    f"(my.py:Class), or one of: {', '.join(SOURCES)}."
+)
+
+
+def _guess_folder(folder: Path) -> str:
     names = {p.name for p in folder.iterdir()}
     if any(n.startswith("data_batch_1") for n in names) or names & {
         "cifar-10-batches-py", "cifar-10-batches-bin"}:  # fmt: skip
@@ -379,6 +429,14 @@ def guess_source(folder: Path) -> str:
         return "cifar100"
     if any("-ubyte" in n for n in names):
         return "idx"
+    if names & {"dataset_dict.json", "state.json"}:  # of datasets' save_to_disk
+        return "parquet"
+    data = folder / "data"  # of the Hugging Face hub
+    inside = {p.name for p in data.iterdir()} if data.is_dir() else set()
+    if any(n.endswith(".parquet") for n in names | inside):
+        return "parquet"
+    if any(n.endswith(".tar") for n in names) and not any(p.is_dir() for p in folder.iterdir()):
+        return "tar"
     return "folder"
 
 
@@ -422,13 +480,16 @@ def resolve_config(
         config = with_data(config, names["data"])
     if isinstance(flat.get("init"), str):  # --init RUN
         flat["init.weights"] = flat.pop("init")
-    return _named(_located(from_dict(flat, config)), flat)
+    config = _named(_located(from_dict(flat, config)), flat)
+    if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
+        config = _found_again(config, Path(path_or_recipe))
+    return config
 
 
 def _located(config: RunConfig) -> RunConfig:
     """The same with absolute paths: a run is resumed from any working directory."""
     if config.data.path is not None:
-        data = dataclasses.replace(config.data, path=_absolute(config.data.path))
+        data = dataclasses.replace(config.data, path=absolute_path(config.data))
         config = dataclasses.replace(config, data=data)
     weights = config.init.weights
     if weights and not weights.startswith("timm:"):
@@ -440,15 +501,32 @@ def _located(config: RunConfig) -> RunConfig:
 def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
     """The same with a stem from outside looked up, where the user has just named one."""
     model = config.model
-    just_named = any(key == "model" or key.startswith("model.stem") for key in flat)
-    if not (just_named and isinstance(model, ViTConfig)):
+    if not (isinstance(model, ViTConfig) and isinstance(model.stem, OutsideStemConfig)):
         return config
-    if not isinstance(model.stem, OutsideStemConfig) or not model.stem.source:
-        return config
+    told = isinstance(flat.get("model.stem"), str) or "model.stem.source" in flat
+    made = {"model", "model.stem"} & flat.keys() and not model.stem.sha256  # by hand, in Python
+    if not (told or made) or not model.stem.source:
+        return config  # a hash alone names nothing: the file was in somebody's config
     from vitc.models.outside import name_stem
 
-    model = dataclasses.replace(model, stem=name_stem(model.stem))
-    return dataclasses.replace(config, model=model)
+    stem = name_stem(model.stem)
+    wanted = flat.get("model.stem.sha256", stem.sha256)
+    if wanted != stem.sha256:
+        raise ConfigError(
+            f"model.stem.sha256 {wanted!r} is not that of {model.stem.source}: {stem.sha256}.",
+            "Leave it out: it is filled in when a stem is named.",
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(model, stem=stem))
+
+
+def _found_again(config: RunConfig, folder: Path) -> RunConfig:
+    """The same with a stem from outside, whose file has changed, in the copy that a run kept."""
+    stem = getattr(config.model, "stem", None)
+    if not isinstance(stem, OutsideStemConfig):
+        return config
+    from vitc.models.outside import found_again
+
+    return dataclasses.replace(config, model=found_again(config.model, folder))
 
 
 def _absolute(path: str) -> str:
@@ -456,8 +534,16 @@ def _absolute(path: str) -> str:
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """The settings in which two configs differ: `optim.lr: 0.001 -> 0.002`, in field order."""
+    """The settings in which two configs differ: `optim.lr: 0.001 -> 0.002`, in field order.
+
+    A stem from outside whose file has moved is the same: its hash tells it.
+    """
     x, y = flat_values(to_dict(a)), flat_values(to_dict(b))
+    source, sha256 = "model.stem.source", "model.stem.sha256"
+    if x.get(sha256) and x.get(sha256) == y.get(sha256):
+        stems = [OutsideStemConfig(source=values[source]) for values in (x, y)]
+        if stems[0].what == stems[1].what:
+            y[source] = x[source]
     absent = "(absent)"
     return [f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"
             for k in dict.fromkeys([*x, *y]) if x.get(k, absent) != y.get(k, absent)]  # fmt: skip

@@ -161,6 +161,7 @@ class Verb:
     run: Callable[[Namespace], int]
     takes_settings: bool = False
     epilog: str = ""
+    runs: tuple[str, ...] = ()  # its words that can be folders or configs from somebody else
     more_help: Callable[[Parser, Namespace], None] | None = None  # when words stand beside --help
 
     def parser(self, name: str) -> Parser:
@@ -174,6 +175,9 @@ class Verb:
             allow_abbrev=False,
         )
         self.options(parser)
+        if self.runs:
+            about = "run the code that it names: a stem from outside vitc, in another's file"
+            parser.add_argument("--trust", action="store_true", help=about)
         parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return parser

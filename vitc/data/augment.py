@@ -1,17 +1,23 @@
-"""What happens to a batch of uint8 images on the device: cut, mirror, normalise.
+"""What happens to a batch of uint8 images on the device: cut, mirror, light, normalise, erase.
 
-Shapes: B batch, C channels, H W pixels. All shapes are static, nothing waits for the device.
+Shapes: B batch, C channels, H W pixels. All shapes are static (but that of the erased images, whose
+number the host has drawn), nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vitc.data.policies import normal
+from vitc.data.sampling import Erasing
 
 
 def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
@@ -26,20 +32,29 @@ def finish(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     channels_last: bool,
+    lighting: Tensor | None = None,
 ) -> Tensor:
     """uint8 (B, C, H, W) -> float32 (B, C, H, W), mirrored where `flip` and normalised.
 
     flip: bool (B,) or None; mean, std: one a channel, for pixels in [0, 1]; channels_last: the
-    memory format of the result.
+    memory format of the result; lighting: float32 (B, C), added to pixels in [0, 1] before they
+    are normalised.
     """
     if flip is not None:
-        both = torch.cat([images, images.flip(-1)])
-        rows = torch.arange(len(images), device=images.device)
-        images = both.index_select(0, rows + len(images) * flip)
+        images = mirror(images, flip)
     scale, offset = _affine(mean, std, images.device)
+    if lighting is not None:
+        offset = offset + lighting[:, :, None, None] * (255 * scale)
     # In place, and the memory format last: both measured faster on a CPU than the other way.
     out = images.float().mul_(scale).add_(offset)
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+def mirror(images: Tensor, flip: Tensor) -> Tensor:
+    """(B, C, H, W), those where `flip` (bool (B,)) turned left to right."""
+    both = torch.cat([images, images.flip(-1)])
+    rows = torch.arange(len(images), device=images.device)
+    return both.index_select(0, rows + len(images) * flip)
 
 
 @functools.lru_cache(maxsize=16)
@@ -104,3 +119,74 @@ def _taps(start: Tensor, length: Tensor, pixels: int, out: int) -> Tensor:
     inside = (pixel > start) & (pixel < start + length)  # (B, 1, pixels)
     triangle = (pixel * slope - centre * slope).abs_().sub_(1).clamp_(max=0).mul_(inside)
     return triangle.div_(triangle.sum(-1, keepdim=True))  # both below 0
+
+
+# -- erasing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Erased:
+    """What is erased from a micro-batch, on the device: int64 (E,) the images, int64 (E, 4) the
+    rectangle of each (top, left, bottom, right), int32 (E,) the keys of their noise, or None for
+    the mean colour."""
+
+    rows: Tensor
+    boxes: Tensor
+    keys: Tensor | None
+
+
+def erased(erasing: Erasing, fill: Literal["noise", "mean"], device: torch.device) -> Erased | None:
+    """The drawn rectangles on the device; None where there is none."""
+    top, left, bottom, right = erasing.boxes.T
+    rows = np.flatnonzero((bottom > top) & (right > left))
+    if len(rows) == 0:
+        return None
+    keys = erasing.keys[rows].astype(np.uint32).view(np.int32) if fill == "noise" else None
+    return Erased(
+        to_device(rows, device),
+        to_device(erasing.boxes[rows], device),
+        None if keys is None else to_device(keys, device),
+    )
+
+
+def erase(images: Tensor, what: Erased | None) -> Tensor:
+    """Normalised images, float32 (B, C, H, W), with the rectangles overwritten in place: by 0, the
+    data's mean colour, or by `noise`."""
+    if what is None:
+        return images
+    h, w = images.shape[2:]
+    top, left, bottom, right = (t.view(-1, 1, 1) for t in what.boxes.T)
+    y = torch.arange(h, device=images.device).view(1, h, 1)
+    x = torch.arange(w, device=images.device).view(1, 1, w)
+    inside = ((y >= top) & (y < bottom) & (x >= left) & (x < right))[:, None]  # (E, 1, H, W)
+    own = images.index_select(0, what.rows)
+    fill = own.new_zeros(()) if what.keys is None else noise(what.keys, own.shape[1:])
+    return images.index_copy_(0, what.rows, torch.where(inside, fill, own))
+
+
+def noise(keys: Tensor, shape: torch.Size) -> Tensor:
+    """float32 (E, *shape), standard normal to 16 bits: a number is a hash of its image's key,
+    int32 (E,), and its place, and so the same in any batch and on any device.
+
+    The hash is "lowbias32" (github.com/skeeto/hash-prospector, public domain), whose products
+    wrap around; its upper 16 bits choose a quantile, so the largest number is 4.3.
+    """
+    place = torch.arange(shape.numel(), dtype=torch.int32, device=keys.device)
+    x = _lowbias32(_lowbias32(keys.clone())[:, None] ^ place)
+    quantiles = _normal_quantiles(keys.device)
+    return quantiles[((x >> 16) & 0xFFFF).long()].view(-1, *shape)
+
+
+def _lowbias32(x: Tensor) -> Tensor:
+    """Overwrites `x`, int32. A shift to the right must bring in zeros, hence the masks."""
+    x.bitwise_xor_((x >> 16) & 0xFFFF).mul_(0x7FEB352D)
+    x.bitwise_xor_((x >> 15) & 0x1FFFF).mul_(0x846CA68B - 2**32)
+    return x.bitwise_xor_((x >> 16) & 0xFFFF)
+
+
+@functools.lru_cache(maxsize=4)
+def _normal_quantiles(device: torch.device) -> Tensor:
+    """float32 (65536,): the middles of as many equal parts of a standard normal distribution."""
+    values = normal((np.arange(1 << 16) + 0.5) / (1 << 16))
+    with torch.inference_mode(False):
+        return torch.from_numpy(values.astype(np.float32)).to(device)

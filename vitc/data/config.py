@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-SOURCES = ("fashion", "cifar10", "cifar100", "idx", "folder", "synthetic")
-NEEDS_PATH = ("cifar10", "cifar100", "idx", "folder")
+SOURCES = (
+    "fashion", "cifar10", "cifar100", "idx", "folder", "packed", "tar", "parquet", "list",
+    "outside", "synthetic",
+)  # fmt: skip
+NEEDS_PATH = {  # source -> what data.path is for it
+    "cifar10": "a folder: --data.path DIR",
+    "cifar100": "a folder: --data.path DIR",
+    "idx": "a folder: --data.path DIR",
+    "folder": "a folder: --data.path DIR",
+    "packed": "a packed file: --data.path FILE.vitc",
+    "tar": "tar shards: --data.path 'train-{000..012}.tar', a pattern with *, or a folder of them",
+    "parquet": "a .parquet or .arrow file, a pattern with *, or a folder: --data.path PATH",
+    "list": "a list: --data.path FILE.csv (or .tsv, .jsonl)",
+    "outside": "a class: --data.path path/to/file.py:Class or package.module:Class",
+}
+SUFFIXES = {
+    ".vitc": "packed", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet",
+    ".arrow": "parquet", ".csv": "list", ".tsv": "list", ".jsonl": "list",
+}  # fmt: skip
+OUTSIDE_CLASS = re.compile(r"(?P<where>[^:]+):(?P<name>[^\W\d]\w*)(?P<call>\(.*\))?", re.DOTALL)
+WITH_NAMES = ("folder", "packed", "tar", "parquet", "list", "outside")  # of one's own, an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +44,37 @@ class AugmentConfig:
     """With crop random_resized: the cut's aspect ratio (width / height), from-to."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    policy: Literal["none", "autoaugment", "v0", "randaugment", "trivial", "three"] = "none"
+    """autoaugment: ImageNet's of its paper; v0: the EfficientNet code's, which pycls and so the
+    paper use; randaugment: timm's "inc1"; trivial: TrivialAugment Wide; three: 3-Augment."""
+    rand_ops: int = 2
+    """With policy randaugment: operations in a row on one image (DeiT 2)."""
+    rand_magnitude: float = 9.0
+    """With policy randaugment: strength, 0 to 10, timm's scale (DeiT 9)."""
+    rand_std: float = 0.5
+    """With policy randaugment: standard deviation of each operation's magnitude around
+    rand_magnitude, cut to 0-10; timm's mstd (DeiT 0.5). 0: always rand_magnitude."""
+    rand_prob: float = 0.5
+    """With policy randaugment: probability of each of the operations (timm and DeiT 0.5)."""
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Colour jitter after the policy, in a random order: brightness, contrast, saturation are
+    multiplied by a factor uniform in max(0, 1 - x) to 1 + x (3-Augment 0.3 0.3 0.3)."""
+    lighting: float = 0.0
+    """AlexNet's PCA lighting: standard deviation of the three coefficients (pycls 0.1)."""
+    erase: float = 0.0
+    """Probability of random erasing, after normalisation (DeiT 0.25)."""
+    erase_fill: Literal["noise", "mean"] = "noise"
+    """With erase: normal noise for each pixel and channel, or the data's mean colour."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """With erase: the erased share of the image, from-to."""
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    """With erase: height / width of what is erased, from-to."""
+    repeats: int = 1
+    """Repeated augmentation: copies of an image in an epoch, each with its own random parameters.
+    An epoch keeps its number of steps, so it shows 1 / repeats of the images (DeiT 3)."""
+    mix_per: Literal["micro", "sample"] = "micro"
+    """With mixup or CutMix: one coin, lambda and box for a micro-batch (the paper), or for each
+    image (timm's elem mode)."""
     mixup_alpha: float = 0.0
     """Beta parameter of mixup; 0: no mixup. With cutmix_alpha too, a coin decides (paper 0.8)."""
     cutmix_alpha: float = 0.0
@@ -30,28 +82,73 @@ class AugmentConfig:
     label_smoothing: float = 0.0
     """Mass spread evenly over all classes, applied before mixing (paper 0.1)."""
 
+    @property
+    def alters(self) -> bool:
+        """Whether operations of ops.py change the images: a policy or colour jitter."""
+        return self.policy != "none" or any(self.jitter)
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
     def problems(self) -> list[str]:
-        found = []
+        return [*self._idle(), *self._out_of_range()]
+
+    def _idle(self) -> list[str]:
+        """Settings that were changed and can have no effect."""
+        by_crop, by_erase = f"data.augment.crop {self.crop!r}", "data.augment.erase 0"
+        by_policy = f"data.augment.policy {self.policy!r}"
+        shift, cut = self.crop == "shift", self.crop == "random_resized"
+        rand, erase = self.policy == "randaugment", self.erase != 0
+        needs = [
+            ("shift_pixels", shift, by_crop, "--data.augment.crop shift"),
+            *((n, cut, by_crop, "--data.augment.crop random_resized") for n in ("scale", "ratio")),
+            *((n, rand, by_policy, "--data.augment.policy randaugment")
+              for n in ("rand_ops", "rand_magnitude", "rand_std", "rand_prob")),
+            *((n, erase, by_erase, "an --data.augment.erase above 0")
+              for n in ("erase_fill", "erase_area", "erase_ratio")),
+            ("mix_per", self.mixes, "mixup_alpha and cutmix_alpha 0",
+             "an --data.augment.mixup_alpha or --data.augment.cutmix_alpha above 0"),
+        ]  # fmt: skip
         default = {f.name: f.default for f in fields(AugmentConfig)}
-        for name, crop in (("shift_pixels", "shift"), ("scale", "random_resized"),
-                           ("ratio", "random_resized")):  # fmt: skip
-            if self.crop != crop and getattr(self, name) != default[name]:
-                found.append(
-                    f"data.augment.{name} has no effect with data.augment.crop {self.crop!r}; "
-                    f"it needs --data.augment.crop {crop}."
-                )
-        if self.shift_pixels < 0:
-            found.append(f"data.augment.shift_pixels {self.shift_pixels} must not be negative.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            found.append(f"data.augment.scale {self.scale} must be 0 < from <= to <= 1.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            found.append(f"data.augment.ratio {self.ratio} must be 0 < from <= to.")
-        for name in ("flip", "label_smoothing"):
+        found = [
+            f"data.augment.{name} has no effect with {why}; it needs {need}."
+            for name, can, why, need in needs
+            if not can and getattr(self, name) != default[name]
+        ]
+        if rand and self.rand_prob == 0:
+            found.append("data.augment.rand_prob 0 leaves data.augment.policy without effect.")
+        random = (self.crop != "none", 0 < self.flip < 1, self.alters, self.lighting, erase)
+        if self.repeats > 1 and not any(random):
+            found.append(
+                f"data.augment.repeats {self.repeats} has no effect but to show fewer images: "
+                "nothing random would make the copies differ; it needs a crop, a flip or a policy."
+            )
+        return found
+
+    def _out_of_range(self) -> list[str]:
+        found = []
+        for name in ("flip", "label_smoothing", "rand_prob", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"data.augment.{name} {getattr(self, name)} must be in [0, 1].")
-        for name in ("mixup_alpha", "cutmix_alpha"):
+        for name in ("shift_pixels", "mixup_alpha", "cutmix_alpha", "rand_std", "lighting"):
             if getattr(self, name) < 0:
                 found.append(f"data.augment.{name} {getattr(self, name)} must not be negative.")
+        for name in ("rand_ops", "repeats"):
+            if getattr(self, name) < 1:
+                found.append(f"data.augment.{name} {getattr(self, name)} must be at least 1.")
+        for name in ("scale", "erase_area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to <= 1.")
+        for name in ("ratio", "erase_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to.")
+        if not 0 <= self.rand_magnitude <= 10:
+            found.append(f"data.augment.rand_magnitude {self.rand_magnitude} must be in [0, 10].")
+        if min(self.jitter) < 0:
+            found.append(f"data.augment.jitter {self.jitter} must not be negative.")
         return found
 
 
@@ -59,10 +156,22 @@ class AugmentConfig:
 class DataConfig:
     """One data set: its source, how it is split, and how an image reaches the model's size."""
 
-    source: Literal["fashion", "cifar10", "cifar100", "idx", "folder", "synthetic"] = "fashion"
-    """fashion is shipped inside the package; synthetic is made; the others need path."""
+    source: Literal[
+        "fashion", "cifar10", "cifar100", "idx", "folder", "packed", "tar", "parquet", "list",
+        "outside", "synthetic",
+    ] = "fashion"  # fmt: skip
+    """fashion is shipped inside the package; synthetic is made; the others need path
+    (docs/sources.md)."""
     path: str | None = None
-    """Folder of the data set; None for fashion and synthetic."""
+    """Folder or file of the data set, or a pattern of files; None for fashion and synthetic."""
+    path_sha256: str = ""
+    """With source outside: SHA-256 of the file that defines the class; filled in when it is
+    named."""
+    image_column: str | None = None
+    """With source parquet or list: the column of images or paths; None: found by its name and
+    type."""
+    label_column: str | None = None
+    """With source parquet or list: the column of labels; None: found by its name and type."""
     val_fraction: float = 0.15
     """Share of the training images held out for validation where the source has no split."""
     test_fraction: float = 0.15
@@ -71,7 +180,7 @@ class DataConfig:
     split_seed: int = 0
     """Seed of that hold-out: the same for every model, so that they see the same images."""
     group: str | None = None
-    """Regular expression on the relative path (folder only); images whose first group (or whole
+    """Regular expression on the image's relative path or name; images whose first group (or whole
     match) agrees stay on one side of a split: bursts, patients, frames of one video."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """How another aspect ratio or size reaches img_size: cut the middle, pad, or distort."""
@@ -97,11 +206,16 @@ class DataConfig:
     def problems(self) -> list[str]:
         found = self.augment.problems()
         if self.source in NEEDS_PATH and self.path is None:
-            found.append(f"data.source {self.source!r} needs a folder: --data.path DIR.")
+            found.append(f"data.source {self.source!r} needs {NEEDS_PATH[self.source]}.")
         if self.source not in NEEDS_PATH and self.path is not None:
             found.append(f"data.path has no effect with data.source {self.source!r}.")
-        if self.group is not None and self.source != "folder":
+        if self.group is not None and self.source not in WITH_NAMES:
             found.append(f"data.group has no effect with data.source {self.source!r}.")
+        for name in ("image_column", "label_column"):
+            if getattr(self, name) is not None and self.source not in ("parquet", "list"):
+                found.append(f"data.{name} has no effect with data.source {self.source!r}.")
+        if self.path_sha256 and self.source != "outside":
+            found.append(f"data.path_sha256 has no effect with data.source {self.source!r}.")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"data.{name} {getattr(self, name)} must be in [0, 1).")
@@ -125,3 +239,25 @@ class DataConfig:
         if self.std is not None and min(self.std, default=0) <= 0:
             found.append(f"data.std {self.std} must be above 0.")
         return found
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for several files: *, ?, [..], a brace range, or parts with ::."""
+    return any(mark in path for mark in ("*", "?", "[", "{", "::"))
+
+
+def absolute_path(config: DataConfig) -> str | None:
+    """data.path from the root of the file system, in each of its parts."""
+    if config.path is None:
+        return None
+    found = OUTSIDE_CLASS.fullmatch(config.path) if config.source == "outside" else None
+    if found is not None:
+        file = found["where"].endswith(".py") or "/" in found["where"]
+        where = _absolute(found["where"]) if file else found["where"]
+        return f"{where}{config.path[found.end('where') :]}"
+    parts = config.path.split("::") if config.source == "tar" else [config.path]
+    return "::".join(_absolute(part) for part in parts)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -45,7 +45,7 @@ def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
     transparency as `to_channels` says. Raises BrokenFileError, which names the file: not an
     image, incomplete, or more than MAX_PIXELS.
     """
-    data = file if isinstance(file, bytes) else _contents(file, name)
+    data = file if isinstance(file, bytes) else file_bytes(file, name)
     if data[:3] == b"\xff\xd8\xff":
         pixels = _jpeg(data, in_chans, name)
     else:
@@ -57,7 +57,8 @@ def _broken(name: str, why: str) -> BrokenFileError:
     return BrokenFileError(f"{name!r} cannot be used: {why}.", _HINT)
 
 
-def _contents(file: Path, name: str) -> bytes:
+def file_bytes(file: Path, name: str) -> bytes:
+    """A regular file's content. Raises BrokenFileError: none, empty, or above MAX_FILE_BYTES."""
     try:
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode):

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,23 +30,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitc.data.augment import to_device
+from vitc.data import ops
+from vitc.data.augment import Erased, erased, to_device
 from vitc.data.config import DataConfig
-from vitc.data.decode import read_image
 from vitc.data.resident import Fetched, Resident, cores, cut, hold, settle, whole
 from vitc.data.sampling import (
     BatchPlan,
     Mix,
     Place,
     Request,
+    SampleMix,
     draw_drop_path,
+    draw_erasing,
     draw_flip,
+    draw_lighting,
     draw_mix,
     eval_batches,
     requests,
     steps_per_epoch,
 )
 from vitc.data.sources import DataSet, Files, Split
+from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
 
 MOST_WORKERS = 8
@@ -57,15 +61,18 @@ Asked = TypeVar("Asked")
 class MicroBatch:
     """What the forward and backward pass of one micro-batch needs, all of it on the device.
 
-    images: uint8 (b, C, H, W); labels: int64 (b,); flip: bool (b,); mix: how the images are
-    mixed among themselves; drop_path: float32 (2 * depth, b) or None; skipped: names of broken
-    files that other images stand in for.
+    images: uint8 (b, C, H, W); labels: int64 (b,); flip: bool (b,), or None where the images are
+    mirrored already, before a policy; lighting: float32 (b, C) or None, see `augment.finish`;
+    erased: rectangles, or None; mix: how the images are mixed among themselves; drop_path: float32
+    (2 * depth, b) or None; skipped: names of broken files that other images stand in for.
     """
 
     images: Tensor
     labels: Tensor
-    flip: Tensor
-    mix: Mix
+    flip: Tensor | None
+    lighting: Tensor | None
+    erased: Erased | None
+    mix: Mix | SampleMix
     drop_path: Tensor | None
     skipped: tuple[str, ...]
 
@@ -158,11 +165,16 @@ class TrainLoader:
     def _micro_batch(self, place: Place) -> MicroBatch:
         images, indices, skipped = next(self.fetched)
         augment, device = self.config.augment, self.device
+        flip = None if augment.alters else draw_flip(self.plan, augment, place)
+        lighting = draw_lighting(self.plan, augment, place)
+        erasing = draw_erasing(self.plan, augment, place)
         drop_path = draw_drop_path(self.plan, place)
         return MicroBatch(
             images=to_device(images, device),
             labels=to_device(self.split.labels[indices], device),
-            flip=to_device(draw_flip(self.plan, augment, place), device),
+            flip=None if flip is None else to_device(flip, device),
+            lighting=None if lighting is None else to_device(lighting, device),
+            erased=None if erasing is None else erased(erasing, augment.erase_fill, device),
             mix=draw_mix(self.plan, augment, place),
             drop_path=None if drop_path is None else to_device(drop_path, device),
             skipped=skipped,
@@ -249,35 +261,25 @@ class _Images:
     """The images of a split, one at a time, in a form that processes share without copying.
 
     Lists of a million Python strings would be copied page by page into every loader process, as
-    reading one writes to its reference count; arrays of bytes are not.
+    reading one writes to its reference count; flat arrays are not.
     """
 
     def __init__(self, split: Split, in_chans: int) -> None:
+        files = split.files
+        if files is not None and not isinstance(files, Files):
+            files = Files(Path(), [os.fspath(file) for file in files])
+        self.split = replace(split, names=Names.of(split.names), files=files)
         self.in_chans = in_chans
-        self.pixels = split.pixels
-        self.names = _packed(split.names)
-        files = split.files or ()
-        if isinstance(files, Files):
-            self.files = _packed(os.path.join(files.root, name) for name in files.names)
-        else:
-            self.files = _packed(os.fspath(file) for file in files)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.split)
 
     def name(self, index: int) -> str:
-        return os.fsdecode(self.names[index])
+        return self.split.names[index]
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """uint8 (H, W, C). Raises BrokenFileError."""
-        if self.pixels is not None:
-            image: NDArray[np.uint8] = self.pixels[index]
-            return image
-        return read_image(Path(os.fsdecode(self.files[index])), self.in_chans, self.name(index))
-
-
-def _packed(texts: Iterable[str]) -> NDArray[np.bytes_]:
-    return np.array([os.fsencode(text) for text in texts], dtype=np.bytes_)
+        return self.split.read(index, self.in_chans)
 
 
 class TrainReader(Dataset[Fetched | VitcError]):
@@ -314,8 +316,21 @@ class TrainReader(Dataset[Fetched | VitcError]):
         for row, position in enumerate(request.place.positions(plan.micro).tolist()):
             index = int(chosen[row])
             chosen[row] = settle(request, position, index, plan, len(self.images), usable)
-            images[row] = cut(image, request.crop[row], size, self.config)
+            cut_out = cut(image, request.crop[row], size, self.config)
+            images.numpy()[row] = _altered(cut_out, request, row)
         return Fetched(images, chosen, tuple(skipped))
+
+
+def _altered(image: Tensor, request: Request, row: int) -> NDArray[np.uint8]:
+    """uint8 (C, H, W), mirrored and changed as the request says of its row."""
+    if request.flip is not None and request.flip[row]:
+        image = image.flip(-1)
+    if request.chain is None:
+        return image.numpy()
+    codes, args = request.chain.codes[row], request.chain.args[row]
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    changed = ops.apply(pixels, codes.tolist(), args.tolist(), request.chain.bilinear)
+    return changed.transpose(2, 0, 1)
 
 
 class EvalReader(Dataset[Fetched | VitcError]):

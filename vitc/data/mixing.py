@@ -5,15 +5,16 @@ Shapes: B batch, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vitc.data.augment import to_device
-from vitc.data.sampling import Mix
+from vitc.data.sampling import Mix, SampleMix
 
 
 def mix(
-    images: Tensor, labels: Tensor, mix: Mix, num_classes: int, label_smoothing: float
+    images: Tensor, labels: Tensor, mix: Mix | SampleMix, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Images float (B, C, H, W) mixed with their partners, and targets float32 (B, K).
 
@@ -22,6 +23,8 @@ def mix(
     arXiv 1710.09412; CutMix: arXiv 1905.04899. CutMix writes into `images`.
     """
     targets = smooth(labels, num_classes, label_smoothing)
+    if isinstance(mix, SampleMix):
+        return _mix_each(images, targets, mix)
     if mix.kind == "none":
         return images, targets
     partner = to_device(mix.partner, images.device)
@@ -31,6 +34,21 @@ def mix(
     top, left, bottom, right = mix.box
     images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][partner]
     return images, targets
+
+
+def _mix_each(images: Tensor, targets: Tensor, mix: SampleMix) -> tuple[Tensor, Tensor]:
+    """Every sample by its own lambda: all over the image (mixup) or 0 inside its box (CutMix)."""
+    device, (h, w) = images.device, images.shape[2:]
+    partner, boxes = to_device(mix.partner, device), to_device(mix.boxes, device)
+    lam = to_device(mix.lam.astype(np.float32), device)
+    cutmix = to_device(mix.cutmix, device).view(-1, 1, 1)
+    top, left, bottom, right = (t.view(-1, 1, 1) for t in boxes.T)
+    y = torch.arange(h, device=device).view(1, h, 1)
+    x = torch.arange(w, device=device).view(1, 1, w)
+    outside = (y < top) | (y >= bottom) | (x < left) | (x >= right)  # (B, H, W)
+    own = torch.where(cutmix, outside.float(), lam.view(-1, 1, 1))
+    targets = torch.lerp(targets[partner], targets, lam.view(-1, 1))
+    return torch.lerp(images[partner], images, own[:, None]), targets
 
 
 def smooth(labels: Tensor, num_classes: int, label_smoothing: float) -> Tensor:

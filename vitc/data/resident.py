@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitc.data.augment import resample, shift, to_device
+from vitc.data.augment import mirror, resample, shift, to_device
 from vitc.data.config import DataConfig
-from vitc.data.decode import crop_resize, eval_image, read_image
+from vitc.data.decode import crop_resize, eval_image
+from vitc.data.ops_torch import apply_chain
 from vitc.data.sampling import (
     BatchPlan,
     Request,
@@ -108,11 +109,16 @@ class Resident:
     def fetch(
         self, requests: Iterator[Request], config: DataConfig, plan: BatchPlan
     ) -> Generator[Fetched, None, None]:
-        """The micro-batches asked for, cut as `cut` does."""
+        """The micro-batches asked for, cut as `cut` does and with their operations applied."""
         for request in requests:
             indices, skipped = self._replace_broken(request, plan)
             images = self.images.index_select(0, to_device(indices, self.images.device))
-            yield Fetched(self._cut(images, request.crop, config, plan.size), indices, skipped)
+            images = self._cut(images, request.crop, config, plan.size)
+            if request.flip is not None:
+                images = mirror(images, to_device(request.flip, images.device))
+            if request.chain is not None:
+                images = apply_chain(images, request.chain)
+            yield Fetched(images, indices, skipped)
 
     def whole(self, indices: NDArray[np.int64]) -> Fetched:
         """The images of consecutive indices as evaluation sees them; -1 at the end: black."""
@@ -276,10 +282,9 @@ def _check_side(image: NDArray[np.uint8], config: DataConfig) -> None:
 
 def _sample(split: Split, plan: BatchPlan, count: int = 16) -> Iterator[NDArray[np.uint8]]:
     """Up to `count` readable images, evenly spread over the files."""
-    assert split.files is not None
     for i in np.unique(np.linspace(0, len(split) - 1, count).astype(int)).tolist():
         try:
-            yield read_image(split.files[i], plan.in_chans, split.names[i])
+            yield split.read(i, plan.in_chans)
         except BrokenFileError:
             continue  # met again, and dealt with, when all are read
 
@@ -302,15 +307,13 @@ def _hold_files(
     split: Split, config: DataConfig, plan: BatchPlan, native: bool, shape: tuple[int, int, int]
 ) -> tuple[Tensor, NDArray[np.bool_]]:
     """All files decoded, by one thread a core: the decoders let go of the interpreter."""
-    files = split.files
-    assert files is not None
     images = torch.zeros((len(split), *shape), dtype=torch.uint8)
     broken = np.zeros(len(split), np.bool_)
 
     def read(rows: range) -> None:
         for i in rows:
             try:
-                image = read_image(files[i], plan.in_chans, split.names[i])
+                image = split.read(i, plan.in_chans)
             except BrokenFileError:
                 if config.bad_files == "stop":
                     raise

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.ops import Chain
+from vitc.data.policies import chain, chain_draws, normal
 from vitc.errors import ConfigError
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: increment of splitmix64
@@ -28,6 +30,8 @@ _MASK = (1 << 64) - 1
 
 CROP_TRIES = 10  # of a random resized crop before the middle is taken, as in pycls
 CROP_DRAWS = {"none": 0, "shift": 2, "random_resized": 2 * CROP_TRIES + 2}
+ERASE_TRIES = 10  # of a rectangle before the image is left whole, as in timm
+ERASE_DRAWS = 2 * ERASE_TRIES + 2
 
 
 # -- numbers from counters ------------------------------------------------------------------------
@@ -237,12 +241,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Request:
-    """What to fetch for a micro-batch: int64 (micro,) indices of images, and the uniforms
-    float64 (micro, draws) of their cuts."""
+    """What to fetch for a micro-batch: int64 (micro,) indices of images, the uniforms
+    float64 (micro, draws) of their cuts, and the operations on what was cut; then also
+    which of the cuts are mirrored before: bool (micro,)."""
 
     place: Place
     indices: NDArray[np.int64]
     crop: NDArray[np.float64]
+    flip: NDArray[np.bool_] | None
+    chain: Chain | None
 
 
 def requests(
@@ -259,8 +266,28 @@ def requests(
         if place.epoch != epoch:
             epoch = place.epoch
             order = epoch_indices(plan.seed_order, epoch, labels, config.balance)
-        indices = order[place.positions(plan.micro)]
-        yield Request(place, indices, draw_crop(plan, config.augment, place))
+        augment = config.augment
+        indices = order[order_places(plan, place, augment.repeats)]
+        operations = draw_chain(plan, augment, place)
+        flip = None if operations is None else draw_flip(plan, augment, place)
+        yield Request(place, indices, draw_crop(plan, augment, place), flip, operations)
+
+
+def order_places(plan: BatchPlan, place: Place, repeats: int) -> NDArray[np.int64]:
+    """int64 (micro,): the places in the epoch's order that a micro-batch's images stand at.
+
+    With repeated augmentation (arXiv 1902.05509) a step of B positions takes B / repeats places
+    of the order, each `repeats` times, and deals them out over its micro-batches in turn, as DeiT
+    does over its processes: copies of an image meet in one only where a step has fewer than
+    `repeats`. An epoch keeps its n // B steps and so shows n / repeats images.
+    """
+    positions = place.positions(plan.micro)
+    if repeats == 1:
+        return positions
+    step, within = np.divmod(positions, plan.batch)
+    micro, row = np.divmod(within, plan.micro)
+    dealt: NDArray[np.int64] = (step * plan.batch + row * plan.micros + micro) // repeats
+    return dealt
 
 
 # -- the parameters of a micro-batch --------------------------------------------------------------
@@ -280,6 +307,17 @@ class Mix:
     partner: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class SampleMix:
+    """As `Mix`, but each of the n samples has its own: bool (n,) whether by CutMix, float64 (n,)
+    lambdas, int64 (n, 4) boxes and int64 (n,) partners."""
+
+    cutmix: NDArray[np.bool_]
+    lam: NDArray[np.float64]
+    boxes: NDArray[np.int64]
+    partner: NDArray[np.int64]
+
+
 def draw_crop(plan: BatchPlan, augment: AugmentConfig, place: Place) -> NDArray[np.float64]:
     """float64 (micro, CROP_DRAWS[crop]): the uniforms from which each sample's cut follows."""
     draws = CROP_DRAWS[augment.crop]
@@ -292,9 +330,66 @@ def draw_flip(plan: BatchPlan, augment: AugmentConfig, place: Place) -> NDArray[
     return u[:, 0] < augment.flip
 
 
-def draw_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Mix:
-    """One coin, one lambda and one box for the micro-batch, as the authors' code (pycls) does in
-    each process: with both alphas above 0, mixup or CutMix with even odds."""
+def draw_chain(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Chain | None:
+    """Each sample's operations of the policy and of colour jitter; None where there are none."""
+    if not augment.alters:
+        return None
+    positions = place.positions(plan.micro)
+    u = uniform(plan.seed_augment, "policy", place.epoch, positions, chain_draws(augment))
+    return chain(augment, u, plan.size)
+
+
+# Covariance of ImageNet's RGB values in [0, 1]: standard deviations along its main axes and the
+# axes, in columns (Krizhevsky et al., 2012; the numbers of fb.resnet.torch, which pycls has too).
+PCA_STD = np.array([0.2175, 0.0188, 0.0045])
+PCA_AXES = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)
+
+
+def draw_lighting(
+    plan: BatchPlan, augment: AugmentConfig, place: Place
+) -> NDArray[np.float32] | None:
+    """float32 (micro, in_chans): what is added to each sample's channels, for pixels in [0, 1];
+    opacity gets 0. None without lighting."""
+    if augment.lighting == 0:
+        return None
+    positions = place.positions(plan.micro)
+    u = uniform(plan.seed_augment, "lighting", place.epoch, positions, 3)
+    along = augment.lighting * normal(u) * PCA_STD
+    added = np.zeros((plan.micro, plan.in_chans), np.float32)
+    for c in range(3):  # written out: a matrix product may add in another order elsewhere
+        red, green, blue = (along[:, k] * PCA_AXES[c, k] for k in range(3))
+        added[:, c] = red + green + blue
+    return added
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """Which rectangles of a micro-batch are erased: int64 (micro, 4) of top, left, bottom, right,
+    all 0 where none is, and int64 (micro,) keys in 32 bits of the noise that fills them."""
+
+    boxes: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+def draw_erasing(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Erasing | None:
+    """Random erasing (arXiv 1708.04896); None where it is off."""
+    if augment.erase == 0:
+        return None
+    seed, epoch, positions = plan.seed_augment, place.epoch, place.positions(plan.micro)
+    u = uniform(seed, "erase", epoch, positions, 1 + ERASE_DRAWS)
+    boxes = erase_boxes(u[:, 1:], plan.size, augment)
+    boxes[u[:, 0] >= augment.erase] = 0
+    keys = hashes(seed, "erase_noise", epoch, positions, 1)[:, 0] >> np.uint64(32)
+    return Erasing(boxes, keys.astype(np.int64))
+
+
+def draw_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Mix | SampleMix:
+    """How the micro-batch is mixed: per micro-batch as the authors' code (pycls) does in each
+    process, or per sample; with both alphas above 0, mixup or CutMix with even odds."""
+    if augment.mix_per == "sample" and augment.mixes:
+        return _draw_sample_mix(plan, augment, place)
     alphas = {"mixup": augment.mixup_alpha, "cutmix": augment.cutmix_alpha}
     kinds: list[Literal["mixup", "cutmix"]] = [k for k in ("mixup", "cutmix") if alphas[k] > 0]
     if not kinds:
@@ -302,14 +397,32 @@ def draw_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Mix:
     coin, u, *centre = uniform(plan.seed_augment, "mix", place.epoch, [place.index], 4)[0].tolist()
     kind = kinds[int(coin * len(kinds))]
     lam = beta(alphas[kind], u)
-    keys = hashes(
-        plan.seed_augment, "partner", place.epoch, place.positions(plan.micro), 1
-    )  # (micro, 1)
-    partner = np.argsort(keys[:, 0], kind="stable")
+    partner = _draw_partner(plan, place)
     if kind == "mixup":
         return Mix(kind, lam, (0, 0, 0, 0), partner)
     box, lam = cutmix_box(lam, (centre[0], centre[1]), plan.size)
     return Mix(kind, lam, box, partner)
+
+
+def _draw_partner(plan: BatchPlan, place: Place) -> NDArray[np.int64]:
+    """int64 (micro,): a permutation of the micro-batch."""
+    keys = hashes(plan.seed_augment, "partner", place.epoch, place.positions(plan.micro), 1)
+    partner: NDArray[np.int64] = np.argsort(keys[:, 0], kind="stable")
+    return partner
+
+
+def _draw_sample_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> SampleMix:
+    positions = place.positions(plan.micro)
+    u = uniform(plan.seed_augment, "mix_sample", place.epoch, positions, 4)
+    alphas = np.array([augment.mixup_alpha, augment.cutmix_alpha])
+    # One alone is always used, and its alpha stands for both.
+    cutmix = u[:, 0] < 0.5 if alphas.all() else np.full(plan.micro, augment.cutmix_alpha > 0)
+    mixup_lam, cutmix_lam = (betas(a, u[:, 1]) for a in np.where(alphas > 0, alphas, alphas.max()))
+    lam = np.where(cutmix, cutmix_lam, mixup_lam)
+    boxes = np.zeros((plan.micro, 4), np.int64)
+    for i in np.flatnonzero(cutmix).tolist():
+        boxes[i], lam[i] = cutmix_box(float(lam[i]), (float(u[i, 2]), float(u[i, 3])), plan.size)
+    return SampleMix(cutmix, lam, boxes, _draw_partner(plan, place))
 
 
 def cutmix_box(
@@ -351,15 +464,20 @@ def draw_drop_path(plan: BatchPlan, place: Place) -> NDArray[np.float32] | None:
 
 
 def beta(alpha: float, u: float) -> float:
-    """The value that a Beta(alpha, alpha) variable stays below with probability `u`.
+    """The value that a Beta(alpha, alpha) variable stays below with probability `u`."""
+    return float(betas(alpha, np.array([u]))[0])
+
+
+def betas(alpha: float, u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 (n,): `beta` of each of the probabilities (n,).
 
     Interpolated in a table of the distribution function and rounded to 2^-20, so that the last
     bits of the machine's powers do not show.
     """
     below, grid, power = _beta_table(alpha)
-    w = float(np.interp(min(u, 1 - u), below, grid))
-    x: float = min(round(w ** (1 / power) * 2**20) / 2**20, 0.5)
-    return x if u < 0.5 else 1 - x
+    w = np.interp(np.minimum(u, 1 - u), below, grid)
+    x = np.minimum(np.round(w ** (1 / power) * 2**20) / 2**20, 0.5)
+    return np.where(u < 0.5, x, 1 - x)
 
 
 @functools.lru_cache(maxsize=32)
@@ -448,3 +566,26 @@ def _middle(height: int, width: int, ratio: tuple[float, float]) -> tuple[float,
 def shift_offsets(crop: NDArray[np.float64], pixels: int) -> NDArray[np.int64]:
     """int64 (n, 2) in [0, 2 * pixels]: where the cut starts (top, left) in the padded image."""
     return np.floor(crop * (2 * pixels + 1)).astype(np.int64)
+
+
+def erase_boxes(
+    u: NDArray[np.float64], size: tuple[int, int], augment: AugmentConfig
+) -> NDArray[np.int64]:
+    """int64 (n, 4): top, left, bottom, right of the rectangles to erase from images of `size`.
+
+    `u` holds (n, ERASE_DRAWS) uniforms. The share of the area is uniform in `erase_area`, height /
+    width log-uniform in `erase_ratio`; the first of ten tries that is smaller than the image both
+    ways is put anywhere in it; where none is, the box is empty (as in timm).
+    """
+    area, aspect = u[:, :ERASE_TRIES], u[:, ERASE_TRIES : 2 * ERASE_TRIES]
+    (least, most), (low, high) = augment.erase_area, augment.erase_ratio
+    pixels = (least + area * (most - least)) * (size[0] * size[1])
+    ratio = low * _power(high / low, aspect)
+    tall, wide = np.rint(np.sqrt(pixels * ratio)), np.rint(np.sqrt(pixels / ratio))
+    fits = (tall < size[0]) & (wide < size[1])
+    rows, first = np.arange(len(u)), fits.argmax(axis=1)
+    h, w = tall[rows, first], wide[rows, first]
+    top, left = np.floor(u[:, -2] * (size[0] - h + 1)), np.floor(u[:, -1] * (size[1] - w + 1))
+    boxes = np.stack([top, left, top + h, left + w], axis=1).astype(np.int64)
+    boxes[~fits[rows, first]] = 0
+    return boxes

@@ -14,11 +14,13 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.config import SOURCES, DataConfig
-from vitc.data.decode import CHANNELS, to_channels
-from vitc.data.folders import counted, name_key, scan_folder, shown, some
+from vitc.data.config import NEEDS_PATH, SOURCES, DataConfig
+from vitc.data.decode import CHANNELS, file_bytes, read_image, to_channels
+from vitc.data.folders import FolderSplit, counted, name_key, scan_folder, shown, some
 from vitc.data.formats import CIFAR10, CIFAR100, Arrays, read_cifar, read_idx_set
 from vitc.data.holdout import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
+from vitc.data.packed import PackedStore, as_array, open_pack, without_places
+from vitc.data.store import Names, Store, Stored
 from vitc.errors import ConfigError, DataError, unknown
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_12k.npz"
@@ -37,8 +39,8 @@ Pixels = NDArray[np.uint8]
 class Files(Sequence[Path]):
     """Paths below one folder, made when asked for: a million Path objects would take a gigabyte."""
 
-    def __init__(self, root: Path, names: list[str]) -> None:
-        self.root, self.names = root, names
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root, self.names = root, Names.of(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,10 +57,11 @@ class Files(Sequence[Path]):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The images of one split: either all pixels, or one file an image.
+    """The images of one split: all pixels, or one file an image, or places in a store.
 
     labels: int64 (n,). names: n short names for messages. pixels: uint8 (n, H, W, C) with C the
-    in_chans asked for, contiguous and writeable; or files: n paths, and sizes: int64 (n,) bytes.
+    in_chans asked for, contiguous and writeable; or files: n paths; or store and places: int64
+    (n,). sizes: int64 (n,) bytes, of files and of what is in a store.
     """
 
     labels: Ints
@@ -66,9 +69,32 @@ class Split:
     pixels: Pixels | None = None
     files: Sequence[Path] | None = None
     sizes: Ints | None = None
+    store: Store | None = None
+    places: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def stored(self, index: int) -> Stored:
+        """An image as its source has it: the bytes of a file, or pixels uint8 (H, W, C).
+
+        Raises BrokenFileError: it cannot be read.
+        """
+        if self.pixels is not None:
+            pixels: Pixels = self.pixels[index]
+            return pixels
+        if self.files is not None:
+            return file_bytes(self.files[index], self.names[index])
+        assert self.store is not None
+        assert self.places is not None
+        return self.store.read(int(self.places[index]))
+
+    def read(self, index: int, in_chans: int) -> Pixels:
+        """An image's pixels, uint8 (H, W, in_chans). Raises BrokenFileError."""
+        stored = self.stored(index)
+        if isinstance(stored, bytes):
+            return read_image(stored, in_chans, self.names[index])
+        return to_channels(stored, in_chans)
 
     def take(self, positions: Ints) -> Split:
         """The images at `positions`, in that order."""
@@ -76,13 +102,17 @@ class Split:
             return self
         files = self.files
         if isinstance(files, Files):
-            files = Files(files.root, [files.names[i] for i in positions])
+            files = Files(files.root, files.names.take(positions))
+        elif files is not None:
+            files = [files[i] for i in positions.tolist()]
         return Split(
             labels=self.labels[positions],
-            names=[self.names[i] for i in positions],
+            names=Names.of(self.names).take(positions),
             pixels=None if self.pixels is None else self.pixels[positions],
             files=files,
             sizes=None if self.sizes is None else self.sizes[positions],
+            store=self.store,
+            places=None if self.places is None else self.places[positions],
         )
 
 
@@ -93,7 +123,7 @@ class DataSet:
     splits: always "train"; "val" and "test" where there is such a split, never an empty one.
     mean, std: in [0, 1], one a channel. notes: what was decided or noticed, one sentence each, for
     the caller to say aloud. fingerprint: 32 hex digits, the same for the same images, classes and
-    splits on any machine.
+    splits on any machine; a pack that holds its source's images as they were has the source's.
     """
 
     source: str
@@ -116,11 +146,11 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     if in_chans not in CHANNELS:
         raise ConfigError(f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
                           "1: grey; 3: RGB; 4: RGB and opacity.")  # fmt: skip
-    classes, given, found = _found(config)
-    notes = list(found)
-    splits = _split(config, classes, given, notes)
+    found = read_source(config)
+    classes, notes = found.classes, list(found.notes)
+    splits = _split(config, classes, found.splits, notes)
     splits["train"] = _at_most(config, classes, splits["train"], notes)
-    fingerprint = _fingerprint(config.source, classes, splits)
+    fingerprint = _fingerprint(found.origin or config.source, classes, splits, found.content)
     splits = {name: _with_channels(split, in_chans) for name, split in splits.items()}
     mean, std = _moments(splits["train"].pixels, in_chans)
     if config.mean is not None and config.std is not None:
@@ -133,19 +163,38 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
 
 # ----------------------------------------------------------------------- what each source brings
 
-_Found = tuple[tuple[str, ...], dict[str, Split], Sequence[str]]  # classes, splits, notes
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a source brings, as it divides it itself: classes, splits, what there is to say.
+
+    origin: where it is another source's images unchanged, that one. content: bytes that tell these
+    images from others of the same names and sizes, where the source has such.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    notes: Sequence[str] = ()
+    origin: str = ""
+    content: bytes = b""
 
 
-def _found(config: DataConfig) -> _Found:
+def read_source(config: DataConfig) -> Found:
+    """The data set that `config` names, before anything is held out, in the source's own channels.
+
+    Raises as `open_data`.
+    """
     if config.source == "fashion":
-        return FASHION_CLASSES, _fashion(), ()
+        return Found(FASHION_CLASSES, _fashion())
     if config.source == "synthetic":
-        return tuple(f"pattern {i}" for i in range(10)), _synthetic(), ()
+        return Found(tuple(f"pattern {i}" for i in range(10)), _synthetic())
     if not config.path:
-        raise ConfigError(f"data.source {config.source!r} needs a folder: --data.path DIR.")
+        raise ConfigError(f"data.source {config.source!r} needs {NEEDS_PATH[config.source]}.")
     path = Path(config.path).expanduser()
     if config.source == "folder":
         return _folder(path)
+    if config.source == "packed":
+        return _packed(path)
     prefix = config.source == "idx" and path.parent.is_dir() and path.parent != path
     if not path.is_dir() and not prefix:
         raise ConfigError(f"There is no folder {path}.", f"{config.source} data must lie there.")
@@ -158,25 +207,48 @@ def _found(config: DataConfig) -> _Found:
     raise unknown("data.source", config.source, SOURCES)
 
 
-def _from_arrays(arrays: Arrays) -> _Found:
+def _from_arrays(arrays: Arrays) -> Found:
     splits = {
         part: Split(labels, [f"{part}/{i}" for i in range(len(labels))], pixels)
         for part, (pixels, labels) in arrays.parts.items()
     }
-    return arrays.classes, splits, arrays.notes
+    return Found(arrays.classes, splits, arrays.notes)
 
 
-def _folder(path: Path) -> _Found:
+def _folder(path: Path) -> Found:
     listing = scan_folder(path)
+    splits = {name: _files(path, part) for name, part in listing.splits.items()}
+    return Found(listing.classes, splits, listing.notes)
+
+
+def _files(root: Path, part: FolderSplit) -> Split:
+    files = Files(root, part.names)
+    plain = all(shown(n) == n for n in part.names)
+    return Split(
+        labels=np.array(part.labels, dtype=np.int64),
+        names=files.names if plain else Names.of(shown(n) for n in part.names),
+        files=files,
+        sizes=np.array(part.sizes, dtype=np.int64),
+    )
+
+
+def _packed(path: Path) -> Found:
+    pack = open_pack(path)
+    about, store = pack.about, PackedStore(pack)
+    sizes = pack.lengths
     splits = {}
-    for name, part in listing.splits.items():
-        splits[name] = Split(
-            labels=np.array(part.labels, dtype=np.int64),
-            names=[shown(n) for n in part.names],
-            files=Files(path, part.names),
-            sizes=np.array(part.sizes, dtype=np.int64),
-        )
-    return listing.classes, splits, listing.notes
+    for name, part in pack.parts().items():
+        places = np.arange(part.start, part.stop, dtype=np.int64)
+        labels, names = pack.labels[places], pack.names.take(places)
+        pixels = as_array(pack, part)
+        if pixels is not None:
+            splits[name] = Split(labels, names, pixels)
+        else:
+            splits[name] = Split(labels, names, sizes=sizes[places], store=store, places=places)
+    if about.lossless:
+        return Found(about.classes, splits, about.notes, origin=about.origin)
+    return Found(about.classes, splits, about.notes,
+                 content=without_places(about).to_json() + pack.crc32.tobytes())  # fmt: skip
 
 
 def _fashion() -> dict[str, Split]:
@@ -397,10 +469,12 @@ def _moments(pixels: Pixels | None, in_chans: int) -> tuple[tuple[float, ...], t
     return (*mean, 0.5)[:in_chans], (*std, 0.5)[:in_chans]
 
 
-def _fingerprint(source: str, classes: tuple[str, ...], splits: dict[str, Split]) -> str:
+def _fingerprint(
+    source: str, classes: tuple[str, ...], splits: dict[str, Split], content: bytes = b""
+) -> str:
     """A hash of pixels (as the source stores them) or names and sizes, of classes and splits."""
     counts = {name: len(split) for name, split in splits.items()}
-    h = hashlib.sha256(json.dumps([source, classes, counts]).encode())
+    h = hashlib.sha256(json.dumps([source, classes, counts]).encode() + content)
     for split in splits.values():
         h.update(split.labels.astype("<i8").tobytes())
         if split.pixels is not None:
@@ -408,6 +482,7 @@ def _fingerprint(source: str, classes: tuple[str, ...], splits: dict[str, Split]
             h.update(np.ascontiguousarray(split.pixels).data)
         else:
             assert split.sizes is not None
-            h.update("\0".join(name_key(n) for n in split.names).encode())
+            names = "\0".join(name_key(n) for n in split.names)
+            h.update(names.encode("utf-8", "surrogateescape"))
             h.update(split.sizes.astype("<i8").tobytes())
     return h.hexdigest()[:32]

@@ -98,11 +98,12 @@ def best_classes(
 class Predictor:
     """The model of a run folder, with the run's own classes and preparation of images.
 
-    `path`: the run folder. `device`: auto (cuda > mps > cpu) or one of these. `weights`: "ema" or
-    "raw", of the last checkpoint. Computes in fp32, whatever the run trained in, so that an
-    image's probabilities do not depend on the machine beyond rounding.
+    `path`: the run folder, or a folder of `save_pretrained`. `device`: auto (cuda > mps > cpu) or
+    one of these. `weights`: "ema" or "raw", of the run's last checkpoint. Computes in fp32,
+    whatever the run trained in, so that an image's probabilities do not depend on the machine
+    beyond rounding.
 
-    Raises ConfigError (no run folder, unknown device), CheckpointError (none, or damaged).
+    Raises ConfigError (no such folder, unknown device), CheckpointError (none, or damaged).
     """
 
     def __init__(
@@ -111,13 +112,21 @@ class Predictor:
         device: Literal["auto", "cuda", "mps", "cpu"] = "auto",
         weights: Literal["ema", "raw"] = "ema",
     ) -> None:
+        from vitc.deploy.pretrained import is_pretrained, predictor_parts
         from vitc.train.device import pick_device
         from vitc.train.evaluate import load_model
 
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
         self.device = pick_device(device)
-        model, record = load_model(Path(path), weights)
+        self.notes: tuple[str, ...] = ()
+        """What there is to know of a saved model whose config does not tell all."""
+        if is_pretrained(Path(path)):
+            if weights != "ema":
+                raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
+            model, record, self.notes = predictor_parts(Path(path))
+        else:
+            model, record = load_model(Path(path), weights)
         self.model = model.to(self.device).eval()
         self.classes: tuple[str, ...] = tuple(record["classes"])
         self.size: tuple[int, int] = (record["img_size"][0], record["img_size"][1])

@@ -22,7 +22,10 @@ from vitc.errors import ConfigError, DataError, suggest
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from vitc.deploy.pictures import Request
+    from vitc.models.complexity import Complexity
     from vitc.models.config import ModelConfig
+    from vitc.models.model_config import Reported
 
 # -- pages and how they are written ----------------------------------------------------------------
 
@@ -98,42 +101,53 @@ def _numeric(cell: str) -> bool:
 # -- what was asked for ----------------------------------------------------------------------------
 
 
-def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
+def page(
+    what: str, settings: Mapping[str, Any], plot: Path | None, picture: Request | None = None
+) -> Page:
     """The page of a recipe, a model, a run folder or a config file, under changed settings.
 
-    `plot`: also draw a recipe's learning rate, or a run's curves, into that file. Raises
+    `plot`: also draw a recipe's learning rate, or a run's curves, into that file; with `picture`
+    that picture of a model or run, and nothing else is shown. Raises
     ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
     """
+    from vitc.models.outside import with_source
     from vitc.models.zoo import MODELS
     from vitc.recipes import RECIPES, recipe_doc
 
     if plot is not None:
         _check_plot(plot)
+    if picture is not None:
+        from vitc.deploy.pictures import picture_page
+
+        return picture_page(what, settings, picture, plot)
     path = Path(what)
     if what in RECIPES:
         return _with_lr_plot(resolve_config(what, **settings), recipe_doc(what), plot)
     if what in MODELS or what.startswith("timm:"):
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
-        return model_page(_model_with(what, settings))
+        return model_page(model_with(what, settings))
     if path.is_dir() and (path / "config.json").exists():
         if settings:
             raise ConfigError(f"Settings have no effect on what {what} has run already.")
+        with_source(resolve_config(what).model, path)  # trusted, or refused
         return run_page(path, plot)
     if path.is_file():
-        return _with_lr_plot(resolve_config(what, **settings), "", plot)
+        config = resolve_config(what, **settings)
+        with_source(config.model, path.parent)
+        return _with_lr_plot(config, "", plot)
     near = suggest(what, [*RECIPES, *MODELS])
     what_is_it = "a folder, but not of a run" if path.is_dir() else "no model, recipe or run folder"
     raise ConfigError(f"{what} is {what_is_it}.{near}", "Models and recipes: vitc show --list")
 
 
-def _model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
+def model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
     from vitc.models.zoo import model_config
 
     foreign = [s for s in settings if not s.startswith("model.")]
     if foreign:
         raise ConfigError(f"--{foreign[0]} has no effect with a model: only --model.* has.")
-    config = from_dict(settings, RunConfig(model=model_config(name))).model
+    config = resolve_config(RunConfig(model=model_config(name)), **settings).model
     if config.problems():
         raise ConfigError("\n".join(config.problems()))
     return config
@@ -148,7 +162,7 @@ def list_page() -> Page:
     models, cnns = [], []
     for name, m in MODELS.items():
         if not isinstance(m, ViTConfig):
-            cnns.append((name, str(m.img_size), f"{REPORTED[name].gflops:g} G"))
+            cnns.append(_cnn_row(m, REPORTED[name]))
             continue
         stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
         body = (str(m.depth), str(m.embed_dim), str(m.num_heads), str(m.img_size))
@@ -160,10 +174,26 @@ def list_page() -> Page:
         {"models": list(MODELS), "recipes": list(RECIPES)},
         [
             Table("Models (vitc show MODEL)", header, models),
-            Table("CNNs the paper compares with", ("model", "image", "paper's flops"), cnns),
+            Table(
+                "CNNs the paper compares with; test: evaluation's shorter side before the crop",
+                CNN_HEADER,
+                cnns,
+            ),
             Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
         ],
     )
+
+
+CNN_HEADER = ("model", "stem", "stages", "widths", "image", "test", "paper's flops", "params")
+
+
+def _cnn_row(m: ModelConfig, paper: Reported) -> tuple[str, ...]:
+    from vitc.models.config import CNNConfig
+
+    assert isinstance(m, CNNConfig)
+    stages, widths = ("-".join(map(str, values)) for values in (m.depths, m.widths))
+    return (m.name, m.stem_type, stages, widths, str(m.img_size), str(m.test_size),
+            f"{paper.gflops:g} G", f"{paper.params_m:g} M")  # fmt: skip
 
 
 # -- a model ---------------------------------------------------------------------------------------
@@ -173,8 +203,16 @@ def model_page(config: ModelConfig) -> Page:
     """Its parts with their cost, beside what the paper reports, and how well it is matched."""
     import torch
 
-    from vitc.models.complexity import complexity, parts, twin_match
-    from vitc.models.zoo import MODELS, REPORTED, build_model
+    from vitc.models.complexity import Complexity, complexity, parts, twin_match
+    from vitc.models.config import ViTConfig
+    from vitc.models.zoo import (
+        MODELS,
+        REPORTED,
+        REPORTED_GFLOPS,
+        REPORTED_STEMS,
+        SLIPS,
+        build_model,
+    )
 
     with torch.device("meta"):
         model = build_model(config)
@@ -204,28 +242,62 @@ def model_page(config: ModelConfig) -> Page:
         Table("Cost of one image; flops are multiply-adds, a part's cost is each", header, rows),
     ]
     as_in_paper = config == MODELS.get(config.name)
+    stem = Complexity()
+    if isinstance(config, ViTConfig):
+        costs = {p.name.partition(".")[0]: p.each for p in pieces}
+        stem = costs.get("stem", stem)
+        values["stem_over_block"] = stem.flops / costs["blocks"].flops
     if as_in_paper and config.name in REPORTED:
-        paper = REPORTED[config.name]
-        printed = (paper.gflops * 1e9, paper.params_m * 1e6, paper.activations_m * 1e6)
-        values["reported"] = dict(zip(("flops", "params", "activations"), printed, strict=True))
-        compared = [
-            (name, f"{ours / unit:.2f} {sign}", f"{theirs / unit:g} {sign}",
-             f"{100 * (ours / theirs - 1):+.1f} %")
-            for name, ours, theirs, unit, sign in zip(
-                ("flops", "params", "activations"), counted, printed, (1e9, 1e6, 1e6), "GMM",
-                strict=True)
-        ]  # fmt: skip
-        shown.append(Table("Beside the paper's Table 1", ("", "counted", "reported", "difference"),
-                           compared))  # fmt: skip
+        values["reported"] = _printed(REPORTED[config.name])
+        table = 1 if isinstance(config, ViTConfig) else 2
+        shown.append(_compared(f"Beside the paper's Table {table}", total, REPORTED[config.name]))
+    if as_in_paper and config.name in REPORTED_STEMS:
+        values["reported_stem"] = _printed(REPORTED_STEMS[config.name])
+        shown.append(
+            _compared("The stem beside the paper's Table 3", stem, REPORTED_STEMS[config.name])
+        )
+    if as_in_paper and config.name in REPORTED_GFLOPS:
+        at_sizes = REPORTED_GFLOPS[config.name]
+        flops = {size: complexity(model, size).flops for size in at_sizes}
+        values["flops_at"] = {str(size): count for size, count in flops.items()}
+        values["reported_flops_at"] = {str(size): g * 1e9 for size, g in at_sizes.items()}
+        shown.append(
+            Table(
+                "Flops beside the paper's appendix C",
+                ("image", "counted", "reported", "difference"),
+                [(str(s), *_beside(flops[s], g * 1e9, 1e9, "G")) for s, g in at_sizes.items()],
+            )
+        )
+    if as_in_paper and config.name in SLIPS:
+        values["slip"] = SLIPS[config.name]
+        shown.append(SLIPS[config.name])
     match = twin_match(config.name) if as_in_paper else None
     if match is not None:
-        values |= {"twin": match.twin, "stem_over_block": match.stem_over_block,
-                   "flops_mismatch": match.flops_mismatch}  # fmt: skip
-        shown.append(
-            f"Its stem costs {match.stem_over_block:.2f} of one block; the whole "
-            f"{100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}."
-        )
+        values |= {"twin": match.twin, "flops_mismatch": match.flops_mismatch}
+    if "stem_over_block" in values:
+        whole = "" if match is None else (
+            f"; the whole {100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}"
+        )  # fmt: skip
+        shown.append(f"Its stem costs {values['stem_over_block']:.2f} of one block{whole}.")
     return Page(values, shown)
+
+
+def _printed(paper: Reported) -> dict[str, float]:
+    return {"flops": paper.gflops * 1e9, "params": paper.params_m * 1e6,
+            "activations": paper.activations_m * 1e6}  # fmt: skip
+
+
+def _compared(title: str, counted: Complexity, paper: Reported) -> Table:
+    rows = []
+    for name, printed in _printed(paper).items():
+        unit, sign = (1e9, "G") if printed >= 1e9 else (1e6, "M")
+        rows.append((name, *_beside(getattr(counted, name), printed, unit, sign)))
+    return Table(title, ("", "counted", "reported", "difference"), rows)
+
+
+def _beside(ours: float, theirs: float, unit: float, sign: str) -> tuple[str, str, str]:
+    difference = f"{100 * (ours / theirs - 1):+.1f} %"
+    return f"{ours / unit:.2f} {sign}", f"{theirs / unit:g} {sign}", difference
 
 
 def _whole(number: float) -> str:
@@ -287,7 +359,7 @@ def schedule_numbers(config: RunConfig) -> dict[str, Any]:
         "peak_lr": peak,
         "last_lr": None if steps is None else lr(steps * t.epochs - 1),
         "ema_horizon_steps": _horizon(config, steps),
-        "ema_horizon_epochs": _horizon(config, grain, 1 / grain),
+        "ema_horizon_epochs": _horizon_epochs(config, steps),
     }
 
 
@@ -298,6 +370,14 @@ def _horizon(config: RunConfig, steps: int | None, unit: float = 1.0) -> float |
     if steps is None or ema.kind == "none":
         return None
     return unit * horizon_steps(ema, epochs=t.epochs, steps_per_epoch=steps, batch=t.batch)
+
+
+def _horizon_epochs(config: RunConfig, steps: int | None) -> float | None:
+    """pycls's formula has a horizon in steps, so in epochs only where those are known."""
+    if steps is None and config.optim.ema.kind == "pycls":
+        return None
+    grain = steps or 1000
+    return _horizon(config, grain, 1 / grain)
 
 
 def count_images(config: RunConfig) -> int | None:
@@ -356,6 +436,7 @@ def _plain(value: Any) -> str:
 
 def run_page(run: Path, plot: Path | None = None) -> Page:
     """What a run is, how far it came and with what result."""
+    from vitc.models.config import OutsideStemConfig
     from vitc.train.runlog import read_metrics, read_summary
 
     config = from_dict(read_json(run / "config.json"))
@@ -370,6 +451,9 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
         ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
         ("epochs", str(config.train.epochs)),
     ]
+    stem = getattr(config.model, "stem", None)
+    if isinstance(stem, OutsideStemConfig):
+        rows.insert(2, ("stem", stem.source))
     shown = ("status", "step", "epochs", "run")
     rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in shown]
     parts: list[str | Table] = [Table(f"{run}", ("", "value"), rows)]

@@ -9,17 +9,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, StemConfig, ViTConfig
+from vitc.models.config import (
+    CNNConfig,
+    ConvStemConfig,
+    PatchifyStemConfig,
+    StemConfig,
+    ViTConfig,
+)
 from vitc.models.zoo import MODELS, build_model, create_model, list_models, model_config
 
 if TYPE_CHECKING:
     from vitc.models import complexity
+    from vitc.models.cnn import CNN
     from vitc.models.complexity import Complexity
     from vitc.models.stem import ConvStem, PatchifyStem
     from vitc.models.vit import VisionTransformer
 
 __all__ = [
+    "CNN",
     "MODELS",
+    "CNNConfig",
     "Complexity",
     "ConvStem",
     "ConvStemConfig",
@@ -36,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CNN": "cnn",
     "Complexity": "complexity",
     "ConvStem": "stem",
     "PatchifyStem": "stem",

@@ -75,6 +75,7 @@ def build_timm(config: TimmConfig) -> nn.Module:
     for name, value in (("img_size", config.size), ("in_chans", config.in_chans)):
         if not hasattr(model, name):
             setattr(model, name, value)
+    model.config = config  # type: ignore[assignment]  # as our own models have it
     return model
 
 

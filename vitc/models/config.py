@@ -14,9 +14,15 @@ from vitc.models.model_config import ModelConfig
 from vitc.models.stem_config import (
     STEM_KINDS,
     ConvStemConfig,
+    DepthwiseStemConfig,
+    DualPatchNormStemConfig,
+    NormFreeStemConfig,
     OutsideStemConfig,
+    OverlapStemConfig,
     PatchifyStemConfig,
+    ScaledReluStemConfig,
     StemConfig,
+    carried,
 )
 
 __all__ = [
@@ -25,14 +31,20 @@ __all__ = [
     "AttentionKind",
     "CNNConfig",
     "ConvStemConfig",
+    "DepthwiseStemConfig",
+    "DualPatchNormStemConfig",
     "GlobalPool",
     "Init",
     "ModelConfig",
+    "NormFreeStemConfig",
     "OutsideStemConfig",
+    "OverlapStemConfig",
     "PatchifyStemConfig",
+    "ScaledReluStemConfig",
     "StemConfig",
     "TimmConfig",
     "ViTConfig",
+    "carried",
 ]
 
 GlobalPool = Literal["token", "avg"]

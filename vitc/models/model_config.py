@@ -41,8 +41,8 @@ class ModelConfig:
 
 
 class Reported(NamedTuple):
-    """A model's cost as the paper prints it in Table 1; its counter is not public, and differs
-    from pycls's by up to 0.5 % in flops and 1.3 % in activations."""
+    """A model's cost as the paper prints it, ViTs in Table 1 and CNNs in Table 2. Its counter is
+    not public: of ViTs it differs from pycls's by up to 0.5 % in flops, 1.3 % in activations."""
 
     gflops: float
     """10^9 multiply-adds."""

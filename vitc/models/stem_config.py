@@ -6,8 +6,13 @@ A new stem: its config here with an entry in `STEM_KINDS`, its module with an en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from math import prod
+from typing import Any, Literal, get_args
+
+Norm = Literal["bn", "ln", "none"]
+Act = Literal["relu", "gelu", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +34,29 @@ class PatchifyStemConfig(StemConfig):
 
     patch_size: int = 16
     """Pixels a side of a patch; also the stem's reduction."""
+    bn_relu: bool = False
+    """BatchNorm and ReLU after the convolution: ViT_P(bn) of paper appendix A."""
 
     @property
     def reduction(self) -> int:
         return self.patch_size
 
     def problems(self) -> list[str]:
-        if self.patch_size < 1:
-            return [f"stem.patch_size {self.patch_size} must be at least 1."]
-        return []
+        return _patch_problems(self.patch_size)
+
+
+def _patch_problems(patch_size: int) -> list[str]:
+    return [] if patch_size >= 1 else [f"stem.patch_size {patch_size} must be at least 1."]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvStemConfig(StemConfig):
-    """A few 3x3 convolutions with BatchNorm and ReLU, then one 1x1 (paper section 4, Table 3)."""
+class ConvStackConfig(StemConfig):
+    """What stems of a few convolutions and a final 1x1 have: no kind by itself."""
 
     channels: tuple[int, ...] = (48, 96, 192, 384)
-    """Output channels, one entry per 3x3 convolution; the final 1x1 goes to embed_dim."""
+    """Output channels, one entry per convolution; the final 1x1 goes to embed_dim."""
     strides: tuple[int, ...] = (2, 2, 2, 2)
-    """Stride of each 3x3 convolution; their product is the stem's reduction."""
+    """Stride of each convolution; their product is the stem's reduction."""
     kernel_sizes: tuple[int, ...] | None = None
     """Kernel of each convolution; None: 3 for all, as the paper."""
     paddings: tuple[int, ...] | None = None
@@ -91,6 +100,110 @@ class ConvStemConfig(StemConfig):
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvStemConfig(ConvStackConfig):
+    """A few 3x3 convolutions with BatchNorm and ReLU, then one 1x1 (paper section 4, Table 3)."""
+
+    norm: Norm = "bn"
+    """After each convolution but the last; ln: over the channels of each position (ViT_C(ln))."""
+    act: Act = "relu"
+    """After each norm; the paper has ReLU."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        for name, allowed in (("norm", get_args(Norm)), ("act", get_args(Act))):
+            if getattr(self, name) not in allowed:
+                found.append(
+                    f"stem.{name} {getattr(self, name)!r} must be one of {', '.join(allowed)}."
+                )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseStemConfig(ConvStackConfig):
+    """The conv stem with depthwise-separable convolutions after the first (arXiv 1704.04861)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormFreeStemConfig(ConvStackConfig):
+    """The conv stem without norms: standardised weights, scaled ReLUs (arXiv 2102.06171)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualPatchNormStemConfig(StemConfig):
+    """Patchify with a LayerNorm before and one after (Dual PatchNorm, arXiv 2302.01327)."""
+
+    patch_size: int = 16
+    """Pixels a side of a patch; also the stem's reduction."""
+
+    @property
+    def reduction(self) -> int:
+        return self.patch_size
+
+    def problems(self) -> list[str]:
+        return _patch_problems(self.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledReluStemConfig(StemConfig):
+    """Three convolutions with BatchNorm and ReLU, then a patchify one (arXiv 2109.03810)."""
+
+    patch_size: int = 16
+    """Pixels a side of a token, even: the first convolution halves, the last does the rest."""
+    width: int = 64
+    """Channels of the three convolutions."""
+
+    @property
+    def reduction(self) -> int:
+        return self.patch_size
+
+    def problems(self) -> list[str]:
+        found = _patch_problems(self.patch_size)
+        if self.patch_size % 2:
+            found.append(
+                f"stem.patch_size {self.patch_size} must be even: the stem's first convolution "
+                f"has stride 2."
+            )
+        if self.width < 1:
+            found.append(f"stem.width {self.width} must be at least 1.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapStemConfig(StemConfig):
+    """Patchify whose kernel is larger than its stride, then a LayerNorm (arXiv 2106.13797)."""
+
+    patch_size: int = 16
+    """Pixels a side of a token: the stride, and the stem's reduction."""
+    kernel_size: int | None = None
+    """Pixels a side of what a token sees; None: 2 patch_size - 1, the paper's."""
+
+    @property
+    def reduction(self) -> int:
+        return self.patch_size
+
+    @property
+    def kernel(self) -> int:
+        return 2 * self.patch_size - 1 if self.kernel_size is None else self.kernel_size
+
+    @property
+    def padding(self) -> int:
+        """Then every multiple of the stride is divided by it, and the last pixel is seen."""
+        return self.kernel - self.patch_size
+
+    def problems(self) -> list[str]:
+        found = _patch_problems(self.patch_size)
+        if self.patch_size == 1:
+            found.append("stem.patch_size 1 leaves nothing to overlap; use at least 2.")
+        largest = 2 * self.patch_size - 1
+        if not found and not self.patch_size < self.kernel <= largest:
+            found.append(
+                f"stem.kernel_size {self.kernel_size} must be above stem.patch_size "
+                f"{self.patch_size} and at most {largest}."
+            )
+        return found
+
+
 def _least_padding(kernel: int, stride: int) -> int:
     return max(0, (kernel - stride + 1) // 2)
 
@@ -120,6 +233,18 @@ def _window_problem(kernel: int, stride: int, padding: int) -> str | None:
     return None
 
 
+_OUTSIDE = re.compile(r"(.+?):([^\W\d]\w*)(\(.*\))?")
+_LONGEST = 6000  # characters; matching a stranger's text must not take long
+
+
+def outside_parts(source: str) -> tuple[str, str, str] | None:
+    """(file or module, class, settings in brackets or nothing) of a source; None: no such form."""
+    if len(source) > _LONGEST or not source.isprintable():
+        return None
+    found = _OUTSIDE.fullmatch(source)
+    return None if found is None else (found[1], found[2], found[3] or "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutsideStemConfig(StemConfig):
     """A stem class from outside the package, by file or module (docs/stems.md)."""
@@ -134,14 +259,43 @@ class OutsideStemConfig(StemConfig):
     def reduction(self) -> int | None:
         return None
 
+    @property
+    def what(self) -> str:
+        """The class, with its settings if it has any."""
+        parts = outside_parts(self.source)
+        return repr(self.source[:200]) if parts is None else parts[1] + parts[2]
+
+    @property
+    def place(self) -> str:
+        """The file or module."""
+        parts = outside_parts(self.source)
+        return repr(self.source[:200]) if parts is None else parts[0]
+
     def problems(self) -> list[str]:
         if not self.source:
             return ["stem.source is empty; name the class: --model.stem path/to/my.py:MyStem."]
+        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            return [f"stem.sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits."]
         return []
 
 
 STEM_KINDS: dict[str, type[StemConfig]] = {
     "patchify": PatchifyStemConfig,
     "conv": ConvStemConfig,
+    "dual_patchnorm": DualPatchNormStemConfig,
+    "scaled_relu": ScaledReluStemConfig,
+    "overlap": OverlapStemConfig,
+    "depthwise": DepthwiseStemConfig,
+    "norm_free": NormFreeStemConfig,
     "outside": OutsideStemConfig,
 }
+
+
+def carried(old: StemConfig, kind: type[StemConfig]) -> dict[str, Any]:
+    """What a stem of another kind keeps of `old`: settings of the same name, and the reduction
+    where that is a setting (a conv stem of reduction 8 becomes patches of 8)."""
+    names = {f.name for f in fields(kind)}
+    kept = {f.name: getattr(old, f.name) for f in fields(old) if f.name in names}
+    if "patch_size" in names and old.reduction is not None:
+        kept["patch_size"] = old.reduction
+    return kept

@@ -7,6 +7,8 @@ D embed_dim, K classes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from vitc.errors import ConfigError
 from vitc.models.config import AttentionKind, ViTConfig
 
 NORM_EPS = 1e-6  # all configs of the authors' branch; pycls's default is 1e-5
+Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
 NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -25,24 +28,32 @@ class Attention(nn.Module):
 
     Computes what nn.MultiheadAttention computes, and starts with its initialisation, which both
     generations of the authors' code use: qkv Xavier-uniform over the joint (3 D, D) matrix, the
-    output weight as PyTorch makes a Linear, biases 0.
+    output weight as PyTorch makes a Linear, biases 0. `qk_norm`: LayerNorm of each head's queries
+    and keys, gain and bias shared by the heads (arXiv 2302.05442, in timm's form).
     """
 
-    def __init__(self, dim: int, num_heads: int, kind: AttentionKind) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, kind: AttentionKind, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads, self.kind = num_heads, kind
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm, self.k_norm = (
+            nn.LayerNorm(dim // num_heads, eps=NORM_EPS) if qk_norm else nn.Identity()
+            for _ in range(2)
+        )
         self.proj = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.proj.bias)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, heads, N, D / heads)."""
+        """Queries, keys and values, each (B, heads, N, D / heads), normalised where asked for."""
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        # Autocast normalises in float32; the products stay in the dtype of the values.
+        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
@@ -87,10 +98,17 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + Attention(norm(x)), then x + Mlp(norm(x)); drop_path (2, B) multiplies the branches."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, attention: AttentionKind) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        attention: AttentionKind,
+        qk_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, num_heads, attention)
+        self.attn = Attention(dim, num_heads, attention, qk_norm)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, mlp_dim)
 
@@ -112,6 +130,10 @@ class VisionTransformer(nn.Module):
     `stem` is any module with an integer `reduction` that maps (B, C, H, W) to
     (B, D, H / reduction, W / reduction). `config.stem` is not read. `config.num_classes` None
     means 1000, 0 means no head: `forward` then gives the (B, D) features.
+    Tokens: the class token, the registers, the grid row by row. `pos_embed` (1, 1 + h w, D) covers
+    the class token and the grid; registers have no place in the image and start from N(0, 0.02)
+    themselves, or nothing would tell them apart. (timm's pos_embed covers registers too unless
+    no_embed_class, and then not the class token either; DINOv2 does as here.)
     The head starts at zero, as in the authors' code, so that a fresh model's logits are all 0.
     Raises ConfigError, all problems at once.
     """
@@ -124,18 +146,20 @@ class VisionTransformer(nn.Module):
         self.img_size = config.size
         self.grid = config.size[0] // reduction, config.size[1] // reduction
         self.num_features = self.embed_dim = dim = config.embed_dim
-        self.num_prefix_tokens = int(config.class_token)
+        self.num_prefix_tokens = int(config.class_token) + config.registers
         self.grad_checkpointing = False
         rates = drop_path_rates(config.depth, config.drop_path_rate)
         self._keep = [1 - rate for rate in rates for _ in range(2)]  # two branches a block
 
         self.stem = stem
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
-        tokens = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        registers = torch.empty(1, config.registers, dim).normal_(std=0.02)
+        self.reg_token = nn.Parameter(registers) if config.registers else None
+        tokens = int(config.class_token) + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
         nn.init.normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
-            Block(dim, config.num_heads, config.mlp_dim, config.attention)
+            Block(dim, config.num_heads, config.mlp_dim, config.attention, config.qk_norm)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -151,26 +175,107 @@ class VisionTransformer(nn.Module):
         `drop_path`: float (2 depth, B), what each sample's residual branch is multiplied by: 0, or
         1 / (1 - its rate); rows in the order attention, MLP of block 0, of block 1, ... Without
         it, a model in training mode draws one from torch's generator if drop_path_rate > 0.
-        Raises ConfigError: images of another size or number of channels than it was built for.
+        Raises ConfigError: images of another size or number of channels than it was built for (with
+        dynamic_img_size: of a size the stem cannot divide); a stem whose output has another shape.
         """
         self._check_input(x, drop_path)
         if drop_path is None and self.training and min(self._keep) < 1:
             drop_path = self._draw_drop_path(x)
-        tokens = self.stem(x).flatten(2).transpose(1, 2)  # (B, h w, D)
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
-        tokens = tokens + self.pos_embed
-        for i, block in enumerate(self.blocks):
-            scale = None if drop_path is None else drop_path[2 * i : 2 * i + 2]
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                # A block draws nothing, so that no generator's state need be kept.
-                tokens = checkpoint(
-                    block, tokens, scale, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                tokens = block(tokens, scale)
+        tokens = self.embed(x)
+        for i in range(len(self.blocks)):
+            tokens = self._run_block(i, tokens, drop_path)
         out: Tensor = self.norm(tokens)
         return out
+
+    def _run_block(self, i: int, tokens: Tensor, drop_path: Tensor | None) -> Tensor:
+        scale = None if drop_path is None else drop_path[2 * i : 2 * i + 2]
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            # A block draws nothing, so that no generator's state need be kept.
+            tokens = checkpoint(
+                self.blocks[i], tokens, scale, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            tokens = self.blocks[i](tokens, scale)
+        return tokens
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D): what the first block reads."""
+        grid = self.grid
+        pos_embed: Tensor = self.pos_embed
+        if self.config.dynamic_img_size:
+            reduction = _reduction(self.stem)
+            grid = x.shape[2] // reduction, x.shape[3] // reduction
+            pos_embed = resample_pos_embed(pos_embed, self.grid, grid)
+        tokens: Tensor = self.stem(x)
+        self._check_stem_output(tokens, (x.shape[0], self.embed_dim, *grid))
+        tokens = tokens.flatten(2).transpose(1, 2)  # (B, h w, D)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
+        tokens = tokens + pos_embed
+        if self.reg_token is not None:
+            first = int(self.cls_token is not None)
+            registers = self.reg_token.expand(x.shape[0], -1, -1)
+            tokens = torch.cat([tokens[:, :first], registers, tokens[:, first:]], dim=1)
+        return tokens
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        return_prefix_tokens: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Intermediates | tuple[Tensor, Intermediates]:
+        """What blocks give out, for detection, segmentation or probing; timm's names and order.
+
+        `indices`: None all blocks, n the last n, or a list of blocks, negative ones from the end.
+        The outputs stand in the order of the blocks, (B, D, h, w) or with output_fmt "NLC"
+        (B, h w, D); `norm` puts them through the final norm, `return_prefix_tokens` makes each a
+        pair with its class token and registers (B, prefix, D). Returns (features as of
+        `forward_features`, outputs), or with `intermediates_only` the outputs alone: then no block
+        is run after the last of them.
+        Raises ConfigError: no such block, no such format; images as in `forward_features`.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt {output_fmt!r} must be NCHW or NLC.")
+        chosen = self._chosen_blocks(indices)
+        self._check_input(x, None)
+        drop_path = self._draw_drop_path(x) if self.training and min(self._keep) < 1 else None
+        reduction = _reduction(self.stem)
+        grid = x.shape[2] // reduction, x.shape[3] // reduction
+        tokens = self.embed(x)
+        outputs: list[Tensor] = []
+        prefixes: list[Tensor] = []
+        for i in range(max(chosen) + 1 if intermediates_only else len(self.blocks)):
+            tokens = self._run_block(i, tokens, drop_path)
+            if i in chosen:
+                out = self.norm(tokens) if norm else tokens
+                prefixes.append(out[:, : self.num_prefix_tokens])
+                patches = out[:, self.num_prefix_tokens :]  # (B, h w, D)
+                nchw = output_fmt == "NCHW"
+                outputs.append(patches.transpose(1, 2).unflatten(2, grid) if nchw else patches)
+        pairs = list(zip(outputs, prefixes, strict=True))
+        intermediates: Intermediates = pairs if return_prefix_tokens else outputs
+        return intermediates if intermediates_only else (self.norm(tokens), intermediates)
+
+    def _chosen_blocks(self, indices: int | Sequence[int] | None) -> set[int]:
+        depth = len(self.blocks)
+        if indices is None:
+            return set(range(depth))
+        if isinstance(indices, int):
+            if not 1 <= indices <= depth:
+                raise ConfigError(f"indices {indices}: the last 1 to {depth} blocks can be had.")
+            return set(range(depth - indices, depth))
+        wrong = [i for i in indices if not -depth <= i < depth]
+        if wrong or not indices:
+            raise ConfigError(
+                f"indices {list(indices)}: " + (f"there is no block {wrong[0]}." if wrong else
+                                                "no block is named."),
+                f"The model has blocks 0 to {depth - 1}; negative ones count from the end.",
+            )  # fmt: skip
+        return {i % depth for i in indices}
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, D) -> (B, K): pool and classify; with `pre_logits`, only pool: (B, D)."""
@@ -182,18 +287,45 @@ class VisionTransformer(nn.Module):
 
     def _check_input(self, x: Tensor, drop_path: Tensor | None) -> None:
         expected = (self.in_chans, *self.img_size)
-        if tuple(x.shape[1:]) != expected:
+        if self.config.dynamic_img_size:
+            self._check_dynamic(x)
+        elif tuple(x.shape[1:]) != expected:
             c, h, w = expected
             raise ConfigError(
                 f"The model got a tensor of shape {tuple(x.shape)}; it was built for "
                 f"(batch, {c}, {h}, {w}).",
                 "Resize the images, or build it with another img_size and in_chans; "
-                "set_input_size changes the size of a trained one.",
+                "set_input_size changes the size of a trained one; with dynamic_img_size it takes "
+                "any that its stem divides.",
             )
         if drop_path is not None and tuple(drop_path.shape) != (len(self._keep), x.shape[0]):
             raise ConfigError(
                 f"drop_path has shape {tuple(drop_path.shape)}; it must be (2 * depth, batch) = "
                 f"{(len(self._keep), x.shape[0])}."
+            )
+
+    def _check_dynamic(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ConfigError(
+                f"The model got a tensor of shape {tuple(x.shape)}; it was built for "
+                f"(batch, {self.in_chans}, height, width)."
+            )
+        reduction = _reduction(self.stem)
+        height, width = x.shape[2:]
+        if min(height, width) < reduction or height % reduction or width % reduction:
+            raise ConfigError(
+                f"Images of {height}x{width} are not divisible by the stem's reduction "
+                f"{reduction}.",
+                f"Resize or pad them to multiples of {reduction}.",
+            )
+
+    def _check_stem_output(self, tokens: Tensor, expected: tuple[int, ...]) -> None:
+        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        if shape != expected:
+            raise ConfigError(
+                f"{type(self.stem).__name__} gave {shape}; a stem of reduction "
+                f"{_reduction(self.stem)} must give (batch, embed_dim, h, w) = {expected} here.",
+                "Give the stem the model's embed_dim, and the reduction it really has.",
             )
 
     def _draw_drop_path(self, x: Tensor) -> Tensor:
@@ -237,6 +369,18 @@ class VisionTransformer(nn.Module):
         """
         self.grad_checkpointing = enable
 
+    def layers(self) -> list[list[str]]:
+        """Every parameter's name once, from input to output, for lr decay by layer: what makes the
+        tokens (stem, cls_token, reg_token, pos_embed); each block; the final norm and the head."""
+        groups: list[list[str]] = [[] for _ in range(len(self.blocks) + 2)]
+        for name, _ in self.named_parameters():
+            part, _, rest = name.partition(".")
+            if part == "blocks":
+                groups[1 + int(rest.partition(".")[0])].append(name)
+            else:
+                groups[-1 if part in ("norm", "head") else 0].append(name)
+        return groups
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters the default recipe does not decay: norm gains, every bias.
 
@@ -258,7 +402,15 @@ def drop_path_rates(depth: int, rate: float) -> list[float]:
 
 
 def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """(1, N, D) for a grid (h, w) to another grid, bicubic; tokens before the grid's are kept."""
+    """(1, N, D) for a grid (h, w) to another grid, bicubic; tokens before the grid's are kept.
+
+    The same grid gives the same tensor. Without antialiasing: a smooth embedding (correlated over
+    2 to 3 tokens) comes back from 14x14 over 24x24 with an error of 0.4 to 0.8 % of its norm, with
+    antialiasing 0.9 to 1.5 %, white noise 6 and 38 %; and its scale is kept. The price: shrinking a
+    noisy one to half keeps the noise. (torchvision resamples as here, timm with antialiasing.)
+    """
+    if old == new:
+        return pos_embed
     prefix = pos_embed.shape[1] - old[0] * old[1]
     image = pos_embed[:, prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
     image = image.to(torch.promote_types(image.dtype, torch.float32))

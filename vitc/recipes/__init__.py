@@ -10,6 +10,19 @@ from collections.abc import Callable
 
 from vitc.config import RunConfig
 from vitc.errors import unknown
+from vitc.recipes.cnn import (
+    imagenet_effnet_b2_basic,
+    imagenet_effnet_b4_basic,
+    imagenet_effnet_b5_basic,
+    imagenet_regnety_1gf_basic,
+    imagenet_regnety_4gf_basic,
+    imagenet_regnety_16gf_basic,
+    imagenet_regnety_32gf_basic,
+    imagenet_resnet_50_basic,
+    imagenet_resnet_101_basic,
+    imagenet_resnet_152_basic,
+    imagenet_resnet_200_basic,
+)
 from vitc.recipes.paper import (
     imagenet_vit_c_1gf_basic,
     imagenet_vit_c_4gf_basic,
@@ -19,6 +32,25 @@ from vitc.recipes.paper import (
     imagenet_vit_p_4gf_basic,
     imagenet_vit_p_18gf_basic,
     imagenet_vit_p_36gf_basic,
+)
+from vitc.recipes.pretrain import (
+    imagenet21k_vit_c_4gf_basic,
+    imagenet21k_vit_c_18gf_basic,
+    imagenet21k_vit_c_36gf_basic,
+    imagenet21k_vit_c_72gf_basic,
+    imagenet21k_vit_p_4gf_basic,
+    imagenet21k_vit_p_18gf_basic,
+    imagenet21k_vit_p_36gf_basic,
+    imagenet21k_vit_p_72gf_basic,
+    imagenet_vit_c_4gf_finetune_basic,
+    imagenet_vit_c_18gf_finetune_basic,
+    imagenet_vit_c_36gf_finetune_basic,
+    imagenet_vit_c_72gf_finetune_384_basic,
+    imagenet_vit_c_72gf_finetune_basic,
+    imagenet_vit_p_4gf_finetune_basic,
+    imagenet_vit_p_18gf_finetune_basic,
+    imagenet_vit_p_36gf_finetune_basic,
+    imagenet_vit_p_72gf_finetune_basic,
 )
 from vitc.recipes.small import (
     cifar10_vit_c,
@@ -46,6 +78,34 @@ RECIPES: dict[str, Recipe] = {
     "imagenet_vit_p_4gf_basic": imagenet_vit_p_4gf_basic,
     "imagenet_vit_p_18gf_basic": imagenet_vit_p_18gf_basic,
     "imagenet_vit_p_36gf_basic": imagenet_vit_p_36gf_basic,
+    "imagenet_resnet_50_basic": imagenet_resnet_50_basic,
+    "imagenet_resnet_101_basic": imagenet_resnet_101_basic,
+    "imagenet_resnet_152_basic": imagenet_resnet_152_basic,
+    "imagenet_resnet_200_basic": imagenet_resnet_200_basic,
+    "imagenet_regnety_1gf_basic": imagenet_regnety_1gf_basic,
+    "imagenet_regnety_4gf_basic": imagenet_regnety_4gf_basic,
+    "imagenet_regnety_16gf_basic": imagenet_regnety_16gf_basic,
+    "imagenet_regnety_32gf_basic": imagenet_regnety_32gf_basic,
+    "imagenet_effnet_b2_basic": imagenet_effnet_b2_basic,
+    "imagenet_effnet_b4_basic": imagenet_effnet_b4_basic,
+    "imagenet_effnet_b5_basic": imagenet_effnet_b5_basic,
+    "imagenet21k_vit_p_4gf_basic": imagenet21k_vit_p_4gf_basic,
+    "imagenet21k_vit_c_4gf_basic": imagenet21k_vit_c_4gf_basic,
+    "imagenet21k_vit_p_18gf_basic": imagenet21k_vit_p_18gf_basic,
+    "imagenet21k_vit_c_18gf_basic": imagenet21k_vit_c_18gf_basic,
+    "imagenet21k_vit_p_36gf_basic": imagenet21k_vit_p_36gf_basic,
+    "imagenet21k_vit_c_36gf_basic": imagenet21k_vit_c_36gf_basic,
+    "imagenet21k_vit_p_72gf_basic": imagenet21k_vit_p_72gf_basic,
+    "imagenet21k_vit_c_72gf_basic": imagenet21k_vit_c_72gf_basic,
+    "imagenet_vit_p_4gf_finetune_basic": imagenet_vit_p_4gf_finetune_basic,
+    "imagenet_vit_c_4gf_finetune_basic": imagenet_vit_c_4gf_finetune_basic,
+    "imagenet_vit_p_18gf_finetune_basic": imagenet_vit_p_18gf_finetune_basic,
+    "imagenet_vit_c_18gf_finetune_basic": imagenet_vit_c_18gf_finetune_basic,
+    "imagenet_vit_p_36gf_finetune_basic": imagenet_vit_p_36gf_finetune_basic,
+    "imagenet_vit_c_36gf_finetune_basic": imagenet_vit_c_36gf_finetune_basic,
+    "imagenet_vit_p_72gf_finetune_basic": imagenet_vit_p_72gf_finetune_basic,
+    "imagenet_vit_c_72gf_finetune_basic": imagenet_vit_c_72gf_finetune_basic,
+    "imagenet_vit_c_72gf_finetune_384_basic": imagenet_vit_c_72gf_finetune_384_basic,
 }
 
 

@@ -17,23 +17,7 @@ changes what BatchNorm sees. Times an epoch are the paper's, on 8 V100 of 32 GB.
 from __future__ import annotations
 
 from vitc.config import RunConfig
-from vitc.data.config import AugmentConfig, DataConfig
-from vitc.models.zoo import model_config
-from vitc.optim.config import (
-    AdamWConfig,
-    EmaConfig,
-    OptimConfig,
-    ScheduleConfig,
-    SGDConfig,
-)
-from vitc.recipes.choose import choose_optim
-from vitc.train.config import TrainConfig
-
-AUTHORS_SCHEDULE = ScheduleConfig(warmup_start=0.1, floor=0.005, per="epoch")  # 5 epochs of 400
-AUTHORS_EMA = EmaConfig(kind="pycls")  # alpha 1e-5 every 32 steps
-PAPER_AUGMENT = AugmentConfig(
-    crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1
-)
+from vitc.recipes.imagenet import adamw, imagenet, sgd
 
 
 def imagenet_vit_p_1gf_basic(optim: str | None = None) -> RunConfig:
@@ -45,7 +29,7 @@ def imagenet_vit_p_1gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 27.7 (400 epochs), 29.7 (200) and
     33.2 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_p_1gf", optim, {"adamw": _adamw(1e-3, 0.24), "sgd": _sgd(1.9, 1.3e-5)})
+    return imagenet("vit_p_1gf", optim, {"adamw": adamw(1e-3, 0.24), "sgd": sgd(1.9, 1.3e-5)})
 
 
 def imagenet_vit_p_4gf_basic(optim: str | None = None) -> RunConfig:
@@ -57,7 +41,7 @@ def imagenet_vit_p_4gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 19.6 (400 epochs), 20.8 (200) and
     23.3 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_p_4gf", optim, {"adamw": _adamw(1e-3, 0.24), "sgd": _sgd(1.9, 1.3e-5)})
+    return imagenet("vit_p_4gf", optim, {"adamw": adamw(1e-3, 0.24), "sgd": sgd(1.9, 1.3e-5)})
 
 
 def imagenet_vit_p_18gf_basic(optim: str | None = None) -> RunConfig:
@@ -69,7 +53,7 @@ def imagenet_vit_p_18gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 17.9 (400 epochs), 18.4 (200) and
     19.9 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_p_18gf", optim, {"adamw": _adamw(1e-3, 0.24), "sgd": _sgd(1.1, 1.2e-5)})
+    return imagenet("vit_p_18gf", optim, {"adamw": adamw(1e-3, 0.24), "sgd": sgd(1.1, 1.2e-5)})
 
 
 def imagenet_vit_p_36gf_basic(optim: str | None = None) -> RunConfig:
@@ -81,7 +65,7 @@ def imagenet_vit_p_36gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 18.2 (400 epochs), 18.8 (200) and
     19.9 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_p_36gf", optim, {"adamw": _adamw(6e-4, 0.28)})
+    return imagenet("vit_p_36gf", optim, {"adamw": adamw(6e-4, 0.28)})
 
 
 def imagenet_vit_c_1gf_basic(optim: str | None = None) -> RunConfig:
@@ -93,7 +77,7 @@ def imagenet_vit_c_1gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 24.7 (400 epochs), 26.1 (200) and
     28.6 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_c_1gf", optim, {"adamw": _adamw(1e-3, 0.24), "sgd": _sgd(1.9, 1.3e-5)})
+    return imagenet("vit_c_1gf", optim, {"adamw": adamw(1e-3, 0.24), "sgd": sgd(1.9, 1.3e-5)})
 
 
 def imagenet_vit_c_4gf_basic(optim: str | None = None) -> RunConfig:
@@ -105,7 +89,7 @@ def imagenet_vit_c_4gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 18.6 (400 epochs), 19.2 (200) and
     20.9 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_c_4gf", optim, {"adamw": _adamw(1e-3, 0.24), "sgd": _sgd(1.3, 2.2e-5)})
+    return imagenet("vit_c_4gf", optim, {"adamw": adamw(1e-3, 0.24), "sgd": sgd(1.3, 2.2e-5)})
 
 
 def imagenet_vit_c_18gf_basic(optim: str | None = None) -> RunConfig:
@@ -117,7 +101,7 @@ def imagenet_vit_c_18gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 17.0 (400 epochs), 17.5 (200) and
     18.4 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_c_18gf", optim, {"adamw": _adamw(1e-3, 0.24), "sgd": _sgd(1.1, 2.7e-5)})
+    return imagenet("vit_c_18gf", optim, {"adamw": adamw(1e-3, 0.24), "sgd": sgd(1.1, 2.7e-5)})
 
 
 def imagenet_vit_c_36gf_basic(optim: str | None = None) -> RunConfig:
@@ -129,35 +113,4 @@ def imagenet_vit_c_36gf_basic(optim: str | None = None) -> RunConfig:
     Expected: the paper's top-1 error with AutoAugment is 16.8 (400 epochs), 17.6 (200) and
     18.3 (100). This recipe: not measured yet.
     """
-    return _imagenet("vit_c_36gf", optim, {"adamw": _adamw(6e-4, 0.28)})
-
-
-def _adamw(lr: float, weight_decay: float) -> OptimConfig:
-    return AdamWConfig(
-        lr=lr,
-        weight_decay=weight_decay,
-        lr_per_batch=2048,
-        schedule=AUTHORS_SCHEDULE,
-        ema=AUTHORS_EMA,
-    )
-
-
-def _sgd(lr: float, weight_decay: float) -> OptimConfig:
-    return SGDConfig(
-        lr=lr,
-        weight_decay=weight_decay,
-        lr_per_batch=2048,
-        schedule=AUTHORS_SCHEDULE,
-        ema=AUTHORS_EMA,
-    )
-
-
-def _imagenet(model: str, optim: str | None, settings: dict[str, OptimConfig]) -> RunConfig:
-    name = f"imagenet_{model}_basic"
-    return RunConfig(
-        name=name,
-        model=model_config(model),
-        data=DataConfig(source="folder", augment=PAPER_AUGMENT),
-        optim=choose_optim(name, optim, settings),
-        train=TrainConfig(epochs=400, batch=2048, precision="bf16"),
-    )
+    return imagenet("vit_c_36gf", optim, {"adamw": adamw(6e-4, 0.28)})

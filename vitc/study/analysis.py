@@ -142,6 +142,7 @@ def analyse(folders: Sequence[Path]) -> list[Section]:
     read = [(folder, *StudyFolder(folder).read()) for folder in folders]
     sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row], Tests]] = []
     for folder, plan, record in read:
+        plan = StudyFolder(folder).with_sources(plan)
         new = rows_of(StudyFolder(folder), plan)
         chosen = read_chosen(folder)
         tests = {(g.contender, g.optim): chosen.get(g.key, {}) for g in plan.groups}

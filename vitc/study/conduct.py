@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import signal
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitc.config import RunConfig, load_config
 from vitc.errors import ConfigError, InterruptedRun
+from vitc.models.config import STEM_KINDS, OutsideStemConfig, StemConfig, ViTConfig
+from vitc.models.outside import with_source
+from vitc.models.zoo import MODELS
 from vitc.recipes.ranges import study_ranges
 from vitc.study.engines import Job, LocalEngine, Outcome
 from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
@@ -37,6 +42,7 @@ def hparams_plan(
     models: Sequence[str],
     optims: Sequence[str],
     *,
+    stems: Sequence[str] = (),
     draws: int,
     seed: int = 0,
     ranges: Mapping[str, Mapping[str, Range]] | None = None,
@@ -45,7 +51,11 @@ def hparams_plan(
     name: str = "hparams",
     **overrides: Any,
 ) -> Plan:
-    """Contenders = recipes x models (no models: each recipe's own), each under every optimizer.
+    """Contenders = recipes x models (no models: each recipe's own) x stems, under every optimizer.
+
+    `stems` are kinds (`models.config.STEM_KINDS`) or classes from outside (my.py:MyStem); where the
+    zoo has the model with a stem of that kind, that one is taken: `conv` under vit_p_tiny is the
+    stem of vit_c_tiny. Without `stems` every model keeps its own.
 
     The ranges are those of the first recipe (`recipes.ranges`) for all contenders; `ranges`
     (optimizer -> setting -> Range) replaces some of them, or draws further settings. `control`
@@ -57,10 +67,17 @@ def hparams_plan(
     groups = []
     for optim in optims:
         for recipe in recipes:
-            for model in models or [""]:
+            for model, stem in itertools.product(models or [""], stems or [""]):
                 extra = {"model": model} if model else {}
-                config = for_study(load_config(recipe, optim=optim, **extra, **overrides))
-                label = config.model.name if len(recipes) == 1 else f"{recipe} {config.model.name}"
+                config = load_config(recipe, optim=optim, **extra, **overrides)
+                if stem and not isinstance(config.model, ViTConfig):
+                    raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
+                if stem:
+                    config = load_config(config, **{"model.stem": _stem_for(config, stem)})
+                model_found = with_source(config.model, recipe)
+                config = for_study(dataclasses.replace(config, model=model_found))
+                label = _label(config, stem, stems)
+                label = label if len(recipes) == 1 else f"{recipe} {label}"
                 groups.append(Group(contender=label, optim=optim, config=config))
     contenders = list(dict.fromkeys(g.contender for g in groups))
     reference = reference or contenders[-1]
@@ -89,6 +106,25 @@ def hparams_plan(
         reference=reference,
         classes=count_classes(groups[0].config),
     ).checked()
+
+
+def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
+    """A stem of this kind as the zoo gives it to the model or its twin; else the word itself."""
+    name = config.model.name
+    twin = {"vit_p_": "vit_c_", "vit_c_": "vit_p_"}.get(name[:6], "") + name[6:]
+    for model in (config.model, MODELS.get(twin)):
+        if isinstance(model, ViTConfig) and type(model.stem) is STEM_KINDS.get(stem):
+            return model.stem
+    return stem
+
+
+def _label(config: RunConfig, stem: str, stems: Sequence[str]) -> str:
+    """A contender's name: its model's, and its stem's where that was chosen."""
+    own = getattr(config.model, "stem", None)
+    if isinstance(own, OutsideStemConfig):
+        same = [s for s in stems if OutsideStemConfig(source=s).what == own.what]
+        stem = own.what if len(same) < 2 else f"{Path(own.place).stem}:{own.what}"
+    return f"{config.model.name}+{stem}" if stem else config.model.name
 
 
 def _one_precision(groups: list[Group]) -> list[Group]:

@@ -19,10 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from vitc.config import RunConfig, all_leaf_types, from_dict, read_json, to_dict
+from vitc.config import (
+    RunConfig,
+    all_leaf_types,
+    differences,
+    from_dict,
+    read_json,
+    to_dict,
+)
 from vitc.data.sampling import uniform
 from vitc.errors import ConfigError
-from vitc.train.runlog import LOCK, write_atomically
+from vitc.models.config import OutsideStemConfig
+from vitc.models.outside import with_source
+from vitc.train.runlog import LOCK, keep_sources, write_atomically
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = 1
@@ -168,6 +177,9 @@ def config_hash(config: RunConfig) -> str:
     for name in ("device", "save_every_seconds", "save_every_steps", "keep_checkpoints"):
         values["train"].pop(name)
     values["data"].pop("workers")
+    stem = values["model"].get("stem", {})
+    if stem.get("sha256"):  # of a stem from outside the content counts, not where it lies
+        stem["source"] = OutsideStemConfig(source=stem["source"]).what
     return _sha(values)[:12]
 
 
@@ -326,8 +338,12 @@ class StudyFolder:
             }
             self.path.mkdir(parents=True, exist_ok=True)
             self._write(record)
+            self._keep_sources(plan)
             return record
         old, record = self.read()
+        self._keep_sources(plan)
+        plan = _as_it_was(plan, old)
+        values = to_json(plan)
         if record["hash"] == _sha(values):
             return record
         if _sha(to_json(dataclasses.replace(plan, draws=old.draws))) != record["hash"]:
@@ -352,6 +368,24 @@ class StudyFolder:
         self._write(record)
         return record
 
+    def _keep_sources(self, plan: Plan) -> None:
+        for group in plan.groups:
+            keep_sources(self.path, group.config)
+
+    def with_sources(self, plan: Plan) -> Plan:
+        """The plan with its stems from outside found again: their files, or the study's copies.
+
+        Raises ConfigError: one was never admitted (`vitc.models.outside.trust`), or is nowhere.
+        """
+        models = [with_source(g.config.model, self.path) for g in plan.groups]
+        configs = [
+            dataclasses.replace(g.config, model=m) for g, m in zip(plan.groups, models, strict=True)
+        ]
+        groups = [
+            dataclasses.replace(g, config=c) for g, c in zip(plan.groups, configs, strict=True)
+        ]
+        return dataclasses.replace(plan, groups=tuple(groups))
+
     def note(self, what: str, command: str) -> None:
         """Add a deviation to the history: a retry, another machine, a change of engine."""
         _, record = self.read()
@@ -360,6 +394,16 @@ class StudyFolder:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         write_atomically(self.path / PLAN_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _as_it_was(plan: Plan, old: Plan) -> Plan:
+    """The plan with the old configs where nothing but the place of a stem's file differs."""
+
+    def before(group: Group) -> Group:
+        same = [g for g in old.groups if dataclasses.replace(g, config=group.config) == group]
+        return next((g for g in same if not differences(g.config, group.config)), group)
+
+    return dataclasses.replace(plan, groups=tuple(map(before, plan.groups)))
 
 
 def _plan_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

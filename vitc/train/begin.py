@@ -6,8 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from vitc.config import RunConfig, from_dict, read_json
 from vitc.errors import ConfigError
+from vitc.train.build import initial_model
+from vitc.train.config import InitConfig
 from vitc.train.freeze import classifier_name
 from vitc.train.runlog import CONFIG
 from vitc.train.start import Weights, load_weights, read_weights
@@ -68,37 +72,52 @@ def _preparation(config: RunConfig, weights: Weights) -> tuple[_Stats, _Stats, l
         raise ConfigError(
             f"{weights.where} was trained on images of {len(mean)} channels, but model.in_chans is "
             f"{config.model.in_chans}.",
-            f"Use --model.in_chans {len(mean)}; grey images then become RGB.",
+            f"Use --model.in_chans {len(mean)}: images are turned into that many channels.",
         )
     said = ", ".join(f"{m:g}" for m in mean), ", ".join(f"{s:g}" for s in std)
     return mean, std, [f"images are prepared as for the weights: mean {said[0]}, std {said[1]}"]
 
 
+def check_weights(config: RunConfig, out: Path, overwrite: bool, classes: Sequence[str]) -> None:
+    """Refuse weights that do not fit before the run's folder is made.
+
+    Raises CheckpointError and ConfigError as `load_weights`.
+    """
+    if config.init.weights and (overwrite or not (out / CONFIG).exists()):
+        fill(initial_model(config, len(classes)), config.init, classes)
+
+
 def begin(config: RunConfig, state: TrainState, classes: Sequence[str]) -> list[str]:
     """Give the fresh `state` (at step 0) the weights of config.init; returns what is to be said.
 
-    The position embedding is resampled to the model's grid, BGR weights are made RGB, and the head
-    stays fresh where the classes are others. Raises CheckpointError: no such weights, or of
-    another model; then nothing has changed.
+    Raises CheckpointError and ConfigError as `load_weights`; then nothing has changed.
     """
-    init = config.init
-    if not init.weights:
+    if not config.init.weights:
         return []
+    said = fill(state.model, config.init, classes)
+    if state.ema is not None:
+        state.ema.load_state_dict(state.model.state_dict())
+    return said
+
+
+def fill(model: nn.Module, init: InitConfig, classes: Sequence[str]) -> list[str]:
+    """Load the weights, fitted: the position embedding is resampled to the model's grid, BGR
+    weights are made RGB, and the head stays fresh where the classes are others."""
+    assert init.weights
     weights = read_weights(init.weights, init.source, init.average)
     said = [
         f"starting from {weights.where} ({weights.source} layout, sha256 {weights.sha256[:12]})"
     ]
-    head = classifier_name(state.model)
-    other = weights.classes is not None and tuple(weights.classes) != tuple(classes)
-    if other and not init.only:
+    only: Sequence[str] = init.only
+    if not only and weights.classes is not None and weights.classes != tuple(classes):
         said.append("the head is fresh: the weights know other classes")
+        head = f"{classifier_name(model)}."
+        only = [name for name in model.state_dict() if not name.startswith(head)]
+    adapt = list(FITTED)
+    if weights.preprocessing is None:  # the user has said mean and std, in RGB order
+        adapt.remove("channels")
+        said.append("the weights do not say the order of their channels: taken as RGB")
     report = load_weights(
-        state.model,
-        weights,
-        adapt=FITTED,
-        only=init.only,
-        skip=(head,) if other and not init.only else (),
+        model, init.weights, init.source, adapt=adapt, only=only, average=init.average
     )
-    if state.ema is not None:
-        state.ema.load_state_dict(state.model.state_dict())
     return [*said, *report.adapted]

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import RunConfig, load_config, resolve_config, with_data
-from vitc.data.decode import read_image
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet, Split, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
@@ -147,11 +146,10 @@ def sample(split: Split, skip_broken: bool) -> tuple[tuple[tuple[int, int], ...]
     if split.pixels is not None:
         size = (split.pixels.shape[1], split.pixels.shape[2])
         return (size,), all(_is_gray(split.pixels[i]) for i in places)
-    assert split.files is not None
     sizes, gray = [], True
     for i in places:
         try:
-            pixels = read_image(split.files[i], 3, split.names[i])
+            pixels = split.read(i, 3)
         except BrokenFileError:
             if not skip_broken:
                 raise

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig, from_dict, load_config, read_json
-from vitc.data.augment import finish
 from vitc.data.loader import EvalLoader, TrainLoader, open_eval, open_train
 from vitc.data.resident import cores
 from vitc.data.sampling import BatchPlan, steps_per_epoch
@@ -28,7 +27,7 @@ from vitc.data.sources import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.models.outside import with_source
 from vitc.optim.schedule import lr_at
-from vitc.train.begin import begin, with_preparation
+from vitc.train.begin import begin, check_weights, with_preparation
 from vitc.train.build import batch_plan, fresh_state, step_settings
 from vitc.train.device import (
     Processes,
@@ -49,7 +48,7 @@ from vitc.train.probe import faster_precision
 from vitc.train.progress import RunProgress, duration, what_limits
 from vitc.train.runlog import CONFIG, RunFolder, environment
 from vitc.train.state import latest_checkpoint
-from vitc.train.step import NormStatistics, train_step
+from vitc.train.step import NormStatistics, ready_images, train_step
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def run(
         data = open_data(config.data, config.model.in_chans)
         steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
         plan = batch_plan(config, procs)
+        check_weights(config, out, overwrite, data.classes)
         folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
         procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder, contextlib.ExitStack() as stack:
@@ -372,11 +372,7 @@ class Trainer:
             ) as batches,
             autocast(s.precision, self.device),
         ):
-            images = (
-                finish(micro.images, micro.flip, s.mean, s.std, s.channels_last)
-                for micros in batches
-                for micro in micros
-            )
+            images = (ready_images(micro, s) for micros in batches for micro in micros)
             renew(models, names, images, self.procs)
 
     @functools.cached_property

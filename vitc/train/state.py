@@ -392,14 +392,16 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.state_dict(keep_vars=True))
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def _write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write a safetensors file, one tensor in memory at a time; returns its SHA-256.
 
     The library's own writer makes files that only their owner can read, hides the disk's error
     number, and would have to be read back for the checksum.
     """
     names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # keeps all aligned
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
         tensor = tensors[name]

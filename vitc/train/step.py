@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from vitc.data.augment import finish
+from vitc.data.augment import erase, finish
 from vitc.data.loader import MicroBatch
 from vitc.data.mixing import mix, soft_cross_entropy
 from vitc.optim.optimizers import set_lr
@@ -53,7 +53,7 @@ def train_step(
     total = torch.zeros((), device=s.device)
     for i, micro in enumerate(micros):
         norms.before_micro(i)
-        images = finish(micro.images, micro.flip, s.mean, s.std, s.channels_last)
+        images = ready_images(micro, s)
         images, targets = mix(images, micro.labels, micro.mix, s.num_classes, s.label_smoothing)
         with _sync(forward, last=i == len(micros) - 1):
             with autocast(s.precision, s.device):
@@ -74,6 +74,12 @@ def train_step(
     _guarded_update(state.optimizer, finite=torch.isfinite(total) & torch.isfinite(grad_norm))
     state.optimizer.zero_grad(set_to_none=True)
     return total, grad_norm
+
+
+def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
+    """float32 (b, C, H, W): a micro-batch as the model trains on it, but for mixing."""
+    images = finish(micro.images, micro.flip, s.mean, s.std, s.channels_last, micro.lighting)
+    return erase(images, micro.erased)
 
 
 def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:

@@ -1,0 +1,275 @@
+"""The model card: the run's own numbers, nothing invented, and no stranger's name has power."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+import vitc
+from vitc.config import RunConfig, load_config, resolve_config, to_dict
+from vitc.deploy.card import code, model_card, quoted, results_of, training_command
+from vitc.errors import CheckpointError, VitcError
+from vitc.recipes import RECIPES
+from vitc.train.loop import run as train
+from vitc.words import take_settings
+
+EVIL = [
+    "`code` **bold** _x_ ![i](http://evil/i.png) [l](javascript:alert(1))",
+    "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "line\n\n# Heading\n---\nlicense: mit\n```\n</details>",
+    '"quote: yes" \\ \' }{ & | $x$ @user #1',
+    "``` ````` `",
+    "\u202eright to left\x1b[31m\u2028\x00",
+    "",
+    "x" * 5000,
+    "---",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = load_config(
+        RunConfig(name="mine"),
+        model="vit_c_tiny",
+        data="synthetic",
+        train={"epochs": 1, "batch": 128, "threads": 1},
+        **{"model.img_size": 32, "data.workers": 0},
+    )
+    out = tmp_path_factory.mktemp("secret_home") / "run"
+    assert train(config, out, quiet=True).status == "done"
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def front_matter(card: str) -> list[str]:
+    start, front, _ = card.split("---\n", 2)
+    assert start == ""
+    return front.splitlines()
+
+
+def tokens(card: str) -> list[Token]:
+    """Every token of the card's Markdown, those within paragraphs too."""
+    body = card.split("---\n", 2)[2]
+    blocks = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    return [t for block in blocks for t in (block, *(block.children or []))]
+
+
+# -- what it says ----------------------------------------------------------------------------------
+
+
+def test_it_tells_the_numbers_of_the_run(trained: Path) -> None:
+    card = model_card(trained)
+    summary = json.loads((trained / "summary.json").read_text())
+    record = json.loads((trained / "data.json").read_text())
+    results = results_of(trained, "ema")
+    assert results is not None
+    assert results["n"] == record["counts"]["val"]
+    cost = vitc.complexity(vitc.create_model("vit_c_tiny", 10))
+    for said in (
+        f"| top-1 | {summary['top1']:.2f} % | {results['top1_low']:.2f} to "
+        f"{results['top1_high']:.2f} % |",
+        f"On {results['n']} validation images",
+        f"`train` {record['counts']['train']}",
+        record["fingerprint"],
+        f"Parameters: {cost.params:,}",
+        f"{cost.flops:,} flops",
+        f"{summary['images_per_second']:,.1f} images/s",
+        summary["versions"]["torch"],
+        "no measurement on test images",
+        *(f"`{name}`" for name in record["classes"]),
+    ):
+        assert said in card, said
+
+
+def test_the_front_matter_is_the_hubs_and_states_no_licence(trained: Path) -> None:
+    lines = front_matter(model_card(trained))
+    assert lines[:2] == ["library_name: vitc", "pipeline_tag: image-classification"]
+    assert "- vision-transformer" in lines
+    summary = json.loads((trained / "summary.json").read_text())
+    value = next(line for line in lines if line.strip().startswith("value:"))
+    assert float(value.partition(":")[2]) == pytest.approx(summary["top1"] / 100, abs=1e-6)
+    assert not any(line.startswith("license") for line in lines)
+
+
+def test_raw_weights_have_their_own_numbers(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "eval":
+            line |= {"top1": 61.0, "top1_raw": 52.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ema, raw = model_card(run), model_card(run, "raw")
+    assert "61.00 %" in ema
+    assert "average (EMA)" in ema
+    assert "52.00 %" in raw
+    assert "61.00 %" not in raw
+    assert "not averaged" in raw
+
+
+def test_a_test_measurement_is_told_when_there_was_one(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        line = {"kind": "eval", "split": "test", "step": 10**6, "n": 128, "top1": 43.21}
+        file.write(json.dumps(line) + "\n")
+    assert "On 128 test images: top-1 43.21 %" in model_card(run)
+
+
+def test_a_run_that_has_not_ended_has_no_results(run: Path) -> None:
+    change(run / "summary.json", status="interrupted")
+    interrupted = model_card(run)
+    (run / "summary.json").unlink()
+    for card in (interrupted, model_card(run)):
+        assert "has not come to its end" in card
+        assert "metrics:" not in front_matter(card)
+        assert "%" not in card.partition("## Results")[2].partition("## Cost")[0]
+
+
+def test_an_evaluation_of_another_step_is_not_passed_off_as_the_result(run: Path) -> None:
+    change(run / "summary.json", step=10**6)
+    assert results_of(run, "ema") is None
+
+
+@pytest.mark.parametrize("value", [None, "much", float("inf"), True, [1], {"a": 1}])
+def test_values_of_the_wrong_kind_are_not_known(run: Path, value: Any) -> None:
+    names = ("step", "total_steps", "train_seconds", "images_per_second", "versions", "hardware",
+             "device", "git_commit")  # fmt: skip
+    change(run / "summary.json", **dict.fromkeys(names, value))
+    change(run / "data.json", counts=value, fingerprint=value, notes=value, source=value)
+    card = model_card(run)
+    assert "how many is not known" in card or isinstance(value, dict)
+    assert "How long training took is not known" in card
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VitcError, match="cannot be read"):
+        model_card(tmp_path)
+
+
+def test_a_config_of_another_model_than_the_weights_is_refused(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["depth"] = 10**9
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be of"):
+        model_card(run)
+
+
+def test_a_model_without_a_run_says_that_the_rest_is_unknown(tmp_path: Path) -> None:
+    saved = vitc.save_pretrained(vitc.create_model("vit_p_tiny", 2), tmp_path / "saved")
+    card = (saved / "README.md").read_text()
+    assert "Not known: this was saved from a model in memory" in card
+    assert "How images must be prepared for it is not known" in card
+    assert "metrics:" not in front_matter(card)
+    assert f"{vitc.complexity(vitc.create_model('vit_p_tiny', 2)).params:,}" in card
+
+
+# -- names of strangers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_name_in_a_code_span_is_nothing_but_that(name: str) -> None:
+    (inline,) = (t for t in MarkdownIt("commonmark").parse(f"- {code(name)} end")
+                 if t.type == "inline")  # fmt: skip
+    assert [t.type for t in inline.children or []] == ["code_inline", "text"]
+    assert json.loads(quoted(name)).isprintable()
+    assert "\n" not in quoted(name)
+
+
+def test_no_name_of_a_stranger_becomes_markdown_html_or_yaml(run: Path) -> None:
+    plain = model_card(run)
+    classes = [f"{EVIL[i % len(EVIL)]}{i}" for i in range(10)]
+    evil = EVIL[0] + EVIL[1] + EVIL[2] + EVIL[3]
+    change(run / "data.json", classes=classes, source=evil, fingerprint=evil, notes=[evil],
+           counts={evil: 3})  # fmt: skip
+    change(run / "summary.json", device=evil, git_commit=evil, versions={evil: evil},
+           hardware={"cpu": evil})  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    config["name"] = config["model"]["name"] = config["init"]["weights"] = evil
+    (run / "config.json").write_text(json.dumps(config))
+    card = model_card(run)
+    assert len(front_matter(card)) == len(front_matter(plain))
+    for line in front_matter(card):
+        key, _, value = line.partition(": ")
+        assert "\x1b" not in line
+        if value.startswith('"'):
+            assert isinstance(json.loads(value), str)
+        assert key.strip("- ") != "license"
+    for token in tokens(card):
+        if token.type in ("html_block", "html_inline"):
+            assert token.content.strip() in (
+                "<details><summary>All settings</summary>", "</details>")  # fmt: skip
+        assert token.type not in ("image", "hr")
+        if token.type == "link_open":
+            assert str(token.attrs["href"]).startswith("https://arxiv.org/")
+    headings = [t.tag for t in tokens(card) if t.type == "heading_open"]
+    assert headings == [t.tag for t in tokens(plain) if t.type == "heading_open"]
+
+
+def test_the_folders_of_the_machine_are_not_told(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"source": "folder", "path": "/home/alice/patients"}
+    config["init"]["weights"] = "/home/alice/start.safetensors"
+    (run / "config.json").write_text(json.dumps(config))
+    card = model_card(run)
+    assert "alice" not in card
+    assert "secret_home" not in card
+    assert "`start.safetensors`" in card
+    assert "`DATA` stands for the folder" in card
+
+
+# -- the command to train it again -----------------------------------------------------------------
+
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"optim.lr": 0.1 + 0.2, "train.epochs": 7, "data.augment.flip": 0.0},
+    {"model": "vit_p_tiny", "train.deterministic": True},
+    {"optim": "sgd", "optim.nesterov": False},
+    {"data.mean": [0.1], "data.std": [0.2], "train.freeze": ["stem", "blocks.0"]},
+    {"train.threads": 2, "optim.clip_norm": None, "train.precision": "fp32"},
+]
+
+
+@pytest.mark.parametrize("settings", CHANGES)
+def test_the_command_gives_the_same_settings_again(settings: dict[str, Any]) -> None:
+    config = resolve_config("fashion_vit_c", **settings)
+    command = training_command(config)
+    assert command is not None
+    vitc_, train_, *words = shlex.split(command)
+    given, rest = take_settings(words)
+    assert (vitc_, train_, rest) == ("vitc", "train", ["fashion_vit_c"])
+    assert to_dict(resolve_config("fashion_vit_c", **given)) == to_dict(config)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_a_recipe_as_it_is_needs_its_name_only(recipe: str) -> None:
+    assert training_command(resolve_config(recipe)) == f"vitc train {recipe}"
+
+
+def test_the_folder_of_the_images_is_a_place_holder(tmp_path: Path) -> None:
+    config = resolve_config("cifar10_vit_c", **{"data.path": str(tmp_path)})
+    assert training_command(config) == "vitc train cifar10_vit_c --data.path DATA"
+
+
+def test_without_a_recipe_there_is_no_command_but_the_settings(
+    trained: Path, tmp_path: Path
+) -> None:
+    assert training_command(RunConfig(name="mine")) is None
+    card = model_card(trained)
+    assert "vitc train SETTINGS.json" in card
+    file = tmp_path / "SETTINGS.json"
+    file.write_text(card.partition("```json\n")[2].partition("\n```")[0])
+    assert load_config(file) == load_config(trained)

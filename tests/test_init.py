@@ -1,0 +1,205 @@
+"""A run starts from other weights: what fits is taken, what is fitted is said, none guessed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitc.cli import main
+from vitc.config import RunConfig, load_config
+from vitc.errors import CheckpointError, ConfigError
+from vitc.models.zoo import create_model
+from vitc.train.build import initial_model
+from vitc.train.loop import run
+
+
+def short(**overrides: Any) -> RunConfig:
+    base: dict[str, Any] = {"train.epochs": 1, "train.threads": 1, "data.max_train": 64}
+    return load_config("debug", **{**base, **overrides})
+
+
+def first(config: RunConfig, folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    """The weights of a run stopped by its budget after the first step, so all but unmoved."""
+    run(config, folder, quiet=True)
+    step = (folder / "checkpoints" / "latest").read_text().strip()
+    return load_file(folder / "checkpoints" / step / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the synthetic images: ten classes, 32 pixels."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run(short(**{"train.epochs": 4, "train.seed": 5, "optim.ema.horizon": 1.0}), folder, quiet=True)
+    return folder
+
+
+def still(**overrides: Any) -> RunConfig:
+    """A run whose learning rate moves nothing that can be seen."""
+    return short(**{"optim.lr": 1e-12, "optim.weight_decay": 0.0, **overrides})
+
+
+def average(folder: Path) -> dict[str, torch.Tensor]:
+    step = (folder / "checkpoints" / "latest").read_text().strip()
+    return load_file(folder / "checkpoints" / step / "ema.safetensors")
+
+
+def events(folder: Path) -> str:
+    return (folder / "events.log").read_text()
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-6)
+
+
+def test_a_run_starts_from_the_average_of_another(trained: Path, tmp_path: Path) -> None:
+    begun = first(still(init=str(trained)), tmp_path / "r")
+    theirs = average(trained)
+    moving = [n for n in theirs if "running" not in n and "num_batches" not in n]
+    assert all(close(begun[n], theirs[n]) for n in moving)
+    assert f"starting from {trained}" in events(tmp_path / "r")
+
+
+def test_the_average_starts_there_too(trained: Path, tmp_path: Path) -> None:
+    ema = first(still(init=str(trained)), tmp_path / "r", "ema")
+    assert close(ema["blocks.0.attn.qkv.weight"], average(trained)["blocks.0.attn.qkv.weight"])
+
+
+def test_the_raw_weights_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
+    config = still(**{"init.weights": str(trained), "init.average": "raw"})
+    begun = first(config, tmp_path / "r")
+    assert not close(begun["head.weight"], average(trained)["head.weight"])
+
+
+def test_other_classes_leave_the_head_fresh_and_another_size_resamples(
+    trained: Path, tmp_path: Path, photo_folder: Any
+) -> None:
+    photos = photo_folder(classes=3, count=20)
+    config = still(**{"init": str(trained), "data": str(photos), "model.img_size": 48,
+                      "train.batch": 16, "data.max_train": 32})  # fmt: skip
+    begun = first(config, tmp_path / "r")
+    assert begun["head.weight"].shape[0] == 3
+    assert float(begun["head.weight"].abs().max()) < 1e-6
+    assert begun["pos_embed"].shape[1] == 1 + 36
+    assert close(begun["blocks.1.mlp.fc1.weight"], average(trained)["blocks.1.mlp.fc1.weight"])
+    said = events(tmp_path / "r")
+    assert "the head is fresh: the weights know other classes" in said
+    assert "pos_embed was resampled from 4x4 to 6x6" in said
+
+
+def test_the_images_are_prepared_as_for_the_weights(
+    trained: Path, tmp_path: Path, photo_folder: Any
+) -> None:
+    photos = photo_folder(classes=3, count=20)
+    config = still(**{"init": str(trained), "data": str(photos), "model.img_size": 32,
+                      "train.batch": 16, "data.max_train": 32})  # fmt: skip
+    run(config, tmp_path / "r", quiet=True)
+    ours = load_config(tmp_path / "r").data.mean
+    import json
+
+    theirs = json.loads((trained / "data.json").read_text())["mean"]
+    assert ours == tuple(theirs)
+    assert "images are prepared as for the weights" in events(tmp_path / "r")
+
+
+def test_only_the_named_parts_are_taken(trained: Path, tmp_path: Path) -> None:
+    config = still(**{"init.weights": str(trained), "init.only": ["stem.layers"]})
+    begun, fresh = first(config, tmp_path / "r"), initial_model(config, 10).state_dict()
+    theirs = average(trained)
+    name = "stem.layers.0.conv.weight"
+    assert close(begun[name], theirs[name])
+    assert close(begun["stem.proj.weight"], fresh["stem.proj.weight"])
+
+
+def test_a_stem_taken_over_and_frozen_stays_as_it_came(trained: Path, tmp_path: Path) -> None:
+    config = short(**{"init.weights": str(trained), "init.only": ["stem"],
+                      "train.freeze": ["stem"]})  # fmt: skip
+    begun, theirs = first(config, tmp_path / "r"), average(trained)
+    stem = [n for n in theirs if n.startswith("stem.") and "num_batches" not in n]
+    assert all(torch.equal(begun[n], theirs[n]) for n in stem)
+
+
+def test_a_run_that_is_under_way_no_longer_needs_the_weights(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    config = short(**{"init": str(copy), "train.epochs": 2, "train.save_every_steps": 1})
+    run(config, tmp_path / "whole", quiet=True)
+    run(config, tmp_path / "cut", quiet=True)
+    (tmp_path / "cut" / "summary.json").unlink()  # as if killed at the very end
+    shutil.rmtree(copy)
+    result = run(load_config(tmp_path / "cut"), tmp_path / "cut", quiet=True)
+    assert result.status == "done"
+
+
+def test_weights_from_a_file_need_the_preparation_said(trained: Path, tmp_path: Path) -> None:
+    save_file(average(trained), tmp_path / "bare.safetensors")
+    with pytest.raises(ConfigError, match=r"does not say with which mean.*\n.*--data\.mean"):
+        run(still(init=str(tmp_path / "bare.safetensors")), tmp_path / "r", quiet=True)
+    assert not (tmp_path / "r").exists()
+    said = {"data.mean": [0.5] * 3, "data.std": [0.25] * 3}
+    result = run(still(init=str(tmp_path / "bare.safetensors"), **said), tmp_path / "r", quiet=True)
+    assert result.status == "done"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model": "vit_p_tiny"}, ("stem",)),
+        ({"model.depth": 2}, ("unexpected", "blocks.2")),
+        ({"model.embed_dim": 32}, ("(", "32")),
+    ],
+)
+def test_weights_of_another_model_are_refused_and_leave_no_folder(
+    trained: Path, tmp_path: Path, overrides: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        run(still(init=str(trained), **overrides), tmp_path / "r", quiet=True)
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_runs_own_folder_is_no_start(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", "debug", "--init", str(trained), "--out", str(trained), "--overwrite"])
+    assert code == 2
+    assert "the run itself would go to" in capsys.readouterr().err
+    assert (trained / "summary.json").exists()
+
+
+def test_a_missing_start_is_an_error_and_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["train", "debug", "--init", str(tmp_path / "no"), "--out", str(tmp_path / "r")])
+    assert code == 1
+    assert str(tmp_path / "no") in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_settings_of_the_start_need_a_start() -> None:
+    with pytest.raises(ConfigError, match=r"init\.only has no effect without init\.weights"):
+        load_config("debug", **{"init.only": ["stem"]})
+    with pytest.raises(ConfigError, match="init\\.weights is open"):
+        load_config("debug", **{"init.weights": ""})
+
+
+def test_bgr_weights_of_pycls_are_made_rgb_and_their_mean_turned(tmp_path: Path) -> None:
+    from vitc.models.convert import from_vitc
+
+    torch.manual_seed(0)
+    model = create_model("vit_c_tiny", 10)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) + 0.1)
+    ours = model.state_dict()
+    torch.save({"model_state": from_vitc(ours, "pycls")}, tmp_path / "w.pyth")
+    config = still(init=str(tmp_path / "w.pyth"))
+    begun = first(config, tmp_path / "r")
+    name = "stem.layers.0.conv.weight"
+    assert close(begun[name], ours[name].flip(1))
+    assert load_config(tmp_path / "r").data.mean == (0.485, 0.456, 0.406)
+    assert "reversed" in events(tmp_path / "r")

@@ -1,0 +1,816 @@
+"""Stems from outside the package: named, trusted, kept, built, and refused."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import pickle
+import py_compile
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitc import complexity, create_model, load_config, train
+from vitc.cli import main
+from vitc.config import RunConfig, differences, from_dict, to_dict
+from vitc.errors import ConfigError
+from vitc.models import outside
+from vitc.models.config import OutsideStemConfig, ViTConfig
+from vitc.models.outside import load_stem, name_stem, parse, trust, with_source
+from vitc.models.zoo import model_config
+from vitc.study.analysis import analyse
+from vitc.study.conduct import hparams_plan
+from vitc.study.plan import StudyFolder, config_hash
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "my_stem.py"
+BRIEF: dict[str, Any] = {"train.epochs": 1, "train.batch": 128}
+
+STEM = """
+import os
+from torch import nn
+
+if "STEM_MARKER" in os.environ:
+    open(os.environ["STEM_MARKER"], "a").close()
+
+
+class Tiny(nn.Module):
+    def __init__(self, in_chans, embed_dim, width=8, act="relu"):
+        super().__init__()
+        self.reduction, self.width, self.act = 8, width, act
+        self.conv = nn.Conv2d(in_chans, embed_dim, 8, 8)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Tinier(Tiny):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_imported() -> Iterator[None]:
+    """Every test imports stems anew; what one said, another may say again."""
+
+    def forget() -> None:
+        for name in [n for n in sys.modules if n.startswith("vitc_stem_")]:
+            del sys.modules[name]
+        outside._MODULES.clear()
+        outside._say.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with a stem, which its user wrote."""
+    path = tmp_path / "mine" / "my.py"
+    path.parent.mkdir()
+    path.write_text(STEM)
+    return path
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Exists once the code of a stem has run."""
+    path = tmp_path / "the stem's code ran"
+    monkeypatch.setenv("STEM_MARKER", str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def somebodys_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a stem from outside, by another user."""
+    home = tmp_path_factory.mktemp("somebody")
+    (home / "theirs.py").write_text(STEM)
+    settings = {**BRIEF, "model.stem": f"{home}/theirs.py:Tiny(width=4)"}
+    return train("debug", home / "run", **settings).path
+
+
+@pytest.fixture
+def foreign(somebodys_run: Path, tmp_path: Path) -> Path:
+    """The same, as it comes from elsewhere: the original file is not here."""
+    run = tmp_path / "foreign"
+    shutil.copytree(somebodys_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["stem"]["source"] = "/nowhere/theirs.py:Tiny(width=4)"
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def named(source: object) -> OutsideStemConfig:
+    return name_stem(OutsideStemConfig(source=str(source)))
+
+
+def built(source: object, in_chans: int = 3, embed_dim: int = 16) -> Any:
+    return load_stem(named(source), in_chans, embed_dim)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err
+
+
+# -- naming ----------------------------------------------------------------------------------------
+
+
+def test_a_named_stem_has_an_absolute_path_and_the_hash_of_its_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+) -> None:
+    monkeypatch.chdir(file.parent)
+    config = named("./my.py:Tiny(width=3)")
+    assert config.source == f"{file}:Tiny(width=3)"
+    assert config.sha256 == outside._sha(file.read_bytes())
+    assert not marker.exists()
+
+
+def test_settings_are_literals_and_reach_the_class(file: Path) -> None:
+    stem = built(f"{file}:Tiny(width=32, act='a:b(c)')")
+    assert (stem.width, stem.act) == (32, "a:b(c)")
+    assert parse("a.py:S(k=(1, -2), on=True)").settings == {"k": (1, -2), "on": True}
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["(width=open('x'))", "(8)", "(**{})", "(width=1)(2)", "(width=gelu)", "(width=1, width=2)",
+     "(width=", "(width=" + "(" * 500 + ")" * 500 + ")", "(width='" + "x" * 3000 + "')",
+     "(width=1); (a)"],
+)  # fmt: skip
+def test_other_settings_are_refused_and_never_evaluated(call: str, file: Path) -> None:
+    with pytest.raises(ConfigError):
+        named(f"{file}:Tiny{call}")
+
+
+def test_settings_that_the_model_decides_are_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"in_chans.*comes from the model"):
+        named(f"{file}:Tiny(in_chans=1)")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{dir}/mu.py:Tiny", "no file.*Did you mean 'my.py'"),
+        ("{dir}/notes.txt:Tiny", "no Python file"),
+        ("{dir}:Tiny", "no Python file"),
+        ("{dir}/my.py:Tini", "no class 'Tini'.*'Tin"),
+        ("{dir}/my.py:Tini", "Classes in it: Tinier, Tiny"),
+        ("{dir}/my.py", "names no class. Classes in it: Tinier, Tiny"),
+        ("{dir}/broken.py:Tiny", "line 2, is no Python"),
+        ("{dir}/zero.py:Tiny", "no Python"),
+        ("{dir}/large.py:Tiny", "larger than 1 MiB"),
+        ("no.such.module:Tiny", "no module 'no.such.module'"),
+        ("math:Tiny", "no Python source"),
+        ("json.decoder.deeper:Tiny", "no module"),
+        ("my:Tiny", "Did you mean 'my.py'"),
+        ("notes.txt:Tiny", "no Python file"),
+    ],
+)
+def test_what_cannot_be_named_is_one_clear_message(
+    source: str, words: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file.parent / "notes.txt").write_text("")
+    (file.parent / "broken.py").write_text("x = 1\nclass Tiny(:\n")
+    (file.parent / "zero.py").write_bytes(b"x\0")
+    (file.parent / "large.py").write_text("#" * (1 << 20) + "\n")
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ConfigError) as caught:
+        named(source.format(dir=file.parent))
+    assert re.search(words, str(caught.value), re.DOTALL), str(caught.value)
+    assert outside.admitted() == {}
+
+
+def test_a_module_is_found_without_running_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "lab_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("NAME = 'lab'\n")
+    (package / "parts.py").write_text(STEM)
+    (package / "stems.py").write_text("from .parts import Tiny\nfrom . import NAME\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = named("lab_of_mine.stems:Tiny")
+    assert config.sha256 == outside._sha((package / "stems.py").read_bytes())
+    assert "lab_of_mine" not in sys.modules
+    try:
+        assert load_stem(config, 3, 16).reduction == 8
+        (package / "stems.py").write_text("from .parts import Tiny  # changed\n")
+        with pytest.raises(ConfigError, match="changed since this process imported"):
+            built("lab_of_mine.stems:Tiny")
+    finally:
+        for name in [n for n in sys.modules if n.startswith("lab_of_mine")]:
+            del sys.modules[name]
+
+
+# -- building --------------------------------------------------------------------------------------
+
+HEAD = "from torch import nn\n"
+ONE = "class S(nn.Module):\n    def __init__(self, {0}):\n        super().__init__()\n        {1}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "call", "words"),
+    [
+        ("import torch\nx = 1 / 0\nclass S: pass", "", r"imported: line 2: ZeroDivisionError"),
+        ("raise SystemExit(3)\nclass S: pass", "", "line 1: SystemExit: 3"),
+        ("import no_such_thing_at_all\nclass S: pass", "", "ModuleNotFoundError.*no_such_thing"),
+        ("class S: pass", "", "no class of torch.nn.Module"),
+        ("def S(in_chans, embed_dim): pass", "", "no class of torch.nn.Module"),
+        (HEAD + ONE.format("channels, embed_dim", "pass"), "", "does not take in_chans"),
+        (HEAD + ONE.format("in_chans", "pass"), "", "does not take embed_dim; it takes in_chans"),
+        (HEAD + ONE.format("in_chans, embed_dim", "pass"), "", "reduction None"),
+        (HEAD + ONE.format("in_chans, embed_dim", "self.reduction = 8.0"), "", "reduction 8.0"),
+        (HEAD + ONE.format("in_chans, embed_dim", "self.reduction = True"), "", "reduction True"),
+        (HEAD + ONE.format("in_chans, embed_dim", "self.reduction = 0"), "", "reduction 0"),
+        (HEAD + ONE.format("in_chans, embed_dim, width=1", "pass"), "(widht=2)",
+         "no setting 'widht'. Did you mean 'width'"),
+        (HEAD + ONE.format("in_chans, embed_dim, width", "pass"), "", "needs width"),
+        (HEAD + ONE.format("in_chans, embed_dim", "raise ValueError('odd')"), "",
+         "cannot be built: line 5: ValueError: odd"),
+    ],
+)  # fmt: skip
+def test_a_stem_that_cannot_be_built_is_one_clear_message(
+    text: str, call: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        built(f"{path}:S{call}")
+    with pytest.raises(ConfigError, match=words):  # and the second time
+        built(f"{path}:S{call}")
+
+
+def test_a_file_may_import_its_neighbours_and_leaves_no_trace_on_the_path(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_mine.py").write_text("REDUCTION = 4\n")
+    (tmp_path / "s.py").write_text(
+        HEAD
+        + "import neighbour_of_mine\n"
+        + ONE.format("in_chans, embed_dim", "self.reduction = neighbour_of_mine.REDUCTION")
+    )
+    before = list(sys.path)
+    assert built(f"{tmp_path}/s.py:S").reduction == 4
+    assert sys.path == before
+    sys.modules.pop("neighbour_of_mine")
+
+
+def test_dataclasses_and_pickle_find_the_class(file: Path) -> None:
+    file.write_text(STEM + "\nimport dataclasses\n@dataclasses.dataclass\nclass D:\n    x: 'int'\n")
+    stem = built(f"{file}:Tiny")
+    assert type(pickle.loads(pickle.dumps(stem))) is type(stem)
+    assert type(copy.deepcopy(stem)) is type(stem)
+
+
+def test_importing_draws_nothing_from_the_models_generator(file: Path) -> None:
+    file.write_text(STEM + "\nimport torch\nKERNEL = torch.randn(3)\n")
+    config = named(f"{file}:Tiny")
+    torch.manual_seed(0)
+    with torch.device("meta"):  # as `vitc show` builds its first model
+        load_stem(config, 3, 16)
+    first = torch.rand(2)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        load_stem(config, 3, 16)
+    assert torch.equal(first, torch.rand(2))
+    module = sys.modules[f"vitc_stem_{config.sha256}"]
+    assert module.KERNEL.device.type == "cpu"
+
+
+def test_a_changed_file_is_another_stem(file: Path) -> None:
+    old = named(f"{file}:Tiny")
+    load_stem(old, 3, 16)
+    file.write_text(STEM.replace("width=8", "width=9"))
+    new = named(f"{file}:Tiny")
+    assert new.sha256 != old.sha256
+    stem: Any = load_stem(new, 3, 16)
+    assert stem.width == 9
+    with pytest.raises(ConfigError, match="has changed since"):
+        load_stem(old, 3, 16)
+
+
+# -- in models -------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """A stem whose class the test has at hand."""
+
+    def __init__(self, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.reduction = 8
+        self.conv = nn.Conv2d(in_chans, embed_dim, 8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.conv(x)
+        return out
+
+
+def test_create_model_takes_a_class_a_module_or_a_word(file: Path) -> None:
+    images = torch.randn(2, 1, 32, 32)
+    for stem in (Small, Small(1, 64), f"{file}:Tiny", "patchify"):
+        model = create_model("vit_p_tiny", 10, in_chans=1, stem=stem)  # type: ignore[arg-type]
+        assert model(images).shape == (2, 10) or stem == "patchify"
+    assert type(create_model("vit_p_tiny", stem=Small).stem) is Small
+    assert type(create_model("vit_p_tiny", stem=f"{file}:Tiny").stem).__name__ == "Tiny"
+
+
+@pytest.mark.parametrize("stem", [nn.Identity, nn.Linear, nn.Identity()])
+def test_create_model_refuses_what_is_no_stem(stem: Any) -> None:
+    with pytest.raises(ConfigError, match=r"in_chans|reduction"):
+        create_model("vit_p_tiny", stem=stem)
+
+
+def test_a_file_without_a_class_is_told_its_classes(file: Path) -> None:
+    with pytest.raises(ConfigError, match="Classes in it: Tinier, Tiny"):
+        create_model("vit_p_tiny", stem=str(file))
+    with pytest.raises(ConfigError, match="Classes in it: Tinier, Tiny"):
+        load_config("debug", **{"model.stem": str(file)})
+
+
+def test_a_class_in_a_config_is_told_to_name_its_file() -> None:
+    with pytest.raises(ConfigError, match="needs its file") as caught:
+        load_config("debug", **{"model.stem": Small})
+    assert "file.py:Small" in (caught.value.hint or "")
+
+
+def test_the_cost_of_an_outside_stem_is_counted(file: Path) -> None:
+    mine = complexity(create_model("vit_p_tiny", stem=f"{file}:Tiny"))
+    assert mine == complexity(create_model("vit_p_tiny"))  # the same convolution
+
+
+def test_a_model_with_an_outside_stem_compiles(file: Path) -> None:
+    model = create_model("vit_p_tiny", 10, stem=f"{file}:Tiny").eval()
+    nn.init.normal_(model.head.weight)  # type: ignore[arg-type, union-attr]
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+
+
+# -- trust -----------------------------------------------------------------------------------------
+
+
+def test_what_is_named_is_trusted_by_later_processes_of_the_same_user(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = named(f"{file}:Tiny")
+    entry = json.loads(outside.ledger_file().read_text())[config.sha256]
+    assert entry["source"] == str(file)
+    assert entry["date"].startswith("20")
+    monkeypatch.setenv("VITC_TRUSTED_STEMS", "{}")  # another process
+    load_stem(config, 3, 16)
+
+
+def test_a_child_process_trusts_what_its_parent_does(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = named(f"{file}:Tiny")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "empty"))
+    load_stem(config, 3, 16)
+
+
+def test_a_config_that_nobody_named_runs_nothing(file: Path, marker: Path) -> None:
+    for sha256 in (outside._sha(file.read_bytes()), "", "0" * 64):
+        config = OutsideStemConfig(source=f"{file}:Tiny", sha256=sha256)
+        with pytest.raises(ConfigError, match="not named here") as caught:
+            load_stem(config, 3, 16)
+        assert "--trust" in (caught.value.hint or "")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("sha256", ["/", "../../../../", "*", "[", "\0", "x" * 9999])
+@pytest.mark.parametrize("source", [":a(" * 300_000, "/x\x1b[2K.py:S", "\0:S", "/dev/zero:S", "::"])
+def test_odd_text_in_a_foreign_config_is_refused_at_once(
+    sha256: str, source: str, foreign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((foreign / "config.json").read_text())
+    config["model"]["stem"] = {"kind": "outside", "source": source, "sha256": sha256}
+    (foreign / "config.json").write_text(json.dumps(config))
+    for words in (["eval"], ["show"], ["train"], ["eval", "--trust"]):
+        assert main([words[0], str(foreign), *words[1:]]) == 2
+        error = said(capsys)
+        assert "\x1b" not in error
+        assert len(error) < 2000
+
+
+def test_other_content_under_an_admitted_hash_is_refused(
+    file: Path, tmp_path: Path, marker: Path
+) -> None:
+    mine = named(f"{file}:Tiny")
+    evil = tmp_path / "evil.py"
+    evil.write_text(STEM + "# evil\n")
+    with pytest.raises(ConfigError, match="has changed since"):
+        load_stem(OutsideStemConfig(source=f"{evil}:Tiny", sha256=mine.sha256), 3, 16)
+    assert not marker.exists()
+
+
+def test_admitted_bytes_elsewhere_are_loaded_without_their_neighbours(
+    tmp_path: Path, marker: Path
+) -> None:
+    """Else a stranger could put his own helper.py beside a copy of a file you trust."""
+    text = "import helper_beside\n" + STEM
+    for place, helper in (("mine", "x = 1"), ("theirs", STEM)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "my.py").write_text(text)
+        (tmp_path / place / "helper_beside.py").write_text(helper)
+    mine = named(f"{tmp_path}/mine/my.py:Tiny")
+    theirs = OutsideStemConfig(source=f"{tmp_path}/theirs/my.py:Tiny", sha256=mine.sha256)
+    with pytest.raises(ConfigError, match="helper_beside") as caught:
+        load_stem(theirs, 3, 16)
+    assert "loaded alone" in (caught.value.hint or "")
+    assert not marker.exists()
+
+
+def test_compiled_files_beside_an_admitted_one_are_not_read(file: Path, marker: Path) -> None:
+    evil = file.with_name("evil.py")
+    evil.write_text(STEM)
+    harmless = "from torch import nn\n" + ONE.format("in_chans, embed_dim", "self.reduction = 8")
+    harmless = harmless.replace("class S", "class Tiny")
+    file.write_text(harmless.ljust(len(STEM), "#"))
+    os.utime(evil, (1e9, 1e9))
+    os.utime(file, (1e9, 1e9))
+    py_compile.compile(str(evil), importlib.util.cache_from_source(str(file)))
+    built(f"{file}:Tiny")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}', b"\xff" * 9, b"[" * 100_000])
+def test_a_damaged_ledger_trusts_nothing_says_so_and_is_left_alone(
+    content: bytes, file: Path, marker: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = outside.ledger_file()
+    ledger.parent.mkdir(parents=True)
+    ledger.write_bytes(content)
+    config = OutsideStemConfig(source=f"{file}:Tiny", sha256=outside._sha(file.read_bytes()))
+    with pytest.raises(ConfigError, match="not named here"):
+        load_stem(config, 3, 16)
+    assert not marker.exists()
+    assert "is damaged" in caplog.text
+    built(f"{file}:Tiny")  # named: works for this process
+    assert ledger.read_bytes() == content
+
+
+def test_an_unwritable_ledger_is_said_and_stops_nobody(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a file"))
+    assert built(f"{file}:Tiny").reduction == 8
+    assert "this process only" in caplog.text
+
+
+def test_the_ledger_does_not_follow_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert outside.ledger_file() == Path.home() / ".local/state/vitc/trusted_stems.json"
+
+
+def test_a_hash_on_the_command_line_names_no_file(file: Path, tmp_path: Path, marker: Path) -> None:
+    sha256 = outside._sha(file.read_bytes())
+    values = to_dict(load_config("debug"))
+    values["model"]["stem"] = {"kind": "outside", "source": f"{file}:Tiny", "sha256": ""}
+    saved = tmp_path / "theirs.json"
+    saved.write_text(json.dumps(values))
+    load_config(str(saved), **{"model.stem.sha256": sha256})
+    assert outside.admitted() == {}
+    assert main(["train", str(saved), "--model.stem.sha256", sha256]) == 2
+    assert not marker.exists()
+    with pytest.raises(ConfigError, match="is not that of"):
+        load_config("debug", **{"model.stem.source": f"{file}:Tiny", "model.stem.kind": "outside",
+                                "model.stem.sha256": "0" * 64})  # fmt: skip
+
+
+def test_a_stem_inside_somebody_elses_config_object_is_not_named_by_passing_it_on(
+    foreign: Path, file: Path
+) -> None:
+    theirs = load_config(str(foreign))
+    load_config("debug", model=theirs.model)
+    assert outside.admitted() == {}
+    by_hand = ViTConfig(stem=OutsideStemConfig(source=f"{file}:Tiny"), num_heads=6)
+    config = load_config("debug", model=by_hand)
+    assert isinstance(config.model, ViTConfig)
+    assert isinstance(config.model.stem, OutsideStemConfig)
+    assert config.model.stem.sha256 in outside.admitted()
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def foreign_words(run: Path, out: Path) -> list[list[str]]:
+    image = out / "image.png"
+    if not image.exists():
+        from PIL import Image
+
+        Image.new("RGB", (32, 32)).save(image)
+    return [
+        ["train", str(run)],
+        ["train", str(run), "--out", str(out / "new")],
+        ["train", str(run / "config.json"), "--out", str(out / "new")],
+        ["eval", str(run)],
+        ["predict", str(run), str(image)],
+        ["show", str(run)],
+        ["show", str(run / "config.json")],
+        ["study", "hparams", str(run / "config.json"), "--out", str(out / "study")],
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("how", ["as it is", "file is there", "damaged ledger"])
+def test_a_foreign_run_is_refused_and_nothing_of_it_runs(
+    number: int, how: str, foreign: Path, somebodys_run: Path, tmp_path: Path, marker: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if how == "file is there":
+        shutil.copy(somebodys_run / "config.json", foreign / "config.json")
+    if how == "damaged ledger":
+        outside.ledger_file().parent.mkdir(parents=True)
+        outside.ledger_file().write_text("{")
+    before = {p: p.read_bytes() for p in foreign.rglob("*") if p.is_file()}
+    assert main(foreign_words(foreign, tmp_path)[number]) == 2
+    error = said(capsys)
+    assert "Tiny(width=4)" in error
+    assert "theirs.py" in error
+    assert "--trust" in error
+    assert not marker.exists()
+    assert {p: p.read_bytes() for p in foreign.rglob("*") if p.is_file()} == before
+
+
+def test_a_forged_hash_does_not_open_a_foreign_run(
+    foreign: Path, file: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(STEM + "# mine\n")
+    mine = named(f"{file}:Tiny")
+    config = json.loads((foreign / "config.json").read_text())
+    copied = next((foreign / "sources").iterdir())
+    config["model"]["stem"] = {"kind": "outside", "source": f"{copied}:Tiny(width=4)",
+                               "sha256": mine.sha256}  # fmt: skip
+    (foreign / "config.json").write_text(json.dumps(config))
+    copied.rename(copied.with_name(f"{mine.sha256[:12]}_theirs.py"))
+    for words in foreign_words(foreign, tmp_path):
+        assert main(words) == 2
+        assert "SHA-256" in said(capsys)
+    assert not marker.exists()
+
+
+def test_trust_opens_a_foreign_run_and_uses_its_copy(
+    foreign: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    assert main(["eval", str(foreign), "--trust"]) == 0
+    assert "trusted: /nowhere/theirs.py:Tiny(width=4)" in said(capsys)
+    assert "using the copy" in caplog.text
+    assert marker.exists()
+    for words in foreign_words(foreign, tmp_path)[4:6]:  # from now on without asking
+        assert main(words) == 0
+
+
+def test_trust_in_python_admits_what_a_path_names(foreign: Path, marker: Path) -> None:
+    found = trust(foreign)
+    assert [stem.what for stem in found] == ["Tiny(width=4)"]
+    assert not marker.exists()
+    model = with_source(load_config(str(foreign)).model, foreign)
+    assert isinstance(model, ViTConfig)
+    assert load_stem(model.stem, 3, 16).reduction == 8  # type: ignore[arg-type]
+    assert trust(foreign / "config.json") == found
+
+
+def test_trust_needs_the_content_that_the_config_means(foreign: Path, tmp_path: Path) -> None:
+    next((foreign / "sources").iterdir()).write_text(STEM + "# other\n")
+    with pytest.raises(ConfigError, match="no intact copy"):
+        trust(foreign)
+    assert outside.admitted() == {}
+    with pytest.raises(ConfigError, match="no run and no study"):
+        trust(tmp_path)
+    with pytest.raises(ConfigError, match="no run folder"):
+        trust(tmp_path / "nothing")
+
+
+def test_trust_without_anything_to_trust_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "vit_p_tiny", "--trust"]) == 0
+    assert "--trust has no effect" in said(capsys)
+
+
+@pytest.mark.parametrize("form", ["word", "table", "dotted"])
+def test_a_config_by_hand_needs_trust_once(
+    form: str, file: Path, tmp_path: Path, marker: Path
+) -> None:
+    source = f"{file}:Tiny"
+    forms: dict[str, dict[str, Any]] = {
+        "word": {"model": {"stem": source}},
+        "table": {"model": {"stem": {"kind": "outside", "source": source}}},
+        "dotted": {"model.stem": source},
+    }
+    saved = tmp_path / "by_hand.json"
+    saved.write_text(json.dumps(forms[form]))
+    assert main(["show", str(saved)]) == 2
+    assert [stem.what for stem in trust(saved)] == ["Tiny"]
+    assert main(["show", str(saved)]) == 0
+    assert not marker.exists()  # it shows settings; nothing is built
+
+
+def test_a_run_keeps_a_copy_and_goes_on_with_it_when_the_file_changes(
+    file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {**BRIEF, "model.stem": f"{file}:Tiny"}
+    first = train("debug", tmp_path / "run", **settings)
+    (copied,) = (tmp_path / "run" / "sources").iterdir()
+    assert copied.read_text() == STEM
+    assert copied.name == f"{outside._sha(STEM.encode())[:12]}_my.py"
+
+    for name in ("summary.json", "checkpoints"):  # as if it had been killed at the start
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    file.write_text(STEM.replace("8, 8)", "8, 8, bias=False)"))
+    again = train(str(tmp_path / "run"), tmp_path / "run")
+    assert "using the copy" in caplog.text
+    assert again.top1 == first.top1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"]["stem"]["source"] == f"{file}:Tiny"
+    assert main(["eval", str(tmp_path / "run")]) == 0
+
+    with pytest.raises(ConfigError, match=r"model\.stem\.sha256"):
+        train("debug", tmp_path / "run", **settings)
+
+
+def test_a_moved_file_is_no_difference(file: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.py"
+    shutil.copy(file, moved)
+    a, b, c = (load_config("debug", **{"model.stem": source})
+               for source in (f"{file}:Tiny", f"{moved}:Tiny", f"{moved}:Tinier"))  # fmt: skip
+    assert differences(a, b) == []
+    assert config_hash(a) == config_hash(b)
+    assert differences(a, c)
+    assert config_hash(a) != config_hash(c)
+    assert from_dict(to_dict(a)) == a
+
+
+def test_sources_that_lead_out_of_a_run_folder_are_not_written(file: Path, tmp_path: Path) -> None:
+    settings = {**BRIEF, "model.stem": f"{file}:Tiny"}
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    train("debug", run, **settings)
+    shutil.rmtree(run / "sources")
+    (run / "summary.json").unlink()
+    elsewhere.mkdir()
+    (run / "sources").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="is a link"):
+        train("debug", run, **settings)
+    assert list(elsewhere.iterdir()) == []
+
+
+# -- studies, and the example ----------------------------------------------------------------------
+
+
+def stems_plan(*stems: str, **settings: Any) -> Any:
+    return hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], stems=stems, draws=2,
+                        **{**BRIEF, **settings})  # fmt: skip
+
+
+def test_stems_multiply_contenders_with_labels_of_their_own(file: Path) -> None:
+    plan = stems_plan("conv", "patchify", f"{file}:Tiny", f"{file}:Tiny(width=2)")
+    assert plan.contenders == [
+        "vit_p_tiny+conv", "vit_p_tiny+patchify", "vit_p_tiny+Tiny", "vit_p_tiny+Tiny(width=2)",
+    ]  # fmt: skip
+    conv, patchify = (g.config.model for g in plan.groups[:2])
+    assert isinstance(conv, ViTConfig)
+    assert conv.stem == model_config("vit_c_tiny").stem  # type: ignore[attr-defined]
+    assert patchify == model_config("vit_p_tiny")
+
+
+def test_a_stem_for_all_contenders_is_in_their_labels(file: Path) -> None:
+    plan = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=1,
+                        **{"model.stem": f"{file}:Tiny"})  # fmt: skip
+    assert plan.contenders == ["vit_p_tiny+Tiny"]
+
+
+def test_stems_of_the_same_name_in_two_files_are_told_apart(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(STEM + "# other\n")
+    plan = stems_plan(f"{file}:Tiny", f"{other}:Tiny")
+    assert plan.contenders == ["vit_p_tiny+my:Tiny", "vit_p_tiny+other:Tiny"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--stems", "convv"], "Did you mean 'conv'"),
+        (["--stems", "nowhere.py:S"], "no file"),
+        (["--stems", "conv", "--model.stem", "patchify"], "no effect with --stems"),
+        (["--stems", "conv", "conv"], "twice"),
+        (["--stems", "conv", "--models", "resnet_50"], "resnet_50"),
+    ],
+)
+def test_wrong_stems_of_a_study_are_one_message(
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert main(["study", "hparams", "debug", "--out", str(out), *words]) == 2
+    assert text in said(capsys)
+    assert not out.exists()
+
+
+def test_the_plan_of_a_study_keeps_a_copy_for_the_trials_still_to_come(
+    file: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from vitc.train.loop import run
+
+    folder = StudyFolder(tmp_path / "s")
+    plan = stems_plan(f"{file}:Tiny", **{"data.max_train": 128})
+    environment = {"versions": {}, "hardware": {}}
+    folder.start(plan, environment, "")
+    assert [p.read_text() for p in (folder.path / "sources").iterdir()] == [STEM]
+    trial = next(plan.trials())
+    file.write_text("changed while the study runs")
+    run(trial.config, folder.trial(trial), quiet=True)
+    assert marker.exists()
+    assert (folder.trial(trial) / "sources").is_dir()
+    (section,) = analyse([folder.path])
+    assert section.groups[0].flops == complexity(create_model("vit_p_tiny", 10)).flops
+
+    moved = tmp_path / "moved.py"
+    moved.write_text(STEM)
+    folder.start(stems_plan(f"{moved}:Tiny", **{"data.max_train": 128}), environment, "")
+    file.write_text(STEM + "# changed\n")
+    with pytest.raises(ConfigError, match="another study"):
+        folder.start(stems_plan(f"{file}:Tiny", **{"data.max_train": 128}), environment, "")
+
+    capsys.readouterr()
+    monkeypatch.setenv("VITC_TRUSTED_STEMS", "{}")  # now it is somebody else's study
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    marker.unlink()
+    assert main(["report", str(folder.path)]) == 2
+    assert "--trust" in said(capsys)
+    assert not marker.exists()
+    assert main(["study", "status", str(folder.path)]) == 0
+    trust(folder.path)
+    analyse([folder.path])
+
+
+def test_the_example_goes_through_show_and_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"{EXAMPLE}:MyStem"
+    assert main(["show", "vit_p_tiny", "--model.stem", source, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {p["name"]: p["flops"] for p in shown["parts"]}["stem"] > 0
+    words = ["train", "debug", "--model", "vit_p_tiny", "--model.stem", source,
+             "--train.epochs", "1", "--out", str(tmp_path / "run"), "--json"]  # fmt: skip
+    assert main(words) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["status"] == "done"
+    assert len(EXAMPLE.read_text().splitlines()) <= 40
+
+
+def test_the_example_goes_through_a_study_of_two_draws(tmp_path: Path) -> None:
+    """With the trials in this process, one after the other."""
+    from vitc.train.loop import run
+
+    folder = StudyFolder(tmp_path / "s")
+    plan = stems_plan("patchify", f"{EXAMPLE}:MyStem")
+    folder.start(plan, {"versions": {}, "hardware": {}}, "")
+    for trial in plan.trials():
+        run(trial.config, folder.trial(trial), quiet=True)
+    (section,) = analyse([folder.path])
+    assert section.unfinished == 0
+    assert [g.contender for g in section.groups] == ["vit_p_tiny+patchify", "vit_p_tiny+MyStem"]
+    assert section.groups[0].params != section.groups[1].params
+
+
+@pytest.mark.slow
+def test_the_example_goes_through_a_study_in_spawned_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They know only the environment of this process."""
+    monkeypatch.setattr(outside, "_write_ledger", lambda entries: None)
+    out = tmp_path / "s"
+    words = ["study", "hparams", "debug", "--models", "vit_p_tiny", "--stems", f"{EXAMPLE}:MyStem",
+             "--draws", "2", "--workers", "1", "--train.epochs", "1", "--train.batch", "128",
+             "--out", str(out), "--json"]  # fmt: skip
+    assert main(words) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results["sections"][0]["unfinished_trials"] == 0
+    summaries = [json.loads(p.read_text()) for p in out.glob("trials/*/summary.json")]
+    assert [s["status"] for s in summaries] == ["done", "done"]
+    assert main(["report", str(out), "--trust"]) == 0
+
+
+def test_the_stem_in_the_documentation_works(tmp_path: Path) -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "stems.md").read_text()
+    path = tmp_path / "my_stem.py"
+    path.write_text(page.partition("```python\n")[2].partition("```")[0])
+    model = create_model("vit_p_tiny", 10, stem=f"{path}:MyStem(kernel_size=15)")
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_run_config_made_by_hand_is_told_how_to_name_its_stem(file: Path, tmp_path: Path) -> None:
+    model = ViTConfig(stem=OutsideStemConfig(source=f"{file}:Tiny"))
+    with pytest.raises(ConfigError, match="not named here"):
+        train(RunConfig(model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,621 @@
+"""Packed files: the same training as from the source, whole or refused, and never half lost."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitc.cli import main
+from vitc.config import RunConfig, load_config, with_data
+from vitc.data.config import DataConfig
+from vitc.data.decode import read_image
+from vitc.data.loader import EvalReader, _Images
+from vitc.data.pack import Packed, PackOptions, pack, shrunk
+from vitc.data.packed import HEADER, PackedStore, open_pack, verify
+from vitc.data.sampling import BatchPlan
+from vitc.data.sources import DataSet, open_data
+from vitc.data.store import Names
+from vitc.errors import BrokenFileError, ConfigError, DataError
+
+Photos = Callable[..., Path]
+
+
+def folder_config(root: Path) -> DataConfig:
+    return DataConfig(source="folder", path=str(root))
+
+
+def packed(root: Path, out: Path, workers: int = 1, **options: Any) -> Packed:
+    return pack(folder_config(root), out, PackOptions(**options), workers=workers, overwrite=True)
+
+
+def opened(path: Path, source: Any = "packed", **settings: Any) -> DataSet:
+    return open_data(DataConfig(source=source, path=str(path), **settings))
+
+
+def contents(data: DataSet) -> dict[str, list[tuple[str, int, bytes]]]:
+    """Of each split, in order: name, label, pixels."""
+    return {
+        name: [
+            (split.names[i], int(split.labels[i]), split.read(i, 3).tobytes())
+            for i in range(len(split))
+        ]
+        for name, split in data.splits.items()
+    }
+
+
+# -- the same data set ----------------------------------------------------------------------------
+
+
+def test_a_pack_trains_as_its_folder_does(photo_folder: Photos, tmp_path: Path) -> None:
+    root, out = photo_folder(), tmp_path / "photos.vitc"
+    made = packed(root, out)
+    assert made.images == 36
+    assert made.bytes == out.stat().st_size
+    ours, theirs = opened(out), opened(root, "folder")
+    assert contents(ours) == contents(theirs)
+    assert ours.fingerprint == theirs.fingerprint
+    assert (ours.classes, ours.mean, ours.std) == (theirs.classes, theirs.mean, theirs.std)
+    assert ours.source == "packed"
+
+
+def test_splits_of_the_source_are_kept(photo_folder: Photos, tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        photo_folder(2, 3, f"set/{name}")
+    packed(tmp_path / "set", tmp_path / "x.vitc")
+    ours, theirs = opened(tmp_path / "x.vitc"), opened(tmp_path / "set", "folder")
+    assert list(ours.splits) == ["train", "val", "test"]
+    assert contents(ours) == contents(theirs)
+    assert ours.fingerprint == theirs.fingerprint
+
+
+def test_a_pack_holds_groups_together_as_its_folder(photo_folder: Photos, tmp_path: Path) -> None:
+    root = photo_folder()
+    packed(root, tmp_path / "x.vitc")
+    group = r"(\d)\.jpg"
+    ours, theirs = opened(tmp_path / "x.vitc", group=group), opened(root, "folder", group=group)
+    assert ours.splits["val"].names == theirs.splits["val"].names
+
+
+def test_a_set_of_pixels_packs_into_itself(tmp_path: Path) -> None:
+    pack(DataConfig(source="synthetic"), tmp_path / "s.vitc", PackOptions(), workers=1)
+    ours, theirs = opened(tmp_path / "s.vitc"), open_data(DataConfig(source="synthetic"))
+    assert ours.fingerprint == theirs.fingerprint
+    assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
+    for name, split in theirs.splits.items():
+        pixels = ours.splits[name].pixels
+        assert pixels is not None
+        assert pixels.flags.writeable
+        assert (pixels == split.pixels).all()
+
+
+def test_re_encoded_images_are_small_upright_and_near_the_original(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((200, 150))
+    )
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(smooth).save(tmp_path / "set" / name / "tall.jpg", quality=95, exif=exif)
+        Image.fromarray(smooth[:40, :50]).save(tmp_path / "set" / name / "small.png")
+    for options in ({"short_side": 64}, {"raw": True, "short_side": 64}):
+        packed(tmp_path / "set", tmp_path / "x.vitc", **options)
+        data = opened(tmp_path / "x.vitc", val_fraction=0.0, test_fraction=0.0)
+        original = opened(tmp_path / "set", "folder", val_fraction=0.0, test_fraction=0.0)
+        split = data.splits["train"]
+        assert [split.read(i, 3).shape for i in (0, 1)] == [(40, 50, 3), (85, 64, 3)]
+        for i in range(4):
+            want = shrunk(original.splits["train"].read(i, 3), 64).astype(int)
+            far = np.abs(split.read(i, 3).astype(int) - want).mean()
+            assert far < 2 if "raw" not in options else far == 0
+        assert data.fingerprint != original.fingerprint
+
+
+def test_fingerprints_tell_how_images_were_made(photo_folder: Photos, tmp_path: Path) -> None:
+    root = photo_folder()
+    prints = set()
+    every: list[dict[str, Any]] = [
+        {"raw": True}, {"short_side": 32}, {"short_side": 32, "quality": 80},
+        {"raw": True, "channels": 1}, {},
+    ]  # fmt: skip
+    for options in every:
+        packed(root, tmp_path / "x.vitc", **options)
+        prints.add(opened(tmp_path / "x.vitc").fingerprint)
+    assert len(prints) == len(every)
+
+
+@pytest.mark.parametrize("options", [{}, {"short_side": 32}, {"raw": True}])
+def test_any_number_of_workers_makes_the_same_bytes(
+    photo_folder: Photos, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    root = photo_folder(3, 30)
+    for workers in (1, 3):
+        packed(root, tmp_path / f"{workers}.vitc", workers, **options)
+    assert (tmp_path / "1.vitc").read_bytes() == (tmp_path / "3.vitc").read_bytes()
+
+
+def test_raw_pixels_are_neither_decoded_nor_copied(photo_folder: Photos, tmp_path: Path) -> None:
+    packed(photo_folder(), tmp_path / "x.vitc", raw=True)
+    store = PackedStore(open_pack(tmp_path / "x.vitc"))
+    pixels = store.read(3)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (48, 60, 3)
+    assert pixels.base is not None
+    assert not pixels.flags.writeable
+
+
+def test_grey_raw_packs_train_colour_models_and_the_reverse(
+    photo_folder: Photos, tmp_path: Path
+) -> None:
+    root = photo_folder()
+    packed(root, tmp_path / "x.vitc", raw=True, channels=1)
+    split = opened(tmp_path / "x.vitc").splits["train"]
+    assert split.read(0, 3).shape == (48, 60, 3)
+    assert (split.read(0, 1) == opened(root, "folder").splits["train"].read(0, 1)).all()
+
+
+def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_path: Path) -> None:
+    root = photo_folder()
+    packed(root, tmp_path / "x.vitc")
+    config, plan = DataConfig(), BatchPlan(batch=4, micro=4, size=(32, 32), in_chans=3)
+    answers = []
+    for data in (opened(tmp_path / "x.vitc"), opened(root, "folder")):
+        reader = pickle.loads(pickle.dumps(EvalReader(data.splits["train"], config, plan)))
+        answer = reader[np.arange(4)]
+        assert not isinstance(answer, Exception)
+        answers.append(answer.images)
+    assert torch.equal(*answers)
+
+
+def test_data_takes_a_pack_by_its_suffix(photo_folder: Photos, tmp_path: Path) -> None:
+    packed(photo_folder(), tmp_path / "x.vitc")
+    config = load_config("debug", data=str(tmp_path / "x.vitc"))
+    assert (config.data.source, config.data.path) == ("packed", str(tmp_path / "x.vitc"))
+
+
+# -- the page that describes it --------------------------------------------------------------------
+
+
+def test_a_pack_can_be_read_by_its_page_alone(photo_folder: Photos, tmp_path: Path) -> None:
+    """As docs/pack-format.md says, with the standard library only."""
+    root, out = photo_folder(2, 5), tmp_path / "x.vitc"
+    packed(root, out)
+    with out.open("rb") as f:
+        m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        magic, version, zero, payload, n, names, about = struct.unpack_from("<8sIIQQQQ", m)
+        assert (magic, version, zero, n) == (b"\x89VITC\r\n\n", 1, 0, 10)
+        index = 64 + payload
+        assert len(m) == index + 24 * n + names + about + 40
+        assert m[-8:] == b"VITCEND\n"
+        assert hashlib.sha256(m[:64] + m[index:-40]).digest() == m[-40:-8]
+        length, crc, label, height, width, name_length = (
+            struct.unpack_from(f"<{n}I", m, index + 4 * n * k) for k in range(6)
+        )
+        blob = m[index + 24 * n :][:names]
+        meta = json.loads(m[index + 24 * n + names :][:about])
+        at, text = 64, 0
+        expected = sorted(root.rglob("*.jpg"))
+        for i, file in enumerate(expected):
+            record = m[at : at + length[i]]
+            assert record == file.read_bytes()
+            assert zlib.crc32(record) == crc[i]
+            assert (height[i], width[i]) == (48, 60)
+            name = blob[text : text + name_length[i]].decode()
+            assert name == file.relative_to(root).as_posix()
+            assert meta["classes"][label[i]] == file.parent.name
+            at, text = at + length[i], text + name_length[i]
+        assert at == index
+        assert meta["counts"] == {"train": 10}
+        assert (meta["encoding"], meta["lossless"]) == ("source", True)
+        m.close()
+    page = (Path(__file__).parents[1] / "docs" / "pack-format.md").read_text()
+    assert all(f"`{key}`" in page for key in meta)
+
+
+# -- broken images ---------------------------------------------------------------------------------
+
+
+def broken_folder(photo_folder: Photos) -> Path:
+    root = photo_folder(2, 20)
+    (root / "class_0" / "007.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    whole = (root / "class_1" / "011.jpg").read_bytes()
+    (root / "class_1" / "011.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_image_stops_the_pack_and_is_named(
+    photo_folder: Photos, tmp_path: Path, workers: int
+) -> None:
+    root, out = broken_folder(photo_folder), tmp_path / "x.vitc"
+    with pytest.raises(BrokenFileError, match=r"class_0/007\.jpg") as error:
+        packed(root, out, workers)
+    assert "--bad-files skip" in (error.value.hint or "")
+    assert not out.exists()
+    made = pack(folder_config(root), out, PackOptions(bad_files="skip"), workers=workers)
+    assert made.resumed == 7
+    assert made.skipped == ("class_0/007.jpg", "class_1/011.jpg")
+    assert made.images == 38
+    assert open_pack(out).about.skipped == made.skipped
+    packed(root, tmp_path / "y.vitc", bad_files="skip")
+    assert out.read_bytes() == (tmp_path / "y.vitc").read_bytes()
+
+
+def test_a_class_that_is_all_broken_is_refused(photo_folder: Photos, tmp_path: Path) -> None:
+    root = photo_folder(2, 2)
+    for file in (root / "class_1").iterdir():
+        file.write_bytes(b"\xff\xd8\xff no")
+    with pytest.raises(DataError, match="All training images of 'class_1' are broken"):
+        packed(root, tmp_path / "x.vitc", bad_files="skip")
+
+
+def test_the_verbs_say_what_they_made_and_what_is_broken(
+    photo_folder: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = broken_folder(photo_folder), tmp_path / "x.vitc"
+    words = ["data", "pack", str(root), str(out), "--workers", "1"]
+    assert main(words) == 1
+    assert "class_0/007.jpg" in capsys.readouterr().err
+    assert main([*words, "--bad-files", "skip", "--json"]) == 0
+    text = capsys.readouterr()
+    assert json.loads(text.out.splitlines()[-1])["skipped"] == [
+        "class_0/007.jpg",
+        "class_1/011.jpg",
+    ]
+    assert "2 broken images were left out" in text.err
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["data", "verify", str(out)]) == 0
+    assert "all 38 images" in capsys.readouterr().out
+    damaged = bytearray(out.read_bytes())
+    damaged[HEADER.size + 50] ^= 1
+    out.write_bytes(damaged)
+    assert main(["data", "verify", str(out)]) == 1
+    assert "first of them 'class_0/000.jpg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"short_side": 0}, "short-side 0"), ({"quality": 101}, "quality 101"),
+     ({"raw": True, "quality": 90}, "--quality has no effect with --raw"),
+     ({"channels": 1}, "--channels has no effect"), ({"channels": 2, "raw": True}, "--channels 2"),
+     ({"channels": 4, "short_side": 9}, "--channels 4")],
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PackOptions(**options).check()
+
+
+def test_places_that_cannot_be_written_are_refused(photo_folder: Photos, tmp_path: Path) -> None:
+    root = photo_folder(2, 2)
+    for out, said in (("x.zip", "must end in .vitc"), ("no/x.vitc", "There is no folder")):
+        with pytest.raises(ConfigError, match=said):
+            packed(root, tmp_path / out)
+    (tmp_path / "d.vitc").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        packed(root, tmp_path / "d.vitc")
+
+
+# -- killed ----------------------------------------------------------------------------------------
+
+
+def test_a_pack_killed_in_the_middle_goes_on_and_is_the_same(
+    photo_folder: Photos, tmp_path: Path
+) -> None:
+    root = photo_folder(2, 1, size=(500, 400))
+    for file in list(root.rglob("*.jpg")):
+        for i in range(1, 150):
+            (file.parent / f"{i:03d}.jpg").write_bytes(file.read_bytes())
+    out, journal = tmp_path / "x.vitc", tmp_path / "x.vitc.journal"
+    words = [sys.executable, "-m", "vitc", "data", "pack", str(root), str(out), "--workers", "2"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (journal.exists() and journal.stat().st_size > 24 * 32):
+        assert process.poll() is None, "it was to be killed before it ended"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    made = pack(folder_config(root), out, PackOptions(), workers=1)
+    assert made.resumed > 16
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "x.vitc"]
+    packed(root, tmp_path / "whole.vitc")
+    assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
+
+
+def interrupted(root: Path, out: Path, after: int) -> None:
+    """A pack of `root` ended by Ctrl-C when `after` images or more are done."""
+
+    def stop(done: int, total: int, size: int) -> None:
+        if done >= after:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr("vitc.data.pack.time.monotonic", iter(range(10**6)).__next__)  # no waiting
+        pack(folder_config(root), out, PackOptions(), workers=1, progress=stop)
+
+
+@pytest.mark.parametrize("damage", ["payload", "journal", "cut payload", "cut journal", "none"])
+def test_what_was_lost_of_an_unfinished_pack_is_made_again(
+    photo_folder: Photos, tmp_path: Path, damage: str
+) -> None:
+    """As after a power cut, which may keep any part of what was not yet synced."""
+    root, out = photo_folder(2, 40), tmp_path / "x.vitc"
+    interrupted(root, out, 48)
+    file = tmp_path / ("x.vitc.journal" if "journal" in damage else "x.vitc.partial")
+    raw = bytearray(file.read_bytes())
+    if damage != "none":
+        raw[len(raw) // 2] ^= 255
+        file.write_bytes(raw[: len(raw) // 2] if "cut" in damage else raw)
+    made = pack(folder_config(root), out, PackOptions(), workers=1)
+    assert made.resumed == 48 if damage == "none" else 10 < made.resumed < 40
+    packed(root, tmp_path / "whole.vitc")
+    assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
+
+
+def test_an_unfinished_pack_of_other_images_is_not_gone_on_with(
+    photo_folder: Photos, tmp_path: Path
+) -> None:
+    root, out = photo_folder(2, 40), tmp_path / "x.vitc"
+    interrupted(root, out, 16)
+    with pytest.raises(ConfigError, match="begun with other images"):
+        pack(folder_config(root), out, PackOptions(raw=True), workers=1)
+    (root / "class_1" / "039.jpg").unlink()
+    with pytest.raises(ConfigError, match="begun with other images"):
+        pack(folder_config(root), out, PackOptions(), workers=1)
+    assert packed(root, out).resumed == 0
+
+
+def test_two_processes_do_not_write_one_pack(photo_folder: Photos, tmp_path: Path) -> None:
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print('locked', flush=True); time.sleep(60)"
+    )
+    partial = tmp_path / "x.vitc.partial"
+    partial.touch()
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(partial)], stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="Another process is writing"):
+            packed(photo_folder(2, 2), tmp_path / "x.vitc")
+        other.send_signal(signal.SIGKILL)
+
+
+# -- forged and damaged ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def good(photo_folder: Photos, tmp_path: Path) -> bytes:
+    packed(photo_folder(2, 3, size=(20, 16)), tmp_path / "good.vitc")
+    return (tmp_path / "good.vitc").read_bytes()
+
+
+def sealed(raw: bytearray) -> bytes:
+    """With the index checksum made right, as a forger would."""
+    _, _, _, payload, _, _, _ = HEADER.unpack(raw[:64])
+    raw[-40:-8] = hashlib.sha256(raw[:64] + raw[64 + payload : -40]).digest()
+    return bytes(raw)
+
+
+def forged(good: bytes, column: int, place: int, value: int) -> bytes:
+    """With one number of the index changed; columns as in docs/pack-format.md."""
+    raw = bytearray(good)
+    _, _, _, payload, n, _, _ = HEADER.unpack(good[:64])
+    struct.pack_into("<I", raw, 64 + payload + 4 * (column * n + place), value)
+    return sealed(raw)
+
+
+def with_about(good: bytes, **changes: Any) -> bytes:
+    _, _, _, payload, n, names, about = HEADER.unpack(good[:64])
+    start = 64 + payload + 24 * n + names
+    values = json.loads(good[start : start + about]) | changes
+    said = json.dumps(values).encode()
+    head = HEADER.pack(*HEADER.unpack(good[:64])[:-1], len(said))
+    return sealed(bytearray(head + good[64:start] + said + good[-40:]))
+
+
+def refusal(file: Path, raw: bytes) -> str:
+    file.write_bytes(raw)
+    with pytest.raises(DataError) as error:
+        open_pack(file)
+    with pytest.raises(BrokenFileError):
+        verify(file)
+    return str(error.value)
+
+
+def test_lengths_offsets_and_labels_that_cannot_be_are_refused(good: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.vitc"
+    for column in range(6):
+        if column == 1:
+            continue  # a checksum may be any number; verify compares it
+        for value in (2**32 - 1, 2**31, 0) if column != 2 else (2, 2**32 - 1):
+            assert refusal(file, forged(good, column, 1, value))
+    raw = bytearray(forged(good, 0, 0, 2**32 - 2))
+    assert "records do not fill it" in refusal(file, bytes(raw))
+
+
+def test_lengths_that_wrap_around_are_refused(good: bytes, tmp_path: Path) -> None:
+    """Six lengths whose sum is right only in 32 bits."""
+    raw = forged(forged(good, 0, 0, 2**31), 0, 1, 2**31)
+    assert refusal(tmp_path / "x.vitc", raw)
+
+
+@pytest.mark.parametrize("field", [3, 4, 5, 6])
+@pytest.mark.parametrize("value", [2**64 - 1, 2**40, 2**32, 1, 0])
+def test_giant_counts_are_refused_before_memory_is_asked_for(
+    good: bytes, tmp_path: Path, field: int, value: int
+) -> None:
+    head = list(HEADER.unpack(good[:64]))
+    head[field] = value
+    assert refusal(tmp_path / "x.vitc", sealed_or_not(HEADER.pack(*head) + good[64:]))
+
+
+def sealed_or_not(raw: bytes) -> bytes:
+    return raw[:-40] + hashlib.sha256(raw[:64]).digest() + raw[-8:]
+
+
+def test_a_giant_sparse_file_takes_no_memory(good: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.vitc"
+    n = 2**33
+    file.write_bytes(HEADER.pack(good[:8], 1, 0, 2**30, n, 0, 2))
+    os.truncate(file, 64 + 2**30 + 24 * n + 2 + 40)
+    with pytest.raises(DataError, match="at most"):
+        open_pack(file)
+
+
+def test_anything_else_and_any_other_version_is_refused(good: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.vitc"
+    for raw in (b"", good[:63], b"PK" + good[2:], good.replace(b"\r\n", b"\n")):
+        assert "does not begin as one" in refusal(file, raw)
+    newer = list(HEADER.unpack(good[:64]))
+    newer[1] = 2
+    assert "version 2" in refusal(file, HEADER.pack(*newer) + good[64:])
+    assert "never finished" in refusal(file, HEADER.pack(good[:8], 1, 0, 0, 0, 0, 0) + good[64:])
+    with pytest.raises(ConfigError, match="There is no packed file"):
+        open_pack(tmp_path / "gone.vitc")
+
+
+def test_a_cut_or_longer_file_and_every_changed_byte_is_noticed(
+    good: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.vitc"
+    for raw in (good[:-1], good[: len(good) // 2], good + b"\0"):
+        assert refusal(file, raw)
+    rng = np.random.default_rng(0)
+    for at in [*rng.integers(0, len(good), 60).tolist(), *range(48, 64), len(good) - 1]:
+        raw = bytearray(good)
+        raw[at] ^= 1 << (at % 8)
+        file.write_bytes(raw)
+        with pytest.raises(BrokenFileError):
+            verify(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": ["a"]}, {"classes": ["a", "a"]}, {"classes": "ab"}, {"classes": [1, 2]},
+     {"counts": {"train": 5}}, {"counts": {"train": -1, "val": 7}}, {"counts": {"val": 6}},
+     {"counts": {"train": True, "val": 5}}, {"counts": [6]}, {"encoding": "zip"},
+     {"encoding": "raw"}, {"channels": 7}, {"lossless": 1}, {"origin": None}, {"made": {"a": 1}},
+     {"notes": "x"}, {"short_side": 1.5}, {"surprise": 1}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_pack_says_of_itself_is_checked(
+    good: bytes, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert "wrong" in refusal(tmp_path / "x.vitc", with_about(good, **changes))
+
+
+def test_json_that_nests_too_deep_is_refused(good: bytes, tmp_path: Path) -> None:
+    _, _, _, payload, n, names, _ = HEADER.unpack(good[:64])
+    said = b"[" * 200_000
+    head = HEADER.pack(*HEADER.unpack(good[:64])[:-1], len(said))
+    raw = head + good[64 : 64 + payload + 24 * n + names] + said + good[-40:]
+    assert refusal(tmp_path / "x.vitc", sealed(bytearray(raw)))
+
+
+def test_a_pack_that_changes_while_it_is_used_is_an_error(
+    photo_folder: Photos, tmp_path: Path
+) -> None:
+    root, out = photo_folder(2, 4), tmp_path / "x.vitc"
+    for options in ({}, {"raw": True}):
+        packed(root, out, **options)
+        split = opened(out).splits["train"]
+        os.utime(out, (1, 1))
+        with pytest.raises(BrokenFileError, match="has changed"):
+            split.stored(0)
+
+
+# -- a million -------------------------------------------------------------------------------------
+
+
+def test_names_are_flat_and_behave_as_a_list() -> None:
+    texts = ["a/1.jpg", "", "ü.png", "caf\udce9", "x" * 300]
+    names = Names.of(texts)
+    assert list(names) == texts == [names[i] for i in range(5)]
+    assert names == texts
+    assert names != texts[:-1]
+    assert names[-1] == texts[-1]
+    assert names[1:3] == texts[1:3]
+    assert names.take(np.array([4, 0, 0, 3])) == [texts[4], texts[0], texts[0], texts[3]]
+    assert len(Names.of([])) == 0
+    with pytest.raises(IndexError):
+        names[5]
+    assert pickle.loads(pickle.dumps(names)) == texts
+    many = Names.of(f"{i}" for i in range(200_000))
+    order = np.random.default_rng(0).permutation(200_000)
+    assert many.take(order) == [str(i) for i in order.tolist()]
+
+
+@pytest.mark.slow
+def test_a_pack_of_many_images_opens_quickly_and_its_memory_is_flat(tmp_path: Path) -> None:
+    """200,000 records; a process that has only the index takes 100 bytes an image, not 1,000."""
+    n = 200_000
+    path = many_images(tmp_path / "many.vitc", n)
+    pack = open_pack(path)
+    held = sum(a.nbytes for a in (pack.names.blob, pack.names.ends, pack.labels, pack.ends,
+                                  pack.crc32, pack.height, pack.width))  # fmt: skip
+    assert held < 100 * n
+    images = _Images(opened(path).splits["train"], 3)
+    assert len(images) == round(n * 0.7)
+    assert images.read(0).shape == (4, 4, 3)
+
+
+def many_images(path: Path, n: int) -> Path:
+    """A pack of n times one small image, written through the format's own writer."""
+    from vitc.data.packed import About, write_index
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(buffer, "PNG")
+    one = buffer.getvalue()
+    entries = np.tile(np.array([[len(one), zlib.crc32(one), 4, 4]], np.uint32), (n, 1))
+    names = Names.of(f"class_{i % 1000:04d}/image_{i:08d}.png" for i in range(n))
+    classes = tuple(f"class_{i:04d}" for i in range(1000))
+    about = About(classes, {"train": n}, "source", "folder", True)
+    with path.open("w+b") as f:
+        f.write(bytes(HEADER.size))
+        for _ in range(0, n, 1000):
+            f.write(one * 1000)
+        write_index(f, about, names, np.arange(n, dtype=np.int64) % 1000, entries)
+    return path
+
+
+def test_a_pack_made_by_this_helper_is_whole(tmp_path: Path) -> None:
+    assert len(verify(many_images(tmp_path / "x.vitc", 2000))) == 2000
+
+
+def test_a_run_config_names_the_pack(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Unknown data"):
+        with_data(RunConfig(), str(tmp_path / "gone.vitc"))
+    (tmp_path / "x.vitc").touch()
+    assert with_data(RunConfig(), str(tmp_path / "x.vitc")).data.source == "packed"
+
+
+def test_images_of_a_pack_decode_to_the_files_pixels(photo_folder: Photos, tmp_path: Path) -> None:
+    root = photo_folder(2, 3)
+    packed(root, tmp_path / "x.vitc")
+    store = PackedStore(open_pack(tmp_path / "x.vitc"))
+    stored = store.read(0)
+    assert isinstance(stored, bytes)
+    file = root / store.name(0)
+    assert (read_image(stored, 3, "x") == read_image(file, 3, "x")).all()

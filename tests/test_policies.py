@@ -1,0 +1,622 @@
+"""Policies have the distributions of their definitions; settings that do nothing are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import chdtrc, ndtr
+from scipy.stats import kstest
+
+from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.ops import CODE, OPS, SCALES, Chain
+from vitc.data.policies import (
+    AUTOAUGMENT,
+    RAND_OPS,
+    TRIVIAL_OPS,
+    V0,
+    SubPolicy,
+    chain,
+    chain_draws,
+    normal,
+)
+from vitc.data.sampling import (
+    PCA_AXES,
+    PCA_STD,
+    BatchPlan,
+    Place,
+    beta,
+    draw_chain,
+    draw_erasing,
+    draw_lighting,
+    draw_mix,
+    epoch_indices,
+    erase_boxes,
+    order_places,
+    requests,
+    uniform,
+)
+from vitc.errors import ConfigError
+
+N = 60_000
+SIZE = (200, 100)
+RAND = AugmentConfig(policy="randaugment")
+
+
+def drawn(augment: AugmentConfig, n: int = N, seed: int = 0) -> Chain:
+    u = uniform(seed, "policy", 0, np.arange(n), chain_draws(augment))
+    return chain(augment, u, SIZE)
+
+
+def plan(**changes: object) -> BatchPlan:
+    values: dict[str, object] = {
+        "batch": 8, "micro": 4, "seed_order": 0, "seed_augment": 1, "size": (32, 40),
+        "in_chans": 3, "depth": 2, "drop_path_rate": 0.0,
+    }  # fmt: skip
+    return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def many(n: int = N, **changes: object) -> BatchPlan:
+    return plan(batch=n, micro=n, **changes)
+
+
+HERE = Place(0, 0)
+
+
+def plausible(observed: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
+    """Chi-square; seeds are fixed, so a pass is a pass for ever."""
+    assert ((expected > 0) | (observed == 0)).all()
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    return float(chdtrc(len(observed) - 1, ((observed - expected) ** 2 / expected).sum())) > 1e-3
+
+
+# -- searched policies ----------------------------------------------------------------------------
+
+
+def expected_pairs(policy: tuple[SubPolicy, ...]) -> Counter[tuple[str, str]]:
+    """How probable the two operations of an image are, one of the 25 after the other."""
+    odds: Counter[tuple[str, str]] = Counter()
+    for (a, p, _), (b, q, _) in policy:
+        for first, p_first in ((a, p), ("identity", 1 - p)):
+            for second, p_second in ((b, q), ("identity", 1 - q)):
+                odds[first, second] += p_first * p_second / len(policy)
+    return odds
+
+
+@pytest.mark.parametrize(("name", "policy"), [("autoaugment", AUTOAUGMENT), ("v0", V0)])
+def test_sub_policies_come_with_even_odds_and_operations_with_theirs(
+    name: str, policy: tuple[SubPolicy, ...]
+) -> None:
+    assert len(policy) == 25
+    codes = drawn(AugmentConfig(policy=name)).codes  # type: ignore[arg-type]
+    odds = expected_pairs(policy)
+    seen = Counter((OPS[a], OPS[b]) for a, b in codes.tolist())
+    pairs = sorted(odds | seen)
+    assert plausible(
+        np.array([seen[p] for p in pairs], float), N * np.array([odds[p] for p in pairs])
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "levels"), [("autoaugment", AUTOAUGMENT, 9), ("v0", V0, 10)]
+)
+def test_arguments_are_those_of_the_levels_and_signs_are_even(
+    name: str, policy: tuple[SubPolicy, ...], levels: int
+) -> None:
+    both = drawn(AugmentConfig(policy=name))  # type: ignore[arg-type]
+    for slot in (0, 1):
+        for op in {sub[slot][0] for sub in policy}:
+            args = both.args[both.codes[:, slot] == CODE[op], slot]
+            own = {sub[slot][2] / levels for sub in policy if sub[slot][:2] > (op, 0.0)
+                   and sub[slot][0] == op}  # fmt: skip
+            scale = SCALES[name][op]
+            sides = [scale.argument(np.array([*own]), np.full(len(own), m), SIZE) for m in (0, 1)]
+            assert set(args) == {*sides[0], *sides[1]}
+            if scale.sign != "none" and (args != 0).any():
+                args = args[args != 0]
+                assert abs((args > 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(args))
+
+
+def ends(policy: str, op: str) -> tuple[float, float]:
+    """The argument at magnitude 0 and 1, the latter with the sign minus."""
+    low, high = SCALES[policy][op].argument(np.array([0.0, 1.0]), np.array([False, True]), SIZE)
+    return round(float(low), 9), round(float(high), 9)
+
+
+@pytest.mark.parametrize(
+    ("policy", "op", "expected"),
+    [
+        ("autoaugment", "shear_x", (0, -0.3)), ("autoaugment", "rotate", (0, -30)),
+        ("autoaugment", "posterize", (4, 8)), ("autoaugment", "solarize", (0, 256)),
+        ("autoaugment", "color", (0.1, 1.9)),
+        ("v0", "posterize", (1, 4)), ("v0", "solarize", (0, 256)), ("v0", "solarize_add", (0, 110)),
+        ("v0", "translate_x", (0, -45)), ("v0", "translate_y", (0, -90)),
+        ("v0", "contrast", (0.1, 1.9)),
+        ("rand", "posterize", (4, 1)), ("rand", "solarize", (256, 0)),
+        ("rand", "brightness", (1, 0.1)), ("rand", "translate_y", (0, -90)),
+        ("trivial", "shear_y", (0, -0.99)), ("trivial", "translate_x", (0, -32)),
+        ("trivial", "rotate", (0, -135)), ("trivial", "posterize", (8, 2)),
+        ("trivial", "solarize", (255, 0)), ("trivial", "sharpness", (1, 0.01)),
+    ],
+)  # fmt: skip
+def test_magnitudes_span_the_published_ranges(
+    policy: str, op: str, expected: tuple[float, float]
+) -> None:
+    assert ends(policy, op) == expected
+
+
+# -- the others -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prob", [0.3, 0.5, 1.0])
+def test_randaugment_draws_each_operation_alike_and_applies_it_with_its_probability(
+    prob: float,
+) -> None:
+    codes = drawn(AugmentConfig(policy="randaugment", rand_ops=3, rand_prob=prob), 20_000).codes
+    assert codes.shape == (20_000, 3)
+    for slot in codes.T:
+        counts = np.bincount(slot, minlength=len(OPS)).astype(float)
+        odds = np.zeros(len(OPS))
+        odds[0] = 1 - prob
+        for name in RAND_OPS:
+            odds[CODE[name]] += prob / 15
+        assert plausible(counts, 20_000 * odds)
+
+
+def test_randaugment_operations_are_drawn_independently() -> None:
+    a, b = drawn(AugmentConfig(policy="randaugment", rand_prob=1.0)).codes.T
+    pairs = np.bincount(a.astype(int) * len(OPS) + b, minlength=len(OPS) ** 2)
+    assert plausible(pairs[pairs > 0].astype(float), np.full(15**2, N / 15**2))
+
+
+def test_randaugment_magnitudes_are_normal_and_cut_to_the_range() -> None:
+    for mean, std in ((9.0, 0.5), (5.0, 2.0), (0.0, 1.0)):
+        both = drawn(AugmentConfig(policy="randaugment", rand_magnitude=mean, rand_std=std))
+        rotation = both.args[both.codes == CODE["rotate"]]
+        m = np.abs(rotation) / 3
+        for x in np.linspace(0.1, 9.9, 15).tolist():
+            share = float(ndtr((x - mean) / std))
+            assert abs((m < x).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / len(m)) + 1e-9
+        assert m.max() <= 10
+        assert abs((rotation[m > 0] > 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(m))
+
+
+def test_randaugment_without_a_deviation_has_one_magnitude() -> None:
+    both = drawn(AugmentConfig(policy="randaugment", rand_magnitude=7, rand_std=0))
+    assert set(both.args[both.codes == CODE["rotate"]].round(9)) == {-21.0, 21.0}
+    assert set(both.args[both.codes == CODE["posterize"]]) == {2}
+    assert set(both.args[both.codes == CODE["color"]].round(9)) == {0.37, 1.63}
+
+
+def test_trivialaugment_takes_one_operation_and_one_of_31_levels() -> None:
+    both = drawn(AugmentConfig(policy="trivial"))
+    assert both.codes.shape == (N, 1)
+    counts = np.bincount(both.codes[:, 0], minlength=len(OPS))[[CODE[n] for n in TRIVIAL_OPS]]
+    assert plausible(counts.astype(float), np.full(14, N / 14))
+    angles = both.args[both.codes == CODE["rotate"]]
+    level, times = np.unique(np.rint(np.abs(angles) / 4.5).astype(int), return_counts=True)
+    assert level.tolist() == list(range(31))
+    assert np.abs(np.abs(angles) / 4.5 - np.rint(np.abs(angles) / 4.5)).max() < 1e-9
+    assert plausible(times.astype(float), np.full(31, len(angles) / 31))
+    bits, times = np.unique(both.args[both.codes == CODE["posterize"]], return_counts=True)
+    assert bits.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert plausible(times.astype(float), times.sum() * np.array([3, 5, 5, 5, 5, 5, 3]) / 31)
+    moves = both.args[both.codes == CODE["translate_x"]]
+    assert np.array_equal(moves, np.rint(moves))
+
+
+def test_3_augment_takes_one_of_three_and_then_jitters() -> None:
+    both = drawn(AugmentConfig(policy="three", jitter=(0.3, 0.3, 0.3)))
+    assert both.codes.shape == (N, 4)
+    names = [CODE["color"], CODE["solarize"], CODE["blur"]]
+    counts = np.bincount(both.codes[:, 0], minlength=len(OPS))
+    assert plausible(counts[names].astype(float), np.full(3, N / 3))
+    assert counts[names].sum() == N
+    first = both.args[:, 0]
+    assert set(first[both.codes[:, 0] == CODE["color"]]) == {0}
+    assert set(first[both.codes[:, 0] == CODE["solarize"]]) == {128}
+    sigma = first[both.codes[:, 0] == CODE["blur"]]
+    assert kstest((sigma - 0.1) / 1.9, "uniform").pvalue > 1e-3
+
+
+def test_jitter_factors_are_uniform_and_their_orders_even() -> None:
+    both = drawn(AugmentConfig(jitter=(0.4, 0.0, 1.5)))
+    names = [CODE[n] for n in ("brightness", "contrast", "color")]
+    orders = Counter(map(tuple, both.codes.tolist()))
+    assert set(orders) == set(permutations(names))
+    assert plausible(np.array([*orders.values()], float), np.full(6, N / 6))
+    for name, low, high in (("brightness", 0.6, 1.4), ("color", 0.0, 2.5)):
+        factors = both.args[both.codes == CODE[name]]
+        assert kstest((factors - low) / (high - low), "uniform").pvalue > 1e-3
+    assert set(both.args[both.codes == CODE["contrast"]]) == {1.0}
+
+
+def test_only_the_policies_with_smooth_moves_are_bilinear() -> None:
+    smooth = {p: drawn(AugmentConfig(policy=p), 1).bilinear  # type: ignore[arg-type]
+              for p in ("autoaugment", "v0", "randaugment", "trivial", "three")}  # fmt: skip
+    assert {p for p, b in smooth.items() if b} == {"v0", "randaugment"}
+
+
+def test_normal_inverts_its_distribution_function() -> None:
+    u = np.array([0.0, 1e-12, 0.025, 0.5, 0.84134474606, 1 - 1e-12, 1 - 2.0**-53])
+    assert ndtr(normal(u))[1:-1] == pytest.approx(u[1:-1], rel=3e-5)
+    assert np.abs(normal(u)).max() < 8.3
+    x = normal(np.random.default_rng(0).random((10_000, 2)))
+    assert x.shape == (10_000, 2)
+    assert np.array_equal(x, np.round(x * 2**20) / 2**20)
+
+
+# -- lighting, erasing ----------------------------------------------------------------------------
+
+
+def test_lighting_has_the_covariance_of_its_axes() -> None:
+    added = draw_lighting(many(), AugmentConfig(lighting=0.1), HERE)
+    assert added is not None
+    assert (added.dtype, added.shape) == (np.float32, (N, 3))
+    expected = PCA_AXES @ np.diag((0.1 * PCA_STD) ** 2) @ PCA_AXES.T
+    spread = np.sqrt(np.diag(expected))
+    assert np.abs(added.mean(0) / spread).max() < 4 / np.sqrt(N)
+    error = (np.cov(added.T) - expected) / np.outer(spread, spread)
+    assert np.abs(error).max() < 4 * np.sqrt(2 / N)
+    along = added @ np.linalg.inv(PCA_AXES).T / (0.1 * PCA_STD)
+    for k in range(3):
+        assert kstest(along[:, k], "norm").pvalue > 1e-3
+
+
+def test_the_axes_of_lighting_are_those_of_a_covariance() -> None:
+    assert pytest.approx(np.eye(3), abs=2e-3) == PCA_AXES.T @ PCA_AXES
+
+
+def test_lighting_leaves_opacity_alone() -> None:
+    added = draw_lighting(plan(in_chans=4), AugmentConfig(lighting=0.1), HERE)
+    assert added is not None
+    assert added.shape == (4, 4)
+    assert (added[:, 3] == 0).all()
+    assert (added[:, :3] != 0).all()
+    assert draw_lighting(plan(), AugmentConfig(), HERE) is None
+
+
+def test_erasing_has_its_probability_area_and_ratio() -> None:
+    augment = AugmentConfig(erase=0.25)
+    erasing = draw_erasing(many(size=(1000, 1000)), augment, HERE)
+    assert erasing is not None
+    top, left, bottom, right = erasing.boxes.T.astype(float)
+    some = bottom > top
+    assert abs(some.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / N)
+    assert (erasing.boxes[~some] == 0).all()
+    h, w = (bottom - top)[some], (right - left)[some]
+    assert (top >= 0).all() and (left >= 0).all()  # noqa: PT018
+    assert (h < 1000).all() and (w < 1000).all()  # noqa: PT018
+    assert bottom.max() <= 1000 and right.max() <= 1000  # noqa: PT018
+    share, ratio = h * w / 1e6, h / w
+    assert share.min() > 0.0195
+    assert share.max() < 0.334
+    assert ratio.min() > 0.298
+    assert ratio.max() < 3.36
+    # Nearly all first tries fit, those of a large area and far from a square aside.
+    assert share.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.004)
+    assert np.log(ratio).mean() == pytest.approx(0, abs=0.03)
+    assert len(np.unique(erasing.keys)) > N * 0.999
+    assert erasing.keys.max() < 2**32
+
+
+def test_erased_boxes_are_anywhere_that_they_fit() -> None:
+    half = AugmentConfig(erase=1.0, erase_area=(0.25, 0.25), erase_ratio=(1.0, 1.0))
+    boxes = erase_boxes(uniform(0, "erase", 0, np.arange(N), 22), (40, 40), half)
+    assert (boxes[:, 2:] - boxes[:, :2] == 20).all()
+    for place in boxes[:, :2].T:
+        counts = np.bincount(place, minlength=21).astype(float)
+        assert plausible(counts, np.full(21, N / 21))
+
+
+def test_a_rectangle_as_large_as_the_image_is_not_erased() -> None:
+    all_ = AugmentConfig(erase=1.0, erase_area=(1.0, 1.0), erase_ratio=(1.0, 1.0))
+    assert (erase_boxes(uniform(0, "erase", 0, np.arange(9), 22), (40, 40), all_) == 0).all()
+
+
+# -- repeated augmentation ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_an_epoch_shows_its_share_of_the_images_each_so_often(repeats: int) -> None:
+    labels = np.zeros(50, np.int64)
+    config = DataConfig(augment=AugmentConfig(repeats=repeats))
+    asked = [r for r in requests(plan(batch=12), config, labels, 0, 8) if r.place.epoch == 1]
+    assert len(asked) == 4 * 3  # 50 // 12 steps, whatever the repeats
+    seen = np.concatenate([r.indices for r in asked])
+    order = epoch_indices(0, 1, labels, "none")[: 48 // repeats]
+    assert np.array_equal(np.sort(seen), np.sort(np.repeat(order, repeats)))
+
+
+def test_copies_are_dealt_out_over_the_micro_batches_of_a_step() -> None:
+    p = plan(batch=24, micro=8)
+    for step in (0, 1):
+        places = [order_places(p, Place(0, step * 3 + i), 3).tolist() for i in range(3)]
+        assert places == [[step * 8 + i for i in range(8)]] * 3  # one copy in each
+    alone = order_places(plan(batch=6, micro=6), Place(0, 1), 3).tolist()
+    assert alone == [2, 2, 2, 3, 3, 3]
+    assert order_places(p, Place(0, 4), 1).tolist() == list(range(32, 40))
+
+
+def test_copies_of_an_image_differ_in_every_parameter() -> None:
+    augment = AugmentConfig(
+        crop="random_resized", policy="randaugment", rand_prob=1.0, jitter=(0.3, 0.3, 0.3),
+        lighting=0.1, erase=1.0, repeats=3,
+    )  # fmt: skip
+    p = plan(batch=12, micro=4)
+    first = [next(iter(requests(p, DataConfig(augment=augment), np.zeros(40, np.int64), 0, 1)))]
+    asked = list(requests(p, DataConfig(augment=augment), np.zeros(40, np.int64), 0, 1))
+    assert np.array_equal(first[0].indices, asked[0].indices)
+    for other in asked[1:]:
+        assert np.array_equal(other.indices, asked[0].indices)
+        assert (other.crop != asked[0].crop).any(1).all()
+        assert other.chain is not None
+        assert asked[0].chain is not None
+        assert (other.chain.args != asked[0].chain.args).any(1).all()
+        for draw in (draw_lighting, draw_erasing):
+            a, b = draw(p, augment, other.place), draw(p, augment, asked[0].place)
+            a, b = (getattr(v, "boxes", v) for v in (a, b))
+            assert (a != b).any(1).all()  # type: ignore[union-attr]
+
+
+# -- fixed for ever -------------------------------------------------------------------------------
+
+
+PINNED = {
+    "autoaugment": [
+        [("identity", 0.0), ("identity", 0.0)],
+        [("identity", 0.0), ("equalize", 0.0)],
+        [("shear_x", 0.166666666667), ("equalize", 0.0)],
+        [("solarize", 142.0), ("auto_contrast", 0.0)],
+    ],
+    "v0": [
+        [("identity", 0.0), ("identity", 0.0)],
+        [("equalize", 0.0), ("identity", 0.0)],
+        [("color", 0.1), ("rotate", -6.0)],
+        [("shear_y", 0.21), ("solarize_add", 77.0)],
+    ],
+    "randaugment": [
+        [("identity", 0.0), ("identity", 0.0)],
+        [("shear_x", 0.24946290493), ("identity", 0.0)],
+        [("sharpness", 0.253922963142), ("identity", 0.0)],
+        [("shear_y", 0.271960673332), ("identity", 0.0)],
+    ],
+    "trivial": [
+        [("equalize", 0.0)],
+        [("posterize", 6.0)],
+        [("posterize", 6.0)],
+        [("auto_contrast", 0.0)],
+    ],
+    "three": [
+        [("blur", 1.857767768421)],
+        [("blur", 0.885193464993)],
+        [("blur", 0.872479895567)],
+        [("blur", 0.559685348453)],
+    ],
+}
+PINNED_JITTER = [
+    ("color", 1.241565754947),
+    ("contrast", 1.256595075933),
+    ("brightness", 1.255084558449),
+]
+PINNED_LIGHTING = [-0.005688024684786797, -0.0072603835724294186, -0.006775873713195324]
+PINNED_BOXES = [[0, 0, 0, 0], [0, 0, 0, 0], [7, 9, 25, 20], [9, 6, 31, 16]]
+PINNED_KEYS = [683413546, 2984812978, 2058395439, 465404114]
+
+
+def test_drawn_operations_never_change() -> None:
+    """Another value here means that no older run can be resumed or repeated."""
+
+    def seen(augment: AugmentConfig) -> list[list[tuple[str, float]]]:
+        what = draw_chain(plan(), augment, Place(1, 3))
+        assert what is not None
+        rows = zip(what.codes.tolist(), what.args.tolist(), strict=True)
+        return [[(OPS[c], round(a, 12)) for c, a in zip(*row, strict=True)] for row in rows]
+
+    now = {p: seen(AugmentConfig(policy=p)) for p in PINNED}  # type: ignore[arg-type]
+    assert now == PINNED
+    jitter = seen(AugmentConfig(jitter=(0.3, 0.3, 0.3)))
+    assert jitter[0] == PINNED_JITTER
+    lighting = draw_lighting(plan(), AugmentConfig(lighting=0.1), Place(1, 3))
+    assert lighting is not None
+    assert lighting[0].tolist() == PINNED_LIGHTING
+    erasing = draw_erasing(plan(), AugmentConfig(erase=0.5), Place(1, 3))
+    assert erasing is not None
+    assert erasing.boxes.tolist() == PINNED_BOXES
+    assert erasing.keys.tolist() == PINNED_KEYS
+
+
+def test_operations_do_not_depend_on_how_the_batch_is_cut() -> None:
+    augment = AugmentConfig(policy="v0", jitter=(0.3, 0.3, 0.3), lighting=0.1, erase=0.5)
+    whole, parts = plan(micro=8), plan(micro=4)
+    for draw, fields in ((draw_chain, ("codes", "args")), (draw_erasing, ("boxes", "keys"))):
+        one = draw(whole, augment, Place(2, 3))
+        two = [draw(parts, augment, Place(2, i)) for i in (6, 7)]
+        for field in fields:
+            together = np.concatenate([getattr(t, field) for t in two])
+            assert np.array_equal(getattr(one, field), together)
+    lights = [draw_lighting(parts, augment, Place(2, i)) for i in (6, 7)]
+    assert np.array_equal(
+        draw_lighting(whole, augment, Place(2, 3)),  # type: ignore[arg-type]
+        np.concatenate(lights),  # type: ignore[arg-type]
+    )
+
+
+def test_mixing_per_sample_draws_for_each_sample() -> None:
+    augment = AugmentConfig(mixup_alpha=0.8, cutmix_alpha=1.0, mix_per="sample")
+    mix = draw_mix(many(4000), augment, HERE)
+    assert not hasattr(mix, "kind")
+    assert abs(mix.cutmix.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)  # type: ignore[union-attr]
+    assert len(np.unique(mix.lam[~mix.cutmix])) == (~mix.cutmix).sum()  # type: ignore[union-attr]
+    u = uniform(1, "mix_sample", 0, np.arange(4000), 4)[:, 1]
+    one = [beta(0.8, x) for x in u[~mix.cutmix].tolist()]  # type: ignore[union-attr]
+    assert mix.lam[~mix.cutmix].tolist() == one  # type: ignore[union-attr]
+    assert sorted(mix.partner.tolist()) == list(range(4000))
+    top, left, bottom, right = mix.boxes.T  # type: ignore[union-attr]
+    share = 1 - (bottom - top) * (right - left) / (32 * 40)
+    assert np.array_equal(mix.lam[mix.cutmix], share[mix.cutmix])  # type: ignore[union-attr]
+    for kind in ("mixup", "cutmix"):
+        alone = AugmentConfig(**{f"{kind}_alpha": 0.5}, mix_per="sample")  # type: ignore[arg-type]
+        cutmix = draw_mix(many(100), alone, HERE).cutmix  # type: ignore[union-attr]
+        assert set(cutmix.tolist()) == {kind == "cutmix"}
+
+
+def test_policies_need_no_torch() -> None:
+    check = "import sys, vitc.data.policies, vitc.data.ops; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rand_ops": 3}, "data.augment.rand_ops has no effect with data.augment.policy 'none'"),
+        ({"rand_std": 0.0, "policy": "v0"}, "it needs --data.augment.policy randaugment"),
+        ({"erase_fill": "mean"}, "data.augment.erase_fill has no effect with data.augment.erase 0"),
+        ({"erase_area": (0.1, 0.2)}, "it needs an --data.augment.erase above 0"),
+        ({"mix_per": "sample"}, "mix_per has no effect with mixup_alpha and cutmix_alpha 0"),
+        ({"repeats": 3, "flip": 0.0}, "nothing random would make the copies differ"),
+        ({"repeats": 3, "flip": 1.0}, "nothing random would make the copies differ"),
+        ({"policy": "randaugment", "rand_prob": 0.0}, "rand_prob 0 leaves"),
+        ({"scale": (0.5, 1.0)}, "needs --data.augment.crop random_resized"),
+        ({"policy": "randaugment", "rand_ops": 0}, "rand_ops 0 must be at least 1"),
+        ({"policy": "randaugment", "rand_magnitude": 11.0}, "rand_magnitude 11.0 must be in [0"),
+        ({"policy": "randaugment", "rand_std": -1.0}, "rand_std -1.0 must not be negative"),
+        ({"repeats": 0}, "repeats 0 must be at least 1"),
+        ({"erase": 1.5}, "erase 1.5 must be in [0, 1]"),
+        ({"erase": 0.5, "erase_area": (0.3, 0.2)}, "erase_area (0.3, 0.2) must be 0 < from <= to"),
+        ({"erase": 0.5, "erase_ratio": (0.0, 1.0)}, "erase_ratio (0.0, 1.0) must be 0 < from"),
+        ({"jitter": (0.1, -0.1, 0.0)}, "jitter (0.1, -0.1, 0.0) must not be negative"),
+        ({"lighting": -0.1}, "lighting -0.1 must not be negative"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_or_out_of_range_is_said(
+    changes: dict[str, object], said: str
+) -> None:
+    found = AugmentConfig(**changes).problems()  # type: ignore[arg-type]
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_good_settings_are_good() -> None:
+    paper = AugmentConfig(
+        crop="random_resized", policy="v0", lighting=0.1, mixup_alpha=0.8, cutmix_alpha=1.0,
+        label_smoothing=0.1,
+    )  # fmt: skip
+    deit = AugmentConfig(
+        crop="random_resized", policy="randaugment", erase=0.25, repeats=3, mixup_alpha=0.8,
+        cutmix_alpha=1.0, label_smoothing=0.1, mix_per="sample",
+    )  # fmt: skip
+    for good in (AugmentConfig(), paper, deit):
+        assert good.problems() == []
+
+
+def test_lighting_without_colours_is_refused() -> None:
+    from vitc.config import load_config
+
+    with pytest.raises(ConfigError, match=r"data\.augment\.lighting needs colours"):
+        load_config("fashion_vit_c", **{"data.augment.lighting": 0.1}).checked()
+
+
+# -- peers ----------------------------------------------------------------------------------------
+
+
+def peer(name: str) -> object:
+    from vitc.models.borrowed import import_peer
+
+    try:
+        return import_peer(name)
+    except ImportError:
+        pytest.skip(f"PEER MISSING: {name}")
+
+
+TIMM = {
+    "AutoContrast": "auto_contrast", "Equalize": "equalize", "Invert": "invert",
+    "Rotate": "rotate", "Posterize": "posterize", "PosterizeIncreasing": "posterize",
+    "Solarize": "solarize", "SolarizeIncreasing": "solarize", "SolarizeAdd": "solarize_add",
+    "Color": "color", "ColorIncreasing": "color", "Contrast": "contrast",
+    "ContrastIncreasing": "contrast", "Brightness": "brightness",
+    "BrightnessIncreasing": "brightness", "Sharpness": "sharpness",
+    "SharpnessIncreasing": "sharpness", "ShearX": "shear_x", "ShearY": "shear_y",
+    "TranslateXRel": "translate_x", "TranslateYRel": "translate_y",
+}  # fmt: skip
+
+
+def timm_argument(module: object, op: str, level: float) -> tuple[float, ...]:
+    """Both values that timm's table gives for a level, whatever the sign it draws."""
+    table = module.LEVEL_TO_ARG[op]  # type: ignore[attr-defined]
+    if table is None:
+        return (0.0,)
+    return tuple(sorted({round(table(level, {})[0], 9) for _ in range(64)}))
+
+
+def our_argument(scales: str, op: str, level: float) -> tuple[float, ...]:
+    m = np.array([level / 10, level / 10])
+    both = SCALES[scales][op].argument(m, np.array([False, True]), (1, 1))
+    return tuple(sorted(set(both.round(9).tolist())))
+
+
+def test_v0_is_timms_policy_of_that_name_but_that_a_bit_is_kept() -> None:
+    module = peer("timm.data.auto_augment")
+    theirs = module.auto_augment_policy_v0({"translate_const": 1})  # type: ignore[attr-defined]
+    for ours, sub in zip(V0, theirs, strict=True):
+        for (op, prob, level), their in zip(ours, sub, strict=True):
+            assert (op, prob, level) == (TIMM[their.name], their.prob, their.magnitude)
+            values = timm_argument(module, their.name, level)
+            if op == "posterize":
+                values = tuple(max(1, v) for v in values)
+            assert our_argument("v0", op, level) == values
+
+
+def test_randaugment_has_timms_increasing_operations_and_arguments() -> None:
+    module = peer("timm.data.auto_augment")
+    theirs = module._RAND_INCREASING_TRANSFORMS  # type: ignore[attr-defined]
+    assert sorted(TIMM[name] for name in theirs) == sorted(RAND_OPS)
+    for name in theirs:
+        for level in (0, 0.37, 3, 7, 9, 9.49, 10):
+            values = timm_argument(module, name, level)
+            if TIMM[name] == "posterize":
+                values = tuple(max(1, v) for v in values)
+            assert our_argument("rand", TIMM[name], level) == values, (name, level)
+
+
+CAMEL = {"AutoContrast": "auto_contrast", "ShearX": "shear_x", "ShearY": "shear_y",
+         "TranslateX": "translate_x", "TranslateY": "translate_y"}  # fmt: skip
+
+
+def test_autoaugment_has_torchvisions_operations_and_probabilities() -> None:
+    module = peer("torchvision.transforms.autoaugment")
+    kind = module.AutoAugmentPolicy.IMAGENET  # type: ignore[attr-defined]
+    theirs = module.AutoAugment(kind).policies  # type: ignore[attr-defined]
+    for ours, sub in zip(AUTOAUGMENT, theirs, strict=True):
+        for (op, prob, level), (name, p, magnitude) in zip(ours, sub, strict=True):
+            assert (op, prob) == (CAMEL.get(name, name.lower()), p)
+            assert magnitude in (None, level)
+
+
+def test_trivialaugment_has_torchvisions_arguments() -> None:
+    module = peer("torchvision.transforms.autoaugment")
+    space = module.TrivialAugmentWide()._augmentation_space(31)  # type: ignore[attr-defined]
+    assert [CAMEL.get(name, name.lower()) for name in space] == list(TRIVIAL_OPS)
+    for name, (values, signed) in space.items():
+        op = CAMEL.get(name, name.lower())
+        scale = SCALES["trivial"][op]
+        assert (scale.sign != "none") == signed
+        ours = scale.argument(np.arange(31) / 30, np.zeros(31, np.bool_), SIZE)
+        theirs = np.broadcast_to(np.asarray(values, np.float64), 31)
+        if scale.sign == "around_one":
+            theirs = 1 + theirs
+        elif op.startswith("translate"):
+            theirs = theirs.astype(int)  # it drops what is after the point
+        elif op == "solarize":
+            theirs = np.ceil(theirs)  # a whole number is below both or neither
+        elif op in ("identity", "auto_contrast", "equalize"):
+            continue
+        assert ours == pytest.approx(theirs, abs=1e-5), op

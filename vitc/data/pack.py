@@ -1,0 +1,513 @@
+"""A data set packed into one file: `vitc data pack`. The file itself is described in `packed`.
+
+Workers read, check and re-encode; this process alone writes, in the order of the source, so the
+file is the same for any number of workers. It grows under another name beside a journal of what is
+in it: killed at any instant, the same command checks that and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from vitc.data.config import DataConfig
+from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
+from vitc.data.folders import counted, some
+from vitc.data.packed import HEADER, SPLITS, SUFFIX, About, Encoding, open_pack, write_index
+from vitc.data.sources import Found, Split, read_source
+from vitc.data.store import Ints, Names, Pixels
+from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
+
+CHUNK = 16  # images a task: few enough that bytes on their way to be written stay few
+QUALITY, RAW_SIDE = 95, 256  # defaults where images are made anew
+JOURNAL = struct.Struct("<6I")  # kept?, length, crc32, height, width, CRC-32 of these five
+JOURNAL_MAGIC = b"VITCJNL1"
+MAX_NAMED = 1000  # broken images whose names the pack keeps
+
+Progress = Callable[[int, int, int], None]  # images done, of how many, bytes written
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How images are stored; without any: the files' own bytes, or pixels as the source has them.
+
+    short_side: larger images are resized to it (smaller ones are never enlarged), and stored as
+    JPEG of `quality`; raw: as pixels. channels: of the images that are made anew.
+    """
+
+    short_side: int | None = None
+    quality: int | None = None
+    raw: bool = False
+    channels: int | None = None
+    bad_files: Literal["stop", "skip"] = "stop"
+
+    def check(self) -> None:
+        """Raises ConfigError: values that cannot be, or have no effect."""
+        if self.short_side is not None and not 1 <= self.short_side <= 8192:
+            raise ConfigError(f"--short-side {self.short_side} must be in 1 ... 8192.")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality {self.quality} must be in 1 ... 100.")
+        if self.raw and self.quality is not None:
+            raise ConfigError("--quality has no effect with --raw: pixels are stored as they are.")
+        if self.channels is not None and not self.makes_anew:
+            raise ConfigError("--channels has no effect where the files' own bytes are stored.",
+                              "It goes with --short-side or --raw.")  # fmt: skip
+        if self.channels not in (None, 1, 3, 4) or (self.channels == 4 and not self.raw):
+            raise ConfigError(f"--channels {self.channels} must be 1 or 3, or with --raw 4.")
+
+    @property
+    def makes_anew(self) -> bool:
+        return self.raw or self.short_side is not None or self.quality is not None
+
+
+class Packed(NamedTuple):
+    """What was made: where, of how many images and bytes, which files were broken, and whether a
+    pack that was begun before was gone on with (after how many images)."""
+
+    path: Path
+    images: int
+    bytes: int
+    skipped: tuple[str, ...]
+    resumed: int
+
+
+def pack(
+    config: DataConfig,
+    out: Path,
+    options: PackOptions,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Packed:
+    """Pack the data set that `config` names, as its source divides it, into the file `out`.
+
+    Nothing is held out: that is done, alike, when the pack is opened. Every image is decoded once,
+    so that a pack holds none that is broken. Raises ConfigError: a wrong option or path, or `out`
+    exists; DataError, BrokenFileError: of the source; RunError: a worker died, the disk is full.
+    """
+    options.check()
+    _check_out(out, overwrite)
+    found = read_source(config)
+    order = [name for name in SPLITS if name in found.splits]
+    splits = [found.splits[name] for name in order]
+    work = _Work(splits, *_form(splits[0], options))
+    workers = workers or len(os.sched_getaffinity(0))
+    partial, journal = Path(f"{out}.partial"), Path(f"{out}.journal")
+    if overwrite:
+        journal.unlink(missing_ok=True)
+    try:
+        with _locked(partial) as payload, journal.open("a+b") as log:
+            done = _Done.read(payload, log, len(work), _digest(found, order, work))
+            resumed = done.count
+            skipped = _write(work, payload, log, done, workers, options.bad_files, progress)
+            about = _about(found, order, config, work, done, skipped)
+            names, labels = work.kept(done.good)
+            write_index(payload, about, names, labels, done.entries[done.good])
+            size = payload.tell() if payload.seek(0, os.SEEK_END) else 0
+            os.replace(partial, out)
+            _sync_folder(out.parent)
+            journal.unlink(missing_ok=True)
+    except BrokenProcessPool as e:
+        raise RunError("A packing process died, mostly for want of memory.",
+                       "Use fewer --workers; the same command goes on.") from e  # fmt: skip
+    except OSError as e:
+        raise RunError(f"{out} cannot be written: {e.strerror or e}.",
+                       "Repair that; the same command goes on.") from e  # fmt: skip
+    return Packed(out, int(done.good.sum()), size, skipped, resumed)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.suffix != SUFFIX:
+        raise ConfigError(f"The packed file {str(out)!r} must end in {SUFFIX}.",
+                          f"For example: {out.with_suffix(SUFFIX)}")  # fmt: skip
+    if not out.parent.is_dir():
+        raise ConfigError(f"There is no folder {out.parent} to write {out.name} into.")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise ConfigError(f"{out} exists already.", "Give another name, or --overwrite.")
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[BinaryIO]:
+    """The unfinished file, opened to write; refused while another process writes it."""
+    import fcntl
+
+    with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as f:
+        try:
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not kept alive by forked workers
+        except (BlockingIOError, PermissionError):
+            raise ConfigError(f"Another process is writing {partial}.",
+                              "Wait for it, or give another name.") from None  # fmt: skip
+        yield f
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
+    """How images are stored, and whether that is just as they were."""
+    if options.makes_anew:
+        channels = options.channels or 3
+        if options.raw:
+            return _Form("raw", channels, options.short_side or RAW_SIDE), False
+        return _Form("jpeg", channels, options.short_side, options.quality or QUALITY), False
+    first = train.pixels[0] if train.pixels is not None else None
+    if train.store is not None:
+        with contextlib.suppress(BrokenFileError):
+            stored = train.stored(0)
+            first = None if isinstance(stored, bytes) else stored
+    if first is None:
+        return _Form("source"), True
+    return _Form("raw", int(first.shape[-1])), True
+
+
+def _digest(found: Found, order: list[str], work: _Work) -> bytes:
+    """What a pack that is begun must have in common with the one that goes on with it."""
+    h = hashlib.sha256(json.dumps([found.classes, order, work.form, _versions(work.form)]).encode())
+    for split in work.splits:
+        h.update(split.labels.astype("<i8").tobytes() + Names.of(split.names).blob.tobytes())
+        if split.pixels is not None:
+            h.update(str(split.pixels.shape).encode() + np.ascontiguousarray(split.pixels).data)
+        elif split.sizes is not None:
+            h.update(split.sizes.astype("<i8").tobytes())
+    return h.digest()
+
+
+def _about(
+    found: Found,
+    order: list[str],
+    config: DataConfig,
+    work: _Work,
+    done: _Done,
+    skipped: tuple[str, ...],
+) -> About:
+    bounds = np.cumsum([0, *(len(split) for split in work.splits)])
+    counts = {name: int(done.good[bounds[i] : bounds[i + 1]].sum()) for i, name in enumerate(order)}
+    left = np.bincount(work.splits[0].labels[done.good[: bounds[1]]], minlength=len(found.classes))
+    empty = [c for c, n in zip(found.classes, left.tolist(), strict=True) if n == 0]
+    if empty:
+        raise DataError(f"All training images of {some(empty)} are broken.")
+    return About(
+        classes=found.classes,
+        counts={name: count for name, count in counts.items() if count},
+        encoding=work.form.encoding,
+        origin=found.origin or config.source,
+        lossless=work.lossless and not found.content,
+        channels=work.form.channels,
+        short_side=work.form.short_side,
+        quality=work.form.quality,
+        made=_versions(work.form),
+        notes=tuple(found.notes),
+        skipped=skipped[:MAX_NAMED],
+    )
+
+
+def _versions(form: _Form) -> dict[str, str]:
+    """Of what the bytes depend on."""
+    parts = ("vitc",) if form.encoding == "source" else ("vitc", "torch", "pillow", "simplejpeg")
+    found = {}
+    for part in parts:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[part] = metadata.version(part)
+    return found
+
+
+# -- what is already there -------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Done:
+    """The images dealt with so far, `count` of n: good bool (n,), whether each is in the file;
+    entries uint32 (n, 4): length, crc32, height, width."""
+
+    good: NDArray[np.bool_]
+    entries: NDArray[np.uint32]
+    count: int = 0
+
+    @staticmethod
+    def read(payload: BinaryIO, log: BinaryIO, n: int, digest: bytes) -> _Done:
+        """What an earlier, interrupted pack has written; both files are cut back to just that.
+
+        Raises ConfigError: it was the pack of other images or options.
+        """
+        done = _Done(np.zeros(n, np.bool_), np.zeros((n, 4), np.uint32))
+        log.seek(0)
+        head = JOURNAL_MAGIC + digest
+        there = log.read(len(head))
+        if there == head:
+            payload.seek(HEADER.size)
+            while done.count < n and done._take(log.read(JOURNAL.size), payload):
+                pass
+        elif len(there) == len(head):
+            raise ConfigError(
+                f"{payload_name(log)} was begun with other images, options or versions.",
+                "--overwrite begins anew; with what it was begun with, it goes on.",
+            )
+        end = HEADER.size + int(done.entries[:, 0].sum(dtype=np.int64))
+        payload.truncate(end)
+        payload.seek(0)
+        payload.write(bytes(HEADER.size))
+        payload.seek(end)
+        log.truncate(len(head) + done.count * JOURNAL.size if done.count else 0)
+        log.seek(0, os.SEEK_END)
+        if not done.count:
+            log.write(head)
+        return done
+
+    def _take(self, raw: bytes, payload: BinaryIO) -> bool:
+        """One entry of the journal, if it and the record it tells of are whole."""
+        if len(raw) < JOURNAL.size:
+            return False
+        kept, length, crc, height, width, check = JOURNAL.unpack(raw)
+        if check != zlib.crc32(raw[:-4]) or length > MAX_FILE_BYTES:
+            return False
+        if kept and zlib.crc32(payload.read(length)) != crc:
+            return False
+        self.add(length, crc, height, width, kept=bool(kept))
+        return True
+
+    def add(self, length: int, crc: int, height: int, width: int, kept: bool) -> bytes:
+        """Note the next image; returns the journal's entry."""
+        self.entries[self.count] = length, crc, height, width
+        self.good[self.count] = kept
+        self.count += 1
+        entry = JOURNAL.pack(kept, length, crc, height, width, 0)[:-4]
+        return entry + struct.pack("<I", zlib.crc32(entry))
+
+
+def payload_name(log: BinaryIO) -> str:
+    return str(log.name).removesuffix(".journal")
+
+
+# -- making records --------------------------------------------------------------------------------
+
+
+class _Form(NamedTuple):
+    encoding: Encoding
+    channels: int | None = None
+    short_side: int | None = None
+    quality: int | None = None
+
+
+class _Made(NamedTuple):
+    """One image as it is stored, or why it cannot be."""
+
+    payload: bytes
+    height: int
+    width: int
+    broken: BrokenFileError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """All images, one after another, and what becomes of them."""
+
+    splits: list[Split]
+    form: _Form
+    lossless: bool
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits))
+
+    def kept(self, good: NDArray[np.bool_]) -> tuple[Names, Ints]:
+        """Names and labels of the images that are in the pack."""
+        places = np.flatnonzero(good)
+        labels = np.concatenate([split.labels for split in self.splits])
+        return Names.of(n for split in self.splits for n in split.names).take(places), labels[
+            places
+        ]
+
+    def make(self, index: int) -> _Made:
+        for split in self.splits:
+            if index < len(split):
+                break
+            index -= len(split)
+        try:
+            return self._made(split.stored(index), split.names[index])
+        except BrokenFileError as error:
+            return _Made(b"", 0, 0, error)
+
+    def _made(self, stored: bytes | Pixels, name: str) -> _Made:
+        form = self.form
+        if form.encoding == "source":
+            if not isinstance(stored, bytes):
+                raise DataError(f"{name!r} is pixels where other images are encoded.",
+                                "Pack with --raw, or --short-side N.")  # fmt: skip
+            height, width = read_image(stored, 3, name).shape[:2]
+            return _Made(stored, height, width)
+        assert form.channels is not None
+        if isinstance(stored, bytes):
+            pixels = read_image(stored, form.channels, name)
+        else:
+            pixels = to_channels(stored, form.channels)
+        if form.short_side is not None:
+            pixels = shrunk(pixels, form.short_side)
+        height, width = pixels.shape[:2]
+        if form.encoding == "raw":
+            return _Made(np.ascontiguousarray(pixels).tobytes(), height, width)
+        assert form.quality is not None
+        space = "GRAY" if form.channels == 1 else "RGB"
+        jpeg = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(pixels), form.quality, space, "444" if space == "GRAY" else "420"
+        )
+        return _Made(jpeg, height, width)
+
+
+def shrunk(pixels: Pixels, short_side: int) -> Pixels:
+    """uint8 (H, W, C), the whole image, its shorter side at most `short_side`: bilinear with
+    antialiasing."""
+    height, width = pixels.shape[:2]
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    resized: Pixels = crop_resize(pixels, (0, 0, height, width), size).permute(1, 2, 0).numpy()
+    return resized
+
+
+# -- writing them, in order ------------------------------------------------------------------------
+
+
+def _write(
+    work: _Work,
+    payload: BinaryIO,
+    log: BinaryIO,
+    done: _Done,
+    workers: int,
+    bad_files: str,
+    progress: Progress | None,
+) -> tuple[str, ...]:
+    """Append every image not yet done. Returns the names of broken images, also of earlier."""
+    all_names = [Names.of(split.names) for split in work.splits]
+    starts = np.cumsum([0, *map(len, all_names)])
+
+    def name(index: int) -> str:
+        part = int(np.searchsorted(starts, index, side="right")) - 1
+        return all_names[part][index - int(starts[part])]
+
+    skipped = [name(i) for i in np.flatnonzero(~done.good[: done.count]).tolist()]
+    told = time.monotonic()
+    with contextlib.closing(_all_made(work, done.count, workers)) as chunks:
+        for chunk in chunks:
+            entries: list[bytes] = []
+            for made in chunk:
+                if made.broken is not None:
+                    if bad_files == "stop":
+                        raise _stopped(made.broken, payload, log, entries)
+                    skipped.append(name(done.count))
+                    entries.append(done.add(0, 0, 0, 0, kept=False))
+                    continue
+                payload.write(made.payload)
+                crc = zlib.crc32(made.payload)
+                entries.append(done.add(len(made.payload), crc, made.height, made.width, kept=True))
+            payload.flush()  # the record before the entry that tells of it
+            log.write(b"".join(entries))
+            log.flush()
+            if progress is not None and (time.monotonic() - told > 0.2 or done.count == len(work)):
+                told = time.monotonic()
+                progress(done.count, len(work), payload.tell())
+    return tuple(skipped)
+
+
+def _stopped(
+    error: BrokenFileError, payload: BinaryIO, log: BinaryIO, entries: list[bytes]
+) -> BrokenFileError:
+    """The error that ends the pack, what is good so far being kept."""
+    payload.flush()
+    log.write(b"".join(entries))
+    log.flush()
+    return BrokenFileError(
+        error.message, "The same command with --bad-files skip goes on and leaves such files out."
+    )
+
+
+def _all_made(work: _Work, start: int, workers: int) -> Generator[list[_Made], None, None]:
+    """All images from `start` on, in order, made by so many processes (1: this one)."""
+    chunks = [range(i, min(i + CHUNK, len(work))) for i in range(start, len(work), CHUNK)]
+    if workers <= 1 or len(chunks) <= 1:
+        for chunk in chunks:
+            yield [work.make(i) for i in chunk]
+        return
+    method = "fork" if sys.platform.startswith("linux") else "spawn"
+    pool = ProcessPoolExecutor(
+        workers, get_context(method), initializer=_start_worker, initargs=(work, os.getpid())
+    )
+    waiting: deque[Future[list[_Made]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(_make_chunk, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_work: _Work | None = None  # of a worker process, which serves one pack
+
+
+def _start_worker(work: _Work, parent: int) -> None:
+    global _worker_work
+    _worker_work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
+    if work.form.short_side is not None:
+        import torch
+
+        torch.set_num_threads(1)
+    threading.Thread(target=_end_when_orphaned, args=(parent,), daemon=True).start()
+
+
+def _end_when_orphaned(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _make_chunk(chunk: range) -> list[_Made]:
+    assert _worker_work is not None
+    return [_worker_work.make(i) for i in chunk]
+
+
+def describe(path: Path) -> str:
+    """One line on a pack: images, classes, how they are stored."""
+    made = open_pack(path)
+    about = made.about
+    splits = ", ".join(f"{count:,} {name}" for name, count in about.counts.items())
+    side = f", shorter side at most {about.short_side}" if about.short_side else ""
+    forms = {
+        "source": "the files' own bytes",
+        "jpeg": f"JPEG of quality {about.quality}{side}",
+        "raw": f"pixels{side}",
+    }
+    classes = counted(len(about.classes), "class", "classes")
+    return (
+        f"{counted(len(made), 'image')} ({splits}) of {classes} from a {about.origin} source, "
+        f"as {forms[about.encoding]}"
+    )

@@ -1,0 +1,493 @@
+"""What does a model look at, as one picture: attention, positions, filters, feature maps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.config import from_dict, read_json
+from vitc.deploy.show import Page, Table, model_with
+from vitc.errors import BrokenFileError, ConfigError, suggest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+Kind = Literal["attention", "positions", "filters", "features"]
+Array = NDArray[Any]
+
+WIDTH = 12.8  # inches; text is legible when the picture is shown 1280 pixels wide
+DPI = 150
+COLUMNS = 7  # tiles of attention beside each other
+MAPS = 8  # channels of a stem layer
+FILTERS = 64
+MOSAIC_GAP = 2
+POSITIONS = 16  # tiles of position similarity along a side
+SEED = 0  # of fresh weights: the same picture every time
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which picture: attention and features are of an `image`; `block`: that one's heads too."""
+
+    kind: Kind
+    image: Path | None = None
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in eval mode on CPU and how it is fed. `record`: a run's data.json, or like one."""
+
+    name: str
+    model: nn.Module
+    record: Mapping[str, Any]
+    trained: bool
+
+
+def picture_page(
+    what: str, settings: Mapping[str, Any], request: Request, plot: Path | None = None
+) -> Page:
+    """Draw a run's or a model's picture into `plot` (default: <kind>.png here), and say where.
+
+    A run's weights are the EMA of its last checkpoint; a model's are fresh, and the title says so.
+    Raises ConfigError: neither run nor model, or one that has no such thing; settings on a run; no
+    such image or none that can be read; a block that does not exist. CheckpointError: a run
+    without a checkpoint.
+    """
+    file = Path(f"{request.kind}.png") if plot is None else plot
+    if request.image is not None:
+        _check_image(request)
+    subject = _subject(what, settings, request.kind)
+    draw = {
+        "attention": _attention,
+        "positions": _positions,
+        "filters": _filters,
+        "features": _features,
+    }[request.kind]
+    figure, said, values = draw(subject, request)
+    with warnings.catch_warnings():  # a class name in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, dpi=DPI)
+    about = {"of": request.kind, "subject": what, "trained": subject.trained, "picture": str(file)}
+    return Page(about | values, [*said, f"{request.kind.capitalize()}: {file}"])
+
+
+# -- of what ---------------------------------------------------------------------------------------
+
+
+def _check_image(request: Request) -> None:
+    image = request.image
+    assert image is not None
+    if image.is_dir():
+        raise ConfigError(f"--{request.kind} {image} is a folder.", "Give one image in it.")
+    if not image.exists():
+        near = [p.name for p in image.parent.iterdir()] if image.parent.is_dir() else []
+        raise ConfigError(
+            f"--{request.kind} {image}: there is no such file.{suggest(image.name, near)}"
+        )
+
+
+def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Subject:
+    from vitc.models.zoo import MODELS
+    from vitc.recipes import RECIPES
+
+    path = Path(what)
+    if what in RECIPES:
+        operand = " IMAGE" if kind in ("attention", "features") else ""
+        raise ConfigError(
+            f"--{kind} has no effect with {what}: a recipe has no weights.",
+            f"Give a run of it: vitc show runs/{what} --{kind}{operand}",
+        )
+    if what in MODELS or what.startswith("timm:"):
+        return _fresh(what, settings)
+    if path.is_dir() and (path / "config.json").exists():
+        if settings:
+            raise ConfigError(f"Settings have no effect on what {what} has run already.")
+        return _trained(path)
+    if path.is_file():
+        raise ConfigError(f"--{kind} has no effect with {what}: a config file has no weights.",
+                          "Give a run folder or a model.")  # fmt: skip
+    near = suggest(what, MODELS)
+    what_is_it = "a folder, but not of a run" if path.is_dir() else "no run folder and no model"
+    raise ConfigError(f"{what} is {what_is_it}.{near}", "Models: vitc show --list")
+
+
+def _fresh(name: str, settings: Mapping[str, Any]) -> Subject:
+    import torch
+
+    from vitc.data.config import DataConfig
+    from vitc.data.sources import IMAGENET_MEAN, IMAGENET_STD
+    from vitc.models.zoo import build_model
+
+    config = model_with(name, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = build_model(config)
+    colours = config.in_chans == 3
+    record = {
+        "classes": (),
+        "img_size": config.size,
+        "in_chans": config.in_chans,
+        "mean": IMAGENET_MEAN if colours else (0.5,) * config.in_chans,
+        "std": IMAGENET_STD if colours else (0.5,) * config.in_chans,
+        "fit": DataConfig.fit,
+        "eval_crop": DataConfig.eval_crop,
+    }
+    return Subject(f"{name}: fresh weights, not trained", model.eval(), record, False)
+
+
+def _trained(run: Path) -> Subject:
+    from vitc.deploy.pretrained import is_pretrained, predictor_parts
+    from vitc.train.evaluate import load_model
+
+    if is_pretrained(run):
+        model, record, _ = predictor_parts(run)
+        return Subject(f"the saved model {run}", model, record, True)
+    model, record = load_model(run, "ema")
+    name = from_dict(read_json(run / "config.json")).model.name
+    return Subject(f"{name} of {run}, EMA weights", model, record, True)
+
+
+def _read(subject: Subject, request: Request) -> tuple[Array, Tensor]:
+    """The image as the model sees it: uint8 (H, W, C), and normalised (1, C, H, W).
+
+    The same steps as a Predictor's.
+    """
+    from vitc.data.augment import finish
+    from vitc.data.decode import eval_image, read_image
+
+    assert request.image is not None
+    r, name = subject.record, str(request.image)
+    try:
+        pixels = read_image(request.image, r["in_chans"], name)
+    except BrokenFileError as error:
+        raise ConfigError(
+            f"--{request.kind}: {error.message}", "Give one image, such as a JPEG or PNG."
+        ) from error
+    fitted = eval_image(pixels, tuple(r["img_size"]), r["fit"], r["eval_crop"])
+    x = finish(fitted[None], None, tuple(r["mean"]), tuple(r["std"]), channels_last=False)
+    return fitted.permute(1, 2, 0).numpy(), x
+
+
+def _prediction(subject: Subject, x: Tensor) -> dict[str, Any] | None:
+    """The likeliest class and its probability; None for weights that were never trained."""
+    import torch
+
+    if not subject.trained:
+        return None
+    with torch.inference_mode():
+        probability, k = subject.model(x).float().softmax(dim=1)[0].max(dim=0)
+    return {"class": subject.record["classes"][int(k)], "probability": float(probability)}
+
+
+def _title(subject: Subject, image: Path, prediction: Mapping[str, Any] | None) -> str:
+    second = _short(image.name)
+    if prediction is not None:
+        second += f": {_short(prediction['class'])}, {100 * prediction['probability']:.1f} %"
+    return f"{_short(subject.name)}\n{second}"
+
+
+def _short(text: str, length: int = 70) -> str:
+    """A stranger's name as one printable line."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+Drawn = tuple["Figure", list[str | Table], dict[str, Any]]
+
+
+def _attention(subject: Subject, request: Request) -> Drawn:
+    """The image, each block's attention, the rollout; below, the heads of one block if asked."""
+    from vitc.models.look import attention_distance, attention_rollout, class_attention
+
+    pixels, x = _read(subject, request)
+    weights = class_attention(subject.model, x)[:, 0].numpy()  # (depth, heads, h, w)
+    depth, heads, h, w = weights.shape
+    if request.block is not None and not 0 <= request.block < depth:
+        raise ConfigError(f"--block {request.block}: the model has blocks 0 to {depth - 1}.")
+    rollout = attention_rollout(subject.model, x)[0].numpy()
+    distance = attention_distance(subject.model, x).numpy()
+    prediction = _prediction(subject, x)
+
+    even = 1 / (h * w + _prefix_tokens(subject.model))  # what every token gets of indifference
+    maps = {f"block {i}": weights[i].mean(axis=0) / even for i in range(depth)}
+    if request.block is not None:
+        maps |= {f"block {request.block}, head {i}": weights[request.block, i] / even
+                 for i in range(heads)}  # fmt: skip
+    assert request.image is not None
+    title = _title(subject, request.image, prediction)
+    figure = _attention_figure(pixels, maps, depth, rollout / even, _reader(subject.model), title)
+    rows = [
+        (str(i), f"{d.mean():.1f}", f"{d.min():.1f}", f"{d.max():.1f}")
+        for i, d in enumerate(distance)
+    ]
+    table = Table("How far attention reaches, pixels between patch centres",
+                  ("block", "mean of the heads", "nearest", "farthest"), rows)  # fmt: skip
+    said: list[str | Table] = [title, table]
+    return figure, said, {"prediction": prediction, "attention_distance": distance.tolist()}
+
+
+def _prefix_tokens(model: nn.Module) -> int:
+    return int(getattr(model, "num_prefix_tokens", 0))
+
+
+def _reader(model: nn.Module) -> str:
+    """Whose attention `class_attention` gives."""
+    config: Any = model.config
+    return "class token" if config.global_pool == "token" else "mean of the patches"
+
+
+def _attention_figure(
+    pixels: Array, maps: Mapping[str, Array], depth: int, rollout: Array, reader: str, title: str
+) -> Figure:
+    """Tiles: the image, the first `depth` maps, the rollout; from a new row on, the other maps."""
+    first = ["image", *list(maps)[:depth], "rollout"]
+    columns = min(COLUMNS, len(first))
+    rows = [first[i : i + columns] for i in range(0, len(first), columns)]
+    others = list(maps)[depth:]
+    rows += [others[i : i + columns] for i in range(0, len(others), columns)]
+    aspect = pixels.shape[0] / pixels.shape[1]
+    tile = (WIDTH - 1.6) / columns
+    figure = _figure(len(rows) * (tile * aspect + 0.35) + 0.9)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+
+    top = max(2.0, float(np.percentile(np.stack(list(maps.values())), 99.5)))
+    colours: Any = None
+    for row, names in zip(axes, rows, strict=True):
+        for ax, name in zip(row, [*names, *[None] * (columns - len(names))], strict=True):
+            ax.set_axis_off()
+            if name is None:
+                continue
+            if name == "image":
+                _show_image(ax, pixels)
+            elif name == "rollout":
+                _show_overlay(ax, pixels, rollout, float(rollout.min()), float(rollout.max()))
+                name = f"rollout, own scale:\n{rollout.min():.2g} to {rollout.max():.2g}"
+            else:
+                colours = _show_overlay(ax, pixels, maps[name], 0.0, top)
+            ax.set_title(name, fontsize=10)
+    bar: Any = figure.colorbar(colours, ax=axes, extend="max", fraction=0.03, pad=0.01, aspect=30)
+    bar.solids.set_alpha(1)
+    bar.set_label(f"attention of the {reader}\n(1: every token alike)")
+    _set_title(figure, title)
+    return figure
+
+
+def _show_overlay(ax: Axes, pixels: Array, values: Array, low: float, high: float) -> Any:
+    """`values` (h, w) in colour over the image in grey, each patch one flat square."""
+    grey = _as_shown(pixels)
+    grey = grey if grey.ndim == 2 else grey @ np.array([0.299, 0.587, 0.114])
+    grey = 0.1 + 0.6 * grey  # so that the same attention looks alike on light and on dark
+    edges = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=edges)
+    return ax.imshow(values, cmap="inferno", vmin=low, vmax=max(high, low + 1e-9), alpha=0.6,
+                     extent=edges, interpolation="nearest")  # fmt: skip
+
+
+# -- positions -------------------------------------------------------------------------------------
+
+
+def _positions(subject: Subject, request: Request) -> Drawn:
+    """For every patch a small map: how alike the other patches' position embeddings are."""
+    from vitc.models.look import pos_embed_similarity
+
+    similarity = pos_embed_similarity(subject.model).numpy()  # (h, w, h, w)
+    h, w = similarity.shape[:2]
+    rows, columns = _spread(h), _spread(w)
+    tiles = [similarity[i, j] for i in rows for j in columns]
+    own = np.eye(h * w, dtype=bool).reshape(h, w, h, w)
+    top = float(np.abs(similarity[~own]).max(initial=0.01))  # a patch is 1 to itself, always
+
+    mosaic, down, right = _mosaic(tiles, len(columns))
+    figure = _figure(0.65 * WIDTH * mosaic.shape[0] / mosaic.shape[1] + 1.1, 0.75 * WIDTH)
+    ax = figure.subplots()
+    image = ax.imshow(mosaic, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+    middle = (down - MOSAIC_GAP - 1) / 2, (right - MOSAIC_GAP - 1) / 2
+    ax.set_yticks([middle[0] + down * i for i in range(len(rows))], map(str, rows))
+    ax.set_xticks([middle[1] + right * i for i in range(len(columns))], map(str, columns))
+    ax.set(xlabel="column of the patch", ylabel="row of the patch")
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(image, ax=ax, extend="max", fraction=0.04, pad=0.02, aspect=30)
+    bar.set_label("cosine similarity to the position embedding of each other patch")
+    _set_title(figure, f"{_short(subject.name)}\nposition embeddings, {h}x{w} patches")
+    strongest = f"The most alike two different patches get: {top:.3f} (cosine)."
+    return figure, [subject.name, strongest], {"grid": [h, w], "largest": top}
+
+
+def _spread(count: int) -> list[int]:
+    """All of `count` rows, or POSITIONS of them evenly spread."""
+    if count <= POSITIONS:
+        return list(range(count))
+    return [round(i * (count - 1) / (POSITIONS - 1)) for i in range(POSITIONS)]
+
+
+# -- filters ---------------------------------------------------------------------------------------
+
+
+def _filters(subject: Subject, request: Request) -> Drawn:
+    """The strongest filters of the first convolution; of whole patches, what they are made of."""
+    from vitc.models.look import filter_components, stem_filters
+
+    filters = stem_filters(subject.model)  # (D, C, k, k)
+    d, c, *kernel = filters.shape
+    order = filters.flatten(1).norm(dim=1).argsort(descending=True, stable=True)
+    order = order[:FILTERS].sort().values
+    which = f"all {d} filters" if d <= FILTERS else f"the {FILTERS} strongest of {d} filters"
+    panels = [(which, filters[order])]
+    values: dict[str, Any] = {"filters": d, "channels": c, "kernel": kernel}
+    if min(kernel) >= 4 and d > 1:  # a 3x3 has so few components that they say nothing
+        components, share = filter_components(filters)
+        part = f"{100 * float(share.sum()):.0f} % of their variance"
+        panels.append((f"the first {len(components)} principal components, {part}", components))
+        values["components_share"] = share.tolist()
+
+    mosaics = [_filter_mosaic(weights.numpy(), 2 / len(panels)) for _, weights in panels]
+    tallest = max(m.shape[0] / m.shape[1] for m in mosaics)
+    figure = _figure(0.88 * WIDTH / len(panels) * tallest + 1.1)
+    image: Any = None
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (caption, _), picture in zip(all_axes, panels, mosaics, strict=True):
+        image = ax.imshow(picture, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set_title(caption, fontsize=10)
+        ax.set_axis_off()
+    how = "RGB; mid-grey: 0; each filter scaled to its own largest weight"
+    if c not in (3, 4):
+        bar = figure.colorbar(image, ax=all_axes, fraction=0.03, pad=0.01, aspect=30)
+        bar.set_label("weight / the filter's largest")
+        how = "" if c == 1 else f"mean over {c} channels"
+    what = f"first convolution, {kernel[0]}x{kernel[1]}" + (f"; {how}" if how else "")
+    _set_title(figure, f"{_short(subject.name)}\n{what}")
+    return figure, [f"{subject.name}: {d} filters of {c}x{kernel[0]}x{kernel[1]}"], values
+
+
+def _filter_mosaic(filters: Array, aspect: float) -> Array:
+    """All filters (n, C, k, k) side by side, about `aspect` times as wide as tall."""
+    tiles = [_filter_tile(weights) for weights in filters]
+    return _mosaic(tiles, math.ceil(math.sqrt(len(tiles) * aspect)))[0]
+
+
+def _filter_tile(weights: Array) -> Array:
+    """(C, k, k) -> RGB in [0, 1], or (k, k) in [-1, 1] where the channels are no colours."""
+    if weights.shape[0] in (3, 4):
+        colours = weights[:3]
+        return np.asarray(0.5 + colours.transpose(1, 2, 0) / (2 * _largest(colours)))
+    mean = weights.mean(axis=0)
+    return np.asarray(mean / _largest(mean))
+
+
+def _largest(weights: Array) -> float:
+    return max(float(np.abs(weights).max()), 1e-12)
+
+
+# -- feature maps ----------------------------------------------------------------------------------
+
+
+def _features(subject: Subject, request: Request) -> Drawn:
+    """Of every layer of the stem the channels that vary most over the image."""
+    from vitc.models.look import stem_features
+
+    pixels, x = _read(subject, request)
+    layers = [(name, maps[0].float().numpy()) for name, maps in stem_features(subject.model, x)]
+    prediction = _prediction(subject, x)
+    aspect = pixels.shape[0] / pixels.shape[1]
+    tile = (WIDTH - 1.2) / (MAPS + 1.6)
+    figure = _figure(len(layers) * (tile * aspect + 0.3) + 0.9)
+    grid = figure.add_gridspec(len(layers), MAPS + 1, width_ratios=[1.5, *[1] * MAPS])
+    left = figure.add_subplot(grid[:, 0])
+    _show_image(left, pixels)
+    left.set_axis_off()
+    left.set_title("image", fontsize=10)
+    for row, (name, maps) in enumerate(layers):
+        _feature_row(
+            figure, [figure.add_subplot(grid[row, 1 + i]) for i in range(MAPS)], name, maps
+        )
+    assert request.image is not None
+    title = _title(subject, request.image, prediction)
+    _set_title(figure, title)
+    shapes = [(name, "x".join(map(str, maps.shape))) for name, maps in layers]
+    said: list[str | Table] = [
+        title,
+        Table("Layers", ("layer", "channels x height x width"), shapes),
+    ]
+    return figure, said, {"prediction": prediction, "layers": dict(shapes)}
+
+
+def _feature_row(figure: Figure, axes: Sequence[Axes], name: str, maps: Array) -> None:
+    spread = maps.reshape(len(maps), -1).std(axis=1)
+    chosen = np.sort(np.argsort(-spread, kind="stable")[:MAPS])
+    low, high = np.percentile(maps[chosen], (0.5, 99.5))
+    image: Any = None
+    for i, ax in enumerate(axes):
+        if i >= len(chosen):
+            ax.set_axis_off()
+            continue
+        image = ax.imshow(maps[chosen[i]], cmap="viridis", vmin=low, vmax=max(high, low + 1e-9),
+                          interpolation="nearest")  # fmt: skip
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(f"channel {chosen[i]}", fontsize=8, pad=2)
+    size = "x".join(map(str, maps.shape))
+    axes[0].set_ylabel(f"{_short(name, 20)}\n{size}", fontsize=9, parse_math=False)
+    bar = figure.colorbar(image, ax=axes, extend="both", fraction=0.02, pad=0.01, aspect=12)
+    bar.set_label("activation", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+# -- how it is drawn -------------------------------------------------------------------------------
+
+
+def _figure(height: float, width: float = WIDTH) -> Figure:
+    """Without a window system and without pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    # A dollar in a stranger's name is no formula.
+    figure.suptitle(title, fontsize=12, parse_math=False)
+
+
+def _as_shown(pixels: Array) -> Array:
+    """uint8 (H, W, 1 | 3 | 4) -> [0, 1], grey (H, W) or RGB; transparent parts over white."""
+    shown = pixels.astype(np.float32) / 255
+    if shown.shape[2] == 4:
+        opacity = shown[..., 3:]
+        shown = shown[..., :3] * opacity + (1 - opacity)
+    return shown[..., 0] if shown.shape[2] == 1 else shown
+
+
+def _show_image(ax: Axes, pixels: Array) -> None:
+    ax.imshow(_as_shown(pixels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _mosaic(tiles: Sequence[Array], columns: int) -> tuple[Array, int, int]:
+    """Tiles (k, k) or (k, k, 3) row by row, enlarged so that the gaps between them look narrow.
+
+    Gaps are NaN, or white in RGB. Also the step from tile to tile, down and right, in pixels.
+    """
+    factor = math.ceil(16 / max(tiles[0].shape[:2]))
+    tiles = [tile.repeat(factor, axis=0).repeat(factor, axis=1) for tile in tiles]
+    h, w, *colours = tiles[0].shape
+    down, right = h + MOSAIC_GAP, w + MOSAIC_GAP
+    rows = math.ceil(len(tiles) / columns)
+    gap = 1.0 if colours else np.nan
+    size = rows * down - MOSAIC_GAP, columns * right - MOSAIC_GAP
+    picture = np.full((*size, *colours), gap, np.float32)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * down, i % columns * right
+        picture[top : top + h, left : left + w] = tile
+    return picture, down, right
