@@ -35,7 +35,7 @@ from vitc.models.convert import (
 )
 from vitc.models.zoo import build_model
 from vitc.train import weights as weights_module
-from vitc.train.start import load_weights, read_weights
+from vitc.train.start import load_weights, models_like, read_weights
 from vitc.train.weights import pycls_settings
 
 P = ViTConfig(
@@ -406,6 +406,14 @@ def test_a_model_of_ours_with_that_shape_is_suggested() -> None:
     assert "vit_c_tiny" in error.hint
 
 
+def test_models_that_differ_in_the_stems_norm_are_told_apart() -> None:
+    for name in ("vit_c_4gf", "vit_c_ln_4gf", "vit_p_bn_4gf", "vit_p_4gf"):
+        with torch.device("meta"):
+            shape = describe(dict(vitc.create_model(name).state_dict()))
+        assert shape is not None
+        assert models_like(shape) == [name]
+
+
 def test_another_class_count_is_said_and_left_out_when_asked() -> None:
     theirs = from_vitc(dict(model_of("p", seed=1, num_classes=5).state_dict()), "timm")
     model = model_of("p", seed=2)
@@ -484,6 +492,21 @@ def test_only_some_parts_are_taken() -> None:
         assert torch.equal(tensor, source.state_dict()[name] if taken else before[name]), name
     with pytest.raises(ConfigError, match=r"'stm' is no part.*'stem'"):
         load_weights(model, dict(source.state_dict()), only=["stm"])
+
+
+def test_a_single_word_needs_no_list() -> None:
+    source = model_of("c", seed=1, num_classes=5)
+    model = model_of("c", seed=2)
+    load_weights(model, dict(source.state_dict()), adapt="head", only="norm")
+    assert torch.equal(model.state_dict()["norm.bias"], source.state_dict()["norm.bias"])
+
+
+def test_a_model_without_class_token_is_another_model_at_any_resolution() -> None:
+    theirs = dict(model_of("p").state_dict())
+    model = model_of("p", class_token=False, global_pool="avg")
+    assert_unchanged_by(
+        model, "(?s)another model.*unexpected: cls_token", theirs, adapt=["pos_embed"]
+    )
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -18,8 +20,10 @@ import torch
 from PIL import Image
 
 from vitc.data import loader, resident
+from vitc.data.augment import erase, finish
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.loader import MicroBatch, open_eval, open_train
+from vitc.data.mixing import mix
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources import DataSet, Split
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
@@ -102,12 +106,16 @@ def assert_same(a: MicroBatch, b: MicroBatch, pixels: int = 0) -> None:
     """Bit-equal parameters; pixels equal, or at most so far apart."""
     assert (a.images.int() - b.images.int()).abs().max() <= pixels
     assert torch.equal(a.labels, b.labels)
-    assert torch.equal(a.flip, b.flip)
-    assert (a.mix.kind, a.mix.lam, a.mix.box) == (b.mix.kind, b.mix.lam, b.mix.box)
-    assert np.array_equal(a.mix.partner, b.mix.partner)
-    assert (a.drop_path is None) == (b.drop_path is None)
-    if a.drop_path is not None and b.drop_path is not None:
-        assert torch.equal(a.drop_path, b.drop_path)
+    for name in ("flip", "lighting", "drop_path"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None and y is None) or torch.equal(x, y), name
+    assert (a.erased is None) == (b.erased is None)
+    for x, y in (() if a.erased is None else zip(vars(a.erased).values(), vars(b.erased).values(),
+                                                 strict=True)):  # fmt: skip
+        assert torch.equal(x, y)
+    assert type(a.mix) is type(b.mix)
+    for x, y in zip(vars(a.mix).values(), vars(b.mix).values(), strict=True):
+        assert np.array_equal(x, y)
     assert a.skipped == b.skipped
 
 
@@ -126,6 +134,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(photos: DataSet) -> None
     assert alone[0][0].images.shape == (4, 3, 32, 24)
     assert alone[0][0].images.dtype == torch.uint8
     assert alone[0][0].labels.dtype == torch.int64
+    assert alone[0][0].flip is not None
     assert alone[0][0].flip.dtype == torch.bool
     assert alone[0][0].drop_path is not None
     assert alone[0][0].drop_path.shape == (4, 4)
@@ -156,7 +165,7 @@ def test_accumulation_changes_neither_order_nor_cuts(photos: DataSet) -> None:
     for many, (one,) in zip(fine, coarse, strict=True):
         assert torch.equal(torch.cat([m.images for m in many]), one.images)
         assert torch.equal(torch.cat([m.labels for m in many]), one.labels)
-        assert torch.equal(torch.cat([m.flip for m in many]), one.flip)
+        assert torch.equal(torch.cat([m.flip for m in many]), one.flip)  # type: ignore[arg-type, misc]
 
 
 def test_loading_leaves_the_global_random_state_alone(photos: DataSet) -> None:
@@ -165,6 +174,108 @@ def test_loading_leaves_the_global_random_state_alone(photos: DataSet) -> None:
     evaluated(photos, config(workers=1), plan())
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[arg-type]
+
+
+# -- exactness of what the model sees -------------------------------------------------------------
+
+FULL = {
+    "paper": AugmentConfig(
+        crop="random_resized", policy="v0", lighting=0.1, mixup_alpha=0.8, cutmix_alpha=1.0,
+        label_smoothing=0.1,
+    ),
+    "deit": AugmentConfig(
+        crop="random_resized", policy="randaugment", erase=0.5, repeats=3, mixup_alpha=0.8,
+        cutmix_alpha=1.0, label_smoothing=0.1, mix_per="sample",
+    ),
+    "deit 3": AugmentConfig(
+        crop="random_resized", policy="three", jitter=(0.3, 0.3, 0.3), mixup_alpha=0.8,
+        cutmix_alpha=1.0, repeats=2,
+    ),
+    "rest": AugmentConfig(crop="shift", policy="trivial", lighting=0.2, erase=0.5,
+                          erase_fill="mean"),
+    "autoaugment": AugmentConfig(crop="shift", policy="autoaugment"),
+}  # fmt: skip
+
+
+def digest(steps: list[list[MicroBatch]], augment: AugmentConfig) -> list[str]:
+    """A hash a step of the float images and targets that the model is trained on."""
+    found = []
+    for micros in steps:
+        sha = hashlib.sha256()
+        for m in micros:
+            images = finish(m.images, m.flip, (0.5,) * 3, (0.2,) * 3, False, m.lighting)
+            images = erase(images, m.erased)
+            for out in mix(images, m.labels, m.mix, 3, augment.label_smoothing):
+                sha.update(out.contiguous().numpy().tobytes())
+        found.append(sha.hexdigest())
+    return found
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_final_batches_do_not_depend_on_workers_resume_or_processes(
+    photos: DataSet, name: str
+) -> None:
+    augment = FULL[name]
+    settings = config(augment=augment)
+    where = plan(batch=12, micro=6)
+    whole = digest(run(photos, settings, where, end=4), augment)
+    assert len(set(whole)) == 4
+    for workers in (1, 4):
+        again = run(photos, config(augment=augment, workers=workers), where, end=4)
+        assert digest(again, augment) == whole
+    for start in (1, 2, 3):
+        assert digest(run(photos, settings, where, start, 4), augment) == whole[start:]
+    parts = [run(photos, settings, plan(batch=12, micro=6, rank=r, world=2), end=4) for r in (0, 1)]
+    assert digest([a + b for a, b in zip(*parts, strict=True)], augment) == whole
+    other = run(photos, settings, plan(batch=12, micro=6, seed_augment=2), end=4)
+    assert not set(digest(other, augment)) & set(whole)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_final_batches_of_held_images_do_not_depend_on_resume_or_processes(name: str) -> None:
+    augment, data = FULL[name], pixel_set()
+    settings, where = config(augment=augment), plan(batch=12, micro=6)
+    whole = digest(run(data, settings, where, end=4), augment)
+    for start in (1, 2, 3):
+        assert digest(run(data, settings, where, start, 4), augment) == whole[start:]
+    parts = [run(data, settings, plan(batch=12, micro=6, rank=r, world=2), end=4) for r in (0, 1)]
+    assert digest([a + b for a, b in zip(*parts, strict=True)], augment) == whole
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "v0", "randaugment", "trivial", "three"])
+def test_held_images_are_changed_as_the_loader_changes_them(policy: str) -> None:
+    """The cut is none or moved, so that both ways start from the same bytes."""
+    augment = AugmentConfig(crop="shift", policy=policy, jitter=(0.3, 0.3, 0.3))  # type: ignore[arg-type]
+    data = pixel_set(60)
+    changed = run(data, config(augment=augment), plan(), end=7)
+    read = run(data, config(augment=augment, resident="off"), plan(), end=7)
+    if platform.machine() in ("x86_64", "AMD64") or policy not in ("v0", "randaugment"):
+        assert_same_run(changed, read)
+    plain = run(data, config(augment=AugmentConfig(crop="shift")), plan(), end=7)
+    flips = torch.cat([m.flip for step in plain for m in step if m.flip is not None])
+    before, after = (torch.cat([m.images for s in r for m in s]) for r in (plain, changed))
+    assert (before != after).flatten(1).any(1).float().mean() > 0.8
+    assert all(m.flip is None for step in changed for m in step)
+    assert 0 < flips.float().mean() < 1
+
+
+def test_a_policy_sees_the_mirrored_cut() -> None:
+    """Shears and translations have a direction: mirrored first is not mirrored last."""
+    data = pixel_set(40)
+    one = AugmentConfig(crop="none", flip=1.0, policy="trivial")
+    none = AugmentConfig(crop="none", flip=0.0, policy="trivial")
+    for where in ("auto", "off"):
+        mirrored = run(data, config(augment=one, resident=where), plan(), end=5)
+        left = data.splits["train"].pixels
+        assert left is not None
+        turned = data_set(
+            Split(
+                labels=data.splits["train"].labels,
+                names=data.splits["train"].names,
+                pixels=left[:, :, ::-1].copy(),
+            )
+        )
+        assert_same_run(run(turned, config(augment=none, resident=where), plan()), mirrored)
 
 
 # -- the two ways agree ---------------------------------------------------------------------------

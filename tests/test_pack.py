@@ -176,7 +176,9 @@ def test_grey_raw_packs_train_colour_models_and_the_reverse(
 def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_path: Path) -> None:
     root = photo_folder()
     packed(root, tmp_path / "x.vitc")
-    config, plan = DataConfig(), BatchPlan(batch=4, micro=4, size=(32, 32), in_chans=3)
+    config = DataConfig()
+    plan = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3,
+                     depth=1)  # fmt: skip
     answers = []
     for data in (opened(tmp_path / "x.vitc"), opened(root, "folder")):
         reader = pickle.loads(pickle.dumps(EvalReader(data.splits["train"], config, plan)))

@@ -452,7 +452,6 @@ def test_mixing_per_sample_draws_for_each_sample() -> None:
     mix = draw_mix(many(4000), augment, HERE)
     assert not hasattr(mix, "kind")
     assert abs(mix.cutmix.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)  # type: ignore[union-attr]
-    assert len(np.unique(mix.lam[~mix.cutmix])) == (~mix.cutmix).sum()  # type: ignore[union-attr]
     u = uniform(1, "mix_sample", 0, np.arange(4000), 4)[:, 1]
     one = [beta(0.8, x) for x in u[~mix.cutmix].tolist()]  # type: ignore[union-attr]
     assert mix.lam[~mix.cutmix].tolist() == one  # type: ignore[union-attr]
@@ -614,7 +613,8 @@ def test_trivialaugment_has_torchvisions_arguments() -> None:
         if scale.sign == "around_one":
             theirs = 1 + theirs
         elif op.startswith("translate"):
-            theirs = theirs.astype(int)  # it drops what is after the point
+            # It drops what is after the point, of float32: 15 where level 15 of 30 is 16.
+            theirs = np.floor(theirs + 1e-5)
         elif op == "solarize":
             theirs = np.ceil(theirs)  # a whole number is below both or neither
         elif op in ("identity", "auto_contrast", "equalize"):

@@ -291,6 +291,15 @@ def test_a_disk_that_fails_leaves_what_was_there_and_no_rest(
     assert [p.name for p in folder.parent.iterdir()] == ["saved"]
 
 
+def test_what_loading_reports_of_preprocessing_can_be_saved(folder: Path, tmp_path: Path) -> None:
+    model = vitc.create_model("vit_c_tiny", 4)
+    report = vitc.load_weights(model, folder)
+    again = vitc.save_pretrained(model, tmp_path / "again", preprocessing=report.preprocessing)
+    assert torch.equal(logits(vitc.from_pretrained(again)), logits(tiny()))
+    prepared = json.loads((again / "config.json").read_text())["preprocessing"]
+    assert prepared == PREPARED
+
+
 def test_a_type_of_numbers_that_is_not_written_is_refused(tmp_path: Path) -> None:
     model = tiny().to(torch.float8_e4m3fn)
     with pytest.raises(ConfigError, match="float8_e4m3fn, which cannot be saved"):
@@ -332,6 +341,8 @@ def test_settings_that_make_no_sense_together_are_refused(trained: Path, tmp_pat
         (tiny(), {"preprocessing": PREPARED | {"mean": [0.5]}}, "is not 3 numbers"),
         (tiny(), {"preprocessing": PREPARED | {"channels": "gray"}}, "'gray' are not 3"),
         (tiny(), {"preprocessing": PREPARED | {"size": 3}}, "knows no 'size'"),
+        (tiny(), {"preprocessing": "rgb"}, "preprocessing is a str; it must be a table"),
+        (tiny(), {"classes": "abcd"}, "no list of texts"),
         (nn.Linear(2, 2), {}, "A Linear has no config of ours"),
         (3, {}, "A int cannot be saved"),
         (tmp_path / "absent", {}, "There is no run folder"),

@@ -217,7 +217,7 @@ def _component(old: Any, key: str, group: dict[str, Any], hint: Any, where: str)
             old = with_kind(old, key, whole, where)
         elif key == "stem" and isinstance(whole, type):
             raise ConfigError(
-                f"{where} is the class {whole.__name__}; a run that can be repeated needs its file.",
+                f"{where} is the class {whole.__name__}; a run, to be repeated, needs its file.",
                 f"Name it as 'path/to/file.py:{whole.__name__}'; create_model takes the class.",
             )
         else:
@@ -481,6 +481,9 @@ def resolve_config(
     if isinstance(flat.get("init"), str):  # --init RUN
         flat["init.weights"] = flat.pop("init")
     config = _named(_located(from_dict(flat, config)), flat)
+    told = OUTSIDE_CLASS.fullmatch(names.get("data", "")) or "data.path" in flat
+    if config.data.source == "outside" and told:
+        config = _with_named_data(config)
     if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
         config = _found_again(config, Path(path_or_recipe))
     return config
@@ -517,6 +520,15 @@ def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
             "Leave it out: it is filled in when a stem is named.",
         )
     return dataclasses.replace(config, model=dataclasses.replace(model, stem=stem))
+
+
+def _with_named_data(config: RunConfig) -> RunConfig:
+    """The same with a source of images from outside that the user has just named."""
+    if config.data.path is None:
+        return config
+    from vitc.data.outside import name_source
+
+    return dataclasses.replace(config, data=name_source(config.data))
 
 
 def _found_again(config: RunConfig, folder: Path) -> RunConfig:

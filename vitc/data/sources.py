@@ -16,11 +16,23 @@ from numpy.typing import NDArray
 
 from vitc.data.config import NEEDS_PATH, SOURCES, DataConfig
 from vitc.data.decode import CHANNELS, file_bytes, read_image, to_channels
-from vitc.data.folders import FolderSplit, counted, name_key, scan_folder, shown, some
+from vitc.data.folders import (
+    SPLIT_WORDS,
+    FolderSplit,
+    counted,
+    name_key,
+    scan_folder,
+    shown,
+    some,
+)
 from vitc.data.formats import CIFAR10, CIFAR100, Arrays, read_cifar, read_idx_set
 from vitc.data.holdout import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
+from vitc.data.index import Labelled, classes_of
+from vitc.data.outside import load_outside
 from vitc.data.packed import PackedStore, as_array, open_pack, without_places
 from vitc.data.store import Names, Store, Stored
+from vitc.data.tables import read_list, read_tables
+from vitc.data.tars import read_tars
 from vitc.errors import ConfigError, DataError, unknown
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_12k.npz"
@@ -195,6 +207,14 @@ def read_source(config: DataConfig) -> Found:
         return _folder(path)
     if config.source == "packed":
         return _packed(path)
+    if config.source == "tar":
+        return _labelled(read_tars(config.path), config.path)
+    if config.source == "parquet":
+        return _labelled(read_tables(config), config.path)
+    if config.source == "list":
+        return _labelled(read_list(config), config.path)
+    if config.source == "outside":
+        return _outside(config)
     prefix = config.source == "idx" and path.parent.is_dir() and path.parent != path
     if not path.is_dir() and not prefix:
         raise ConfigError(f"There is no folder {path}.", f"{config.source} data must lie there.")
@@ -230,6 +250,40 @@ def _files(root: Path, part: FolderSplit) -> Split:
         files=files,
         sizes=np.array(part.sizes, dtype=np.int64),
     )
+
+
+def _labelled(found: Labelled, where: str) -> Found:
+    classes, labels = classes_of(found, where)
+    splits = {}
+    for code, name in enumerate(SPLIT_WORDS):
+        places = np.flatnonzero(found.splits == code)
+        if not len(places):
+            continue
+        names, sizes = found.names.take(places), found.sizes[places]
+        if found.store is None:
+            files = Files(found.root, names)
+            splits[name] = Split(labels[places], names, files=files, sizes=sizes)
+        else:
+            splits[name] = Split(
+                labels[places], names, sizes=sizes, store=found.store, places=places
+            )
+    return Found(classes, splits, found.notes)
+
+
+def _outside(config: DataConfig) -> Found:
+    outside = load_outside(config)
+    splits, first = {}, 0
+    for name, labels in outside.labels.items():
+        places = np.arange(first, first + len(labels), dtype=np.int64)
+        first += len(labels)
+        splits[name] = Split(
+            labels=labels,
+            names=outside.names.take(places),
+            sizes=np.full(len(labels), -1, np.int64),  # not known
+            store=outside,
+            places=places,
+        )
+    return Found(outside.classes, splits, content=outside.content)
 
 
 def _packed(path: Path) -> Found:

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import itertools
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from vitc.data.folders import IMAGE_SUFFIXES, SPLIT_WORDS, shown, some
-from vitc.data.store import Ints, Names, OpenFiles, Ranges, stamp
+from vitc.data.index import (
+    SPLIT_OF,
+    Index,
+    Labelled,
+    cache_file,
+    joined,
+    load_index,
+    save_index,
+    split_of_name,
+)
+from vitc.data.store import Ints, Names, stamp
 from vitc.errors import ConfigError, DataError, suggest
 
 BLOCK = 512
@@ -32,26 +39,17 @@ MAX_EXTENDED = 1 << 20  # bytes of a pax header or a long name
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
 MAX_BRACES = 1_000_000  # files that one pattern may stand for
 LABEL_KEYS = ("label", "cls", "class", "class_name", "class_id")  # of a .json member
-SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 _PACKERS = {
     b"\x1f\x8b": "gzip: gunzip", b"BZh": "bzip2: bunzip2", b"\xfd7zXZ": "xz: unxz",
     b"\x28\xb5\x2f\xfd": "zstd: unzstd",
 }  # fmt: skip
 
 
-class Shards(NamedTuple):
-    """The images of tar shards: where they lie; of each, its label as text and its split."""
+def read_tars(spec: str, cache: Path | None = None) -> Labelled:
+    """The images in the tar files that `spec` stands for.
 
-    store: Ranges
-    labels: list[str]  # distinct ones
-    codes: Ints  # which of them, int64 (n,)
-    splits: Ints  # index into `SPLIT_WORDS`, int64 (n,)
-    notes: tuple[str, ...]
-
-
-def read_tars(spec: str, cache: Path | None = None) -> Shards:
-    """The images in the tar files that `spec` stands for: a file, a folder, a pattern with *, ?, [..]
-    or brace ranges {000..012} and {a,b}, or several of those joined by `::`.
+    `spec`: a file, a folder, a pattern with *, ?, [..] or brace ranges {000..012} and {a,b}, or
+    several of those joined by `::`.
 
     An image's label is its key's .cls or .json, or else the folder its key lies in. Its split is a
     folder train, val or test around that, or such a word in the shard's name; without, train.
@@ -59,39 +57,12 @@ def read_tars(spec: str, cache: Path | None = None) -> Shards:
     """
     paths = find_files(spec, (".tar", ".tar.gz", ".tgz"))
     parts = [_indexed(path, cache) for path in paths]
-    counts = [len(part.offset) for part in parts]
-    if not sum(counts):
+    if not any(len(part) for part in parts):
         raise DataError(f"No images in {some(paths)}.", _LAYOUT)
-    known: dict[str, int] = {}
-    codes = [
-        np.array([known.setdefault(text, len(known)) for text in part.labels], np.int64)[part.code]
-        for part in parts
-    ]
-    names = Names.of(
-        f"{os.path.basename(path)}/{name}"
-        for path, part in zip(paths, parts, strict=True)
-        for name in part.names
-    )
-    splits = [_splits(path, part) for path, part in zip(paths, parts, strict=True)]
-    stamps = np.array([part.stamp for part in parts], np.int64)
-    store = Ranges(
-        files=OpenFiles(Names.of(paths), stamps),
-        file=np.repeat(np.arange(len(paths), dtype=np.int32), counts),
-        offset=np.concatenate([part.offset for part in parts]),
-        size=np.concatenate([part.size for part in parts]),
-        names=names,
-    )
-    bases = [os.path.basename(path) for path in paths]
-    twice = sorted({base for base in bases if bases.count(base) > 1}) if len(set(bases)) < len(
-        bases) else []  # fmt: skip
-    if twice:
-        raise DataError(
-            f"Two shards are named {twice[0]!r}.", "Rename one: names tell images apart."
-        )
     others = sum(part.others for part in parts)
     notes = [f"{others:,} members of the tar files belong to no image."] if others else []
-    labels = list(known)
-    return Shards(store, labels, np.concatenate(codes), np.concatenate(splits), tuple(notes))
+    splits = np.concatenate([_splits(p, part) for p, part in zip(paths, parts, strict=True)])
+    return joined(paths, paths, [part.stamp for part in parts], parts, splits, notes)
 
 
 _LAYOUT = (
@@ -159,84 +130,22 @@ def _alternatives(inside: str, limit: int) -> Sequence[str]:
 # -- the index of one shard ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """The images of one shard: offset, size int64 (n,) in bytes; code int64 (n,) into labels."""
-
-    stamp: tuple[int, int]
-    names: Names
-    offset: Ints
-    size: Ints
-    labels: tuple[str, ...]
-    code: Ints
-    others: int
-
-
-def _indexed(path: str, cache: Path | None) -> _Index:
+def _indexed(path: str, cache: Path | None) -> Index:
     """The shard's index: from the cache, or made and put there."""
     try:
         mark = stamp(os.stat(path))
         with open(path, "rb") as f:
-            kept = _cache_file(path, cache)
-            index = _load(kept, mark)
+            kept = cache_file("tars", path, cache)
+            index = load_index(kept, mark)
             if index is None or not _agrees(index, f):
                 index = _make_index(path, f, mark)
-                _save(kept, index)
+                save_index(kept, index)
             return index
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}.") from e
 
 
-def cache_folder() -> Path:
-    """Where what was found out about large files is kept; it may be deleted at any time."""
-    place = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(place if os.path.isabs(place) else os.path.expanduser("~/.cache")) / "vitc"
-
-
-def _cache_file(path: str, cache: Path | None) -> Path:
-    key = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:32]
-    return (cache or cache_folder()) / "tars" / f"{key}.index"
-
-
-def _save(file: Path, index: _Index) -> None:
-    """Written as a whole or not at all; where the cache cannot be written, it is made again."""
-    head = json.dumps({
-        "stamp": index.stamp, "labels": index.labels, "others": index.others,
-        "n": len(index.offset), "names": len(index.names.blob),
-    }).encode()  # fmt: skip
-    columns = (index.offset, index.size, index.code, index.names.ends)
-    body = head + b"\n" + b"".join(c.astype("<i8").tobytes() for c in columns)
-    body += index.names.blob.tobytes()
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        number, temporary = tempfile.mkstemp(dir=file.parent)
-        try:
-            with os.fdopen(number, "wb") as f:
-                f.write(hashlib.sha256(body).digest() + body)
-            os.replace(temporary, file)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _load(file: Path, mark: tuple[int, int]) -> _Index | None:
-    """What was saved, if it is whole and of the file as it is now."""
-    try:
-        raw = file.read_bytes()
-        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-            return None
-        line, _, body = raw[32:].partition(b"\n")
-        head: dict[str, Any] = json.loads(line)
-    except (OSError, ValueError):
-        return None
-    if tuple(head["stamp"]) != mark:
-        return None
-    n = int(head["n"])
-    offset, size, code, ends = np.frombuffer(body, "<i8", 4 * n).astype(np.int64).reshape(4, n)
-    names = Names(np.frombuffer(body, np.uint8, offset=32 * n).copy(), ends)
-    return _Index(mark, names, offset, size, tuple(head["labels"]), code, int(head["others"]))
-
-
-def _agrees(index: _Index, f: BinaryIO) -> bool:
+def _agrees(index: Index, f: BinaryIO) -> bool:
     """Whether the headers of some images are where the cache says, and of the size it says."""
     n = len(index.offset)
     for i in np.unique(np.linspace(0, n - 1, 16).astype(np.int64)).tolist() if n else []:
@@ -248,7 +157,7 @@ def _agrees(index: _Index, f: BinaryIO) -> bool:
     return True
 
 
-def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> _Index:
+def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
     f.seek(0)
     start = f.read(8)
     for magic, name in _PACKERS.items():
@@ -296,7 +205,7 @@ def _gathered(
     images: dict[str, tuple[str, int, int]],
     labels: dict[str, str],
     others: int,
-) -> _Index:
+) -> Index:
     known: dict[str, int] = {}
     codes = []
     for key, (name, _, _) in images.items():
@@ -310,7 +219,7 @@ def _gathered(
     where = np.array([image[1:] for image in images.values()], np.int64).reshape(-1, 2)
     names = Names.of(shown(image[0]) for image in images.values())
     code = np.array(codes, np.int64)
-    return _Index(mark, names, where[:, 0].copy(), where[:, 1].copy(), tuple(known), code, others)
+    return Index(mark, names, where[:, 0].copy(), where[:, 1].copy(), tuple(known), code, others)
 
 
 def _class_folder(key: str) -> str | None:
@@ -321,21 +230,16 @@ def _class_folder(key: str) -> str | None:
     return shown(folders[0]) if folders else None
 
 
-def _splits(path: str, part: _Index) -> Ints:
+def _splits(path: str, part: Index) -> Ints:
     """The split of each image, as an index into `SPLIT_WORDS`."""
     order = list(SPLIT_WORDS)
-    words = re.split(r"[^a-z]+", os.path.basename(path).lower())
-    told = [SPLIT_OF[word] for word in words if word in SPLIT_OF]
-    of_shard = order.index(told[0]) if told else 0
-    firsts = (name.partition("/") for name in part.names)
-    return np.array(
-        [
-            order.index(SPLIT_OF[first.lower()]) if "/" in rest and first.lower() in SPLIT_OF
-            else of_shard
-            for first, _, rest in firsts
-        ],
-        np.int64,
-    )  # fmt: skip
+    shard = split_of_name(path)
+    found = np.full(len(part), shard, np.int64)
+    for i, name in enumerate(part.names):
+        first, _, rest = name.partition("/")
+        if "/" in rest and first.lower() in SPLIT_OF:
+            found[i] = order.index(SPLIT_OF[first.lower()])
+    return found
 
 
 def _label(f: BinaryIO, offset: int, size: int, name: str, kind: str) -> str | None:
@@ -377,8 +281,8 @@ class _Header(NamedTuple):
 
 
 _KINDS = {
-    b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
-    b"S": "a sparse file", b"K": "a link with a long name",
+    b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device",
+    b"6": "a pipe", b"S": "a sparse file", b"K": "a link with a long name",
 }  # fmt: skip
 
 

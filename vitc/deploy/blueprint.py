@@ -7,7 +7,6 @@ those of a file that lies on the disk is as large as that file.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,14 +18,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vitc.config import leaves
 from vitc.errors import CheckpointError, VitcError
-from vitc.models.config import ModelConfig, TimmConfig
+from vitc.models.config import ModelConfig
 from vitc.models.zoo import build_model
 
 SMALL = 1 << 16
 """An integer setting up to this needs no weights to justify it: an image's side, say."""
 SPARE = 64
 """Parameters a model may make and replace while it is built, beyond twice those it ends with."""
-TIMM_NAME = re.compile(r"timm:\w+")  # `timm:hf-hub:...` would go to the network
 
 
 class Kind(NamedTuple):
@@ -53,8 +51,6 @@ def blueprint(
     problems = config.problems()
     if problems:
         raise CheckpointError(f"{where}: the config of the model cannot work.\n" + _few(problems))
-    if isinstance(config, TimmConfig) and not TIMM_NAME.fullmatch(config.name):
-        raise CheckpointError(f"{where}: {_short(config.name)} is no name of a timm model.")
     _check_integers(config, there, where)
     most = 2 * len(there) + SPARE
     try:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitc.deploy.blueprint import Kind
+    from vitc.models.convert import Preprocessing
 
 FORMAT = 1
 LIBRARY = "vitc"
@@ -76,16 +77,17 @@ def save_pretrained(
     folder: str | os.PathLike[str],
     *,
     classes: Sequence[str] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | Preprocessing | None = None,
     weights: Literal["ema", "raw"] = "ema",
     overwrite: bool = False,
 ) -> Path:
     """Write a model into `folder` as `from_pretrained`, `Predictor` and the hub take it.
 
     `run_or_model`: a run folder, of which `weights` ("ema" or "raw") of the last checkpoint are
-    taken; or a model of ours, for which `classes` (K names) and `preprocessing` (see the module)
-    may be given, as a run's own are known. The folder appears whole or not at all; one that holds
-    anything is refused, or with `overwrite` replaced where it holds a saved model alone.
+    taken; or a model of ours, for which `classes` (K names) and `preprocessing` (see the module;
+    or a load report's) may be given, as a run's own are known. The folder appears whole or not at
+    all; one that holds anything is refused, or with `overwrite` replaced where it holds a saved
+    model alone.
 
     Returns the folder's path. Raises ConfigError: settings that make no sense together, a model
     without a config or of another make than its config says, a folder that must not be replaced;
@@ -159,7 +161,9 @@ def check_run(run: Path) -> None:
 
 
 def _from_model(
-    model: nn.Module, classes: Sequence[str] | None, preprocessing: Mapping[str, Any] | None
+    model: nn.Module,
+    classes: Sequence[str] | None,
+    preprocessing: Mapping[str, Any] | Preprocessing | None,
 ) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a model in memory: config, weights, card."""
     from vitc.deploy.blueprint import blueprint, kinds
@@ -177,7 +181,7 @@ def _from_model(
     k = getattr(model, "num_classes", config.num_classes)
     k = 1000 if k is None else int(k)
     config = dataclasses.replace(config, num_classes=None)
-    names = None if classes is None else tuple(classes)
+    names = classes if classes is None or isinstance(classes, str) else tuple(classes)
     prepared = None if preprocessing is None else _plain_values(preprocessing)
     problem = _classes_problem(names, k) or _preprocessing_problem(prepared, config.in_chans)
     if problem is not None:
@@ -195,7 +199,7 @@ def _from_model(
             f"{type(twin.stem).__name__}.",
             _own_stem_hint(),
         )
-    saved = Saved(config, k, names, prepared, "crop", None)
+    saved = Saved(config, k, None if names is None else tuple(names), prepared, "crop", None)
     numbers = sum(t.numel() for t in tensors.values())
     card = bare_card(config, k, names, prepared, counted(twin, config), numbers)
     return saved, tensors, card
@@ -208,7 +212,16 @@ def _own_stem_hint() -> str:
     )
 
 
-def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_values(values: Mapping[str, Any] | Preprocessing) -> dict[str, Any]:
+    from vitc.models.convert import Preprocessing
+
+    if isinstance(values, Preprocessing):
+        return values.to_dict()
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"preprocessing is a {type(values).__name__}; it must be a table of "
+            f"{', '.join(sorted(PREPROCESSING_KEYS))}, or what load_weights reports."
+        )
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

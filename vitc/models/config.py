@@ -6,6 +6,7 @@ D embed_dim, K classes.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -169,6 +170,12 @@ class TimmConfig(ModelConfig):
     @property
     def timm_name(self) -> str:
         return self.name.removeprefix("timm:")
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not re.fullmatch(r"timm:\w*", self.name):  # hf-hub:... would fetch a stranger's config
+            found.append(f"model.name {self.name!r} must be timm:NAME, a name that timm knows.")
+        return found
 
 
 MODEL_KINDS: dict[str, type[ModelConfig]] = {"vit": ViTConfig, "cnn": CNNConfig, "timm": TimmConfig}

@@ -275,6 +275,8 @@ class Shape:
     """Channels of the convolutions before the last 1x1; empty: patchify, or a stem unknown here."""
     patch_size: int | None
     """Pixels a side of a patch; None: no patchify stem."""
+    stem_norm: str
+    """What its stem normalises with: bn, ln (or another without statistics) or none."""
     tokens: int
     """Length of the position embedding."""
     classes: int | None
@@ -308,9 +310,17 @@ def describe(tensors: Mapping[str, Tensor]) -> Shape | None:
         mlp_dim=fc1.shape[0],
         stem=tuple(channels),
         patch_size=proj.shape[-1] if patchify and proj is not None else None,
+        stem_norm=_stem_norm(tensors),
         tokens=pos.shape[1],
         classes=None if head is None else head.shape[0],
     )
+
+
+def _stem_norm(tensors: Iterable[str]) -> str:
+    names = [name for name in tensors if name.startswith("stem.")]
+    if any(name.endswith("running_mean") for name in names):
+        return "bn"
+    return "ln" if any(".norm." in name for name in names) else "none"
 
 
 def first_convolution(tensors: Mapping[str, Tensor]) -> str:
@@ -396,8 +406,8 @@ def from_vitc(
 ) -> dict[str, Tensor]:
     """Tensors by our names as another library stores them; bit-equal when read back.
 
-    `stem`: the saved config of the stem they are of ({"kind": "conv", "act": "relu", ...}), where it
-    is known: kinds can share names, and an activation leaves no trace in them.
+    `stem`: the saved config of the stem they are of ({"kind": "conv", "act": "relu"}), where it is
+    known: kinds can share names, and an activation leaves no trace in them.
     Raises CheckpointError where that library's architecture has no place for a tensor: naming it,
     or saying what it lacks.
     """
@@ -411,8 +421,7 @@ def from_vitc(
     if problem is not None:
         raise CheckpointError(
             f"These weights cannot be written for {layout}: {problem}.",
-            "As --to vitc they can; so can those of a ViT_P or a ViT_C"
-            + (" for pycls and torchvision." if layout == "timm" else "."),
+            "pycls and torchvision have the paper's two stems, timm the patchify one; vitc all.",
         )
     rules = _BODY[layout] + (_CONV if conv else _PATCHIFY)[layout]
     out, strangers = _rename_all(tensors, rules)
@@ -453,9 +462,8 @@ def _misfit(
         return "its stem has BatchNorm, these have another normalisation"
     if not conv or layout == "torchvision":
         return None
-    kernels = {
-        t.shape[-1] for name, t in tensors.items() if re.fullmatch(r"stem\..+conv\.weight", name)
-    }
+    convs = [t for n, t in tensors.items() if n.startswith("stem.") and n.endswith("conv.weight")]
+    kernels = {conv.shape[-1] for conv in convs}
     return None if kernels == {3} else f"its stem has 3x3 convolutions, these have {kernels}"
 
 

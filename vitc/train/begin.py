@@ -14,8 +14,9 @@ from vitc.train.build import initial_model
 from vitc.train.config import InitConfig
 from vitc.train.freeze import classifier_name
 from vitc.train.runlog import CONFIG
-from vitc.train.start import Weights, load_weights, read_weights
+from vitc.train.start import load_weights
 from vitc.train.state import TrainState
+from vitc.train.weights import Weights, read_weights
 
 # --init is the asking: what a new task changes is fitted, and each fitting is said.
 FITTED = ("head", "pos_embed", "channels")

@@ -41,6 +41,9 @@ EVALUATIONS = 20  # on validation over a run, at most
 LEAST_SHARE = 0.4  # of the wanted epochs that a model must reach within the budget to be chosen
 SMALL_SIDE = 40  # pixels up to which images are treated as MNIST's and CIFAR's are
 RECIPE = "cifar10_vit_c"  # whose optimizer settings are used, the learning rate scaled
+# Of a fresh model's rate, for weights that are trained. Measured: vit_c_tiny from five classes of
+# CIFAR-10 (JPEG q75) to 50 images each of the other five; see docs/LOG.md.
+TRAINED_SHARE = 0.3
 TINY_WIDTH = 64  # embed_dim of its model
 WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
 FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
@@ -77,6 +80,7 @@ def propose(
         del fixed["train.precision"]
     budget = DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
     _refuse(folder, budget, fixed)
+    weights = _as_the_weights(fixed)
     choices = Choices(fixed)
     base = _base(folder, fixed)
     data, look = _choose_images(choices, base)
@@ -87,6 +91,8 @@ def propose(
     _choose_rate(choices, trial)
     seconds = _choose_length(choices, look, trial, budget, default=budget_seconds is None)
     config = choices.config(base, trial.settings)
+    if weights:
+        choices.lines.insert(1, weights)
     _say_schedule(choices, config)
     memory = memory_bytes(config, data, machine, trial.cost)
     _say_costs(choices, machine, trial, seconds, memory)
@@ -384,6 +390,30 @@ def _refuse(folder: Path, budget: float, fixed: Mapping[str, Any]) -> None:
             "Train it in one process with --train.epochs 1, and give the config.json of that run "
             "to torchrun.",
         )
+
+
+def _as_the_weights(fixed: dict[str, Any]) -> str:
+    """Fix model, image size and channels as the weights to start from have them; a line on it."""
+    where = fixed.get("init", fixed.get("init.weights"))
+    if not where:
+        return ""
+    if "model" in fixed:
+        return f"start: {where} — because you set --init; the model is the one you set"
+    from vitc.models.zoo import MODELS
+    from vitc.train.weights import read_weights
+
+    model = read_weights(where, fixed.get("init.source", "auto")).model or {}
+    if model.get("name") not in MODELS:
+        raise ConfigError(
+            f"{where} does not say which model of the zoo it is of.",
+            "Say it with --model NAME, and how its images were prepared with --data.mean and "
+            "--data.std (models: vitc show --list).",
+        )
+    fixed["model"] = model["name"]
+    for key in ("img_size", "in_chans"):
+        if isinstance(model.get(key), int):
+            fixed.setdefault(f"model.{key}", model[key])
+    return f"start: {where} — because you set --init; model, size and channels are those of it"
 
 
 def _base(folder: Path, fixed: Mapping[str, Any]) -> RunConfig:
@@ -713,6 +743,9 @@ def _choose_rate(choices: Choices, trial: Trial) -> None:
     lr, because = learning_rate(
         recipe.optim, recipe.train.batch, config.train.batch, _vit(config).embed_dim
     )
+    if config.init.weights:
+        lr = float(f"{TRAINED_SHARE * lr:.2g}")
+        because += f"; times {TRAINED_SHARE:g}, as the weights are trained already"
     per = choices.fixed.get("optim.lr_per_batch")
     if per is not None:
         lr *= per / config.train.batch

@@ -91,14 +91,8 @@ def load_weights(
     unexpected, or of another shape) and ConfigError (an unknown word in `adapt`, `source`, `only`);
     the model is then unchanged.
     """
-    _check_words(adapt)
+    _check_words(adapt)  # before a large file is read
     return fill(model, read_stored(path_or_state_dict, source, average), strict, adapt, only)
-
-
-def _check_words(adapt: Collection[str]) -> None:
-    for word in [adapt] if isinstance(adapt, str) else adapt:
-        if word not in ADAPTABLE:
-            raise unknown("adaptation", word, ADAPTABLE)
 
 
 def fill(
@@ -110,6 +104,7 @@ def fill(
 ) -> LoadReport:
     """`load_weights`, with weights that were already read."""
     _check_words(adapt)
+    only = (only,) if isinstance(only, str) else only
     target = without_wrappers(dict(model.state_dict(keep_vars=True)))
     bare = _bare(model)
     wanted = _part_of(target, only)
@@ -161,6 +156,12 @@ def fill(
         tuple(adapted),
         weights.preprocessing,
     )
+
+
+def _check_words(adapt: Collection[str]) -> None:
+    for word in (adapt,) if isinstance(adapt, str) else adapt:
+        if word not in ADAPTABLE:
+            raise unknown("adaptation", word, ADAPTABLE)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -256,6 +257,8 @@ def _resampled(
         return weights, []
     if old.shape[2] != new.shape[2] or not isinstance(model, VisionTransformer):
         return weights, []
+    if ("cls_token" in weights.tensors) != (model.cls_token is not None):
+        return weights, []  # another model, and refused as such
     h, w = model.grid
     prefix = new.shape[1] - h * w
     grid = _grid(old.shape[1] - prefix, weights)
@@ -379,12 +382,20 @@ def models_like(shape: Shape) -> list[str]:
     for name, config in MODELS.items():
         if not isinstance(config, ViTConfig):
             continue
-        stem = config.stem
-        channels = stem.channels if isinstance(stem, ConvStemConfig) else ()
-        patch = stem.patch_size if isinstance(stem, PatchifyStemConfig) else None
-        body = (config.embed_dim, config.depth, config.mlp_dim)
-        if (*body, channels, patch) == (
-            shape.embed_dim, shape.depth, shape.mlp_dim, shape.stem, shape.patch_size
-        ):  # fmt: skip
+        stem, patch, norm = config.stem, None, "none"
+        channels: tuple[int, ...] = ()
+        if isinstance(stem, ConvStemConfig):
+            channels, norm = stem.channels, stem.norm
+        elif isinstance(stem, PatchifyStemConfig):
+            patch, norm = stem.patch_size, "bn" if stem.bn_relu else "none"
+        own = (config.embed_dim, config.depth, config.mlp_dim, channels, patch, norm)
+        if own == (
+            shape.embed_dim,
+            shape.depth,
+            shape.mlp_dim,
+            shape.stem,
+            shape.patch_size,
+            shape.stem_norm,
+        ):
             found.append(name)
     return found
