@@ -9,10 +9,11 @@ image, from uint8 pixels to uint8 pixels, its parameters' drawing included on bo
 `pipeline`: from a JPEG file to the augmented uint8 cut of 224 pixels, as a loader process does it;
 normalisation and mixing are excluded on both sides.
 
-Photos are made (gradients, edges and texture, 500 x 375, quality 90) unless --photos names a folder
-of JPEGs. torchvision works on Pillow images, as its reference pipeline does; its policies are those
-of the same name. "nearest" and "bilinear" say how both sides move pixels: ours for `autoaugment` and
-`trivial` is nearest, as torchvision's default; torchvision's reference recipes ask for bilinear.
+Photos are made (gradients, edges and texture, 500 x 375, quality 90) unless --photos names a
+folder of JPEGs. torchvision works on Pillow images, as its reference pipeline does; its policies
+are those of the same name, and AutoAugment beside our `v0`. "nearest" and "bilinear" say how
+torchvision moves pixels: ours take the nearest for `autoaugment` and `trivial`, as torchvision
+does unless told otherwise, and are bilinear for `v0` and `randaugment`.
 
 Peers: pip install -c constraints.txt -e ".[peers]". Each repeat times every candidate once, in
 turn, so that a drift of the machine hits all alike; quoted are the median and the range.
@@ -90,15 +91,17 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 
 def timed(candidates: dict[str, Callable[[], object]], images: int, repeats: int) -> Times:
-    """Milliseconds an image of each candidate in each repeat."""
+    """Milliseconds an image of each candidate in each repeat: of processor time, which other
+    programs on the machine disturb less, but of real time for a GPU's."""
     for run in candidates.values():
         run()
     times: Times = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
-            start = time.perf_counter()
+            clock = time.perf_counter if "cuda" in name else time.process_time
+            start = clock()
             run()
-            times[name].append((time.perf_counter() - start) * 1e3 / images)
+            times[name].append((clock() - start) * 1e3 / images)
     return times
 
 
@@ -191,7 +194,7 @@ class _Moves:
 
 
 def their_policies(tv: Any) -> dict[str, dict[str, Any]]:
-    """For each of ours, torchvision's by the way in which it moves pixels; the first is the like."""
+    """For each of ours, torchvision's by how it moves pixels; the first is the like."""
     transforms, mode = tv[0], tv[0].InterpolationMode
 
     def of(kind: str, how: Any) -> Any:
@@ -274,8 +277,8 @@ def our_pipeline(files: list[Path], augment: AugmentConfig) -> Callable[[], obje
 
     def run() -> object:
         place = Place(next(epoch), 0)
-        request = Request(place, np.arange(n), draw_crop(plan, augment, place),
-                          draw_flip(plan, augment, place), draw_chain(plan, augment, place))  # fmt: skip
+        crop, flip = draw_crop(plan, augment, place), draw_flip(plan, augment, place)
+        request = Request(place, np.arange(n), crop, flip, draw_chain(plan, augment, place))
         for i, file in enumerate(files):
             image = cut(read_image(file, 3, file.name), request.crop[i], SIZE, config)
             images.numpy()[i] = _altered(image, request, i)

@@ -284,6 +284,36 @@ def test_architectures_that_ours_cannot_compute_are_refused_by_name(name: str, w
         load_weights(model_of("p"), theirs)
 
 
+class Scaled(nn.Module):
+    """A stand-in for a timm ViT with LayerScale: what it holds goes by timm's names."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        theirs = from_vitc(dict(model_of("p", seed).state_dict()), "timm")
+        for name, tensor in (theirs | {"blocks.0.ls1.gamma": torch.full((48,), seed / 7)}).items():
+            self.register_buffer(name.replace(".", "/"), tensor.clone())
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = super().state_dict(*args, **kwargs)
+        return {name.replace("/", "."): tensor for name, tensor in found.items()}
+
+
+def test_weights_of_a_foreign_vit_still_fill_a_model_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, model = Scaled(1), Scaled(2)
+    torch.save(source.state_dict(), tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")
+    assert found.source == "timm"
+    assert same(found.tensors, source.state_dict())
+    load_weights(model, tmp_path / "x.pth")
+    assert same(model.state_dict(), source.state_dict())
+    with pytest.raises(CheckpointError, match="missing: norm.bias"):
+        load_weights(model, {n: t for n, t in source.state_dict().items() if n != "norm.bias"})
+    assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "o.pth")]) == 1
+    assert "LayerScale" in capsys.readouterr().err
+
+
 def test_a_name_that_stands_twice_is_refused() -> None:
     theirs = from_vitc(dict(model_of("p").state_dict()), "torchvision")
     theirs["encoder.layers.encoder_layer_0.mlp.linear_1.bias"] = torch.ones(96)

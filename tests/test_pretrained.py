@@ -460,7 +460,7 @@ def test_a_config_of_another_model_is_refused_before_it_is_built(
 
 def test_a_timm_name_that_leads_to_the_network_is_refused(folder: Path) -> None:
     model = {"kind": "timm", "name": "timm:hf-hub:evil/model"}
-    refused(changed(folder, model=model), "no name of a timm model")
+    refused(changed(folder, model=model), "must be timm:NAME")
 
 
 def test_a_stem_from_outside_that_nobody_named_here_is_not_imported(

@@ -346,6 +346,16 @@ _REFUSED: dict[str, str] = {
 }
 
 
+def foreign_part(tensors: Iterable[str]) -> str | None:
+    """Why a ViT of another library is none that ours can compute, by its names; None: it may be."""
+    names = list(tensors)
+    for part, why in _REFUSED.items():
+        found = next((name for name in names if part in name), None)
+        if found is not None:
+            return f"{why} (they hold {found})"
+    return None
+
+
 def to_vitc(
     tensors: Mapping[str, Tensor], layout: Layout
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -357,13 +367,12 @@ def to_vitc(
     """
     if layout == "vitc":
         return dict(tensors), tuple(n for n in tensors if not _OURS.fullmatch(n))
-    for part, why in _REFUSED.items():
-        found = [n for n in tensors if part in n]
-        if found:
-            raise CheckpointError(
-                f"These weights cannot become a ViT of this package: {why} (they hold {found[0]}).",
-                "Take another model's weights, or train that model itself as timm:NAME.",
-            )
+    foreign = foreign_part(tensors)
+    if foreign is not None:
+        raise CheckpointError(
+            f"These weights cannot become a ViT of this package: {foreign}.",
+            "Take another model's weights, or train that model itself as timm:NAME.",
+        )
     rules = _BODY[layout] + _PATCHIFY[layout] + _CONV.get(layout, ()) + _ALSO_READ.get(layout, ())
     out, strangers = _rename_all(tensors, tuple((theirs, ours) for ours, theirs in rules))
     pos = out.get("pos_embed")
@@ -387,7 +396,7 @@ def _take_timm_positions(out: dict[str, Tensor]) -> None:
     prefix = first + (registers.shape[1] if registers is not None else 0)
     n = pos.shape[1]
     if prefix and _square(n) and not _square(n - prefix):
-        none = torch.zeros(1, first, pos.shape[2], dtype=pos.dtype)
+        none = pos.new_zeros(1, first, pos.shape[2])
         out["pos_embed"] = torch.cat([none, pos], dim=1)
     elif registers is not None:
         out["reg_token"] = registers + pos[:, first:prefix]

@@ -93,14 +93,19 @@ def _check_there(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     if stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(
-            f"{path} is a folder, but neither a run nor saved by save_pretrained or timm.",
-            _weights_beside(path) or "Give a weights file, or a run's folder.",
-        )
+        raise no_weights_in(path)
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} is no ordinary file.")
     if status.st_size == 0:
         raise CheckpointError(f"{path} is empty.", "Copy or download it again.")
+
+
+def no_weights_in(folder: Path) -> CheckpointError:
+    """The error for a folder that is none of those that are read, with the files in it."""
+    return CheckpointError(
+        f"{folder} is a folder, but neither a run nor saved by save_pretrained or timm.",
+        _weights_beside(folder) or "Give a weights file, or a run's folder.",
+    )
 
 
 def _weights_beside(folder: Path) -> str | None:

@@ -30,6 +30,7 @@ from vitc.train.weights import (
     Average,
     Weights,
     by_our_names,
+    by_our_names_if_ours,
     dtype_name,
     few,
     kind,
@@ -367,7 +368,7 @@ def _same_inputs(a: Tensor, b: Tensor) -> bool:
 
 def _looks_like(weights: Weights) -> str:
     """What the tensors are of, and which models here are."""
-    shape = describe(by_our_names(weights).tensors)
+    shape = describe(by_our_names_if_ours(weights).tensors)
     if shape is None:
         return f"Its tensors have names as {few(list(weights.tensors), 2)}: no ViT known here."
     names = models_like(shape)

@@ -24,12 +24,13 @@ from vitc.models.convert import (
     Layout,
     Preprocessing,
     convention,
+    foreign_part,
     from_vitc,
     recognise,
     to_vitc,
     without_wrappers,
 )
-from vitc.models.weights_file import SAFETENSORS, TORCH, read_weights_file
+from vitc.models.weights_file import SAFETENSORS, TORCH, no_weights_in, read_weights_file
 from vitc.train.runlog import CHECKPOINTS, TEMPORARY, read_data, read_object, sync_file, sync_folder
 from vitc.train.state import DTYPES, STATE, _write_tensors, load_weights_of
 
@@ -69,10 +70,10 @@ def read_weights(
 ) -> Weights:
     """Weights from a run, a `step_N`, a file, a folder, `timm:NAME` or a state dict, on CPU.
 
-    A ViT's come by our names. Raises CheckpointError: nothing readable there, not of `source`, an
-    architecture that ours cannot compute; ConfigError: an unknown source, timm without timm.
+    A ViT's come by our names, if ours can compute it; others as stored. Raises CheckpointError:
+    nothing readable there, or not of `source`; ConfigError: an unknown source, timm without timm.
     """
-    return by_our_names(read_stored(where, source, average))
+    return by_our_names_if_ours(read_stored(where, source, average))
 
 
 def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str) -> Weights:
@@ -93,11 +94,19 @@ def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str
 
 
 def by_our_names(weights: Weights) -> Weights:
-    """The same with a ViT's tensors by our names; others as they are."""
+    """The same with a ViT's tensors by our names; what is no ViT as it is.
+
+    Raises CheckpointError: a ViT that ours cannot compute.
+    """
     layout = recognise(weights.tensors)
     if layout is None:
         return weights
     return replace(weights, tensors=to_vitc(weights.tensors, layout)[0])
+
+
+def by_our_names_if_ours(weights: Weights) -> Weights:
+    """The same, and a ViT that ours cannot compute as it is."""
+    return weights if foreign_part(weights.tensors) else by_our_names(weights)
 
 
 def _checked_source(weights: Weights, source: str) -> Weights:
@@ -278,8 +287,7 @@ def _from_folder(path: Path, average: str) -> Weights:
     names = ("model.safetensors", "pytorch_model.bin")
     file = next((path / n for n in names if (path / n).exists()), None)
     if file is None:
-        read_weights_file(path)  # raises, and names the files there
-        raise AssertionError
+        raise no_weights_in(path)
     weights = _from_file(file, average)
     if config.get("library") == "vitc":
         if type(config.get("format")) is int and config["format"] > 1:
@@ -437,6 +445,7 @@ def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
             f"{path} must end in one of {', '.join((*SAFETENSORS, *TORCH))}.",
             "safetensors keeps preprocessing and classes beside the tensors.",
         )
+    weights = by_our_names(weights)
     tensors = weights.tensors
     if recognise(tensors) is not None:
         stem = (weights.model or {}).get("stem")
