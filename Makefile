@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
+PEER_TESTS := $(shell grep -l import_peer tests/test_*.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: demo test check clean
@@ -22,9 +23,15 @@ test: .venv/.installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-# Everything `test` leaves out for its length: hundreds of kills, full-size coverage simulations.
-check: test
+# Everything `test` leaves out for its length or for what it needs: hundreds of kills, full-size
+# coverage simulations, and the comparisons with timm and torchvision.
+check: test .venv/.installed-check
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q $(PEER_TESTS)
+
+.venv/.installed-check: .venv/.installed-test
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test,peers,hub,data]"
+	@touch $@
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

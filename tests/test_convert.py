@@ -308,7 +308,7 @@ def test_weights_of_a_foreign_vit_still_fill_a_model_of_its_own(
     assert same(found.tensors, source.state_dict())
     load_weights(model, tmp_path / "x.pth")
     assert same(model.state_dict(), source.state_dict())
-    with pytest.raises(CheckpointError, match="missing: norm.bias"):
+    with pytest.raises(CheckpointError, match=r"missing: norm\.bias"):
         load_weights(model, {n: t for n, t in source.state_dict().items() if n != "norm.bias"})
     assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "o.pth")]) == 1
     assert "LayerScale" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def page(
     path = Path(what)
     if what in RECIPES:
         return _with_lr_plot(resolve_config(what, **settings), recipe_doc(what), plot)
-    if what in MODELS or what.startswith("timm:"):
+    if what in MODELS or what.startswith(("timm:", "regnetz")):  # the last has its own reason
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
         return model_page(model_with(what, settings))

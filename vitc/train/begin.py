@@ -14,7 +14,7 @@ from vitc.train.build import initial_model
 from vitc.train.config import InitConfig
 from vitc.train.freeze import classifier_name
 from vitc.train.runlog import CONFIG
-from vitc.train.start import load_weights
+from vitc.train.start import fill
 from vitc.train.state import TrainState
 from vitc.train.weights import Weights, read_weights
 
@@ -85,7 +85,7 @@ def check_weights(config: RunConfig, out: Path, overwrite: bool, classes: Sequen
     Raises CheckpointError and ConfigError as `load_weights`.
     """
     if config.init.weights and (overwrite or not (out / CONFIG).exists()):
-        fill(initial_model(config, len(classes)), config.init, classes)
+        _fitted(initial_model(config, len(classes)), config.init, classes)
 
 
 def begin(config: RunConfig, state: TrainState, classes: Sequence[str]) -> list[str]:
@@ -95,13 +95,13 @@ def begin(config: RunConfig, state: TrainState, classes: Sequence[str]) -> list[
     """
     if not config.init.weights:
         return []
-    said = fill(state.model, config.init, classes)
+    said = _fitted(state.model, config.init, classes)
     if state.ema is not None:
         state.ema.load_state_dict(state.model.state_dict())
     return said
 
 
-def fill(model: nn.Module, init: InitConfig, classes: Sequence[str]) -> list[str]:
+def _fitted(model: nn.Module, init: InitConfig, classes: Sequence[str]) -> list[str]:
     """Load the weights, fitted: the position embedding is resampled to the model's grid, BGR
     weights are made RGB, and the head stays fresh where the classes are others."""
     assert init.weights
@@ -118,7 +118,5 @@ def fill(model: nn.Module, init: InitConfig, classes: Sequence[str]) -> list[str
     if weights.preprocessing is None:  # the user has said mean and std, in RGB order
         adapt.remove("channels")
         said.append("the weights do not say the order of their channels: taken as RGB")
-    report = load_weights(
-        model, init.weights, init.source, adapt=adapt, only=only, average=init.average
-    )
+    report = fill(model, weights, adapt=adapt, only=only)
     return [*said, *report.adapted]

@@ -1,0 +1,384 @@
+"""Tar shards: the same images as in folders, in an exact order; and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitc.data.tars
+from vitc.config import load_config
+from vitc.data.config import DataConfig
+from vitc.data.index import cache_folder
+from vitc.data.pack import PackOptions, pack
+from vitc.data.sources import DataSet, open_data
+from vitc.data.store import OPEN_FILES
+from vitc.data.tars import braces, find_files
+from vitc.errors import BrokenFileError, ConfigError, DataError
+
+Members = dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), (value % 256, value // 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar(file: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(file, "w", format=form) as f:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            f.addfile(info, io.BytesIO(content))
+    return file
+
+
+def samples(start: int, count: int, classes: int = 2) -> Members:
+    """KEY.png and KEY.cls, as WebDataset writes them."""
+    found: Members = {}
+    for i in range(start, start + count):
+        found[f"{i:06d}.png"] = png(i)
+        found[f"{i:06d}.cls"] = str(i % classes).encode()
+    return found
+
+
+def opened(spec: Path | str, **settings: Any) -> DataSet:
+    return open_data(DataConfig(source="tar", path=str(spec), **settings))
+
+
+def whole(spec: Path | str) -> DataSet:
+    return opened(spec, val_fraction=0.0, test_fraction=0.0)
+
+
+def refusal(file: Path) -> str:
+    """What is said of a tar that is refused; nothing may be written beside it."""
+    before = sorted(p for p in file.parent.rglob("*") if "cache" not in p.parts)
+    with pytest.raises(DataError) as error:
+        opened(file)
+    assert before == sorted(p for p in file.parent.rglob("*") if "cache" not in p.parts)
+    return str(error.value)
+
+
+# -- what is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_images_and_labels_come_in_the_order_of_the_shards(tmp_path: Path, form: int) -> None:
+    tar(tmp_path / "s-000.tar", samples(0, 6), form)
+    tar(tmp_path / "s-001.tar", samples(6, 5), form)
+    data = whole(tmp_path / "s-{000..001}.tar")
+    split = data.splits["train"]
+    assert data.classes == ("0", "1")
+    assert split.labels.tolist() == [i % 2 for i in range(11)]
+    assert [split.stored(i) for i in range(11)] == [png(i) for i in range(11)]
+    assert split.names[6] == "s-001.tar/000006.png"
+    again = pickle.loads(pickle.dumps(split))
+    assert again.read(10, 3).tolist() == split.read(10, 3).tolist()
+
+
+def test_labels_by_number_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    tar(tmp_path / "s.tar", samples(0, 24, classes=12))
+    assert whole(tmp_path / "s.tar").classes == tuple(str(i) for i in range(12))
+
+
+def test_labels_are_read_from_json_and_cls_goes_before_it(tmp_path: Path) -> None:
+    members: Members = {}
+    for i, key in enumerate(("label", "cls", "class_name")):
+        members |= {f"{i}.jpg": png(i), f"{i}.json": json.dumps({key: f"c{i}"}).encode()}
+    members |= {"9.jpg": png(9), "9.json": b'{"label": 5}', "9.cls": b"c0\n"}
+    split = whole(tar(tmp_path / "s.tar", members)).splits["train"]
+    assert split.labels.tolist() == [0, 1, 2, 0]
+
+
+def test_without_labels_the_key_s_folder_is_the_class(tmp_path: Path) -> None:
+    members = {f"./train/{c}/deep/{i}.png": png(i) for c in ("cat", "dog") for i in range(3)}
+    members |= {f"./val/{c}/{i}.png": png(9) for c in ("cat", "dog") for i in range(2)}
+    data = whole(tar(tmp_path / "s.tar", members))
+    assert data.classes == ("cat", "dog")
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 6, "val": 4}
+
+
+def test_a_word_in_the_shard_s_name_is_its_split(tmp_path: Path) -> None:
+    for word in ("train", "validation", "test"):
+        tar(tmp_path / f"imagenet-{word}-0000.tar", samples(0, 4))
+    data = opened(tmp_path)
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 4, "val": 4, "test": 4}
+    assert load_config("debug", data=str(tmp_path)).data.source == "tar"
+
+
+def test_long_names_and_umlauts_are_read(tmp_path: Path) -> None:
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        long = "ü" * 40 + "/" + "x" * 80
+        members = {f"{c}{long}.png": png(1) for c in ("a", "b")}
+        file = tar(tmp_path / "s.tar", members, form)
+        assert whole(file).splits["train"].names == [f"s.tar/{m}" for m in members]
+
+
+def test_a_member_that_is_no_image_is_said_and_a_shard_without_end_is_read(tmp_path: Path) -> None:
+    file = tar(tmp_path / "s.tar", samples(0, 4) | {"readme.txt": b"x", "a.extra.npy": b"y"})
+    raw = file.read_bytes().rstrip(b"\0")
+    file.write_bytes(raw + b"\0" * (-len(raw) % 512))
+    data = whole(file)
+    assert len(data.splits["train"]) == 4
+    assert "2 members" in "\n".join(data.notes)
+
+
+def test_a_tar_and_the_pack_of_it_train_alike(tmp_path: Path) -> None:
+    tar(tmp_path / "s.tar", samples(0, 20))
+    config = DataConfig(source="tar", path=str(tmp_path / "s.tar"))
+    pack(config, tmp_path / "s.vitc", PackOptions(), workers=1)
+    ours = open_data(DataConfig(source="packed", path=str(tmp_path / "s.vitc")))
+    theirs = open_data(config)
+    assert ours.fingerprint == theirs.fingerprint
+    assert ours.splits["val"].names == theirs.splits["val"].names
+
+
+def test_more_shards_than_may_be_open_are_read(tmp_path: Path) -> None:
+    count = OPEN_FILES + 10
+    for i in range(count):
+        tar(tmp_path / f"{i:03d}.tar", samples(2 * i, 2))
+    split = whole(tmp_path / "*.tar").splits["train"]
+    assert all(split.stored(i) == png(i) for i in (*range(2 * count), 0))
+    store: Any = split.store
+    assert len(store.files._open) == OPEN_FILES
+
+
+# -- which files ----------------------------------------------------------------------------------
+
+
+def test_braces_count_and_multiply() -> None:
+    assert braces("a{8..11}") == ["a8", "a9", "a10", "a11"]
+    assert braces("{train,val}-{00..01}") == ["train-00", "train-01", "val-00", "val-01"]
+    assert braces("{x}") == ["{x}"]
+    for wrong in ("{5..4}", "{0..99999999999}", "{0..999}{0..999}{0..999}"):
+        with pytest.raises(ConfigError, match="must go up"):
+            braces(wrong)
+
+
+def test_patterns_that_find_nothing_or_the_same_twice_are_refused(tmp_path: Path) -> None:
+    file = tar(tmp_path / "train-0.tar", samples(0, 4))
+    with pytest.raises(ConfigError, match=r"train-1\.tar.*Did you mean 'train-0\.tar'"):
+        find_files(str(tmp_path / "train-{0..1}.tar"), (".tar",))
+    with pytest.raises(ConfigError, match="no file like"):
+        find_files(str(tmp_path / "*.tgz"), (".tar",))
+    with pytest.raises(ConfigError, match="There is no folder"):
+        find_files(str(tmp_path / "no" / "x.tar"), (".tar",))
+    with pytest.raises(ConfigError, match="twice"):
+        find_files(f"{file}::{tmp_path}/*.tar", (".tar",))
+    tar(tmp_path / "more.tar", samples(4, 4))
+    config = load_config("debug", data=f"{file}::{tmp_path / 'more.tar'}")
+    assert config.data.source == "tar"
+    assert len(find_files(str(config.data.path), (".tar",))) == 2
+
+
+# -- the index in the cache -----------------------------------------------------------------------
+
+
+def test_a_shard_is_indexed_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tar(tmp_path / "s.tar", samples(0, 6))
+    first = whole(file)
+    made: list[str] = []
+    really = vitc.data.tars._make_index
+
+    def counted(path: str, *rest: Any) -> Any:
+        made.append(path)
+        return really(path, *rest)
+
+    monkeypatch.setattr("vitc.data.tars._make_index", counted)
+    assert whole(file).fingerprint == first.fingerprint
+    assert made == []
+    (kept,) = (cache_folder() / "tars").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert whole(file).fingerprint == first.fingerprint
+    assert len(made) == 1
+    status = os.stat(file)
+    tar(file, {"longer" + name: content for name, content in samples(0, 6).items()})
+    assert whole(file).fingerprint != first.fingerprint
+    assert len(made) == 2
+    raw = bytearray(file.read_bytes())
+    raw[:512] = raw[512:1024]  # of the same size and time, yet another content
+    file.write_bytes(raw)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(whole(tar(tmp_path / "s.tar", samples(0, 4))).splits["train"]) == 4
+
+
+def test_a_shard_that_changes_in_a_run_is_an_error(tmp_path: Path) -> None:
+    file = tar(tmp_path / "s.tar", samples(0, 4))
+    split = whole(file).splits["train"]
+    os.utime(file, (1, 1))
+    with pytest.raises(BrokenFileError, match="has changed since it was indexed"):
+        split.stored(0)
+
+
+# -- refused --------------------------------------------------------------------------------------
+
+
+def with_entry(file: Path, name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> Path:
+    with tarfile.open(file, "w") as f:
+        for member, content in samples(0, 4).items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            f.addfile(info, io.BytesIO(content))
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        f.addfile(info)
+    return file
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "a/../../x.png", "/etc/x.png", "a\\..\\x.png", "a/.."]
+)
+def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
+    assert "leads outside" in refusal(with_entry(tmp_path / "s.tar", name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(tarfile.SYMTYPE, "a symbolic link"), (tarfile.LNKTYPE, "a hard link"),
+     (tarfile.CHRTYPE, "a device"), (tarfile.BLKTYPE, "a device"), (tarfile.FIFOTYPE, "a pipe"),
+     (tarfile.GNUTYPE_SPARSE, "a sparse file"), (b"Z", "of kind")],
+)  # fmt: skip
+def test_links_devices_and_the_like_are_refused(tmp_path: Path, kind: bytes, said: str) -> None:
+    assert said in refusal(with_entry(tmp_path / "s.tar", "evil.png", kind, "/etc/passwd"))
+
+
+def test_two_members_of_one_name_and_two_images_of_one_key_are_refused(tmp_path: Path) -> None:
+    assert "two members are named '000001.png'" in refusal(
+        with_entry(tmp_path / "s.tar", "000001.png")
+    )
+    both = samples(0, 4) | {"000002.jpg": png(2)}
+    assert "two images" in refusal(tar(tmp_path / "t.tar", both))
+
+
+@pytest.mark.parametrize(
+    ("magic", "said"),
+    [(gzip.compress(b"x" * 600), "gzip"), (b"BZh9" + b"x" * 600, "bzip2"),
+     (b"\xfd7zXZ\0" + b"x" * 600, "xz"), (b"\x28\xb5\x2f\xfd" + b"x" * 600, "zstd")],
+)  # fmt: skip
+def test_compressed_tars_are_refused_with_the_reason(
+    tmp_path: Path, magic: bytes, said: str
+) -> None:
+    file = tmp_path / "s.tar.gz"
+    file.write_bytes(magic)
+    text = refusal(file)
+    assert f"compressed ({said})" in text
+    assert "random order" in text
+    assert load_config("debug", data=str(file)).data.source == "tar"
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [({"a.cls": b"x" * (2 << 20)}, "has 2,097,152 bytes"), ({"a.json": b"{"}, "cannot be read"),
+     ({"a.json": b"[" * 100_000}, "cannot be read"), ({"a.cls": b"\xff\xfe"}, "cannot be read"),
+     ({"a.json": b'{"label": [1, 2]}'}, "several labels"), ({"a.cls": b" "}, "not a number"),
+     ({"a.json": b'{"label": 1.5}'}, "not a number"), ({"a.json": b'{"width": 3}'}, "no label"),
+     ({}, "no label")],
+)  # fmt: skip
+def test_labels_that_cannot_be_are_refused(tmp_path: Path, label: Members, said: str) -> None:
+    assert said in refusal(tar(tmp_path / "s.tar", {"a.png": png(0)} | label))
+
+
+def test_one_class_or_no_images_are_refused(tmp_path: Path) -> None:
+    assert "one class only" in refusal(tar(tmp_path / "s.tar", samples(0, 4, classes=1)))
+    assert "No images" in refusal(tar(tmp_path / "t.tar", {"a.txt": b"x"}))
+    tar(tmp_path / "train-1.tar", samples(0, 4))
+    tar(tmp_path / "val-1.tar", samples(0, 6, classes=3))
+    with pytest.raises(DataError, match="outside training only: '2'"):
+        opened(tmp_path / "{train,val}-1.tar")
+
+
+def header(size: bytes, name: bytes = b"a.png", kind: bytes = b"0") -> bytes:
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[124 : 124 + len(size)] = size
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"x", b"no tar" * 200, header(b"77777777777"), header(b"\xff" * 12), header(b"99"),
+     header(b"\x80" + b"\xff" * 11), header(b"10000000", kind=b"x"), header(b"7", kind=b"L"),
+     header(b"12", kind=b"x") + b"99 path=a\n".ljust(512, b"\0"),
+     header(b"12", kind=b"x") + b"0 path=ab\n".ljust(512, b"\0"),
+     header(b"12", kind=b"x") + b"10 size=x\n".ljust(512, b"\0") + header(b"0"),
+     header(b"12", kind=b"g") + b"10 path=a\n".ljust(512, b"\0") + header(b"0"),
+     header(b"22", kind=b"x") + b"18 linkpath=/etc/x\n".ljust(512, b"\0") + header(b"0")],
+    ids=range(14),
+)  # fmt: skip
+def test_forged_headers_are_refused_before_memory_is_asked_for(tmp_path: Path, raw: bytes) -> None:
+    file = tmp_path / "s.tar"
+    file.write_bytes(raw)
+    assert refusal(file)
+
+
+def test_every_cut_and_most_flips_are_noticed_and_none_crashes(tmp_path: Path) -> None:
+    file = tar(tmp_path / "s.tar", samples(0, 4), tarfile.USTAR_FORMAT)
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        raw = bytearray(good)
+        at = int(rng.integers(0, 512 * 8))
+        raw[at] ^= 1 << int(rng.integers(0, 8))
+        cut = int(rng.integers(1, len(raw))) if rng.random() < 0.3 else len(raw)
+        file.write_bytes(raw[:cut])
+        try:
+            data = whole(file)
+        except DataError:
+            continue
+        split = data.splits["train"]
+        assert all(isinstance(split.stored(i), bytes) for i in range(len(split)))
+
+
+def test_base_256_sizes_are_read(tmp_path: Path) -> None:
+    content = png(3)
+    size = b"\x80" + struct.pack(">Q", len(content)).rjust(11, b"\0")
+    blocks = b""
+    for name in (b"a/x.png", b"b/x.png"):
+        blocks += header(size, name) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+    (tmp_path / "s.tar").write_bytes(blocks + bytes(1024))
+    assert whole(tmp_path / "s.tar").splits["train"].stored(1) == content
+
+
+def test_a_photo_folder_in_a_tar_has_the_folder_s_images(
+    photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = photo_folder(2, 5)
+    with tarfile.open(tmp_path / "p.tar", "w") as f:
+        for file in sorted(root.rglob("*.jpg")):
+            f.add(file, file.relative_to(root))
+    ours, theirs = whole(tmp_path / "p.tar"), open_data(
+        DataConfig(source="folder", path=str(root), val_fraction=0.0, test_fraction=0.0)
+    )  # fmt: skip
+    assert ours.classes == theirs.classes
+    split, other = ours.splits["train"], theirs.splits["train"]
+    assert (split.labels == other.labels).all()
+    assert all(split.stored(i) == other.stored(i) for i in range(10))
