@@ -21,7 +21,7 @@ test: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # Everything `test` leaves out for its length or for what it needs: hundreds of kills, full-size
 # coverage simulations, and the comparisons with timm and torchvision.

@@ -151,10 +151,10 @@ def _trained(run: Path) -> Subject:
 
     if is_pretrained(run):
         model, record, _ = predictor_parts(run)
-        return Subject(f"the saved model {run}", model, record, True)
+        return Subject(f"the saved model {_place(run)}", model, record, True)
     model, record = load_model(run, "ema")
     name = from_dict(read_json(run / "config.json")).model.name
-    return Subject(f"{name} of {run}, EMA weights", model, record, True)
+    return Subject(f"{name} of {_place(run)}, EMA weights", model, record, True)
 
 
 def _read(subject: Subject, request: Request) -> tuple[Array, Tensor]:
@@ -194,6 +194,12 @@ def _title(subject: Subject, image: Path, prediction: Mapping[str, Any] | None) 
     if prediction is not None:
         second += f": {_short(prediction['class'])}, {100 * prediction['probability']:.1f} %"
     return f"{_short(subject.name)}\n{second}"
+
+
+def _place(folder: Path) -> str:
+    """A folder's name with as much of the way to it as a title has room for."""
+    text = str(folder)
+    return text if len(text) <= 40 else f"…{text[-39:]}"
 
 
 def _short(text: str, length: int = 70) -> str:
