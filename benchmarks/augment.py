@@ -37,11 +37,13 @@ from PIL import Image
 from vitc.data import ops
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.decode import read_image
+from vitc.data.loader import TrainReader
 from vitc.data.ops import CODE, Chain
 from vitc.data.ops_torch import apply_chain
 from vitc.data.policies import chain, chain_draws
 from vitc.data.resident import cut
-from vitc.data.sampling import BatchPlan, Place, draw_chain, draw_crop, draw_flip, uniform
+from vitc.data.sampling import BatchPlan, requests, uniform
+from vitc.data.sources import Split
 from vitc.models.borrowed import import_peer
 from vitc.train.device import describe, pick_device
 
@@ -265,24 +267,19 @@ def pipeline(files: list[Path], repeats: int, tv: Any) -> None:
 
 
 def our_pipeline(files: list[Path], augment: AugmentConfig) -> Callable[[], object]:
-    """As `loader.TrainReader` does it, parameters drawn as for a micro-batch of all files."""
-    from vitc.data.loader import _altered
-    from vitc.data.sampling import Request
-
-    n, config = len(files), DataConfig(augment=augment)
+    """What a loader process does with a micro-batch of all files, its parameters' drawing too."""
+    n, config = len(files), DataConfig(source="folder", path=".", augment=augment)
     plan = BatchPlan(batch=n, micro=n, seed_order=0, seed_augment=0, size=SIZE, in_chans=3,
                      depth=1, drop_path_rate=0.0)  # fmt: skip
-    epoch = iter(range(1_000_000))
-    images = torch.empty((n, 3, *SIZE), dtype=torch.uint8)
+    labels = np.zeros(n, np.int64)
+    reader = TrainReader(Split(labels, [f.name for f in files], files=files), config, plan)
+    asked = requests(plan, config, labels, 0, 1_000_000)
 
     def run() -> object:
-        place = Place(next(epoch), 0)
-        crop, flip = draw_crop(plan, augment, place), draw_flip(plan, augment, place)
-        request = Request(place, np.arange(n), crop, flip, draw_chain(plan, augment, place))
-        for i, file in enumerate(files):
-            image = cut(read_image(file, 3, file.name), request.crop[i], SIZE, config)
-            images.numpy()[i] = _altered(image, request, i)
-        return images
+        answer = reader[next(asked)]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     return run
 

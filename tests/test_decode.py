@@ -10,6 +10,7 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vitc.data.decode import crop_resize, eval_image, read_image, to_channels
+from tests.mutants import photo
+from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.decode import (
+    Box,
+    crop_resize,
+    eval_image,
+    examined,
+    read_cut,
+    read_image,
+    to_channels,
+)
+from vitc.data.resident import cut_stored, whole
 from vitc.errors import BrokenFileError, ConfigError
 
 Pixels = NDArray[np.uint8]
@@ -224,21 +236,39 @@ def test_a_truncated_file_is_refused_or_lacks_no_pixel(kind: str, options: dict[
     assert all("part.jpg" in message for message in messages)
 
 
-def test_a_jpeg_cut_short_and_closed_again_is_not_half_grey() -> None:
+def test_a_jpeg_cut_short_and_closed_again_is_read_as_pillow_does_but_with_a_doubt() -> None:
     for ink in ("RGB", "L", "CMYK"):
-        data = saved(Image.fromarray(scene(200, 300)).convert(ink), "JPEG")
+        whole = saved(Image.fromarray(scene(200, 300)).convert(ink), "JPEG")
+        cut = whole[: len(whole) // 2] + b"\xff\xd9"
+        seen, doubt = examined(cut, 3, "x")
+        assert (seen == read_image(cut, 3, "x")).all()
+        assert "premature end" in doubt
+        assert examined(whole, 3, "x").doubt == ""
         with pytest.raises(BrokenFileError, match=r"damaged or incomplete"):
-            read_image(data[: len(data) // 2] + b"\xff\xd9", 3, "x")
+            read_image(whole[: len(whole) // 2], 3, "x")
 
 
-def test_a_few_bytes_before_the_end_marker_do_no_harm_but_many_do() -> None:
+def test_many_bytes_left_over_before_the_end_marker_raise_a_doubt_but_a_few_are_padding() -> None:
     data = saved(scene(), "JPEG")
-    padded = data[:-2] + b"\x00" * 20 + b"\xff\xd9"
-    with pytest.raises(ValueError, match="extraneous bytes"):
-        simplejpeg.decode_jpeg(padded)
-    assert (read_image(padded, 3, "x") == read_image(data, 3, "x")).all()
-    with pytest.raises(BrokenFileError, match=r"\d{4} extraneous bytes"):
-        read_image(data[:-2] + b"\x00" * 5000 + b"\xff\xd9", 3, "x")
+    for extra, doubted in ((20, False), (5000, True)):
+        padded = data[:-2] + bytes(extra) + b"\xff\xd9"
+        with pytest.raises(ValueError, match="extraneous bytes"):
+            simplejpeg.decode_jpeg(padded)
+        seen, doubt = examined(padded, 3, "x")
+        assert (seen == read_image(data, 3, "x")).all()
+        assert ("extraneous bytes" in doubt) == doubted
+
+
+def test_a_png_with_a_wrong_checksum_or_no_end_is_refused() -> None:
+    data = saved(scene(), "PNG")
+    assert data.endswith(b"\0\0\0\0IEND\xaeB`\x82")
+    at = data.index(b"IDAT")
+    length = int.from_bytes(data[at - 4 : at], "big")
+    flipped = bytearray(data)
+    flipped[at + 4 + length] ^= 1
+    for broken in (bytes(flipped), data[:-12]):
+        with pytest.raises(BrokenFileError, match=r"checksum|truncated"):
+            read_image(broken, 3, "x")
 
 
 def test_jpegs_that_turbojpeg_cannot_describe_are_left_to_pillow(
@@ -452,3 +482,101 @@ def test_shrinking_is_antialiased() -> None:
     stripes[:, ::2] = 255
     shrunk = eval_image(stripes, (16, 16), "squash", 1.0)
     assert ((shrunk > 110) & (shrunk < 145)).all()
+
+
+# ------------------------------------------------------------------------------- smaller decoding
+
+
+def cut_both_ways(data: bytes, box: Box, size: tuple[int, int], chans: int = 3) -> tuple[Any, Any]:
+    """The cut as training takes it, and from the full decode: int16 (C, H, W) each."""
+    quick = read_cut(data, chans, "x", lambda *_: box, size)
+    full = crop_resize(read_image(data, chans, "x"), box, size)
+    assert quick.shape == full.shape
+    assert quick.dtype == torch.uint8
+    return quick.to(torch.int16), full.to(torch.int16)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The sizes (H, W) of the frames that JPEGs were decoded to."""
+    sizes: list[tuple[int, int]] = []
+    original = simplejpeg.decode_jpeg
+
+    def spy(*args: Any, **options: Any) -> Pixels:
+        pixels: Pixels = original(*args, **options)
+        sizes.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    return sizes
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_scaled_decode_gives_the_cut_of_the_full_one_whatever_the_orientation(
+    orientation: int, decoded: list[tuple[int, int]]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    boxes = ((0.0, 0.0, 301.0, 400.0), (33.3, 41.7, 205.4, 222.2), (101.0, 161.0, 200.0, 240.0))
+    for seed, options in enumerate(({"quality": 90}, {"quality": 75, "progressive": True},
+                                    {"quality": 95, "subsampling": 0})):  # fmt: skip
+        stored = (301, 403) if orientation < 5 else (403, 301)
+        data = saved(photo(*stored, seed), "JPEG", exif=exif, **options)
+        for box in boxes:
+            decoded.clear()
+            quick, full = cut_both_ways(data, box, (64, 64))
+            assert min(decoded[0]) < 301  # a smaller frame, and then all of it
+            assert min(decoded[1]) == 301
+            difference = (quick - full).abs().float()
+            # 0.6 and 5 of 255; a box beside its place by part of a frame's pixel: 1.6 to 5 and more.
+            assert difference.mean() < 1.0
+            assert difference.quantile(0.999) < 8
+
+
+def test_only_a_power_of_two_that_is_reached_shrinks_the_frame(
+    decoded: list[tuple[int, int]],
+) -> None:
+    data = saved(photo(259, 387, 0), "JPEG")
+    frames = {130: (259, 387), 129: (130, 194), 65: (130, 194), 64: (65, 97), 32: (33, 49)}
+    for side, frame in {**frames, 4: (33, 49)}.items():
+        decoded.clear()
+        read_cut(data, 3, "x", lambda h, w: (0, 0, h, w), (side, 60 if side > 64 else side))
+        assert decoded == [frame]
+    decoded.clear()
+    read_cut(data, 3, "x", lambda h, w: (0, 0, 100, 100), (64, 64))  # of a box, not of the picture
+    assert decoded == [(259, 387)]
+
+
+@pytest.mark.parametrize("chans", [1, 3, 4])
+def test_scaled_decoding_serves_all_channels_and_grey_files(chans: int) -> None:
+    for image in (photo(200, 200, 3), photo(200, 200, 3)[..., 0]):
+        quick, full = cut_both_ways(saved(image, "JPEG"), (10, 20, 170, 160), (40, 40), chans)
+        assert quick.shape == (chans, 40, 40)
+        assert (quick - full).abs().float().mean() < 1.5
+
+
+def test_what_cannot_be_scaled_is_cut_from_the_full_picture() -> None:
+    box = (10.0, 20.0, 170.0, 160.0)
+    image = photo(200, 200, 4)
+    jpeg = saved(image, "JPEG")
+    irregular = jpeg[:-2] + bytes(20) + b"\xff\xd9"
+    inks = saved(Image.fromarray(image).convert("CMYK"), "JPEG")
+    for data in (saved(image, "PNG"), irregular, inks):
+        quick, full = cut_both_ways(data, box, (40, 40))
+        assert torch.equal(quick, full)
+    with pytest.raises(BrokenFileError, match=r"'x\.jpg'.*damaged or incomplete"):
+        read_cut(jpeg[: len(jpeg) // 2], 3, "x.jpg", lambda *_: box, (40, 40))
+    with pytest.raises(BrokenFileError, match=r"134,217,728 allowed"):
+        read_cut(jpeg_bomb(), 3, "x.jpg", lambda *_: box, (40, 40))
+
+
+def test_training_decodes_at_a_fraction_and_evaluation_never(
+    decoded: list[tuple[int, int]],
+) -> None:
+    data = saved(photo(512, 512, 5), "JPEG")
+    config = DataConfig(augment=AugmentConfig(crop="random_resized", scale=(1.0, 1.0)))
+    cut_stored(data, "x", 3, np.zeros(22), (64, 64), config)
+    whole(read_image(data, 3, "x"), (64, 64), config)
+    padded = replace(config, fit="pad")
+    cut_stored(data, "x", 3, np.zeros(22), (64, 64), padded)
+    assert decoded == [(64, 64), (512, 512), (512, 512)]

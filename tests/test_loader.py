@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitc.data import loader, resident
+from vitc.data import loader, ops_torch, resident
 from vitc.data.augment import erase, finish
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.loader import MicroBatch, open_eval, open_train
@@ -242,9 +242,13 @@ def test_final_batches_of_held_images_do_not_depend_on_resume_or_processes(name:
     assert digest([a + b for a, b in zip(*parts, strict=True)], augment) == whole
 
 
+@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("policy", ["autoaugment", "v0", "randaugment", "trivial", "three"])
-def test_held_images_are_changed_as_the_loader_changes_them(policy: str) -> None:
+def test_held_images_are_changed_as_the_loader_changes_them(
+    policy: str, batched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cut is none or moved, so that both ways start from the same bytes."""
+    monkeypatch.setattr(ops_torch, "batches_are_faster", lambda device: batched)
     augment = AugmentConfig(crop="shift", policy=policy, jitter=(0.3, 0.3, 0.3))  # type: ignore[arg-type]
     data = pixel_set(60)
     changed = run(data, config(augment=augment), plan(), end=7)

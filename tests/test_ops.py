@@ -217,13 +217,9 @@ def both(images: list[Pixels], what: Chain) -> tuple[Pixels, Pixels]:
     return single, out.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("pixels", [*PHOTOS, *ODD], ids=lambda p: "x".join(map(str, p.shape)))
 @pytest.mark.parametrize("name", OPS[1:])
-def test_the_back_ends_agree_on_each_operation(
-    name: str, pixels: Pixels, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ops_torch, "_whole_batches", lambda device: whole)
+def test_the_back_ends_agree_on_each_operation(name: str, pixels: Pixels) -> None:
     args = np.array([0, *ARGS[name]], np.float64)[:, None]
     codes = np.full(args.shape, CODE[name], np.int8)
     codes[0] = CODE["identity"]
@@ -245,13 +241,9 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("augment", POLICIES, ids=lambda a: a.policy)
-def test_the_back_ends_agree_on_whole_policies(
-    augment: AugmentConfig, channels: int, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ops_torch, "_whole_batches", lambda device: whole)
+def test_the_back_ends_agree_on_whole_policies(augment: AugmentConfig, channels: int) -> None:
     n = 100
     images = [photo(32, 28, channels, i) for i in range(n)]
     what = chain(augment, uniform(0, "policy", 0, np.arange(n), chain_draws(augment)), (32, 28))
@@ -270,6 +262,17 @@ def test_an_image_of_a_batch_does_not_depend_on_the_others() -> None:
     for i in range(20):
         alone = apply_chain(batch_of(images[i : i + 1]), chain(augment, u[i : i + 1], (24, 24)))
         assert torch.equal(together[i], alone[0])
+
+
+def test_either_back_end_can_serve_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    augment = AugmentConfig(policy="autoaugment")
+    images = batch_of([photo(24, 20, 3, i) for i in range(20)])
+    u = uniform(0, "policy", 0, np.arange(20), chain_draws(augment))
+    what = chain(augment, u, (24, 20))
+    one_by_one = ops_torch.change(images, what)
+    assert one_by_one.is_contiguous()
+    monkeypatch.setattr(ops_torch, "batches_are_faster", lambda device: True)
+    assert torch.equal(ops_torch.change(images, what), one_by_one)
 
 
 def test_large_batches_are_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

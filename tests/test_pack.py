@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import pickle
+import resource
 import signal
 import struct
 import subprocess
@@ -25,15 +26,15 @@ from PIL import Image
 
 from vitc.cli import main
 from vitc.config import RunConfig, load_config, with_data
-from vitc.data.config import DataConfig
+from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.decode import read_image
-from vitc.data.loader import EvalReader, _Images
+from vitc.data.loader import EvalReader, _Images, open_train
 from vitc.data.pack import Packed, PackOptions, pack, shrunk
 from vitc.data.packed import HEADER, PackedStore, open_pack, verify
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources import DataSet, open_data
 from vitc.data.store import Names
-from vitc.errors import BrokenFileError, ConfigError, DataError
+from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 
 Photos = Callable[..., Path]
 
@@ -186,6 +187,30 @@ def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_p
         assert not isinstance(answer, Exception)
         answers.append(answer.images)
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("options", [{}, {"raw": True}])
+def test_batches_of_a_pack_are_those_of_its_folder_for_any_number_of_loader_processes(
+    photo_folder: Photos, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    root, out = photo_folder(), tmp_path / "x.vitc"
+    packed(root, out, **options)
+    augment = AugmentConfig(crop="random_resized")
+    plan = BatchPlan(batch=8, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3,
+                     depth=1)  # fmt: skip
+    hashes = set()
+    for source, path, workers in (("folder", root, 0), ("packed", out, 0), ("packed", out, 2)):
+        config = DataConfig(source=source, path=str(path), augment=augment, workers=workers,  # type: ignore[arg-type]
+                            resident="off")  # fmt: skip
+        data = open_data(config)
+        h = hashlib.sha256()
+        with open_train(data, config, plan, torch.device("cpu"), 0, 6) as loader:
+            for step in loader:
+                for micro in step:
+                    h.update(micro.images.contiguous().numpy())
+                    h.update(micro.labels.numpy())
+        hashes.add(h.hexdigest())
+    assert len(hashes) == 1
 
 
 def test_data_takes_a_pack_by_its_suffix(photo_folder: Photos, tmp_path: Path) -> None:
@@ -384,6 +409,22 @@ def test_an_unfinished_pack_of_other_images_is_not_gone_on_with(
     with pytest.raises(ConfigError, match="begun with other images"):
         pack(folder_config(root), out, PackOptions(), workers=1)
     assert packed(root, out).resumed == 0
+
+
+def test_a_full_disk_loses_nothing(photo_folder: Photos, tmp_path: Path) -> None:
+    root, out = photo_folder(2, 40), tmp_path / "x.vitc"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="cannot be written") as error:
+            pack(folder_config(root), out, PackOptions(), workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "goes on" in (error.value.hint or "")
+    assert not out.exists()
+    assert pack(folder_config(root), out, PackOptions(), workers=1).resumed >= 16
+    packed(root, tmp_path / "whole.vitc")
+    assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
 
 
 def test_two_processes_do_not_write_one_pack(photo_folder: Photos, tmp_path: Path) -> None:

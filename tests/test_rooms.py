@@ -34,7 +34,8 @@ MAY = {
     "deploy": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "words": BOTTOM | {"config", "train.runlog"},
     "cli_study": BOTTOM | {"words", "config", "study"},
-    "cli_data": BOTTOM | {"words", "config", "data"},
+    "cli_data": BOTTOM | {"words", "config", "data", "cli_check"},
+    "cli_check": BOTTOM | {"words", "config", "data"},
     "cli_push": BOTTOM | {"words", "deploy"},
     "cli_convert": BOTTOM | {"words", "config", "models", "train"},
     "cli": BOTTOM

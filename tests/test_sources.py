@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import pickle
 import struct
@@ -21,12 +23,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import vitc.data
+from vitc.config import load_config
 from vitc.data.config import DataConfig
 from vitc.data.folders import scan_folder
 from vitc.data.formats import read_idx
 from vitc.data.holdout import balanced_subset, hashed, hold_out, hold_out_groups, shares
-from vitc.data.sources import EMBEDDED, FASHION_CLASSES, DataSet, Split, open_data
-from vitc.errors import ConfigError, DataError, VitcError
+from vitc.data.sources import EMBEDDED, FASHION_CLASSES, DataSet, Files, Split, open_data
+from vitc.data.store import Names
+from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
 
 PNG = io.BytesIO()
 Image.new("RGB", (4, 4), (10, 200, 30)).save(PNG, "PNG")
@@ -183,6 +187,13 @@ def test_one_folder_of_classes_is_split_three_ways_class_by_class(tmp_path: Path
             assert file == tmp_path / name
             assert file.is_file()
             assert name.startswith(data.classes[label])
+
+
+def test_a_folder_s_names_are_flat_in_the_process_and_its_workers(tmp_path: Path) -> None:
+    split = opened(plant(tmp_path, {"a": 20, "ü": 20})).splits["train"]
+    assert isinstance(split.names, Names)
+    assert isinstance(split.files, Files)
+    assert isinstance(split.files.names, Names)
 
 
 def test_the_split_depends_on_its_seed_and_hardly_on_new_images(tmp_path: Path) -> None:
@@ -982,3 +993,148 @@ def test_a_source_that_needs_a_path_says_so() -> None:
 def test_the_hash_that_orders_images_never_changes() -> None:
     expected = int.from_bytes(hashlib.blake2b(b"0/split/a", digest_size=8).digest(), "little")
     assert hashed(0, "split", ["a"]).tolist() == [expected] == [0x76DDA08F7AC739D2]
+
+
+# ------------------------------------------------------------------------- from outside the package
+
+OUTSIDE = """
+import numpy as np
+print("imported", flush=True)
+
+class Stripes:
+    classes = ("flat", "bright")
+
+    def __init__(self, count=20, height=6):
+        self.labels = {"train": [i % 2 for i in range(count)], "val": [0, 1]}
+        self.height = height
+
+    def read(self, split, index):
+        if index == 13:
+            raise OSError("scratched")
+        if index == 15:
+            return np.zeros((4, 4), np.uint8)
+        value = 200 * self.labels[split][index] + index
+        return np.full((self.height, 5, 3), value, np.uint8)
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("VITC_TRUSTED_SOURCES", "")
+    (tmp_path / "mine.py").write_text(OUTSIDE)
+    return tmp_path / "mine.py"
+
+
+def test_a_class_from_outside_is_a_source(outside: Path) -> None:
+    config = load_config("debug", data=f"{outside}:Stripes(height=7)")
+    assert config.data.source == "outside"
+    assert config.data.path_sha256 == hashlib.sha256(OUTSIDE.encode()).hexdigest()
+    data = open_data(config.data)
+    assert data.classes == ("flat", "bright")
+    assert counts(data) == {"train": [10, 10], "val": [1, 1]}
+    split = pickle.loads(pickle.dumps(data.splits["train"]))
+    assert split.read(3, 3).shape == (7, 5, 3)
+    assert split.read(3, 3)[0, 0].tolist() == [203, 203, 203]
+    assert split.names[3] == "train/3"
+    with pytest.raises(BrokenFileError, match="'train/13' cannot be read: OSError: scratched"):
+        split.read(13, 3)
+    with pytest.raises(BrokenFileError, match=r"'train/15' is a ndarray uint8 \(4, 4\)"):
+        split.read(15, 3)
+    assert data.splits["val"].read(1, 1).shape == (7, 5, 1)
+
+
+def test_a_class_from_outside_can_be_named_by_its_module(
+    outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"mine_{outside.parent.name}".replace("-", "_")
+    outside.rename(outside.parent / f"{name}.py")
+    monkeypatch.syspath_prepend(str(outside.parent))
+    data = open_data(load_config("debug", data=f"{name}:Stripes").data)
+    assert len(data.splits["train"]) == 20
+    with pytest.raises(ConfigError, match="There is no module 'mine_gone'"):
+        load_config("debug", data="mine_gone:Stripes")
+
+
+def test_every_process_makes_its_own_object(outside: Path) -> None:
+    config = load_config("debug", data=f"{outside}:Stripes").data
+    store: Any = open_data(config).splits["train"].store
+    first = store._made
+    store.read(0)
+    assert store._made is first
+    store._process = -1  # as after a fork
+    store.read(0)
+    assert store._made is not first
+
+
+def test_naming_runs_nothing_and_a_foreign_config_is_not_imported(
+    outside: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = DataConfig(
+        source="outside", path=f"{outside}:Stripes",
+        path_sha256=hashlib.sha256(OUTSIDE.encode()).hexdigest(),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="you have not named here yourself"):
+        open_data(config)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"data": dataclasses.asdict(config)}))
+    with pytest.raises(ConfigError, match="you have not named here yourself"):
+        open_data(load_config(file).data)
+    with pytest.raises(ConfigError, match="you have not named here yourself"):
+        open_data(load_config(file, data="outside").data)
+    load_config("debug", data=f"{outside}:Stripes")
+    assert "imported" not in capsys.readouterr().out
+    open_data(load_config(file).data)  # now it is known
+
+
+def test_a_class_that_has_changed_since_is_not_imported(outside: Path) -> None:
+    config = load_config("debug", data=f"{outside}:Stripes").data
+    outside.write_text(OUTSIDE + "\n# changed\n")
+    with pytest.raises(ConfigError, match="has changed since it was named"):
+        open_data(config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("class Stripes", "class Other", "no class 'Stripes'"), ("def read", "def get", "has no read"),
+     ("classes =", "kinds =", "has no classes"), ('"bright")', '"flat")', "different texts"),
+     ("i % 2 for", "5 for", "outside 0"), ("i % 2 for", "0 for", "no training image of 'bright'"),
+     ("i % 2 for", "[0, 1] for", "no list of whole numbers"), ('"val"', '"extra"', "the splits"),
+     ("import numpy", "import nothing_such", "fails when it is imported"),
+     ("self.height = height", "1 / 0", "cannot be made: ZeroDivisionError"),
+     ("class", "cla$$", "is no Python")],
+)  # fmt: skip
+def test_classes_from_outside_that_cannot_be_are_refused(
+    outside: Path, old: str, new: str, said: str
+) -> None:
+    outside.write_text(OUTSIDE.replace(old, new, 1))
+    with pytest.raises(VitcError, match=said):
+        open_data(load_config("debug", data=f"{outside}:Stripes").data)
+
+
+def test_settings_of_a_class_from_outside_are_checked(outside: Path) -> None:
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'width'"):
+        open_data(load_config("debug", data=f"{outside}:Stripes(width=3)").data)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config("debug", data=f"{outside}:Stripes(height=open('x'))")
+    with pytest.raises(ConfigError, match=r"no class 'Stripe'\. Did you mean 'Stripes'"):
+        load_config("debug", data=f"{outside}:Stripe")
+    with pytest.raises(ConfigError, match=r"mime\.py.*Did you mean 'mine\.py'"):
+        load_config("debug", data=f"{outside.parent}/mime.py:Stripes")
+
+
+def test_the_example_of_the_page_on_sources_is_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("VITC_TRUSTED_SOURCES", "")
+    page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "scans.py").write_text(code)
+    for kind in ("healthy", "ill"):
+        plant(tmp_path / "scans", {kind: 4})
+    data = open_data(
+        load_config("debug", data=f"{tmp_path}/scans.py:Scans(root='{tmp_path}/scans')").data
+    )
+    assert counts(data)["train"] == [2, 2]
+    assert data.splits["train"].read(0, 3).shape == (4, 4, 3)

@@ -116,11 +116,12 @@ def test_without_labels_the_key_s_folder_is_the_class(tmp_path: Path) -> None:
 
 
 def test_a_word_in_the_shard_s_name_is_its_split(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
     for word in ("train", "validation", "test"):
-        tar(tmp_path / f"imagenet-{word}-0000.tar", samples(0, 4))
-    data = opened(tmp_path)
+        tar(tmp_path / "set" / f"imagenet-{word}-0000.tar", samples(0, 4))
+    data = opened(tmp_path / "set")
     assert {k: len(s) for k, s in data.splits.items()} == {"train": 4, "val": 4, "test": 4}
-    assert load_config("debug", data=str(tmp_path)).data.source == "tar"
+    assert load_config("debug", data=str(tmp_path / "set")).data.source == "tar"
 
 
 def test_long_names_and_umlauts_are_read(tmp_path: Path) -> None:
@@ -210,14 +211,16 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
     kept.write_bytes(kept.read_bytes()[:-1])
     assert whole(file).fingerprint == first.fingerprint
     assert len(made) == 1
-    status = os.stat(file)
     tar(file, {"longer" + name: content for name, content in samples(0, 6).items()})
     assert whole(file).fingerprint != first.fingerprint
     assert len(made) == 2
+    status = os.stat(file)
     raw = bytearray(file.read_bytes())
     raw[:512] = raw[512:1024]  # of the same size and time, yet another content
     file.write_bytes(raw)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match="checksum"):
+        whole(file)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(
@@ -278,7 +281,7 @@ def test_two_members_of_one_name_and_two_images_of_one_key_are_refused(tmp_path:
 
 @pytest.mark.parametrize(
     ("magic", "said"),
-    [(gzip.compress(b"x" * 600), "gzip"), (b"BZh9" + b"x" * 600, "bzip2"),
+    [(gzip.compress(b"x" * 600, mtime=0), "gzip"), (b"BZh9" + b"x" * 600, "bzip2"),
      (b"\xfd7zXZ\0" + b"x" * 600, "xz"), (b"\x28\xb5\x2f\xfd" + b"x" * 600, "zstd")],
 )  # fmt: skip
 def test_compressed_tars_are_refused_with_the_reason(
@@ -382,3 +385,10 @@ def test_a_photo_folder_in_a_tar_has_the_folder_s_images(
     split, other = ours.splits["train"], theirs.splits["train"]
     assert (split.labels == other.labels).all()
     assert all(split.stored(i) == other.stored(i) for i in range(10))
+
+
+def test_a_shard_of_too_many_members_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitc.data.tars.MAX_MEMBERS", 5)
+    assert "more than 5 members" in refusal(tar(tmp_path / "s.tar", samples(0, 4)))

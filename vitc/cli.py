@@ -336,7 +336,7 @@ VERBS: dict[str, Verb] = {
         takes_settings=True,
         more_help=_train_help,
         epilog="settings:\n"
-        "  --model NAME, --data NAME|FOLDER, --optim NAME, --model.stem KIND choose a component;\n"
+        "  --model NAME, --data NAME|PATH, --optim NAME, --model.stem KIND choose a component;\n"
         "  --model.stem FILE.py:CLASS takes a stem of your own (docs/stems.md);\n"
         "  dotted ones set a detail: --train.epochs 20. In any order.\n"
         "  Every setting of a recipe with its value: vitc train RECIPE --help\n"

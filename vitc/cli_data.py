@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+from vitc.cli_check import CHECK_VERB
 from vitc.config import RunConfig, with_data
 from vitc.words import Parser, Verb, count, note, say, say_json
 
@@ -112,6 +113,7 @@ def _verify(args: Namespace) -> int:
 
 
 DATA_VERBS: dict[str, Verb] = {
+    "check": CHECK_VERB,
     "pack": Verb(
         summary="Pack a data set into one file that trains the same, faster.",
         usage="SRC OUT.vitc [options]",

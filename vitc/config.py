@@ -388,7 +388,8 @@ def with_data(config: RunConfig, data: str) -> RunConfig:
         kept["source"] = data
     else:
         kept |= {"source": guess_source(data), "path": data}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
+    config = _located(dataclasses.replace(config, data=dataclasses.replace(config.data, **kept)))
+    return _with_named_data(config) if kept["source"] == "outside" and data != "outside" else config
 
 
 def guess_source(data: str | Path) -> str:
@@ -481,8 +482,7 @@ def resolve_config(
     if isinstance(flat.get("init"), str):  # --init RUN
         flat["init.weights"] = flat.pop("init")
     config = _named(_located(from_dict(flat, config)), flat)
-    told = OUTSIDE_CLASS.fullmatch(names.get("data", "")) or "data.path" in flat
-    if config.data.source == "outside" and told:
+    if config.data.source == "outside" and "data.path" in flat:
         config = _with_named_data(config)
     if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
         config = _found_again(config, Path(path_or_recipe))

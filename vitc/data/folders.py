@@ -85,12 +85,7 @@ def scan_folder(root: Path) -> Listing:
     no such folder; DataError: no classes, only one, an empty one, or classes that differ between
     the splits.
     """
-    _check_is_folder(root)
-    places, notes = _layout(root)
-    found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
-    strangers = [other for part in found.values() for c in part.values() for other in c.others]
-    if strangers:
-        notes.append(f"{counted(len(strangers), 'file')} left out as no image: {some(strangers)}.")
+    found, notes = _found(root)
     _check_classes(root, found)
     classes = sorted(found["train"], key=name_key)
     splits = {split: _gather(classes, part) for split, part in found.items()}
@@ -100,6 +95,30 @@ def scan_folder(root: Path) -> Listing:
     if empty:
         notes.append(f"{counted(len(empty), 'image file')} of 0 bytes, broken: {some(empty)}.")
     return Listing(tuple(shown(c) for c in classes), splits, tuple(notes))
+
+
+def survey_folder(root: Path) -> Listing:
+    """As `scan_folder`, but with every class of any split, however unfit: to tell what is wrong.
+
+    Raises ConfigError: no such folder; DataError: nothing in it is a class.
+    """
+    found, notes = _found(root)
+    names = {name_key(name): name for part in reversed(found.values()) for name in part}
+    classes = [names[key] for key in sorted(names)]
+    splits = {split: _gather(classes, part) for split, part in found.items()}
+    splits = {split: part for split, part in splits.items() if part.names}
+    return Listing(tuple(shown(c) for c in classes), splits, tuple(notes))
+
+
+def _found(root: Path) -> tuple[dict[str, dict[str, _Class]], list[str]]:
+    """The files of each class of each split, and what there is to say."""
+    _check_is_folder(root)
+    places, notes = _layout(root)
+    found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
+    strangers = [other for part in found.values() for c in part.values() for other in c.others]
+    if strangers:
+        notes.append(f"{counted(len(strangers), 'file')} left out as no image: {some(strangers)}.")
+    return found, notes
 
 
 def _check_is_folder(root: Path) -> None:

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitc.data import ops
 from vitc.data.augment import Erased, erased, to_device
 from vitc.data.config import DataConfig
-from vitc.data.resident import Fetched, Resident, cores, cut, hold, settle, whole
+from vitc.data.resident import Fetched, Resident, cores, cut_stored, hold, settle, whole
 from vitc.data.sampling import (
     BatchPlan,
     Mix,
@@ -281,6 +281,13 @@ class _Images:
         """uint8 (H, W, C). Raises BrokenFileError."""
         return self.split.read(index, self.in_chans)
 
+    def read_cut(
+        self, index: int, crop: NDArray[np.float64], size: tuple[int, int], config: DataConfig
+    ) -> Tensor:
+        """uint8 (C, *size): the training cut that follows from its uniforms. Raises as `read`."""
+        stored = self.split.stored(index)
+        return cut_stored(stored, self.name(index), self.in_chans, crop, size, config)
+
 
 class TrainReader(Dataset[Fetched | VitcError]):
     """Reads and cuts the images of one micro-batch. Errors of ours are returned, not raised:
@@ -300,12 +307,12 @@ class TrainReader(Dataset[Fetched | VitcError]):
         images = torch.empty((plan.micro, plan.in_chans, *size), dtype=torch.uint8)
         chosen = request.indices.copy()
         skipped: list[str] = []
-        image = np.empty(0, np.uint8)
+        image, row = torch.empty(0, dtype=torch.uint8), 0
 
         def usable(index: int) -> bool:
             nonlocal image
             try:
-                image = self.images.read(index)
+                image = self.images.read_cut(index, request.crop[row], size, self.config)
             except BrokenFileError:
                 if self.config.bad_files == "stop":
                     raise
@@ -316,8 +323,7 @@ class TrainReader(Dataset[Fetched | VitcError]):
         for row, position in enumerate(request.place.positions(plan.micro).tolist()):
             index = int(chosen[row])
             chosen[row] = settle(request, position, index, plan, len(self.images), usable)
-            cut_out = cut(image, request.crop[row], size, self.config)
-            images.numpy()[row] = _altered(cut_out, request, row)
+            images.numpy()[row] = _altered(image, request, row)
         return Fetched(images, chosen, tuple(skipped))
 
 

@@ -261,13 +261,13 @@ def _composed(before: Pixels | None, code: int, arg: float, picture: Image.Image
     colours = 3 if picture.mode == "RGBA" else len(picture.mode)
     if OPS[code] == "contrast":
         assert before is None
-        grey = np.array((picture if picture.mode == "L" else picture.convert("L")).histogram())
+        grey = _counts(picture if picture.mode == "L" else picture.convert("L"))[0]
         mean = int(int((grey * _RAMP).sum()) / int(grey.sum()) + 0.5)
         own = blend(np.full(256, mean, np.float32), _FLOAT_RAMP, arg)[None].repeat(colours, 0)
     elif code in FIXED:
         own = fixed_table(code, arg)[None].repeat(colours, 0)
     else:
-        counts = np.array(picture.histogram()).reshape(-1, 256)[:colours]
+        counts = _counts(picture)[:colours]
         if before is not None:
             pairs = zip(before[:colours], counts, strict=True)
             counts = np.stack(
@@ -276,35 +276,32 @@ def _composed(before: Pixels | None, code: int, arg: float, picture: Image.Image
         own = (equalized if OPS[code] == "equalize" else stretched)(counts)
     if colours < len(picture.mode):
         own = np.concatenate([own, _RAMP.astype(np.uint8)[None]])
-    return own if before is None else np.take_along_axis(own, before.astype(np.intp), axis=1)
+    return own if before is None else own[np.arange(len(own))[:, None], before]
+
+
+def _counts(picture: Image.Image) -> NDArray[np.int64]:
+    """int64 (C, 256): how often each value occurs."""
+    return np.fromiter(picture.histogram(), np.int64).reshape(-1, 256)
 
 
 def equalized(counts: NDArray[np.int64]) -> Pixels:
     """uint8 (C, 256): the tables that spread histograms (C, 256) evenly, as Pillow's equalize."""
-    tables = np.empty(counts.shape, np.uint8)
-    for table, n in zip(tables, counts, strict=True):
-        there = np.flatnonzero(n)
-        step = int(n.sum() - n[there[-1]]) // 255
-        if step == 0:  # one value alone, or hardly a pixel of the others
-            table[:] = _RAMP
-        else:
-            table[:] = np.minimum((np.cumsum(n) - n + step // 2) // step, 255)
-    return tables
+    before = np.cumsum(counts, axis=1) - counts
+    highest = before[np.arange(len(counts)), 255 - (counts[:, ::-1] > 0).argmax(axis=1)]
+    step = highest[:, None] // 255  # 0: one value alone, or hardly a pixel of the others
+    even = np.minimum((before + step // 2) // np.maximum(step, 1), 255)
+    return np.where(step > 0, even, _RAMP).astype(np.uint8)
 
 
 def stretched(counts: NDArray[np.int64]) -> Pixels:
     """uint8 (C, 256): the tables that take the lowest value that occurs in histograms (C, 256) to 0
     and the highest to 255, as Pillow's autocontrast."""
-    tables = np.empty(counts.shape, np.uint8)
-    for table, n in zip(tables, counts, strict=True):
-        there = np.flatnonzero(n)
-        low, high = int(there[0]), int(there[-1])
-        if high <= low:
-            table[:] = _RAMP
-        else:
-            scale = 255.0 / (high - low)
-            table[:] = np.clip((_RAMP * scale + -low * scale).astype(np.int64), 0, 255)
-    return tables
+    there = counts > 0
+    low = there.argmax(axis=1)[:, None]
+    high = 255 - there[:, ::-1].argmax(axis=1)[:, None]
+    scale = 255.0 / np.maximum(high - low, 1)
+    wide = np.clip((_RAMP * scale + -low * scale).astype(np.int64), 0, 255)
+    return np.where(high > low, wide, _RAMP).astype(np.uint8)
 
 
 def _look_up(picture: Image.Image, table: Pixels) -> Image.Image:

@@ -3,7 +3,7 @@
 Importing a file runs it. So its SHA-256 must have been admitted: the user named it, on a command
 line or in Python, on this machine. A config that somebody wrote down admits nothing. What was
 admitted stands in `$XDG_STATE_HOME/vitc/trusted_sources` (by default under ~/.local/state), one
-hash a line.
+hash a line; and, for the processes that this one starts, in VITC_TRUSTED_SOURCES.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from vitc.data.store import Ints, Names, Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError, suggest
 
 FILE_LIMIT = 1 << 20  # bytes
+TRUSTED_ENV = "VITC_TRUSTED_SOURCES"
 FORM = "Write path/to/file.py:Class or package.module:Class; the class: docs/sources.md."
 
 
@@ -45,9 +46,10 @@ class Outside:
     names: Names
     content: bytes
     _made: Any = field(default=None, repr=False)
+    _process: int = field(default_factory=os.getpid, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_made": None}  # every process makes its own, with its own files
+        return vars(self) | {"_made": None}
 
     def read(self, place: int) -> Stored:
         """Raises BrokenFileError: the source raises, or gives no image."""
@@ -58,8 +60,9 @@ class Outside:
                 break
             index -= len(labels)
         try:
-            if self._made is None:
-                self._made = _made(self.config)
+            if self._made is None or self._process != os.getpid():
+                # Its own in every process: files opened before a fork would share one position.
+                self._made, self._process = _made(self.config), os.getpid()
             stored = self._made.read(split, index)
         except VitcError:
             raise
@@ -241,17 +244,19 @@ def ledger_file() -> Path:
     return Path(state) / "vitc" / "trusted_sources"
 
 
-_admitted_here: set[str] = set()  # by this process, where the ledger cannot be written
-
-
 def _admit(sha256: str) -> None:
-    _admitted_here.add(sha256)
+    admitted = _inherited() | {sha256}
+    os.environ[TRUSTED_ENV] = ",".join(sorted(admitted))  # for the processes this one starts
     if sha256 in _ledger():
         return
     with contextlib.suppress(OSError):
         ledger_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ledger_file().open("a", encoding="ascii") as f:
             f.write(f"{sha256}\n")
+
+
+def _inherited() -> set[str]:
+    return {sha256 for sha256 in os.environ.get(TRUSTED_ENV, "").split(",") if sha256}
 
 
 def _ledger() -> set[str]:
@@ -264,7 +269,7 @@ def _made(config: DataConfig) -> Any:
     """The object, its file's content being what was admitted."""
     spec = _spec(str(config.path))
     name_again = f"name it yourself: --data '{config.path}'"
-    if config.path_sha256 not in _admitted_here | _ledger():
+    if config.path_sha256 not in _inherited() | _ledger():
         raise ConfigError(
             f"This config takes its images from {spec.name} of {spec.where}, which you have not "
             "named here yourself. Its code was not run.",

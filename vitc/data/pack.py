@@ -113,7 +113,7 @@ def pack(
     order = [name for name in SPLITS if name in found.splits]
     splits = [found.splits[name] for name in order]
     work = _Work(splits, *_form(splits[0], options))
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or _cores()
     partial, journal = Path(f"{out}.partial"), Path(f"{out}.journal")
     if overwrite:
         journal.unlink(missing_ok=True)
@@ -136,6 +136,11 @@ def pack(
         raise RunError(f"{out} cannot be written: {e.strerror or e}.",
                        "Repair that; the same command goes on.") from e  # fmt: skip
     return Packed(out, int(done.good.sum()), size, skipped, resumed)
+
+
+def _cores() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 1
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

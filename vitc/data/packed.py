@@ -310,23 +310,13 @@ def verify(path: Path) -> Pack:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the index says of one record."""
-
-    length: int
-    crc32: int
-    height: int
-    width: int
-
-
 def write_index(
     f: BinaryIO, about: About, names: Names, labels: Ints, entries: NDArray[np.uint32]
 ) -> None:
     """Write index, footer and header around the payload that ends where `f` stands.
 
-    entries: uint32 (n, 4), the fields of `Entry`. The header comes last: until then the file is
-    known to be unfinished.
+    entries: uint32 (n, 4): length, crc32, height, width. The header comes last: until then the file
+    is known to be unfinished.
     """
     payload = f.tell() - HEADER.size
     texts = names.blob.tobytes()

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vitc.data.augment import mirror, resample, shift, to_device
 from vitc.data.config import DataConfig
-from vitc.data.decode import crop_resize, eval_image
-from vitc.data.ops_torch import apply_chain
+from vitc.data.decode import Box, crop_resize, eval_image, read_cut, read_image, to_channels
+from vitc.data.ops_torch import change
 from vitc.data.sampling import (
     BatchPlan,
     Request,
@@ -30,6 +30,7 @@ from vitc.data.sampling import (
     stand_ins,
 )
 from vitc.data.sources import DataSet, Split
+from vitc.data.store import Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
 SMALL_SIDE = 64  # pixels; files up to this size are worth decoding once, whatever the model's size
@@ -95,6 +96,29 @@ def cut(
     return shift(out[None], offsets, augment.shift_pixels)[0]
 
 
+def cut_stored(
+    stored: Stored,
+    name: str,
+    in_chans: int,
+    crop: NDArray[np.float64],
+    size: tuple[int, int],
+    config: DataConfig,
+) -> Tensor:
+    """`cut` of an image as its source has it; of a large JPEG, only as much is decoded as a random
+    resized crop needs. Raises BrokenFileError."""
+    if not isinstance(stored, bytes):
+        return cut(to_channels(stored, in_chans), crop, size, config)
+    if config.augment.crop != "random_resized" or config.fit == "pad":
+        return cut(read_image(stored, in_chans, name), crop, size, config)
+    squash = size if config.fit == "squash" else None
+
+    def box(height: int, width: int) -> Box:
+        found = random_resized_boxes(crop[None], height, width, config.augment, squash)[0].tolist()
+        return found[0], found[1], found[2], found[3]
+
+    return read_cut(stored, in_chans, name, box, size)
+
+
 # -- all images at once ---------------------------------------------------------------------------
 
 
@@ -117,7 +141,7 @@ class Resident:
             if request.flip is not None:
                 images = mirror(images, to_device(request.flip, images.device))
             if request.chain is not None:
-                images = apply_chain(images, request.chain)
+                images = change(images, request.chain)
             yield Fetched(images, indices, skipped)
 
     def whole(self, indices: NDArray[np.int64]) -> Fetched:

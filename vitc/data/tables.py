@@ -6,6 +6,7 @@ costs the decoding of hundreds: its images are copied, once, into the user's cac
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -33,7 +34,7 @@ from vitc.data.index import (
 )
 from vitc.data.store import Ints, Names, label_codes, stamp
 from vitc.data.tars import find_files
-from vitc.errors import ConfigError, DataError, suggest, unknown
+from vitc.errors import ConfigError, DataError, VitcError, suggest, unknown
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "category", "fine_label")
@@ -72,7 +73,9 @@ def read_tables(config: DataConfig, cache: Path | None = None) -> Labelled:
                 part = _arrow_index(arrow, path, columns)
                 places.append(path)
                 stamps.append(part.stamp)
-        except (arrow.ArrowException, OSError) as e:
+        except VitcError:
+            raise
+        except (arrow.ArrowException, OSError, ValueError, MemoryError) as e:
             raise DataError(f"{path} cannot be read: {e}.") from e
         parts.append(part)
     if columns is None or not any(len(part) for part in parts):
@@ -258,10 +261,18 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     }
 
 
+def _valid(batch: Any, name: str) -> Any:
+    """A column whose every offset and text was checked: pyarrow itself believes them."""
+    column = batch.column(name)
+    column.validate(full=True)
+    return column
+
+
 def _label_texts(column: Any, columns: _Columns, path: str) -> list[str]:
-    if column.null_count:
-        raise DataError(f"{path} has {counted(column.null_count, 'image')} without a label.")
     values = column.to_pylist()
+    absent = sum(v is None for v in values)
+    if absent:
+        raise DataError(f"{path} has {counted(absent, 'image')} without a label.")
     names = columns.classes
     if names is None:
         return [str(v) for v in values]
@@ -302,13 +313,12 @@ def _arrow_index(arrow: Any, path: str, columns: _Columns) -> Index:
         whole = source.read_buffer()
         reader = _reader(arrow, arrow.BufferReader(whole))
         for batch in _batches(reader):
-            image, paths = _image_arrays(batch.column(columns.image), columns, path)
-            image.validate(full=True)
+            image, paths = _image_arrays(_valid(batch, columns.image), columns, path)
             start, size = _ranges(image, whole, path)
             offsets.append(start)
             sizes.append(size)
             names += [f"{len(names) + i:08d}{'/' * bool(p)}{p}" for i, p in enumerate(paths)]
-            texts += _label_texts(batch.column(columns.label), columns, path)
+            texts += _label_texts(_valid(batch, columns.label), columns, path)
     codes, labels = label_codes(texts)
     empty = [np.zeros(0, np.int64)]
     return Index(
@@ -332,28 +342,51 @@ def _batches(reader: Any) -> Iterator[Any]:
 def _ranges(image: Any, whole: Any, path: str) -> tuple[Ints, Ints]:
     """Offset in the file and size of each value of a binary array that lies in `whole`."""
     width = np.int64 if str(image.type) == "large_binary" else np.int32
+    if not len(image):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     _, ends, data = image.buffers()
-    if data is None:
+    if data is None or ends is None:
         raise DataError(f"{path} holds empty images only.")
     at = data.address - whole.address
     if at < 0 or at + data.size > whole.size:
         raise DataError(f"{path} holds compressed batches, which cannot be read image by image.",
                         "Write it without compression, or as parquet.")  # fmt: skip
-    edges = np.frombuffer(ends, width)[image.offset : image.offset + len(image) + 1]
-    edges = edges.astype(np.int64)
+    first = image.offset * np.dtype(width).itemsize
+    edges = np.frombuffer(ends, width, len(image) + 1, first).astype(np.int64)
     return at + edges[:-1], np.diff(edges)
 
 
 def _copied(arrow: Any, path: str, columns: _Columns, cache: Path | None) -> tuple[Index, Path]:
-    """The images of a parquet file in the cache, copied there if they are not."""
+    """The images of a parquet file in the cache, copied there if they are not.
+
+    One process copies; others, as the processes of one run, wait for it.
+    """
     key = f"{os.path.abspath(path)}\0{columns.image}\0{columns.label}"
     kept = cache_file("tables", key, cache)
     copy = kept.with_suffix(".images")
-    mark = stamp(os.stat(path))
-    index = load_index(kept, mark)
-    if index is not None and copy.is_file() and stamp(os.stat(copy)) == index.stamp[2:]:
-        return index, copy
-    return _copy(arrow, path, columns, kept, copy), copy
+    with _exclusive(kept.with_suffix(".lock")):
+        index = load_index(kept, stamp(os.stat(path)))
+        if index is None or not copy.is_file() or stamp(os.stat(copy)) != index.stamp[2:]:
+            index = _copy(arrow, path, columns, kept, copy)
+    return index, copy
+
+
+@contextlib.contextmanager
+def _exclusive(file: Path) -> Iterator[None]:
+    import fcntl
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.open("ab")
+    except OSError as e:
+        raise ConfigError(
+            f"The images of parquet files are copied into a cache, and {file.parent} cannot be "
+            f"written: {e.strerror}.",
+            "Choose another place: XDG_CACHE_HOME=DIR.",
+        ) from e
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _copy(arrow: Any, path: str, columns: _Columns, kept: Path, copy: Path) -> Index:
@@ -361,7 +394,6 @@ def _copy(arrow: Any, path: str, columns: _Columns, kept: Path, copy: Path) -> I
     names: list[str] = []
     texts: list[str] = []
     sizes: list[int] = []
-    kept.parent.mkdir(parents=True, exist_ok=True)
     with arrow.parquet.ParquetFile(path) as table:
         _check_room(table, columns, path, kept.parent)
         number, temporary = tempfile.mkstemp(dir=kept.parent)
@@ -369,7 +401,7 @@ def _copy(arrow: Any, path: str, columns: _Columns, kept: Path, copy: Path) -> I
             with os.fdopen(number, "wb") as f:
                 wanted = [columns.image, columns.label]
                 for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
-                    image, paths = _image_arrays(batch.column(columns.image), columns, path)
+                    image, paths = _image_arrays(_valid(batch, columns.image), columns, path)
                     for i, value in enumerate(image):
                         raw = value.as_buffer()
                         if raw.size > MAX_FILE_BYTES:
@@ -377,7 +409,7 @@ def _copy(arrow: Any, path: str, columns: _Columns, kept: Path, copy: Path) -> I
                         f.write(raw)
                         sizes.append(raw.size)
                         names.append(f"{len(names):08d}{'/' * bool(paths[i])}{paths[i]}")
-                    texts += _label_texts(batch.column(columns.label), columns, path)
+                    texts += _label_texts(_valid(batch, columns.label), columns, path)
             os.replace(temporary, copy)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -37,6 +37,7 @@ from vitc.errors import ConfigError, DataError, suggest
 BLOCK = 512
 MAX_EXTENDED = 1 << 20  # bytes of a pax header or a long name
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
+MAX_MEMBERS = 10_000_000  # of one shard; each takes some 300 bytes of memory while it is indexed
 MAX_BRACES = 1_000_000  # files that one pattern may stand for
 LABEL_KEYS = ("label", "cls", "class", "class_name", "class_id")  # of a .json member
 _PACKERS = {
@@ -177,6 +178,8 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
             if name in seen:
                 raise _Damaged(f"two members are named {shown(name)!r}")
             seen.add(name)
+            if len(seen) > MAX_MEMBERS:
+                raise _Damaged(f"it has more than {MAX_MEMBERS:,} members")
             folder, _, base = name.rpartition("/")
             if base.startswith("."):
                 continue
