@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vitc.train.probe as probing
-from vitc.config import RunConfig, from_dict, to_dict
+from vitc.config import RunConfig, from_dict, load_config, to_dict
 from vitc.data.config import DataConfig
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
@@ -586,3 +586,47 @@ def test_the_faster_precision_is_measured_only_where_bf16_is_native(
     assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert faster_precision(config, cpu) == ("fp32", "this cpu has no bf16 instructions")
+
+
+# -- from other weights ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vitc.train.loop import run
+
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    run(load_config("debug", **{"train.epochs": 1, "train.threads": 1}), folder, quiet=True)
+    return folder
+
+
+def test_with_weights_their_model_and_size_are_taken_and_the_rate_is_lower(
+    photo_folder: Callable[..., Path], weights: Path
+) -> None:
+    photos = photo_folder(classes=3, count=20)
+    fresh = propose(photos, 20.0, {"model": "vit_c_tiny", "model.img_size": 32})
+    tuned = propose(photos, 20.0, {"init": str(weights)})
+    assert tuned.config.model.name == "vit_c_tiny"
+    assert tuned.config.model.size == (32, 32)
+    assert tuned.config.init.weights == str(weights)
+    assert tuned.config.optim.lr == pytest.approx(0.3 * fresh.config.optim.lr, rel=0.05)
+    said = "\n".join(tuned.lines)
+    assert f"start: {weights} — because you set --init" in said
+    assert "vit_c_tiny — because the weights have it so" in said
+    assert "from scratch" not in said
+
+
+def test_with_weights_another_size_can_be_asked_for(
+    photo_folder: Callable[..., Path], weights: Path
+) -> None:
+    photos = photo_folder(classes=3, count=20)
+    tuned = propose(photos, 20.0, {"init": str(weights), "model.img_size": 48})
+    assert tuned.config.model.size == (48, 48)
+
+
+def test_weights_that_do_not_say_their_model_ask_for_it(
+    photo_folder: Callable[..., Path], weights: Path, tmp_path: Path
+) -> None:
+    file = next(weights.glob("checkpoints/step_*/model.safetensors"))
+    with pytest.raises(ConfigError, match=r"does not say which model(.|\n)*--model NAME"):
+        propose(photo_folder(), 20.0, {"init": str(file)})

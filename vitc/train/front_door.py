@@ -80,8 +80,8 @@ def propose(
         del fixed["train.precision"]
     budget = DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
     _refuse(folder, budget, fixed)
-    weights = _as_the_weights(fixed)
-    choices = Choices(fixed)
+    weights, theirs = _as_the_weights(fixed)
+    choices = Choices({**fixed, **theirs}, frozenset(theirs))
     base = _base(folder, fixed)
     data, look = _choose_images(choices, base)
     device, machine = _choose_device(choices)
@@ -348,17 +348,23 @@ class Choices:
     """Settings chosen so far and a line of reason for each; what the user fixed stays as it is."""
 
     fixed: Mapping[str, Any]
+    theirs: frozenset[str] = frozenset()
+    """Those of `fixed` that the weights to start from fix, not the user."""
     settings: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
     def take(self, key: str, what: str, value: Any, because: str) -> Any:
         """`value` for the setting `key`, or what the user fixed; either is said."""
         if key in self.fixed:
-            value, because = self.fixed[key], f"you set --{key}"
+            value, because = self.fixed[key], self.reason(key)
         else:
             self.settings[key] = value
         self.say(what, str(value), because)
         return value
+
+    def reason(self, key: str) -> str:
+        """Why a setting is fixed."""
+        return "the weights have it so" if key in self.theirs else f"you set --{key}"
 
     def say(self, what: str, value: str, because: str) -> None:
         self.lines.append(f"{what}: {value} — because {because}")
@@ -392,13 +398,13 @@ def _refuse(folder: Path, budget: float, fixed: Mapping[str, Any]) -> None:
         )
 
 
-def _as_the_weights(fixed: dict[str, Any]) -> str:
-    """Fix model, image size and channels as the weights to start from have them; a line on it."""
+def _as_the_weights(fixed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A line on the weights to start from; model, image size and channels as they have them."""
     where = fixed.get("init", fixed.get("init.weights"))
     if not where:
-        return ""
+        return "", {}
     if "model" in fixed:
-        return f"start: {where} — because you set --init; the model is the one you set"
+        return f"start: {where} — because you set --init; the model is the one you set", {}
     from vitc.models.zoo import MODELS
     from vitc.train.weights import read_weights
 
@@ -409,11 +415,11 @@ def _as_the_weights(fixed: dict[str, Any]) -> str:
             "Say it with --model NAME, and how its images were prepared with --data.mean and "
             "--data.std (models: vitc show --list).",
         )
-    fixed["model"] = model["name"]
+    theirs = {"model": model["name"]}
     for key in ("img_size", "in_chans"):
-        if isinstance(model.get(key), int):
-            fixed.setdefault(f"model.{key}", model[key])
-    return f"start: {where} — because you set --init; model, size and channels are those of it"
+        if isinstance(model.get(key), int) and f"model.{key}" not in fixed:
+            theirs[f"model.{key}"] = model[key]
+    return f"start: {where} — because you set --init", theirs
 
 
 def _base(folder: Path, fixed: Mapping[str, Any]) -> RunConfig:
@@ -714,14 +720,14 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
     h, w = (side // reduction for side in config.model.size)
     because = f"the images are {look.short_side} pixels at the short side (median); {h}x{w} tokens"
     if "model.img_size" in fixed:
-        because = f"you set --model.img_size; {h}x{w} tokens"
+        because = f"{choices.reason('model.img_size')}; {h}x{w} tokens"
     size = config.model.size
     choices.say("image size", f"{size[0]}x{size[1]}", because)
     stem = "its convolutional stem needs fewer epochs than patches do, and any optimizer trains it"
     choices.say(
         "model",
         config.model.name,
-        "you set --model" if "model" in fixed else f"{stem}; {reason}",
+        choices.reason("model") if "model" in fixed else f"{stem}; {reason}",
     )
     choices.say("precision", config.train.precision, trial.reasons["precision"])
     if "threads" in trial.reasons:
@@ -768,7 +774,8 @@ def _choose_length(
         length = run_length(epoch, evaluation, math.inf, fixed)
     else:
         length = run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
-    because = f"{look.train:,} images want about {wanted} from scratch"
+    start = "from trained weights, too" if trial.config.init.weights else "from scratch"
+    because = f"{look.train:,} images want about {wanted} {start}"
     if length.epochs != wanted:
         limit = "the cap without --budget is" if default else "the budget is"
         because += f", one takes {epoch:.2g} s, and {limit} {duration(budget)}"
@@ -830,7 +837,7 @@ def _say_costs(
 
 
 def _say_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
-    """What a model trained from scratch on so many images can be, and how surely it is known."""
+    """What a model trained on so many images can be, and how surely that is known."""
     n = config.data.max_train or look.train
     rare = [c for c, count in zip(look.classes, look.counts, strict=True) if count < FEW_OF_A_CLASS]
     if rare:
@@ -850,8 +857,12 @@ def _say_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
         "" if n >= 200_000
         else "; fine-tuning a model pretrained on millions of images would do far better"
     )  # fmt: skip
+    if config.init.weights:
+        said = "what the weights make of it: the nearer their images were to these, the better"
+    else:
+        said = f"{level}, since it starts from scratch with {n:,} images{pretrained}"
     choices.lines.append(
-        f"expect: {level}, since it starts from scratch with {n:,} images{pretrained}. "
+        f"expect: {said}. "
         f"Chance is {chance:.1f} %, always naming the largest class {largest:.1f} %."
     )
     if look.val:
