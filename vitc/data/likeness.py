@@ -47,7 +47,8 @@ def small_grey(pixels: Pixels) -> NDArray[np.uint8]:
 def miniature(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 (MINI * MINI,): `small_grey` halved."""
     blocks = grey.reshape(MINI, SIDE // MINI, MINI, SIDE // MINI).astype(np.uint16)
-    return ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8).reshape(-1)
+    halved: NDArray[np.uint8] = ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)
+    return halved.reshape(-1)
 
 
 @functools.cache

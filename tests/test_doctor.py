@@ -1,0 +1,528 @@
+"""The data doctor finds what is planted in a data set, and only that, and names what cures it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.mutants import encoded, photo, png_bomb
+from vitc.cli import main
+from vitc.data.config import DataConfig
+from vitc.data.doctor import Finding, Report, check, rows, to_values
+from vitc.data.doctor_page import page
+from vitc.data.likeness import (
+    NEAR_BITS,
+    miniature,
+    near_groups,
+    perceptual_hash,
+    small_grey,
+)
+from vitc.errors import ConfigError
+
+Pixels = NDArray[np.uint8]
+PICTURES = [photo(60, 80, seed) for seed in range(62)]
+
+
+def put(root: Path, name: str, data: bytes | Pixels | Image.Image, **options: Any) -> Path:
+    """A file of a data set; pixels in the format of the name's suffix."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(data, bytes):
+        suffix = name.rpartition(".")[2]
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+        data = encoded(data, kind, **options)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sixteen good photographs in each of two classes."""
+    root = tmp_path / "photos"
+    for i in range(32):
+        put(root, f"{'cat' if i < 16 else 'dog'}/{i:02}.jpg", PICTURES[i])
+    return root
+
+
+def examine(folder: Path, **settings: Any) -> Report:
+    return check(DataConfig(source="folder", path=str(folder), **settings), workers=1)
+
+
+def kinds(report: Report) -> dict[str, Finding]:
+    found = {finding.kind: finding for finding in report.findings}
+    assert len(found) == len(report.findings)
+    return found
+
+
+def files(report: Report, finding: Finding) -> set[str]:
+    assert finding.places is not None
+    return {report.names[place] for place in finding.places.tolist()}
+
+
+def test_nothing_is_found_in_a_good_data_set(folder: Path) -> None:
+    report = examine(folder)
+    assert report.findings == []
+    assert report.status == "good"
+    assert not report.fails
+    assert report.rate is not None
+    assert report.rate > 0
+    assert report.quantiles()["short_side"] == [60] * 7
+    assert report.quantiles()["long_side"] == [80] * 7
+    assert report.tally("format") == {"JPEG": 32}
+    assert report.tally("mode") == {"RGB": 32}
+
+
+# -- single files ----------------------------------------------------------------------------------
+
+
+def broken_files(root: Path) -> dict[str, str]:
+    """Plants one broken file of each kind: kind -> name."""
+    put(root, "cat/cut.jpg", encoded(PICTURES[50], "JPEG")[:-200])
+    put(root, "cat/words.jpg", b"these are words" * 20)
+    put(root, "cat/empty.jpg", b"")
+    put(root, "cat/bomb.png", png_bomb(50_000, 50_000))
+    return {"damaged": "cat/cut.jpg", "no_image": "cat/words.jpg", "empty": "cat/empty.jpg",
+            "bomb": "cat/bomb.png"}  # fmt: skip
+
+
+def test_broken_files_stop_training_and_the_cure_makes_it_start(folder: Path) -> None:
+    planted = broken_files(folder)
+    report = examine(folder)
+    assert report.fails
+    assert {kind: files(report, f) for kind, f in kinds(report).items()} == {
+        kind: {name} for kind, name in planted.items()
+    }
+    assert all(f.severity == "stop" for f in report.findings)
+    assert all("--data.bad_files skip" in f.cure for f in report.findings)
+    cured = examine(folder, bad_files="skip")
+    assert not cured.fails
+    assert kinds(cured).keys() == planted.keys()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="ROOT MAY READ ALL: cannot be tested as root")
+def test_a_file_without_permission_is_named(folder: Path) -> None:
+    put(folder, "cat/locked.jpg", PICTURES[50]).chmod(0)
+    assert "Permission denied" in kinds(examine(folder))["unreadable"].examples[0]
+
+
+def test_a_class_whose_images_are_all_broken_stops_training_even_when_they_are_skipped(
+    folder: Path,
+) -> None:
+    for i in range(4):
+        put(folder, f"bird/{i}.jpg", b"nothing")
+    found = kinds(examine(folder, bad_files="skip"))
+    assert found["emptied"].severity == "stop"
+    assert found["emptied"].names == ("bird",)
+
+
+def test_odd_files_are_each_recognised(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    many = [Image.fromarray(p) for p in PICTURES[41:44]]
+    jpeg = encoded(PICTURES[40], "JPEG")
+    planted = {
+        "doubtful": put(folder, "cat/doubt.jpg", jpeg[: len(jpeg) // 2] + b"\xff\xd9"),
+        "constant": put(folder, "cat/flat.png", np.full((50, 50, 3), 77, np.uint8)),
+        "suffix": put(folder, "cat/really_png.jpg", encoded(PICTURES[45], "PNG")),
+        "animated": put(folder, "cat/film.gif", many[0], save_all=True, append_images=many[1:]),
+        "cmyk": put(folder, "cat/inks.jpg", Image.fromarray(PICTURES[46]).convert("CMYK")),
+        "palette": put(folder, "cat/few.png", Image.fromarray(PICTURES[47]).quantize(16)),
+        "alpha": put(folder, "cat/clear.png", Image.fromarray(PICTURES[48]).convert("RGBA")),
+        "rotated": put(folder, "cat/phone.jpg", PICTURES[49], exif=exif),
+        "grey": put(folder, "cat/grey.jpg", PICTURES[51][..., 0]),
+        "narrow": put(folder, "cat/strip.png", photo(50, 200, 60)),
+    }
+    report = examine(folder)
+    found = kinds(report)
+    assert found.keys() == planted.keys()
+    for kind, path in planted.items():
+        assert files(report, found[kind]) == {f"cat/{path.name}"}, kind
+    assert not report.fails
+    assert {f.kind for f in report.findings if f.severity == "warn"} == {"doubtful", "constant"}
+    assert "premature end" in found["doubtful"].examples[0]
+    assert report.tally("mode")["CMYK"] == 1
+    assert report.quantiles()["short_side"][0] == 50
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_noticed(folder: Path, suffix: str) -> None:
+    deep = (PICTURES[50][..., 0].astype(np.uint16) * 257)  # fmt: skip
+    put(folder, f"cat/deep.{suffix}", Image.fromarray(deep))
+    report = examine(folder)
+    assert files(report, kinds(report)["deep"]) == {f"cat/deep.{suffix}"}
+
+
+def test_icons_among_photographs_are_noticed_but_a_set_of_small_images_is_not(
+    tmp_path: Path, folder: Path
+) -> None:
+    for i in range(33):
+        put(folder, f"cat/large{i}.jpg", Image.fromarray(PICTURES[i]).resize((90, 80)).rotate(90))
+    put(folder, "cat/icon.png", photo(16, 16, 61))
+    report = examine(folder)
+    assert files(report, kinds(report)["tiny"]) == {"cat/icon.png"}
+    for i in range(24):
+        put(tmp_path / "small", f"{i % 2}/{i}.png", photo(20, 20, i))
+    assert "tiny" not in kinds(examine(tmp_path / "small"))
+
+
+def test_large_photographs_are_told_to_be_packed(tmp_path: Path) -> None:
+    root = tmp_path / "large photos"
+    for i in range(4):
+        put(root, f"{'ab'[i % 2]}/{i}.jpg", np.tile(PICTURES[i], (9, 9, 1)))
+    found = kinds(examine(root, val_fraction=0.0, test_fraction=0.0))
+    assert "vitc data pack" in found["large"].cure
+    assert "--short-side 256" in found["large"].cure
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+
+def resaved(pixels: Pixels, scale: float = 1.0, quality: int = 60) -> bytes:
+    image = Image.fromarray(pixels)
+    size = round(image.width * scale), round(image.height * scale)
+    return encoded(image.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=quality)
+
+
+def splits(tmp_path: Path) -> Path:
+    """Ten images of two classes in train and in val, none alike."""
+    root = tmp_path / "splits"
+    for i in range(20):
+        part, label = ("train", "val")[i // 10], ("cat", "dog")[i % 2]
+        put(root, f"{part}/{label}/{i:02}.png", photo(120, 160, i))
+    return root
+
+
+def test_copies_are_found_within_a_class_across_classes_and_across_splits(tmp_path: Path) -> None:
+    root = splits(tmp_path)
+    assert {"rare"} == kinds(examine(root)).keys()
+    shutil.copy(root / "train/cat/00.png", root / "train/cat/copy.png")
+    put(root, "train/dog/saved_anew.webp", photo(120, 160, 2), lossless=True)  # of cat/02
+    shutil.copy(root / "train/cat/04.png", root / "val/cat/leaked.png")
+    put(root, "train/dog/near.jpg", resaved(photo(120, 160, 1)))
+    put(root, "train/cat/near.jpg", resaved(photo(120, 160, 3), 0.5))
+    put(root, "val/dog/near.jpg", resaved(photo(120, 160, 5), 0.7))
+    report = examine(root)
+    found = kinds(report)
+    assert {kind: files(report, f) for kind, f in found.items() if f.places is not None} == {
+        "same_leak": {"train/cat/04.png", "val/cat/leaked.png"},
+        "same_conflict": {"train/cat/02.png", "train/dog/saved_anew.webp"},
+        "same_copies": {"train/cat/00.png", "train/cat/copy.png"},
+        "near_leak": {"train/dog/05.png", "val/dog/near.jpg"},
+        "near_conflict": {"train/dog/03.png", "train/cat/near.jpg"},
+        "near_copies": {"train/dog/01.png", "train/dog/near.jpg"},
+    }
+    order = [f.kind for f in report.findings]
+    assert order.index("same_leak") < order.index("near_conflict") < order.index("near_copies")
+    assert found["same_leak"].severity == "warn"
+    assert found["same_copies"].severity == "note"
+    assert "--data.group" in found["near_leak"].cure
+    assert found["same_leak"].examples == ("train/cat/04.png = val/cat/leaked.png",)
+
+
+def test_a_copy_on_the_other_side_of_the_hold_out_is_a_leak_until_its_group_is_named(
+    folder: Path,
+) -> None:
+    for i in range(12):
+        put(folder, f"cat/{i:02}_again.jpg", resaved(PICTURES[i], quality=85))
+    assert kinds(examine(folder))["near_leak"].count >= 2
+    cured = kinds(examine(folder, group=r"(\w+/\d+)"))
+    assert "near_leak" not in cured
+    assert cured["near_copies"].count == 24
+
+
+def test_near_copies_are_robust_to_what_happens_to_copies_and_strict_with_others() -> None:
+    def print_of(pixels: Pixels) -> tuple[int, Pixels]:
+        grey = small_grey(pixels)
+        return perceptual_hash(grey), miniature(grey)
+
+    def as_pixels(data: bytes) -> Pixels:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    originals = [photo(200, 260, i) for i in range(15)]
+    changed = [as_pixels(resaved(p, 0.6, 50)) for p in originals]
+    brighter = [np.clip(p * 0.85 + 38, 0, 255).astype(np.uint8) for p in originals]
+    mirrored = [np.ascontiguousarray(p[:, ::-1]) for p in originals]
+    prints = [print_of(p) for p in [*originals, *changed, *brighter, *mirrored]]
+    hashes = np.array([h for h, _ in prints], np.uint64)
+    group = near_groups(hashes, np.array([m for _, m in prints]))
+    assert (group[:15] == np.arange(15)).all()
+    assert (group[15:30] == np.arange(15)).mean() > 0.9
+    assert (group[30:45] == np.arange(15)).mean() > 0.9
+    assert (group[45:] >= 45).all()
+
+
+def test_the_banded_index_finds_exactly_what_comparing_all_pairs_finds() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 1800, dtype=np.uint64)
+    hashes[:500] = hashes[0] & np.uint64(0xFFFFFFFFFFFFF000)  # a crowd that shares four bands
+    hashes[:500] |= rng.integers(0, 2**12, 500, dtype=np.uint64)
+    for i in range(1100, 1600):  # near ones of another, up to a bit too many
+        flips = rng.choice(64, rng.integers(0, NEAR_BITS + 2), replace=False)
+        mask = sum(1 << int(f) for f in flips)
+        hashes[i] = hashes[i - 400] ^ np.uint64(mask)
+    minis = np.tile(np.arange(256, dtype=np.uint8), (1800, 1))
+    minis[400:450] = 255 - minis[400:450]  # told apart by the miniature alone
+
+    root = np.arange(1800)
+    for i in range(1800):
+        bits = np.unpackbits((hashes[: i + 1] ^ hashes[i]).view(np.uint8)).reshape(-1, 64).sum(1)
+        near = (bits <= NEAR_BITS) & (minis[: i + 1, 0] == minis[i, 0])
+        linked = np.unique(root[: i + 1][near])
+        root[np.isin(root, linked)] = linked.min()
+    group = near_groups(hashes, minis)
+    assert (group == root).all()
+    assert 500 < len(set(group.tolist())) < 1750
+
+
+def test_flat_pictures_are_not_near_each_other() -> None:
+    hashes = np.zeros(5, np.uint64)
+    minis = np.full((5, 256), 100, np.uint8) + np.arange(5, dtype=np.uint8)[:, None]
+    assert near_groups(hashes, minis).tolist() == [0, 1, 2, 3, 4]
+
+
+# -- classes, and what lies beside -----------------------------------------------------------------
+
+
+def test_class_troubles_are_found_with_their_cure(tmp_path: Path) -> None:
+    root = tmp_path / "classes"
+    for i in range(30):
+        put(root, f"train/cat/{i}.jpg", PICTURES[i])
+    for i in range(3):
+        put(root, f"train/cats/{i}.jpg", PICTURES[30 + i])
+        put(root, f"val/cat/{i}.jpg", PICTURES[40 + i])
+    put(root, "train/Dog /0.jpg", PICTURES[50])
+    found = kinds(examine(root))
+    assert found["alike_names"].names == ("cat", "cats")
+    assert found["single"].names == ("Dog ",)
+    assert found["rare"].names == ("cats",)
+    assert "--data.balance sqrt" in found["unbalanced"].cure
+    assert "30 times" in found["unbalanced"].text
+    assert found["absent_val"].names == ("Dog ", "cats")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["cat/0.jpg", "cat/1.jpg", "dog/0.jpg"], "one image only: 'dog'"),
+        (["cat/0.jpg", "cat/1.jpg"], "one class only"),
+        (["cat/0.jpg", "Cat/0.jpg"], "upper and lower case"),
+        (["cat/0.jpg", "cat/1.jpg", "dog/readme.txt"], "without any image"),
+        (["train/a/0.jpg", "train/b/0.jpg", "val/c/0.jpg"], "that training lacks: 'c'"),
+        (["0.jpg", "1.jpg"], "no sub-folders"),
+        (["train/a/0.jpg", "train/b/0.jpg", "val/a/notes.txt"], "no image"),
+    ],
+)
+def test_what_training_refuses_is_told_and_the_rest_is_still_examined(
+    tmp_path: Path, names: list[str], words: str
+) -> None:
+    for i, name in enumerate(names):
+        put(tmp_path / "x", name, b"words" if name.endswith("txt") else PICTURES[i])
+    broken = put(tmp_path / "x", f"{Path(names[0]).parent}/zz.jpg", b"nothing")
+    report = examine(tmp_path / "x")
+    first = report.findings[0]
+    assert (first.kind, first.severity) == ("refused", "stop")
+    assert words in first.text
+    if "/" in names[0]:
+        assert files(report, kinds(report)["no_image"]) == {str(broken.relative_to(tmp_path / "x"))}
+
+
+def test_what_is_passed_over_is_named(folder: Path) -> None:
+    (folder / "cat" / "gone.jpg").symlink_to("/nowhere/at/all")
+    (folder / "cat" / "loop").symlink_to(folder)
+    put(folder, "cat/folder.jpg/inside.jpg", PICTURES[40])
+    put(folder, "cat/.hidden.jpg", PICTURES[41])
+    put(folder, "dog/notes.txt", b"words")
+    os.mkfifo(folder / "dog" / "pipe.jpg")
+    report = examine(folder)
+    named = {kind: f.names for kind, f in kinds(report).items() if f.places is None}
+    assert named == {
+        "links": ("cat/gone.jpg",),
+        "folders": ("cat/folder.jpg",),
+        "special": ("dog/pipe.jpg",),
+        "other": ("dog/notes.txt",),
+        "hidden": ("cat/.hidden.jpg",),
+    }
+    assert "cat/folder.jpg/inside.jpg" in list(report.names)
+
+
+# -- other sources, samples and workers ------------------------------------------------------------
+
+
+def test_stored_pixels_are_examined_as_files_are() -> None:
+    report = check(DataConfig(source="synthetic"), workers=1)
+    assert len(report.positions) == 768
+    assert report.rate is None
+    assert report.tally("format") == {"pixels": 768}
+    assert not report.fails
+
+
+def test_a_pack_has_the_findings_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "cat/00.jpg", folder / "dog/again.jpg")
+    put(folder, "cat/film.gif", PICTURES[40])
+    out = tmp_path / "p.vitc"
+    assert main(["data", "pack", str(folder), str(out), "--workers", "1"]) == 0
+    a = examine(folder)
+    b = check(DataConfig(source="packed", path=str(out)), workers=1)
+    assert len(a.findings) > 0
+    assert [(f.kind, f.count, f.examples) for f in a.findings] == [
+        (f.kind, f.count, f.examples) for f in b.findings
+    ]
+
+
+def test_a_sample_is_spread_evenly_and_only_it_is_read(folder: Path) -> None:
+    report = check(DataConfig(source="folder", path=str(folder)), workers=1, sample=6)
+    assert len(report.positions) == 6
+    assert report.positions[[0, -1]].tolist() == [0, 31]
+    assert to_values(report)["examined"] == 6
+
+
+def test_any_number_of_workers_finds_the_same(folder: Path) -> None:
+    broken_files(folder)
+    for i in range(70):
+        put(folder, f"dog/more{i}.jpg", PICTURES[i % 40] if i % 7 else resaved(PICTURES[i % 40]))
+    config = DataConfig(source="folder", path=str(folder))
+    outcomes = []
+    for workers in (1, 2, 3):
+        report = check(config, workers=workers)
+        values = {k: v for k, v in to_values(report).items() if k != "speed"}
+        outcomes.append((values, list(rows(report))))
+    assert len(outcomes[0][1]) > 30
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def test_the_verb_says_findings_and_its_exit_code_whether_training_would_fail(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "check", str(folder), "--workers", "1"]
+    assert main(command) == 0
+    assert "Nothing was found" in capsys.readouterr().out
+    broken_files(folder)
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "STOP" in out
+    assert "cat/words.jpg" in out
+    assert "Training would fail" in out
+    assert main([*command, "--data.bad_files", "skip"]) == 0
+    assert "Training can start" in capsys.readouterr().out
+
+
+def test_usage_errors_exit_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["/no/such/folder"],
+        [str(folder), "--sample", "0"],
+        [str(folder), "--optim.lr", "0.1"],
+        [str(folder), "--data.group", "absent(x)"],
+        [str(folder), "--html", "/no/such/folder/page.html"],
+    ):
+        assert main(["data", "check", *words]) == 2, words
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_json_csv_and_page_are_written_and_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = broken_files(folder)
+    before = sorted(p for p in tmp_path.rglob("*"))
+    table, html_page = tmp_path / "t.csv", tmp_path / "p.html"
+    words = ["--json", "--csv", str(table), "--html", str(html_page), "--workers", "1"]
+    assert main(["data", "check", str(folder), *words]) == 1
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert values["status"] == "would fail"
+    assert {f["kind"] for f in values["findings"]} == planted.keys()
+    assert values["broken"] == 4
+    assert sum(values["classes"]["cat"].values()) == 20
+    with table.open(newline="", encoding="utf-8") as f:
+        assert {(r["kind"], r["file"]) for r in csv.DictReader(f)} == set(planted.items())
+    assert sorted(p for p in tmp_path.rglob("*")) == sorted([*before, table, html_page])
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J'.replace("/", "\u2215")
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    for i in range(12):
+        put(root, f"{HOSTILE if i % 2 else 'cat'}/{i}{HOSTILE}.jpg", PICTURES[i // 2])
+    put(root, f"cat/{HOSTILE}.jpg", b"broken")
+    text = page(examine(root))
+    tags = Tags()
+    tags.feed(text)
+    names = {tag for tag, _ in tags.seen}
+    assert "script" not in names
+    assert not any(key.startswith("on") for _, attrs in tags.seen for key in attrs)
+    sources = [attrs["src"] for tag, attrs in tags.seen if tag == "img"]
+    assert len(sources) > 5
+    assert all(s is not None and s.startswith("data:image/jpeg;base64,") for s in sources)
+    assert not any("href" in attrs or "url" in str(attrs) for _, attrs in tags.seen)
+    assert "\x1b" not in text
+    assert text.count("<svg") == 2
+
+
+def test_a_hostile_name_reaches_no_terminal_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(8):
+        put(tmp_path / "x", f"{i % 2}\x1b[31m/{i}.jpg", PICTURES[i])
+    put(tmp_path / "x", "0\x1b[31m/\x1b[2Jcut.jpg", b"broken")
+    assert main(["data", "check", str(tmp_path / "x"), "--workers", "1"]) == 1
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_read(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="found in no file name"):
+        examine(folder, group="absent(x)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, width: int) -> None:
+    """Needs Debian's Chromium: scripts/install_browser.sh."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("NO CHROMIUM: run scripts/install_browser.sh to have the page looked at")
+    root = tmp_path / "x"
+    for i in range(12):
+        put(root, f"{HOSTILE * 2 if i % 2 else 'cat'}/{i}{HOSTILE}.jpg", PICTURES[i // 2])
+    shown = tmp_path / "page.html"
+    shown.write_text(page(examine(root)), encoding="utf-8")
+    probe = tmp_path / "probe.html"
+    probe.write_text(
+        f'<iframe id="f" width="{width}" height="1800" src="{shown.as_uri()}"></iframe>'
+        '<pre id="o"></pre><script>onload = () => { const d = f.contentDocument; '
+        "o.textContent = JSON.stringify({scroll: d.documentElement.scrollWidth, "
+        "client: d.documentElement.clientWidth, images: [...d.images].filter(i => "
+        "i.naturalWidth > 10).length, all: d.images.length}); }</script>"
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]  # fmt: skip
+    done = subprocess.run(
+        [chromium, *flags, f"--window-size={max(width, 500) + 40},1200", "--dump-dom",
+         probe.as_uri()], capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.partition('<pre id="o">')[2].partition("</pre>")[0])
+    assert found["images"] == found["all"] > 5
+    assert found["scroll"] <= found["client"]
