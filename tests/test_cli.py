@@ -127,7 +127,7 @@ def test_help_of_a_recipe_lists_every_setting_with_its_value(capsys: Capture) ->
 
 
 def test_help_of_a_recipe_whose_data_is_not_at_hand_is_given_too(capsys: Capture) -> None:
-    assert main(["train", "imagenet_vit_c_4gf_basic", "--help"]) == 0
+    assert main(["train", "imagenet_vit_c_4gf", "--help"]) == 0
     assert "--data.path" in capsys.readouterr().out
 
 

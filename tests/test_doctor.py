@@ -127,6 +127,14 @@ def test_a_class_whose_images_are_all_broken_stops_training_even_when_they_are_s
     assert found["emptied"].names == ("bird",)
 
 
+def test_so_many_broken_files_that_skipping_them_must_fail_stop_training(folder: Path) -> None:
+    for i in range(32):
+        put(folder, f"{'cat' if i < 16 else 'dog'}/bad{i}.jpg", b"nothing")
+    found = kinds(examine(folder, bad_files="skip"))
+    assert found["too_many"].severity == "stop"
+    assert found["no_image"].severity == "warn"
+
+
 def test_odd_files_are_each_recognised(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -92,7 +92,12 @@ def all_agree(paths: Sequence[Path]) -> set[str]:
 
 
 def loaders_skip(paths: Sequence[Path], broken: set[str], workers: int) -> None:
-    """Training and evaluation go through all files, and name and count the broken ones."""
+    """Training and evaluation go through all files, and name and count the broken ones.
+
+    The good ones stand in the list several times: skipping is for a few broken files among many.
+    """
+    good = [path for path in paths if path.name not in broken]
+    paths = [*paths, *good, *good, *good]
     names = [path.name for path in paths]
     sizes = np.zeros(len(paths), np.int64)
     labels = np.arange(len(paths)) % 2
@@ -118,7 +123,7 @@ def loaders_skip(paths: Sequence[Path], broken: set[str], workers: int) -> None:
     evaluation = open_eval(split, data, config, plan, device, batch)
     counted = sum(int((labels >= 0).sum()) for _, labels in evaluation)
     assert sorted(evaluation.skipped) == sorted(broken)
-    assert counted == len(paths) - len(broken)
+    assert counted == 4 * len(good) == len(paths) - len(broken)
 
 
 def doctor_names(folder: Path, broken: set[str], workers: int) -> None:
@@ -136,7 +141,7 @@ def doctor_names(folder: Path, broken: set[str], workers: int) -> None:
     told = {Path(name).name for f in report.findings for name in f.names}
     assert told >= set(NEVER_LISTED)
     excused = check(DataConfig(source="folder", path=str(folder), bad_files="skip"), workers=1)
-    assert not excused.fails
+    assert [f.kind for f in excused.findings if f.severity == "stop"] == ["too_many"]
 
 
 def run_all(count: int, folder: Path, workers: int, seed: int) -> None:

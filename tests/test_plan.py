@@ -61,15 +61,15 @@ def test_another_seed_gives_other_draws() -> None:
 def test_ranges_are_the_papers_for_its_recipes_and_its_rule_elsewhere() -> None:
     from vitc.recipes import get_recipe
 
-    paper = get_recipe("imagenet_vit_p_4gf_basic", "sgd")
+    paper = get_recipe("imagenet_vit_p_4gf", "sgd")
     assert study_ranges(paper, "sgd") == PAPER_RANGES["vit"]["sgd"]
     for optim, lr, weight_decay in (
         ("adamw", (1.25e-3, 4e-2), (0.0075, 0.24)),
         ("sgd", (0.25, 8.0), (3e-6, 8e-5)),
     ):
-        cnn = get_recipe("imagenet_regnety_4gf_basic", optim)
+        cnn = get_recipe("imagenet_regnety_4gf", optim)
         assert study_ranges(cnn, optim) == {"optim.lr": lr, "optim.weight_decay": weight_decay}
-    resnet = get_recipe("imagenet_resnet_50_basic")
+    resnet = get_recipe("imagenet_resnet_50")
     assert study_ranges(resnet, "sgd") == PAPER_RANGES["cnn"]["sgd"], "one SGD for all its CNNs"
     timm = dataclasses.replace(paper, model=TimmConfig(name="timm:resnet18"))
     assert study_ranges(timm, "sgd")["optim.lr"] == (1.9 / 8, 1.9 * 4), "of no family we know"

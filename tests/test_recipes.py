@@ -15,11 +15,12 @@ from vitc.models.cnn_zoo import CNNS
 from vitc.optim.config import OPTIMIZERS
 from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
 
-BOTH = [n for n in RECIPES if not re.search("36gf|resnet|effnet|imagenet21k|finetune", n)]
+BOTH = [n for n in RECIPES if not re.search("36gf|resnet|effnet|imagenet21k|finetune|deit", n)]
 PRETRAIN = [name for name in RECIPES if name.startswith("imagenet21k")]
 FINETUNE = [name for name in RECIPES if "finetune" in name]
-IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
-SMALL = [name for name in RECIPES if name not in IMAGENET]
+DEIT = [name for name in RECIPES if name.endswith("_deit")]
+IMAGENET = [n for n in RECIPES if n.startswith("imagenet") and n not in DEIT]
+SMALL = [name for name in RECIPES if not name.startswith("imagenet")]
 
 
 def complete(config: RunConfig) -> RunConfig:
@@ -90,7 +91,7 @@ def test_small_recipes_state_absolute_rates_and_horizons_that_follow_the_run(nam
 def test_imagenet_rates_are_the_papers_for_batch_2048(
     model: str, adamw: tuple[float, float], sgd: tuple[float, float] | None
 ) -> None:
-    name = f"imagenet_{model}_basic"
+    name = f"imagenet_{model}"
     config = get_recipe(name)
     assert config.model.name == model
     assert (config.optim.lr, config.optim.weight_decay) == adamw
@@ -107,7 +108,7 @@ def test_imagenet_rates_are_the_papers_for_batch_2048(
 
 @pytest.mark.parametrize("model", CNNS)
 def test_cnns_train_with_the_papers_sgd_at_their_own_sizes(model: str) -> None:
-    name = f"imagenet_{model}_basic"
+    name = f"imagenet_{model}"
     config = get_recipe(name)
     assert config.model == CNNS[model]
     assert type(config.optim) is OPTIMIZERS["sgd"]
@@ -138,6 +139,8 @@ def test_imagenet_recipes_follow_the_authors_schedule_average_and_augmentation(n
         (3 / 4, 4 / 3),
     )
     assert (augment.mixup_alpha, augment.cutmix_alpha, augment.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (augment.policy, augment.lighting, augment.erase, augment.repeats) == ("v0", 0.1, 0, 1)
+    assert config.train.precise_bn_images == 8192
     test_size = {n: c.test_size for n, c in CNNS.items()}.get(config.model.name, 256)
     train_size = 224 if "384" in name else config.model.size[0]  # fine-tuned larger: same share
     assert (augment.flip, train_size / config.data.eval_crop) == (0.5, test_size)
@@ -156,9 +159,21 @@ def test_pretraining_scales_the_papers_rate_to_batch_4096(name: str) -> None:
 
 
 def test_the_72gf_starts_from_another_stem_and_keeps_it() -> None:
-    config = get_recipe("imagenet21k_vit_c_72gf_basic")
+    config = get_recipe("imagenet21k_vit_c_72gf")
     assert config.init.only == config.train.freeze == ("stem.layers",)
-    assert get_recipe("imagenet21k_vit_p_72gf_basic").train.freeze == ()
+    assert get_recipe("imagenet21k_vit_p_72gf").train.freeze == ()
+
+
+@pytest.mark.parametrize("name", DEIT)
+def test_the_deit_set_up_is_that_of_its_table_and_has_no_average(name: str) -> None:
+    config = get_recipe(name)
+    augment = config.data.augment
+    assert (augment.policy, augment.rand_magnitude, augment.rand_std) == ("randaugment", 9, 0.5)
+    assert (augment.erase, augment.repeats, augment.mixup_alpha) == (0.25, 3, 0.8)
+    assert (augment.cutmix_alpha, augment.label_smoothing) == (1.0, 0.1)
+    assert config.optim.ema.kind == "none"
+    assert config.model.drop_path_rate == 0.1
+    assert config.optim.weight_decay == (0.5 if "18gf" in name else 0.2)
 
 
 @pytest.mark.parametrize("name", FINETUNE)

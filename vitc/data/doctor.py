@@ -54,6 +54,8 @@ EXAMPLES = 5  # of a finding
 RARE = 10  # training images; a class with fewer is pointed out
 UNEVEN = 10  # times as many images in the largest class as in the smallest
 LONG_SIDE = 4  # times the short one
+DRAWS = 11  # broken images in a row at which training stops: `sampling.stand_ins`
+LONG_RUN_EPOCHS = 100
 TINY_SIDE, LARGE_SIDE = 32, 512  # pixels of the short side
 FORMAT_OF = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"), "png": "PNG", "gif": "GIF",
@@ -495,6 +497,7 @@ def _file_findings(report: Report) -> Iterator[Finding]:
         noun = counted(int(rows.sum()), "image file" if mark & BROKEN else "image")
         yield _finding(report, rows, kind, severity, f"{noun} {text}.", cure)
     yield from _emptied(report)
+    yield from _too_many(report)
     grey = (marks & Mark.GREY) != 0
     readable = report.readable
     if grey.any() and (readable & ~grey).any():
@@ -523,6 +526,20 @@ def _emptied(report: Report) -> Iterator[Finding]:
                       f"All training images of {some(names)} are broken.",
                       "replace them, or remove the class",
                       examples=tuple(names[:EXAMPLES]), names=tuple(names))  # fmt: skip
+
+
+def _too_many(report: Report) -> Iterator[Finding]:
+    """So many broken images that training, which skips them, meets DRAWS in a row and stops."""
+    train = report.splits.get("train")
+    if train is None or report.config.bad_files != "skip":
+        return
+    share = float((~report.readable[report.positions < len(train)]).mean())
+    if LONG_RUN_EPOCHS * len(train) * share**DRAWS > 0.5:
+        yield Finding("too_many", "stop", 1,
+                      f"{share:.0%} of the training images are broken: training that skips them "
+                      f"gives up when {DRAWS} in a row are.",
+                      "replace or remove them (--csv FILE: all); skipping is for a few",
+                      )  # fmt: skip
 
 
 # -- findings: copies ------------------------------------------------------------------------------

@@ -22,8 +22,14 @@ from vitc.train.config import TrainConfig
 AUTHORS_SCHEDULE = ScheduleConfig(warmup_start=0.1, floor=0.005, per="epoch")  # 5 epochs of 400
 AUTHORS_EMA = EmaConfig(kind="pycls")  # alpha 1e-5 every 32 steps
 PAPER_AUGMENT = AugmentConfig(
-    crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1
+    crop="random_resized",
+    policy="v0",
+    lighting=0.1,
+    mixup_alpha=0.8,
+    cutmix_alpha=1.0,
+    label_smoothing=0.1,
 )
+PRECISE_BN = 8192  # images, before every evaluation
 
 
 def adamw(lr: float, weight_decay: float) -> OptimConfig:
@@ -58,12 +64,12 @@ def imagenet(
     name: str = "",
     epochs: int = 400,
 ) -> RunConfig:
-    """The recipe imagenet_<model>_basic, or `name`, with the model's own size of images.
+    """The recipe imagenet_<model>, or `name`, with the model's own size of images.
 
     Evaluation resizes the shorter side to the paper's test size, 256 for ViTs, and cuts the
     model's size from the middle.
     """
-    name = name or f"imagenet_{model}_basic"
+    name = name or f"imagenet_{model}"
     config = model_config(model)
     test_size = config.test_size if isinstance(config, CNNConfig) else 256
     assert test_size is not None, f"{model} is not of the paper"
@@ -74,5 +80,11 @@ def imagenet(
             source="folder", eval_crop=config.size[0] / test_size, augment=PAPER_AUGMENT
         ),
         optim=choose_optim(name, optim, settings),
-        train=TrainConfig(epochs=epochs, batch=batch, micro_batch=micro_batch, precision="bf16"),
+        train=TrainConfig(
+            epochs=epochs,
+            batch=batch,
+            micro_batch=micro_batch,
+            precision="bf16",
+            precise_bn_images=PRECISE_BN,
+        ),
     )

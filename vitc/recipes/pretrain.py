@@ -8,7 +8,7 @@ Then 20 epochs on ImageNet-1k without weight decay.
 Not stated in the paper, and so ours: the list of classes and the validation images of 21k; of the
 fine-tune the rate (the authors searched a small grid they do not print: search yours with
 `vitc study hparams`), the batch, the warm-up and the augmentation, which stay those of training.
-`basic` says what is absent, as in `imagenet`. Errors are those of the fine-tuned models.
+Errors are those of the fine-tuned models.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FINETUNE_LR = 1e-4  # ours, per batch 2048: a tenth of the pre-training's
 # -- pre-training ----------------------------------------------------------------------------------
 
 
-def imagenet21k_vit_p_4gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-4GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_p_4gf(optim: str | None = None) -> RunConfig:
+    """ViT_P-4GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper section 6 (AdamW); the paper gives no rate for SGD.
-    Command: vitc train imagenet21k_vit_p_4gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_p_4gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 20.6. This recipe: not
     measured yet.
@@ -37,11 +37,11 @@ def imagenet21k_vit_p_4gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_p_4gf", optim, adamw(1e-3, 0.24))
 
 
-def imagenet21k_vit_c_4gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-4GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_c_4gf(optim: str | None = None) -> RunConfig:
+    """ViT_C-4GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper section 6 (AdamW); the paper gives no rate for SGD.
-    Command: vitc train imagenet21k_vit_c_4gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_c_4gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 18.8. This recipe: not
     measured yet.
@@ -49,11 +49,11 @@ def imagenet21k_vit_c_4gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_c_4gf", optim, adamw(1e-3, 0.24))
 
 
-def imagenet21k_vit_p_18gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-18GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_p_18gf(optim: str | None = None) -> RunConfig:
+    """ViT_P-18GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper section 6 (AdamW); the paper gives no rate for SGD.
-    Command: vitc train imagenet21k_vit_p_18gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_p_18gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 16.4. This recipe: not
     measured yet.
@@ -61,11 +61,11 @@ def imagenet21k_vit_p_18gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_p_18gf", optim, adamw(1e-3, 0.24))
 
 
-def imagenet21k_vit_c_18gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-18GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_c_18gf(optim: str | None = None) -> RunConfig:
+    """ViT_C-18GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper section 6 (AdamW); the paper gives no rate for SGD.
-    Command: vitc train imagenet21k_vit_c_18gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_c_18gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 15.1. This recipe: not
     measured yet.
@@ -73,11 +73,11 @@ def imagenet21k_vit_c_18gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_c_18gf", optim, adamw(1e-3, 0.24))
 
 
-def imagenet21k_vit_p_36gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-36GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_p_36gf(optim: str | None = None) -> RunConfig:
+    """ViT_P-36GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper section 6 (AdamW); the paper gives no rate for SGD.
-    Command: vitc train imagenet21k_vit_p_36gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_p_36gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 15.1. This recipe: not
     measured yet.
@@ -85,11 +85,11 @@ def imagenet21k_vit_p_36gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_p_36gf", optim, adamw(6e-4, 0.28))
 
 
-def imagenet21k_vit_c_36gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-36GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_c_36gf(optim: str | None = None) -> RunConfig:
+    """ViT_C-36GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper section 6 (AdamW); the paper gives no rate for SGD.
-    Command: vitc train imagenet21k_vit_c_36gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_c_36gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 14.2. This recipe: not
     measured yet.
@@ -97,11 +97,11 @@ def imagenet21k_vit_c_36gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_c_36gf", optim, adamw(6e-4, 0.28))
 
 
-def imagenet21k_vit_p_72gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-72GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_p_72gf(optim: str | None = None) -> RunConfig:
+    """ViT_P-72GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper appendix C: the 36GF's settings, weight decay 0.15 against spikes of the loss.
-    Command: vitc train imagenet21k_vit_p_72gf_basic --data DIR
+    Command: vitc train imagenet21k_vit_p_72gf --data DIR
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 14.2. This recipe: not
     measured yet.
@@ -109,11 +109,11 @@ def imagenet21k_vit_p_72gf_basic(optim: str | None = None) -> RunConfig:
     return _pretraining("vit_p_72gf", optim, adamw(6e-4, 0.15))
 
 
-def imagenet21k_vit_c_72gf_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-72GF on ImageNet-21k for 90 epochs, without AutoAugment; AdamW only.
+def imagenet21k_vit_c_72gf(optim: str | None = None) -> RunConfig:
+    """ViT_C-72GF on ImageNet-21k for 90 epochs; AdamW only.
 
     Source: paper appendix C: the 36GF's settings, weight decay 0.15 against spikes of the loss.
-    Command: vitc train imagenet21k_vit_c_72gf_basic --data DIR --init RUN
+    Command: vitc train imagenet21k_vit_c_72gf --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error on ImageNet-1k after the fine-tune is 13.6. This recipe: not
     measured yet.
@@ -129,99 +129,99 @@ def imagenet21k_vit_c_72gf_basic(optim: str | None = None) -> RunConfig:
 # -- fine-tuning -----------------------------------------------------------------------------------
 
 
-def imagenet_vit_p_4gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-4GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_p_4gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_P-4GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_p_4gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_p_4gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 20.6. This recipe: not measured yet.
     """
     return _finetune("vit_p_4gf", optim)
 
 
-def imagenet_vit_c_4gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-4GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_c_4gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_C-4GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_c_4gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_c_4gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 18.8. This recipe: not measured yet.
     """
     return _finetune("vit_c_4gf", optim)
 
 
-def imagenet_vit_p_18gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-18GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_p_18gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_P-18GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_p_18gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_p_18gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 16.4. This recipe: not measured yet.
     """
     return _finetune("vit_p_18gf", optim)
 
 
-def imagenet_vit_c_18gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-18GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_c_18gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_C-18GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_c_18gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_c_18gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 15.1. This recipe: not measured yet.
     """
     return _finetune("vit_c_18gf", optim)
 
 
-def imagenet_vit_p_36gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-36GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_p_36gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_P-36GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_p_36gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_p_36gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 15.1. This recipe: not measured yet.
     """
     return _finetune("vit_p_36gf", optim)
 
 
-def imagenet_vit_c_36gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-36GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_c_36gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_C-36GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_c_36gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_c_36gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 14.2. This recipe: not measured yet.
     """
     return _finetune("vit_c_36gf", optim)
 
 
-def imagenet_vit_p_72gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_P-72GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_p_72gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_P-72GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_p_72gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_p_72gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 14.2. This recipe: not measured yet.
     """
     return _finetune("vit_p_72gf", optim)
 
 
-def imagenet_vit_c_72gf_finetune_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-72GF from ImageNet-21k weights, 20 epochs on ImageNet-1k, without AutoAugment.
+def imagenet_vit_c_72gf_finetune(optim: str | None = None) -> RunConfig:
+    """ViT_C-72GF from ImageNet-21k weights, 20 epochs on ImageNet-1k.
 
     Source: paper section 6 (epochs, weight decay 0); the rate and what else is not stated: ours.
-    Command: vitc train imagenet_vit_c_72gf_finetune_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_c_72gf_finetune --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 13.6. This recipe: not measured yet.
     """
     return _finetune("vit_c_72gf", optim)
 
 
-def imagenet_vit_c_72gf_finetune_384_basic(optim: str | None = None) -> RunConfig:
-    """ViT_C-72GF from ImageNet-21k weights, fine-tuned at 384 pixels, without AutoAugment.
+def imagenet_vit_c_72gf_finetune_384(optim: str | None = None) -> RunConfig:
+    """ViT_C-72GF from ImageNet-21k weights, fine-tuned at 384 pixels.
 
     Source: paper appendix C (72 to 224 billion multiply-adds); how is not stated: as at 224.
-    Command: vitc train imagenet_vit_c_72gf_finetune_384_basic --data DIR --init RUN
+    Command: vitc train imagenet_vit_c_72gf_finetune_384 --data DIR --init RUN
     Cost: not stated in the paper. Here: not measured yet.
     Expected: the paper's top-1 error is 12.6. This recipe: not measured yet.
     """
@@ -238,7 +238,7 @@ def _pretraining(
     init: InitConfig | None = None,
     freeze: tuple[str, ...] = (),
 ) -> RunConfig:
-    name = f"imagenet21k_{model}_basic"
+    name = f"imagenet21k_{model}"
     config = imagenet(model, optim, {"adamw": settings}, batch=4096, name=name, epochs=90)
     train = dataclasses.replace(config.train, freeze=freeze)
     return dataclasses.replace(config, train=train, init=init or InitConfig())
@@ -246,7 +246,7 @@ def _pretraining(
 
 def _finetune(model: str, optim: str | None, img_size: int = 224) -> RunConfig:
     larger = "" if img_size == 224 else f"_{img_size}"
-    name = f"imagenet_{model}_finetune{larger}_basic"
+    name = f"imagenet_{model}_finetune{larger}"
     settings = {"adamw": adamw(FINETUNE_LR, 0.0)}
     config = imagenet(model, optim, settings, name=name, epochs=20)
     at_size = dataclasses.replace(config.model, img_size=img_size)
