@@ -32,7 +32,10 @@ from vitc.data.decode import (
     read_image,
     to_channels,
 )
+from vitc.data.loader import open_eval, open_train
 from vitc.data.resident import cut_stored, whole
+from vitc.data.sampling import BatchPlan
+from vitc.data.sources import DataSet, Split
 from vitc.errors import BrokenFileError, ConfigError
 
 Pixels = NDArray[np.uint8]
@@ -528,7 +531,7 @@ def test_a_scaled_decode_gives_the_cut_of_the_full_one_whatever_the_orientation(
             assert min(decoded[0]) < 301  # a smaller frame, and then all of it
             assert min(decoded[1]) == 301
             difference = (quick - full).abs().float()
-            # 0.6 and 5 of 255; a box beside its place by part of a frame's pixel: 1.6 to 5 and more.
+            # 0.6 and 5 of 255; a box misplaced by part of a frame's pixel: 1.6 to 5, 15 to 37.
             assert difference.mean() < 1.0
             assert difference.quantile(0.999) < 8
 
@@ -580,3 +583,27 @@ def test_training_decodes_at_a_fraction_and_evaluation_never(
     padded = replace(config, fit="pad")
     cut_stored(data, "x", 3, np.zeros(22), (64, 64), padded)
     assert decoded == [(64, 64), (512, 512), (512, 512)]
+
+
+def test_the_training_loader_decodes_at_a_fraction_and_the_evaluation_loader_fully(
+    tmp_path: Path, decoded: list[tuple[int, int]]
+) -> None:
+    files = [tmp_path / f"{i}.jpg" for i in range(4)]
+    for i, file in enumerate(files):
+        file.write_bytes(saved(photo(260, 260, i), "JPEG"))
+    split = Split(np.arange(4) % 2, [f.name for f in files], files=files)
+    third = (1 / 3, 1 / 3, 1 / 3)
+    data = DataSet("folder", ("a", "b"), {"train": split}, third, third, (), "")
+    crop = AugmentConfig(crop="random_resized", scale=(0.9, 1.0))
+    config = DataConfig(source="folder", path="x", workers=0, resident="off", augment=crop)
+    plan = BatchPlan(
+        batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1
+    )
+    cpu = torch.device("cpu")
+    with open_train(data, config, plan, cpu, 0, 1) as loader:
+        list(loader)
+    assert len(decoded) == 4
+    assert max(decoded) < (260, 260)
+    decoded.clear()
+    list(open_eval(split, data, config, plan, cpu, 4))
+    assert decoded == [(260, 260)] * 4

@@ -19,17 +19,20 @@ from PIL import Image
 
 from tests.mutants import encoded, photo, png_bomb
 from vitc.cli import main
+from vitc.cli_check import CHECK_VERB
+from vitc.data import doctor
 from vitc.data.config import DataConfig
 from vitc.data.doctor import Finding, Report, check, rows, to_values
 from vitc.data.doctor_page import page
 from vitc.data.likeness import (
     NEAR_BITS,
+    NEAR_GREY,
     miniature,
     near_groups,
     perceptual_hash,
     small_grey,
 )
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, RunError
 
 Pixels = NDArray[np.uint8]
 PICTURES = [photo(60, 80, seed) for seed in range(62)]
@@ -352,10 +355,12 @@ def test_what_is_passed_over_is_named(folder: Path) -> None:
     put(folder, "cat/folder.jpg/inside.jpg", PICTURES[40])
     put(folder, "cat/.hidden.jpg", PICTURES[41])
     put(folder, "dog/notes.txt", b"words")
+    put(folder, "astray.jpg", PICTURES[42])
     os.mkfifo(folder / "dog" / "pipe.jpg")
     report = examine(folder)
     named = {kind: f.names for kind, f in kinds(report).items() if f.places is None}
     assert named == {
+        "loose": ("astray.jpg",),
         "links": ("cat/gone.jpg",),
         "folders": ("cat/folder.jpg",),
         "special": ("dog/pipe.jpg",),
@@ -363,6 +368,18 @@ def test_what_is_passed_over_is_named(folder: Path) -> None:
         "hidden": ("cat/.hidden.jpg",),
     }
     assert "cat/folder.jpg/inside.jpg" in list(report.names)
+
+
+def test_images_beside_the_classes_of_a_split_are_loose_but_those_of_a_class_named_so_are_not(
+    tmp_path: Path,
+) -> None:
+    for i in range(24):
+        put(tmp_path / "x", f"{('test', 'other')[i % 2]}/{i}.jpg", PICTURES[i])
+    assert "loose" not in kinds(examine(tmp_path / "x"))  # here test is a class
+    root = splits(tmp_path)
+    put(root, "train/astray.png", PICTURES[40])
+    put(root, "test/unlabelled.png", PICTURES[41])
+    assert kinds(examine(root))["loose"].names == ("test/unlabelled.png", "train/astray.png")
 
 
 # -- other sources, samples and workers ------------------------------------------------------------
@@ -394,6 +411,30 @@ def test_a_sample_is_spread_evenly_and_only_it_is_read(folder: Path) -> None:
     assert len(report.positions) == 6
     assert report.positions[[0, -1]].tolist() == [0, 31]
     assert to_values(report)["examined"] == 6
+
+
+def test_a_process_that_dies_ends_the_check_and_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        shutil.copy(folder / "cat/00.jpg", folder / f"cat/more{i}.jpg")
+    original = doctor._record
+
+    def fatal(split: Any, index: int) -> Any:
+        if split.names[index] == "cat/more3.jpg":
+            os._exit(9)  # as the kernel ends a process that takes too much memory
+        return original(split, index)
+
+    monkeypatch.setattr(doctor, "_record", fatal)
+    with pytest.raises(RunError, match=r"process died on 'cat/.*or one of the \d+ images after"):
+        check(DataConfig(source="folder", path=str(folder)), workers=2)
+
+
+def test_values_beyond_the_agreed_range_cannot_be_decoded_but_are_no_bomb(folder: Path) -> None:
+    wide = Image.fromarray(np.full((40, 40), 70_000, np.int32))
+    put(folder, "cat/wide.tif", wide)
+    found = kinds(examine(folder))
+    assert found["damaged"].examples[0].startswith("cat/wide.tif (its whole numbers 70,000")
 
 
 def test_any_number_of_workers_finds_the_same(folder: Path) -> None:
@@ -534,3 +575,8 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, wid
     found = json.loads(done.stdout.partition('<pre id="o">')[2].partition("</pre>")[0])
     assert found["images"] == found["all"] > 5
     assert found["scroll"] <= found["client"]
+
+
+def test_the_help_states_the_thresholds_that_hold() -> None:
+    assert f"at most {NEAR_BITS} of the 64 bits" in CHECK_VERB.epilog
+    assert f"by {NEAR_GREY:g} of 255 grey levels" in CHECK_VERB.epilog

@@ -1,4 +1,4 @@
-"""Stems from outside the package: named, trusted, kept, built, and refused."""
+"""Classes from outside the package, stems first: named, trusted, kept, built, and refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pickle
 import py_compile
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,16 @@ import pytest
 import torch
 from torch import nn
 
-from vitc import complexity, create_model, load_config, train
+from vitc import complexity, create_model, load_config, outside, train
 from vitc.cli import main
 from vitc.config import RunConfig, differences, from_dict, to_dict
+from vitc.data.sources import open_data
 from vitc.errors import ConfigError
-from vitc.models import outside
 from vitc.models.config import OutsideStemConfig, ViTConfig
-from vitc.models.outside import load_stem, name_stem, parse, trust, with_source
+from vitc.models.outside import load_stem, name_stem, with_source
 from vitc.models.zoo import model_config
+from vitc.outside import SOURCE, Kind, Outsider, parse, trust
+from vitc.outside import STEM as A_STEM
 from vitc.study.analysis import analyse
 from vitc.study.conduct import hparams_plan
 from vitc.study.plan import StudyFolder, config_hash
@@ -62,10 +65,10 @@ def nothing_imported() -> Iterator[None]:
     """Every test imports stems anew; what one said, another may say again."""
 
     def forget() -> None:
-        for name in [n for n in sys.modules if n.startswith("vitc_stem_")]:
+        for name in [n for n in sys.modules if n.startswith("vitc_outside_")]:
             del sys.modules[name]
         outside._MODULES.clear()
-        outside._say.cache_clear()
+        outside.say.cache_clear()
 
     forget()
     yield
@@ -113,6 +116,9 @@ def named(source: object) -> OutsideStemConfig:
     return name_stem(OutsideStemConfig(source=str(source)))
 
 
+both_kinds = pytest.mark.parametrize("kind", [A_STEM, SOURCE], ids=lambda kind: kind.noun)
+
+
 def built(source: object, in_chans: int = 3, embed_dim: int = 16) -> Any:
     return load_stem(named(source), in_chans, embed_dim)
 
@@ -132,14 +138,14 @@ def test_a_named_stem_has_an_absolute_path_and_the_hash_of_its_file(
     monkeypatch.chdir(file.parent)
     config = named("./my.py:Tiny(width=3)")
     assert config.source == f"{file}:Tiny(width=3)"
-    assert config.sha256 == outside._sha(file.read_bytes())
+    assert config.sha256 == outside.sha(file.read_bytes())
     assert not marker.exists()
 
 
 def test_settings_are_literals_and_reach_the_class(file: Path) -> None:
     stem = built(f"{file}:Tiny(width=32, act='a:b(c)')")
     assert (stem.width, stem.act) == (32, "a:b(c)")
-    assert parse("a.py:S(k=(1, -2), on=True)").settings == {"k": (1, -2), "on": True}
+    assert parse(A_STEM, "a.py:S(k=(1, -2), on=True)").settings == {"k": (1, -2), "on": True}
 
 
 @pytest.mark.parametrize(
@@ -148,9 +154,10 @@ def test_settings_are_literals_and_reach_the_class(file: Path) -> None:
      "(width=", "(width=" + "(" * 500 + ")" * 500 + ")", "(width='" + "x" * 3000 + "')",
      "(width=1); (a)"],
 )  # fmt: skip
-def test_other_settings_are_refused_and_never_evaluated(call: str, file: Path) -> None:
-    with pytest.raises(ConfigError):
-        named(f"{file}:Tiny{call}")
+@both_kinds
+def test_other_settings_are_refused_and_never_evaluated(kind: Kind, call: str, file: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"The {kind.noun}('s settings| '/.* names no class)"):
+        outside.name(Outsider(kind, f"{file}:Tiny{call}"))
 
 
 def test_settings_that_the_model_decides_are_refused(file: Path) -> None:
@@ -177,8 +184,9 @@ def test_settings_that_the_model_decides_are_refused(file: Path) -> None:
         ("notes.txt:Tiny", "no Python file"),
     ],
 )
+@both_kinds
 def test_what_cannot_be_named_is_one_clear_message(
-    source: str, words: str, file: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, source: str, words: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (file.parent / "notes.txt").write_text("")
     (file.parent / "broken.py").write_text("x = 1\nclass Tiny(:\n")
@@ -186,7 +194,7 @@ def test_what_cannot_be_named_is_one_clear_message(
     (file.parent / "large.py").write_text("#" * (1 << 20) + "\n")
     monkeypatch.chdir(file.parent)
     with pytest.raises(ConfigError) as caught:
-        named(source.format(dir=file.parent))
+        outside.name(Outsider(kind, source.format(dir=file.parent)))
     assert re.search(words, str(caught.value), re.DOTALL), str(caught.value)
     assert outside.admitted() == {}
 
@@ -201,7 +209,7 @@ def test_a_module_is_found_without_running_its_package(
     (package / "stems.py").write_text("from .parts import Tiny\nfrom . import NAME\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = named("lab_of_mine.stems:Tiny")
-    assert config.sha256 == outside._sha((package / "stems.py").read_bytes())
+    assert config.sha256 == outside.sha((package / "stems.py").read_bytes())
     assert "lab_of_mine" not in sys.modules
     try:
         assert load_stem(config, 3, 16).reduction == 8
@@ -282,7 +290,7 @@ def test_importing_draws_nothing_from_the_models_generator(file: Path) -> None:
     with torch.device("meta"):
         load_stem(config, 3, 16)
     assert torch.equal(first, torch.rand(2))
-    module = sys.modules[f"vitc_stem_{config.sha256}"]
+    module = sys.modules[f"vitc_outside_{config.sha256}"]
     assert module.KERNEL.device.type == "cpu"
 
 
@@ -365,7 +373,7 @@ def test_what_is_named_is_trusted_by_later_processes_of_the_same_user(
     entry = json.loads(outside.ledger_file().read_text())[config.sha256]
     assert entry["source"] == str(file)
     assert entry["date"].startswith("20")
-    monkeypatch.setenv("VITC_TRUSTED_STEMS", "{}")  # another process
+    monkeypatch.setenv("VITC_TRUSTED", "{}")  # another process
     load_stem(config, 3, 16)
 
 
@@ -378,7 +386,7 @@ def test_a_child_process_trusts_what_its_parent_does(
 
 
 def test_a_config_that_nobody_named_runs_nothing(file: Path, marker: Path) -> None:
-    for sha256 in (outside._sha(file.read_bytes()), "", "0" * 64):
+    for sha256 in (outside.sha(file.read_bytes()), "", "0" * 64):
         config = OutsideStemConfig(source=f"{file}:Tiny", sha256=sha256)
         with pytest.raises(ConfigError, match="not named here") as caught:
             load_stem(config, 3, 16)
@@ -412,8 +420,9 @@ def test_other_content_under_an_admitted_hash_is_refused(
     assert not marker.exists()
 
 
+@both_kinds
 def test_admitted_bytes_elsewhere_are_loaded_without_their_neighbours(
-    tmp_path: Path, marker: Path
+    kind: Kind, tmp_path: Path, marker: Path
 ) -> None:
     """Else a stranger could put his own helper.py beside a copy of a file you trust."""
     text = "import helper_beside\n" + STEM
@@ -421,10 +430,10 @@ def test_admitted_bytes_elsewhere_are_loaded_without_their_neighbours(
         (tmp_path / place).mkdir()
         (tmp_path / place / "my.py").write_text(text)
         (tmp_path / place / "helper_beside.py").write_text(helper)
-    mine = named(f"{tmp_path}/mine/my.py:Tiny")
-    theirs = OutsideStemConfig(source=f"{tmp_path}/theirs/my.py:Tiny", sha256=mine.sha256)
+    mine = outside.name(Outsider(kind, f"{tmp_path}/mine/my.py:Tiny"))
+    theirs = Outsider(kind, f"{tmp_path}/theirs/my.py:Tiny", mine.sha256)
     with pytest.raises(ConfigError, match="helper_beside") as caught:
-        load_stem(theirs, 3, 16)
+        outside.load(theirs)
     assert "loaded alone" in (caught.value.hint or "")
     assert not marker.exists()
 
@@ -443,18 +452,20 @@ def test_compiled_files_beside_an_admitted_one_are_not_read(file: Path, marker: 
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}', b"\xff" * 9, b"[" * 100_000])
+@both_kinds
 def test_a_damaged_ledger_trusts_nothing_says_so_and_is_left_alone(
-    content: bytes, file: Path, marker: Path, caplog: pytest.LogCaptureFixture
+    kind: Kind, content: bytes, file: Path, marker: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = outside.ledger_file()
     ledger.parent.mkdir(parents=True)
     ledger.write_bytes(content)
-    config = OutsideStemConfig(source=f"{file}:Tiny", sha256=outside._sha(file.read_bytes()))
+    one = Outsider(kind, f"{file}:Tiny", outside.sha(file.read_bytes()))
     with pytest.raises(ConfigError, match="not named here"):
-        load_stem(config, 3, 16)
+        outside.load(one)
     assert not marker.exists()
     assert "is damaged" in caplog.text
-    built(f"{file}:Tiny")  # named: works for this process
+    outside.load(outside.name(one))  # named: works for this process
+    assert marker.exists()
     assert ledger.read_bytes() == content
 
 
@@ -469,11 +480,11 @@ def test_an_unwritable_ledger_is_said_and_stops_nobody(
 
 def test_the_ledger_does_not_follow_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "state")
-    assert outside.ledger_file() == Path.home() / ".local/state/vitc/trusted_stems.json"
+    assert outside.ledger_file() == Path.home() / ".local/state/vitc/trusted.json"
 
 
 def test_a_hash_on_the_command_line_names_no_file(file: Path, tmp_path: Path, marker: Path) -> None:
-    sha256 = outside._sha(file.read_bytes())
+    sha256 = outside.sha(file.read_bytes())
     values = to_dict(load_config("debug"))
     values["model"]["stem"] = {"kind": "outside", "source": f"{file}:Tiny", "sha256": ""}
     saved = tmp_path / "theirs.json"
@@ -498,6 +509,153 @@ def test_a_stem_inside_somebody_elses_config_object_is_not_named_by_passing_it_o
     assert isinstance(config.model, ViTConfig)
     assert isinstance(config.model.stem, OutsideStemConfig)
     assert config.model.stem.sha256 in outside.admitted()
+
+
+# -- sources of images, beside what both kinds share ------------------------------------------------
+
+IMAGES = """
+import os
+import numpy as np
+
+if "STEM_MARKER" in os.environ:
+    open(os.environ["STEM_MARKER"], "a").close()
+
+
+class Flat:
+    classes = ("dark", "bright")
+
+    def __init__(self, count=64):
+        self.labels = {"train": [i % 2 for i in range(count)]}
+
+    def read(self, split, index):
+        return np.full((8, 8, 3), 200 * (index % 2), np.uint8)
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A file with a source, which somebody else wrote."""
+    path = tmp_path / "theirs" / "flat.py"
+    path.parent.mkdir()
+    path.write_text(IMAGES)
+    return path
+
+
+def with_images(config: Path, images: Path, sha256: str | None = None) -> Path:
+    """Write into a config file that its images come from `images`."""
+    values = json.loads(config.read_text()) if config.exists() else {}
+    values["data"] = values.get("data", {}) | {
+        "source": "outside", "path": f"{images}:Flat(count=48)",
+        "path_sha256": outside.sha(IMAGES.encode()) if sha256 is None else sha256,
+    }  # fmt: skip
+    config.write_text(json.dumps(values))
+    return config
+
+
+@pytest.mark.parametrize("sha256", [None, ""], ids=["saved", "by hand"])
+def test_a_source_in_a_foreign_config_needs_trust_once(
+    sha256: str | None, images: Path, tmp_path: Path, marker: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = with_images(tmp_path / "theirs.json", images, sha256)
+    words = ["train", str(config), "--train.epochs", "1", "--train.batch", "8",
+             "--model", "vit_p_tiny", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(words) == 2
+    error = said(capsys)
+    assert "names a source from outside, Flat(count=48) of" in error
+    assert "--trust" in error
+    assert not marker.exists()
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--trust"]) == 0
+    assert f"trusted: {images}:Flat(count=48)" in said(capsys)
+    assert marker.exists()
+    assert main(["eval", str(tmp_path / "run")]) == 0
+
+
+def test_trust_admits_the_stem_and_the_source_of_a_run(
+    foreign: Path, images: Path, marker: Path
+) -> None:
+    with_images(foreign / "config.json", images)
+    assert {(one.kind.noun, one.what) for one in trust(foreign)} == {
+        ("stem", "Tiny(width=4)"), ("source", "Flat(count=48)"),
+    }  # fmt: skip
+    assert not marker.exists()
+
+
+def test_a_run_whose_images_are_elsewhere_can_be_trusted_for_its_stem(
+    foreign: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_images(foreign / "config.json", tmp_path / "nowhere.py")
+    assert [one.kind.noun for one in trust(foreign)] == ["stem"]
+    assert "which defines the source Flat(count=48), is not there" in caplog.text
+    alone = with_images(tmp_path / "alone.json", tmp_path / "nowhere.py")
+    with pytest.raises(ConfigError, match="is not there"):
+        trust(alone)
+
+
+def test_trust_admits_the_source_of_a_study(images: Path, tmp_path: Path) -> None:
+    plan = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=1,
+                        **{**BRIEF, "data": f"{images}:Flat"})  # fmt: skip
+    study = StudyFolder(tmp_path / "s")
+    study.start(plan, {"versions": {}, "hardware": {}}, "")
+    os.environ["VITC_TRUSTED"] = "{}"  # now it is somebody else's; a fixture puts it back
+    outside.ledger_file().unlink()
+    assert outside.admitted() == {}
+    assert [one.what for one in trust(study.path)] == ["Flat"]
+    assert list(outside.admitted().values()) == [str(images)]
+
+
+def test_other_content_under_the_hash_of_a_source_is_refused(
+    images: Path, tmp_path: Path, marker: Path
+) -> None:
+    config = with_images(tmp_path / "theirs.json", images)
+    trust(config)
+    images.write_text(IMAGES + "# other\n")
+    with pytest.raises(ConfigError, match="source Flat.* has changed since it was named") as caught:
+        open_data(load_config(config).data)
+    assert "--data '" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match="has changed since"):
+        trust(config)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("(coutn=3)", "The source Flat of .* has no setting 'coutn'. Did you mean 'count'"),
+        ("(count='x')", "The source Flat of .* cannot be built: line 13: TypeError"),
+        ("(count=1, count=2)", "The source's settings .* cannot be read"),
+    ],
+)
+def test_the_settings_of_a_source_are_checked_as_a_stems_are(
+    call: str, words: str, images: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        open_data(load_config("debug", data=f"{images}:Flat{call}").data)
+
+
+def test_a_file_with_a_stem_and_a_source_is_named_and_imported_once(
+    file: Path, tmp_path: Path
+) -> None:
+    count = tmp_path / "imports"
+    file.write_text(f"{STEM}{IMAGES}\nopen({str(count)!r}, 'a').write('x')\n")
+    config = load_config("debug", data=f"{file}:Flat", **{"model.stem": f"{file}:Tiny"})
+    assert list(outside.admitted().values()) == [str(file)]
+    open_data(config.data)
+    load_stem(config.model.stem, 3, 16)  # type: ignore[attr-defined]
+    assert count.read_text() == "x"
+
+
+def test_a_source_is_imported_without_torch(images: Path) -> None:
+    code = (
+        "import sys; from vitc import outside\n"
+        f"one = outside.Outsider(outside.SOURCE, '{images}:Flat')\n"
+        "found, *_ = outside.load(outside.name(one))\n"
+        "assert found.classes == ('dark', 'bright') and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=EXAMPLE.parents[1])  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -622,7 +780,7 @@ def test_a_run_keeps_a_copy_and_goes_on_with_it_when_the_file_changes(
     first = train("debug", tmp_path / "run", **settings)
     (copied,) = (tmp_path / "run" / "sources").iterdir()
     assert copied.read_text() == STEM
-    assert copied.name == f"{outside._sha(STEM.encode())[:12]}_my.py"
+    assert copied.name == f"{outside.sha(STEM.encode())[:12]}_my.py"
 
     for name in ("summary.json", "checkpoints"):  # as if it had been killed at the start
         path = tmp_path / "run" / name
@@ -742,7 +900,7 @@ def test_the_plan_of_a_study_keeps_a_copy_for_the_trials_still_to_come(
         folder.start(stems_plan(f"{file}:Tiny", **{"data.max_train": 128}), environment, "")
 
     capsys.readouterr()
-    monkeypatch.setenv("VITC_TRUSTED_STEMS", "{}")  # now it is somebody else's study
+    monkeypatch.setenv("VITC_TRUSTED", "{}")  # now it is somebody else's study
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     marker.unlink()
     assert main(["report", str(folder.path)]) == 2

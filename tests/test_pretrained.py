@@ -494,7 +494,7 @@ def test_a_stem_from_outside_goes_along_as_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv("VITC_TRUSTED_STEMS", raising=False)
+    monkeypatch.delenv("VITC_TRUSTED", raising=False)
     file = tmp_path / "mine.py"
     file.write_text(STEM)
     model = tiny(stem=f"{file}:Mine")

@@ -19,10 +19,11 @@ MODULES = {
 }
 
 # A room may import these rooms; late: only inside functions, so that nothing is read for nothing.
-BOTTOM = {"errors"}
+BOTTOM = {"errors", "outside"}
 COMPONENTS = {"models", "data", "optim"}
 MAY = {
     "errors": set(),
+    "outside": {"errors"},
     "models": BOTTOM,
     "data": BOTTOM,
     "optim": BOTTOM,
@@ -61,8 +62,9 @@ MAY_LATE = {
     "deploy": {""},  # for the version
 }
 WITHOUT_TORCH = [name for name in MODULES if name.endswith(".config")] + [
-    "vitc", "vitc.errors", "vitc.config", "vitc.cli", "vitc.recipes", "vitc.models", "vitc.data",
-    "vitc.optim", "vitc.train", "vitc.deploy", "vitc.study", "vitc.models.zoo",
+    "vitc", "vitc.errors", "vitc.outside", "vitc.config", "vitc.cli", "vitc.recipes",
+    "vitc.models", "vitc.data", "vitc.optim", "vitc.train", "vitc.deploy", "vitc.study",
+    "vitc.models.zoo", "vitc.models.outside",
 ]  # fmt: skip
 
 

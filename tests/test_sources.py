@@ -1021,7 +1021,7 @@ class Stripes:
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("VITC_TRUSTED_SOURCES", "")
+    monkeypatch.setenv("VITC_TRUSTED", "{}")
     (tmp_path / "mine.py").write_text(OUTSIDE)
     return tmp_path / "mine.py"
 
@@ -1100,8 +1100,8 @@ def test_a_class_that_has_changed_since_is_not_imported(outside: Path) -> None:
      ("classes =", "kinds =", "has no classes"), ('"bright")', '"flat")', "different texts"),
      ("i % 2 for", "5 for", "outside 0"), ("i % 2 for", "0 for", "no training image of 'bright'"),
      ("i % 2 for", "[0, 1] for", "no list of whole numbers"), ('"val"', '"extra"', "the splits"),
-     ("import numpy", "import nothing_such", "fails when it is imported"),
-     ("self.height = height", "1 / 0", "cannot be made: ZeroDivisionError"),
+     ("import numpy", "import nothing_such", "imported: line 2: ModuleNotFoundError"),
+     ("self.height = height", "1 / 0", "cannot be built: line 10: ZeroDivisionError"),
      ("class", "cla$$", "is no Python")],
 )  # fmt: skip
 def test_classes_from_outside_that_cannot_be_are_refused(
@@ -1113,7 +1113,7 @@ def test_classes_from_outside_that_cannot_be_are_refused(
 
 
 def test_settings_of_a_class_from_outside_are_checked(outside: Path) -> None:
-    with pytest.raises(ConfigError, match="unexpected keyword argument 'width'"):
+    with pytest.raises(ConfigError, match="no setting 'width'"):
         open_data(load_config("debug", data=f"{outside}:Stripes(width=3)").data)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config("debug", data=f"{outside}:Stripes(height=open('x'))")
@@ -1127,7 +1127,7 @@ def test_the_example_of_the_page_on_sources_is_a_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("VITC_TRUSTED_SOURCES", "")
+    monkeypatch.setenv("VITC_TRUSTED", "{}")
     page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
     code = page.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "scans.py").write_text(code)

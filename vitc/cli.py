@@ -446,18 +446,18 @@ def _dispatch(words: list[str], args: Namespace) -> int:
 
 
 def _trust(named: list[Any]) -> None:
-    """--trust: admit the stems from outside that these folders and configs name, and say so."""
-    from vitc.models.outside import trust
+    """--trust: admit the classes from outside that these folders and configs name, and say so."""
+    from vitc.outside import trust
 
     words = [w for value in named for w in (value if isinstance(value, list) else [value])]
     paths = [Path(w) for w in words if w is not None]
     files = ("config.json", "plan.json")
     paths = [p for p in paths if p.is_file() or any((p / name).is_file() for name in files)]
-    stems = [stem for path in paths for stem in trust(path)]
-    for stem in stems:
-        note(f"trusted: {stem.source} (SHA-256 {stem.sha256[:12]}...)")
-    if not stems:
-        note("--trust has no effect: no stem from outside is named there.")
+    trusted = [one for path in paths for one in trust(path)]
+    for one in trusted:
+        note(f"trusted: {one.source} (SHA-256 {one.sha256[:12]}...)")
+    if not trusted:
+        note("--trust has no effect: no stem or source from outside is named there.")
 
 
 def _group_help(group: str) -> str:

@@ -181,6 +181,7 @@ CHECK_VERB = Verb(
     takes_settings=True,
     epilog="It reads every image as training would: broken, doubtful and odd files, copies within\n"
     "a class, across classes (label conflicts) and across splits (leaks), exact and near;\n"
-    "class balance and names; sizes; what lies beside. Nothing is changed. Exit code 1 if\n"
-    "training would fail with the same --data. settings, 0 if it can start.",
+    "class balance and names; sizes; what lies beside. Nothing is changed. Near copies differ\n"
+    "in at most 4 of the 64 bits of a perceptual hash, and by 6 of 255 grey levels in the mean.\n"
+    "Exit code 1 if training would fail with the same --data. settings, 0 if it can start.",
 )

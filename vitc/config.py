@@ -15,7 +15,6 @@ from typing import Any
 
 from vitc.data.config import (
     NEEDS_PATH,
-    OUTSIDE_CLASS,
     SOURCES,
     SUFFIXES,
     DataConfig,
@@ -32,6 +31,7 @@ from vitc.models.config import (
     carried,
 )
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
+from vitc.outside import outside_parts
 from vitc.train.config import InitConfig, TrainConfig
 
 
@@ -403,7 +403,7 @@ def guess_source(data: str | Path) -> str:
     for suffix, source in SUFFIXES.items():
         if text.lower().endswith(suffix) and (path.is_file() or is_pattern(text)):
             return source
-    if OUTSIDE_CLASS.fullmatch(text):
+    if outside_parts(text):
         return "outside"
     if path.exists():
         raise ConfigError(f"{text} is of no kind that can be trained on.", _DATA_HINT)
@@ -554,7 +554,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     source, sha256 = "model.stem.source", "model.stem.sha256"
     if x.get(sha256) and x.get(sha256) == y.get(sha256):
         stems = [OutsideStemConfig(source=values[source]) for values in (x, y)]
-        if stems[0].what == stems[1].what:
+        if stems[0].outsider.what == stems[1].outsider.what:
             y[source] = x[source]
     absent = "(absent)"
     return [f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"

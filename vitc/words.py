@@ -176,7 +176,7 @@ class Verb:
         )
         self.options(parser)
         if self.runs:
-            about = "run the code that it names: a stem from outside vitc, in another's file"
+            about = "run the code that it names: a stem or source of images in another's file"
             parser.add_argument("--trust", action="store_true", help=about)
         parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, fields
 from typing import Literal
+
+from vitc.outside import is_path, outside_parts
 
 SOURCES = (
     "fashion", "cifar10", "cifar100", "idx", "folder", "packed", "tar", "parquet", "list",
@@ -26,7 +27,6 @@ SUFFIXES = {
     ".vitc": "packed", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet",
     ".arrow": "parquet", ".csv": "list", ".tsv": "list", ".jsonl": "list",
 }  # fmt: skip
-OUTSIDE_CLASS = re.compile(r"(?P<where>[^:]+):(?P<name>[^\W\d]\w*)(?P<call>\(.*\))?", re.DOTALL)
 WITH_NAMES = ("folder", "packed", "tar", "parquet", "list", "outside")  # of one's own, an image
 
 
@@ -250,11 +250,10 @@ def absolute_path(config: DataConfig) -> str | None:
     """data.path from the root of the file system, in each of its parts."""
     if config.path is None:
         return None
-    found = OUTSIDE_CLASS.fullmatch(config.path) if config.source == "outside" else None
-    if found is not None:
-        file = found["where"].endswith(".py") or "/" in found["where"]
-        where = _absolute(found["where"]) if file else found["where"]
-        return f"{where}{config.path[found.end('where') :]}"
+    outside = outside_parts(config.path) if config.source == "outside" else None
+    if outside is not None:
+        where, name, call = outside
+        return f"{_absolute(where) if is_path(where) else where}:{name}{call}"
     parts = config.path.split("::") if config.source == "tar" else [config.path]
     return "::".join(_absolute(part) for part in parts)
 

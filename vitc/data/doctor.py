@@ -29,10 +29,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.config import DataConfig
+from vitc.data.config import WITH_NAMES, DataConfig
 from vitc.data.decode import Header, examined, header, to_channels
 from vitc.data.folders import (
     IMAGE_SUFFIXES,
+    SPLIT_WORDS,
     FolderSplit,
     counted,
     name_key,
@@ -56,7 +57,7 @@ UNEVEN = 10  # times as many images in the largest class as in the smallest
 LONG_SIDE = 4  # times the short one
 DRAWS = 11  # broken images in a row at which training stops: `sampling.stand_ins`
 LONG_RUN_EPOCHS = 100
-TINY_SIDE, LARGE_SIDE = 32, 512  # pixels of the short side
+TINY_SIDE, LARGE_SIDE = 32, 320  # pixels of the short side
 FORMAT_OF = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"), "png": "PNG", "gif": "GIF",
     **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM"), "webp": "WEBP", "avif": "AVIF",
@@ -185,6 +186,8 @@ def check(
     positions = np.arange(total)
     if sample is not None and sample < total:
         positions = np.unique(np.linspace(0, total - 1, sample).round().astype(np.int64))
+        notes.append(f"Only {sample:,} of {total:,} images, evenly spaced, were examined: copies "
+                     "and faults of the others are not seen.")  # fmt: skip
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -202,7 +205,7 @@ def check(
         cores=cores,
     )
     found = [*refusals, *_file_findings(report), *_copies(report, looked.minis)]
-    found += [*_class_findings(report), *_size_findings(report), *_litter(config)]
+    found += [*_class_findings(report), *_size_findings(report), *_litter(report)]
     found.sort(key=lambda f: SEVERITIES.index(f.severity))  # stable: in the order they are made
     report.findings.extend(found)
     return report
@@ -443,8 +446,8 @@ def _look_chunk(chunk: list[int]) -> _Looked:
 _LEAVE_OUT = "--data.bad_files skip leaves them out; or replace or remove them (--csv FILE: all)"
 _BY_MARK: tuple[tuple[Mark, str, Severity, str, str], ...] = (
     (Mark.UNREADABLE, "unreadable", "stop", "cannot be opened or read", _LEAVE_OUT),
-    (Mark.DAMAGED, "damaged", "stop", "damaged or incomplete", _LEAVE_OUT),
-    (Mark.NO_IMAGE, "no_image", "stop", "no image of a kind that is read", _LEAVE_OUT),
+    (Mark.DAMAGED, "damaged", "stop", "that cannot be decoded", _LEAVE_OUT),
+    (Mark.NO_IMAGE, "no_image", "stop", "of no kind that is read", _LEAVE_OUT),
     (Mark.EMPTY, "empty", "stop", "of 0 bytes", _LEAVE_OUT),
     (Mark.TOO_LARGE, "bomb", "stop", "with more pixels or bytes than are allowed (a bomb?)",
      _LEAVE_OUT),
@@ -546,11 +549,11 @@ def _too_many(report: Report) -> Iterator[Finding]:
 
 _WHERE = ("across splits", "across classes", "within a class")
 _CURES = (
-    "remove one side (--csv FILE lists them), or keep copies together with --data.group REGEX: the "
-    "score counts images that were trained on",
-    "decide which label is right and remove the others (--csv FILE lists them)",
-    "remove all but one (--csv FILE lists them), or --data.group REGEX keeps them on one side",
+    "remove one side: the score counts images that were trained on",
+    "decide which label is right and remove the others",
+    "remove all but one, where the others only weigh it more",
 )
+_TOGETHER = "--data.group REGEX, where their names tell, keeps copies on one side of a split"
 
 
 def _copies(report: Report, minis: NDArray[np.uint8]) -> Iterator[Finding]:
@@ -614,8 +617,15 @@ def _copy_finding(
     return Finding(
         f"{kind}_{suffix}", severity, len(rows),
         f"{counted(len(starts), 'group')} of {what} images {place}, {len(rows):,} images in all.",
-        _CURES[where], tuple(examples), places=places, groups=groups,
+        _copy_cure(report, where), tuple(examples), places=places, groups=groups,
     )  # fmt: skip
+
+
+def _copy_cure(report: Report, where: int) -> str:
+    if report.config.source not in WITH_NAMES:
+        return "none here, where images have no files: know that the score is a little too good"
+    together = "" if where == 1 or report.config.group is not None else f"; {_TOGETHER}"
+    return f"{_CURES[where]} (--csv FILE lists them){together}"
 
 
 # -- findings: classes -----------------------------------------------------------------------------
@@ -711,21 +721,22 @@ def _size_findings(report: Report) -> Iterator[Finding]:
                       f"vitc data pack {report.config.path} OUT.vitc --short-side 256")  # fmt: skip
 
 
-def _litter(config: DataConfig) -> Iterator[Finding]:
+def _litter(report: Report) -> Iterator[Finding]:
     """What in a folder is no image of the data set and may have been meant as one."""
+    config = report.config
     if config.source != "folder" or config.path is None:
         return
     root = Path(config.path).expanduser()
-    found: dict[str, list[str]] = {
-        "links": [],
-        "folders": [],
-        "special": [],
-        "hidden": [],
-        "other": [],
-    }
+    kinds = ("loose", "links", "folders", "special", "other", "hidden")
+    found: dict[str, list[str]] = {kind: [] for kind in kinds}
     for name, kind in _strangers(root):
         found[kind].append(name)
+    if found["loose"]:
+        known = set(report.names)
+        found["loose"] = [name for name in found["loose"] if shown(name) not in known]
     told: tuple[tuple[str, Severity, str, str], ...] = (
+        ("loose", "warn", "image in no class folder/images in no class folder, left out",
+         "move them into the folder of their class"),
         ("links", "warn", "symbolic link to nothing/symbolic links to nothing, passed over",
          "repair or remove them"),
         ("folders", "warn", "folder named like an image/folders named like images",
@@ -745,6 +756,9 @@ def _litter(config: DataConfig) -> Iterator[Finding]:
             shown_names = tuple(map(shown, names))
             yield Finding(kind, severity, len(names), text, cure, shown_names[:EXAMPLES],
                           names=shown_names)  # fmt: skip
+
+
+_SPLIT_FOLDERS = frozenset(word for words in SPLIT_WORDS.values() for word in words)
 
 
 def _strangers(root: Path) -> Iterator[tuple[str, str]]:
@@ -778,6 +792,8 @@ def _strangers(root: Path) -> Iterator[tuple[str, str]]:
                 yield path, "special"
             elif not is_image:
                 yield path, "other"
+            elif not below or below[:-1].lower() in _SPLIT_FOLDERS:
+                yield path, "loose"  # if it is not in a class of that name
 
 
 def _named_as_image(name: str) -> bool:

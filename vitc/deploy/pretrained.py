@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import CheckpointError, ConfigError
 from vitc.models.config import ModelConfig, OutsideStemConfig, TimmConfig, ViTConfig
-from vitc.models.outside import SOURCES, copies, parse, with_source
+from vitc.models.outside import copies, with_source
+from vitc.outside import SOURCES, STEM, is_path, parse
 from vitc.train.runlog import (
     TEMPORARY,
     discard,
@@ -308,8 +309,8 @@ def _config_values(saved: Saved) -> dict[str, Any]:
 
 def _without_folder(stem: OutsideStemConfig) -> OutsideStemConfig:
     """The stem by its file's name alone: its copy goes along, and the machine's folders do not."""
-    spec = parse(stem.source)
-    if not spec.is_file:
+    spec = parse(STEM, stem.source)
+    if not is_path(spec.where):
         return stem
     return dataclasses.replace(stem, source=f"{Path(spec.where).name}:{spec.what}")
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal, get_args
 
+from vitc.outside import STEM, Outsider
+
 Norm = Literal["bn", "ln", "none"]
 Act = Literal["relu", "gelu", "none"]
 
@@ -233,18 +235,6 @@ def _window_problem(kernel: int, stride: int, padding: int) -> str | None:
     return None
 
 
-_OUTSIDE = re.compile(r"(.+?):([^\W\d]\w*)(\(.*\))?")
-_LONGEST = 6000  # characters; matching a stranger's text must not take long
-
-
-def outside_parts(source: str) -> tuple[str, str, str] | None:
-    """(file or module, class, settings in brackets or nothing) of a source; None: no such form."""
-    if len(source) > _LONGEST or not source.isprintable():
-        return None
-    found = _OUTSIDE.fullmatch(source)
-    return None if found is None else (found[1], found[2], found[3] or "")
-
-
 @dataclass(frozen=True, kw_only=True)
 class OutsideStemConfig(StemConfig):
     """A stem class from outside the package, by file or module (docs/stems.md)."""
@@ -260,16 +250,8 @@ class OutsideStemConfig(StemConfig):
         return None
 
     @property
-    def what(self) -> str:
-        """The class, with its settings if it has any."""
-        parts = outside_parts(self.source)
-        return repr(self.source[:200]) if parts is None else parts[1] + parts[2]
-
-    @property
-    def place(self) -> str:
-        """The file or module."""
-        parts = outside_parts(self.source)
-        return repr(self.source[:200]) if parts is None else parts[0]
+    def outsider(self) -> Outsider:
+        return Outsider(STEM, self.source, self.sha256)
 
     def problems(self) -> list[str]:
         if not self.source:

@@ -65,20 +65,15 @@ def read_weights_file(path: Path) -> WeightsFile:
     _check_there(path)
     try:
         with open(path, "rb") as file:
-            start = file.read(512)
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            kind = _kind(path, file.read(512))
+            if kind == "safetensors":
+                content, metadata = _read_safetensors(path)
+            else:
+                content, metadata = _read_torch(path, kind), {}
+            file.seek(0)  # hashed last: a large file that is none is refused at once
+            return WeightsFile(content, metadata, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    kind = _kind(path, start)
-    if kind == "safetensors":
-        content, metadata = _read_safetensors(path)
-        return WeightsFile(content, metadata, sha256)
-    if kind == "zip":
-        _check_archive(path)
-    content = _load(path, mmap=kind == "zip")
-    _check_sizes(path, content)
-    return WeightsFile(content, {}, sha256)
 
 
 def _check_there(path: Path) -> None:
@@ -248,6 +243,14 @@ def _check_entry(path: Path, name: str, entry: object, begin: int) -> int:
 
 
 # -- PyTorch ---------------------------------------------------------------------------------------
+
+
+def _read_torch(path: Path, kind: str) -> Any:
+    if kind == "zip":
+        _check_archive(path)
+    content = _load(path, mmap=kind == "zip")
+    _check_sizes(path, content)
+    return content
 
 
 def _check_archive(path: Path) -> None:

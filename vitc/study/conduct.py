@@ -120,9 +120,10 @@ def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
 
 def _label(config: RunConfig, stem: str, stems: Sequence[str]) -> str:
     """A contender's name: its model's, and its stem's where that was chosen."""
-    own = getattr(config.model, "stem", None)
-    if isinstance(own, OutsideStemConfig):
-        same = [s for s in stems if OutsideStemConfig(source=s).what == own.what]
+    chosen = getattr(config.model, "stem", None)
+    if isinstance(chosen, OutsideStemConfig):
+        own = chosen.outsider
+        same = [s for s in stems if OutsideStemConfig(source=s).outsider.what == own.what]
         stem = own.what if len(same) < 2 else f"{Path(own.place).stem}:{own.what}"
     return f"{config.model.name}+{stem}" if stem else config.model.name
 
@@ -242,7 +243,7 @@ def conduct(
         if again:
             folder.note(f"ran again after failure: {', '.join(again)}", command)
         jobs = [
-            Job(t.id, f"{t.contender}/{t.optim} draw {t.draw}", t.config, folder.trial(t))
+            Job(t.id, t.label, t.config, folder.trial(t))
             for t in trials_by_id(plan).values()
             if t.id in again or t.id not in before.runs or not before.runs[t.id].ended
         ]
@@ -441,15 +442,13 @@ def status_lines(folder: StudyFolder) -> list[str]:
         metrics = run.metrics("train")
         step = metrics[-1]["step"] if metrics else 0
         lines.append(
-            f"  {run.status}: {trial.contender}/{trial.optim} draw {trial.draw}, step {step}, "
-            f"{folder.trial(trial)}"
+            f"  {run.status}: {trial.label}, step {step}, {folder.trial(trial)}"
         )
     for trial in trials:
         run = now.runs.get(trial.id)
         if run is not None and run.status == "failed":
             why = str(run.summary.get("error", "")).strip().splitlines()
-            lines.append(f"  failed: {trial.contender}/{trial.optim} draw {trial.draw}: "
-                         f"{why[-1] if why else 'no reason recorded'}")  # fmt: skip
+            lines.append(f"  failed: {trial.label}: {why[-1] if why else 'no reason recorded'}")
     if now.ended == now.total:
         lines.append(f"Next: vitc report {folder.path}")
     return lines

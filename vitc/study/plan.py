@@ -35,6 +35,8 @@ from vitc.train.runlog import LOCK, keep_sources, write_atomically
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = 1
+TUNING = "tuning"  # folder of a first study whose best settings the measured one takes
+HPARAMS = "hparams"  # the measure of a plan that says none
 PRIMARY = "top-1 error of the EMA weights on validation after the last epoch"
 DIVERGED = "a run whose loss stops being finite counts as chance error and stays in the statistics"
 
@@ -65,17 +67,23 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One contender under one optimizer: all its trials form one error distribution."""
+    """One contender under one optimizer, at one point of a measure: one error distribution."""
 
     contender: str
     optim: str
     config: RunConfig
     seed_shift: int = 0
     """Added to every seed: the A/A control is a contender against itself with other seeds."""
+    point: str = ""
+    """Where on the measure's axis, such as its length in epochs; "": the measure has no axis."""
+    seed_names: tuple[str, ...] = ("train.seed",)
+    """What the draw seeds; every other seed is then the same in all draws."""
+    ranges: dict[str, Range] | None = None
+    """Its own ranges, drawn from at the same quantiles; None: those of the plan."""
 
     @property
     def key(self) -> str:
-        return f"{self.contender}/{self.optim}"
+        return "/".join(x for x in (self.contender, self.optim, self.point) if x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,12 @@ class Trial:
     draw: int
     values: dict[str, float]
     config: RunConfig
+    point: str = ""
+
+    @property
+    def label(self) -> str:
+        where = f" {self.point}" if self.point else ""
+        return f"{self.contender}/{self.optim}{where} draw {self.draw}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +118,10 @@ class Plan:
     """The contender that the others are compared with; "": the last one."""
     classes: int = 10
     """Classes of the data: chance error is 100 (1 - 1 / classes)."""
+    measure: str = HPARAMS
+    """What is measured; it decides how the report reads the trials (`findings.MEASURES`)."""
+    about: tuple[str, ...] = ()
+    """Sentences on how the settings were come by, for the report."""
 
     @property
     def chance_error(self) -> float:
@@ -117,12 +135,21 @@ class Plan:
     def optims(self) -> list[str]:
         return list(dict.fromkeys(g.optim for g in self.groups))
 
-    def draw_values(self, optim: str, draw: int) -> dict[str, float]:
+    def ranges_of(self, group: Group) -> dict[str, Range]:
+        """What a group's draws come from: its own ranges, or those all contenders share."""
+        return self.ranges.get(group.optim, {}) if group.ranges is None else group.ranges
+
+    def draw_values(
+        self, optim: str, draw: int, ranges: Mapping[str, Range] | None = None
+    ) -> dict[str, float]:
         """The settings of one draw: a pure function of (seed, optimizer, draw index).
 
-        So the first 16 draws of a study of 32 are those of a study of 16.
+        So the first 16 draws of a study of 32 are those of a study of 16. Other `ranges` than the
+        plan's are drawn from at the same quantiles.
         """
-        ranges = self.ranges[optim]
+        ranges = self.ranges.get(optim, {}) if ranges is None else ranges
+        if not ranges:
+            return {}
         u = uniform(self.seed, f"study {optim}", 0, np.array([draw]), len(ranges))[0]
         types = all_leaf_types()
         values = {name: r.at(float(x)) for (name, r), x in zip(ranges.items(), u, strict=True)}
@@ -132,9 +159,10 @@ class Plan:
         """All trials, draw by draw: an unfinished study then holds whole pairs."""
         for draw in range(self.draws):
             for group in self.groups:
-                values = self.draw_values(group.optim, draw)
-                seed = 1000 * self.seed + draw + group.seed_shift
-                config = from_dict({**values, "train.seed": seed}, group.config).checked()
+                values = self.draw_values(group.optim, draw, group.ranges)
+                base = 1000 * self.seed + group.seed_shift
+                seeds = {"train.seed": base, **dict.fromkeys(group.seed_names, base + draw)}
+                config = from_dict({**values, **seeds}, group.config).checked()
                 yield Trial(
                     id=config_hash(config),
                     contender=group.contender,
@@ -142,6 +170,7 @@ class Plan:
                     draw=draw,
                     values=values,
                     config=config,
+                    point=group.point,
                 )
 
     def checked(self) -> Plan:
@@ -156,9 +185,10 @@ class Plan:
             f"Contender {k} is there twice." for k in sorted({k for k in keys if keys.count(k) > 1})
         ]
         for optim in self.optims:
-            if not self.ranges.get(optim):
+            if self.measure == HPARAMS and not self.ranges.get(optim):
                 found.append(f"No range is given for optimizer {optim!r}.")
-            for name, r in self.ranges.get(optim, {}).items():
+        for ranges in (*self.ranges.values(), *(g.ranges or {} for g in self.groups)):
+            for name, r in ranges.items():
                 found += r.problems(name)
         if self.reference and self.reference not in self.contenders:
             found.append(
@@ -179,7 +209,7 @@ def config_hash(config: RunConfig) -> str:
     values["data"].pop("workers")
     stem = values["model"].get("stem", {})
     if stem.get("sha256"):  # of a stem from outside the content counts, not where it lies
-        stem["source"] = OutsideStemConfig(source=stem["source"]).what
+        stem["source"] = OutsideStemConfig(source=stem["source"]).outsider.what
     return _sha(values)[:12]
 
 
@@ -191,7 +221,10 @@ def _sha(values: Any) -> str:
 
 
 def mixed(plan: Plan) -> list[str]:
-    """Settings in which contenders differ although they must agree for a fair comparison."""
+    """Settings in which contenders differ although they must agree for a fair comparison.
+
+    What a measure varies along its axis differs between points, never between contenders at one.
+    """
     must_agree: dict[str, Callable[[RunConfig], Any]] = {
         "precision": lambda c: c.train.precision,
         "compile": lambda c: c.train.compile,
@@ -204,13 +237,14 @@ def mixed(plan: Plan) -> list[str]:
         "ema": lambda c: to_dict(c.optim.ema),
     }
     found = []
-    for optim in plan.optims:
-        groups = [g for g in plan.groups if g.optim == optim]
+    for optim, point in dict.fromkeys((g.optim, g.point) for g in plan.groups):
+        groups = [g for g in plan.groups if (g.optim, g.point) == (optim, point)]
+        where = f"{optim} at {point}" if point else optim
         for name, read in must_agree.items():
             values = {json.dumps(read(g.config), sort_keys=True) for g in groups}
             if len(values) > 1:
                 shown = ", ".join(f"{g.contender}: {_short(read(g.config))}" for g in groups)
-                found.append(f"{optim}: contenders differ in {name} ({shown})")
+                found.append(f"{where}: contenders differ in {name} ({shown})")
     return found
 
 
@@ -234,6 +268,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "optim": g.optim,
                 "seed_shift": g.seed_shift,
                 "config": to_dict(g.config),
+                **_group_extras(g),
             }
             for g in plan.groups
         ],
@@ -252,7 +287,21 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "budget_epochs": sorted({g.config.train.epochs for g in plan.groups}),
         "primary_metric": PRIMARY,
         "divergence_rule": DIVERGED,
+        **({} if plan.measure == HPARAMS else {"measure": plan.measure}),
+        **({"about": list(plan.about)} if plan.about else {}),
     }
+
+
+def _group_extras(g: Group) -> dict[str, Any]:
+    """What few groups have; left out elsewhere, so that a plan without it keeps its hash."""
+    extras: dict[str, Any] = {}
+    if g.point:
+        extras["point"] = g.point
+    if g.seed_names != ("train.seed",):
+        extras["seed_names"] = list(g.seed_names)
+    if g.ranges is not None:
+        extras["ranges"] = {n: dataclasses.asdict(r) for n, r in g.ranges.items()}
+    return extras
 
 
 def from_json(values: Mapping[str, Any]) -> Plan:
@@ -266,6 +315,10 @@ def from_json(values: Mapping[str, Any]) -> Plan:
                     optim=g["optim"],
                     seed_shift=g["seed_shift"],
                     config=from_dict(g["config"]),
+                    point=g.get("point", ""),
+                    seed_names=tuple(g.get("seed_names", ("train.seed",))),
+                    ranges={n: Range(**r) for n, r in g["ranges"].items()}
+                    if "ranges" in g else None,
                 )
                 for g in values["groups"]
             ),
@@ -320,7 +373,7 @@ class StudyFolder:
         history. Anything else is refused with what differs.
         """
         names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        if not self.exists() and names - {LOCK}:
+        if not self.exists() and names - {LOCK, TUNING}:
             raise ConfigError(
                 f"{self.path} is not empty and is not a study.", "Give another --out."
             )
@@ -375,7 +428,7 @@ class StudyFolder:
     def with_sources(self, plan: Plan) -> Plan:
         """The plan with its stems from outside found again: their files, or the study's copies.
 
-        Raises ConfigError: one was never admitted (`vitc.models.outside.trust`), or is nowhere.
+        Raises ConfigError: one was never admitted (`vitc.outside.trust`), or is nowhere.
         """
         models = [with_source(g.config.model, self.path) for g in plan.groups]
         configs = [

@@ -12,7 +12,6 @@ from vitc.config import RunConfig, from_dict, read_json
 from vitc.errors import ConfigError
 from vitc.train.build import initial_model
 from vitc.train.config import InitConfig
-from vitc.train.freeze import classifier_name
 from vitc.train.runlog import CONFIG
 from vitc.train.start import fill
 from vitc.train.state import TrainState
@@ -109,14 +108,13 @@ def _fitted(model: nn.Module, init: InitConfig, classes: Sequence[str]) -> list[
     said = [
         f"starting from {weights.where} ({weights.source} layout, sha256 {weights.sha256[:12]})"
     ]
-    only: Sequence[str] = init.only
-    if not only and weights.classes is not None and weights.classes != tuple(classes):
+    others = weights.classes is not None and weights.classes != tuple(classes)
+    fresh_head = others and not init.only
+    if fresh_head:
         said.append("the head is fresh: the weights know other classes")
-        head = f"{classifier_name(model)}."
-        only = [name for name in model.state_dict() if not name.startswith(head)]
     adapt = list(FITTED)
     if weights.preprocessing is None:  # the user has said mean and std, in RGB order
         adapt.remove("channels")
         said.append("the weights do not say the order of their channels: taken as RGB")
-    report = fill(model, weights, adapt=adapt, only=only)
+    report = fill(model, weights, adapt=adapt, only=init.only, fresh_head=fresh_head)
     return [*said, *report.adapted]

@@ -23,10 +23,11 @@ def freeze(model: nn.Module, parts: Collection[str]) -> None:
         chosen = [p for name, p in parameters.items() if _belongs(name, part, model)]
         if not chosen:
             known = list(dict.fromkeys(name.partition(".")[0] for name in parameters))
+            near = suggest(part, [*known, BACKBONE, *parameters])
             raise ConfigError(
-                f"train.freeze {part!r} is no part of the model.{suggest(part, parameters)}",
+                f"train.freeze {part!r} is no part of the model.{near}",
                 f"Its parts: {', '.join(known)}, {BACKBONE}; a longer name says a part of these, "
-                f"for example {next(iter(parameters)).rpartition('.')[0]}.",
+                f"for example {max(parameters, key=len).rpartition('.')[0]}.",
             )
         for p in chosen:
             p.requires_grad_(False)

@@ -35,7 +35,8 @@ from typing import Any
 
 from vitc.config import RunConfig, differences, from_dict, to_dict
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
-from vitc.models.outside import SOURCES, copies
+from vitc.models.outside import copies
+from vitc.outside import SOURCES
 
 try:
     import fcntl

@@ -102,8 +102,12 @@ def fill(
     strict: bool = True,
     adapt: Collection[str] = (),
     only: Collection[str] = (),
+    fresh_head: bool = False,
 ) -> LoadReport:
-    """`load_weights`, with weights that were already read."""
+    """`load_weights`, with weights that were already read.
+
+    `fresh_head`: the model keeps its own classifier, also where theirs would fit.
+    """
     _check_words(adapt)
     only = (only,) if isinstance(only, str) else only
     target = without_wrappers(dict(model.state_dict(keep_vars=True)))
@@ -115,6 +119,10 @@ def fill(
     if only:
         chosen = {n: t for n, t in weights.tensors.items() if _in_parts(n, only)}
         weights = replace(weights, tensors=chosen)
+    if fresh_head:  # on both sides, so that everything else is still compared
+        wanted = {n: t for n, t in wanted.items() if not n.startswith(head)}
+        others = {n: t for n, t in weights.tensors.items() if not n.startswith(head)}
+        weights = replace(weights, tensors=others)
     adapted = list(weights.notes)
     if "channels" in adapt:
         weights, said = _as_rgb(weights, target)
