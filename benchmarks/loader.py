@@ -28,6 +28,7 @@ and range of the rates, and of the ratios within a repeat.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import math
 import multiprocessing
@@ -379,17 +380,17 @@ def main() -> None:
         }
         opened = {name: read_source(config).splits["train"] for name, config in splits.items()}
         shards = write_shards(files, folder, 2 * args.workers) if webdataset else None
-        batches = len(files) // BATCH
         for stage in STAGES if args.stage == "both" else [args.stage]:
             found = candidates(stage, opened, files, shards, device, torchvision)
             if args.part in ("one", "both"):
-                rates = measure(found, args.repeats, lambda c: c.on_one_core(batches))
+                run = functools.partial(Candidate.on_one_core, batches=len(files) // BATCH)
+                rates = measure(found, args.repeats, run)
                 show(f"{TITLES[stage]}, one core", rates, found)
             if args.part in ("all", "both"):
-                long = max(batches, 10) * args.workers
-                rates = measure(
-                    found, args.repeats, lambda c: c.on_all_cores(long, args.workers)
-                )  # fmt: skip
+                run = functools.partial(
+                    Candidate.on_all_cores, batches=10 * args.workers, workers=args.workers
+                )
+                rates = measure(found, args.repeats, run)
                 show(f"{TITLES[stage]}, {args.workers} processes", rates, found)
 
 

@@ -79,7 +79,8 @@ def test_a_part_of_the_stem_can_be_frozen() -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (["stm"], ("train.freeze 'stm'", "Its parts: cls_token", "backbone")),
+        (["stm"], ("train.freeze 'stm'", "Its parts: cls_token", "backbone", "mean 'stem'")),
+        (["backbon"], ("Did you mean 'backbone'", "for example blocks.0.")),
         (["blocks.0.attn.qkw"], ("Did you mean 'blocks.0.attn.qkv",)),
         (["backbone", "head"], ("leaves nothing to train", "--train.freeze backbone")),
     ],

@@ -163,6 +163,18 @@ def test_weights_of_another_model_are_refused_and_leave_no_folder(
     assert not (tmp_path / "r").exists()
 
 
+def test_a_fresh_head_hides_no_other_misfit(trained: Path, tmp_path: Path) -> None:
+    theirs, file = average(trained), tmp_path / "saved" / "model.safetensors"
+    file.parent.mkdir()
+    save_file({**theirs, "blocks.9.norm1.weight": torch.ones(64)}, file)
+    record = '{"library": "vitc", "classes": ["a", "b"], "preprocessing": null}'
+    (file.parent / "config.json").write_text(record)
+    other = short(init=str(file.parent), **{"data.mean": [0.5] * 3, "data.std": [0.5] * 3})
+    with pytest.raises(CheckpointError, match=r"another model.*unexpected: blocks\.9\.norm1"):
+        run(other, tmp_path / "r", quiet=True)
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_runs_own_folder_is_no_start(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["train", "debug", "--init", str(trained), "--out", str(trained), "--overwrite"])
     assert code == 2
@@ -174,7 +186,7 @@ def test_a_missing_start_is_an_error_and_leaves_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = main(["train", "debug", "--init", str(tmp_path / "no"), "--out", str(tmp_path / "r")])
-    assert code == 1
+    assert code == 2
     assert str(tmp_path / "no") in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
@@ -203,3 +215,32 @@ def test_bgr_weights_of_pycls_are_made_rgb_and_their_mean_turned(tmp_path: Path)
     assert close(begun[name], ours[name].flip(1))
     assert load_config(tmp_path / "r").data.mean == (0.485, 0.456, 0.406)
     assert "reversed" in events(tmp_path / "r")
+
+
+def test_a_missing_start_is_told_in_a_dry_run_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base").mkdir()
+    assert main(["train", "debug", "--init", str(tmp_path / "bas"), "--dry-run"]) == 2
+    assert "Did you mean 'base'?" in capsys.readouterr().err
+
+
+def test_layer_decay_with_a_frozen_backbone_has_no_effect_and_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layer_decay 0\.7 has no effect"):
+        load_config("debug", **{"optim.layer_decay": 0.7, "train.freeze": ["backbone"]})
+
+
+def test_a_config_edited_by_hand_names_the_tensors_that_do_not_fit(
+    trained: Path, tmp_path: Path
+) -> None:
+    import json
+
+    from vitc.train.evaluate import load_model
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    values = json.loads((copy / "config.json").read_text())
+    values["model"]["depth"] = 2
+    (copy / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"unexpected: blocks\.2"):
+        load_model(copy)

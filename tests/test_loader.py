@@ -524,6 +524,162 @@ def test_a_killed_worker_ends_the_run_with_an_error_of_its_own(photos: DataSet) 
     assert workers_now() == []
 
 
+class Trap:
+    """A store of plain images whose image 7 ends the process that reads it, or keeps it waiting."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def read(self, place: int) -> np.ndarray:
+        if place == 7:
+            if self.what == "exit":
+                os._exit(3)
+            if self.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "bug":
+                raise RuntimeError("a bug in the store")
+            time.sleep(float(self.what))
+        return np.full((40, 40, 3), place, np.uint8)
+
+    def name(self, place: int) -> str:
+        return f"image {place}"
+
+
+def trapped(what: str, n: int = 20) -> DataSet:
+    names = [f"trap/{i:03d}.jpg" for i in range(n)]
+    return data_set(
+        Split(labels=np.arange(n) % 3, names=names, store=Trap(what), places=np.arange(n))
+    )
+
+
+SERVED: dict[str, object] = {"resident": "off"}
+
+
+@pytest.mark.parametrize("what", ["exit", "kill"])
+def test_an_image_that_kills_its_process_is_named(what: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"process \d \(pid \d+\) was reading 'trap/007.jpg'"):
+        run(trapped(what), config(workers=2, **SERVED), plan(), end=10)
+    with pytest.raises(RunError, match=r"was reading 'trap/007.jpg'"):
+        evaluated(trapped(what), config(workers=2, **SERVED), plan())
+    assert time.monotonic() - started < 20
+    assert workers_now() == []
+
+
+def test_an_error_in_a_process_is_not_taken_for_its_death() -> None:
+    with pytest.raises(RuntimeError, match="a bug in the store"):
+        run(trapped("bug"), config(workers=2, **SERVED), plan(), end=10)
+    assert workers_now() == []
+
+
+def test_an_image_that_is_waited_for_long_is_named_once_and_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loader, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.2)
+    steps = run(trapped("0.8"), config(workers=2, **SERVED), plan(batch=20, micro=20), end=1)
+    said = [r.message for r in caplog.records if r.name == "vitc"]
+    assert len(said) == 1
+    assert "has been reading 'trap/007.jpg' for 0 s, and the run waits for it" in said[0]
+    monkeypatch.setattr(loader, "SLOW_SECONDS", 60.0)
+    caplog.clear()
+    again = run(trapped("0.1"), config(workers=2, **SERVED), plan(batch=20, micro=20), end=1)
+    assert_same_run(steps, again)
+    assert not caplog.records
+
+
+def test_a_stuck_process_is_not_waited_for_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "END_SECONDS", 0.2)
+    data = trapped("1000", n=8)
+    with open_train(data, config(workers=2, **SERVED), plan(batch=8, micro=4), CPU, 0, 4) as some:
+        steps = iter(some)
+        monkeypatch.setattr(loader._Watch, "say_slow", raise_key_error)
+        with pytest.raises(KeyError):
+            list(steps)
+        time.sleep(0.3)
+        started = time.monotonic()
+    assert time.monotonic() - started < 3
+    assert workers_now() == []
+
+
+def raise_key_error(*_: object) -> None:
+    raise KeyError("as Ctrl-C would, in the middle of waiting")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_when_the_program_is_ended(
+    photos: DataSet, tmp_path: Path, how: signal.Signals
+) -> None:
+    script = tmp_path / "goes_on.py"
+    script.write_text(
+        "from tests.test_loader import *\n"
+        f"files = sorted(Path({str(tmp_path)!r}).glob('*.jpg'))\n"
+        "data = data_set(Split(labels=np.zeros(len(files), np.int64),"
+        " names=[f.name for f in files], files=files))\n"
+        "with open_train(data, config(workers=2), plan(), CPU, 0, 1_000_000) as batches:\n"
+        "    for i, _ in enumerate(batches):\n"
+        "        if i == 3: print(*workers_now(), flush=True)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+    ) as program:
+        assert program.stdout is not None
+        pids = [int(pid) for pid in program.stdout.readline().split()]
+        assert len(pids) == 2
+        program.send_signal(how)
+        program.wait(30)
+        until = time.monotonic() + 30  # orphans look every 5 seconds
+        while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def own_bytes(pid: int) -> int:
+    """Memory that only this process has (USS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells, others not")
+def test_memory_of_the_processes_is_flat_over_epochs(tmp_path: Path) -> None:
+    """5 epochs of 3,000 files: what the first one needs is all."""
+    Image.new("RGB", (8, 8), (200, 10, 90)).save(tmp_path / "one.png")
+    names = [f"{i:05d}.png" for i in range(3000)]
+    for name in names:
+        os.link(tmp_path / "one.png", tmp_path / name)
+    files = [tmp_path / name for name in names]
+    data = data_set(Split(labels=np.arange(3000) % 3, names=names, files=files))
+    epoch, seen = 3000 // 200, []
+    where = plan(batch=200, micro=200, size=(8, 8))
+    with open_train(data, config(workers=2, **SERVED), where, CPU, 0, 5 * epoch) as batches:
+        for step, _ in enumerate(batches, 1):
+            if step % epoch == 0 and step < 5 * epoch:
+                seen.append([own_bytes(pid) for pid in workers_now()])
+    assert np.max(seen[-1]) < np.max(seen[0]) + 2e6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: the copies to it untested")
+def test_batches_come_to_cuda_as_they_are_while_it_computes(photos: DataSet) -> None:
+    alone = run(photos, config(), plan())
+    busy = torch.randn(4096, 4096, device="cuda")
+    with open_train(photos, config(workers=2), plan(), torch.device("cuda"), 0, 5) as batches:
+        assert batches.stream is not None
+        for micros, expected in zip(batches, alone, strict=True):
+            for m, e in zip(micros, expected, strict=True):
+                for _ in range(5):
+                    busy = busy @ busy / 4096  # the host goes on, and asks for the next batch
+                assert m.images.is_cuda
+                assert torch.equal(m.images.cpu(), e.images)
+                assert torch.equal(m.labels.cpu(), e.labels)
+    seen = evaluated(photos, config(), plan())
+    split = photos.splits["train"]
+    parts = list(open_eval(split, photos, config(workers=2), plan(), torch.device("cuda"), 6))
+    assert torch.equal(torch.cat([p[0] for p in parts]).cpu(), seen[0])
+    assert torch.equal(torch.cat([p[1] for p in parts]).cpu(), seen[1])
+
+
 def test_signals_to_all_processes_of_a_job_do_not_stop_the_workers(photos: DataSet) -> None:
     with open_train(photos, config(workers=2), plan(), CPU, 0, 40) as batches:
         steps = iter(batches)

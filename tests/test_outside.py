@@ -511,7 +511,7 @@ def test_a_stem_inside_somebody_elses_config_object_is_not_named_by_passing_it_o
     assert config.model.stem.sha256 in outside.admitted()
 
 
-# -- sources of images, beside what both kinds share ------------------------------------------------
+# -- sources of images, beside what both kinds share -----------------------------------------------
 
 IMAGES = """
 import os
@@ -611,7 +611,7 @@ def test_other_content_under_the_hash_of_a_source_is_refused(
     config = with_images(tmp_path / "theirs.json", images)
     trust(config)
     images.write_text(IMAGES + "# other\n")
-    with pytest.raises(ConfigError, match="source Flat.* has changed since it was named") as caught:
+    with pytest.raises(ConfigError, match=r"source Flat.* has changed since it was") as caught:
         open_data(load_config(config).data)
     assert "--data '" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="has changed since"):
@@ -638,7 +638,7 @@ def test_a_file_with_a_stem_and_a_source_is_named_and_imported_once(
     file: Path, tmp_path: Path
 ) -> None:
     count = tmp_path / "imports"
-    file.write_text(f"{STEM}{IMAGES}\nopen({str(count)!r}, 'a').write('x')\n")
+    file.write_text(f"{STEM}{IMAGES}\nwith open({str(count)!r}, 'a') as f:\n    f.write('x')\n")
     config = load_config("debug", data=f"{file}:Flat", **{"model.stem": f"{file}:Tiny"})
     assert list(outside.admitted().values()) == [str(file)]
     open_data(config.data)
@@ -972,3 +972,82 @@ def test_a_run_config_made_by_hand_is_told_how_to_name_its_stem(file: Path, tmp_
     with pytest.raises(ConfigError, match="not named here"):
         train(RunConfig(model=model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# -- tried once before anything depends on it ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('no pixels')", ("cannot be run", "line 9", "ValueError: no pixels")),
+        ("return self.conv(x)[:, :-1]", ("gives (1, 63, 4, 4)", "must give (1, 64, 4, 4)")),
+        ("return self.conv(x).half()", ("torch.float16", "must give")),
+        ("return x.numpy()", ("gives ndarray", "must give")),
+        ("return None", ("gives NoneType",)),
+    ],
+)
+def test_a_stem_whose_forward_is_wrong_is_refused_when_it_is_built(
+    tmp_path: Path, body: str, words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from torch import nn\n\nclass Wrong(nn.Module):\n"
+        "    def __init__(self, in_chans, embed_dim):\n        super().__init__()\n"
+        "        self.reduction = 8\n        self.conv = nn.Conv2d(in_chans, embed_dim, 8, 8)\n"
+        f"    def forward(self, x):\n        {body}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        create_model("vit_p_tiny", 10, stem=f"{file}:Wrong")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_lazy_stem_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lazy.py"
+    file.write_text(
+        "from torch import nn\n\nclass Lazy(nn.Module):\n    reduction = 8\n"
+        "    def __init__(self, in_chans, embed_dim):\n        super().__init__()\n"
+        "        self.conv = nn.LazyConv2d(embed_dim, 8, 8)\n"
+        "    def forward(self, x):\n        return self.conv(x)\n"
+    )
+    with pytest.raises(ConfigError, match="without a shape"):
+        create_model("vit_p_tiny", 10, stem=f"{file}:Lazy")
+
+
+def test_a_broken_stem_stops_a_study_before_its_first_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "none.py"
+    file.write_text(
+        "from torch import nn\n\nclass NoForward(nn.Module):\n    reduction = 8\n"
+        "    def __init__(self, in_chans, embed_dim):\n        super().__init__()\n"
+    )
+    words = ["study", "hparams", "debug", "--models", "vit_p_tiny", "--stems", "patchify",
+             f"{file}:NoForward", "--draws", "2", "--out", str(tmp_path / "study")]  # fmt: skip
+    assert main(words) == 2
+    assert "cannot be run" in capsys.readouterr().err
+    assert not (tmp_path / "study" / "trials").exists()
+
+
+def test_trying_a_stem_moves_neither_its_statistics_nor_its_mode() -> None:
+    class Normed(nn.Module):
+        reduction = 8
+
+        def __init__(self, in_chans: int, embed_dim: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(in_chans, embed_dim, 8, 8)
+            self.norm = nn.BatchNorm2d(embed_dim)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.norm(self.conv(x))
+            return out
+
+    model = create_model("vit_p_tiny", 10, stem=Normed)
+    assert model.stem.norm.num_batches_tracked == 0
+    assert model.stem.norm.training
+
+
+def test_what_is_no_stem_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stem is 5"):
+        create_model("vit_p_tiny", 10, stem=5)

@@ -785,3 +785,16 @@ def test_the_verbs_refuse_in_one_message(
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_show_tells_what_a_saved_folder_holds(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitc.cli import main
+
+    assert main(["show", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "The saved model" in said
+    assert "classes" in said
+    assert "stem" in said
+    assert f"vitc predict {folder}" in said

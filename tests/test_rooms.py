@@ -34,7 +34,9 @@ MAY = {
     "study": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "deploy": BOTTOM | COMPONENTS | {"config", "recipes", "train"},
     "words": BOTTOM | {"config", "train.runlog"},
-    "cli_study": BOTTOM | {"words", "config", "study"},
+    "cli_engines": BOTTOM | {"words", "study"},
+    "cli_study": BOTTOM | {"words", "config", "study", "cli_engines"},
+    "cli_measures": BOTTOM | {"words", "cli_study", "cli_engines", "study"},
     "cli_data": BOTTOM | {"words", "config", "data", "cli_check"},
     "cli_check": BOTTOM | {"words", "config", "data"},
     "cli_push": BOTTOM | {"words", "deploy"},
@@ -44,6 +46,7 @@ MAY = {
     | {
         "words",
         "cli_study",
+        "cli_measures",
         "cli_data",
         "cli_convert",
         "cli_push",

@@ -99,6 +99,13 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
     refused(tmp_path / "x.pth", "is empty")
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_huge_file_that_is_none_is_refused_without_reading_it(tmp_path: Path, name: str) -> None:
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(1 << 40)  # a hole: takes no disk, and an hour to read
+    refused(tmp_path / name, "no weights file")
+
+
 def test_a_device_or_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.pth")
     refused(tmp_path / "x.pth", "no ordinary file")
@@ -113,6 +120,7 @@ def test_a_device_or_pipe_is_not_waited_for(tmp_path: Path) -> None:
         (b"\x89HDF\r\n", "HDF5"),
         (pickle.dumps({"a": [1.0]}), "pickle that torch.save did not write"),
         (b"\x00\xff\xfe" * 100, "no weights file"),
+        (b"\x00" * 600, "no weights file"),
         (b"\n\n", "is a text"),
     ],
 )

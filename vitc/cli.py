@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from vitc import __version__
 from vitc.cli_convert import CONVERT_VERB
 from vitc.cli_data import DATA_VERBS
+from vitc.cli_measures import BENCH_VERB, MEASURE_VERBS
 from vitc.cli_push import PUSH_VERBS
 from vitc.cli_study import REPORT_VERB, STUDY_VERBS
 from vitc.config import (
@@ -83,6 +84,8 @@ def _train(args: Namespace) -> int:
         )
     config, out, notes = _train_plan(args)
     args.run_folder = out
+    if args.overwrite or not (out / "config.json").exists():  # a run under way has its weights
+        _check_start(config)
     if args.dry_run:
         return _dry_run(args, config, out, notes)
     from vitc.train.loop import run
@@ -95,6 +98,18 @@ def _train(args: Namespace) -> int:
         say(f"{top1}Run: {result.path}")
         say(f"Next: vitc predict {out} IMAGE...; vitc show {out} --plot curves.png")
     return 0
+
+
+def _check_start(config: RunConfig) -> None:
+    """Weights to start from exist: answered before torch is imported."""
+    weights = config.init.weights
+    if weights and not weights.startswith("timm:") and not Path(weights).exists():
+        parent = Path(weights).parent
+        names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        raise ConfigError(
+            f"--init {weights}: nothing of that name exists.{suggest(Path(weights).name, names)}",
+            "Give a run folder, a weights file, a folder of vitc save, or timm:NAME.",
+        )
 
 
 def _train_help(parser: Parser, args: Namespace) -> None:
@@ -370,12 +385,13 @@ VERBS: dict[str, Verb] = {
         takes_settings=True,
     ),
     "report": REPORT_VERB,
+    "bench": BENCH_VERB,
     **PUSH_VERBS,
 }
 
 
 # Verbs that are groups of verbs: their first word chooses one.
-GROUPS: dict[str, dict[str, Verb]] = {"study": STUDY_VERBS, "data": DATA_VERBS}
+GROUPS: dict[str, dict[str, Verb]] = {"study": STUDY_VERBS | MEASURE_VERBS, "data": DATA_VERBS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitc.cli_engines import engine_of, engine_options, only_say, placed
 from vitc.config import read_json
 from vitc.errors import ConfigError, suggest
 from vitc.words import Parser, Verb, count, note, say, say_json, seconds
@@ -21,31 +22,43 @@ QUICK_SECONDS = 240.0  # of training, so that install and report fit into a few 
 # -- quick and hparams -----------------------------------------------------------------------------
 
 
-def _shared_options(parser: Parser, out: str) -> None:
+def _draw_options(parser: Parser, out: str) -> None:
+    add = parser.add_argument
+    add("--draws", metavar="N", type=count, help="draws a contender and optimizer")
+    add("--test", action="store_true",
+        help="at the end, read the test images with each contender's best draw")  # fmt: skip
+    shared_options(parser, out)
+
+
+def shared_options(parser: Parser, out: str) -> None:
+    """What every study takes, `vitc study length` and the like too."""
     add = parser.add_argument
     add("--out", metavar="DIR", type=Path, help=f"the study's folder (default: {out})")
-    add("--draws", metavar="N", type=count, help="draws a contender and optimizer")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
     add("--workers", metavar="N", type=count, help="trials at a time (default: one a core)")
     add("--allow-mixed", action="store_true",
         help="compare though settings, versions or machines differ; reported")  # fmt: skip
     add("--retry-failed", action="store_true", help="run trials again whose worker died")
-    add("--test", action="store_true",
-        help="at the end, read the test images with each contender's best draw")  # fmt: skip
     add("--json", action="store_true", help="results.json on one line, last on stdout")
+    engine_options(parser)
 
 
 def _quick_options(parser: Parser) -> None:
-    _shared_options(parser, "studies/quick")
+    _draw_options(parser, "studies/quick")
     about = f"time for the trials, as 5m: sets the draws (default: {QUICK_SECONDS:.0f}s)"
     parser.add_argument("--budget", metavar="TIME", type=seconds, default=QUICK_SECONDS, help=about)
 
 
 def _quick(args: Namespace) -> int:
-    from vitc.study.conduct import default_workers
+    from vitc.study.engines import default_workers
     from vitc.study.plan import StudyFolder
     from vitc.study.quick import quick_plan
 
+    if args.engine != "local" and args.draws is None:
+        raise ConfigError(
+            f"--engine {args.engine} needs --draws: the budget is measured on this machine.",
+            "For example: --draws 32",
+        )
     folder = StudyFolder(args.out or Path("studies/quick"))
     precision, draws = None, args.draws
     if folder.exists():  # what was measured or chosen at its start stays
@@ -60,21 +73,28 @@ def _quick(args: Namespace) -> int:
 
 def _hparams_options(parser: Parser) -> None:
     add = parser.add_argument
+    contender_options(parser)
+    add("--range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
+        help="draw SETTING log-uniformly; OPTIM:SETTING for one optimizer. Default: lr and "
+        "weight decay, from the paper's ranges or [c/8, 4c] around the recipe's own")  # fmt: skip
+    add("--linear-range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
+        help="the same, uniformly")  # fmt: skip
+    _draw_options(parser, "studies/hparams")
+
+
+def contender_options(parser: Parser, optims: tuple[str, ...] = ("adamw",)) -> None:
+    """Who is compared: recipes x models x stems, under which optimizers, against whom."""
+    add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
     add("--models", nargs="+", default=[], metavar="MODEL",
         help="contenders: these models under each recipe (default: each recipe's own)")  # fmt: skip
     add("--stems", nargs="+", default=[], metavar="STEM",
         help="contenders: each model with these stems: kinds (conv, patchify ...) or classes from "
         "outside (my.py:MyStem); labelled MODEL+STEM")  # fmt: skip
-    add("--optims", nargs="+", default=["adamw"], metavar="OPTIM", help="default: adamw")
-    add("--range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
-        help="draw SETTING log-uniformly; OPTIM:SETTING for one optimizer. Default: lr and "
-        "weight decay, from the paper's ranges or [c/8, 4c] around the recipe's own")  # fmt: skip
-    add("--linear-range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
-        help="the same, uniformly")  # fmt: skip
+    add("--optims", nargs="+", default=list(optims), metavar="OPTIM",
+        help=f"default: {' '.join(optims)}")  # fmt: skip
     add("--reference", metavar="NAME", help="the contender to compare with (default: the last)")
     add("--control", action="store_true", help="add the reference against itself, other seeds")
-    _shared_options(parser, "studies/hparams")
 
 
 def _hparams(args: Namespace) -> int:
@@ -88,14 +108,7 @@ def _hparams(args: Namespace) -> int:
         old, _ = folder.read()
         settings.setdefault("train.precision", old.groups[0].config.train.precision)
         draws = args.draws or old.draws
-    for name in ("optim", "model"):
-        if name in settings:
-            raise ConfigError(
-                f"--{name} has no effect in a study.", f"Name contenders with --{name}s."
-            )
-    twice = [name for name in settings if name.startswith("model.stem")]
-    if args.stems and twice:
-        raise ConfigError(f"--{twice[0]} has no effect with --stems, which chooses the stems.")
+    check_contenders(args)
     plan = hparams_plan(
         args.recipes,
         args.models,
@@ -110,6 +123,18 @@ def _hparams(args: Namespace) -> int:
         **settings,
     )
     return _conduct(args, folder, plan)
+
+
+def check_contenders(args: Namespace) -> None:
+    """Raises ConfigError: a setting that `contender_options` chooses already."""
+    for name in ("optim", "model"):
+        if name in args.settings:
+            raise ConfigError(
+                f"--{name} has no effect in a study.", f"Name contenders with --{name}s."
+            )
+    twice = [name for name in args.settings if name.startswith("model.stem")]
+    if args.stems and twice:
+        raise ConfigError(f"--{twice[0]} has no effect with --stems, which chooses the stems.")
 
 
 def _ranges(args: Namespace) -> dict[str, dict[str, Range]]:
@@ -138,25 +163,33 @@ def _ranges(args: Namespace) -> dict[str, dict[str, Range]]:
     return found
 
 
-def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
+def run_trials(args: Namespace, folder: StudyFolder, plan: Plan) -> None:
+    """Run what is missing of a plan, as the words of `shared_options` say."""
     from vitc.study.conduct import conduct
 
+    engine = engine_of(args, plan)
+    if args.dry_run:
+        only_say(folder, plan, engine)
     conduct(
         folder,
         plan,
-        workers=args.workers,
+        engine=engine,
         allow_mixed=args.allow_mixed,
         retry_failed=args.retry_failed,
         command=shlex.join(["vitc", *sys.argv[1:]]),
     )
+
+
+def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
+    run_trials(args, folder, plan)
     if args.test:
         from vitc.study.chosen import measure_chosen
 
         measure_chosen(folder, plan, note)
-    return _report_on([folder.path], None, args.json)
+    return report_on([folder.path], None, args.json)
 
 
-def _report_on(folders: list[Path], out: Path | None, as_json: bool) -> int:
+def report_on(folders: list[Path], out: Path | None, as_json: bool) -> int:
     from vitc.study.report import report, summary_text
 
     page, sections = report(folders, out)
@@ -167,8 +200,10 @@ def _report_on(folders: list[Path], out: Path | None, as_json: bool) -> int:
         say(summary_text(section))
     say(f"Report: {page} (figures, trials.csv, table.tex and results.json beside it)")
     if len(folders) == 1:
-        say("Next, for tighter intervals: the same command with --draws "
-            f"{2 * sections[0].plan.draws} (trials that ended are kept)")  # fmt: skip
+        plan = sections[0].plan
+        more = "--draws" if plan.measure == "hparams" else "--seeds"
+        say(f"Next, for tighter intervals: the same command with {more} {2 * plan.draws} "
+            "(trials that ended are kept)")  # fmt: skip
     return 0
 
 
@@ -196,7 +231,7 @@ def _report_options(parser: Parser) -> None:
 
 
 def _report(args: Namespace) -> int:
-    return _report_on(args.folders, args.out, args.json)
+    return report_on(args.folders, args.out, args.json)
 
 
 STUDY_EPILOG = (
@@ -211,7 +246,7 @@ STUDY_VERBS: dict[str, Verb] = {
         usage="[options] [--SETTING VALUE ...]",
         example="vitc study quick --budget 20m --out studies/longer",
         options=_quick_options,
-        run=_quick,
+        run=placed(_quick),
         runs=("out",),
         takes_settings=True,
         epilog=STUDY_EPILOG,
@@ -225,7 +260,7 @@ STUDY_VERBS: dict[str, Verb] = {
         "vitc study hparams debug --range optim.lr 1e-4 1e-2 "
         "--linear-range optim.clip_norm 0.5 2",
         options=_hparams_options,
-        run=_hparams,
+        run=placed(_hparams),
         runs=("recipes", "out"),
         takes_settings=True,
         epilog=STUDY_EPILOG,

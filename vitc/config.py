@@ -78,6 +78,11 @@ class RunConfig:
             found.append(
                 "data.augment.lighting needs colours: it has no meaning for model.in_chans 1."
             )
+        if self.optim.layer_decay < 1 and "backbone" in self.train.freeze:
+            found.append(
+                f"optim.layer_decay {self.optim.layer_decay} has no effect with train.freeze "
+                f"backbone: only the head is trained."
+            )
         channels = self.data.mean, self.data.std
         for name, values in zip(("mean", "std"), channels, strict=True):
             if values is not None and len(values) != self.model.in_chans:

@@ -522,9 +522,13 @@ def make(
     except VitcError:
         raise
     except Exception as error:
-        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        why = _line(error, file or "") + _words(error)
-        raise ConfigError(f"The {kind.noun} {said} cannot be built: {why}") from error
+        raise ConfigError(f"The {kind.noun} {said} cannot be built: {why(error, cls)}") from error
+
+
+def why(error: BaseException, cls: type) -> str:
+    """`line 3: ValueError: ...`: what went wrong, and where in the file of a class."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return _line(error, file or "") + _words(error)
 
 
 def _check_arguments(kind: Kind, cls: type, settings: Mapping[str, Any], said: str) -> None:

@@ -10,6 +10,11 @@ they are spawned, the only way there.
 from __future__ import annotations
 
 import atexit
+import functools
+import gc
+import logging
+import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,9 +22,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,7 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitc.data import ops
 from vitc.data.augment import Erased, erased, to_device
@@ -54,7 +59,14 @@ from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
 
 MOST_WORKERS = 8
+POLL_SECONDS = 1.0  # how often, while a batch is waited for, the loader processes are looked at
+SLOW_SECONDS = 60.0  # for one image, after which it is said which one that is
+END_SECONDS = 5.0  # for one image, after which a process that is to end is not waited for
+PID, IMAGE, SINCE = range(3)  # columns of what loader processes note
+NOTHING = -1
+DIED = "DataLoader worker (pid"  # as torch's errors begin, where it is not the worker's own error
 Asked = TypeVar("Asked")
+Moved = TypeVar("Moved")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +129,7 @@ def open_train(
         fetched=fetched,
         note=note,
         workers=workers,
+        stream=_copy_stream(device, held),
     )
 
 
@@ -139,6 +152,8 @@ class TrainLoader:
     note: str
     workers: int | None = None
     """Loader processes; None: the images are held on the device."""
+    stream: torch.cuda.Stream | None = None
+    """On which batches are copied; None: where the caller computes."""
     wait_seconds: float = 0.0
 
     def __enter__(self) -> TrainLoader:
@@ -155,12 +170,13 @@ class TrainLoader:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         for step in self.steps:
             started = time.perf_counter()
-            micros = [self._micro_batch(place) for place in self._places(step)]
+            micros = _beside(self.stream, functools.partial(self._step, step))
             self.wait_seconds += time.perf_counter() - started
             yield micros
 
-    def _places(self, step: int) -> Iterator[Place]:
-        return self.plan.places(step, step + 1, self.steps_per_epoch)
+    def _step(self, step: int) -> list[MicroBatch]:
+        places = self.plan.places(step, step + 1, self.steps_per_epoch)
+        return [self._micro_batch(place) for place in places]
 
     def _micro_batch(self, place: Place) -> MicroBatch:
         images, indices, skipped = next(self.fetched)
@@ -198,7 +214,8 @@ def open_eval(
     workers = 0 if isinstance(held, Resident) else _worker_count(config)
     note = _held_note(held, device) if isinstance(held, Resident) else _served_note(workers, held)
     batches = eval_batches(len(split), batch, plan.rank, plan.world)
-    return EvalLoader(split, config, plan, device, batches, held, workers, note)
+    stream = _copy_stream(device, held)
+    return EvalLoader(split, config, plan, device, batches, held, workers, note, stream)
 
 
 @dataclass(eq=False)
@@ -217,6 +234,7 @@ class EvalLoader:
     held: Resident | str
     workers: int
     note: str
+    stream: torch.cuda.Stream | None = None
     skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -229,9 +247,12 @@ class EvalLoader:
             for images, indices, skipped in fetched:
                 self.skipped += skipped
                 labels = np.where(indices >= 0, self.split.labels[indices], -1)
-                yield to_device(images, self.device), to_device(labels, self.device)
+                yield _beside(self.stream, functools.partial(self._to_device, images, labels))
         finally:
             fetched.close()
+
+    def _to_device(self, images: Tensor, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        return to_device(images, self.device), to_device(labels, self.device)
 
     def _served(self) -> Generator[Fetched, None, None]:
         reader = EvalReader(self.split, self.config, self.plan)
@@ -254,6 +275,37 @@ def _served_note(workers: int, reason: str) -> str:
     return f"Images are read by {who} as they are needed: {reason}."
 
 
+def _copy_stream(device: torch.device, held: Resident | str) -> torch.cuda.Stream | None:
+    """On CUDA a stream for batches from the host: what it copies, it copies while others compute.
+    The host is ahead of the device, so the next batch is moved while this one computes."""
+    if device.type != "cuda" or isinstance(held, Resident):
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _beside(stream: torch.cuda.Stream | None, move: Callable[[], Moved]) -> Moved:
+    """What `move` puts on the device, by way of `stream`, ready for what the caller asks next."""
+    if stream is None:
+        return move()
+    here = torch.cuda.current_stream(stream.device)
+    with torch.cuda.stream(stream):
+        moved = move()
+    here.wait_stream(stream)
+    for tensor in _tensors(moved):
+        tensor.record_stream(here)  # else its memory could be given away while it is in use
+    return moved
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, MicroBatch | Erased):
+        yield from _tensors(list(vars(value).values()))
+
+
 # -- in the loader processes ----------------------------------------------------------------------
 
 
@@ -270,6 +322,7 @@ class _Images:
             files = Files(Path(), [os.fspath(file) for file in files])
         self.split = replace(split, names=Names.of(split.names), files=files)
         self.in_chans = in_chans
+        self.note: Callable[[int], None] = _nothing
 
     def __len__(self) -> int:
         return len(self.split)
@@ -279,32 +332,53 @@ class _Images:
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """uint8 (H, W, C). Raises BrokenFileError."""
+        self.note(index)
         return self.split.read(index, self.in_chans)
 
     def read_cut(
         self, index: int, crop: NDArray[np.float64], size: tuple[int, int], config: DataConfig
     ) -> Tensor:
         """uint8 (C, *size): the training cut that follows from its uniforms. Raises as `read`."""
+        self.note(index)
         stored = self.split.stored(index)
         return cut_stored(stored, self.name(index), self.in_chans, crop, size, config)
 
 
-class TrainReader(Dataset[Fetched | VitcError]):
-    """Reads and cuts the images of one micro-batch. Errors of ours are returned, not raised:
-    torch would turn them into others on their way home."""
+class _Reader(Dataset[Fetched | VitcError]):
+    """Reads the images of one batch. Errors of ours are returned, not raised: torch would turn
+    them into others on their way home."""
 
     def __init__(self, split: Split, config: DataConfig, plan: BatchPlan) -> None:
         self.images, self.config, self.plan = _Images(split, plan.in_chans), config, plan
 
-    def __getitem__(self, request: Request) -> Fetched | VitcError:
+    def __getitem__(self, asked: Any) -> Fetched | VitcError:
         try:
-            return self._fetch(request)
+            return self._fetch(asked)
         except VitcError as error:
             return error
+        finally:
+            self.images.note(NOTHING)
+
+    def _fetch(self, asked: Any) -> Fetched:
+        raise NotImplementedError
+
+
+def _blank(shape: tuple[int, ...]) -> Tensor:
+    """uint8 zeros, as new pages are; in a loader process in memory that the main process sees
+    too, so that the batch is not copied when it is sent."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=torch.uint8)
+    size = math.prod(shape)
+    shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+
+
+class TrainReader(_Reader):
+    """Reads and cuts the images of one micro-batch."""
 
     def _fetch(self, request: Request) -> Fetched:
         plan, size = self.plan, self.plan.size
-        images = torch.empty((plan.micro, plan.in_chans, *size), dtype=torch.uint8)
+        images = _blank((plan.micro, plan.in_chans, *size))
         chosen = request.indices.copy()
         skipped: list[str] = []
         image, row = torch.empty(0, dtype=torch.uint8), 0
@@ -339,21 +413,12 @@ def _altered(image: Tensor, request: Request, row: int) -> NDArray[np.uint8]:
     return changed.transpose(2, 0, 1)
 
 
-class EvalReader(Dataset[Fetched | VitcError]):
+class EvalReader(_Reader):
     """Reads the images of one batch, whole; nothing (-1) for a broken file that is skipped."""
-
-    def __init__(self, split: Split, config: DataConfig, plan: BatchPlan) -> None:
-        self.images, self.config, self.plan = _Images(split, plan.in_chans), config, plan
-
-    def __getitem__(self, indices: NDArray[np.int64]) -> Fetched | VitcError:
-        try:
-            return self._fetch(indices)
-        except VitcError as error:
-            return error
 
     def _fetch(self, indices: NDArray[np.int64]) -> Fetched:
         size = self.plan.size
-        images = torch.zeros((len(indices), self.plan.in_chans, *size), dtype=torch.uint8)
+        images = _blank((len(indices), self.plan.in_chans, *size))
         found = indices.copy()
         skipped: list[str] = []
         for row in np.flatnonzero(indices >= 0).tolist():
@@ -375,16 +440,14 @@ def _worker_count(config: DataConfig) -> int:
 
 
 def _serve(
-    reader: Dataset[Fetched | VitcError],
-    asked: Iterable[Asked],
-    workers: int,
-    device: torch.device,
+    reader: _Reader, asked: Iterable[Asked], workers: int, device: torch.device
 ) -> Generator[Fetched, None, None]:
     """The reader's answers, in order, made by `workers` processes up to two batches ahead each.
 
     Raises the reader's errors, and RunError when a process dies. Closing it ends the processes.
     """
-    with _quiet_start(), _deaths_reported(workers):
+    watch = _Watch(reader.images, workers)
+    with _quiet_start(), watch.deaths_reported():
         answers = iter(
             DataLoader(
                 reader,
@@ -394,17 +457,18 @@ def _serve(
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 pin_memory=device.type == "cuda",
-                worker_init_fn=_start_worker,
+                timeout=POLL_SECONDS if workers else 0,
+                worker_init_fn=functools.partial(_start_worker, watch.table),
                 multiprocessing_context=_start_method() if workers else None,
                 generator=torch.Generator(),  # else it draws from the global one: inexact resumes
             )
         )
-    end = getattr(answers, "_shutdown_workers", _nothing)
+    end = functools.partial(_end, answers, watch)
     atexit.register(end)  # a worker ignores the SIGTERM by which multiprocessing would end it
     try:
         while True:
-            with _deaths_reported(workers):
-                answer = next(answers, None)
+            with watch.deaths_reported():
+                answer = _next(answers, watch)
             if answer is None:
                 return
             if isinstance(answer, VitcError):
@@ -415,11 +479,43 @@ def _serve(
         end()
 
 
+def _next(answers: Iterator[Any], watch: _Watch) -> Any:
+    """The next answer, None after the last; a look at the processes while it is waited for.
+
+    Raises RunError: it cannot come any more.
+    """
+    while True:
+        try:
+            return next(answers, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+        watch.say_slow()
+        pinning = getattr(answers, "_pin_memory_thread", None)
+        if pinning is not None and not pinning.is_alive():
+            raise RunError("The thread that takes batches to CUDA ended: a loader process died, or "
+                           "memory that CUDA can copy from ran out.",
+                           "Use fewer --data.workers.")  # fmt: skip
+
+
+def _end(answers: Iterator[Any], watch: _Watch) -> None:
+    """End the processes: as torch does, which waits for the image in hand; not for a stuck one."""
+    processes = getattr(answers, "_workers", [])
+    for worker, seconds, _ in watch.reading():
+        if seconds > END_SECONDS and worker < len(processes):
+            processes[worker].kill()
+    getattr(answers, "_shutdown_workers", _nothing)()
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join(END_SECONDS)
+
+
 def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -427,11 +523,24 @@ def _start_method() -> str:
     return "fork" if sys.platform.startswith("linux") else "spawn"
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(table: Tensor, worker: int) -> None:
     """Ctrl-C, and a scheduler's SIGTERM to all processes of a job, are the main process's affair:
     it may still want batches before it saves. A worker ends when told to, or when orphaned."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.freeze()  # a collection writes to every object it looks at, which a fork shares until then
+    row = table[worker].numpy()
+    row[PID] = os.getpid()
+
+    def note(index: int) -> None:
+        row[SINCE] = time.monotonic_ns()  # first: an image is never said to be slow for another
+        row[IMAGE] = index
+
+    info = get_worker_info()
+    assert info is not None
+    reader = info.dataset
+    assert isinstance(reader, _Reader)
+    reader.images.note = note
 
 
 @contextmanager
@@ -451,21 +560,75 @@ def _quiet_start() -> Iterator[None]:
                 signal.signal(signal.SIGCHLD, handler)
 
 
-@contextmanager
-def _deaths_reported(workers: int) -> Iterator[None]:
-    """RunError where a worker cannot start or has died; both mostly mean too little memory."""
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        of_worker = ("DataLoader worker", "ancdata")  # ancdata: died while handing over a batch
-        other = isinstance(error, RuntimeError) and not any(t in str(error) for t in of_worker)
-        if not workers or other:
-            raise
-        free = ""
-        with suppress(OSError):
-            free = f" ({shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free in /dev/shm)"
-        raise RunError(
-            f"A loader process died or could not start: {str(error) or type(error).__name__}.",
-            f"Mostly it is memory, or shared memory{free}: use fewer --data.workers than "
-            f"{workers}, or give the machine or container more (docker run --shm-size=8g).",
-        ) from error
+@dataclass(eq=False)
+class _Watch:
+    """What each loader process reads, and since when, in memory that they share with this one.
+
+    table: int64 (workers, 3) of process id, image and monotonic time in ns; a process writes its
+    own row alone, before each image, so a look at it needs no lock.
+    """
+
+    images: _Images
+    workers: int
+    table: Tensor = field(init=False)
+    said: set[tuple[int, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.table = torch.full((self.workers, 3), NOTHING, dtype=torch.int64)
+        if self.workers:
+            self.table.share_memory_()  # type: ignore[no-untyped-call]
+
+    def reading(self) -> Iterator[tuple[int, float, str]]:
+        """(process, seconds, name) of each image that is in hand."""
+        now = time.monotonic_ns()
+        for worker, (_, image, since) in enumerate(self.table.tolist()):
+            if image != NOTHING:
+                yield worker, (now - since) / 1e9, self.images.name(image)
+
+    def say_slow(self) -> None:
+        """One warning for an image that takes so long that its disk may be gone."""
+        for worker, seconds, name in self.reading():
+            key = worker, int(self.table[worker, SINCE])
+            if seconds > SLOW_SECONDS and key not in self.said:
+                self.said.add(key)
+                logging.getLogger("vitc").warning(
+                    f"Loader process {worker} has been reading {name!r} for {seconds:.0f} s, and "
+                    "the run waits for it: is the disk or network it lies on still there?"
+                )
+
+    def dead(self) -> str:
+        """Which processes died and what they had in hand; empty: none that had begun."""
+        for _ in range(20):  # one that is dying closes its files before it can be seen to be dead
+            alive = {process.pid for process in multiprocessing.active_children()}
+            dead = [(w, row) for w, row in enumerate(self.table.tolist())
+                    if row[PID] != NOTHING and row[PID] not in alive]  # fmt: skip
+            if dead:
+                break
+            time.sleep(0.05)
+        return "; ".join(
+            f"process {worker} (pid {pid}) "
+            + (f"was reading {self.images.name(image)!r}" if image != NOTHING else "read no image")
+            for worker, (pid, image, _) in dead
+        )
+
+    @contextmanager
+    def deaths_reported(self) -> Iterator[None]:
+        """RunError where a worker cannot start or has died; both mostly mean too little memory."""
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            of_worker = (DIED, "ancdata")  # ancdata: died while handing over a batch
+            other = isinstance(error, RuntimeError) and not any(t in str(error) for t in of_worker)
+            if not self.workers or other:
+                raise
+            free = ""
+            with suppress(OSError):
+                free = f" ({shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free in /dev/shm)"
+            dead = self.dead()
+            raise RunError(
+                f"A loader process died or could not start: {dead}{' - ' * bool(dead)}"
+                f"{str(error) or type(error).__name__}.",
+                f"Mostly it is memory, or shared memory{free}: use fewer --data.workers than "
+                f"{self.workers}, or give the machine or container more (docker run "
+                "--shm-size=8g). Always at the same image? vitc data check looks at it.",
+            ) from error

@@ -85,6 +85,7 @@ def load_outside(config: DataConfig) -> Outside:
     DataError: what it has cannot be.
     """
     made, sha256 = _made(config)
+    config = replace(config, path_sha256=sha256)  # so every process makes it of these bytes
     where = str(config.path)
     classes = tuple(_attribute(made, "classes", where))
     if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
@@ -111,7 +112,7 @@ def load_outside(config: DataConfig) -> Outside:
                 f"{where} has {len(of_split):,} {split} labels and {len(mine):,} names."
             )
         names += mine
-    told = str(getattr(made, "fingerprint", "")) or f"{Path(where).name} {sha256}"
+    told = str(getattr(made, "fingerprint", "")) or f"{Path(where).name} {config.path_sha256}"
     return Outside(config, classes, labels, Names.of(names), told.encode(), made)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,7 @@ def page(
     that picture of a model or run, and nothing else is shown. Raises
     ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
     """
+    from vitc.deploy.pretrained import is_pretrained
     from vitc.models.outside import with_source
     from vitc.models.zoo import MODELS
     from vitc.recipes import RECIPES, recipe_doc
@@ -127,6 +129,8 @@ def page(
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
         return model_page(model_with(what, settings))
+    if path.is_dir() and is_pretrained(path):
+        return _saved_page(path)
     if path.is_dir() and (path / "config.json").exists():
         if settings:
             raise ConfigError(f"Settings have no effect on what {what} has run already.")
@@ -139,6 +143,26 @@ def page(
     near = suggest(what, [*RECIPES, *MODELS])
     what_is_it = "a folder, but not of a run" if path.is_dir() else "no model, recipe or run folder"
     raise ConfigError(f"{what} is {what_is_it}.{near}", "Models and recipes: vitc show --list")
+
+
+def _saved_page(folder: Path) -> Page:
+    """A folder of `save_pretrained`: the model, its classes and how its images are prepared."""
+    from vitc.deploy.pretrained import read_pretrained
+
+    saved = read_pretrained(folder)
+    shown = model_page(dataclasses.replace(saved.config, num_classes=saved.num_classes or None))
+    about = {
+        "classes": ", ".join(saved.classes) if saved.classes else "not said",
+        **(saved.preprocessing or {"preprocessing": "not said"}),
+        **(saved.results or {}),
+    }
+    rows = [(name, _plain(value)) for name, value in about.items()]
+    parts: list[str | Table] = [
+        Table(f"The saved model {folder}", ("", "value"), rows),
+        *shown.parts,
+        f"Use it: vitc predict {folder} IMAGE...",
+    ]
+    return Page({**shown.values, "saved": str(folder)}, parts)
 
 
 def model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:

@@ -138,7 +138,7 @@ def _count(
                 model(image)
         except VitcError:
             raise
-        except (RuntimeError, NotImplementedError) as e:
+        except (RuntimeError, TypeError, ValueError) as e:
             raise ConfigError(
                 f"{type(model).__name__} cannot be counted at {size[0]}x{size[1]} with {channels} "
                 f"channels: {e}",

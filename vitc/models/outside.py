@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc import outside
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, VitcError
 from vitc.models.config import ModelConfig, ViTConfig
 from vitc.models.stem_config import OutsideStemConfig
 from vitc.outside import NAMING, STEM, admitted, refuse_unknown, sha, with_hash
@@ -125,4 +125,46 @@ def make_stem(
             f"how much it divides height and width.",
             STEM.contract,
         )
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in stem.parameters()):
+        raise ConfigError(
+            f"The stem {said} has parameters without a shape (a lazy module).",
+            "Make every layer with its number of channels: in_chans and embed_dim are given.",
+        )
     return stem
+
+
+def try_stem(stem: nn.Module, in_chans: int, embed_dim: int, size: tuple[int, int]) -> None:
+    """Run a stem of another's making once, on zeros: what is wrong with it is said before a run.
+
+    Raises ConfigError: its forward raises, or gives no float (1, D, H / reduction, W / reduction).
+    """
+    import torch
+
+    cls, reduction = type(stem), stem.reduction
+    weight = next(iter(stem.parameters()), torch.empty(0))
+    image = torch.zeros(1, in_chans, *size, dtype=weight.dtype, device=weight.device)
+    modes = [(m, m.training) for m in stem.modules()]
+    try:
+        with torch.no_grad():
+            out = stem.eval()(image)
+    except VitcError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"The stem {cls.__name__} cannot be run on images of {size[0]}x{size[1]}: "
+            f"{outside.why(error, cls)}",
+            STEM.contract,
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    assert isinstance(reduction, int)
+    expected = (1, embed_dim, size[0] // reduction, size[1] // reduction)
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if shape != expected or out.dtype != image.dtype:
+        dtype = f", {out.dtype}" if isinstance(out, torch.Tensor) else ""
+        raise ConfigError(
+            f"The stem {cls.__name__} gives {shape}{dtype} for images of {size[0]}x{size[1]}; it "
+            f"must give {expected}, {image.dtype}.",
+            STEM.contract,
+        )

@@ -287,6 +287,11 @@ class VisionTransformer(nn.Module):
 
     def _check_input(self, x: Tensor, drop_path: Tensor | None) -> None:
         expected = (self.in_chans, *self.img_size)
+        if not x.is_floating_point():
+            raise ConfigError(
+                f"The model got {str(x.dtype).removeprefix('torch.')} images; it takes floats.",
+                "Turn them into floats, by the mean and std of its data: Predictor does it all.",
+            )
         if self.config.dynamic_img_size:
             self._check_dynamic(x)
         elif tuple(x.shape[1:]) != expected:

@@ -153,7 +153,7 @@ def _not_weights(path: Path, start: bytes) -> CheckpointError:
     if path.suffix.lower() in SAFETENSORS and len(start) < 16:
         return CheckpointError(f"{path} is cut short.", "Copy or download it again.")
     text = start.decode("utf-8", errors="replace")
-    if start.isascii() or text.isprintable():
+    if b"\0" not in start and (start.isascii() or text.isprintable()):
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
         return CheckpointError(
             f"{path} is a text, not weights; it begins {first!r}.",

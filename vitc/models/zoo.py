@@ -226,6 +226,11 @@ def create_model(
             raise ConfigError(f"init and stem have no effect with {name}: it is no ViT.")
         return build_model(config, num_classes)
     config = dataclasses.replace(config, init=init)
+    if not (stem is None or isinstance(stem, str | StemConfig | type) or hasattr(stem, "forward")):
+        raise ConfigError(
+            f"stem is {stem!r}; it must be a kind's name, path/to/my.py:MyStem, a stem's config, a "
+            f"class, or a built module."
+        )
     if isinstance(stem, str):
         stem = stem_config(stem, config.stem)
     if isinstance(stem, StemConfig):
@@ -268,13 +273,19 @@ def build_model(
         from vitc.models.stem import build_stem
         from vitc.models.vit import VisionTransformer
 
+        foreign = stem is not None or isinstance(config.stem, OutsideStemConfig)
         if stem is None:
             stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
         elif isinstance(stem, type):
             from vitc.models.outside import make_stem
 
             stem = make_stem(stem, config.in_chans, config.embed_dim, {})
-        return VisionTransformer(config, stem)
+        model = VisionTransformer(config, stem)
+        if foreign:
+            from vitc.models.outside import try_stem
+
+            try_stem(stem, config.in_chans, config.embed_dim, config.size)
+        return model
     if isinstance(config, CNNConfig):
         from vitc.models.cnn import CNN
 

@@ -42,6 +42,7 @@ class Row:
     seed: int
     folder: str
     note: str = ""
+    point: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ class Section:
     unfinished: int
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def rows(self) -> list[Row]:
+        return [r for g in self.groups for r in g.rows]
+
     def of(self, optim: str) -> list[GroupResult]:
         return [g for g in self.groups if g.optim == optim]
 
@@ -204,6 +209,7 @@ def rows_of(folder: StudyFolder, plan: Plan) -> list[Row]:
                 seed=trial.config.train.seed,
                 folder=str(folder.trial(trial)),
                 note=str(summary.get("error") or ""),
+                point=trial.point,
             )
         )
     return rows
@@ -251,8 +257,8 @@ def _group(
 
     errors = np.array([r.error for r in rows if r.error is not None])
     known = [r for r in rows if r.error is not None]
-    ranges = plan.ranges[g.optim]
-    cost = complexity(_meta_model(g, plan.classes))
+    ranges = plan.ranges_of(g)
+    cost = complexity(meta_model(g, plan.classes))
     settings = {n: np.array([r.values[n] for r in known]) for n in ranges}
     enough = len(errors) >= 8  # a quarter of them, the filter's sample, is then two
     return GroupResult(
@@ -281,7 +287,7 @@ def _scaled(values: Any, r: Range) -> Any:
     return np.log10(values) if r.log else values
 
 
-def _meta_model(g: Group, classes: int) -> Any:
+def meta_model(g: Group, classes: int) -> Any:
     import torch
 
     from vitc.models.zoo import build_model
@@ -356,7 +362,9 @@ def _notes(plan: Plan, groups: list[GroupResult]) -> list[str]:
     for g in groups:
         for name, border in g.borders.items():
             if border.side:
-                r = plan.ranges[g.optim][name]
+                mine = next(x for x in plan.groups if (x.contender, x.optim)
+                            == (g.contender, g.optim))  # fmt: skip
+                r = plan.ranges_of(mine)[name]
                 notes.append(
                     f"{g.contender} under {g.optim}: the best {name} lies on the {border.side} "
                     f"border of its range {r.low:g} to {r.high:g}; a wider range may be better."

@@ -23,11 +23,12 @@ from vitc.config import RunConfig, load_config
 from vitc.errors import ConfigError, InterruptedRun
 from vitc.models.config import STEM_KINDS, OutsideStemConfig, StemConfig, ViTConfig
 from vitc.models.outside import with_source
-from vitc.models.zoo import MODELS
+from vitc.models.zoo import MODELS, build_model
 from vitc.recipes.ranges import study_ranges
-from vitc.study.engines import Job, LocalEngine, Outcome
+from vitc.study.engines import Engine, Job, LocalEngine, Outcome, default_workers
 from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.runs import Run, read_run
+from vitc.study.trial import LEFT
 from vitc.train.progress import duration
 from vitc.train.runlog import CONFIG, FolderLock, environment, read_metrics, write_atomically
 
@@ -62,36 +63,12 @@ def hparams_plan(
     adds the reference against itself with other seeds (A/A). `overrides` are settings for every
     trial. Raises ConfigError.
     """
-    if not recipes or not optims:
-        raise ConfigError("A study needs at least one recipe and one optimizer.")
-    groups = []
-    for optim in optims:
-        for recipe in recipes:
-            for model, stem in itertools.product(models or [""], stems or [""]):
-                extra = {"model": model} if model else {}
-                config = load_config(recipe, optim=optim, **extra, **overrides)
-                if stem and not isinstance(config.model, ViTConfig):
-                    raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
-                if stem:
-                    config = load_config(config, **{"model.stem": _stem_for(config, stem)})
-                model_found = with_source(config.model, recipe)
-                config = for_study(dataclasses.replace(config, model=model_found))
-                label = _label(config, stem, stems)
-                label = label if len(recipes) == 1 else f"{recipe} {label}"
-                groups.append(Group(contender=label, optim=optim, config=config))
-    contenders = list(dict.fromkeys(g.contender for g in groups))
-    reference = reference or contenders[-1]
-    if reference not in contenders:
-        raise ConfigError(
-            f"The reference {reference!r} is not a contender.", f"Known: {', '.join(contenders)}."
-        )
-    if control:
-        groups += [
-            dataclasses.replace(g, contender=f"{reference} again", seed_shift=500_000)
-            for g in groups
-            if g.contender == reference
-        ]
-    groups = _one_precision(groups)
+    groups = [
+        dataclasses.replace(g, config=for_study(g.config))
+        for g in contenders_of(recipes, models, optims, stems, **overrides)
+    ]
+    reference = reference_of(groups, reference)
+    groups = one_precision([*groups, *(again(groups, reference) if control else [])])
     all_ranges = {}
     for optim in optims:
         own = study_ranges(load_config(recipes[0], optim=optim, **overrides), optim)
@@ -106,6 +83,60 @@ def hparams_plan(
         reference=reference,
         classes=count_classes(groups[0].config),
     ).checked()
+
+
+def contenders_of(
+    recipes: Sequence[str],
+    models: Sequence[str],
+    optims: Sequence[str],
+    stems: Sequence[str] = (),
+    **overrides: Any,
+) -> list[Group]:
+    """One group a contender and optimizer, as `hparams_plan` says, its config as the recipe's.
+
+    Raises ConfigError.
+    """
+    if not recipes or not optims:
+        raise ConfigError("A study needs at least one recipe and one optimizer.")
+    groups = []
+    for optim in optims:
+        for recipe in recipes:
+            for model, stem in itertools.product(models or [""], stems or [""]):
+                extra = {"model": model} if model else {}
+                config = load_config(recipe, optim=optim, **extra, **overrides)
+                if stem and not isinstance(config.model, ViTConfig):
+                    raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
+                if stem:
+                    config = load_config(config, **{"model.stem": _stem_for(config, stem)})
+                model_found = with_source(config.model, recipe)
+                config = dataclasses.replace(config, model=model_found)
+                label = _label(config, stem, stems)
+                label = label if len(recipes) == 1 else f"{recipe} {label}"
+                groups.append(Group(contender=label, optim=optim, config=config))
+    for model_config in {g.config.model for g in groups}:  # before a budget is spent on them
+        if isinstance(model_config, ViTConfig) and isinstance(model_config.stem, OutsideStemConfig):
+            build_model(model_config, 2)
+    return groups
+
+
+def reference_of(groups: Sequence[Group], reference: str) -> str:
+    """The contender to compare with: this one, or the last. Raises ConfigError: not there."""
+    contenders = list(dict.fromkeys(g.contender for g in groups))
+    reference = reference or contenders[-1]
+    if reference not in contenders:
+        raise ConfigError(
+            f"The reference {reference!r} is not a contender.", f"Known: {', '.join(contenders)}."
+        )
+    return reference
+
+
+def again(groups: Sequence[Group], reference: str) -> list[Group]:
+    """The A/A control: the reference against itself with other seeds."""
+    return [
+        dataclasses.replace(g, contender=f"{reference} again", seed_shift=500_000)
+        for g in groups
+        if g.contender == reference
+    ]
 
 
 def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
@@ -128,7 +159,7 @@ def _label(config: RunConfig, stem: str, stems: Sequence[str]) -> str:
     return f"{config.model.name}+{stem}" if stem else config.model.name
 
 
-def _one_precision(groups: list[Group]) -> list[Group]:
+def one_precision(groups: list[Group]) -> list[Group]:
     """Precision auto decided once, by the first group's model, for all of them."""
     from vitc.train.device import pick_device
     from vitc.train.probe import faster_precision
@@ -137,7 +168,14 @@ def _one_precision(groups: list[Group]) -> list[Group]:
     if not undecided:
         return groups
     first = undecided[0].config
-    precision, _ = faster_precision(first, pick_device(first.train.device))
+    try:
+        device = pick_device(first.train.device)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error.message} So which precision is faster there cannot be measured.",
+            "Say --train.precision bf16 (or fp32) for trials that run on other machines.",
+        ) from error
+    precision, _ = faster_precision(first, device)
     return [
         dataclasses.replace(g, config=load_config(g.config, **{"train.precision": precision}))
         if g in undecided
@@ -161,7 +199,8 @@ def for_study(config: RunConfig) -> RunConfig:
     every second epoch at most, four times in all, so that the time goes into training."""
     from vitc.train.device import pick_device
 
-    device = pick_device(config.train.device).type
+    named = config.train.device  # another engine may have it, though it is not here
+    device = pick_device().type if named == "auto" else named
     threads = 1 if device == "cpu" else config.train.threads
     epochs = config.train.epochs
     every = max(config.train.eval_every_epochs, min(2, epochs), math.ceil(epochs / CURVE_POINTS))
@@ -213,12 +252,16 @@ def conduct(
     plan: Plan,
     *,
     workers: int | None = None,
+    engine: Engine | None = None,
     allow_mixed: bool = False,
     retry_failed: bool = False,
     quiet: bool = False,
     command: str = "",
 ) -> Standing:
     """Write or join the plan, then run every trial that has not ended.
+
+    `engine` places the trials (`placement.Placement.make`); without one, `workers` on this machine
+    do. It is no part of the plan: a study may go on with another, which its history then says.
 
     Raises ConfigError: another study is there, or contenders differ in what must agree and
     `allow_mixed` is not set. Raises InterruptedRun on SIGTERM or Ctrl-C, once the running trials
@@ -231,7 +274,8 @@ def conduct(
             "Make them agree, or say --allow-mixed; the report will name it.",
         )
     here = environment()
-    here["engine"] = LocalEngine.name
+    engine = engine or LocalEngine(workers=workers or default_workers())
+    here["engine"] = engine.name
     folder.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder.path):
         record = folder.start(plan, here, command)
@@ -248,22 +292,23 @@ def conduct(
             if t.id in again or t.id not in before.runs or not before.runs[t.id].ended
         ]
         if jobs:
-            _run(folder, plan, jobs, workers or default_workers(), quiet)
+            with contextlib.closing(engine):
+                devices = {job.config.train.device for job in jobs}
+                other = engine.prepare(folder.path, devices)
+                if other and not allow_mixed:
+                    raise ConfigError(
+                        f"Machines of engine {engine.name} differ in {'; '.join(other)}.",
+                        "Install the same there, or say --allow-mixed; the report will name it.",
+                    )
+                if other:
+                    _note_once(folder, record, f"other versions: {'; '.join(other)}", command)
+                _run(folder, plan, jobs, engine, quiet)
     return standing(folder, plan)
 
 
-def default_workers() -> int:
-    """One a core on CPU; four a GPU, whose kernels on small models leave room for each other."""
-    from vitc.data.resident import cores
-    from vitc.train.device import pick_device
-
-    return cores() if pick_device().type == "cpu" else 4
-
-
-def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], workers: int, quiet: bool) -> None:
-    engine = LocalEngine(workers=workers)
+def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], engine: Engine, quiet: bool) -> None:
     total = len(trials_by_id(plan))
-    screen = StudyProgress(plan.name, total, total - len(jobs), len(jobs), workers, quiet)
+    screen = StudyProgress(plan.name, total, total - len(jobs), len(jobs), engine, quiet)
 
     def done(outcome: Outcome) -> None:
         if outcome.status == "failed":
@@ -302,7 +347,7 @@ def record_failure(folder: StudyFolder, job: Job, error: str) -> None:
 
 
 @contextlib.contextmanager
-def _stop_sets(engine: LocalEngine) -> Iterator[list[int]]:
+def _stop_sets(engine: Engine) -> Iterator[list[int]]:
     """SIGTERM or Ctrl-C asks the engine to stop; the second one is not held."""
     caught: list[int] = []
     before: dict[int, Any] = {}
@@ -329,18 +374,21 @@ def _stop_sets(engine: LocalEngine) -> Iterator[list[int]]:
 def _same_machine(
     folder: StudyFolder, record: Mapping[str, Any], here: Mapping[str, Any], allow: bool, cmd: str
 ) -> None:
-    """Versions, engine and hardware must be those of the start, or it is said and recorded."""
+    """Versions and hardware must be those of the start, or it is said and recorded; so is another
+    engine, which needs no leave."""
     then = record["environment"]
     changed = [
         f"{k} {then['versions'].get(k)} -> {here['versions'].get(k)}"
         for k in MUST_AGREE
         if then["versions"].get(k) != here["versions"].get(k)
     ]
-    for k in ("cpu", "gpus"):
+    engines = (then.get("engine", LocalEngine.name), here["engine"])
+    if engines[0] != engines[1]:
+        _note_once(folder, record, f"continued with engine {engines[1]}", cmd)
+    # where another engine runs the trials is known to the trials alone
+    for k in ("cpu", "gpus") if set(engines) == {LocalEngine.name} else ():
         if then["hardware"].get(k) != here["hardware"].get(k):
             changed.append(f"{k} {then['hardware'].get(k)} -> {here['hardware'].get(k)}")
-    if then.get("engine") != here.get("engine"):
-        changed.append(f"engine {then.get('engine')} -> {here.get('engine')}")
     if not changed:
         return
     if not allow:
@@ -363,11 +411,11 @@ class StudyProgress:
     """Progress over all trials with ETA on stderr: a bar, or plain lines where no terminal."""
 
     def __init__(
-        self, name: str, total: int, done: int, left: int, workers: int, quiet: bool
+        self, name: str, total: int, done: int, left: int, engine: Engine, quiet: bool
     ) -> None:
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
         self.name, self.total, self.finished, self.left = name, total, done, left
-        self.workers = workers
+        self.workers = max(1, min(engine.workers, left))
         self.seconds: list[float] = []
         self.started = time.monotonic()
         self.bar: Progress | None = None
@@ -383,9 +431,7 @@ class StudyProgress:
             )
             self.task = self.bar.add_task(name, total=total, completed=done, eta="")
         again = f", {done} already there" if done else ""
-        self.console.print(
-            f"study {name}: {total} trials{again}; {workers} worker(s)", markup=False
-        )
+        self.console.print(f"study {name}: {total} trials{again}; {_places(engine)}", markup=False)
 
     def __enter__(self) -> StudyProgress:
         if self.bar is not None:
@@ -409,6 +455,9 @@ class StudyProgress:
     def ended(self, outcome: Outcome) -> None:
         if outcome.status == "interrupted":
             return
+        if outcome.status == LEFT:
+            self.console.print(f"{outcome.job.label}: left; {outcome.error}", markup=False)
+            return
         self.finished += 1
         self.left -= 1
         self.seconds.append(outcome.seconds)
@@ -427,6 +476,12 @@ class StudyProgress:
             self.bar.update(self.task, completed=self.finished, eta=self.eta())
 
 
+def _places(engine: Engine) -> str:
+    if engine.name == LocalEngine.name:
+        return f"{engine.workers} worker(s)"
+    return f"engine {engine.name}, at most {engine.workers} at a time"
+
+
 def status_lines(folder: StudyFolder) -> list[str]:
     """What `vitc study status DIR` prints, from any terminal, while the study runs or after."""
     plan, record = folder.read()
@@ -441,9 +496,7 @@ def status_lines(folder: StudyFolder) -> list[str]:
             continue
         metrics = run.metrics("train")
         step = metrics[-1]["step"] if metrics else 0
-        lines.append(
-            f"  {run.status}: {trial.label}, step {step}, {folder.trial(trial)}"
-        )
+        lines.append(f"  {run.status}: {trial.label}, step {step}, {folder.trial(trial)}")
     for trial in trials:
         run = now.runs.get(trial.id)
         if run is not None and run.status == "failed":

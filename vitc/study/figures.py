@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from vitc.study import statistics as st
 from vitc.study.analysis import GroupResult, Section
+from vitc.study.findings import Chart, Finding, Line
 from vitc.study.plan import Range
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision; line style
@@ -84,6 +85,47 @@ def pictures(section: Section, index: int) -> Iterator[Picture]:
                 yield Picture(f"losses_{stem}", "curves", optim, f"{optim}: training loss by epoch",
                               _curves(groups, looks, [g.losses for g in groups],
                                       "training loss (of the augmented images)"))  # fmt: skip
+
+
+def chart_pictures(finding: Finding, index: int) -> Iterator[Picture]:
+    """The charts of a measure that hold anything."""
+    with mpl.rc_context(STYLE):
+        for chart in finding.parts.charts:
+            if any(line.x for line in chart.lines):
+                name = f"{chart.name}_{index}"
+                yield Picture(name, "chart", "", chart.title, _chart(chart))
+
+
+def _chart(chart: Chart) -> Figure:
+    figure, axes = _axes()
+    for line in chart.lines:
+        if line.x:
+            _draw(axes, line)
+    if chart.log_x:
+        _log_axis(axes)
+    if chart.ticks:
+        axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=25, ha="right", fontsize=8)
+    axes.set_xlabel(chart.xlabel)
+    axes.set_ylabel(chart.ylabel)
+    _legend(axes, len(chart.lines))
+    return figure
+
+
+def _draw(axes: Any, line: Line) -> None:
+    """Points with their intervals, joined; dashed on the way to a point that stands for another."""
+    colour, style = COLOURS[line.look % len(COLOURS)], STYLES[line.look % len(STYLES)]
+    marker = line.marker if line.marker != "o" else MARKERS[line.look % len(MARKERS)]
+    substituted = line.substituted or [False] * len(line.x)
+    for i in range(1, len(line.x)):
+        axes.plot(line.x[i - 1 : i + 1], line.y[i - 1 : i + 1], color=colour, linewidth=1.3,
+                  linestyle=":" if substituted[i] else style)  # fmt: skip
+    for i, hollow in enumerate(substituted):
+        axes.plot(line.x[i], line.y[i], marker=marker, color=colour, linestyle="none",
+                  markerfacecolor="none" if hollow else colour, markersize=6,
+                  label=line.label if i == 0 else None)  # fmt: skip
+    if line.low:
+        low, high = np.array(line.low), np.array(line.high)
+        axes.vlines(line.x, low, high, color=colour, alpha=0.4, linewidth=1.5)
 
 
 def _axes() -> tuple[Figure, Any]:

@@ -122,6 +122,8 @@ class Plan:
     """What is measured; it decides how the report reads the trials (`findings.MEASURES`)."""
     about: tuple[str, ...] = ()
     """Sentences on how the settings were come by, for the report."""
+    exhibit: str = ""
+    """The figure or table of the paper that this is (`paper.EXHIBITS`), and at which scale."""
 
     @property
     def chance_error(self) -> float:
@@ -289,6 +291,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "divergence_rule": DIVERGED,
         **({} if plan.measure == HPARAMS else {"measure": plan.measure}),
         **({"about": list(plan.about)} if plan.about else {}),
+        **({"exhibit": plan.exhibit} if plan.exhibit else {}),
     }
 
 
@@ -318,7 +321,8 @@ def from_json(values: Mapping[str, Any]) -> Plan:
                     point=g.get("point", ""),
                     seed_names=tuple(g.get("seed_names", ("train.seed",))),
                     ranges={n: Range(**r) for n, r in g["ranges"].items()}
-                    if "ranges" in g else None,
+                    if "ranges" in g
+                    else None,
                 )
                 for g in values["groups"]
             ),
@@ -329,6 +333,9 @@ def from_json(values: Mapping[str, Any]) -> Plan:
             seed=values["seed"],
             reference=values["reference"],
             classes=values["classes"],
+            measure=values.get("measure", HPARAMS),
+            about=tuple(values.get("about", ())),
+            exhibit=values.get("exhibit", ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"This is not a study's plan: {error!r}.") from error

@@ -6,8 +6,10 @@ import csv
 import html
 import io
 import json
+import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,7 +25,10 @@ from vitc.study.analysis import (
     analyse,
     results_json,
 )
-from vitc.study.figures import INK, Picture, pictures
+from vitc.study.figures import INK, Picture, chart_pictures, pictures
+from vitc.study.findings import Finding, Table, find
+from vitc.study.plan import HPARAMS, Plan, StudyFolder
+from vitc.study.runs import Run
 from vitc.study.statistics import Interval
 from vitc.train.progress import duration
 from vitc.train.runlog import write_atomically
@@ -31,7 +36,9 @@ from vitc.train.runlog import write_atomically
 LEVEL = 0.05
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list[Section]]:
+def report(
+    folders: Sequence[Path], out: Path | None = None
+) -> tuple[Path, list[Section | Finding]]:
     """Write report.html, figures/, trials.csv, table.tex and results.json.
 
     Returns the page and what it shows. `out` defaults to <study>/report for one study; several
@@ -42,14 +49,19 @@ def report(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list
         if len(folders) != 1:
             raise ConfigError("Several studies need a place for their report.", "Add --out DIR.")
         out = folders[0] / "report"
-    sections = analyse(folders)
+    drawn_ones = [f for f in folders if StudyFolder(f).read()[0].measure == HPARAMS]
+    studies = analyse(drawn_ones) if drawn_ones or not folders else []
+    findings = [find(f) for f in folders if f not in drawn_ones]
+    sections: list[Section | Finding] = [*studies, *findings]
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = [list(pictures(s, i)) for i, s in enumerate(sections)]
+    drawn = [list(pictures(s, i) if isinstance(s, Section) else chart_pictures(s, i))
+             for i, s in enumerate(sections)]  # fmt: skip
     svgs = {p.name: _save_figure(p, figures) for ps in drawn for p in ps}
     write_atomically(out / "trials.csv", trials_csv(sections))
-    write_atomically(out / "table.tex", table_tex(sections))
-    write_atomically(out / "results.json", json.dumps(_finite(results_json(sections)), indent=1))
+    write_atomically(out / "table.tex", table_tex(studies) + tables_tex(findings))
+    values = {**results_json(studies), "findings": [_finding_values(f) for f in findings]}
+    write_atomically(out / "results.json", json.dumps(_finite(values), indent=1))
     page = _page(sections, drawn, svgs)
     write_atomically(out / "report.html", page)
     return out / "report.html", sections
@@ -57,11 +69,26 @@ def report(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list
 
 def _finite(value: Any) -> Any:
     """JSON has no infinity: an open bound becomes null."""
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list) else value
+
+
+def _finding_values(f: Finding) -> dict[str, Any]:
+    return {
+        "name": f.name,
+        "measure": f.plan.measure,
+        "folders": f.folders,
+        "plan_hashes": [r["hash"] for r in f.records],
+        "unfinished_trials": f.unfinished,
+        "chance_error": f.plan.chance_error,
+        "seeds": f.plan.draws,
+        **f.parts.values,
+        "exhibit": f.plan.exhibit or None,
+        "notes": f.notes,
+    }
 
 
 def _save_figure(picture: Picture, folder: Path) -> str:
@@ -193,10 +220,22 @@ def _group(section: Section, contender: str, optim: str) -> GroupResult:
     return next(g for g in section.groups if (g.contender, g.optim) == (contender, optim))
 
 
-def summary_text(section: Section) -> str:
+def summary_text(section: Section | Finding) -> str:
     """What the terminal shows at the end of a study."""
+    if isinstance(section, Finding):
+        first = [plain_table(section.parts.tables[0])] if section.parts.tables else []
+        return "\n".join([*section.parts.sentences, *section.notes, *first])
     lines = [verdict(section), *readings(section), *section.notes]
     return "\n".join(lines)
+
+
+def plain_table(table: Table) -> str:
+    """A table for the terminal, its columns in line."""
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+             for row in rows]  # fmt: skip
+    return "\n".join([f"{table.title}:", *lines])
 
 
 def _points(value: float) -> str:
@@ -230,20 +269,21 @@ def _p(p: float) -> str:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def trials_csv(sections: Sequence[Section]) -> str:
+def trials_csv(sections: Sequence[Section | Finding]) -> str:
     """Tidy: one row a trial, one column a drawn setting."""
-    rows = [r for s in sections for g in s.groups for r in g.rows]
+    rows = [r for s in sections for r in s.rows]
     settings = list(dict.fromkeys(n for r in rows for n in r.values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["study", "trial", "contender", "optim", "draw", "seed", *settings, "status",
+    writer.writerow(["study", "trial", "contender", "optim", "point", "draw", "seed",
+                     *settings, "status",
                      "error", "error_raw", "error_best_epoch", "train_seconds", "steps",
                      "peak_memory_bytes", "folder", "note"])  # fmt: skip
     for r in rows:
         values = [r.values.get(n, "") for n in settings]
         writer.writerow([_cell(x) for x in (
-            r.study, r.id, r.contender, r.optim, r.draw, r.seed, *values, r.status, r.error,
-            r.error_raw, r.error_best_epoch, r.train_seconds, r.steps, r.peak_memory_bytes,
+            r.study, r.id, r.contender, r.optim, r.point, r.draw, r.seed, *values, r.status,
+            r.error, r.error_raw, r.error_best_epoch, r.train_seconds, r.steps, r.peak_memory_bytes,
             r.folder, " ".join(r.note.split()),
         )])  # fmt: skip
     return buffer.getvalue()
@@ -260,6 +300,8 @@ def _cell(value: Any) -> Any:
 
 def table_tex(sections: Sequence[Section]) -> str:
     """The table of contenders for a paper; needs the booktabs package."""
+    if not sections:
+        return ""
     lines = [
         "% error: top-1 error in percent; median with its 95 % interval",
         r"\begin{tabular}{llrrrrrrr}",
@@ -279,6 +321,17 @@ def table_tex(sections: Sequence[Section]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def tables_tex(findings: Sequence[Finding]) -> str:
+    """The tables of the measures, one tabular each."""
+    lines = []
+    for table in (t for f in findings for t in f.parts.tables):
+        lines += [f"% {_tex(table.title)}", rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
+                  r"\toprule", " & ".join(map(_tex, table.head)) + r" \\", r"\midrule",
+                  *(" & ".join(map(_tex, row)) + r" \\" for row in table.rows),
+                  r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
         "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
 
@@ -291,11 +344,14 @@ def _tex(text: str) -> str:
 
 
 def _page(
-    sections: Sequence[Section], drawn: Sequence[Sequence[Picture]], svgs: dict[str, str]
+    sections: Sequence[Section | Finding],
+    drawn: Sequence[Sequence[Picture]],
+    svgs: dict[str, str],
 ) -> str:
     title = " + ".join(s.name for s in sections)
     style = resources.files("vitc.study").joinpath("report.css").read_text(encoding="utf-8")
-    body = "".join(_section(s, ps, svgs) for s, ps in zip(sections, drawn, strict=True))
+    body = "".join(_section(s, ps, svgs) if isinstance(s, Section) else _finding_page(s, ps, svgs)
+                   for s, ps in zip(sections, drawn, strict=True))  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -324,11 +380,7 @@ def _section(s: Section, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
         ]
         return "".join(f'<div class="figures">{row}</div>' for row in rows if row)
 
-    unfinished = (
-        f'<p class="warning">{s.unfinished} trials have no result yet; this report is of the '
-        "others.</p>"
-        if s.unfinished else ""
-    )  # fmt: skip
+    unfinished = _unfinished(s)
     read_out = "".join(f"<li>{_e(line)}</li>" for line in readings(s))
     notes = "".join(f"<li>{_e(line)}</li>" for line in s.notes)
     parts = [
@@ -350,6 +402,41 @@ def _section(s: Section, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
         f"<h2>Plan, deviations and conditions</h2>{_conditions(s)}",
     ]
     return f"<section>{''.join(parts)}</section>"
+
+
+def _finding_page(f: Finding, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
+    figures = "".join(
+        f"<figure>{svgs[p.name]}<figcaption>{_e(p.title)}</figcaption></figure>" for p in drawn
+    )
+    verdict_, *others = f.parts.sentences
+    tables = "".join(
+        f"<h2>{_e(t.title)}</h2>{_table(t.head, t.rows)}" + (f"<p>{_e(t.note)}</p>" * bool(t.note))
+        for t in f.parts.tables
+    )
+    parts = [
+        f"<h1>{_e(f.name)}</h1>{_unfinished(f)}",
+        f'<p class="verdict">{_e(verdict_)}</p>',
+        f"<ul>{''.join(f'<li>{_e(x)}</li>' for x in others)}</ul>" if others else "",
+        f'<ul class="warning">{"".join(f"<li>{_e(x)}</li>" for x in f.notes)}</ul>'
+        if f.notes else "",
+        f'<div class="figures">{figures}</div>' if figures else "",
+        tables,
+        f"<h2>Diverged and failed trials</h2>{_troubles(f)}",
+        f"<h2>Plan, deviations and conditions</h2>{_conditions(f)}",
+    ]  # fmt: skip
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _unfinished(s: Section | Finding) -> str:
+    return (
+        f'<p class="warning">{s.unfinished} trials have no result yet; this report is of the '
+        "others.</p>"
+        if s.unfinished else ""
+    )  # fmt: skip
+
+
+def _count_word(plan: Plan) -> str:
+    return "draws" if plan.measure == HPARAMS else "seeds"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -431,12 +518,12 @@ def _comparisons(s: Section) -> str:
     )
 
 
-def _troubles(s: Section) -> str:
-    rows = [r for g in s.groups for r in g.rows if r.status in ("diverged", "failed")]
+def _troubles(s: Section | Finding) -> str:
+    rows = [r for r in s.rows if r.status in ("diverged", "failed")]
     if not rows:
         return "<p>None.</p>"
-    body = [[r.contender, r.optim, str(r.draw), r.status, _values(r), _first_line(r.note)]
-            for r in rows]  # fmt: skip
+    body = [[r.contender, r.optim, str(r.draw), r.status,
+             r.point or _values(r), _first_line(r.note)] for r in rows]  # fmt: skip
     return _table(["contender", "optimizer", "draw", "what", "settings", "why"], body)
 
 
@@ -449,7 +536,17 @@ def _first_line(text: str) -> str:
     return lines[0][:300] if lines else "-"
 
 
-def _conditions(s: Section) -> str:
+def _places(s: Section | Finding) -> str:
+    """Which engine ran how many trials on which host; a trial that was moved counts in each."""
+    counts = Counter(
+        f"{engine} on {host}"
+        for row in s.rows
+        for engine, host in Run(Path(row.folder), {}, {}).places
+    )
+    return "; ".join(f"{place}: {n} trial{'s' if n > 1 else ''}" for place, n in counts.items())
+
+
+def _conditions(s: Section | Finding) -> str:
     plan = s.plan
     ranges = [
         [o, n, f"{r.low:g}", f"{r.high:g}", "log-uniform" if r.log else "uniform"]
@@ -462,12 +559,13 @@ def _conditions(s: Section) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in record["environment"]["versions"].items())
     hardware = ", ".join(f"{k} {v}" for k, v in record["environment"]["hardware"].items())
     config = plan.groups[0].config
-    seconds = sum(r.train_seconds or 0.0 for g in s.groups for r in g.rows)
+    seconds = sum(r.train_seconds or 0.0 for r in s.rows)
+    epochs = sorted({g.config.train.epochs for g in plan.groups})
     facts = [
         ["primary metric", record["plan"]["primary_metric"]],
         ["diverged runs", record["plan"]["divergence_rule"]],
-        ["draws a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
-        ["budget", f"{config.train.epochs} epochs, batch {config.train.batch}, "
+        [f"{_count_word(plan)} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
+        ["budget", f"{', '.join(map(str, epochs))} epochs, batch {config.train.batch}, "
                    f"{config.train.precision}"],
         ["data", f"{config.data.source}" + (f", {config.data.max_train} training images"
                                             if config.data.max_train else "")],
@@ -476,12 +574,13 @@ def _conditions(s: Section) -> str:
         ["plan hash", ", ".join(r["hash"] for r in s.records)],
         ["versions", versions],
         ["hardware", hardware],
-        ["engine", str(record["environment"].get("engine", "local"))],
+        ["trials ran", _places(s)],
         ["commands", "; ".join(r["command"] for r in s.records if r["command"])],
         ["made again by", f"vitc report {shlex.join(s.folders)}"],
     ]  # fmt: skip
-    settings = json.dumps({g["contender"] + "/" + g["optim"]: g["config"] for r in s.records
-                           for g in r["plan"]["groups"]}, indent=1)  # fmt: skip
+    settings = json.dumps({"/".join(filter(None, (g["contender"], g["optim"], g.get("point")))):
+                           g["config"] for r in s.records for g in r["plan"]["groups"]},
+                          indent=1)  # fmt: skip
     deviation_table = (
         _table(["when", "what", "command"], deviations)
         if deviations

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitc.config import read_json
 from vitc.errors import ConfigError
-from vitc.train.runlog import CONFIG, read_metrics, read_summary
+from vitc.train.runlog import CONFIG, EVENTS, read_metrics, read_summary
 
 ENDED = ("done", "diverged", "failed")  # a trial with such a status is never run again
+PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ class Run:
     def top1(self) -> float | None:
         """EMA weights, last epoch, validation, percent; None unless the run is done."""
         return self.summary.get("top1") if self.status == "done" else None
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """(engine, host) of each part of a trial, in order; one that was moved has several.
+
+        Empty for a run that no study's engine placed.
+        """
+        file = self.path / EVENTS
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        return list(dict.fromkeys(PLACED.findall(text)))
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, all or of one kind ("train", "eval")."""

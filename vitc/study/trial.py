@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,15 +133,20 @@ class Span:
             f"--nnodes={self.nodes}", f"--node-rank={self.rank}",
             f"--master-addr={self.address}", f"--master-port={self.port}",
         ]  # fmt: skip
-        return [sys.executable, "-m", "torch.distributed.run", *where,
-                f"--nproc-per-node={self.processes}", "-m", "vitc.study.trial", str(spec)]  # fmt: skip
+        where += [f"--nproc-per-node={self.processes}"]
+        module = ["-m", "vitc.study.trial", str(spec)]
+        return [sys.executable, "-m", "torch.distributed.run", *where, *module]
+
+
+def spec_file(out: Path) -> Path:
+    """Where the spec of the trial in `out` lies: beside the study's trials."""
+    return out.parents[1] / SPECS / f"{out.name}.json"
 
 
 def write_spec(config: RunConfig, out: Path, engine: str) -> Path:
     """Write the spec of a trial beside the study's trials; returns its path."""
-    folder = out.parents[1] / SPECS
-    folder.mkdir(exist_ok=True)
-    spec = folder / f"{out.name}.json"
+    spec = spec_file(out)
+    spec.parent.mkdir(exist_ok=True)
     values = {"config": to_dict(config), "out": str(out), "engine": engine}
     write_atomically(spec, json.dumps(values) + "\n")
     return spec
@@ -157,20 +162,23 @@ class Torchrun:
         with deaf_children():
             self.process = subprocess.Popen(span.command(spec), preexec_fn=_end_with_parent)
 
-    def wait(self) -> tuple[str, str | None]:
+    def wait(self, stop_when: Callable[[], bool] = lambda: False) -> tuple[str, str | None]:
         """(status, error) once it has ended; `died` where the processes left no word.
 
-        A KeyboardInterrupt meanwhile is how Ray asks a task to stop: the state is saved first.
+        Once `stop_when` says so, or on a KeyboardInterrupt (how Ray asks a task to stop), its
+        state is saved first.
         """
         try:
-            code = self.process.wait()
+            while self.process.poll() is None and not stop_when():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1.0)
         except KeyboardInterrupt:
-            self.stop()
-            code = self.process.wait()
+            pass
+        self.stop()
         if self.answer.exists():
             values = read_json(self.answer)
             return str(values["status"]), values["error"]
-        return "died", f"its processes ended with exit code {code} and left no word"
+        return "died", f"its processes ended with code {self.process.returncode} and left no word"
 
     def stop(self) -> None:
         """Ask it to save its state, and wait until it has ended."""
@@ -180,6 +188,7 @@ class Torchrun:
             self.process.wait(SAVE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
 
 
 def _end_with_parent() -> None:

@@ -15,7 +15,7 @@ class InitConfig:
     weights: str | None = None
     """A run folder, a weights file, a folder of save_pretrained, or timm:NAME; None: fresh. Empty:
     a recipe that needs some, to be named with --init."""
-    source: Literal["auto", "vitc", "pycls", "torchvision", "timm"] = "auto"
+    source: Literal["auto", "vitc", "pycls", "pycls_branch", "torchvision", "timm"] = "auto"
     """Whose names the tensors have; auto: recognised."""
     average: Literal["ema", "raw"] = "ema"
     """Of a run or checkpoint that has both: the average, or the last weights."""

@@ -20,7 +20,7 @@ from vitc.train.build import batch_plan, step_settings
 from vitc.train.device import Processes, autocast, describe, pick_device
 from vitc.train.metrics import Counts, wilson
 from vitc.train.runlog import read_data
-from vitc.train.state import load_weights_of
+from vitc.train.state import check_fit, load_weights_of
 from vitc.train.step import StepSettings
 
 EVAL_BATCH = 256  # images; larger ones measure no faster
@@ -46,7 +46,9 @@ def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, An
     config = from_dict(read_json(run / "config.json"))
     record = read_data(run)
     model = build_model(with_source(config.model, run), len(record["classes"]))
-    model.load_state_dict(load_weights_of(run, ema=weights == "ema"))
+    values = load_weights_of(run, ema=weights == "ema")
+    check_fit(run, values, model.state_dict())
+    model.load_state_dict(values)
     return model.eval(), record
 
 

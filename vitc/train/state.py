@@ -163,7 +163,7 @@ class TrainState:
         for name, module in modules.items():
             targets = _module_tensors(module)
             values = _read_tensors(path / name)
-            _check_fit(path / name, values, targets)
+            check_fit(path / name, values, targets)
             fills.append((targets, values, _checked_strides(path, state, name, values)))
         entries = _optimizer_entries(path, state, self.model, self.optimizer)
 
@@ -434,7 +434,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 
-def _check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly those of the model, by name, shape and dtype."""
     both = [name for name in expected if name in values]
     problems = {

@@ -1,0 +1,439 @@
+"""The verbs of the measures, `vitc study length`, `optimizer`, `peak` and so on, and `vitc bench`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitc.cli_engines import placed
+from vitc.cli_study import (
+    STUDY_EPILOG,
+    check_contenders,
+    contender_options,
+    report_on,
+    run_trials,
+    shared_options,
+)
+from vitc.errors import ConfigError
+from vitc.words import Parser, Verb, count, note, say, say_json, take_settings
+
+if TYPE_CHECKING:
+    from vitc.study.bench import Bench
+    from vitc.study.findings import Table
+    from vitc.study.measures import Points
+    from vitc.study.plan import Group, Plan, StudyFolder
+
+EPILOG = STUDY_EPILOG.replace("--draws", "--seeds")
+
+
+# -- what they share -------------------------------------------------------------------------------
+
+
+def _options(
+    parser: Parser, name: str, seeds: int = 3, optims: tuple[str, ...] = ("adamw",)
+) -> None:
+    contender_options(parser, optims)
+    about = f"runs at each point, seed i of all being a pair (default: {seeds})"
+    parser.add_argument("--seeds", metavar="N", type=count, help=about)
+    parser.set_defaults(default_seeds=seeds)
+    shared_options(parser, f"studies/{name}")
+
+
+def _lengths(parser: Parser, default: str) -> None:
+    about = f"epochs of the runs (default: {default})"
+    parser.add_argument("--lengths", nargs="+", metavar="EPOCHS", type=count, help=about)
+
+
+def _folder(args: Namespace, name: str) -> StudyFolder:
+    """The study's folder; what an earlier start of it measured or chose here stays."""
+    from vitc.study.plan import TUNING, StudyFolder
+
+    folder = StudyFolder(args.out or Path("studies") / name)
+    for earlier in (StudyFolder(folder.path / TUNING), folder):
+        if earlier.exists():
+            old, _ = earlier.read()
+            args.settings.setdefault("train.precision", old.groups[0].config.train.precision)
+    args.seeds = args.seeds or (folder.read()[0].draws if folder.exists() else args.default_seeds)
+    return folder
+
+
+def _groups(args: Namespace) -> list[Group]:
+    from vitc.study.conduct import contenders_of
+
+    check_contenders(args)
+    return contenders_of(args.recipes, args.models, args.optims, args.stems, **args.settings)
+
+
+def _points_of_lengths(args: Namespace, groups: Sequence[Group], shares: bool = True) -> Points:
+    from vitc.study.measures import default_lengths, length_points
+
+    epochs = groups[0].config.train.epochs
+    if args.lengths and "train.epochs" in args.settings:
+        raise ConfigError("--train.epochs has no effect with --lengths, which sets them.")
+    return length_points(args.lengths or (default_lengths(epochs) if shares else [epochs]))
+
+
+def _tuned(
+    args: Namespace, folder: StudyFolder, groups: Sequence[Group], points: Points, draws: int
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Run the tuning study inside the folder; the best settings and their errors by key."""
+    from vitc.study.measures import best_values, tuning_plan
+    from vitc.study.plan import TUNING, StudyFolder
+
+    inside = StudyFolder(folder.path / TUNING)
+    plan = tuning_plan(groups, points, draws=draws, seed=args.seed, name=f"{folder.path.name} "
+                       "tuning")  # fmt: skip
+    run_trials(args, inside, plan)
+    return best_values(inside, plan)
+
+
+def _measure(
+    args: Namespace,
+    folder: StudyFolder,
+    measure: str,
+    groups: Sequence[Group],
+    points: Points,
+    chosen: Mapping[str, Mapping[str, float]],
+    about: Sequence[str],
+) -> int:
+    from vitc.study.measures import measure_plan
+
+    plan = measure_plan(measure, groups, points, seeds=args.seeds, seed=args.seed,
+                        name=folder.path.name, reference=args.reference or "",
+                        control=args.control, chosen=chosen, about=about)  # fmt: skip
+    return _finish(args, folder, plan)
+
+
+def _finish(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
+    run_trials(args, folder, plan)
+    return report_on([folder.path], None, args.json)
+
+
+FIXED = "lr and weight decay are the recipe's at every length, as in the paper"
+
+
+def _told(values: Mapping[str, Mapping[str, float]]) -> str:
+    return "; ".join(
+        f"{key}: " + ", ".join(f"{n.removeprefix('optim.')} {v:g}" for n, v in best.items())
+        for key, best in values.items()
+    )
+
+
+# -- length and optimizer --------------------------------------------------------------------------
+
+
+def _retune(parser: Parser) -> None:
+    about = "tune lr and weight decay with N draws at every length first (default: as the recipe)"
+    parser.add_argument("--retune", metavar="N", type=count, help=about)
+
+
+def _length_options(parser: Parser) -> None:
+    _lengths(parser, "1/8, 1/4, 1/2 and all of the recipe's, as the paper's 50 100 200 400")
+    _retune(parser)
+    _options(parser, "length")
+
+
+def _optimizer_options(parser: Parser) -> None:
+    _lengths(parser, "1/8, 1/4, 1/2 and all of the recipe's, as the paper's 50 100 200 400")
+    _retune(parser)
+    _options(parser, "optimizer", optims=("adamw", "sgd"))
+
+
+def _over_lengths(args: Namespace, measure: str) -> int:
+    folder = _folder(args, measure)
+    groups = _groups(args)
+    points = _points_of_lengths(args, groups)
+    chosen: dict[str, dict[str, float]] = {}
+    about = [FIXED]
+    if args.retune:
+        chosen, _ = _tuned(args, folder, groups, points, args.retune)
+        about = [f"lr and weight decay were tuned at every length with {args.retune} draws, "
+                 f"chosen on validation: {_told(chosen)}"]  # fmt: skip
+    return _measure(args, folder, measure, groups, points, chosen, about)
+
+
+def _length(args: Namespace) -> int:
+    return _over_lengths(args, "length")
+
+
+def _optimizer(args: Namespace) -> int:
+    if len(set(args.optims)) != 2:
+        raise ConfigError(
+            f"A gap is between two optimizers, not {len(set(args.optims))}.",
+            "For example: --optims adamw sgd",
+        )
+    return _over_lengths(args, "optimizer")
+
+
+# -- peak ------------------------------------------------------------------------------------------
+
+
+def _tune_options(parser: Parser, default: int) -> None:
+    add = parser.add_argument
+    about = f"draws of lr and weight decay first; 0: the recipe's own (default: {default})"
+    add("--tune", metavar="N", type=int, default=default, help=about)
+    add("--tune-epochs", metavar="EPOCHS", type=count,
+        help="length of the draws (default: an eighth of the recipe's)")  # fmt: skip
+
+
+def _peak_options(parser: Parser) -> None:
+    _lengths(parser, "the recipe's")
+    _tune_options(parser, 8)
+    _options(parser, "peak")
+
+
+def _peak(args: Namespace) -> int:
+    from vitc.study.measures import best_optimizer
+
+    folder = _folder(args, "peak")
+    groups = _groups(args)
+    points = _points_of_lengths(args, groups, shares=False)
+    chosen, errors, about = _tune_short(args, folder, groups)
+    if len(args.optims) > 1:
+        if not errors:
+            raise ConfigError("Without --tune nothing says which optimizer is best.",
+                              "Give one --optims, or --tune N.")  # fmt: skip
+        groups = best_optimizer(groups, errors)
+        about.append("of each contender the optimizer whose best draw was best is run")
+    return _measure(args, folder, "peak", groups, points, chosen, about)
+
+
+def _tune_short(
+    args: Namespace, folder: StudyFolder, groups: Sequence[Group]
+) -> tuple[dict[str, dict[str, float]], dict[str, float], list[str]]:
+    """Settings and errors by key, and what the report says of how they were come by."""
+    from vitc.study.measures import default_lengths, length_points
+
+    if args.tune < 0:
+        raise ConfigError(f"--tune {args.tune} must be 0 or more draws.")
+    if not args.tune:
+        return {}, {}, ["lr and weight decay are the recipe's"]
+    epochs = args.tune_epochs or default_lengths(groups[0].config.train.epochs)[0]
+    chosen, errors = _tuned(args, folder, groups, length_points([epochs]), args.tune)
+    return chosen, errors, [
+        f"lr and weight decay are the best of {args.tune} draws of {epochs} epochs, chosen on "
+        f"validation: {_told(chosen)}"
+    ]  # fmt: skip
+
+
+# -- seeds and vary --------------------------------------------------------------------------------
+
+
+def _seeds_options(parser: Parser) -> None:
+    _options(parser, "seeds", seeds=10)
+
+
+def _seeds(args: Namespace) -> int:
+    from vitc.study.measures import seed_plan
+
+    folder = _folder(args, "seeds")
+    plan = seed_plan(_groups(args), seeds=args.seeds, seed=args.seed, name=folder.path.name,
+                     reference=args.reference or "", control=args.control)  # fmt: skip
+    return _finish(args, folder, plan)
+
+
+def _vary_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--set", nargs="+", action="append", default=[], metavar="SETTING", dest="sets",
+        help="SETTING VALUE...: points at which a setting has these values")  # fmt: skip
+    add("--times", nargs="+", action="append", default=[], metavar="SETTING",
+        help="SETTING FACTOR...: points at which it is its value times these; with --tune times "
+        "the best one found")  # fmt: skip
+    add("--setup", nargs="+", action="append", default=[], metavar="NAME", dest="setups",
+        help="NAME SETTING=VALUE...: a point of several settings together")  # fmt: skip
+    _tune_options(parser, 0)
+    _options(parser, "vary")
+
+
+def _vary(args: Namespace) -> int:
+    from vitc.study.measures import vary_points
+
+    folder = _folder(args, "vary")
+    points = vary_points(
+        [_axis(words, "--set") for words in args.sets],
+        [(name, _factors(name, values)) for name, *values in args.times],
+        [(name, _settings(values, "--setup")) for name, *values in args.setups],
+    )
+    groups = _groups(args)
+    chosen, _, about = _tune_short(args, folder, groups)
+    return _measure(args, folder, "vary", groups, points, chosen, about)
+
+
+def _axis(words: Sequence[str], option: str) -> tuple[str, list[Any]]:
+    name, *values = words
+    if not values:
+        raise ConfigError(f"{option} {name} has no value.", f"For example: {option} {name} 1 2")
+    return name, [next(iter(_settings([f"{name}={v}"], option).values())) for v in values]
+
+
+def _settings(words: Sequence[str], option: str) -> dict[str, Any]:
+    found, rest = take_settings([f"--{w}" for w in words])
+    if rest or not all("=" in w for w in words):
+        wrong = next((w for w in words if "=" not in w), rest[0] if rest else "")
+        raise ConfigError(f"{option}: {wrong!r} is not SETTING=VALUE of a known setting.")
+    return found
+
+
+def _factors(name: str, words: Sequence[str]) -> list[float]:
+    try:
+        factors = [float(w) for w in words]
+    except ValueError:
+        raise ConfigError(f"--times {name} needs numbers, not {' '.join(words)}.") from None
+    if not factors:
+        raise ConfigError(f"--times {name} has no factor.", f"For example: --times {name} 1 2 4 8")
+    return factors
+
+
+# -- bench -----------------------------------------------------------------------------------------
+
+
+def _bench_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="names of models")
+    add("--iterations", metavar="N", type=count, default=30, help="timed ones (default: 30)")
+    add("--warm-up", metavar="N", type=int, default=3, help="before them (default: 3)")
+    add("--out", metavar="FILE", type=Path, help="write the results to a JSON file")
+    add("--json", action="store_true", help="the same on one line, last on stdout")
+
+
+def _bench(args: Namespace) -> int:
+    import dataclasses
+    import json
+
+    from vitc.study.bench import bench, bench_config
+    from vitc.study.findings import correlation_values, time_correlations
+    from vitc.study.printed import TABLE2
+    from vitc.study.report import plain_table
+    from vitc.train.runlog import environment
+
+    if "model" in args.settings:
+        raise ConfigError("--model has no effect here.", "Name the models: vitc bench MODEL...")
+    configs = [bench_config(name, **args.settings) for name in args.models]  # errors first
+    results = []
+    for config in configs:
+        results.append(bench(config, args.warm_up, args.iterations))
+        r = results[-1]
+        note(f"{r.model}: a step of {r.batch} images {r.step.median:.1f} ms")
+    costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
+    values = {
+        "protocol": f"{args.warm_up} warm-up and {args.iterations} timed iterations; medians and "
+        "quartiles in ms a batch; pycls's test_fw, train_fw, train_bw, and the whole step",
+        "models": [
+            dataclasses.asdict(r)
+            | {"paper_epoch_minutes_on_8_v100": TABLE2[r.model].minutes
+               if r.model in TABLE2 else None}
+            for r in results
+        ],
+        "correlations": correlation_values(costs),
+        "environment": environment(),
+    }  # fmt: skip
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    if args.json:
+        say_json(values)
+        return 0
+    say(plain_table(bench_table(results)))
+    if len(results) > 1:
+        say(plain_table(time_correlations(costs)[0]))
+    return 0
+
+
+def bench_table(results: Sequence[Bench]) -> Table:
+    """Times of models beside the paper's minutes an epoch."""
+    from vitc.study.findings import Table
+    from vitc.study.printed import TABLE2
+
+    rows = [
+        [r.model, str(r.batch), r.precision,
+         *(f"{t.median:.1f}" for t in (r.test_fw, r.train_fw, r.train_bw)),
+         f"{r.step.median:.1f} ({r.step.low:.1f} to {r.step.high:.1f})",
+         f"{1e3 * r.batch / r.step.median:,.0f}",
+         "-" if r.memory_mib is None else f"{r.memory_mib:,.0f}",
+         f"{r.epoch_minutes_pycls:,.1f}", f"{r.epoch_minutes:,.1f}",
+         f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-"]
+        for r in results
+    ]  # fmt: skip
+    return Table(
+        f"Times on this {results[0].device}, ms a batch",
+        ["model", "batch", "precision", "test_fw", "train_fw", "train_bw", "step (quartiles)",
+         "images/s", "memory MiB", "min an ImageNet epoch, fw + bw", "step",
+         "paper, 8 V100"],
+        rows,
+    )  # fmt: skip
+
+
+BENCH_VERB = Verb(
+    summary="Time models: forward, backward, whole step, memory, minutes an ImageNet epoch.",
+    usage="MODEL... [options] [--SETTING VALUE ...]",
+    example="vitc bench vit_c_1gf vit_p_1gf --train.batch 64 --train.precision bf16",
+    options=_bench_options,
+    run=_bench,
+    takes_settings=True,
+    epilog="Images are made up and lie on the device: loading is not timed. By pycls's protocol\n"
+    "(forward and backward, no optimizer), and by the step that vitc train runs.",
+)
+
+MEASURE_VERBS: dict[str, Verb] = {
+    "length": Verb(
+        summary="How much is lost by shorter training? Error above the longest schedule's.",
+        usage="RECIPE... [options] [--SETTING VALUE ...]",
+        example="vitc study length fashion_vit_p --models vit_c_tiny vit_p_tiny "
+        "--lengths 5 10 20 40\n"
+        "vitc study length fashion_vit_p --models vit_c_tiny vit_p_tiny --retune 8 --seeds 5",
+        options=_length_options,
+        run=placed(_length),
+        runs=("recipes", "out"),
+        takes_settings=True,
+        epilog=EPILOG,
+    ),
+    "optimizer": Verb(
+        summary="How much is lost with SGD? Its error above AdamW's, at each length.",
+        usage="RECIPE... [options] [--SETTING VALUE ...]",
+        example="vitc study optimizer fashion_vit_p --models vit_c_tiny vit_p_tiny "
+        "--lengths 5 10 20 40",
+        options=_optimizer_options,
+        run=placed(_optimizer),
+        runs=("recipes", "out"),
+        takes_settings=True,
+        epilog=EPILOG,
+    ),
+    "peak": Verb(
+        summary="Tune a little, train long: error against flops, params, activations and time.",
+        usage="RECIPE... [options] [--SETTING VALUE ...]",
+        example="vitc study peak fashion_vit_p --models vit_c_tiny vit_p_tiny vit_p_tiny_patch4 "
+        "--tune 8 --optims adamw sgd",
+        options=_peak_options,
+        run=placed(_peak),
+        runs=("recipes", "out"),
+        takes_settings=True,
+        epilog=EPILOG,
+    ),
+    "seeds": Verb(
+        summary="What makes runs differ: initial weights, order, augmentation? Seeds a gap needs.",
+        usage="RECIPE... [options] [--SETTING VALUE ...]",
+        example="vitc study seeds fashion_vit_p --models vit_c_tiny vit_p_tiny --seeds 20",
+        options=_seeds_options,
+        run=placed(_seeds),
+        runs=("recipes", "out"),
+        takes_settings=True,
+        epilog=EPILOG,
+    ),
+    "vary": Verb(
+        summary="How sensitive is it to a setting? Error and share of diverged runs at its values.",
+        usage="RECIPE... [options] [--SETTING VALUE ...]",
+        example="vitc study vary fashion_vit_p --set optim.schedule.warmup_epochs 0 1 2 5\n"
+        "vitc study vary fashion_vit_p --models vit_c_tiny vit_p_tiny --tune 8 "
+        "--times optim.lr 1 2 4 8\n"
+        "vitc study vary fashion_vit_p --set train.batch 32 64 128\n"
+        "vitc study vary cifar10_vit_c --data ~/cifar10 --setup plain data.augment.flip=0.5 "
+        "--setup strong data.augment.policy=randaugment data.augment.erase=0.25",
+        options=_vary_options,
+        run=placed(_vary),
+        runs=("recipes", "out"),
+        takes_settings=True,
+        epilog=EPILOG,
+    ),
+}  # fmt: skip

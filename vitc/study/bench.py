@@ -1,0 +1,227 @@
+"""How long do a model's forward pass, backward pass and whole training step take here?
+
+Two protocols. pycls's (paper section on timing, `pycls/core/benchmark.py`): dummy images, 3 warm-up
+iterations, then 30 timed; the forward pass in evaluation (`test_fw`), forward and backward in
+training (`train_fw`, `train_bw`), no optimizer. Ours: the step that training runs, with guard,
+optimizer and average of the weights, images lying on the device. Neither reads data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitc.config import RunConfig, load_config
+from vitc.data.loader import MicroBatch
+from vitc.data.sampling import Mix
+from vitc.errors import ConfigError
+from vitc.models.complexity import complexity
+from vitc.models.config import ViTConfig
+from vitc.models.zoo import model_config
+from vitc.train.build import fresh_state, step_settings
+from vitc.train.config import TrainConfig
+from vitc.train.device import Processes, autocast, machine_settings, peak_memory, pick_device
+from vitc.train.freeze import train_mode
+from vitc.train.step import NormStatistics, train_step
+
+WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER
+IMAGENET_TRAIN = 1_281_167  # images of ImageNet-1k
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one iteration over the timed ones."""
+
+    median: float
+    low: float
+    """The first quartile."""
+    high: float
+    """The third."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model on one device; times are of one batch, memory is the step's peak."""
+
+    model: str
+    device: str
+    batch: int
+    precision: str
+    flops: int
+    params: int
+    activations: int
+    test_fw: Timing
+    train_fw: Timing
+    train_bw: Timing
+    step: Timing
+    memory_mib: float | None
+    """Of the allocator on a GPU; of the whole process on CPU. None: not known."""
+    epoch_minutes: float
+    """An ImageNet-1k epoch on this one device, by the whole step."""
+    epoch_minutes_pycls: float
+    """The same by train_fw + train_bw, as pycls estimates it."""
+
+
+def bench(config: RunConfig, warm_up: int = WARM_UP, timed: int = TIMED) -> Bench:
+    """Time one config's model. Raises ConfigError: too few iterations, or the batch is too large
+    for the device's memory."""
+    if warm_up < 0 or timed < 1:
+        raise ConfigError(f"{warm_up} warm-up and {timed} timed iterations; at least 1 is timed.")
+    device = pick_device(config.train.device)
+    try:
+        with machine_settings(config.train, device):
+            return _bench(config, device, warm_up, timed)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{config.model.name} with batch {config.train.batch} does not fit the memory of this "
+            f"{device.type}.",
+            "Lower --train.batch; times an image are given for any batch.",
+        ) from None
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _bench(config: RunConfig, device: torch.device, warm_up: int, timed: int) -> Bench:
+    t = config.train
+    _forget_peak(device)
+    state = fresh_state(config, CLASSES, 1, device)
+    channels = config.model.in_chans
+    settings = step_settings(config, device, Processes(), (0.5,) * channels, (0.25,) * channels,
+                             CLASSES)  # fmt: skip
+    model = state.model
+    forward = torch.compile(model) if t.compile else model
+    shape = (t.micro, channels, *config.model.size)
+    drop = _kept(config, t.micro, device)
+    extra = () if drop is None else (drop,)
+    labels = torch.arange(t.micro, device=device) % CLASSES
+    zeros, noise = torch.zeros(shape, device=device), torch.rand(shape, device=device)
+    if t.channels_last:
+        zeros, noise = (x.contiguous(memory_format=torch.channels_last) for x in (zeros, noise))
+
+    @torch.no_grad()
+    def test_fw() -> None:
+        with autocast(t.precision, device):
+            forward(zeros)
+
+    losses: list[torch.Tensor] = []
+
+    def train_fw() -> None:
+        with autocast(t.precision, device):
+            logits = forward(noise, *extra)
+        losses[:] = [torch.nn.functional.cross_entropy(logits.float(), labels)]
+
+    def train_bw() -> None:
+        losses.pop().backward()  # type: ignore[no-untyped-call]
+
+    model.eval()
+    (eval_forward,) = _time([test_fw], device, warm_up, timed)
+    train_mode(model)
+    fw, bw = _time([train_fw, train_bw], device, warm_up, timed)
+    model.zero_grad(set_to_none=True)
+
+    micros = [_micro(config, device, drop)] * (t.batch // t.micro)
+    norms = NormStatistics(model, len(micros), Processes())
+
+    def step() -> None:
+        train_step(state, forward, micros, 1e-6, norms, settings)
+        if state.ema is not None:
+            state.ema.update(model, 1)
+
+    (whole,) = _time([step], device, warm_up, timed)
+    memory = peak_memory(device)
+    cost = complexity(model, config.model.img_size, channels)
+    steps = IMAGENET_TRAIN / t.batch
+    return Bench(
+        model=config.model.name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        batch=t.batch,
+        precision=t.precision,
+        flops=cost.flops,
+        params=cost.params,
+        activations=cost.activations,
+        test_fw=eval_forward,
+        train_fw=fw,
+        train_bw=bw,
+        step=whole,
+        memory_mib=None if memory is None else memory / 2**20,
+        epoch_minutes=steps * whole.median / 60e3,
+        epoch_minutes_pycls=steps * len(micros) * (fw.median + bw.median) / 60e3,
+    )
+
+
+def _kept(config: RunConfig, count: int, device: torch.device) -> torch.Tensor | None:
+    """Nothing dropped; a ViT with drop-path takes its factors as an argument."""
+    if not isinstance(config.model, ViTConfig) or not config.model.drop_path_rate:
+        return None
+    return torch.ones(2 * config.model.depth, count, device=device)
+
+
+def _micro(config: RunConfig, device: torch.device, drop: torch.Tensor | None) -> MicroBatch:
+    count = config.train.micro
+    shape = (count, config.model.in_chans, *config.model.size)
+    return MicroBatch(
+        images=torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
+        labels=torch.arange(count, device=device) % CLASSES,
+        flip=torch.zeros(count, dtype=torch.bool, device=device),
+        lighting=None,
+        erased=None,
+        mix=Mix("none", 1.0, (0, 0, 0, 0), np.arange(count)),
+        drop_path=drop,
+        skipped=(),
+    )
+
+
+def _time(
+    parts: list[Callable[[], None]], device: torch.device, warm_up: int, timed: int
+) -> list[Timing]:
+    """Each part of an iteration, timed apart, the device waited for after each."""
+    times: list[list[float]] = [[] for _ in parts]
+    for i in range(warm_up + timed):
+        for part, found in zip(parts, times, strict=True):
+            _wait(device)
+            start = time.perf_counter()
+            part()
+            _wait(device)
+            if i >= warm_up:
+                found.append(1e3 * (time.perf_counter() - start))
+    return [_timing(found) for found in times]
+
+
+def _timing(found: list[float]) -> Timing:
+    if len(found) == 1:
+        return Timing(found[0], found[0], found[0])
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    return Timing(middle, low, high)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _forget_peak(device: torch.device) -> None:
+    """So that the memory is this model's and not an earlier one's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # Linux: the process's peak starts again from now
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def bench_config(model: str, **settings: object) -> RunConfig:
+    """What `bench` times of a model: batch 64 and AdamW with an average, unless said otherwise.
+
+    Raises ConfigError.
+    """
+    base = RunConfig(name="bench", model=model_config(model), train=TrainConfig(batch=64))
+    return load_config(base, **settings)
