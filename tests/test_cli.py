@@ -18,7 +18,7 @@ import vitc.train.evaluate
 import vitc.train.loop
 from vitc.cli import VERBS, main
 from vitc.config import RunConfig, load_config, to_dict
-from vitc.deploy.show import Page, Table, write
+from vitc.deploy.pages import Page, Table, write
 from vitc.errors import (
     BrokenFileError,
     CheckpointError,

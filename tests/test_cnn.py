@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import vitc
 from vitc.config import load_config
-from vitc.deploy.show import Table, list_page, model_page
+from vitc.deploy.pages import Table
+from vitc.deploy.show import list_page, model_page
 from vitc.errors import ConfigError
 from vitc.models.borrowed import import_peer
 from vitc.models.cnn import CNN

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vitc.cli import main
-from vitc.deploy.show import Table, model_page, page, write
+from vitc.deploy.pages import Table, write
+from vitc.deploy.show import model_page, page
 from vitc.models.complexity import parts
 from vitc.models.zoo import create_model, model_config
 

@@ -170,7 +170,8 @@ def _front_door(args: Namespace, folder: Path) -> tuple[RunConfig, Path, list[st
 
 def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) -> int:
     """Say what would run. What the front door chose is saved, so that just that can be run."""
-    from vitc.deploy.show import config_page, write
+    from vitc.deploy.pages import write
+    from vitc.deploy.show import config_page
 
     page = config_page(config)
     saved = None
@@ -213,7 +214,8 @@ def _eval(args: Namespace) -> int:
     if args.json:
         say_json(result)
         return 0
-    from vitc.deploy.show import evaluation_page, write
+    from vitc.deploy.pages import write
+    from vitc.deploy.show import evaluation_page
 
     write(evaluation_page(result), sys.stdout)
     return 0
@@ -299,6 +301,7 @@ def _show_options(parser: Parser) -> None:
 
 def _show(args: Namespace) -> int:
     from vitc.deploy import show
+    from vitc.deploy.pages import write
 
     if args.list == (args.what is not None):
         raise ConfigError("Show what? Give one model, recipe or run folder, or --list alone.")
@@ -313,7 +316,7 @@ def _show(args: Namespace) -> int:
     if args.json:
         say_json(page.values)
         return 0
-    show.write(page, sys.stdout)
+    write(page, sys.stdout)
     return 0
 
 

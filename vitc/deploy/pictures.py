@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import from_dict, read_json
-from vitc.deploy.show import Page, Table, model_with
+from vitc.deploy.pages import Page, Table, model_with
 from vitc.errors import BrokenFileError, ConfigError, suggest
 
 if TYPE_CHECKING:
