@@ -7,8 +7,12 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +25,14 @@ import pytest
 from vitc.cli import main
 from vitc.errors import ConfigError, InterruptedRun, RunError
 from vitc.study import engine_slurm, load_runs, trial
+from vitc.study.analysis import analyse
 from vitc.study.conduct import conduct, hparams_plan, standing
 from vitc.study.engine_ray import RayEngine
 from vitc.study.engine_slurm import Batch, SlurmEngine
 from vitc.study.engines import LOST_RETRIES, RETRIES, Job, LocalEngine, Outcome
 from vitc.study.placement import Placement
 from vitc.study.plan import Plan, StudyFolder
+from vitc.study.report import _conditions
 from vitc.study.trial import Span, Torchrun, deaf_children, run_trial, spec_file, write_spec
 from vitc.train.runlog import CONFIG, FolderLock
 
@@ -525,24 +531,29 @@ def test_children_never_hear_what_slurm_sends_to_all() -> None:
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGUSR1, signal.SIGUSR2}
 
 
-class Elsewhere(LocalEngine):
-    """Another engine, but for what it does."""
+class Here(LocalEngine):
+    """An engine of any name that runs trials in this very process."""
 
-    def __init__(self) -> None:
-        super().__init__(workers=1, name="ray")
+    def __init__(self, name: str) -> None:
+        super().__init__(workers=1, name=name)
+
+    def run(self, jobs: Sequence[Job], done: Callable[[Outcome], None],
+            tick: Callable[[Sequence[Job]], None]) -> None:  # fmt: skip
+        for job in jobs:
+            status, error = run_trial(job.config, job.out, self.name)
+            done(Outcome(job, status, 1.0, error))
 
 
 def test_a_study_moves_between_engines_and_the_report_says_so(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "s")
-    conduct(folder, plan(1), workers=1, quiet=True)
-    now = conduct(folder, plan(2), engine=Elsewhere(), quiet=True)
+    conduct(folder, plan(1), engine=Here("local"), quiet=True)
+    now = conduct(folder, plan(2), engine=Here("ray"), quiet=True)
     assert (now.ended, now.total) == (2, 2)
     _, record = folder.read()
     assert "continued with engine ray" in [entry["what"] for entry in record["history"]]
     assert sorted(place for run in now.runs.values() for place, _ in run.places) == ["local", "ray"]
-    assert main(["report", str(folder.path)]) == 0
-    page = (folder.path / "report" / "report.html").read_text()
-    host = os.uname().nodename
+    (section,) = analyse([folder.path])
+    page, host = _conditions(section), os.uname().nodename
     assert f"local on {host}: 1 trial" in page
     assert f"ray on {host}: 1 trial" in page
 
@@ -551,10 +562,10 @@ def test_machines_with_other_versions_are_refused_unless_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = StudyFolder(tmp_path / "s")
-    monkeypatch.setattr(Elsewhere, "prepare", lambda *_: ["torch 2.13 here, 1.0 on node7"])
+    monkeypatch.setattr(Here, "prepare", lambda *_: ["torch 2.13 here, 1.0 on node7"])
     with pytest.raises(ConfigError, match="node7"):
-        conduct(folder, plan(1), engine=Elsewhere(), quiet=True)
-    conduct(folder, plan(1), engine=Elsewhere(), quiet=True, allow_mixed=True)
+        conduct(folder, plan(1), engine=Here("ray"), quiet=True)
+    conduct(folder, plan(1), engine=Here("ray"), quiet=True, allow_mixed=True)
     assert any("node7" in entry["what"] for entry in folder.read()[1]["history"])
 
 
@@ -699,13 +710,119 @@ def kill_jobs(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_trial_in_two_processes_is_stopped_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "trials").mkdir()
-    config = next(plan(1, **LONGER).trials()).config
+    config = next(plan(1, **{**LONGER, "train.micro_batch": 32}).trials()).config
     job = Job("t", "t", config, tmp_path / "trials" / "t")
     assert write_spec(config, job.out, "ray") == spec_file(job.out)
     saved = job.out / "checkpoints" / "latest"
-    status, _ = Torchrun(spec_file(job.out), Span(2)).wait(saved.exists)
-    assert status == "interrupted"
+    status, error = Torchrun(spec_file(job.out), Span(2)).wait(saved.exists)
+    assert status == "interrupted", error
     assert Torchrun(spec_file(job.out), Span(2)).wait() == ("done", None)
     nothing_twice(tmp_path)
     assert continued(tmp_path) == 1
     assert load_runs(job.out)[0].top1 is not None
+
+
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+SlurmUser=root
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A SLURM of one node, this machine, on the loopback; skips loudly where it cannot be."""
+    missing = [w for w in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(w) is None]
+    if missing or os.getuid() != 0:
+        pytest.skip("NOT TESTED: a real SLURM needs root and Debian's slurm-wlm and munge "
+                    f"(missing: {', '.join(missing) or 'root'})")  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    conf = folder / "slurm.conf"
+    host = socket.gethostname().partition(".")[0]
+    conf.write_text(SLURM_CONF.format(host=host, folder=folder, ports=ports))
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    munge = [f"--{what}={folder / f'munge.{what}'}" for what in ("socket", "seed-file", "log-file")]
+    commands = [
+        ["munged", "--force", "--foreground", f"--key-file={key}",
+         f"--pid-file={folder}/munge.pid", *munge],
+        ["slurmctld", "-D", "-f", str(conf)],
+        ["slurmd", "-D", "-f", str(conf)],
+    ]  # fmt: skip
+    daemons = []
+    try:
+        for command in commands:
+            with open(folder / f"{command[0]}.out", "wb") as out:
+                daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
+            time.sleep(2)
+        idle = wait_for(lambda: "idle" in said("sinfo", "-h", "-o", "%T"), 30)
+        assert idle, "".join(p.read_text()[-2000:] for p in folder.glob("*.out"))
+        yield folder
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+@pytest.mark.slow
+def test_a_real_slurm_preempts_a_job_and_the_results_are_the_same(
+    tmp_path: Path, slurm: Path, local: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("submitit", "slurm")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    folder = StudyFolder(tmp_path / "s")
+
+    def preempt() -> None:
+        job = said("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").split()[0]
+        said("scancel", "--signal=USR2", job)
+        assert wait_for(lambda: job in said("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i"), 60)
+        said("scontrol", "update", f"job={job}", "StartTime=now")  # else SLURM waits two minutes
+
+    preemptor = once(lambda: list(folder.trials.glob("*/checkpoints/latest")), preempt)
+    engine = SlurmEngine(pack=2, max_jobs=1, hours=1)
+    now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)
+    preemptor.join()
+    assert (now.ended, now.total) == (4, 4)
+    assert continued(folder.path) == 2
+    nothing_twice(folder.path)
+    assert results(folder.path) == local

@@ -293,6 +293,7 @@ def test_members_that_go_leave_the_others_as_they_are() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, within its compiler
 def test_a_compiled_population_is_the_same() -> None:
     configs = [config_of(**{"train.seed": s, "model.depth": 1}) for s in range(2)]
     data, held, epoch = opened(configs[0])
@@ -313,10 +314,10 @@ def test_a_compiled_population_is_the_same() -> None:
 # -- run folders ----------------------------------------------------------------------------------
 
 
-def small(**settings: Any) -> RunConfig:
+def small(model: str = "vit_p_tiny", **settings: Any) -> RunConfig:
     few = {"train.batch": 32, "train.epochs": 1, "train.log_every_steps": 4, "model.depth": 1}
     settings = {**few, **settings}
-    return load_config("debug", **{**BASE, **settings})
+    return load_config("debug", model=model, **{**BASE, **settings})
 
 
 def test_the_folders_are_those_of_single_runs(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_the_folders_are_those_of_single_runs(tmp_path: Path) -> None:
         {"optim.lr": 1e-3, "train.seed": 0}, {"optim.lr": 3e-3, "train.seed": 1},
         {"optim.lr": 1e-3, "train.seed": 2, "train.epochs": 2}, {"optim.lr": 5e-4},
     ]  # fmt: skip
-    configs = [small(**o) for o in own]
+    configs = [small("vit_c_tiny", **o) for o in own]
     outs = [tmp_path / f"member_{i}" for i in range(4)]
     results = run_population(configs, outs, quiet=True)
     assert [r.status for r in results] == ["done"] * 4
@@ -387,10 +388,10 @@ def test_all_members_diverging_ends_the_population(tmp_path: Path) -> None:
 
 
 def test_a_stopped_population_goes_on_together_or_alone(tmp_path: Path) -> None:
-    configs = [small(**{"train.seed": s}) for s in range(3)]
-    whole = [tmp_path / f"whole_{s}" for s in range(3)]
+    configs = [small(**{"train.seed": s}) for s in range(2)]
+    whole = [tmp_path / f"whole_{s}" for s in range(2)]
     run_population(configs, whole, quiet=True)
-    outs = [tmp_path / f"part_{s}" for s in range(3)]
+    outs = [tmp_path / f"part_{s}" for s in range(2)]
     asked = iter([None] * 6)
 
     def stopped() -> int | None:
@@ -410,6 +411,18 @@ def test_a_stopped_population_goes_on_together_or_alone(tmp_path: Path) -> None:
         for name, value in theirs.items():
             torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4, msg=name)
         assert len(read_metrics(a)) == len(read_metrics(b))
+
+
+def test_members_at_different_steps_are_not_continued_together(tmp_path: Path) -> None:
+    configs = [small(**{"train.seed": s}) for s in range(2)]
+    outs = [tmp_path / str(s) for s in range(2)]
+    for config, out, steps in zip(configs, outs, (3, 5), strict=True):
+        asked = iter([None] * steps)
+        with pytest.raises(InterruptedRun):
+            run_population([config], [out], quiet=True, stopped=lambda a=asked: next(a, 15))
+    with pytest.raises(ConfigError, match="at different steps: 4, 6"):
+        run_population(configs, outs, quiet=True)
+    run(configs[0], outs[0], quiet=True)
 
 
 def test_sigterm_saves_every_member(tmp_path: Path) -> None:
@@ -503,7 +516,7 @@ def test_a_model_that_cannot_be_batched_is_said_to_be_so(
 
     monkeypatch.setattr(Mlp, "forward", waits)
     config = small()
-    with pytest.raises(RunError, match="vit_c_tiny cannot be computed as a population"):
+    with pytest.raises(RunError, match="vit_p_tiny cannot be computed as a population"):
         run_population([config] * 2, [tmp_path / "a", tmp_path / "b"], quiet=True)
     pays, why = population_pays(config, 2, CPU, seconds=0.01)
     assert not pays

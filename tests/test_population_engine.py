@@ -11,16 +11,18 @@ import pytest
 
 from vitc.config import load_config
 from vitc.errors import ConfigError
+from vitc.study.conduct import conduct, hparams_plan
 from vitc.study.engine_population import PopulationEngine, alike_jobs, even_parts
 from vitc.study.engines import Job, LocalEngine, Outcome
 from vitc.study.placement import Placement
+from vitc.study.plan import StudyFolder
 from vitc.study.runs import read_run
 
 
 def job(folder: Path, name: str, **settings: Any) -> Job:
     base = {"model.depth": 1, "train.batch": 128, "train.epochs": 1, "train.device": "cpu",
             "train.threads": 1, "train.log_every_steps": 2}  # fmt: skip
-    config = load_config("debug", **{**base, **settings})
+    config = load_config("debug", model="vit_p_tiny", **{**base, **settings})
     return Job(name, name, config, folder / "trials" / name)
 
 
@@ -82,7 +84,7 @@ def test_what_does_not_pay_is_left_to_the_workers(tmp_path: Path, local: list[st
     jobs = [job(tmp_path, str(i), **{"train.seed": i}) for i in range(5)]
     assert set(ran(engine, jobs)) == set(local) == set("01234")
     assert asked == [2]  # once a size; the one alone is not asked about
-    assert engine.said == ["0.8x"]
+    assert engine.said == ["2 trials one by one: 0.8x"]
 
 
 def test_what_ends_a_population_leaves_its_trials_to_the_workers(
@@ -126,6 +128,17 @@ def test_trials_at_different_steps_are_not_put_together(tmp_path: Path, local: l
 def test_parts_are_even(tmp_path: Path, count: int, most: int, sizes: list[int]) -> None:
     one = job(tmp_path, "a")
     assert [len(p) for p in even_parts([one] * count, most)] == sizes
+
+
+def test_a_study_reads_a_population_as_any_other_trials(tmp_path: Path) -> None:
+    settings = {"model.depth": 1, "train.batch": 128, "train.epochs": 1, "train.device": "cpu"}
+    plan = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=2, **settings)
+    folder = StudyFolder(tmp_path / "study")
+    result = conduct(folder, plan, engine=PopulationEngine(pays=always), quiet=True)
+    assert result.counts["done"] == result.total == 2
+    assert [r.summary["population"] for r in result.runs.values()] == [2, 2]
+    assert all(r.top1 is not None for r in result.runs.values())
+    assert conduct(folder, plan, quiet=True).counts["done"] == 2
 
 
 def test_a_population_of_one_is_refused() -> None:

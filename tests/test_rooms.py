@@ -36,7 +36,7 @@ MAY = {
     "words": BOTTOM | {"config", "train.runlog"},
     "cli_engines": BOTTOM | {"words", "study"},
     "cli_study": BOTTOM | {"words", "config", "study", "cli_engines"},
-    "cli_measures": BOTTOM | {"words", "cli_study", "cli_engines", "study"},
+    "cli_measures": BOTTOM | {"words", "cli_study", "cli_engines", "study", "train.runlog"},
     "cli_data": BOTTOM | {"words", "config", "data", "cli_check"},
     "cli_check": BOTTOM | {"words", "config", "data"},
     "cli_push": BOTTOM | {"words", "deploy"},

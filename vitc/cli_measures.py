@@ -1,4 +1,4 @@
-"""The verbs of the measures, `vitc study length`, `optimizer`, `peak` and so on, and `vitc bench`."""
+"""The verbs of the measures (`vitc study length` and so on), `vitc study paper`, `vitc bench`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitc.study.bench import Bench
     from vitc.study.findings import Table
     from vitc.study.measures import Points
+    from vitc.study.paper import Scale
     from vitc.study.plan import Group, Plan, StudyFolder
 
 EPILOG = STUDY_EPILOG.replace("--draws", "--seeds")
@@ -60,10 +61,15 @@ def _folder(args: Namespace, name: str) -> StudyFolder:
 
 
 def _groups(args: Namespace) -> list[Group]:
-    from vitc.study.conduct import contenders_of
+    from vitc.study.conduct import contenders_of, reference_of
+    from vitc.study.controls import control_groups
 
     check_contenders(args)
-    return contenders_of(args.recipes, args.models, args.optims, args.stems, **args.settings)
+    groups = contenders_of(args.recipes, args.models, args.optims, args.stems, **args.settings)
+    args.reference = reference_of(groups, args.reference or "")
+    if "time_matched" in (args.controls or ()):
+        raise ConfigError("--time-matched has no effect here.", "It is for vitc study hparams.")
+    return [*groups, *control_groups(groups, args.controls or (), args.reference)]
 
 
 def _points_of_lengths(args: Namespace, groups: Sequence[Group], shares: bool = True) -> Points:
@@ -269,10 +275,11 @@ def _axis(words: Sequence[str], option: str) -> tuple[str, list[Any]]:
 
 
 def _settings(words: Sequence[str], option: str) -> dict[str, Any]:
-    found, rest = take_settings([f"--{w}" for w in words])
-    if rest or not all("=" in w for w in words):
-        wrong = next((w for w in words if "=" not in w), rest[0] if rest else "")
-        raise ConfigError(f"{option}: {wrong!r} is not SETTING=VALUE of a known setting.")
+    wrong = [w for w in words if "=" not in w]
+    found, rest = ({}, []) if wrong else take_settings([f"--{w}" for w in words])
+    if wrong or rest or not words:
+        what = repr([*wrong, *rest][0]) if wrong or rest else "nothing"
+        raise ConfigError(f"{option}: {what} is not SETTING=VALUE of a known setting.")
     return found
 
 
@@ -365,6 +372,177 @@ def bench_table(results: Sequence[Bench]) -> Table:
     )  # fmt: skip
 
 
+# -- the paper -------------------------------------------------------------------------------------
+
+
+def _paper_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("exhibit", metavar="FIGURE|TABLE", help="fig2 ... fig11, table1, table2, table3, table5")
+    about = "small (default): tiny models, images inside the package; full: the paper's"
+    add("--scale", choices=("small", "full"), default="small", help=about)
+    add("--count", metavar="N", type=count, help="seeds at a point, or draws (default: its own)")
+    add("--tune", metavar="N", type=count, help="draws first, where it tunes (default: its own)")
+    _lengths(parser, "its own")
+    add("--second", metavar="DIR", help="fig11: the second test set (default: the test split)")
+    add("--iterations", metavar="N", type=count, default=30, help="fig9, table1: timed (30)")
+    shared_options(parser, "studies/<exhibit>_<scale>")
+
+
+def _paper(args: Namespace) -> int:
+    from vitc.study.paper import BENCH, NO_DATA, entry_groups, get_exhibit, scale_of
+
+    exhibit = get_exhibit(args.exhibit)
+    check_paper(args, exhibit.measure)
+    scale = scale_of(exhibit, args.scale)
+    name = f"{args.exhibit}_{args.scale}"
+    args.default_seeds, args.seeds, args.allow_mixed = scale.count, args.count, True
+    folder = _folder(args, name)
+    data = args.settings.pop("data", None)
+    if args.scale == "full" and data is None:
+        if not args.dry_run and exhibit.measure != BENCH:
+            raise ConfigError(
+                f"{args.exhibit} at full scale trains on ImageNet.",
+                "Add --data DIR (with train/ and val/), or --dry-run to see plan and cost; "
+                "--scale small needs no data.",
+            )
+        data = NO_DATA
+    if args.scale == "full" and args.dry_run:
+        args.settings.setdefault("train.device", "cuda")  # the cluster's, whatever is here
+    if args.scale == "small" and data is not None:
+        args.settings["data"], data = data, None
+    groups = entry_groups(scale.entries, data, **args.settings)
+    if exhibit.measure == BENCH:
+        return _paper_bench(args, groups, scale)
+    return _paper_study(args, folder, groups, scale)
+
+
+def check_paper(args: Namespace, measure: str) -> None:
+    """Raises ConfigError: words that have no effect with this exhibit."""
+    from vitc.study.paper import BENCH
+
+    if args.second is not None and args.exhibit != "fig11":
+        raise ConfigError(f"--second has no effect with {args.exhibit}; it is for fig11.")
+    for word in ("model", "optim"):
+        if word in args.settings:
+            raise ConfigError(f"--{word} has no effect here: {args.exhibit} has its own.")
+    for word in ("count", "tune", "lengths"):
+        if measure == BENCH and getattr(args, word) is not None:
+            raise ConfigError(f"--{word} has no effect with {args.exhibit}, which trains nothing.")
+    if "train.epochs" in args.settings:
+        raise ConfigError("--train.epochs has no effect here.", "Use --lengths.")
+
+
+def _paper_study(
+    args: Namespace, folder: StudyFolder, groups: Sequence[Group], scale: Scale
+) -> int:
+    from vitc.study.measures import best_values, length_points
+    from vitc.study.paper import draws_plan, exhibit_plan
+    from vitc.study.plan import TUNING, StudyFolder
+
+    settings: dict[str, Any] = {"seed": args.seed, "classes": 1000 if args.dry_run else None}
+    tune, first, about = args.tune or scale.tune, None, list[str]()
+    chosen: dict[str, dict[str, float]] = {}
+    if args.tune and not scale.tune:
+        raise ConfigError(f"--tune has no effect with {args.exhibit}: the paper's rates are used.")
+    if tune:
+        epochs = max(1, min(scale.tune_epochs, *(args.lengths or scale.lengths)))
+        first = draws_plan(groups, length_points([epochs]), draws=tune,
+                           name=f"{folder.path.name} tuning", **settings)  # fmt: skip
+        about = [f"lr and weight decay are the best of {tune} draws of {epochs} epochs"]
+    if first is not None and not args.dry_run:
+        inside = StudyFolder(folder.path / TUNING)
+        run_trials(args, inside, first)
+        chosen, _ = best_values(inside, first)
+        about = [f"{about[0]}, chosen on validation: {_told(chosen)}"]
+    plan = exhibit_plan(args.exhibit, args.scale, groups, count=args.seeds, lengths=args.lengths,
+                        study=folder.path.name, chosen=chosen, about=about, **settings)  # fmt: skip
+    if args.dry_run:
+        return _paper_dry_run(args, [p for p in (first, plan) if p is not None])
+    run_trials(args, folder, plan)
+    if args.exhibit == "fig11":
+        from vitc.study.second import measure_second
+
+        measure_second(folder, plan, args.second, note)
+    return report_on([folder.path], None, args.json)
+
+
+def _paper_dry_run(args: Namespace, plans: Sequence[Plan]) -> int:
+    from vitc.study.paper import cost_lines, get_exhibit
+    from vitc.study.plan import to_json
+
+    lines = cost_lines(plans)
+    exhibit = get_exhibit(args.exhibit)
+    if args.json:
+        say_json({"exhibit": args.exhibit, "scale": args.scale, "cost": lines,
+                  "plans": [to_json(p) for p in plans]})  # fmt: skip
+        return 0
+    say(f"{args.exhibit}, {args.scale} scale. {exhibit.title}: {exhibit.about}")
+    for line in lines:
+        say(line)
+    say("Nothing was run. --json has every setting of every contender.")
+    return 0
+
+
+def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
+    """Table 1 and Figure 9: nothing is trained, models are counted and timed."""
+    import dataclasses
+
+    from vitc.study.bench import bench
+    from vitc.study.findings import correlation_values, time_correlations
+    from vitc.study.paper import get_exhibit, models_table
+    from vitc.study.report import plain_table
+
+    classes = 1000 if args.scale == "full" else 10
+    table = models_table([g.config for g in groups], classes)
+    exhibit = get_exhibit(args.exhibit)
+    values: dict[str, Any] = {
+        "exhibit": args.exhibit,
+        "scale": args.scale,
+        "about": exhibit.about,
+        "models": [table.head, *table.rows],
+    }
+    shown = [table]
+    if not args.dry_run:
+        results = []
+        for group in groups:
+            batch = args.settings.get("train.batch", 64)
+            train = dataclasses.replace(group.config.train, batch=batch, micro_batch=None,
+                                        precise_bn_images=0)  # fmt: skip
+            train = dataclasses.replace(
+                train, precision="fp32" if train.precision == "auto" else train.precision
+            )
+            results.append(bench(dataclasses.replace(group.config, train=train), 3,
+                                 args.iterations))  # fmt: skip
+            note(f"{group.contender}: a step {results[-1].step.median:.1f} ms")
+        costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
+        shown += [bench_table(results), time_correlations(costs)[0]]
+        values |= {
+            "times": [dataclasses.asdict(r) for r in results],
+            "correlations": correlation_values(costs),
+        }
+    if args.json:
+        say_json(values)
+        return 0
+    say(f"{args.exhibit}, {args.scale} scale. {exhibit.title}: {exhibit.about}")
+    for each in shown:
+        say(plain_table(each))
+    if args.dry_run:
+        say(f"Nothing was timed. {len(groups)} models would be, on the device at hand.")
+    return 0
+
+
+PAPER_VERB = Verb(
+    summary="Set up a figure or table of the paper, full scale or small, beside its numbers.",
+    usage="FIGURE|TABLE [--scale small|full] [--dry-run] [options] [--SETTING VALUE ...]",
+    example="vitc study paper fig2\nvitc study paper table2 --scale full --dry-run\n"
+    "vitc study paper fig4 --scale full --data ~/imagenet",
+    options=_paper_options,
+    run=placed(_paper),
+    runs=("out",),
+    takes_settings=True,
+    epilog=EPILOG.replace("--seeds", "--count"),
+)
+
 BENCH_VERB = Verb(
     summary="Time models: forward, backward, whole step, memory, minutes an ImageNet epoch.",
     usage="MODEL... [options] [--SETTING VALUE ...]",
@@ -421,6 +599,7 @@ MEASURE_VERBS: dict[str, Verb] = {
         takes_settings=True,
         epilog=EPILOG,
     ),
+    "paper": PAPER_VERB,
     "vary": Verb(
         summary="How sensitive is it to a setting? Error and share of diverged runs at its values.",
         usage="RECIPE... [options] [--SETTING VALUE ...]",

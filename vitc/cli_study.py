@@ -14,7 +14,7 @@ from vitc.errors import ConfigError, suggest
 from vitc.words import Parser, Verb, count, note, say, say_json, seconds
 
 if TYPE_CHECKING:
-    from vitc.study.plan import Plan, Range, StudyFolder
+    from vitc.study.plan import Group, Plan, Range, StudyFolder
 
 QUICK_SECONDS = 240.0  # of training, so that install and report fit into a few minutes as well
 
@@ -79,6 +79,13 @@ def _hparams_options(parser: Parser) -> None:
         "weight decay, from the paper's ranges or [c/8, 4c] around the recipe's own")  # fmt: skip
     add("--linear-range", nargs=3, action="append", default=[], metavar=("SETTING", "LOW", "HIGH"),
         help="the same, uniformly")  # fmt: skip
+    add(
+        "--ranges",
+        choices=("shared", "separate", "union"),
+        default="shared",
+        help="one range for all (default), each contender's own recipe's, or all of them together",
+    )
+    add("--octave", choices=("up", "down"), help="all log ranges doubled, or halved")
     _draw_options(parser, "studies/hparams")
 
 
@@ -95,6 +102,20 @@ def contender_options(parser: Parser, optims: tuple[str, ...] = ("adamw",)) -> N
         help=f"default: {' '.join(optims)}")  # fmt: skip
     add("--reference", metavar="NAME", help="the contender to compare with (default: the last)")
     add("--control", action="store_true", help="add the reference against itself, other seeds")
+    for name, about in CONTROL_FLAGS.items():
+        add(f"--{name.replace('_', '-')}", action="append_const", const=name, dest="controls",
+            help=about)  # fmt: skip
+
+
+CONTROL_FLAGS = {
+    "smaller_patch": "add every ViT_P at half its patch size",
+    "swap_depth": "add every ViT_P and ViT_C with its twin's number of blocks",
+    "bn_patchify": "add every ViT_P with BatchNorm and ReLU after its stem",
+    "ln_conv": "add every ViT_C with LayerNorm in its stem",
+    "frozen_patchify": "add every ViT_P with a random stem that is not trained",
+    "time_matched": "add every contender trained for as long as the reference takes; needs "
+    "--allow-mixed, for the epochs differ",
+}
 
 
 def _hparams(args: Namespace) -> int:
@@ -104,8 +125,10 @@ def _hparams(args: Namespace) -> int:
     folder = StudyFolder(args.out or Path("studies/hparams"))
     settings = dict(args.settings)
     draws = args.draws or 16
+    begun: tuple[Group, ...] = ()
     if folder.exists():
         old, _ = folder.read()
+        begun = old.groups
         settings.setdefault("train.precision", old.groups[0].config.train.precision)
         draws = args.draws or old.draws
     check_contenders(args)
@@ -118,6 +141,10 @@ def _hparams(args: Namespace) -> int:
         seed=args.seed,
         ranges=_ranges(args),
         control=args.control,
+        controls=args.controls or (),
+        range_rule=args.ranges,
+        octave=args.octave,
+        old=begun,
         reference=args.reference or "",
         name=folder.path.name,
         **settings,

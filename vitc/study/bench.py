@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -98,7 +99,9 @@ def _bench(config: RunConfig, device: torch.device, warm_up: int, timed: int) ->
     settings = step_settings(config, device, Processes(), (0.5,) * channels, (0.25,) * channels,
                              CLASSES)  # fmt: skip
     model = state.model
-    forward = torch.compile(model) if t.compile else model
+    forward: torch.nn.Module = model
+    if t.compile:
+        forward = cast(torch.nn.Module, torch.compile(model))
     shape = (t.micro, channels, *config.model.size)
     drop = _kept(config, t.micro, device)
     extra = () if drop is None else (drop,)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,6 +25,7 @@ from vitc.models.config import STEM_KINDS, OutsideStemConfig, StemConfig, ViTCon
 from vitc.models.outside import with_source
 from vitc.models.zoo import MODELS, build_model
 from vitc.recipes.ranges import study_ranges
+from vitc.study.controls import RangeRule, control_groups, shifted, with_range_rule
 from vitc.study.engines import Engine, Job, LocalEngine, Outcome, default_workers
 from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.runs import Run, read_run
@@ -48,6 +49,10 @@ def hparams_plan(
     seed: int = 0,
     ranges: Mapping[str, Mapping[str, Range]] | None = None,
     control: bool = False,
+    controls: Sequence[str] = (),
+    range_rule: RangeRule = "shared",
+    octave: Literal["up", "down"] | None = None,
+    old: Sequence[Group] = (),
     reference: str = "",
     name: str = "hparams",
     **overrides: Any,
@@ -60,20 +65,27 @@ def hparams_plan(
 
     The ranges are those of the first recipe (`recipes.ranges`) for all contenders; `ranges`
     (optimizer -> setting -> Range) replaces some of them, or draws further settings. `control`
-    adds the reference against itself with other seeds (A/A). `overrides` are settings for every
-    trial. Raises ConfigError.
+    adds the reference against itself with other seeds (A/A); `controls`, `range_rule` and `octave`
+    are those of `controls.py`, and `old` the groups of a study that goes on. `overrides` are
+    settings for every trial. Raises ConfigError.
     """
-    groups = [
-        dataclasses.replace(g, config=for_study(g.config))
-        for g in contenders_of(recipes, models, optims, stems, **overrides)
-    ]
-    reference = reference_of(groups, reference)
+    plain = contenders_of(recipes, models, optims, stems, **overrides)
+    reference = reference_of(plain, reference)
+    plain += control_groups(plain, controls, reference, old)
+    groups = [dataclasses.replace(g, config=for_study(g.config)) for g in plain]
     groups = one_precision([*groups, *(again(groups, reference) if control else [])])
     all_ranges = {}
     for optim in optims:
         own = study_ranges(load_config(recipes[0], optim=optim, **overrides), optim)
         drawn = {name: Range(low=low, high=high) for name, (low, high) in own.items()}
         all_ranges[optim] = {**drawn, **(ranges or {}).get(optim, {})}
+    groups, all_ranges = with_range_rule(groups, all_ranges, range_rule)
+    if octave is not None:
+        all_ranges = {o: shifted(rs, octave) for o, rs in all_ranges.items()}
+        groups = [
+            g if g.ranges is None else dataclasses.replace(g, ranges=shifted(g.ranges, octave))
+            for g in groups
+        ]
     return Plan(
         name=name,
         groups=tuple(groups),

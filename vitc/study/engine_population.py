@@ -7,6 +7,7 @@ where they cannot share a program, the workers of this machine run them (`engine
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitc.config import RunConfig
-from vitc.errors import CheckpointError, ConfigError, InterruptedRun, VitcError
+from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study.engines import Job, LocalEngine, Outcome, default_workers
 from vitc.study.runs import read_run
 from vitc.study.trial import RESULTS, placed
@@ -29,8 +30,8 @@ class PopulationEngine:
     """Runs jobs in populations of at most `members`, in this process.
 
     `pays` says, for the config of a population and its size, whether to train it together and why;
-    None: by `train.population_probe`, asked once for each kind of trial and size. `said` holds its
-    answers.
+    None: by `train.population_probe`, asked once for each kind of trial and size. What came of it
+    is said on stderr and kept in `said`.
     """
 
     members: int = MEMBERS
@@ -84,8 +85,12 @@ class PopulationEngine:
         if len(chunk) < 2:
             return False
         pays, why = (self.pays or self._measured)(chunk[0].config, len(chunk))
-        self.said.append(why)
+        self._say(f"{len(chunk)} trials {'together' if pays else 'one by one'}: {why}")
         return pays
+
+    def _say(self, text: str) -> None:
+        self.said.append(text)
+        print(f"population: {text}", file=sys.stderr)
 
     def _measured(self, config: RunConfig, members: int) -> tuple[bool, str]:
         from vitc.train.device import pick_device
@@ -118,8 +123,8 @@ class PopulationEngine:
         except InterruptedRun as error:
             self._tell(chunk, done, started, ("interrupted", error.message))
             return []
-        except VitcError as error:
-            self.said.append(error.message)
+        except Exception as error:  # a worker will find out whether it is the trial's own fault
+            self._say(f"{len(chunk)} trials one by one: {error}")
             left = [job for job in chunk if _status(job) not in RESULTS]
         self._tell([job for job in chunk if job not in left], done, started, ("failed", ""))
         return left

@@ -298,11 +298,34 @@ def _task(config: RunConfig, out: str, gpus: float, trusted: str) -> tuple[str, 
     if blind is not None:
         return LEFT, blind, 0.0
     trust_words(trusted)
-    if gpus > 1:
-        status, error = Torchrun(write_spec(config, path, "ray"), Span(round(gpus))).wait()
-    else:
-        import torch
+    with _Cancelled() as cancelled:
+        if gpus > 1:
+            status, error = Torchrun(write_spec(config, path, "ray"), Span(round(gpus))).wait()
+        else:
+            import torch
 
-        torch.set_num_threads(1)
-        status, error = run_trial(config, path, "ray")
+            torch.set_num_threads(1)
+            status, error = run_trial(config, path, "ray")
+    if cancelled.heard:
+        return "interrupted", None, time.monotonic() - started
     return status, error, time.monotonic() - started
+
+
+class _Cancelled:
+    """Ray's Ctrl-C where the trial does not listen yet: it can come out of an import as that
+    import's failure, and is none of the trial's."""
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def __enter__(self) -> _Cancelled:
+        self.before = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.heard = True
+        raise KeyboardInterrupt
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool:
+        signal.signal(signal.SIGINT, self.before)
+        return self.heard and kind is not None

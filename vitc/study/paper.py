@@ -210,9 +210,9 @@ EXHIBITS: dict[str, Exhibit] = {
     ),
     "fig3": Exhibit(
         "AdamW against SGD (section 5.2)", "optimizer",
-        f"{_PLOTTED} It states a gap of 0.1 to 0.2 points for RegNetY, up to 10 for ViT_P and below "
-        "0.2 for larger ViT_C at long schedules. A diverged run is drawn dashed at the best result "
-        "of a shorter schedule.",
+        f"{_PLOTTED} It states a gap of 0.1 to 0.2 points for RegNetY, up to 10 for ViT_P and "
+        "below 0.2 for larger ViT_C at long schedules. A diverged run is drawn dashed at the best "
+        "result of a shorter schedule.",
         Scale(tuple(_full(m, BOTH, table4=True) for m in (*VITS, *REGNETS)), PAPER_LENGTHS, 1),
         Scale(_pair(BOTH), SMALL_LENGTHS, 3),
     ),

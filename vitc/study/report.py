@@ -11,6 +11,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def report(
         out = folders[0] / "report"
     drawn_ones = [f for f in folders if StudyFolder(f).read()[0].measure == HPARAMS]
     studies = analyse(drawn_ones) if drawn_ones or not folders else []
-    findings = [find(f) for f in folders if f not in drawn_ones]
+    findings = [_whole(find(f)) for f in folders if f not in drawn_ones]
     sections: list[Section | Finding] = [*studies, *findings]
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,24 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list) else value
+
+
+def _whole(f: Finding) -> Finding:
+    """With the second test set where one was read, and the paper's numbers beside ours."""
+    from vitc.study.paper import beside
+    from vitc.study.second import second_parts
+
+    parts = f.parts
+    second = second_parts(f)
+    if second is not None:
+        table, chart, sentence, values = second
+        parts = replace(parts, tables=[*parts.tables, table], charts=[*parts.charts, chart],
+                        sentences=[*parts.sentences, sentence],
+                        values={**parts.values, "second_test_set": values})  # fmt: skip
+    printed = beside(f)
+    if printed is not None:
+        parts = replace(parts, tables=[*parts.tables, printed])
+    return replace(f, parts=parts)
 
 
 def _finding_values(f: Finding) -> dict[str, Any]:
@@ -223,9 +242,10 @@ def _group(section: Section, contender: str, optim: str) -> GroupResult:
 def summary_text(section: Section | Finding) -> str:
     """What the terminal shows at the end of a study."""
     if isinstance(section, Finding):
-        first = [plain_table(section.parts.tables[0])] if section.parts.tables else []
-        return "\n".join([*section.parts.sentences, *section.notes, *first])
-    lines = [verdict(section), *readings(section), *section.notes]
+        tables = section.parts.tables
+        told = [t for i, t in enumerate(tables) if i == 0 or t.title == "Beside the paper"]
+        return "\n".join([*section.parts.sentences, *section.notes, *map(plain_table, told)])
+    lines = [verdict(section), *readings(section), *section.notes, *section.plan.about]
     return "\n".join(lines)
 
 
@@ -388,6 +408,7 @@ def _section(s: Section, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
         f'<p class="verdict">{_e(verdict(s))}</p>',
         f"<ul>{read_out}</ul>" if read_out else "",
         f'<ul class="warning">{notes}</ul>' if notes else "",
+        "".join(f"<p>{_e(line)}</p>" for line in s.plan.about),
         "<h2>Error against number of draws, and against compute</h2>"
         "<p>Expected best top-1 error after k random draws, with simultaneous 95 % bands.</p>",
         figures("tuning"),
@@ -552,6 +573,11 @@ def _conditions(s: Section | Finding) -> str:
         [o, n, f"{r.low:g}", f"{r.high:g}", "log-uniform" if r.log else "uniform"]
         for o, rs in plan.ranges.items() for n, r in rs.items()
     ]  # fmt: skip
+    ranges += [
+        [f"{g.optim}, {g.contender} only", n, f"{r.low:g}", f"{r.high:g}",
+         "log-uniform" if r.log else "uniform"]
+        for g in plan.groups if g.ranges is not None for n, r in g.ranges.items()
+    ]  # fmt: skip
     record = s.records[0]
     deviations = [
         [h["when"], h["what"], h.get("command", "")] for r in s.records for h in r["history"]
@@ -588,8 +614,11 @@ def _conditions(s: Section | Finding) -> str:
     )
     return (
         _table(["", ""], facts)
-        + "<h3>Ranges</h3>"
-        + _table(["optimizer", "setting", "low", "high", "law"], ranges)
+        + (
+            "<h3>Ranges</h3>" + _table(["optimizer", "setting", "low", "high", "law"], ranges)
+            if ranges
+            else ""
+        )
         + "<h3>Deviations from the first plan</h3>"
         + deviation_table
         + f"<details><summary>Every setting of every contender</summary><pre>{_e(settings)}"

@@ -201,10 +201,13 @@ def main(spec: Path) -> int:
     """One of the processes: run the trial; the first one leaves the answer."""
     values = read_json(spec)
     status, error = run_trial(from_dict(values["config"]), Path(values["out"]), values["engine"])
+    good = status in (*RESULTS, "interrupted")
     if os.environ.get("RANK", "0") == "0":
         answer = json.dumps({"status": status, "error": error})
         write_atomically(spec.with_suffix(".answer"), answer)
-    return 0 if status in RESULTS else 1
+    elif not good:  # torchrun ends all processes with the first that fails: leave that one its word
+        time.sleep(5)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

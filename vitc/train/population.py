@@ -2,7 +2,7 @@
 
 On an accelerator a tiny model leaves most of the device idle, and the host cannot start kernels
 fast enough to fill it; M runs that differ in learning rate, weight decay, seeds or length then
-train in little more time than one. On a CPU it does not pay (`population_pays` measures it).
+train in little more time than one. Whether that pays is measured by `population_probe`.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ class Population:
                 f"The runs to go on with are at different steps: {', '.join(map(str, steps))}.",
                 "Continue each alone with vitc train RUN; or --overwrite starts all anew.",
             )
-        self.step = steps[0]
+        self.step = self.began_at = steps[0]
         self.progress.start_at(self.step)
         self.stack = Stack(
             [m.state for m in self.members],
@@ -372,6 +372,8 @@ class Population:
                 "Make a population of fewer members.",
             ) from error
         except RuntimeError as error:
+            if self.step > self.began_at:
+                raise
             raise RunError(unbatched(self.config, error), "Run the members one by one.") from error
         self.step += 1
         for member in self.members:

@@ -1,0 +1,101 @@
+"""The controls: each adds the contender it names and changes nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from vitc.config import flat_values, to_dict
+from vitc.errors import ConfigError
+from vitc.study import controls
+from vitc.study.conduct import hparams_plan
+from vitc.study.plan import Plan, Range, from_json, mixed, to_json
+
+MODELS = ["vit_c_tiny", "vit_p_tiny"]
+
+
+def plan(*names: str, recipes: tuple[str, ...] = ("debug",), **settings: Any) -> Plan:
+    models = MODELS if recipes == ("debug",) else []
+    return hparams_plan(recipes, models, ["adamw"], draws=2, controls=names, **settings)
+
+
+def changed(p: Plan, contender: str, base: str) -> dict[str, Any]:
+    """The settings of a contender that are not those of its base."""
+    configs = {g.contender: flat_values(to_dict(g.config)) for g in p.groups}
+    return {k: v for k, v in configs[contender].items() if configs[base].get(k) != v}
+
+
+@pytest.mark.parametrize(
+    ("name", "contender", "base", "settings"),
+    [
+        ("smaller_patch", "vit_p_tiny, patch 4", "vit_p_tiny", {"model.stem.patch_size": 4}),
+        ("swap_depth", "vit_p_tiny, 3 blocks", "vit_p_tiny", {"model.depth": 3}),
+        ("swap_depth", "vit_c_tiny, 4 blocks", "vit_c_tiny", {"model.depth": 4}),
+        ("bn_patchify", "vit_p_tiny, bn", "vit_p_tiny", {"model.stem.bn_relu": True}),
+        ("ln_conv", "vit_c_tiny, ln", "vit_c_tiny", {"model.stem.norm": "ln"}),
+        ("frozen_patchify", "vit_p_tiny, frozen stem", "vit_p_tiny", {"train.freeze": ["stem"]}),
+    ],
+)
+def test_a_control_changes_one_thing(
+    name: str, contender: str, base: str, settings: dict[str, Any]
+) -> None:
+    p = plan(name)
+    assert changed(p, contender, base) == settings
+    assert p.reference == "vit_p_tiny", "controls do not become the reference"
+    assert mixed(p) == []
+
+
+def test_a_control_that_fits_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ln-conv"):
+        hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=1, controls=["ln_conv"])
+
+
+def test_time_matched_contenders_take_the_references_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"vit_c_tiny": 30.0, "vit_p_tiny": 20.0}
+    monkeypatch.setattr(controls, "_step_ms", lambda g: times[g.config.model.name])
+    p = plan("time_matched", **{"train.epochs": 6})
+    epochs = {g.contender: g.config.train.epochs for g in p.groups}
+    assert epochs["vit_c_tiny, time-matched"] == 4
+    assert any("epochs" in line for line in mixed(p)), "it is said that they differ"
+    times["vit_c_tiny"] = 10.0
+    again = plan("time_matched", old=p.groups, **{"train.epochs": 6})
+    assert again == p, "what was measured once stays"
+
+
+def test_an_octave_moves_every_range() -> None:
+    base, up, down = (plan(octave=o).ranges["adamw"] for o in (None, "up", "down"))
+    for name, r in base.items():
+        assert (up[name].low, up[name].high) == (2 * r.low, 2 * r.high)
+        assert (down[name].low, down[name].high) == (r.low / 2, r.high / 2)
+
+
+def test_separate_ranges_are_each_recipes_at_the_same_quantiles() -> None:
+    recipes = ("debug", "fashion_vit_p")
+    settings = {"train.batch": 64, "train.precision": "fp32"}
+    p = plan(recipes=recipes, range_rule="separate", **settings)
+    own = {g.contender: p.ranges_of(g)["optim.lr"] for g in p.groups}
+    assert own["debug vit_c_tiny"].low == pytest.approx(1e-3 / 8)
+    assert own["fashion_vit_p vit_p_tiny"].low == pytest.approx(2e-3 / 8)
+    lr = {t.contender: t.config.optim.lr for t in p.trials() if t.draw == 1}
+    ratio = lr["fashion_vit_p vit_p_tiny"] / lr["debug vit_c_tiny"]
+    assert ratio == pytest.approx(2, rel=1e-3)
+    assert from_json(to_json(p)) == p
+    union = plan(recipes=recipes, range_rule="union", **settings).ranges["adamw"]["optim.lr"]
+    assert (union.low, union.high) == pytest.approx((1e-3 / 8, 4 * 2e-3))
+
+
+def test_a_range_of_the_users_own_is_everybodys_under_each_rule() -> None:
+    asked = {"adamw": {"optim.lr": Range(low=1e-4, high=1e-3)}}
+    recipes = ("debug", "fashion_vit_p")
+    settings = {"train.batch": 64, "train.precision": "fp32", "ranges": asked}
+    for rule in ("separate", "union"):
+        p = plan(recipes=recipes, range_rule=rule, **settings)
+        assert {p.ranges_of(g)["optim.lr"] for g in p.groups} == {Range(low=1e-4, high=1e-3)}
+
+
+def test_uniform_ranges_have_no_octave() -> None:
+    r = {"x": Range(low=0.5, high=2, log=False)}
+    assert controls.shifted(r, "up") == r
+    assert controls.shifted({"x": dataclasses.replace(r["x"], log=True)}, "up")["x"].high == 4

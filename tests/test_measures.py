@@ -1,0 +1,547 @@
+"""The measures: which runs they plan, what they say of known numbers, and the paper's exhibits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitc import cli_measures
+from vitc.cli import main
+from vitc.config import to_dict
+from vitc.errors import ConfigError
+from vitc.study import effects
+from vitc.study.conduct import contenders_of
+from vitc.study.findings import find
+from vitc.study.measures import (
+    best_optimizer,
+    best_values,
+    default_lengths,
+    length_points,
+    measure_plan,
+    seed_plan,
+    tuning_plan,
+    vary_points,
+)
+from vitc.study.paper import EXHIBITS, PAPER_LENGTHS
+from vitc.study.plan import Plan, StudyFolder, Trial, from_json, mixed, to_json
+from vitc.study.printed import TABLE2, TABLE3
+from vitc.study.report import report
+
+HERE: dict[str, Any] = {
+    "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
+    "hardware": {"cpu": "some", "cores": 2},
+    "engine": "local",
+}
+Error = Callable[[Trial], float | None]
+BOTH = ("adamw", "sgd")
+
+
+def groups(optims: tuple[str, ...] = ("adamw",), **overrides: Any) -> Any:
+    return contenders_of(["debug"], ["vit_c_tiny", "vit_p_tiny"], optims, **overrides)
+
+
+def lengths(measure: str = "length", seeds: int = 4, at: tuple[int, ...] = (1, 2, 4),
+            optims: tuple[str, ...] = ("adamw",)) -> Plan:  # fmt: skip
+    return measure_plan(measure, groups(optims), length_points(at), seeds=seeds, name="m")
+
+
+def invent(folder: StudyFolder, plan: Plan, error: Error) -> None:
+    """Trials that were never trained: their summaries hold `error`; None: diverged."""
+    folder.start(plan, HERE, "vitc study")
+    for trial in plan.trials():
+        run = folder.trial(trial)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(to_dict(trial.config)))
+        value = error(trial)
+        summary: dict[str, Any] = {"step": 10, "train_seconds": 1.0, "status": "diverged"}
+        if value is not None:
+            top1 = 100 - value
+            summary |= {"status": "done", "top1": top1, "top1_raw": top1, "top1_best": top1}
+        (run / "summary.json").write_text(json.dumps(summary))
+
+
+def found(tmp_path: Path, plan: Plan, error: Error) -> Any:
+    invent(StudyFolder(tmp_path / "s"), plan, error)
+    return find(tmp_path / "s")
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def test_a_length_plan_changes_the_epochs_alone_and_pairs_by_seed() -> None:
+    plan = lengths()
+    trials = list(plan.trials())
+    assert len(trials) == 2 * 3 * 4
+    assert {(t.point, t.config.train.epochs) for t in trials} == {
+        ("1 epochs", 1), ("2 epochs", 2), ("4 epochs", 4)
+    }  # fmt: skip
+    assert len({(t.config.optim.lr, t.config.optim.weight_decay) for t in trials}) == 1
+    assert all(t.config.train.seed == t.draw for t in trials)
+    assert mixed(plan) == []
+
+
+def test_a_measures_plan_survives_json_and_more_seeds_keep_the_first() -> None:
+    plan = seed_plan(groups(), seeds=3, name="m")
+    assert from_json(json.loads(json.dumps(to_json(plan)))) == plan
+    few = [t.id for t in lengths(seeds=2).trials()]
+    assert [t.id for t in lengths(seeds=3).trials()][: len(few)] == few
+
+
+def test_seeds_are_varied_one_kind_at_a_time() -> None:
+    plan = seed_plan(groups(), seeds=3, name="m")
+    for part, name in (("init", "seed_init"), ("order", "seed_order"),
+                       ("augmentation", "seed_augment"), ("all", "seed")):  # fmt: skip
+        mine = [t.config.train for t in plan.trials()
+                if (t.point, t.contender) == (part, "vit_p_tiny")]  # fmt: skip
+        for other in ("seed", "seed_init", "seed_order", "seed_augment"):
+            assert len({getattr(t, other) for t in mine}) == (3 if other == name else 1), part
+    with pytest.raises(ConfigError, match="at least 2 seeds"):
+        seed_plan(groups(), seeds=1, name="m")
+
+
+def test_the_default_lengths_are_halves_of_the_recipes() -> None:
+    assert default_lengths(40) == [5, 10, 20, 40]
+    assert default_lengths(400) == list(PAPER_LENGTHS)
+    assert default_lengths(2) == [1, 2]
+
+
+def test_factors_multiply_what_was_tuned(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "tuning")
+    plan = tuning_plan(groups(), length_points([1]), draws=4, name="t")
+    invent(folder, plan, lambda t: None if t.draw == 0 else 50 - t.draw)
+    values, errors = best_values(folder, plan)
+    assert errors == {"vit_c_tiny/adamw": 47, "vit_p_tiny/adamw": 47}
+    points = vary_points([], [("optim.lr", [1.0, 4.0])], [])
+    lr = plan.draw_values("adamw", 3)["optim.lr"]
+    varied = measure_plan("vary", groups(), points, seeds=1, name="v", chosen=values)
+    assert [t.config.optim.lr for t in varied.trials()] == pytest.approx([lr, lr, 4 * lr, 4 * lr])
+
+
+def test_each_length_takes_the_values_tuned_for_it(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "tuning")
+    points = length_points([1, 2])
+    plan = tuning_plan(groups(), points, draws=3, name="t")
+    invent(folder, plan, lambda t: 50 - t.draw if t.point == "1 epochs" else 50 + t.draw)
+    values, _ = best_values(folder, plan)
+    measured = measure_plan("length", groups(), points, seeds=1, name="v", chosen=values)
+    by = {(t.contender, t.point): t.config.optim.lr for t in measured.trials()}
+    draws = [plan.draw_values("adamw", i)["optim.lr"] for i in range(3)]
+    assert by["vit_p_tiny", "1 epochs"] == draws[2]
+    assert by["vit_p_tiny", "2 epochs"] == draws[0]
+
+
+def test_nothing_is_chosen_where_no_draw_trained(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "tuning")
+    plan = tuning_plan(groups(), length_points([1]), draws=2, name="t")
+    invent(folder, plan, lambda t: None if t.contender == "vit_p_tiny" else 40.0)
+    with pytest.raises(ConfigError, match="vit_p_tiny/adamw"):
+        best_values(folder, plan)
+
+
+def test_the_better_optimizer_is_taken_for_each_contender() -> None:
+    errors = {"vit_c_tiny/adamw": 2.0, "vit_c_tiny/sgd": 1.0,
+              "vit_p_tiny/adamw": 1.0, "vit_p_tiny/sgd": 2.0}  # fmt: skip
+    best = best_optimizer(groups(BOTH), errors)
+    assert [(g.contender, g.optim) for g in best] == [
+        ("vit_c_tiny", "sgd"), ("vit_p_tiny", "adamw")
+    ]  # fmt: skip
+
+
+# -- what they say ---------------------------------------------------------------------------------
+
+
+def falling(trial: Trial) -> float:
+    """ViT_P loses 8 points at one epoch, ViT_C 2, with a little noise of the seed."""
+    loss = {1: 4, 2: 1, 4: 0}[trial.config.train.epochs]
+    times = 2.0 if trial.contender == "vit_p_tiny" else 0.5
+    return 30 + loss * times + 0.1 * trial.draw * (1 + (trial.config.train.epochs == 1))
+
+
+def test_the_loss_by_shorter_training_is_paired_by_seed(tmp_path: Path) -> None:
+    finding = found(tmp_path, lengths(), falling)
+    delta = {(v["contender"], v["epochs"]): v["delta"] for v in finding.parts.values["lengths"]}
+    # the seeds add 0, .1, .2, .3 to both lengths, and as much again at one epoch
+    assert delta["vit_p_tiny", 1]["estimate"] == pytest.approx(8.15)
+    assert delta["vit_c_tiny", 1]["estimate"] == pytest.approx(2.15)
+    assert delta["vit_p_tiny", 4]["estimate"] == 0
+    (c,) = finding.parts.values["comparisons"]
+    assert c["difference"]["estimate"] == pytest.approx(-6)
+    assert "vit_c_tiny loses 6.00 points less than vit_p_tiny" in finding.parts.sentences[0]
+
+
+def test_one_seed_gives_no_interval_and_it_is_said(tmp_path: Path) -> None:
+    finding = found(tmp_path, lengths(seeds=1), falling)
+    assert "no difference" in finding.parts.sentences[0]
+    assert "(? to ?)" in finding.parts.sentences[0]
+    assert "One seed" in finding.parts.tables[0].note
+
+
+def gap(trial: Trial) -> float | None:
+    epochs = trial.config.train.epochs
+    if trial.optim == "sgd" and trial.contender == "vit_p_tiny" and epochs == 4:
+        return None
+    return 40 - 2 * epochs + (1 if trial.optim == "sgd" else 0) + 0.1 * trial.draw
+
+
+def test_a_diverged_run_is_chance_and_by_the_papers_rule_a_shorter_ones(tmp_path: Path) -> None:
+    finding = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
+    row = next(v for v in finding.parts.values["gaps"]
+               if (v["contender"], v["epochs"]) == ("vit_p_tiny", 4))  # fmt: skip
+    assert row["diverged"] == 4
+    assert row["gap"]["estimate"] == pytest.approx(90 - 32 - 0.15)
+    assert row["gap_by_the_papers_rule"]["estimate"] == pytest.approx(37 - 32)  # 2 epochs of SGD
+    assert finding.parts.values["substituted"] == 4
+    line = next(x for x in finding.parts.charts[0].lines if x.label == "vit_p_tiny, sgd")
+    assert line.substituted == [False, False, True]
+    assert "4 diverged runs" in " ".join(finding.parts.sentences)
+    assert any("count as chance error" in note for note in finding.notes)
+
+
+def test_without_a_shorter_schedule_the_rule_leaves_chance(tmp_path: Path) -> None:
+    finding = found(tmp_path, lengths("optimizer", at=(4,), optims=BOTH), gap)
+    row = next(v for v in finding.parts.values["gaps"] if v["contender"] == "vit_p_tiny")
+    assert row["gap_by_the_papers_rule"] == row["gap"]
+
+
+def test_peak_puts_costs_beside_errors_and_says_that_two_models_are_few(tmp_path: Path) -> None:
+    finding = found(tmp_path, lengths("peak"), falling)
+    c = next(v for v in finding.parts.values["contenders"] if v["contender"] == "vit_c_tiny")
+    assert c["step_ms"] == 100
+    assert c["flops"] > 1e6
+    assert c["errors"][4]["estimate"] == pytest.approx(30.15)
+    assert finding.parts.values["correlations"]["n"] == 2
+    assert "too few" in " ".join(finding.parts.sentences)
+
+
+def test_shares_of_variance_and_seeds_needed(tmp_path: Path) -> None:
+    wide = {"all": 2.0, "init": 1.0, "order": 0.5, "augmentation": 0.0}
+
+    def error(trial: Trial) -> float:
+        return 30 + wide[trial.point] * (-1) ** trial.draw
+
+    finding = found(tmp_path, seed_plan(groups(), seeds=10, name="m"), error)
+    share = {v["varied"]: v["variance_share"] for v in finding.parts.values["spreads"]}
+    assert share["init"]["estimate"] == pytest.approx(0.25)
+    assert share["order"]["estimate"] == pytest.approx(1 / 16)
+    assert share["augmentation"]["estimate"] == 0
+    assert "needs" in finding.parts.sentences[0]
+
+
+def test_varied_settings_tell_error_and_share_of_diverged(tmp_path: Path) -> None:
+    points = vary_points([], [("optim.lr", [1.0, 8.0])], [])
+    plan = measure_plan("vary", groups(), points, seeds=4, name="m")
+    finding = found(tmp_path, plan, lambda t: None if "x8" in t.point and t.draw else 30.0)
+    at = {(v["contender"], v["point"]): v for v in finding.parts.values["points"]}
+    assert at["vit_p_tiny", "lr x8"]["diverged"] == 3
+    assert at["vit_p_tiny", "lr x8"]["diverged_share"]["estimate"] == 0.75
+    assert at["vit_p_tiny", "lr x8"]["change"]["estimate"] == pytest.approx(45)
+
+
+def test_a_measures_report_stands_alone_and_holds_its_numbers(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    invent(folder, lengths("optimizer", optims=BOTH), gap)
+    page, _ = report([folder.path])
+    text = page.read_text()
+    assert "<script" not in text
+    assert "by the paper&#x27;s rule" in text
+    values = json.loads((page.parent / "results.json").read_text())
+    assert values["findings"][0]["measure"] == "optimizer"
+    assert r"\toprule" in (page.parent / "table.tex").read_text()
+    header = (page.parent / "trials.csv").read_text().splitlines()[0]
+    assert "point" in header.split(",")
+    assert {p.name for p in (page.parent / "figures").iterdir()} == {
+        "optimizer_0.svg", "optimizer_0.png", "optimizer_0.pdf"
+    }  # fmt: skip
+
+
+# -- statistics of few -----------------------------------------------------------------------------
+
+
+def test_a_correlation_is_bounded_only_from_four_pairs() -> None:
+    x = np.arange(3.0)
+    assert effects.correlation(x, np.ones(3)) is None
+    few = effects.correlation(x, x)
+    assert few is not None
+    assert (few.low, few.high) == (-1, 1)
+    assert "too few" in few.method
+    four = effects.correlation([1, 2, 3, 4], [1, 2, 3, 3])
+    assert four is not None
+    assert four.low < 0 < four.estimate < four.high <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [6, 20])
+def test_correlation_intervals_cover(n: int) -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for i in range(1000):
+        x = rng.normal(size=n)
+        y = 0.8 * x + 0.6 * rng.normal(size=n)
+        r = effects.correlation(x, y, seed=i)
+        assert r is not None
+        inside += r.low <= 0.8 <= r.high
+    assert inside / 1000 > 0.91
+
+
+def test_a_line_is_found_with_its_intervals() -> None:
+    x = np.array([15.0, 17.0, 19.0, 21.0])
+    fit = effects.fit_line(x, 1.31 * x + 5.0 + np.array([0.1, -0.1, -0.1, 0.1]))
+    assert fit is not None
+    assert fit.slope.low < 1.31 < fit.slope.high
+    assert fit.slope.estimate == pytest.approx(1.31)
+    assert fit.spread == pytest.approx(math.sqrt(0.04 / 2))
+    two = effects.fit_line([1, 2], [1, 3])
+    assert two is not None
+    assert math.isinf(two.slope.high)
+    assert effects.fit_line([1.0, 1.0], [1.0, 2.0]) is None
+
+
+def test_seeds_needed_have_the_power_asked_for() -> None:
+    n = effects.seeds_needed(1.0, 1.0)
+    assert n == 17  # Cohen's table: d = 1, 80 %, two-sided 5 %
+    assert effects.seeds_needed(1.0, 1.0, paired=True) == 10
+    assert effects.seeds_needed(0.0, 1.0) == 2
+    assert effects.seeds_needed(1e6, 1.0) is None
+
+
+# -- the verbs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
+    """The verbs as they are, but every trial's result is made up: error falls with length."""
+    plans: list[Plan] = []
+
+    def run_trials(args: Any, folder: StudyFolder, plan: Plan) -> None:
+        plans.append(plan)
+        invent(folder, plan, lambda t: 60 - t.config.train.epochs + t.draw + 0.1 * t.config.optim.lr
+               + (t.contender == "vit_p_tiny"))  # fmt: skip
+
+    monkeypatch.setattr(cli_measures, "run_trials", run_trials)
+    # Drawing takes most of the time; one test above draws.
+    monkeypatch.setattr("vitc.study.report._save_figure", lambda picture, folder: "<svg></svg>")
+    monkeypatch.chdir(tmp_path)
+    return plans
+
+
+MODELS = ["debug", "--models", "vit_c_tiny", "vit_p_tiny", "--seeds", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "trials", "text"),
+    [
+        (["length", *MODELS, "--lengths", "1", "2"], [8], "lr and weight decay are the recipe's"),
+        (["length", *MODELS, "--lengths", "1", "2", "--retune", "3"], [12, 8], "were tuned"),
+        (["optimizer", *MODELS, "--lengths", "1", "2"], [16], "sgd - adamw"),
+        (["peak", *MODELS, "--tune", "2", "--optims", "adamw", "sgd"], [8, 4],
+         "whose best draw was best"),
+        (["seeds", *MODELS], [16], "share of the variance"),
+        (["vary", *MODELS, "--times", "optim.lr", "1", "2", "--set", "train.batch", "16", "32",
+          "--setup", "both", "train.batch=32", "optim.lr=0.01"], [20], "both"),
+    ],
+)  # fmt: skip
+def test_each_verb_plans_runs_and_reports(
+    invented: list[Plan], words: list[str], trials: list[int], text: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = Path("out")
+    assert main(["study", *words, "--out", str(out)]) == 0
+    assert [len(list(p.trials())) for p in invented] == trials
+    assert text in capsys.readouterr().out
+    assert (out / "report" / "report.html").exists()
+    assert main(["study", "status", str(out)]) == 0
+    assert main(["report", str(out)]) == 0
+    more = ["study", *words, "--out", str(out)]
+    more[more.index("--seeds") + 1] = "3"
+    assert main(more) == 0, "more seeds go on"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["optimizer", "debug", "--optims", "adamw"], "two optimizers"),
+        (["length", "debug", "--lengths", "1", "--train.epochs", "2"], "no effect with --lengths"),
+        (["vary", "debug"], "Nothing is varied"),
+        (["vary", "debug", "--set", "train.batches", "1"], "train.batch"),
+        (["vary", "debug", "--set", "train.batch", "many"], "whole number"),
+        (["vary", "debug", "--times", "train.precision", "2"], "no number"),
+        (["vary", "debug", "--setup", "x", "train.batch"], "SETTING=VALUE"),
+        (["peak", "debug", "--tune", "0", "--optims", "adamw", "sgd"], "which optimizer"),
+        (["length", "debug", "--optim", "sgd"], "--optims"),
+        (["paper", "fig12"], "Did you mean"),
+        (["paper", "fig2", "--scale", "full"], "--dry-run"),
+        (["paper", "fig9", "--count", "2"], "no effect"),
+        (["paper", "fig2", "--second", "x"], "fig11"),
+        (["paper", "fig2", "--train.epochs", "2"], "--lengths"),
+    ],
+)
+def test_a_users_mistake_is_one_message(
+    invented: list[Plan], words: list[str], text: str, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    assert main(["study", *words]) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the paper -------------------------------------------------------------------------------------
+
+TRAINED = [n for n, e in EXHIBITS.items() if e.measure != "bench"]
+
+
+def test_every_figure_and_table_of_the_paper_with_runs_is_there() -> None:
+    assert set(EXHIBITS) == {*(f"fig{i}" for i in range(2, 12)),
+                             "table1", "table2", "table3", "table5"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in EXHIBITS if n not in ("fig9", "table1")])
+def test_a_full_scale_plan_is_complete_and_says_its_cost(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "paper", name, "--scale", "full", "--dry-run", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "h on the paper's 8 V100" in values["cost"][-1]
+    plan = from_json(values["plans"][-1])
+    configs = [g.config for g in plan.groups]
+    assert all(c.data.path is not None and c.train.batch >= 256 for c in configs)
+    assert {c.train.epochs for c in configs} <= {50, 100, 200, 400}
+    assert plan.chance_error == pytest.approx(99.9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_papers_runs_are_counted_as_it_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    def runs(name: str) -> int:
+        main(["study", "paper", name, "--scale", "full", "--dry-run"])
+        return next(int(line.split()[0]) for line in capsys.readouterr().out.splitlines()
+                    if " runs, " in line)  # fmt: skip
+
+    assert runs("fig2") == 24 + 12
+    assert runs("fig3") == 48 + 24
+    assert runs("fig4") + runs("fig5") == 9 * 2 * 64
+
+
+def test_rates_of_full_scale_are_table_4s_and_ranges_each_familys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def plan(name: str) -> Plan:
+        main(["study", "paper", name, "--scale", "full", "--dry-run", "--json"])
+        return from_json(json.loads(capsys.readouterr().out.splitlines()[-1])["plans"][-1])
+
+    at = {g.contender: g.config.optim for g in plan("fig2").groups}
+    assert (at["vit_p_1gf"].lr, at["vit_p_1gf"].weight_decay) == (2e-3, 0.20)
+    assert (at["regnety_4gf"].lr, at["regnety_4gf"].weight_decay) == (2.54, 2.4e-5)
+    four = plan("fig4")
+    ranges = {g.contender: four.ranges_of(g)["optim.lr"] for g in four.groups}
+    assert (ranges["vit_p_4gf"].low, ranges["vit_p_4gf"].high) == (2.5e-4, 8e-3)
+    assert (ranges["regnety_4gf"].low, ranges["regnety_4gf"].high) == (1.25e-3, 4e-2)
+    five = {g.contender: g.config for g in plan("table5").groups}
+    deit = five["row 8 vit_p_18gf"]
+    assert (deit.optim.weight_decay, deit.data.augment.repeats) == (0.5, 3)
+    assert deit.optim.ema.kind == "none"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_small_exhibit_runs_through_to_its_report(
+    name: str, invented: list[Plan], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if name == "fig11":
+        monkeypatch.setattr("vitc.study.second.measure_second", lambda *a: {})
+    words = ["study", "paper", name, "--count", "2", "--train.precision", "fp32"]
+    words += ["--tune", "2"] if EXHIBITS[name].small.tune else []
+    assert main([*words, "--out", "out"]) == 0
+    page = (Path("out") / "report" / "report.html").read_text()
+    title = EXHIBITS[name].title
+    assert title.replace("'", "&#x27;") in page
+    printed = EXHIBITS[name].printed
+    assert ("Beside the paper" in page) == bool(printed)
+    assert main([*words, "--out", "out"]) == 0, "the same command goes on"
+
+
+def test_the_papers_numbers_stand_beside_ours(
+    invented: list[Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "paper", "table2", "--count", "2", "--tune", "2"]) == 0
+    out = capsys.readouterr().out
+    line = next(x for x in out.splitlines() if x.startswith("vit_c_1gf") and " 400 " in x)
+    cells = line.split()
+    assert cells[4] == "%"
+    assert float(cells[5]) == TABLE2["vit_c_1gf"].errors[400]
+    assert cells[6:8] == ["vit_c_tiny", "40"]
+    assert float(cells[8]) == pytest.approx(60 - 40 + 0.5, abs=0.1)
+
+
+def test_printed_gaps_are_as_the_paper_prints_them_slip_included() -> None:
+    for model, (adamw, sgd, difference) in TABLE3.items():
+        if model != "vit_s4_4gf":
+            assert sgd - adamw == pytest.approx(difference)
+    assert TABLE3["vit_s4_4gf"][2] == 1.3
+
+
+def test_models_and_times_beside_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "paper", "table1", "--scale", "full", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "17.5 / 86.7 / 24" in out
+    assert "Nothing was timed" in out
+
+
+@pytest.mark.slow
+def test_what_time_goes_with_stands_beside_figure_9(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "paper", "fig9", "--iterations", "1", "--train.batch", "4"]) == 0
+    assert "0.93" in capsys.readouterr().out
+
+
+def test_bench_times_what_pycls_times_and_the_whole_step(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    words = ["bench", "vit_p_tiny", "--train.batch", "8", "--iterations", "2", "--out", str(file)]
+    assert main(words) == 0
+    (model,) = json.loads(file.read_text())["models"]
+    for name in ("test_fw", "train_fw", "train_bw", "step"):
+        assert 0 < model[name]["low"] <= model[name]["median"] <= model[name]["high"]
+    assert model["epoch_minutes"] == pytest.approx(1_281_167 / 8 * model["step"]["median"] / 60_000)
+    assert "images/s" in capsys.readouterr().out
+    assert main(["bench", "vit_p_tine"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_small_exhibit_trains_from_a_clean_clone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    e = EXHIBITS[name].small
+    lengths = [str(i + 1) for i in range(len(e.lengths))]
+    words = ["study", "paper", name, "--count", "1", "--lengths", *lengths, "--data.max_train",
+             "256", "--train.batch", "64", "--train.precision", "fp32",
+             "--workers", "2"]  # fmt: skip
+    assert main([*words, *(["--tune", "1"] if e.tune else []), "--out", "out"]) == 0
+    values = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
+    (section,) = [*values["sections"], *values["findings"]]
+    assert section["unfinished_trials"] == 0
+
+
+def test_the_docs_list_every_exhibit_with_its_runs_and_hours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
+    for name in EXHIBITS:
+        (row,) = [x for x in page.splitlines() if x.startswith("|") and f"| `{name}" in x]
+        if name not in TRAINED:
+            continue
+        assert main(["study", "paper", name, "--scale", "full", "--dry-run"]) == 0
+        cost = next(x for x in capsys.readouterr().out.splitlines() if " runs, " in x)
+        runs, hours = cost.split(" h on the paper's")[0].split(" runs, ")
+        assert f"| {runs} | " in row, cost
+        assert f" {hours} |" in row, cost

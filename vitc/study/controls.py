@@ -1,0 +1,178 @@
+"""What a reviewer asks for: contenders derived from those of a study, and other ranges.
+
+Each control answers "is it really the stem?": the ViT_P with more tokens, either model with the
+other's number of blocks, the norms exchanged, a stem that does not learn, as much time instead of
+as many flops, and draws from somewhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from vitc.config import load_config
+from vitc.errors import ConfigError
+from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.zoo import MODELS
+from vitc.recipes.ranges import study_ranges
+from vitc.study.plan import Group, Range
+
+RangeRule = Literal["shared", "separate", "union"]
+BENCH_STEPS = 10
+
+
+def control_groups(
+    groups: Sequence[Group], names: Sequence[str], reference: str, old: Sequence[Group] = ()
+) -> list[Group]:
+    """The further contenders that these controls (`CONTROLS`, and time_matched) ask for.
+
+    `old` are the groups of the study where it was begun: what was measured then stays. Raises
+    ConfigError: a control that no contender allows.
+    """
+    found: list[Group] = []
+    for name in names:
+        if name == "time_matched":
+            new = _time_matched(groups, reference, old)
+        else:
+            new = [g for group in groups if (g := CONTROLS[name](group)) is not None]
+        if not new:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} has no effect: it fits none of "
+                f"{', '.join(dict.fromkeys(g.contender for g in groups))}."
+            )
+        found += new
+    return found
+
+
+def _with(group: Group, what: str, **settings: object) -> Group:
+    config = load_config(group.config, **settings)
+    return dataclasses.replace(group, contender=f"{group.contender}, {what}", config=config)
+
+
+def _smaller_patch(group: Group) -> Group | None:
+    stem = getattr(group.config.model, "stem", None)
+    if not isinstance(stem, PatchifyStemConfig) or stem.patch_size % 2:
+        return None
+    half = stem.patch_size // 2
+    return _with(group, f"patch {half}", **{"model.stem.patch_size": half})
+
+
+def _swap_depth(group: Group) -> Group | None:
+    model = group.config.model
+    twin = {"vit_p_": "vit_c_", "vit_c_": "vit_p_"}.get(model.name[:6], "") + model.name[6:]
+    other = MODELS.get(twin)
+    if not (isinstance(model, ViTConfig) and isinstance(other, ViTConfig)):
+        return None
+    if model.depth == other.depth:
+        return None
+    return _with(group, f"{other.depth} blocks", **{"model.depth": other.depth})
+
+
+def _bn_patchify(group: Group) -> Group | None:
+    stem = getattr(group.config.model, "stem", None)
+    if not isinstance(stem, PatchifyStemConfig) or stem.bn_relu:
+        return None
+    return _with(group, "bn", **{"model.stem.bn_relu": True})
+
+
+def _ln_conv(group: Group) -> Group | None:
+    stem = getattr(group.config.model, "stem", None)
+    if not isinstance(stem, ConvStemConfig) or stem.norm == "ln":
+        return None
+    return _with(group, "ln", **{"model.stem.norm": "ln"})
+
+
+def _frozen_patchify(group: Group) -> Group | None:
+    """Random patch embeddings that stay: what Chen et al. (arXiv 2104.02057) did for ViT_P."""
+    stem = getattr(group.config.model, "stem", None)
+    if not isinstance(stem, PatchifyStemConfig):
+        return None
+    return _with(group, "frozen stem", **{"train.freeze": (*group.config.train.freeze, "stem")})
+
+
+CONTROLS: dict[str, Callable[[Group], Group | None]] = {
+    "smaller_patch": _smaller_patch,
+    "swap_depth": _swap_depth,
+    "bn_patchify": _bn_patchify,
+    "ln_conv": _ln_conv,
+    "frozen_patchify": _frozen_patchify,
+}
+
+
+def _time_matched(groups: Sequence[Group], reference: str, old: Sequence[Group]) -> list[Group]:
+    """Contenders trained for as long as the reference takes, not for as many epochs.
+
+    The ratio of their steps is measured here, once: a study that goes on keeps its epochs.
+    """
+    known = {(g.contender, g.optim): g.config.train.epochs for g in old}
+    found = []
+    for group in groups:
+        if group.contender == reference:
+            continue
+        base = next(g for g in groups if (g.contender, g.optim) == (reference, group.optim))
+        label = f"{group.contender}, time-matched"
+        epochs = known.get((label, group.optim))
+        if epochs is None:
+            ratio = _step_ms(base) / _step_ms(group)
+            epochs = max(1, round(group.config.train.epochs * ratio))
+        found.append(_with(group, "time-matched", **{"train.epochs": epochs}))
+    return found
+
+
+def _step_ms(group: Group) -> float:
+    from vitc.study.bench import bench
+
+    settings = {"train.threads": 1, "train.precise_bn_images": 0}
+    config = load_config(group.config, **settings)
+    if config.train.precision == "auto":
+        config = load_config(config, **{"train.precision": "fp32"})
+    return bench(config, warm_up=3, timed=BENCH_STEPS).step.median
+
+
+# -- ranges ----------------------------------------------------------------------------------------
+
+
+def shifted(ranges: Mapping[str, Range], octave: Literal["up", "down"] | None) -> dict[str, Range]:
+    """Log ranges times or over two; uniform ones have no octave and stay."""
+    factor = {"up": 2.0, "down": 0.5, None: 1.0}[octave]
+    return {
+        n: dataclasses.replace(r, low=r.low * factor, high=r.high * factor) if r.log else r
+        for n, r in ranges.items()
+    }
+
+
+def with_range_rule(
+    groups: Sequence[Group], shared: Mapping[str, Mapping[str, Range]], rule: RangeRule
+) -> tuple[list[Group], dict[str, dict[str, Range]]]:
+    """Groups and shared ranges by a rule.
+
+    shared: all from the first recipe's; separate: each contender from its own recipe's, at the same
+    quantiles; union: all from the least to the greatest of everybody's own. A range that the user
+    gave himself stands in `shared` and is everybody's under each rule.
+    """
+    ranges = {optim: dict(rs) for optim, rs in shared.items()}
+    if rule == "shared":
+        return list(groups), ranges
+    firsts: dict[str, Group] = {}
+    for g in groups:
+        firsts.setdefault(g.optim, g)
+    new = []
+    for g in groups:
+        mine = _own(g)
+        asked = {n: r for n, r in ranges[g.optim].items() if _own(firsts[g.optim]).get(n) != r}
+        new.append(dataclasses.replace(g, ranges={**mine, **asked}))
+    if rule == "separate":
+        return new, ranges
+    for optim, settings in ranges.items():
+        for name, r in settings.items():
+            every = [g.ranges[name] for g in new if g.optim == optim and g.ranges is not None]
+            settings[name] = dataclasses.replace(
+                r, low=min(x.low for x in every), high=max(x.high for x in every)
+            )
+    return list(groups), ranges
+
+
+def _own(group: Group) -> dict[str, Range]:
+    found = study_ranges(group.config, group.optim)
+    return {n: Range(low=low, high=high) for n, (low, high) in found.items()}
