@@ -356,7 +356,7 @@ VERBS: dict[str, Verb] = {
         epilog="settings:\n"
         "  --model NAME, --data NAME|PATH, --optim NAME, --model.stem KIND choose a component;\n"
         "  --model.stem FILE.py:CLASS takes a stem of your own (docs/stems.md);\n"
-        "  --init RUN|FILE|FOLDER|timm:NAME starts from weights; --train.freeze backbone: a probe;\n"
+        "  --init RUN|FILE|FOLDER|timm:NAME starts from weights; --train.freeze backbone: probe;\n"
         "  dotted ones set a detail: --train.epochs 20. In any order.\n"
         "  Every setting of a recipe with its value: vitc train RECIPE --help\n"
         "  All recipes and models: vitc show --list",
