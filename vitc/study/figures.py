@@ -113,12 +113,13 @@ def _chart(chart: Chart) -> Figure:
 
 def _draw(axes: Any, line: Line) -> None:
     """Points with their intervals, joined; dashed on the way to a point that stands for another."""
-    colour, style = COLOURS[line.look % len(COLOURS)], STYLES[line.look % len(STYLES)]
+    colour = COLOURS[line.look % len(COLOURS)]
+    style = "-" if line.substituted else STYLES[line.look % len(STYLES)]  # there dashed has a sense
     marker = line.marker if line.marker != "o" else MARKERS[line.look % len(MARKERS)]
     substituted = line.substituted or [False] * len(line.x)
     for i in range(1, len(line.x)):
         axes.plot(line.x[i - 1 : i + 1], line.y[i - 1 : i + 1], color=colour, linewidth=1.3,
-                  linestyle=":" if substituted[i] else style)  # fmt: skip
+                  linestyle="--" if substituted[i] else style)  # fmt: skip
     for i, hollow in enumerate(substituted):
         axes.plot(line.x[i], line.y[i], marker=marker, color=colour, linestyle="none",
                   markerfacecolor="none" if hollow else colour, markersize=6,

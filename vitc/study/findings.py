@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,14 @@ def mean(values: Mapping[int, float]) -> Interval | None:
     return st.interval(list(values.values()), "mean") if values else None
 
 
+def level(errors: Mapping[int, float]) -> Interval | None:
+    """As `mean`, of errors: no bound leaves 0 to 100 percent."""
+    i = mean(errors)
+    if i is None or math.isinf(i.low):
+        return i
+    return replace(i, low=max(i.low, 0.0), high=min(i.high, 100.0))
+
+
 def shown(i: Interval | None, signed: bool = False) -> str:
     """`6.3 (5.1 to 7.5)`, with `?` for a bound that so few runs do not give."""
     if i is None:
@@ -240,10 +248,10 @@ def _length(plan: Plan, rows: Sequence[Row]) -> Parts:
             if point == points[0]:
                 shortest[contender, optim] = delta
             table.append([contender, optim, str(epochs_of(point)), str(len(error)),
-                          str(_diverged(by, (contender, optim, point))), shown(mean(error)),
+                          str(_diverged(by, (contender, optim, point))), shown(level(error)),
                           "0" if point == longest else shown(m, signed=True)])  # fmt: skip
             values.append({"contender": contender, "optim": optim, "epochs": epochs_of(point),
-                           "n": len(delta), "error": _values(mean(error)),
+                           "n": len(delta), "error": _values(level(error)),
                            "delta": _values(m)})  # fmt: skip
         lines.append(_line(_name(plan, contender, optim), look, lengths, means))
     found, against, differences = _against(
@@ -300,7 +308,7 @@ def _optimizer(plan: Plan, rows: Sequence[Row]) -> Parts:
         for optim in plan.optims:
             if all((contender, optim, p) not in by for p in points):
                 continue
-            means = [mean({i: e for i, (e, _) in at.items()}) for at in ruled[optim]]
+            means = [level({i: e for i, (e, _) in at.items()}) for at in ruled[optim]]
             instead = [any(sub for _, sub in at.values()) for at in ruled[optim]]
             substituted += sum(sub for at in ruled[optim] for _, sub in at.values())
             line = _line(f"{contender}, {optim}", look, lengths, means,
@@ -320,7 +328,7 @@ def _optimizer(plan: Plan, rows: Sequence[Row]) -> Parts:
                 diverged = (_diverged(by, (contender, first, point)),
                             _diverged(by, (contender, other, point)))  # fmt: skip
                 table.append([contender, str(epochs_of(point)), str(len(gap)),
-                              shown(mean(errors_of(theirs))), shown(mean(errors_of(mine))),
+                              shown(level(errors_of(theirs))), shown(level(errors_of(mine))),
                               f"{diverged[0]} / {diverged[1]}", shown(mean(gap), signed=True),
                               shown(mean(rule), signed=True)])  # fmt: skip
                 values.append({"contender": contender, "optim": other, "against": first,
@@ -403,10 +411,10 @@ def _peak(plan: Plan, rows: Sequence[Row]) -> Parts:
         step_ms = float(np.median(each)) if each else None
         final = errors_of(cell)
         finals[contender, ""] = final
-        m = mean(final)
+        m = level(final)
         lr, decay = group.config.optim.lr, group.config.optim.weight_decay
         table.append([contender, optim, f"{lr:.3g} / {decay:.3g}",
-                      *(shown(mean(errors_of(by.get((contender, optim, p), {})))) for p in points),
+                      *(shown(level(errors_of(by.get((contender, optim, p), {})))) for p in points),
                       str(_diverged(by, (contender, optim, last))),
                       f"{cost.flops / 1e6:,.1f}", f"{cost.params / 1e6:,.3f}",
                       f"{cost.activations / 1e6:,.3f}",
@@ -414,7 +422,7 @@ def _peak(plan: Plan, rows: Sequence[Row]) -> Parts:
         values.append({"contender": contender, "optim": optim, "lr": lr, "weight_decay": decay,
                        "flops": cost.flops, "params": cost.params, "activations": cost.activations,
                        "step_ms": step_ms, "n": len(final),
-                       "errors": {epochs_of(p): _values(mean(errors_of(
+                       "errors": {epochs_of(p): _values(level(errors_of(
                            by.get((contender, optim, p), {})))) for p in points}})  # fmt: skip
         if step_ms is not None:
             costs.append((cost.params, cost.flops, cost.activations, step_ms))
@@ -580,7 +588,7 @@ def _vary(plan: Plan, rows: Sequence[Row]) -> Parts:
         means = []
         for point in points:
             error = errors_of(by.get((contender, optim, point), {}))
-            m, change = mean(error), mean(paired(error, first))
+            m, change = level(error), mean(paired(error, first))
             n, gone = len(error), _diverged(by, (contender, optim, point))
             share = st.share(gone, n) if n else None
             means.append(m)
