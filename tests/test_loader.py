@@ -643,6 +643,7 @@ def own_bytes(pid: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells, others not")
+@pytest.mark.slow
 def test_memory_of_the_processes_is_flat_over_epochs(tmp_path: Path) -> None:
     """5 epochs of 3,000 files: what the first one needs is all."""
     Image.new("RGB", (8, 8), (200, 10, 90)).save(tmp_path / "one.png")

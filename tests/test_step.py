@@ -73,7 +73,9 @@ run(from_dict(json.load(open(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
 """
 
 
-@pytest.mark.parametrize("model", ["vit_p_tiny", "vit_c_tiny"])
+@pytest.mark.parametrize(
+    "model", [pytest.param("vit_p_tiny", marks=pytest.mark.slow), "vit_c_tiny"]
+)
 def test_two_processes_with_two_micro_batches_each_equal_one_with_four(
     tmp_path: Path, model: str
 ) -> None:

@@ -103,7 +103,9 @@ def jobs(tmp_path: Path, count: int, epochs: int) -> list[Job]:
     return [Job(t.id, f"draw {t.draw}", t.config, tmp_path / t.id) for t in trials]
 
 
-@pytest.mark.parametrize(("deaths", "status"), [(1, "done"), (2, "failed")])
+@pytest.mark.parametrize(
+    ("deaths", "status"), [(1, "done"), pytest.param(2, "failed", marks=pytest.mark.slow)]
+)
 def test_a_trial_whose_worker_dies_is_tried_once_more(
     tmp_path: Path, deaths: int, status: str
 ) -> None:

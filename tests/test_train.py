@@ -197,6 +197,7 @@ def assert_resumed(out: Path, killed_at: int, saved_every: int) -> None:
     assert resumed[0] >= killed_at - saved_every - 1
 
 
+@pytest.mark.slow  # the JPEG folder dies in the quick suite
 def test_kill_9_on_the_resident_path_is_bit_exact(tmp_path: Path) -> None:
     config = tiny(**{
         "train.epochs": 4, "train.save_every_steps": 3, "data.augment.mixup_alpha": 0.8,
