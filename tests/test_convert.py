@@ -35,8 +35,8 @@ from vitc.models.convert import (
 )
 from vitc.models.zoo import build_model
 from vitc.train import weights as weights_module
-from vitc.train.start import load_weights, models_like, read_weights
-from vitc.train.weights import pycls_settings
+from vitc.train.start import load_weights, models_like
+from vitc.train.weights import pycls_settings, read_weights
 
 P = ViTConfig(
     name="p", stem=PatchifyStemConfig(patch_size=8), embed_dim=48, depth=2, num_heads=3,

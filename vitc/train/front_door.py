@@ -126,11 +126,6 @@ class Look:
         """Median over the sample, in pixels."""
         return round(statistics.median(min(size) for size in self.sizes))
 
-    @property
-    def imbalance(self) -> float:
-        """Images of the largest class over those of the smallest."""
-        return max(self.counts) / max(1, min(self.counts))
-
 
 @dataclass(frozen=True)
 class Machine:

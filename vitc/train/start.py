@@ -35,11 +35,8 @@ from vitc.train.weights import (
     few,
     kind,
     read_stored,
-    read_weights,
     settings_of,
 )
-
-__all__ = ["ADAPTABLE", "LoadReport", "Weights", "fill", "load_weights", "read_weights"]
 
 ADAPTABLE = {
     "head": "another class count: the model keeps its own classifier, fresh",
