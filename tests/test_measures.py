@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from vitc import cli_measures
 from vitc.cli import main
 from vitc.config import to_dict
 from vitc.errors import ConfigError
 from vitc.study import effects
+from vitc.study.claims import claims, pairs
 from vitc.study.conduct import contenders_of
 from vitc.study.findings import find
 from vitc.study.measures import (
@@ -28,10 +30,11 @@ from vitc.study.measures import (
     tuning_plan,
     vary_points,
 )
-from vitc.study.paper import EXHIBITS, PAPER_LENGTHS
+from vitc.study.paper import EXHIBITS, PAPER_LENGTHS, beside, entry_groups, exhibit_plan
 from vitc.study.plan import Plan, StudyFolder, Trial, from_json, mixed, to_json
 from vitc.study.printed import TABLE2, TABLE3
 from vitc.study.report import report
+from vitc.study.statistics import Interval, share_difference
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
@@ -256,8 +259,71 @@ def test_a_measures_report_stands_alone_and_holds_its_numbers(tmp_path: Path) ->
     header = (page.parent / "trials.csv").read_text().splitlines()[0]
     assert "point" in header.split(",")
     assert {p.name for p in (page.parent / "figures").iterdir()} == {
-        "optimizer_0.svg", "optimizer_0.png", "optimizer_0.pdf"
+        f"{chart}_0.{kind}" for chart in ("optimizer", "length") for kind in ("svg", "png", "pdf")
     }  # fmt: skip
+
+
+def test_the_optimizer_study_tells_the_loss_by_length_too(tmp_path: Path) -> None:
+    finding = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
+    told = {(v["contender"], v["optim"], v["epochs"])
+            for v in finding.parts.values["length"]["lengths"]}  # fmt: skip
+    assert {("vit_c_tiny", "sgd", 2), ("vit_p_tiny", "adamw", 2)} <= told
+    assert "Error by length of training" in [t.title for t in finding.parts.tables]
+
+
+# -- against the paper -----------------------------------------------------------------------------
+
+
+def test_a_claim_agrees_disagrees_or_stays_open_by_its_interval(tmp_path: Path) -> None:
+    def error(ahead: float) -> Any:
+        def of(t: Trial) -> float:
+            c, sgd = t.contender == "vit_c_tiny", t.optim == "sgd"
+            return 30 + 0.1 * t.draw * (1 + c) + sgd * (5 - ahead * c)
+
+        return of
+
+    def verdicts(ahead: float) -> dict[str, str]:
+        plan = lengths("optimizer", optims=BOTH, seeds=4)
+        finding = found(tmp_path / str(ahead), plan, error(ahead))
+        return {c.what: c.verdict for c in claims(finding)}
+
+    what = "sgd - adamw at 4 epochs"
+    assert verdicts(3.0)[what] == "agrees"
+    assert verdicts(-3.0)[what] == "disagrees"
+    assert verdicts(0.0)[what] == "open"
+
+
+def test_only_a_vit_c_and_its_own_vit_p_are_held_against_the_paper() -> None:
+    models = ["vit_c_tiny", "vit_p_tiny_patch4", "vit_p_tiny"]
+    these = contenders_of(["debug"], models, ["adamw"])
+    plan = measure_plan("length", these, length_points([2, 4]), seeds=2, name="m")
+    assert pairs(plan) == [("vit_c_tiny", "vit_p_tiny")]
+    changed = contenders_of(["debug"], ["vit_c_tiny"], ["adamw"], (), **{"model.stem.norm": "ln"})
+    plan = measure_plan("length", [*changed, these[2]], length_points([2, 4]), seeds=2, name="m")
+    assert pairs(plan) == []
+
+
+def test_a_difference_of_shares_is_newcombes() -> None:
+    def wilson(count: int, n: int) -> Interval:
+        bounds = scipy.stats.binomtest(count, n).proportion_ci(method="wilson")
+        return Interval(bounds.low, count / n, bounds.high)
+
+    d = share_difference(wilson(56, 70), wilson(48, 80))  # case (a) of his Table II, method 10
+    assert (d.low, d.estimate, d.high) == pytest.approx((0.0524, 0.2, 0.3339), abs=5e-5)
+
+
+def test_the_papers_order_is_held_against_ours_with_its_sign(tmp_path: Path) -> None:
+    entries = EXHIBITS["fig7"].small.entries
+    plan = exhibit_plan("fig7", "small", entry_groups(entries, None), count=4)
+    better = {"vit_c_tiny": 2.0, "vit_c_tiny(ln)": -1.0}
+    finding = found(
+        tmp_path, plan, lambda t: 30 + 0.01 * t.draw * len(t.contender) - better.get(t.contender, 0)
+    )
+    order = {row[0]: row for row in beside(finding)[1].rows}
+    assert order["vit_c_4gf"][5] == "-2.3"
+    assert order["vit_c_4gf"][-1] == "agrees"
+    assert order["vit_c_ln_4gf"][-1] == "disagrees"
+    assert "vit_p_4gf" not in order
 
 
 # -- statistics of few -----------------------------------------------------------------------------

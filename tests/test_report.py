@@ -20,7 +20,8 @@ from vitc.errors import ConfigError
 from vitc.study.analysis import Section, analyse
 from vitc.study.conduct import hparams_plan
 from vitc.study.plan import Plan, StudyFolder
-from vitc.study.report import readings, report, verdict
+from vitc.study.report import report
+from vitc.study.telling import readings, verdict
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
@@ -112,6 +113,37 @@ def test_crossing_distributions_are_said(tmp_path: Path) -> None:
 
     section = analyse([invented(tmp_path / "s", crossing, draws=64, control=False)])[0]
     assert any("cross (beyond noise)" in line for line in readings(section))
+
+
+def test_a_page_for_a_repository_holds_figures_trials_and_the_papers_claim(tmp_path: Path) -> None:
+    study = invented(tmp_path / "s", easier, rename={"vit_p_tiny again": "a|b <i>*x*"})
+    page = tmp_path / "docs" / "easier.md"
+    report([study], page=page)
+    text = page.read_text()
+    assert "**Under adamw vit_c_tiny's error is lower than vit_p_tiny's by 6." in text
+    assert "| more of the draws of lr and weight decay come near its best (5.3) |" in text
+    assert f"vitc report {study} --page {page}" in text
+    assert r"a\|b \<i\>\*x\*" in text
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert {"easier/trials.csv", "easier/results.json", "easier/edf_0_adamw.png"} <= set(linked)
+    assert all((page.parent / name).is_file() for name in linked)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    heads = [i for i, line in enumerate(tables) if line.startswith("| ---")]
+    for start, end in zip(heads, [*heads[1:], len(tables) + 1], strict=True):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in tables[start - 1 : end - 1]}
+        assert len(bars) == 1  # as many cells in every row, whatever a name holds
+    report([study], page=page)  # again over its own page
+
+
+@pytest.mark.parametrize("name", ["page.html", "taken.md"])
+def test_a_page_is_markdown_and_takes_no_others_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    study = invented(tmp_path / "s", easier)
+    with pytest.raises(ConfigError, match=r"Markdown|trials\.csv"):
+        report([study], page=tmp_path / name)
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+    assert not (study / "report").exists()
 
 
 def test_the_control_is_read_out(made: tuple[Path, list[Section]]) -> None:

@@ -312,7 +312,7 @@ def _bench(args: Namespace) -> int:
     from vitc.study.bench import bench, bench_config
     from vitc.study.findings import correlation_values, time_correlations
     from vitc.study.printed import TABLE2
-    from vitc.study.report import plain_table
+    from vitc.study.telling import plain_table
     from vitc.train.runlog import environment
 
     if "model" in args.settings:
@@ -490,7 +490,7 @@ def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
     from vitc.study.bench import bench
     from vitc.study.findings import correlation_values, time_correlations
     from vitc.study.paper import get_exhibit, models_table
-    from vitc.study.report import plain_table
+    from vitc.study.telling import plain_table
 
     classes = 1000 if args.scale == "full" else 10
     table = models_table([g.config for g in groups], classes)

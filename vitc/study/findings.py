@@ -294,7 +294,7 @@ def _optimizer(plan: Plan, rows: Sequence[Row]) -> Parts:
     """SGD's error minus AdamW's at each length (paper section 4 and Figure 3).
 
     Twice: a diverged run as chance error, and by the paper's rule, which copies the best result of
-    a shorter schedule for it (section 5.2).
+    a shorter schedule for it (section 5.2). The same runs tell the loss by length under each.
     """
     by = cells(rows)
     points = _points(plan)
@@ -357,12 +357,15 @@ def _optimizer(plan: Plan, rows: Sequence[Row]) -> Parts:
         tables.append(Table(f"Gap at {points[-1]}, against the reference",
                             ["contender", "against", "optimizer", "seeds", "difference, points"],
                             against, "Negative: the contender has the smaller gap."))  # fmt: skip
+    chart = Chart("optimizer", "Error by length and optimizer", "epochs", "top-1 error (%)", lines,
+                  log_x=True)  # fmt: skip
+    by_length = _length(plan, rows) if len(points) > 1 else Parts([], [], [], {})
     return Parts(
-        [*(found or ["There is nothing to compare yet."]), *own, rule_text],
-        tables,
-        [Chart("optimizer", "Error by length and optimizer", "epochs", "top-1 error (%)", lines,
-               log_x=True)],
-        {"gaps": values, "comparisons": differences, "substituted": substituted},
+        [*(found or ["There is nothing to compare yet."]), *own, rule_text, *by_length.sentences],
+        [*tables, *by_length.tables],
+        [chart, *by_length.charts],
+        {"gaps": values, "comparisons": differences, "substituted": substituted,
+         **({"length": by_length.values} if by_length.values else {})},
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ minutes to hours on a laptop: the numbers are of another task, only directions c
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from vitc.config import RunConfig, load_config, resolve_config
 from vitc.errors import unknown
 from vitc.models.zoo import MODELS, REPORTED
+from vitc.study.claims import agreement
 from vitc.study.findings import Finding, Table, cells, errors_of, mean, paired, shown
 from vitc.study.measures import (
     Points,
@@ -27,6 +29,7 @@ from vitc.study.plan import HPARAMS, Group, Plan
 from vitc.study.printed import FIGURE7_100_EPOCHS, TABLE2, TABLE3, TABLE4, TABLE5
 
 Name = Literal["full", "small"]
+BESIDE, ORDER = "Beside the paper", "In the paper's order?"  # titles of tables
 BENCH = "bench"  # an exhibit that trains nothing
 PAPER_LENGTHS = (50, 100, 200, 400)
 SMALL_LENGTHS = (5, 10, 20, 40)
@@ -443,19 +446,51 @@ def cost_lines(plans: Sequence[Plan]) -> list[str]:
 # -- beside the paper ------------------------------------------------------------------------------
 
 
-def beside(finding: Finding) -> Table | None:
-    """The paper's printed numbers with ours; None: it prints none, or this is no exhibit."""
+@dataclass(frozen=True)
+class Ours:
+    """One printed number and what stands for it here: seed -> the same difference or error."""
+
+    printed: Printed
+    contender: str
+    optim: str
+    epochs: int
+    values: dict[int, float]
+
+
+def beside(finding: Finding) -> list[Table]:
+    """The paper's printed numbers with ours, and whether contenders come in its order.
+
+    Nothing where it prints none, or the study is no exhibit.
+    """
     name, _, scale = finding.plan.exhibit.partition(" ")
-    if name not in EXHIBITS or not EXHIBITS[name].printed:
-        return None
+    found = _ours(finding, name, scale) if name in EXHIBITS else []
+    if not found:
+        return []
+    whats = {"error": "error %", "delta": "error above the longest, points",
+             "gap": "SGD - AdamW, points"}  # fmt: skip
+    rows = [
+        [o.printed.contender, o.optim, str(o.printed.epochs), whats[o.printed.what],
+         f"{o.printed.value:g}", o.contender, str(o.epochs), shown(mean(o.values))]
+        for o in found
+    ]  # fmt: skip
+    note = EXHIBITS[name].about
+    if scale != "full":
+        note += " Ours are tiny models on other images: only signs and orders can be compared."
+    head = ["paper's model", "optimizer", "epochs", "what", "paper", "ours", "epochs", "(95 %)"]
+    table = Table(BESIDE, head, rows, note)
+    order = _order(found, whats)
+    return [table, order] if order.rows else [table]
+
+
+def _ours(finding: Finding, name: str, scale: str) -> list[Ours]:
     exhibit = EXHIBITS[name]
     by = cells(finding.rows)
     entries = scale_of(exhibit, "full" if scale == "full" else "small").entries
     ours_of = {e.stands_for or e.label: e.label for e in entries}
-    longest = max(g.config.train.epochs for g in finding.plan.groups)
     measured = sorted({g.config.train.epochs for g in finding.plan.groups})
+    longest = measured[-1]
     paper_lengths = sorted({p.epochs for p in exhibit.printed} | set(exhibit.full.lengths))
-    rows = []
+    found = []
     for p in exhibit.printed:
         mine = ours_of.get(p.contender)
         if mine is None:
@@ -469,17 +504,47 @@ def beside(finding: Finding) -> Table | None:
             at = paired(at, errors_of(by.get((mine, optim, f"{longest} epochs"), {})))
         elif p.what == "gap":
             at = paired(at, errors_of(by.get((mine, "adamw", f"{epochs} epochs"), {})))
-        what = {"error": "error %", "delta": "error above the longest, points",
-                "gap": "SGD - AdamW, points"}[p.what]  # fmt: skip
-        rows.append([p.contender, optim, str(p.epochs), what, f"{p.value:g}", mine, str(epochs),
-                     shown(mean(at))])  # fmt: skip
-    if not rows:
-        return None
-    note = exhibit.about
-    if scale != "full":
-        note += " Ours are tiny models on other images: only signs and orders can be compared."
-    head = ["paper's model", "optimizer", "epochs", "what", "paper", "ours", "epochs", "(95 %)"]
-    return Table("Beside the paper", head, rows, note)
+        found.append(Ours(p, mine, optim, epochs, at))
+    return found
+
+
+def _order(found: Sequence[Ours], whats: Mapping[str, str]) -> Table:
+    """Each printed number minus that of the ViT_P beside it, as printed and as ours."""
+    rows = []
+    for o in found:
+        base = next((b for b in found if _is_base(b, o)), None)
+        if base is None or o.printed.value == base.printed.value:
+            continue
+        printed = o.printed.value - base.printed.value
+        ours = mean(paired(o.values, base.values))
+        sign = "open" if ours is None else agreement(ours, math.copysign(1, printed))
+        rows.append(
+            [
+                o.printed.contender,
+                base.printed.contender,
+                o.optim,
+                str(o.printed.epochs),
+                whats[o.printed.what],
+                f"{printed:+.1f}",
+                shown(ours, signed=True),
+                sign,
+            ]
+        )
+    head = ["paper's model", "against", "optimizer", "epochs", "difference of", "paper",
+            "ours (95 %)", "sign"]  # fmt: skip
+    note = "Open: our interval holds zero. Intervals are not corrected for the number of rows."
+    return Table(ORDER, head, rows, note)
+
+
+def _is_base(base: Ours, of: Ours) -> bool:
+    """The plain ViT_P of the same size; in Table 5, whose rows are of one model, its first row."""
+    a, b = base.printed, of.printed
+    same = (a.epochs, a.what, base.optim) == (b.epochs, b.what, of.optim)
+    *row, model = b.contender.split()
+    if row:
+        firsts = {m: row_name for row_name, (m, *_) in reversed(TABLE5.items())}
+        return same and a is not b and a.contender == f"{firsts[model]} {model}"
+    return same and a is not b and a.contender == f"vit_p_{model.rsplit('_', 1)[1]}"
 
 
 def models_table(configs: Sequence[RunConfig], classes: int) -> Table:

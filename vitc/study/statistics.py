@@ -430,6 +430,24 @@ def share_within(
     return share(close, array.size, confidence)
 
 
+def share_difference(a: Interval, b: Interval) -> Interval:
+    """a - b of two shares, each with its interval, by Newcombe's hybrid rule.
+
+    Each bound takes the distance from the estimates to their own bounds, added in squares (method
+    10 of Newcombe, Statistics in Medicine 17, 1998). For shares of the same draws, which go
+    together, it is wider than need be.
+    """
+    d = a.estimate - b.estimate
+    low = d - math.hypot(a.estimate - a.low, b.high - b.estimate)
+    high = d + math.hypot(a.high - a.estimate, b.estimate - b.low)
+    return Interval(low, d, high, a.confidence, "Newcombe, of " + a.method)
+
+
+def scaled(i: Interval, factor: float) -> Interval:
+    """In another unit, such as percent; `factor` above 0."""
+    return Interval(i.low * factor, i.estimate * factor, i.high * factor, i.confidence, i.method)
+
+
 # ---- the best of k draws ------------------------------------------------------------------------
 
 
