@@ -216,16 +216,21 @@ def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
     return report_on([folder.path], None, args.json)
 
 
-def report_on(folders: list[Path], out: Path | None, as_json: bool) -> int:
-    from vitc.study.report import report, summary_text
+def report_on(
+    folders: list[Path], out: Path | None, as_json: bool, markdown: Path | None = None
+) -> int:
+    from vitc.study.report import report
+    from vitc.study.telling import summary_text
 
-    page, sections = report(folders, out)
+    page, sections = report(folders, out, markdown)
     if as_json:
         say_json(read_json(page.parent / "results.json") | {"report": str(page)})
         return 0
     for section in sections:
         say(summary_text(section))
     say(f"Report: {page} (figures, trials.csv, table.tex and results.json beside it)")
+    if markdown is not None:
+        say(f"Page: {markdown} (its figures and numbers in {markdown.with_suffix('')})")
     if len(folders) == 1:
         plan = sections[0].plan
         more = "--draws" if plan.measure == "hparams" else "--seeds"
@@ -254,11 +259,17 @@ def _report_options(parser: Parser) -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="DIR", type=Path, help="one or more studies")
     add("--out", metavar="DIR", type=Path, help="where to (default: <study>/report)")
+    add(
+        "--page",
+        metavar="FILE.md",
+        type=Path,
+        help="a Markdown page of it as well, for a repository",
+    )
     add("--json", action="store_true", help="results.json on one line, last on stdout")
 
 
 def _report(args: Namespace) -> int:
-    return report_on(args.folders, args.out, args.json)
+    return report_on(args.folders, args.out, args.json, args.page)
 
 
 STUDY_EPILOG = (
@@ -304,7 +315,8 @@ STUDY_VERBS: dict[str, Verb] = {
 REPORT_VERB = Verb(
     summary="Make the report of a study again, or one of several studies.",
     usage="DIR... [options]",
-    example="vitc report studies/quick\nvitc report studies/a studies/b --out both",
+    example="vitc report studies/quick\nvitc report studies/a studies/b --out both\n"
+    "vitc report studies/quick --page docs/quick.md",
     options=_report_options,
     run=_report,
     runs=("folders",),
