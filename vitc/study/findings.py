@@ -404,7 +404,9 @@ def _peak(plan: Plan, rows: Sequence[Row]) -> Parts:
     last = points[-1]
     table, values, costs = [], [], []
     finals: dict[tuple[str, str], dict[int, float]] = {}
-    lines: dict[str, list[Line]] = {"ms a step": [], "Gflops": []}
+    lines: dict[str, list[Line]] = {
+        "ms a step": [], "Gflops": [], "params (M)": [], "activations (M)": []
+    }  # fmt: skip
     for look, (contender, optim) in enumerate(_contenders(plan)):
         group = next(g for g in plan.groups if (g.contender, g.optim) == (contender, optim))
         cost = complexity(meta_model(group, plan.classes))
@@ -431,6 +433,8 @@ def _peak(plan: Plan, rows: Sequence[Row]) -> Parts:
             costs.append((cost.params, cost.flops, cost.activations, step_ms))
             lines["ms a step"].append(_line(contender, look, [step_ms], [m]))
         lines["Gflops"].append(_line(contender, look, [cost.flops / 1e9], [m]))
+        lines["params (M)"].append(_line(contender, look, [cost.params / 1e6], [m]))
+        lines["activations (M)"].append(_line(contender, look, [cost.activations / 1e6], [m]))
     found, against, differences = _against(plan, finals, f"the error at {last}", "errs")
     tables = [Table(
         "Peak performance",

@@ -1,0 +1,38 @@
+#!/bin/sh
+# The studies of docs/results and their pages. Trials that ended are kept, so with the run folders at
+# hand only the pages are made again. From nothing: about three hours on two cores.
+#   scripts/results.sh [PAGE...]        CIFAR10=DIR: CIFAR-10 as folders of JPEGs (train/, test/)
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+
+page() { vitc report "studies/$1" --page "docs/results/$1.md"; }
+
+quick64() {
+    vitc study quick --draws 64 --out studies/quick64
+}
+optimizer() {
+    vitc study paper fig3 --lengths 4 8 15 30 --count 5 --out studies/optimizer
+}
+table3() {
+    vitc study paper table3 --count 5 --out studies/table3
+}
+rivals() {
+    vitc study hparams fashion_vit_p --stems conv scaled_relu dual_patchnorm overlap depthwise norm_free patchify \
+        --optims adamw sgd --draws 16 --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 \
+        --data.max_train 3200 --out studies/rivals
+}
+cifar10() {
+    if [ ! -d "${CIFAR10:-cifar10}" ]; then
+        echo "cifar10 left out: CIFAR10=DIR names no folder with train/ and test/." >&2
+        return 1
+    fi
+    vitc study hparams cifar10_vit_c cifar10_vit_p --data "${CIFAR10:-cifar10}" --optims adamw sgd --draws 12 \
+        --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 --data.max_train 8000 --out studies/cifar10
+}
+
+for name in "${@:-quick64 optimizer table3 rivals cifar10}"; do
+    for study in $name; do
+        if "$study"; then page "$study"; fi
+    done
+done
