@@ -115,6 +115,26 @@ def test_crossing_distributions_are_said(tmp_path: Path) -> None:
     assert any("cross (beyond noise)" in line for line in readings(section))
 
 
+def test_the_papers_protocol_takes_the_best_epoch_and_says_so(tmp_path: Path) -> None:
+    study = invented(tmp_path / "s", easier)
+    for file in study.glob("trials/*/summary.json"):
+        summary = json.loads(file.read_text())
+        if summary["status"] == "done":
+            summary["top1_best"] = summary["top1"] + 5
+            file.write_text(json.dumps(summary))
+    last, (before,) = report([study])
+    paper, (after,) = report([study], protocol="paper")
+    assert (last.parent.name, paper.parent.name) == ("report", "report_paper")
+    for a, b in zip(before.rows, after.rows, strict=True):
+        assert a.error is not None
+        assert b.error == pytest.approx(a.error - (5 if a.status == "done" else 0))
+    assert json.loads((paper.parent / "results.json").read_text())["protocol"] == "paper"
+    assert "minimum over epochs" in paper.read_text()
+    assert "minima over a run&#x27;s epochs" in paper.read_text()
+    assert "minimum over epochs" not in last.read_text()
+    assert f"vitc report {study} --protocol paper" in paper.read_text()
+
+
 def test_a_page_for_a_repository_holds_figures_trials_and_the_papers_claim(tmp_path: Path) -> None:
     study = invented(tmp_path / "s", easier, rename={"vit_p_tiny again": "a|b <i>*x*"})
     page = tmp_path / "docs" / "easier.md"

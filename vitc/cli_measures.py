@@ -114,7 +114,7 @@ def _measure(
 
 def _finish(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
     run_trials(args, folder, plan)
-    return report_on([folder.path], None, args.json)
+    return report_on([folder.path], None, args.json, protocol=args.protocol)
 
 
 FIXED = "lr and weight decay are the recipe's at every length, as in the paper"
@@ -428,6 +428,8 @@ def check_paper(args: Namespace, measure: str) -> None:
     for word in ("count", "tune", "lengths"):
         if measure == BENCH and getattr(args, word) is not None:
             raise ConfigError(f"--{word} has no effect with {args.exhibit}, which trains nothing.")
+    if measure == BENCH and args.protocol != "last":
+        raise ConfigError(f"--protocol has no effect with {args.exhibit}, which trains nothing.")
     if "train.epochs" in args.settings:
         raise ConfigError("--train.epochs has no effect here.", "Use --lengths.")
 
@@ -463,7 +465,7 @@ def _paper_study(
         from vitc.study.second import measure_second
 
         measure_second(folder, plan, args.second, note)
-    return report_on([folder.path], None, args.json)
+    return report_on([folder.path], None, args.json, protocol=args.protocol)
 
 
 def _paper_dry_run(args: Namespace, plans: Sequence[Plan]) -> int:

@@ -14,6 +14,7 @@ from vitc.errors import ConfigError, suggest
 from vitc.words import Parser, Verb, count, note, say, say_json, seconds
 
 if TYPE_CHECKING:
+    from vitc.study.analysis import Protocol
     from vitc.study.plan import Group, Plan, Range, StudyFolder
 
 QUICK_SECONDS = 240.0  # of training, so that install and report fit into a few minutes as well
@@ -39,8 +40,17 @@ def shared_options(parser: Parser, out: str) -> None:
     add("--allow-mixed", action="store_true",
         help="compare though settings, versions or machines differ; reported")  # fmt: skip
     add("--retry-failed", action="store_true", help="run trials again whose worker died")
+    protocol_option(parser)
     add("--json", action="store_true", help="results.json on one line, last on stdout")
     engine_options(parser)
+
+
+def protocol_option(parser: Parser) -> None:
+    about = (
+        "a run's error: after its last epoch (default), or as the authors' sweeps have it, the "
+        "least of all its epochs (said in the report, which goes to report_paper)"
+    )
+    parser.add_argument("--protocol", choices=("last", "paper"), default="last", help=about)
 
 
 def _quick_options(parser: Parser) -> None:
@@ -213,16 +223,20 @@ def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
         from vitc.study.chosen import measure_chosen
 
         measure_chosen(folder, plan, note)
-    return report_on([folder.path], None, args.json)
+    return report_on([folder.path], None, args.json, protocol=args.protocol)
 
 
 def report_on(
-    folders: list[Path], out: Path | None, as_json: bool, markdown: Path | None = None
+    folders: list[Path],
+    out: Path | None,
+    as_json: bool,
+    markdown: Path | None = None,
+    protocol: Protocol = "last",
 ) -> int:
     from vitc.study.report import report
     from vitc.study.telling import summary_text
 
-    page, sections = report(folders, out, markdown)
+    page, sections = report(folders, out, markdown, protocol)
     if as_json:
         say_json(read_json(page.parent / "results.json") | {"report": str(page)})
         return 0
@@ -269,7 +283,7 @@ def _report_options(parser: Parser) -> None:
 
 
 def _report(args: Namespace) -> int:
-    return report_on(args.folders, args.out, args.json, args.page)
+    return report_on(args.folders, args.out, args.json, args.page, args.protocol)
 
 
 STUDY_EPILOG = (

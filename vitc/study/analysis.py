@@ -6,7 +6,7 @@ import statistics as plain_statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from vitc.study.plan import Group, Plan, Range, StudyFolder
 from vitc.train.runlog import read_metrics
 
 Tests = dict[tuple[str, str], dict[str, Any]]  # (contender, optim) -> its entry in chosen.json
+Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
+PAPER_PRIMARY = "minimum over epochs of the top-1 error of the EMA weights on validation"
 WITHIN_POINTS = 2.0  # "share of draws within x points of the best"
 
 
@@ -128,6 +130,7 @@ class Section:
     comparisons: list[Comparison]
     unfinished: int
     notes: list[str] = field(default_factory=list)
+    protocol: Protocol = "last"
 
     @property
     def rows(self) -> list[Row]:
@@ -137,10 +140,11 @@ class Section:
         return [g for g in self.groups if g.optim == optim]
 
 
-def analyse(folders: Sequence[Path]) -> list[Section]:
+def analyse(folders: Sequence[Path], protocol: Protocol = "last") -> list[Section]:
     """One section a study; studies with the same ranges, seed and budget become one.
 
-    Raises ConfigError: no folder, or one that is not a study.
+    `protocol`: a run's error is that after its last epoch, or the least of all its epochs ("paper",
+    as in the authors' sweeps). Raises ConfigError: no folder, or one that is not a study.
     """
     if not folders:
         raise ConfigError("No study is given.", "For example: vitc report studies/quick")
@@ -148,8 +152,8 @@ def analyse(folders: Sequence[Path]) -> list[Section]:
     sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row], Tests]] = []
     for folder, plan, record in read:
         plan = StudyFolder(folder).with_sources(plan)
-        new = rows_of(StudyFolder(folder), plan)
-        chosen = read_chosen(folder)
+        new = rows_of(StudyFolder(folder), plan, protocol)
+        chosen = read_chosen(folder) if protocol == "last" else {}  # it names the best last epoch
         tests = {(g.contender, g.optim): chosen.get(g.key, {}) for g in plan.groups}
         home = next((s for s in sections if _can_join(s[0], plan)), None)
         if home is None:
@@ -170,7 +174,7 @@ def analyse(folders: Sequence[Path]) -> list[Section]:
         sections[sections.index(home)] = (
             joined, [*records, record], [*paths, folder], rows, old_tests | renamed
         )  # fmt: skip
-    return [_section(*s) for s in sections]
+    return [_section(*s, protocol) for s in sections]
 
 
 def _can_join(a: Plan, b: Plan) -> bool:
@@ -182,15 +186,16 @@ def _can_join(a: Plan, b: Plan) -> bool:
     return a.ranges == b.ranges and a.seed == b.seed and budget(a) == budget(b)
 
 
-def rows_of(folder: StudyFolder, plan: Plan) -> list[Row]:
-    """One row a trial of the plan, whatever its state."""
+def rows_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> list[Row]:
+    """One row a trial of the plan, whatever its state; its error by the protocol."""
+    metric = "top1_best" if protocol == "paper" else "top1"
     runs = standing(folder, plan).runs
     rows = []
     for trial in plan.trials():
         run = runs.get(trial.id)
         summary = run.summary if run else {}
         status = run.status if run else "waiting"
-        error = {"done": _error(summary.get("top1")), "diverged": plan.chance_error}.get(status)
+        error = {"done": _error(summary.get(metric)), "diverged": plan.chance_error}.get(status)
         rows.append(
             Row(
                 study=plan.name,
@@ -215,6 +220,18 @@ def rows_of(folder: StudyFolder, plan: Plan) -> list[Row]:
     return rows
 
 
+def protocol_notes(plan: Plan, protocol: Protocol) -> list[str]:
+    """What a reader must know of errors that are minima over epochs."""
+    if protocol == "last":
+        return []
+    rare = max(g.config.train.eval_every_epochs for g in plan.groups)
+    return [
+        "Errors are minima over a run's epochs, as in the authors' sweeps (--protocol paper): the "
+        "epoch is chosen on the images it is reported on, so they are too low."
+        + (f" Runs were evaluated every {rare} epochs only." if rare > 1 else "")
+    ]
+
+
 def _error(top1: float | None) -> float | None:
     return None if top1 is None else 100 - top1
 
@@ -225,6 +242,7 @@ def _section(
     folders: list[Path],
     rows: list[Row],
     tests: Tests,
+    protocol: Protocol,
 ) -> Section:
     # One area limit and one "best" for all contenders of an optimizer, so that they compare.
     groups = []
@@ -246,7 +264,8 @@ def _section(
         groups=groups,
         comparisons=comparisons,
         unfinished=unfinished,
-        notes=_notes(plan, groups),
+        notes=[*protocol_notes(plan, protocol), *_notes(plan, groups)],
+        protocol=protocol,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from vitc.errors import unknown
 from vitc.study import effects
 from vitc.study import statistics as st
-from vitc.study.analysis import Row, meta_model, rows_of
+from vitc.study.analysis import Protocol, Row, meta_model, protocol_notes, rows_of
 from vitc.study.measures import epochs_of
 from vitc.study.plan import HPARAMS, Plan, StudyFolder
 from vitc.study.statistics import Interval
@@ -89,16 +89,19 @@ class Finding:
     parts: Parts
     notes: list[str]
     unfinished: int
+    protocol: Protocol = "last"
 
 
-def find(folder: Path) -> Finding:
-    """Read one measure's folder, finished or not. Raises ConfigError: no study, or of no measure
-    that is known here."""
+def find(folder: Path, protocol: Protocol = "last") -> Finding:
+    """Read one measure's folder, finished or not; `protocol` as of `analysis.analyse`.
+
+    Raises ConfigError: no study, or of no measure that is known here.
+    """
     study = StudyFolder(folder)
     plan, record = study.read()
     if plan.measure not in MEASURES:
         raise unknown("measure", plan.measure, [HPARAMS, *MEASURES])
-    rows = rows_of(study, study.with_sources(plan))
+    rows = rows_of(study, study.with_sources(plan), protocol)
     troubles = [
         f"{sum(r.status == s for r in rows)} of {len(rows)} runs {s}"
         + ("; they count as chance error" if s == "diverged" else "; they are left out")
@@ -111,7 +114,8 @@ def find(folder: Path) -> Finding:
         folders=[str(folder)],
         rows=rows,
         parts=MEASURES[plan.measure](plan, rows),
-        notes=[*plan.about, *troubles],
+        notes=[*protocol_notes(plan, protocol), *plan.about, *troubles],
+        protocol=protocol,
         unfinished=sum(r.status in ("waiting", "running", "interrupted") for r in rows),
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from vitc.errors import ConfigError
 from vitc.study.analysis import (
+    Protocol,
     Section,
     analyse,
     results_json,
@@ -39,23 +40,27 @@ from vitc.train.runlog import write_atomically
 
 
 def report(
-    folders: Sequence[Path], out: Path | None = None, page: Path | None = None
+    folders: Sequence[Path],
+    out: Path | None = None,
+    page: Path | None = None,
+    protocol: Protocol = "last",
 ) -> tuple[Path, list[Section | Finding]]:
     """Write report.html, figures/, trials.csv, table.tex and results.json.
 
-    Returns the HTML file and what it shows. `out` defaults to <study>/report for one study; several
-    need one. `page`, a Markdown file, is written as well. Nothing of the studies is changed, so it
-    can be made again at any time, also while trials run. Raises ConfigError.
+    Returns the HTML file and what it shows. `out` defaults to <study>/report for one study, or
+    report_paper by the paper's protocol (see `analysis.analyse`); several need one. `page`, a
+    Markdown file, is written as well. Nothing of the studies is changed, so it can be made again
+    at any time, also while trials run. Raises ConfigError.
     """
     if page is not None:
         check_page(page)
     if out is None:
         if len(folders) != 1:
             raise ConfigError("Several studies need a place for their report.", "Add --out DIR.")
-        out = folders[0] / "report"
+        out = folders[0] / ("report" if protocol == "last" else "report_paper")
     drawn_ones = [f for f in folders if StudyFolder(f).read()[0].measure == HPARAMS]
-    studies = analyse(drawn_ones) if drawn_ones or not folders else []
-    findings = [_whole(find(f)) for f in folders if f not in drawn_ones]
+    studies = analyse(drawn_ones, protocol) if drawn_ones or not folders else []
+    findings = [_whole(find(f, protocol)) for f in folders if f not in drawn_ones]
     sections: list[Section | Finding] = [*studies, *findings]
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -65,7 +70,7 @@ def report(
     trials = trials_csv(sections)
     write_atomically(out / "trials.csv", trials)
     write_atomically(out / "table.tex", table_tex(studies) + tables_tex(findings))
-    values = results_json(studies)
+    values = {"protocol": protocol, **results_json(studies)}
     for value, section in zip(values["sections"], studies, strict=True):
         value["claims"] = claim_values(section)
     values["findings"] = [_finding_values(f) for f in findings]

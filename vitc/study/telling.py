@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from vitc.study.analysis import WITHIN_POINTS, Comparison, GroupResult, Row, Section
+from vitc.study.analysis import PAPER_PRIMARY, WITHIN_POINTS, Comparison, GroupResult, Row, Section
 from vitc.study.claims import CLAIMS, claims_table
 from vitc.study.findings import Finding, Table
 from vitc.study.paper import BESIDE, ORDER
@@ -298,7 +298,8 @@ def facts(s: Section | Finding) -> Table:
     seconds = sum(r.train_seconds or 0.0 for r in s.rows)
     epochs = sorted({g.config.train.epochs for g in plan.groups})
     rows = [
-        ["primary metric", record["plan"]["primary_metric"]],
+        ["primary metric", record["plan"]["primary_metric"] if s.protocol == "last"
+                           else f"{PAPER_PRIMARY}; planned: {record['plan']['primary_metric']}"],
         ["diverged runs", record["plan"]["divergence_rule"]],
         [f"{count_word(plan)} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
         ["budget", f"{', '.join(map(str, epochs))} epochs, batch {config.train.batch}, "
@@ -312,7 +313,8 @@ def facts(s: Section | Finding) -> Table:
         ["hardware", hardware],
         ["trials ran", _places(s)],
         ["commands", "; ".join(r["command"] for r in s.records if r["command"])],
-        ["made again by", f"vitc report {shlex.join(s.folders)}"],
+        ["made again by", f"vitc report {shlex.join(s.folders)}"
+                          + (" --protocol paper" if s.protocol == "paper" else "")],
     ]  # fmt: skip
     return Table("Conditions", ["", ""], rows)
 
