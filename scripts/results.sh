@@ -1,7 +1,7 @@
 #!/bin/sh
 # The studies of docs/results and their pages. Trials that ended are kept, so with the run folders at
 # hand only the pages are made again. From nothing: about three hours on two cores.
-#   scripts/results.sh [PAGE...]        CIFAR10=DIR: CIFAR-10 as folders of JPEGs (train/, test/)
+#   scripts/results.sh [PAGE...]        CIFAR10=DIR: CIFAR-10 as JPEG q75, train/ and test/ of one folder a class
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -22,16 +22,16 @@ rivals() {
         --optims adamw sgd --draws 16 --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 \
         --data.max_train 3200 --out studies/rivals
 }
-cifar10() {
+cifar10_jpeg_q75() {
     if [ ! -d "${CIFAR10:-cifar10}" ]; then
-        echo "cifar10 left out: CIFAR10=DIR names no folder with train/ and test/." >&2
+        echo "cifar10_jpeg_q75 left out: CIFAR10=DIR names no folder with train/ and test/." >&2
         return 1
     fi
     vitc study hparams cifar10_vit_c cifar10_vit_p --data "${CIFAR10:-cifar10}" --optims adamw sgd --draws 12 \
-        --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 --data.max_train 8000 --out studies/cifar10
+        --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 --data.max_train 8000 --out studies/cifar10_jpeg_q75
 }
 
-for name in "${@:-quick64 optimizer table3 rivals cifar10}"; do
+for name in "${@:-quick64 optimizer table3 rivals cifar10_jpeg_q75}"; do
     for study in $name; do
         if "$study"; then page "$study"; fi
     done

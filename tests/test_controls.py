@@ -86,6 +86,17 @@ def test_separate_ranges_are_each_recipes_at_the_same_quantiles() -> None:
     assert (union.low, union.high) == pytest.approx((1e-3 / 8, 4 * 2e-3))
 
 
+def test_separate_ranges_are_each_familys_whatever_the_first_contender() -> None:
+    models = ["regnety_1gf", "vit_p_1gf"]
+    base = {"train.precision": "fp32", "data": "synthetic", "model.img_size": 32}
+    for order in (models, models[::-1]):
+        p = hparams_plan(["imagenet_vit_p_1gf"], order, ["adamw"], draws=1, range_rule="separate",
+                         **base)  # fmt: skip
+        own = {g.contender: p.ranges_of(g)["optim.lr"] for g in p.groups}
+        assert own["regnety_1gf"] == Range(low=1.25e-3, high=4e-2)
+        assert own["vit_p_1gf"] == Range(low=2.5e-4, high=8e-3)
+
+
 def test_a_range_of_the_users_own_is_everybodys_under_each_rule() -> None:
     asked = {"adamw": {"optim.lr": Range(low=1e-4, high=1e-3)}}
     recipes = ("debug", "fashion_vit_p")

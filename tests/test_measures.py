@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vitc.study.claims import claims, pairs
 from vitc.study.conduct import contenders_of
 from vitc.study.findings import find
 from vitc.study.measures import (
+    before_measuring,
     best_optimizer,
     best_values,
     default_lengths,
@@ -106,6 +108,25 @@ def test_seeds_are_varied_one_kind_at_a_time() -> None:
             assert len({getattr(t, other) for t in mine}) == (3 if other == name else 1), part
     with pytest.raises(ConfigError, match="at least 2 seeds"):
         seed_plan(groups(), seeds=1, name="m")
+
+
+def test_no_run_that_chose_the_settings_is_measured() -> None:
+    tuned = before_measuring(tuning_plan(groups(), length_points([2]), draws=6, name="t"))
+    best = {t.draw: t.values for t in tuned.trials()}
+    for draw, values in best.items():
+        chosen = {g.key: values for g in groups()}
+        plan = measure_plan("length", groups(), length_points([2]), seeds=6, chosen=chosen,
+                            name="m")  # fmt: skip
+        assert not {t.id for t in tuned.trials()} & {t.id for t in plan.trials()}, draw
+    assert from_json(json.loads(json.dumps(to_json(tuned)))) == tuned
+
+
+def test_a_sentence_worded_better_since_does_not_end_a_study(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    folder.start(replace(lengths(), about=("As it was said.",)), HERE, "vitc study")
+    folder.start(replace(lengths(seeds=6), about=("As it is said now.",)), HERE, "vitc study")
+    plan, _ = folder.read()
+    assert (plan.draws, plan.about) == (6, ("As it was said.",))
 
 
 def test_the_default_lengths_are_halves_of_the_recipes() -> None:

@@ -88,6 +88,37 @@ def test_any_dotted_setting_can_be_drawn() -> None:
         plan(2, ranges={"adamw": {"optim.clip_norms": Range(low=0.5, high=2)}})
 
 
+def test_a_stem_for_all_contenders_is_in_their_names() -> None:
+    p = plan(**{"model.stem": "dual_patchnorm"})
+    assert p.contenders == ["vit_c_tiny+dual_patchnorm", "vit_p_tiny+dual_patchnorm"]
+
+
+def test_the_recipes_own_model_need_not_have_a_contenders_setting() -> None:
+    p = hparams_plan(["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1,
+                     **{"model.stem.norm": "ln", "train.precision": "fp32"})  # fmt: skip
+    assert p.groups[0].config.model.stem.norm == "ln"  # type: ignore[attr-defined]
+    plain = hparams_plan(["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1,
+                         **{"train.precision": "fp32"})  # fmt: skip
+    assert p.ranges == plain.ranges
+
+
+@pytest.mark.parametrize(
+    ("models", "settings"),
+    [
+        (("vit_c_tiny", "vit_p_tiny"), {"model.stem.norm": "ln"}),
+        (("vit_c_tiny", "resnet_50"), {"model.stem": "conv"}),
+        (("vit_c_tiny", "vit_p_tiny"), {"optim.momentum": 0.8}),
+    ],
+)
+def test_a_setting_that_one_contender_has_not_is_refused_with_its_name(
+    models: tuple[str, ...], settings: dict[str, Any]
+) -> None:
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"{name} has no effect with contender") as caught:
+        plan(models=models, optims=("sgd", "adamw"), **settings)
+    assert "--model.stem " not in str(caught.value), "which would make all contenders the same"
+
+
 def test_a_trials_id_is_its_config_but_not_where_it_logs() -> None:
     config = plan().groups[0].config
     assert config_hash(config) == config_hash(

@@ -17,11 +17,15 @@ from typing import Any
 import pytest
 
 from vitc.cli import main
-from vitc.errors import ConfigError, InterruptedRun
+from vitc.config import to_dict
+from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study import load_runs
-from vitc.study.conduct import conduct, hparams_plan, standing, status_lines
+from vitc.study.conduct import conduct, contenders_of, hparams_plan, standing, status_lines
 from vitc.study.engines import Job, LocalEngine, Outcome
-from vitc.study.plan import Plan, StudyFolder
+from vitc.study.measures import length_points, measure_plan, tuning_plan
+from vitc.study.plan import TUNING, Plan, StudyFolder
+from vitc.study.quick import quick_plan
+from vitc.study.report import report
 
 QUICKLY = {"train.epochs": 1, "train.batch": 64}
 
@@ -170,6 +174,9 @@ def test_a_study_begun_with_other_versions_is_not_continued_silently(study: Path
         file.write_text(original)
 
 
+QUICK = ["study", "quick", "--draws", "1", "--dry-run"]  # nothing runs, should it not be refused
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
@@ -181,6 +188,11 @@ def test_a_study_begun_with_other_versions_is_not_continued_silently(study: Path
         (["study", "hparams", "debug", "--range", "optim.lr", "a", "b"], 2, "two numbers"),
         (["study", "hparams", "debug", "--range", "sgd:optim.lr", "1", "2"], 2, "not in the study"),
         (["study", "hparams", "debug", "--optim", "sgd"], 2, "--optims"),
+        ([*QUICK, "--model.stem", "conv"], 2, "--stems conv patchify conv"),
+        ([*QUICK, "--model", "vit_s1_4gf"], 2, "--models vit_s1_4gf vit_p_tiny"),
+        ([*QUICK, "--optim", "sgd"], 2, "--optims sgd"),
+        ([*QUICK, "--model.stem.norm", "ln"], 2, "each with its own stem"),
+        ([*QUICK, "--optim.momentum", "0.8"], 2, "holds for every contender"),
     ],
 )
 def test_a_users_mistake_is_one_message(
@@ -193,6 +205,161 @@ def test_a_users_mistake_is_one_message(
     assert text in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def invented(path: Path, p: Plan, trials: dict[int, dict[str, Any]]) -> StudyFolder:
+    """A study on disk whose trials, by their number in the plan, have these summaries."""
+    folder = StudyFolder(path)
+    folder.start(p, {"versions": {}, "hardware": {}, "engine": "local"}, "vitc study this")
+    for number, trial in enumerate(p.trials()):
+        if number in trials:
+            run = folder.trial(trial)
+            run.mkdir(parents=True)
+            (run / "config.json").write_text(json.dumps(to_dict(trial.config)))
+            if trials[number]:
+                (run / "summary.json").write_text(json.dumps(trials[number]))
+    return folder
+
+
+def done(top1: float) -> dict[str, Any]:
+    return {"status": "done", "top1": top1, "step": 40, "train_seconds": 4.0}
+
+
+def test_a_study_without_a_result_says_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = invented(tmp_path / "s", plan(), {0: {}, 1: {"status": "failed", "error": "boom"}}).path
+    assert main(["study", "status", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 4 trials; 1 failed, 1 running, 2 waiting" in out
+    assert "boom" in out
+    assert out.splitlines()[-1].endswith("goes on with: vitc study this")
+    assert main(["report", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "nothing to compare yet" in out
+    assert f"Failed: 1 trial(s); why: vitc study status {path}" in out
+    assert "Next: the same command goes on with 3 trial(s)" in out
+    assert "tighter intervals" not in out
+
+
+def test_a_measure_that_is_being_tuned_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, points = tmp_path / "s", length_points([1, 2])
+    groups = contenders_of(["debug"], ["vit_c_tiny", "vit_p_tiny"], ["adamw"])
+    tuning = tuning_plan(groups, points, draws=2, name="s tuning", classes=10)
+    invented(path / TUNING, tuning, {0: done(40)})
+    assert main(["study", "status", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Nothing is measured yet")
+    assert "s tuning" in out
+    assert "1 of 8 trials" in out
+    assert main(["report", str(path)]) == 2
+    assert f"vitc report {path / TUNING}" in capsys.readouterr().err
+    invented(path, measure_plan("length", groups, points, seeds=2, name="s", classes=10), {})
+    lines = status_lines(StudyFolder(path))
+    assert any(line.startswith("s tuning") for line in lines)
+    assert any(line.startswith("s (") and "0 of 8 trials" in line for line in lines)
+
+
+@pytest.mark.parametrize("verb", [["study", "status"], ["report"]])
+@pytest.mark.parametrize("damage", ["cut", "empty", "no history", "no environment"])
+def test_a_damaged_plan_is_one_message(
+    verb: list[str], damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = invented(tmp_path / "s", plan(), {}).path
+    file = path / "plan.json"
+    text = file.read_text()
+    whole = json.loads(text)
+    what = damage.removeprefix("no ")
+    without = json.dumps({k: v for k, v in whole.items() if k != what})
+    file.write_text({"cut": text[: len(text) // 2], "empty": ""}.get(damage, without))
+    assert main([*verb, str(path)]) == 2
+    err = capsys.readouterr().err
+    assert str(file) in err
+    assert "Restore it from a copy" in err
+    assert "Traceback" not in err
+    assert not (path / "report").exists()
+
+
+@pytest.mark.parametrize("summary", ['{"status": "do', '{"status": "done", "top1": "x"}'])
+def test_a_damaged_trial_is_named_with_what_to_do(summary: str, tmp_path: Path) -> None:
+    p = plan()
+    folder = invented(tmp_path / "s", p, {0: done(40)})
+    trial = folder.trial(next(p.trials()))
+    (trial / "summary.json").write_text(summary)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        standing(folder, p)
+    assert f"Remove {trial}" in (caught.value.hint or "")
+
+
+STEMS = """
+import torch
+
+
+class Odd(torch.nn.Module):
+    def __init__(self, in_chans, embed_dim):
+        super().__init__()
+        self.reduction = 8
+        self.conv = torch.nn.Conv2d(in_chans, embed_dim, 8, 8)
+
+    def forward(self, x):
+        return self.conv(x) if float(x.abs().sum()) >= 0 else x
+
+
+class Measured(Odd):
+    def __init__(self, in_chans, embed_dim):
+        super().__init__(in_chans, int(torch.ones(1).item()) * embed_dim)
+
+    def forward(self, x):
+        return self.conv(x)
+"""
+
+
+def test_a_model_that_cannot_be_counted_takes_no_report(tmp_path: Path) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(STEMS)
+    p = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=2,
+                     stems=[f"{file}:Odd", f"{file}:Measured", "patchify"],
+                     **{**QUICKLY, "train.precision": "fp32"})  # fmt: skip
+    study = invented(tmp_path / "s", p, {i: done(40 + i) for i in range(6)}).path
+    page, (section,) = report([study])
+    values = json.loads((page.parent / "results.json").read_text())["sections"][0]
+    counts = {g["contender"]: (g["flops"], g["params"], g["activations"]) for g in values["groups"]}
+    assert counts["vit_p_tiny+Odd"] == (None, None, None)
+    assert all(counts["vit_p_tiny+Measured"]), "made with data, where it cannot be without"
+    assert all(counts["vit_p_tiny+patchify"])
+    (told,) = [n for n in section.notes if "could not be counted" in n]
+    assert told.startswith("vit_p_tiny+Odd: ")
+    assert "item()" in told
+    assert told in values["notes"]
+    html = page.read_text()
+    assert "could not be counted" in html
+    assert "<td>-</td><td>-</td><td>-</td><td>100.0</td>" in html
+
+
+def test_quick_keeps_its_contenders_under_settings_that_hold_for_all() -> None:
+    p, _ = quick_plan(1, 1, draws=1, precision="fp32", **{"model.depth": 2, "optim.clip_norm": 1.0})
+    assert {g.config.model.depth for g in p.groups} == {2}  # type: ignore[attr-defined]
+    assert p.reference in p.contenders
+    with pytest.raises(ConfigError, match=r"--model\.stem has no effect in vitc study quick"):
+        quick_plan(1, 1, draws=1, precision="fp32", **{"model.stem": "dual_patchnorm"})
+
+
+def test_a_study_says_what_it_draws_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*words: str) -> str:
+        assert main(["study", "hparams", *words, "--dry-run", "--train.precision", "fp32",
+                     "--out", str(tmp_path / "s")]) == 0  # fmt: skip
+        return capsys.readouterr().err
+
+    both = said("fashion_vit_p", "--models", "vit_c_tiny", "resnet_50")
+    assert "same ranges, adamw: lr 0.00025 to 0.008, weight_decay" in both
+    assert "the recipe of a ViT, and may not suit resnet_50." in both
+    assert "may not suit" not in said("fashion_vit_p", "--models", "vit_c_tiny", "vit_p_tiny")
+    idle = said("debug", "--models", "vit_c_tiny", "vit_p_tiny", "--ranges", "separate")
+    assert "--ranges separate changes nothing here" in idle
 
 
 STUDY = (

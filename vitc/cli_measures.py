@@ -85,12 +85,13 @@ def _tuned(
     args: Namespace, folder: StudyFolder, groups: Sequence[Group], points: Points, draws: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Run the tuning study inside the folder; the best settings and their errors by key."""
-    from vitc.study.measures import best_values, tuning_plan
+    from vitc.study.measures import before_measuring, best_values, tuning_plan
     from vitc.study.plan import TUNING, StudyFolder
 
     inside = StudyFolder(folder.path / TUNING)
     plan = tuning_plan(groups, points, draws=draws, seed=args.seed, name=f"{folder.path.name} "
                        "tuning")  # fmt: skip
+    plan = before_measuring(plan)
     run_trials(args, inside, plan)
     return best_values(inside, plan)
 
@@ -437,7 +438,7 @@ def check_paper(args: Namespace, measure: str) -> None:
 def _paper_study(
     args: Namespace, folder: StudyFolder, groups: Sequence[Group], scale: Scale
 ) -> int:
-    from vitc.study.measures import best_values, length_points
+    from vitc.study.measures import before_measuring, best_values, length_points
     from vitc.study.paper import draws_plan, exhibit_plan
     from vitc.study.plan import TUNING, StudyFolder
 
@@ -448,8 +449,10 @@ def _paper_study(
         raise ConfigError(f"--tune has no effect with {args.exhibit}: the paper's rates are used.")
     if tune:
         epochs = max(1, min(scale.tune_epochs, *(args.lengths or scale.lengths)))
-        first = draws_plan(groups, length_points([epochs]), draws=tune,
-                           name=f"{folder.path.name} tuning", **settings)  # fmt: skip
+        first = before_measuring(
+            draws_plan(groups, length_points([epochs]), draws=tune,
+                       name=f"{folder.path.name} tuning", **settings)
+        )  # fmt: skip
         about = [f"lr and weight decay are the best of {tune} draws of {epochs} epochs"]
     if first is not None and not args.dry_run:
         inside = StudyFolder(folder.path / TUNING)

@@ -93,7 +93,8 @@ def _hparams_options(parser: Parser) -> None:
         "--ranges",
         choices=("shared", "separate", "union"),
         default="shared",
-        help="one range for all (default), each contender's own recipe's, or all of them together",
+        help="one range for all, the first recipe's whatever the models (default); each "
+        "contender's own recipe's; or all of them together",
     )
     add("--octave", choices=("up", "down"), help="all log ranges doubled, or halved")
     _draw_options(parser, "studies/hparams")
@@ -129,7 +130,7 @@ CONTROL_FLAGS = {
 
 
 def _hparams(args: Namespace) -> int:
-    from vitc.study.conduct import hparams_plan
+    from vitc.study.conduct import hparams_plan, range_lines
     from vitc.study.plan import StudyFolder
 
     folder = StudyFolder(args.out or Path("studies/hparams"))
@@ -159,6 +160,8 @@ def _hparams(args: Namespace) -> int:
         name=folder.path.name,
         **settings,
     )
+    for line in range_lines(plan, args.recipes[0], args.ranges):
+        note(line)
     return _conduct(args, folder, plan)
 
 
@@ -245,7 +248,14 @@ def report_on(
     say(f"Report: {page} (figures, trials.csv, table.tex and results.json beside it)")
     if markdown is not None:
         say(f"Page: {markdown} (its figures and numbers in {markdown.with_suffix('')})")
-    if len(folders) == 1:
+    unfinished = sum(section.unfinished for section in sections)
+    failed = sum(row.status == "failed" for section in sections for row in section.rows)
+    if failed:
+        where = " or ".join(f"vitc study status {folder}" for folder in folders)
+        say(f"Failed: {failed} trial(s); why: {where}; again: the same command and --retry-failed")
+    if unfinished:
+        say(f"Next: the same command goes on with {unfinished} trial(s) that have no result yet")
+    elif len(folders) == 1:
         plan = sections[0].plan
         more = "--draws" if plan.measure == "hparams" else "--seeds"
         say(f"Next, for tighter intervals: the same command with {more} {2 * plan.draws} "
@@ -279,6 +289,7 @@ def _report_options(parser: Parser) -> None:
         type=Path,
         help="a Markdown page of it as well, for a repository",
     )
+    protocol_option(parser)
     add("--json", action="store_true", help="results.json on one line, last on stdout")
 
 

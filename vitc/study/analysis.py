@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics as plain_statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, VitcError
 from vitc.study import statistics as st
 from vitc.study.chosen import read_chosen
 from vitc.study.conduct import standing
 from vitc.study.plan import Group, Plan, Range, StudyFolder
 from vitc.train.runlog import read_metrics
+
+if TYPE_CHECKING:
+    from vitc.models.complexity import Complexity
 
 Tests = dict[tuple[str, str], dict[str, Any]]  # (contender, optim) -> its entry in chosen.json
 Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
@@ -64,11 +68,24 @@ class GroupResult:
     tuning: st.TuningCurve | None
     borders: dict[str, st.Border]
     best_ranges: dict[str, st.BestRange]
-    flops: int
-    params: int
-    activations: int
+    cost: Complexity | None
+    """Of one image; None where the model cannot be counted, and `uncounted` says why."""
+    uncounted: str
     test: dict[str, Any]
     """What the chosen run scored on the test images; empty where they were not read."""
+
+    @property
+    def flops(self) -> float:
+        """nan where not counted; so are `params` and `activations`."""
+        return self.cost.flops if self.cost else math.nan
+
+    @property
+    def params(self) -> float:
+        return self.cost.params if self.cost else math.nan
+
+    @property
+    def activations(self) -> float:
+        return self.cost.activations if self.cost else math.nan
 
     @property
     def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -272,12 +289,10 @@ def _section(
 def _group(
     plan: Plan, g: Group, rows: list[Row], best: float | None, test: dict[str, Any]
 ) -> GroupResult:
-    from vitc.models.complexity import complexity
-
     errors = np.array([r.error for r in rows if r.error is not None])
     known = [r for r in rows if r.error is not None]
     ranges = plan.ranges_of(g)
-    cost = complexity(meta_model(g, plan.classes))
+    cost, uncounted = cost_of(g, plan.classes)
     settings = {n: np.array([r.values[n] for r in known]) for n in ranges}
     enough = len(errors) >= 8  # a quarter of them, the filter's sample, is then two
     return GroupResult(
@@ -295,15 +310,33 @@ def _group(
                  for n, r in ranges.items() if len(errors)},
         best_ranges={n: st.best_range(errors, _scaled(settings[n], r))
                      for n, r in ranges.items() if enough},
-        flops=cost.flops,
-        params=cost.params,
-        activations=cost.activations,
+        cost=cost,
+        uncounted=uncounted,
         test=test,
     )  # fmt: skip
 
 
 def _scaled(values: Any, r: Range) -> Any:
     return np.log10(values) if r.log else values
+
+
+def cost_of(g: Group, classes: int) -> tuple[Complexity | None, str]:
+    """What one image costs in a contender's model; None and the reason where nobody can tell.
+
+    Whatever the code of somebody else's stem or model raises must not take the report of trials
+    that ran. One that cannot be made without data is made with it: its size is a trial's.
+    """
+    from vitc.models.complexity import complexity
+    from vitc.models.zoo import build_model
+
+    why = ""
+    for make in (meta_model, lambda g, classes: build_model(g.config.model, classes)):
+        try:
+            return complexity(make(g, classes)), ""
+        except Exception as error:
+            told = error.message if isinstance(error, VitcError) else f"{error}"
+            why = (told.strip().splitlines() or [""])[0] or type(error).__name__
+    return None, why
 
 
 def meta_model(g: Group, classes: int) -> Any:
@@ -377,7 +410,8 @@ def _reach(a: GroupResult, b: GroupResult) -> st.Reach | None:
 
 def _notes(plan: Plan, groups: list[GroupResult]) -> list[str]:
     """What a reader must know before believing a number."""
-    notes = []
+    uncounted = {g.contender: g.uncounted for g in groups if g.cost is None}
+    notes = [uncounted_note(contender, why) for contender, why in uncounted.items()]
     for g in groups:
         for name, border in g.borders.items():
             if border.side:
@@ -389,6 +423,10 @@ def _notes(plan: Plan, groups: list[GroupResult]) -> list[str]:
                     f"border of its range {r.low:g} to {r.high:g}; a wider range may be better."
                 )
     return notes
+
+
+def uncounted_note(contender: str, why: str) -> str:
+    return f"{contender}: flops, parameters and activations could not be counted: {why}"
 
 
 def results_json(sections: Sequence[Section]) -> dict[str, Any]:
@@ -420,9 +458,9 @@ def results_json(sections: Sequence[Section]) -> dict[str, Any]:
                             "low": g.tuning.mean_low.tolist(),
                             "high": g.tuning.mean_high.tolist(),
                         },
-                        "flops": g.flops,
-                        "params": g.params,
-                        "activations": g.activations,
+                        "flops": g.cost and g.cost.flops,
+                        "params": g.cost and g.cost.params,
+                        "activations": g.cost and g.cost.activations,
                         "step_ms": g.step_ms,
                         "memory_mib": g.memory_mib,
                         "test": g.test or None,

@@ -19,19 +19,33 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vitc.config import RunConfig, load_config
-from vitc.errors import ConfigError, InterruptedRun
-from vitc.models.config import STEM_KINDS, OutsideStemConfig, StemConfig, ViTConfig
+from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config
+from vitc.errors import CheckpointError, ConfigError, InterruptedRun
+from vitc.models.config import (
+    STEM_KINDS,
+    CNNConfig,
+    ModelConfig,
+    OutsideStemConfig,
+    StemConfig,
+    ViTConfig,
+)
 from vitc.models.outside import with_source
 from vitc.models.zoo import MODELS, build_model
 from vitc.recipes.ranges import study_ranges
 from vitc.study.controls import RangeRule, control_groups, shifted, with_range_rule
 from vitc.study.engines import Engine, Job, LocalEngine, Outcome, default_workers
-from vitc.study.plan import Group, Plan, Range, StudyFolder, Trial, mixed
+from vitc.study.plan import TUNING, Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.runs import Run, read_run
 from vitc.study.trial import LEFT
 from vitc.train.progress import duration
-from vitc.train.runlog import CONFIG, FolderLock, environment, read_metrics, write_atomically
+from vitc.train.runlog import (
+    CONFIG,
+    SUMMARY,
+    FolderLock,
+    environment,
+    read_metrics,
+    write_atomically,
+)
 
 MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
 
@@ -63,7 +77,8 @@ def hparams_plan(
     zoo has the model with a stem of that kind, that one is taken: `conv` under vit_p_tiny is the
     stem of vit_c_tiny. Without `stems` every model keeps its own.
 
-    The ranges are those of the first recipe (`recipes.ranges`) for all contenders; `ranges`
+    The ranges are those of the first recipe (`recipes.ranges`) for all contenders, whatever their
+    models: what is shared may suit one better than another, which `range_lines` says. `ranges`
     (optimizer -> setting -> Range) replaces some of them, or draws further settings. `control`
     adds the reference against itself with other seeds (A/A); `controls`, `range_rule` and `octave`
     are those of `controls.py`, and `old` the groups of a study that goes on. `overrides` are
@@ -74,12 +89,15 @@ def hparams_plan(
     plain += control_groups(plain, controls, reference, old)
     groups = [dataclasses.replace(g, config=for_study(g.config)) for g in plain]
     groups = one_precision([*groups, *(again(groups, reference) if control else [])])
+    # of the recipe itself: a contender's setting, such as one of its stem, need not be one of its
+    kept = {n: v for n, v in overrides.items() if n == "model" or n.startswith("optim.")}
+    asked = {optim: (ranges or {}).get(optim, {}) for optim in optims}
     all_ranges = {}
     for optim in optims:
-        own = study_ranges(load_config(recipes[0], optim=optim, **overrides), optim)
+        own = study_ranges(resolve_config(recipes[0], optim=optim, **kept), optim)
         drawn = {name: Range(low=low, high=high) for name, (low, high) in own.items()}
-        all_ranges[optim] = {**drawn, **(ranges or {}).get(optim, {})}
-    groups, all_ranges = with_range_rule(groups, all_ranges, range_rule)
+        all_ranges[optim] = {**drawn, **asked[optim]}
+    groups, all_ranges = with_range_rule(groups, all_ranges, range_rule, asked)
     if octave is not None:
         all_ranges = {o: shifted(rs, octave) for o, rs in all_ranges.items()}
         groups = [
@@ -114,21 +132,53 @@ def contenders_of(
     for optim in optims:
         for recipe in recipes:
             for model, stem in itertools.product(models or [""], stems or [""]):
-                extra = {"model": model} if model else {}
-                config = load_config(recipe, optim=optim, **extra, **overrides)
+                config = _config(recipe, model, optim, overrides)
                 if stem and not isinstance(config.model, ViTConfig):
                     raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
                 if stem:
                     config = load_config(config, **{"model.stem": _stem_for(config, stem)})
                 model_found = with_source(config.model, recipe)
                 config = dataclasses.replace(config, model=model_found)
-                label = _label(config, stem, stems)
+                kind = stem or overrides.get("model.stem", "")
+                label = _label(config, kind if isinstance(kind, str) else "", stems)
                 label = label if len(recipes) == 1 else f"{recipe} {label}"
                 groups.append(Group(contender=label, optim=optim, config=config))
     for model_config in {g.config.model for g in groups}:  # before a budget is spent on them
         if isinstance(model_config, ViTConfig) and isinstance(model_config.stem, OutsideStemConfig):
             build_model(model_config, 2)
     return groups
+
+
+def _config(recipe: str, model: str, optim: str, settings: Mapping[str, Any]) -> RunConfig:
+    """A contender's config. Raises ConfigError; of a setting that only others have it says so."""
+    named = {"model": model} if model else {}
+    try:
+        return load_config(recipe, optim=optim, **named, **settings)
+    except ConfigError as error:
+        kept = {n: settings[n] for n in ("model", "data") if n in settings}
+        bare = resolve_config(recipe, optim=optim, **named, **kept)
+        lacking = _lacking(bare, settings)
+        if not lacking:
+            raise
+        raise ConfigError(
+            f"{lacking[0]} has no effect with contender {bare.model.name} under {optim}, and a "
+            "setting of a study holds for every contender.",
+            "Leave it out, or name only contenders that have it: vitc study hparams takes "
+            "--models, --stems and --optims.",
+        ) from error
+
+
+def _lacking(config: RunConfig, settings: Mapping[str, Any]) -> list[str]:
+    """Those of the settings that other kinds of model, stem or optimizer have."""
+    own = set(leaves(config))
+    if isinstance(config.model, ViTConfig):
+        own.add("model.stem")
+        kind = settings.get("model.stem")
+        if isinstance(kind, str):
+            own = {n for n in own if not n.startswith("model.stem.")}
+            own |= leaves(STEM_KINDS.get(kind, OutsideStemConfig)(), "model.stem.").keys()
+    everywhere = {*all_leaf_types(), "model.stem"}
+    return [n for n in settings if n in everywhere and n not in own]
 
 
 def reference_of(groups: Sequence[Group], reference: str) -> str:
@@ -162,13 +212,51 @@ def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
 
 
 def _label(config: RunConfig, stem: str, stems: Sequence[str]) -> str:
-    """A contender's name: its model's, and its stem's where that was chosen."""
+    """A contender's name: its model's, and its stem's where that was chosen, be it for all."""
     chosen = getattr(config.model, "stem", None)
     if isinstance(chosen, OutsideStemConfig):
         own = chosen.outsider
         same = [s for s in stems if OutsideStemConfig(source=s).outsider.what == own.what]
         stem = own.what if len(same) < 2 else f"{Path(own.place).stem}:{own.what}"
     return f"{config.model.name}+{stem}" if stem else config.model.name
+
+
+def range_lines(plan: Plan, recipe: str, rule: RangeRule = "shared") -> list[str]:
+    """What the contenders draw from, and whom it was not made for: said before a study runs.
+
+    `recipe` is the one that the shared ranges come from.
+    """
+    own = [g.ranges for g in plan.groups if g.ranges is not None]
+    if own:
+        same = all(r == plan.ranges[g.optim] for r, g in zip(own, plan.groups, strict=True))
+        return (
+            [f"--ranges {rule} changes nothing here: a contender's own ranges are its recipe's, "
+             "and all are the same."] if same
+            else ["Each contender draws from its own recipe's ranges, at the same quantiles."]
+        )  # fmt: skip
+    drawn = "; ".join(
+        f"{optim}: " + ", ".join(f"{n.removeprefix('optim.')} {r.low:g} to {r.high:g}"
+                                 for n, r in ranges.items())
+        for optim, ranges in plan.ranges.items()
+    )  # fmt: skip
+    lines = [f"All contenders draw from the same ranges, {drawn}."]
+    if rule != "shared":
+        return lines
+    first = resolve_config(recipe).model
+    strangers = dict.fromkeys(
+        g.contender for g in plan.groups if _family(g.config.model) != _family(first)
+    )
+    if strangers:
+        lines.append(
+            f"They come from {recipe}, the recipe of a {_family(first)}, and may not suit "
+            f"{', '.join(strangers)}. With a recipe of its own and --ranges separate a contender "
+            "draws from ranges of its own; --range SETTING LOW HIGH sets those of all."
+        )
+    return lines
+
+
+def _family(model: ModelConfig) -> str:
+    return {ViTConfig: "ViT", CNNConfig: "CNN"}.get(type(model), "model of timm")
 
 
 def one_precision(groups: list[Group]) -> list[Group]:
@@ -243,7 +331,10 @@ def trials_by_id(plan: Plan) -> dict[str, Trial]:
 
 
 def standing(folder: StudyFolder, plan: Plan) -> Standing:
-    """Read every trial's folder; `waiting` are those that have none."""
+    """Read every trial's folder; `waiting` are those that have none.
+
+    Raises CheckpointError where one is damaged.
+    """
     counts: Counter[str] = Counter()
     runs: dict[str, Run] = {}
     seconds = 0.0
@@ -253,10 +344,25 @@ def standing(folder: StudyFolder, plan: Plan) -> Standing:
         if not (path / CONFIG).exists():
             counts["waiting"] += 1
             continue
-        run = runs[trial.id] = read_run(path)
+        run = runs[trial.id] = _run_in(path)
         counts[run.status] += 1
         seconds += float(run.summary.get("train_seconds") or 0.0)
     return Standing(len(trials), counts, seconds, runs)
+
+
+def _run_in(path: Path) -> Run:
+    numbers = ("top1", "top1_raw", "top1_best", "train_seconds", "step", "peak_memory_bytes")
+    try:
+        run = read_run(path)
+        for name in numbers:
+            value = run.summary.get(name)
+            if not isinstance(value, int | float | None):
+                raise CheckpointError(f"{path / SUMMARY} is damaged: {name} is {value!r}.")
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(
+            error.message, f"Remove {path}: the study's command then runs that trial again."
+        ) from error
+    return run
 
 
 def conduct(
@@ -495,7 +601,19 @@ def _places(engine: Engine) -> str:
 
 
 def status_lines(folder: StudyFolder) -> list[str]:
-    """What `vitc study status DIR` prints, from any terminal, while the study runs or after."""
+    """What `vitc study status DIR` prints, from any terminal, while the study runs or after.
+
+    Raises ConfigError: no study; CheckpointError: a damaged trial.
+    """
+    tuning = StudyFolder(folder.path / TUNING)
+    if not tuning.exists():
+        return _status_lines(folder)
+    if not folder.exists():
+        return ["Nothing is measured yet: the tuning comes first.", *_status_lines(tuning)]
+    return [*_status_lines(tuning), *_status_lines(folder)]
+
+
+def _status_lines(folder: StudyFolder) -> list[str]:
     plan, record = folder.read()
     now = standing(folder, plan)
     order = ("done", "diverged", "failed", "running", "interrupted", "waiting")
@@ -516,4 +634,7 @@ def status_lines(folder: StudyFolder) -> list[str]:
             lines.append(f"  failed: {trial.label}: {why[-1] if why else 'no reason recorded'}")
     if now.ended == now.total:
         lines.append(f"Next: vitc report {folder.path}")
+    else:
+        started = [c for c in (record["command"], *(h["command"] for h in record["history"])) if c]
+        lines.append(f"If it was stopped, it goes on with: {started[-1] if started else '-'}")
     return lines

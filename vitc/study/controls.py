@@ -143,25 +143,21 @@ def shifted(ranges: Mapping[str, Range], octave: Literal["up", "down"] | None) -
 
 
 def with_range_rule(
-    groups: Sequence[Group], shared: Mapping[str, Mapping[str, Range]], rule: RangeRule
+    groups: Sequence[Group],
+    shared: Mapping[str, Mapping[str, Range]],
+    rule: RangeRule,
+    asked: Mapping[str, Mapping[str, Range]],
 ) -> tuple[list[Group], dict[str, dict[str, Range]]]:
     """Groups and shared ranges by a rule.
 
     shared: all from the first recipe's; separate: each contender from its own recipe's, at the same
     quantiles; union: all from the least to the greatest of everybody's own. A range that the user
-    gave himself stands in `shared` and is everybody's under each rule.
+    gave himself (`asked`, by optimizer and setting) is everybody's under each rule.
     """
     ranges = {optim: dict(rs) for optim, rs in shared.items()}
     if rule == "shared":
         return list(groups), ranges
-    firsts: dict[str, Group] = {}
-    for g in groups:
-        firsts.setdefault(g.optim, g)
-    new = []
-    for g in groups:
-        mine = _own(g)
-        asked = {n: r for n, r in ranges[g.optim].items() if _own(firsts[g.optim]).get(n) != r}
-        new.append(dataclasses.replace(g, ranges={**mine, **asked}))
+    new = [dataclasses.replace(g, ranges={**_own(g), **asked.get(g.optim, {})}) for g in groups]
     if rule == "separate":
         return new, ranges
     for optim, settings in ranges.items():

@@ -23,7 +23,7 @@ from vitc.study.conduct import (
     reference_of,
     standing,
 )
-from vitc.study.plan import HPARAMS, Group, Plan, Range, StudyFolder
+from vitc.study.plan import HPARAMS, TUNING_SEEDS, Group, Plan, Range, StudyFolder
 
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of the recipe's epochs: the paper's 50 to 400
 SEED_PARTS: dict[str, tuple[str, ...]] = {
@@ -158,6 +158,14 @@ def tuning_plan(
         classes=count_classes(at_points[0].config) if classes is None else classes,
         measure=HPARAMS,
     ).checked()
+
+
+def before_measuring(plan: Plan) -> Plan:
+    """The draws with seeds of their own, so that the best of them is no run that is measured.
+
+    A run that won by its luck would otherwise bring it into the mean of the measured seeds.
+    """
+    return dataclasses.replace(plan, seed_start=TUNING_SEEDS).checked()
 
 
 def shared_ranges(

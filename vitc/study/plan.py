@@ -35,6 +35,9 @@ from vitc.train.runlog import LOCK, keep_sources, write_atomically
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = 1
+RECORD = {"plan": dict, "hash": str, "created": str, "command": str, "environment": dict,
+          "history": list}  # fmt: skip
+TUNING_SEEDS = 250_000  # where its seeds start; the A/A control's are 500,000 on
 TUNING = "tuning"  # folder of a first study whose best settings the measured one takes
 HPARAMS = "hparams"  # the measure of a plan that says none
 PRIMARY = "top-1 error of the EMA weights on validation after the last epoch"
@@ -124,6 +127,8 @@ class Plan:
     """Sentences on how the settings were come by, for the report."""
     exhibit: str = ""
     """The figure or table of the paper that this is (`paper.EXHIBITS`), and at which scale."""
+    seed_start: int = 0
+    """Added to every seed: draws that only choose settings are no run that is measured after."""
 
     @property
     def chance_error(self) -> float:
@@ -162,7 +167,7 @@ class Plan:
         for draw in range(self.draws):
             for group in self.groups:
                 values = self.draw_values(group.optim, draw, group.ranges)
-                base = 1000 * self.seed + group.seed_shift
+                base = 1000 * self.seed + self.seed_start + group.seed_shift
                 seeds = {"train.seed": base, **dict.fromkeys(group.seed_names, base + draw)}
                 config = from_dict({**values, **seeds}, group.config).checked()
                 yield Trial(
@@ -292,6 +297,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         **({} if plan.measure == HPARAMS else {"measure": plan.measure}),
         **({"about": list(plan.about)} if plan.about else {}),
         **({"exhibit": plan.exhibit} if plan.exhibit else {}),
+        **({"seed_start": plan.seed_start} if plan.seed_start else {}),
     }
 
 
@@ -336,6 +342,7 @@ def from_json(values: Mapping[str, Any]) -> Plan:
             measure=values.get("measure", HPARAMS),
             about=tuple(values.get("about", ())),
             exhibit=values.get("exhibit", ""),
+            seed_start=values.get("seed_start", 0),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"This is not a study's plan: {error!r}.") from error
@@ -359,19 +366,34 @@ class StudyFolder:
 
     def read(self) -> tuple[Plan, dict[str, Any]]:
         """(plan, the whole record with hash, environment and history)."""
+        if not self.exists() and StudyFolder(self.path / TUNING).exists():
+            raise ConfigError(
+                f"{self.path} has only begun its tuning; nothing is measured yet.",
+                f"How far it is: vitc study status {self.path}; the draws so far: vitc report "
+                f"{self.path / TUNING}",
+            )
         if not self.exists():
             raise ConfigError(
                 f"{self.path} is not a study: it has no {PLAN_FILE}.",
                 "Start one with: vitc study quick --out DIR",
             )
-        record = read_json(self.path / PLAN_FILE)
-        plan = from_json(record.get("plan", {}))
-        if _sha(record["plan"]) != record.get("hash"):
+        file = self.path / PLAN_FILE
+        try:
+            record = read_json(file)
+            lacking = [name for name, kind in RECORD.items() if type(record.get(name)) is not kind]
+            if lacking:
+                raise ConfigError(f"{file} is damaged: it has no {', '.join(lacking)}.")
+            if _sha(record["plan"]) != record["hash"]:
+                raise ConfigError(
+                    f"{file} was changed after it was written: its hash does not fit."
+                )
+        except ConfigError as error:
             raise ConfigError(
-                f"{self.path / PLAN_FILE} was changed after it was written: its hash does not fit.",
-                "Restore it, or start a new study with another --out.",
-            )
-        return plan, record
+                error.message,
+                "Restore it from a copy, or start a new study with another --out. The trials are "
+                f"runs of their own, in {self.trials}.",
+            ) from error
+        return from_json(record["plan"]), record
 
     def start(self, plan: Plan, environment: Mapping[str, Any], command: str) -> dict[str, Any]:
         """Write the plan before the first trial, or join the study that is there.
@@ -402,7 +424,8 @@ class StudyFolder:
             return record
         old, record = self.read()
         self._keep_sources(plan)
-        plan = _as_it_was(plan, old)
+        # sentences may be worded better since: they decide no trial
+        plan = dataclasses.replace(_as_it_was(plan, old), about=old.about)
         values = to_json(plan)
         if record["hash"] == _sha(values):
             return record

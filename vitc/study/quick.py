@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from vitc.config import RunConfig
+from vitc.errors import ConfigError
 from vitc.study.conduct import hparams_plan
 from vitc.study.plan import Plan
 
@@ -35,7 +37,12 @@ def quick_plan(
     precision: str | None = None,
     **overrides: Any,
 ) -> tuple[Plan, str]:
-    """The plan, with as many draws as `seconds` allow here (or `draws`), and why so many."""
+    """The plan, with as many draws as `seconds` allow here (or `draws`), and why so many.
+
+    `overrides` are settings for every trial. Raises ConfigError: among them one of a model, a stem
+    or an optimizer, which are what it compares.
+    """
+    _keep_contenders(overrides)
     settings = {**BUDGET, **overrides}
     if precision is not None:
         settings.setdefault("train.precision", precision)
@@ -56,6 +63,26 @@ def quick_plan(
     if fitting < FEWEST:
         why += f"; fewer than {FEWEST} would show nothing, so it takes longer"
     return plan, why
+
+
+def _keep_contenders(settings: Mapping[str, Any]) -> None:
+    """A stem for all would make a ViT_P of the ViT_C, under its name."""
+    for name, value in settings.items():
+        if name == "model":
+            instead = f"--models {value} {REFERENCE} --optims {' '.join(OPTIMS)}"
+        elif name == "optim":
+            instead = f"--models {CONTENDERS[0]} {REFERENCE} --optims {value}"
+        elif name == "model.stem":
+            instead = f"--models {REFERENCE} --stems conv patchify {value}"
+        elif name.startswith("model.stem."):
+            instead = f"--models MODEL --{name} {value}"
+        else:
+            continue
+        raise ConfigError(
+            f"--{name} has no effect in vitc study quick, which compares the models "
+            f"{', '.join(CONTENDERS)}, each with its own stem, under {' and '.join(OPTIMS)}.",
+            f"Choose contenders yourself: vitc study hparams {RECIPE} {instead}",
+        )
 
 
 def trial_seconds(config: RunConfig) -> float:

@@ -215,7 +215,8 @@ def _contenders(s: Section) -> Table:
             ", ".join(f"{n.removeprefix('optim.')} {v:.3g}" for n, v in best.values.items())
             if best else "-",
             _interval(g.median), _share(g.share),
-            f"{g.flops / 1e6:,.1f}", f"{g.params:,}", f"{g.activations:,}",
+            *([f"{g.flops / 1e6:,.1f}", f"{g.params:,}", f"{g.activations:,}"] if g.cost
+              else ["-"] * 3),
             f"{g.step_ms:.1f}" if g.step_ms else "-",
             f"{g.memory_mib:,.0f}" if g.memory_mib else "-",
             f"{g.seconds_a_trial:.1f}" if g.seconds_a_trial else "-",
