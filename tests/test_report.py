@@ -197,6 +197,20 @@ def test_files_beside_the_page_hold_every_trial(made: tuple[Path, list[Section]]
         }  # fmt: skip
 
 
+def test_studies_of_other_versions_or_precision_are_not_joined(tmp_path: Path) -> None:
+    a, b = (invented(tmp_path / name, easier, draws=8, control=False) for name in "ab")
+    record = json.loads((b / "plan.json").read_text())
+    record["environment"]["versions"]["torch"] = "2.1.0"
+    (b / "plan.json").write_text(json.dumps(record))
+    first, second = analyse([a, b])
+    assert first.notes == []
+    assert f"Not joined with {a}: they differ in versions." in second.notes
+    record["environment"] = {**HERE, "hardware": {"cpu": "another", "cores": 2}}
+    (b / "plan.json").write_text(json.dumps(record))
+    (joined,) = analyse([a, b])
+    assert f"{b} ran on other hardware than {a}." in joined.notes
+
+
 def test_studies_on_the_same_draws_are_joined(tmp_path: Path) -> None:
     one = invented(tmp_path / "one", easier, draws=6)
     two = invented(tmp_path / "two", easier, draws=6, rename={"vit_c_tiny": "mine"})

@@ -257,7 +257,7 @@ def report_on(
         say(f"Next: the same command goes on with {unfinished} trial(s) that have no result yet")
     elif len(folders) == 1:
         plan = sections[0].plan
-        more = "--draws" if plan.measure == "hparams" else "--seeds"
+        more = "--count" if plan.exhibit else "--draws" if plan.measure == "hparams" else "--seeds"
         say(f"Next, for tighter intervals: the same command with {more} {2 * plan.draws} "
             "(trials that ended are kept)")  # fmt: skip
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics as plain_statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from vitc.errors import ConfigError, VitcError
 from vitc.study import statistics as st
 from vitc.study.chosen import read_chosen
 from vitc.study.conduct import standing
-from vitc.study.plan import Group, Plan, Range, StudyFolder
+from vitc.study.plan import MUST_AGREE, Group, Plan, Range, StudyFolder, settings_of
 from vitc.train.runlog import read_metrics
 
 if TYPE_CHECKING:
@@ -166,17 +166,21 @@ def analyse(folders: Sequence[Path], protocol: Protocol = "last") -> list[Sectio
     if not folders:
         raise ConfigError("No study is given.", "For example: vitc report studies/quick")
     read = [(folder, *StudyFolder(folder).read()) for folder in folders]
-    sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row], Tests]] = []
+    sections: list[tuple[Plan, list[dict[str, Any]], list[Path], list[Row], Tests, list[str]]] = []
     for folder, plan, record in read:
         plan = StudyFolder(folder).with_sources(plan)
         new = rows_of(StudyFolder(folder), plan, protocol)
         chosen = read_chosen(folder) if protocol == "last" else {}  # it names the best last epoch
         tests = {(g.contender, g.optim): chosen.get(g.key, {}) for g in plan.groups}
-        home = next((s for s in sections if _can_join(s[0], plan)), None)
+        apart = [_apart(s[0], plan, s[1][0], record) for s in sections]
+        home = next((s for s, differing in zip(sections, apart, strict=True) if not differing),
+                    None)  # fmt: skip
         if home is None:
-            sections.append((plan, [record], [folder], new, tests))
+            why = [f"Not joined with {s[2][0]}: they differ in {', '.join(differing)}."
+                   for s, differing in zip(sections, apart, strict=True)]  # fmt: skip
+            sections.append((plan, [record], [folder], new, tests, why))
             continue
-        old_plan, records, paths, old, old_tests = home
+        old_plan, records, paths, old, old_tests, why = home
         taken = set(old_plan.contenders)
         names = {c: f"{c} ({plan.name})" if c in taken else c for c in plan.contenders}
         joined = replace(
@@ -188,19 +192,24 @@ def analyse(folders: Sequence[Path], protocol: Protocol = "last") -> list[Sectio
         )  # fmt: skip
         rows = [*old, *(replace(r, contender=names[r.contender]) for r in new)]
         renamed = {(names[c], o): test for (c, o), test in tests.items()}
+        if records[0]["environment"]["hardware"] != record["environment"]["hardware"]:
+            why = [*why, f"{folder} ran on other hardware than {paths[0]}."]
         sections[sections.index(home)] = (
-            joined, [*records, record], [*paths, folder], rows, old_tests | renamed
+            joined, [*records, record], [*paths, folder], rows, old_tests | renamed, why
         )  # fmt: skip
     return [_section(*s, protocol) for s in sections]
 
 
-def _can_join(a: Plan, b: Plan) -> bool:
-    """Same draws (ranges and seed), same budget and data: their contenders form pairs."""
-
-    def budget(plan: Plan) -> set[tuple[Any, ...]]:
-        return {(g.config.train.epochs, g.config.train.batch, g.config.data) for g in plan.groups}
-
-    return a.ranges == b.ranges and a.seed == b.seed and budget(a) == budget(b)
+def _apart(a: Plan, b: Plan, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What keeps two studies from being one: their contenders would form no fair pairs."""
+    found = [] if (a.ranges, a.seed) == (b.ranges, b.seed) else ["draws"]
+    if any(g.ranges is not None for g in (*a.groups, *b.groups)):
+        found.append("ranges of single contenders")
+    found += [n for n, read in MUST_AGREE.items()
+              if settings_of(a.groups, read) != settings_of(b.groups, read)]  # fmt: skip
+    if old["environment"]["versions"] != new["environment"]["versions"]:
+        found.append("versions")
+    return found
 
 
 def rows_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> list[Row]:
@@ -259,6 +268,7 @@ def _section(
     folders: list[Path],
     rows: list[Row],
     tests: Tests,
+    apart: list[str],
     protocol: Protocol,
 ) -> Section:
     # One area limit and one "best" for all contenders of an optimizer, so that they compare.
@@ -281,7 +291,7 @@ def _section(
         groups=groups,
         comparisons=comparisons,
         unfinished=unfinished,
-        notes=[*protocol_notes(plan, protocol), *_notes(plan, groups)],
+        notes=[*apart, *protocol_notes(plan, protocol), *_notes(plan, groups)],
         protocol=protocol,
     )
 
@@ -358,19 +368,23 @@ def _curve(row: Row, kind: str, name: str) -> tuple[list[float], list[float]]:
 def _compare(plan: Plan, groups: list[GroupResult]) -> list[Comparison]:
     reference = plan.reference or plan.contenders[-1]
     shifted = {g.contender for g in plan.groups if g.seed_shift}
+    points = {g.contender: g.point for g in plan.groups}
+    many = len({(g.contender, g.optim) for g in plan.groups if g.contender != reference})
     found: list[Comparison] = []
     for optim in plan.optims:
         base = next(g for g in groups if (g.contender, g.optim) == (reference, optim))
         for g in groups:
             if g.optim != optim or g.contender == reference:
                 continue
+            if points[g.contender] != points[reference]:
+                continue  # tuned at another length
             shared = _shared(g, base)
             if len(shared) < 2:
                 continue
             mine, theirs = (np.array(x) for x in zip(*shared, strict=True))
             difference = mine - theirs
             try:
-                needed = st.draws_needed(difference)
+                needed = st.draws_needed(difference, level=0.05 / many)  # as Holm's first
             except ConfigError:
                 needed = None
             found.append(

@@ -5,8 +5,10 @@ it, everything made from the trials alone.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from vitc.errors import ConfigError
 from vitc.study.analysis import Section
@@ -59,7 +61,7 @@ def write_page(
     for name, text in files.items():
         write_atomically(beside / name, text)
     parts = [_told(s, _shown(ps), beside.name, page) for s, ps in zip(sections, drawn, strict=True)]
-    links = ", ".join(f"[{name}]({beside.name}/{name})" for name in files)
+    links = ", ".join(f"[{name}]({quote(beside.name)}/{name})" for name in files)
     write_atomically(page, "\n\n".join([*parts, f"Every trial and number: {links}."]) + "\n")
 
 
@@ -75,7 +77,7 @@ def _told(s: Section | Finding, drawn: Sequence[Picture], folder: str, page: Pat
     else:
         first, *rest = s.parts.sentences
         tables, notes = s.parts.tables, s.notes
-    figures = "\n".join(f"![{_text(p.title)}]({folder}/{p.name}.png)" for p in drawn)
+    figures = "\n".join(f"![{_text(p.title)}]({quote(folder)}/{p.name}.png)" for p in drawn)
     return "\n\n".join(filter(None, [
         f"# {_text(_title(s))}",
         _text(unfinished_text(s)),
@@ -119,7 +121,10 @@ def _agreement(s: Section | Finding) -> str:
 
 def _conditions(s: Section | Finding, page: Path) -> Table:
     told = facts(s)
-    rows = [[a, f"{b} --page {page}" if a == "made again by" else b] for a, b in told.rows]
+    rows = [
+        [a, f"{b} --page {shlex.quote(str(page))}" if a == "made again by" else b]
+        for a, b in told.rows
+    ]
     return Table(told.title, ["what", "value"], rows)
 
 
@@ -139,6 +144,7 @@ def _table(table: Table) -> str:
     title, note = f"## {_text(table.title)}", _text(table.note)
     if not table.rows:
         return f"{title}\n\n{note}"
-    lines = [table.head, ["---"] * len(table.head), *([_text(c) for c in r] for r in table.rows)]
+    head, *rows = ([_text(c) for c in r] for r in [table.head, *table.rows])
+    lines = [head, ["---"] * len(head), *rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join(filter(None, [title, body, note]))

@@ -17,7 +17,7 @@ from vitc.config import RunConfig, load_config, resolve_config
 from vitc.errors import unknown
 from vitc.models.zoo import MODELS, REPORTED
 from vitc.study.claims import agreement
-from vitc.study.findings import Finding, Table, cells, errors_of, mean, paired, shown
+from vitc.study.findings import Finding, Table, cells, errors_of, mean, paired, shown, trained
 from vitc.study.measures import (
     Points,
     family_ranges,
@@ -501,9 +501,11 @@ def _ours(finding: Finding, name: str, scale: str) -> list[Ours]:
         optim = p.optim or next((o for c, o, _ in by if c == mine), "")
         at = errors_of(by.get((mine, optim, f"{epochs} epochs"), {}))
         if p.what == "delta":
-            at = paired(at, errors_of(by.get((mine, optim, f"{longest} epochs"), {})))
+            if scale == "full" and longest != paper_lengths[-1]:
+                continue  # the paper's is measured from its own longest schedule
+            at = paired(at, trained(by.get((mine, optim, f"{longest} epochs"), {})))
         elif p.what == "gap":
-            at = paired(at, errors_of(by.get((mine, "adamw", f"{epochs} epochs"), {})))
+            at = paired(at, trained(by.get((mine, "adamw", f"{epochs} epochs"), {})))
         found.append(Ours(p, mine, optim, epochs, at))
     return found
 

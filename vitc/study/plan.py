@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,32 +227,38 @@ def _sha(values: Any) -> str:
 # -- what differs between contenders and must not --------------------------------------------------
 
 
+MUST_AGREE: dict[str, Callable[[RunConfig], Any]] = {
+    "precision": lambda c: c.train.precision,
+    "compile": lambda c: c.train.compile,
+    "device": lambda c: c.train.device,
+    "threads": lambda c: c.train.threads,
+    "epochs": lambda c: c.train.epochs,
+    "batch": lambda c: c.train.batch,
+    "data": lambda c: to_dict(c.data),
+    "schedule": lambda c: to_dict(c.optim.schedule),
+    "ema": lambda c: to_dict(c.optim.ema),
+}
+
+
 def mixed(plan: Plan) -> list[str]:
     """Settings in which contenders differ although they must agree for a fair comparison.
 
     What a measure varies along its axis differs between points, never between contenders at one.
     """
-    must_agree: dict[str, Callable[[RunConfig], Any]] = {
-        "precision": lambda c: c.train.precision,
-        "compile": lambda c: c.train.compile,
-        "device": lambda c: c.train.device,
-        "threads": lambda c: c.train.threads,
-        "epochs": lambda c: c.train.epochs,
-        "batch": lambda c: c.train.batch,
-        "data": lambda c: to_dict(c.data),
-        "schedule": lambda c: to_dict(c.optim.schedule),
-        "ema": lambda c: to_dict(c.optim.ema),
-    }
     found = []
     for optim, point in dict.fromkeys((g.optim, g.point) for g in plan.groups):
         groups = [g for g in plan.groups if (g.optim, g.point) == (optim, point)]
         where = f"{optim} at {point}" if point else optim
-        for name, read in must_agree.items():
-            values = {json.dumps(read(g.config), sort_keys=True) for g in groups}
-            if len(values) > 1:
+        for name, read in MUST_AGREE.items():
+            if len(settings_of(groups, read)) > 1:
                 shown = ", ".join(f"{g.contender}: {_short(read(g.config))}" for g in groups)
                 found.append(f"{where}: contenders differ in {name} ({shown})")
     return found
+
+
+def settings_of(groups: Iterable[Group], read: Callable[[RunConfig], Any]) -> set[str]:
+    """The values that groups have of one of `MUST_AGREE`, as text to compare."""
+    return {json.dumps(read(g.config), sort_keys=True) for g in groups}
 
 
 def _short(value: Any) -> str:

@@ -194,7 +194,9 @@ def table_tex(sections: Sequence[Section]) -> str:
         best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
         step = f"{g.step_ms:.1f}" if g.step_ms else "--"
         cells = [_tex(g.contender), _tex(g.optim), str(len(g.errors)), str(g.count("diverged")),
-                 best, median, f"{g.flops / 1e6:.1f}", f"{g.params / 1e6:.3f}", step]  # fmt: skip
+                 best, median,
+                 *([f"{g.flops / 1e6:.1f}", f"{g.params / 1e6:.3f}"] if g.cost else ["--"] * 2),
+                 step]  # fmt: skip
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

@@ -434,7 +434,8 @@ def share_difference(a: Interval, b: Interval) -> Interval:
     """a - b of two shares, each with its interval, by Newcombe's hybrid rule.
 
     Each bound takes the distance from the estimates to their own bounds, added in squares (method
-    10 of Newcombe, Statistics in Medicine 17, 1998). For shares of the same draws, which go
+    10 of Newcombe, Statistics in Medicine 17, 1998; 11 where, as `share`'s, they are continuity-
+    corrected). For shares of the same draws, which go
     together, it is wider than need be.
     """
     d = a.estimate - b.estimate

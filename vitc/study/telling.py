@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from vitc.study.analysis import PAPER_PRIMARY, WITHIN_POINTS, Comparison, GroupResult, Row, Section
@@ -28,6 +29,11 @@ AGAINST_THE_PAPER = (CLAIMS, BESIDE, ORDER)  # tables that the terminal shows af
 def verdict(section: Section) -> str:
     """Two sentences: what was found, with its interval; and what would change it."""
     rivals = [c for c in section.comparisons if not c.is_control]
+    if len(section.plan.contenders) == 1:
+        return (
+            f"{section.plan.contenders[0]} is the only contender: it is compared with none. "
+            "Another recipe, or --models with two names, would change that."
+        )
     if not rivals:
         return (
             "There is nothing to compare yet: the reference and another contender need at least "
@@ -296,6 +302,7 @@ def facts(s: Section | Finding) -> Table:
     versions = ", ".join(f"{k} {v}" for k, v in record["environment"]["versions"].items())
     hardware = ", ".join(f"{k} {v}" for k, v in record["environment"]["hardware"].items())
     config = plan.groups[0].config
+    trains = [g.config.train for g in plan.groups]
     seconds = sum(r.train_seconds or 0.0 for r in s.rows)
     epochs = sorted({g.config.train.epochs for g in plan.groups})
     rows = [
@@ -303,8 +310,8 @@ def facts(s: Section | Finding) -> Table:
                            else f"{PAPER_PRIMARY}; planned: {record['plan']['primary_metric']}"],
         ["diverged runs", record["plan"]["divergence_rule"]],
         [f"{count_word(plan)} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
-        ["budget", f"{', '.join(map(str, epochs))} epochs, batch {config.train.batch}, "
-                   f"{config.train.precision}"],
+        ["budget", f"{', '.join(map(str, epochs))} epochs, batch {_all(trains, 'batch')}, "
+                   f"{_all(trains, 'precision')}"],
         ["data", f"{config.data.source}" + (f", {config.data.max_train} training images"
                                             if config.data.max_train else "")],
         ["training time", f"{duration(seconds)}, all trials added up"],
@@ -318,6 +325,10 @@ def facts(s: Section | Finding) -> Table:
                           + (" --protocol paper" if s.protocol == "paper" else "")],
     ]  # fmt: skip
     return Table("Conditions", ["", ""], rows)
+
+
+def _all(configs: Sequence[object], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(getattr(c, name)) for c in configs))
 
 
 def _places(s: Section | Finding) -> str:
