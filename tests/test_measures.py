@@ -18,6 +18,7 @@ from vitc.cli import main
 from vitc.config import to_dict
 from vitc.errors import ConfigError
 from vitc.study import effects
+from vitc.study.analysis import analyse
 from vitc.study.claims import claims, pairs
 from vitc.study.conduct import contenders_of
 from vitc.study.findings import find
@@ -236,7 +237,7 @@ def test_without_a_shorter_schedule_the_rule_leaves_chance(tmp_path: Path) -> No
 def test_peak_puts_costs_beside_errors_and_says_that_two_models_are_few(tmp_path: Path) -> None:
     finding = found(tmp_path, lengths("peak"), falling)
     c = next(v for v in finding.parts.values["contenders"] if v["contender"] == "vit_c_tiny")
-    assert c["step_ms"] == 100
+    assert c["image_ms"] == 100 / 16  # models of one table may have other batches
     assert c["flops"] > 1e6
     assert c["errors"][4]["estimate"] == pytest.approx(30.15)
     assert finding.parts.values["correlations"]["n"] == 2
@@ -308,7 +309,7 @@ def test_a_claim_agrees_disagrees_or_stays_open_by_its_interval(tmp_path: Path) 
         finding = found(tmp_path / str(ahead), plan, error(ahead))
         return {c.what: c.verdict for c in claims(finding)}
 
-    what = "sgd - adamw at 4 epochs"
+    what = "SGD - AdamW at 4 epochs"
     assert verdicts(3.0)[what] == "agrees"
     assert verdicts(-3.0)[what] == "disagrees"
     assert verdicts(0.0)[what] == "open"
@@ -322,6 +323,78 @@ def test_only_a_vit_c_and_its_own_vit_p_are_held_against_the_paper() -> None:
     changed = contenders_of(["debug"], ["vit_c_tiny"], ["adamw"], (), **{"model.stem.norm": "ln"})
     plan = measure_plan("length", [*changed, these[2]], length_points([2, 4]), seeds=2, name="m")
     assert pairs(plan) == []
+
+
+def test_a_contender_that_never_trains_is_not_called_stable(tmp_path: Path) -> None:
+    def never_p(t: Trial) -> float | None:
+        if t.contender == "vit_p_tiny" and t.optim == "sgd":
+            return None
+        return 30 + 5 / t.config.train.epochs + 0.1 * t.draw
+
+    finding = found(tmp_path, lengths("optimizer", optims=BOTH), never_p)
+    text = " ".join(finding.parts.sentences)
+    assert "vit_p_tiny under sgd: 4 of 4 seeds diverged at 4 epochs" in text
+    losses = {(v["contender"], v["optim"]) for v in finding.parts.values["length"]["comparisons"]}
+    assert losses == {("vit_c_tiny", "adamw")}
+    gap = next(v for v in finding.parts.values["gaps"] if v["contender"] == "vit_p_tiny")
+    assert gap["gap"]["estimate"] > 50  # AdamW trains: that SGD does not is the gap
+    assert finding.parts.values["substituted"] == 0  # nothing shorter trained either
+    assert {c.verdict for c in claims(finding) if c.optim == "both"} == {"agrees"}
+
+
+def test_draws_that_all_diverge_are_not_near_their_best(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    plan = tuning_plan(groups(), length_points([2]), draws=16, name="d")
+    invent(folder, plan, lambda t: None if t.contender == "vit_c_tiny" else 30 + 0.2 * t.draw)
+    (claim,) = claims(analyse([folder.path])[0])
+    assert claim.verdict == "disagrees"
+    assert "0 % against 100 %" in claim.what
+
+
+def test_the_order_of_the_optimizers_changes_no_verdict(tmp_path: Path) -> None:
+    def error(t: Trial) -> float:
+        gap = 2.0 if t.contender == "vit_c_tiny" else 8.0
+        return 30 + 0.1 * t.draw + gap * (t.optim == "sgd")
+
+    for i, optims in enumerate((("adamw", "sgd"), ("sgd", "adamw"))):
+        finding = found(tmp_path / str(i), lengths("optimizer", optims=optims), error)
+        assert [c.verdict for c in claims(finding) if c.optim == "both"] == ["agrees"]
+
+
+def test_a_pair_of_the_paper_differs_by_the_block_the_stem_replaces() -> None:
+    both = contenders_of(["debug"], ["vit_p_tiny"], ["adamw"], ("conv", "patchify"))
+    plan = measure_plan("length", both, length_points([2, 4]), seeds=2, name="m")
+    assert pairs(plan) == []
+    models = ["vit_c_16gf", "vit_c_4gf", "vit_p_4gf", "vit_p_16gf"]
+    big = contenders_of(["debug"], models, ["adamw"])
+    plan = measure_plan("length", big, length_points([2, 4]), seeds=2, name="m")
+    assert set(pairs(plan)) == {("vit_c_16gf", "vit_p_16gf"), ("vit_c_4gf", "vit_p_4gf")}
+
+
+def test_a_noisier_contender_is_not_called_more_sensitive(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = {"vit_c_tiny": 0.3, "vit_p_tiny": 0.9}
+    plan = measure_plan("vary", groups(), vary_points([], [("optim.lr", [1.0, 2.0, 3.0, 4.0, 5.0])],
+                                                      []), seeds=5, name="m")  # fmt: skip
+    called = 0
+    for i in range(20):
+        finding = found(
+            tmp_path / str(i), plan, lambda t: 30 + float(rng.normal(0, noise[t.contender]))
+        )
+        called += "against vit_p_tiny's" in finding.parts.sentences[0]
+    assert called <= 4  # 5 % of 20, with room: P(more than 4) is 0.3 %
+
+
+def test_of_many_equal_contenders_few_are_called_different(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    ten = [replace(g, contender=f"c{i}") for i in range(10) for g in groups()[:1]]
+    ten = [replace(g, config=replace(g.config, name=g.contender)) for g in ten]
+    plan = measure_plan("peak", ten, length_points([4]), seeds=3, name="m")
+    called = 0
+    for i in range(20):
+        finding = found(tmp_path / str(i), plan, lambda t: 30 + float(rng.normal(0, 1)))
+        called += any("than c9" in sentence for sentence in finding.parts.sentences)
+    assert called <= 4
 
 
 def test_a_difference_of_shares_is_newcombes() -> None:
