@@ -389,7 +389,7 @@ def test_of_many_equal_contenders_few_are_called_different(tmp_path: Path) -> No
     rng = np.random.default_rng(1)
     ten = [replace(g, contender=f"c{i}") for i in range(10) for g in groups()[:1]]
     ten = [replace(g, config=replace(g.config, name=g.contender)) for g in ten]
-    plan = measure_plan("peak", ten, length_points([4]), seeds=3, name="m")
+    plan = measure_plan("length", ten, length_points([2, 4]), seeds=3, name="m")
     called = 0
     for i in range(20):
         finding = found(tmp_path / str(i), plan, lambda t: 30 + float(rng.normal(0, 1)))
