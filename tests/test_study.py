@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from vitc.cli import main
+from vitc.cli_study import report_on
 from vitc.config import to_dict
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study import load_runs
@@ -240,6 +241,17 @@ def test_a_study_without_a_result_says_what_to_do_next(
     assert f"Failed: 1 trial(s); why: vitc study status {path}" in out
     assert "Next: the same command goes on with 3 trial(s)" in out
     assert "tighter intervals" not in out
+
+
+def test_a_study_ends_well_with_diverged_trials_and_not_with_failed_ones(tmp_path: Path) -> None:
+    diverged = {"status": "diverged", "error": "Diverged at step 3"}
+    good = {0: done(40), 1: diverged, 2: done(50), 3: done(45)}
+    ended = invented(tmp_path / "a", plan(), good).path
+    failed = invented(tmp_path / "b", plan(), {**good, 1: {"status": "failed", "error": "?"}}).path
+    short = invented(tmp_path / "c", plan(), {0: done(40)}).path
+    codes = [report_on([path], None, as_json=False, ran=True) for path in (ended, failed, short)]
+    assert codes == [0, 1, 1]
+    assert report_on([failed], None, as_json=True) == 0  # making the report went well
 
 
 def test_a_measure_that_is_being_tuned_says_so(

@@ -115,7 +115,7 @@ def _measure(
 
 def _finish(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
     run_trials(args, folder, plan)
-    return report_on([folder.path], None, args.json, protocol=args.protocol)
+    return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
 
 
 FIXED = "lr and weight decay are the recipe's at every length, as in the paper"
@@ -468,7 +468,7 @@ def _paper_study(
         from vitc.study.second import measure_second
 
         measure_second(folder, plan, args.second, note)
-    return report_on([folder.path], None, args.json, protocol=args.protocol)
+    return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
 
 
 def _paper_dry_run(args: Namespace, plans: Sequence[Plan]) -> int:

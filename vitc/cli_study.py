@@ -226,7 +226,7 @@ def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
         from vitc.study.chosen import measure_chosen
 
         measure_chosen(folder, plan, note)
-    return report_on([folder.path], None, args.json, protocol=args.protocol)
+    return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
 
 
 def report_on(
@@ -235,21 +235,25 @@ def report_on(
     as_json: bool,
     markdown: Path | None = None,
     protocol: Protocol = "last",
+    ran: bool = False,
 ) -> int:
+    """Make and tell the report. 1 where the trials just `ran` and some failed or have no result;
+    diverged ones are results."""
     from vitc.study.report import report
     from vitc.study.telling import summary_text
 
     page, sections = report(folders, out, markdown, protocol)
+    unfinished = sum(section.unfinished for section in sections)
+    failed = sum(row.status == "failed" for section in sections for row in section.rows)
+    code = int(ran and bool(failed or unfinished))
     if as_json:
         say_json(read_json(page.parent / "results.json") | {"report": str(page)})
-        return 0
+        return code
     for section in sections:
         say(summary_text(section))
     say(f"Report: {page} (figures, trials.csv, table.tex and results.json beside it)")
     if markdown is not None:
         say(f"Page: {markdown} (its figures and numbers in {markdown.with_suffix('')})")
-    unfinished = sum(section.unfinished for section in sections)
-    failed = sum(row.status == "failed" for section in sections for row in section.rows)
     if failed:
         where = " or ".join(f"vitc study status {folder}" for folder in folders)
         say(f"Failed: {failed} trial(s); why: {where}; again: the same command and --retry-failed")
@@ -260,7 +264,7 @@ def report_on(
         more = "--count" if plan.exhibit else "--draws" if plan.measure == "hparams" else "--seeds"
         say(f"Next, for tighter intervals: the same command with {more} {2 * plan.draws} "
             "(trials that ended are kept)")  # fmt: skip
-    return 0
+    return code
 
 
 # -- status and report -----------------------------------------------------------------------------
