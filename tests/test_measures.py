@@ -21,7 +21,6 @@ from vitc.study import effects
 from vitc.study.analysis import analyse
 from vitc.study.claims import claims, pairs
 from vitc.study.conduct import contenders_of
-from vitc.study.findings import find
 from vitc.study.measures import (
     before_measuring,
     best_optimizer,
@@ -36,6 +35,7 @@ from vitc.study.measures import (
 from vitc.study.paper import EXHIBITS, PAPER_LENGTHS, beside, entry_groups, exhibit_plan
 from vitc.study.plan import Plan, StudyFolder, Trial, from_json, mixed, to_json
 from vitc.study.printed import TABLE2, TABLE3
+from vitc.study.reading import find
 from vitc.study.report import report
 from vitc.study.statistics import Interval, share_difference
 

@@ -311,8 +311,8 @@ def _bench(args: Namespace) -> int:
     import json
 
     from vitc.study.bench import bench, bench_config
-    from vitc.study.findings import correlation_values, time_correlations
     from vitc.study.printed import TABLE2
+    from vitc.study.read_peak import correlation_values, time_correlations
     from vitc.study.telling import plain_table
     from vitc.train.runlog import environment
 
@@ -493,8 +493,8 @@ def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
     import dataclasses
 
     from vitc.study.bench import bench
-    from vitc.study.findings import correlation_values, time_correlations
     from vitc.study.paper import get_exhibit, models_table
+    from vitc.study.read_peak import correlation_values, time_correlations
     from vitc.study.telling import plain_table
 
     classes = 1000 if args.scale == "full" else 10

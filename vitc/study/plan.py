@@ -122,7 +122,7 @@ class Plan:
     classes: int = 10
     """Classes of the data: chance error is 100 (1 - 1 / classes)."""
     measure: str = HPARAMS
-    """What is measured; it decides how the report reads the trials (`findings.MEASURES`)."""
+    """What is measured; it decides how the report reads the trials (`reading.MEASURES`)."""
     about: tuple[str, ...] = ()
     """Sentences on how the settings were come by, for the report."""
     exhibit: str = ""

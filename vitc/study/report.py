@@ -23,9 +23,10 @@ from vitc.study.analysis import (
 )
 from vitc.study.claims import claim_values, claims_table
 from vitc.study.figures import INK, Picture, chart_pictures, pictures
-from vitc.study.findings import Finding, Table, find
+from vitc.study.findings import Finding, Table
 from vitc.study.page import check_page, write_page
 from vitc.study.plan import HPARAMS, StudyFolder
+from vitc.study.reading import find
 from vitc.study.telling import (
     deviations,
     facts,
