@@ -47,8 +47,9 @@ def fashion_vit_c(optim: str | None = None) -> RunConfig:
     Source: ours; 8,500 training images, 28x28 padded to 32x32.
     Command: vitc train fashion_vit_c [--optim sgd]
     Cost: 110 s on one core of a 2026 Xeon (2,350 images a second, fp32).
-    Expected: validation top-1 88.1 (87.3-88.6) with AdamW, 89.2 (88.5-89.8) with SGD, EMA of the
-    last epoch; mean (range) of 3 seeds on 1,500 images; measured 2026-11-22 in fp32.
+    Expected: validation top-1 88.2 (87.3-88.8) with AdamW, 89.1 (88.5-89.8) with SGD, EMA of the
+    last epoch; mean (range) of 5 seeds on 1,500 images; measured 2026-11-23 in fp32
+    (docs/results/optimizer.md).
     """
     return _fashion("vit_c_tiny", "fashion_vit_c", optim)
 
@@ -59,8 +60,9 @@ def fashion_vit_p(optim: str | None = None) -> RunConfig:
     Source: ours; the settings of fashion_vit_c.
     Command: vitc train fashion_vit_p [--optim sgd]
     Cost: 90 s on one core of a 2026 Xeon (2,850 images a second, fp32).
-    Expected: validation top-1 85.8 (84.7-86.3) with AdamW, 85.6 (85.1-86.3) with SGD, EMA of the
-    last epoch; mean (range) of 3 seeds on 1,500 images; measured 2026-11-22 in fp32.
+    Expected: validation top-1 85.8 (84.7-86.3) with AdamW, 85.8 (85.1-86.5) with SGD, EMA of the
+    last epoch; mean (range) of 5 seeds on 1,500 images; measured 2026-11-23 in fp32
+    (docs/results/optimizer.md).
     """
     return _fashion("vit_p_tiny", "fashion_vit_p", optim)
 

@@ -20,6 +20,7 @@ from vitc.study.plan import Range
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
+MOST_TICKS = 6  # labels that have room beside each other
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#1b1f24"  # text and axes; the HTML replaces it by the page's own colour
 
@@ -103,6 +104,10 @@ def _chart(chart: Chart) -> Figure:
             _draw(axes, line)
     if chart.log_x:
         _log_axis(axes)
+        measured = sorted({x for line in chart.lines for x in line.x})
+        if len(measured) <= MOST_TICKS and all(x.is_integer() for x in measured):
+            axes.set_xticks(measured)  # lengths in epochs: those that were run
+            axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     if chart.ticks:
         axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=25, ha="right", fontsize=8)
     axes.set_xlabel(chart.xlabel)

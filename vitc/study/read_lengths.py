@@ -78,7 +78,7 @@ def length(plan: Plan, rows: Sequence[Row]) -> Parts:
         [*found, *untrained(endless, plan.draws, f"at {longest}")],
         tables,
         [Chart("length", "Error above the longest schedule", "epochs",
-               f"top-1 error above that at {longest} (points)", lines, log_x=True)],
+               f"error above {longest} (points)", lines, log_x=True)],
         {"lengths": values, "comparisons": differences},
     )  # fmt: skip
 
