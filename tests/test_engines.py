@@ -319,15 +319,20 @@ def test_a_job_that_somebody_cancelled_is_left(
     assert (len(cluster.submitted), told.statuses) == (2, ["left", "left"])
 
 
+def noted(study: Path, numbers: dict[str, list[str]]) -> Path:
+    """The note of jobs that an earlier call has left."""
+    (study / "slurm").mkdir()
+    file = study / "slurm" / "queued.json"
+    file.write_text(json.dumps({"cluster": "slurm", "jobs": numbers}))
+    return file
+
+
 def test_what_a_killed_study_had_queued_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(monkeypatch, tmp_path / "slurm")
     work = jobs(tmp_path, 3)
-    (tmp_path / "slurm").mkdir()
-    noted = {"77": [work[0].id], "78": [work[1].id]}
-    (tmp_path / "slurm" / "queued.json").write_text(
-        json.dumps({"cluster": "slurm", "jobs": noted}))  # fmt: skip
+    noted(tmp_path, {"77": [work[0].id], "78": [work[1].id]})
     fake = ModuleType("submitit")
     fake.SlurmJob = lambda folder, job_id, tasks: Handle(job_id, folder)
     monkeypatch.setitem(sys.modules, "submitit", fake)
@@ -367,15 +372,178 @@ def test_stopping_cancels_the_jobs_and_leaves_a_study_that_goes_on(
     assert not (tmp_path / "slurm" / "stop").exists()
 
 
-def test_what_sbatch_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster(monkeypatch, tmp_path / "slurm")
+class Refusals:
+    """sbatch says no `times` times, as submitit hands it on, and keeps the files it leaves."""
 
-    def refuse(batch: Batch) -> Handle:
-        raise RuntimeError("invalid partition specified: gpuu")
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cluster: Cluster, why: str) -> None:
+        self.times, self.asked, self.why = 10**6, 0, why
+        self.cluster, self.take = cluster, cluster.submit
+        monkeypatch.setattr(cluster, "submit", self)
 
-    monkeypatch.setattr(cluster, "submit", refuse)
-    with pytest.raises(RunError, match="gpuu"):
+    def __call__(self, batch: Batch) -> Handle:
+        self.asked += 1
+        if self.asked > self.times:
+            return self.take(batch)
+        (self.cluster.folder / f"{self.asked:032x}.pkl").touch()
+        (self.cluster.folder / f".submission_file_{self.asked:032x}.sh").touch()
+        print(self.why, file=sys.stderr)
+        refused = subprocess.CalledProcessError(1, ["sbatch"], stderr=self.why)
+        raise RuntimeError(self.why) from refused
+
+
+BUSY = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+@pytest.mark.parametrize("why", [
+    "sbatch: error: invalid partition specified: gpuu",
+    "sbatch: error: Batch job submission failed: Invalid partition name specified",
+    "sbatch: error: Batch job submission failed: Invalid account or account/partition combination "
+    "specified",
+    "sbatch: error: Batch job submission failed: Invalid qos specification",
+    "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+    "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or "
+    "exceeds some limit)",
+])  # fmt: skip
+def test_what_sbatch_refuses_for_good_is_said_at_once(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = Refusals(monkeypatch, Cluster(monkeypatch, tmp_path / "slurm"), why)
+    with pytest.raises(RunError, match=re.escape(why)) as caught:
         run_slurm(SlurmEngine(), jobs(tmp_path, 1))
+    assert (sbatch.asked, "--partition" in str(caught.value.hint)) == (1, True)
+
+
+def test_an_error_that_is_not_sbatchs_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, asked = Cluster(monkeypatch, tmp_path / "slurm"), []
+
+    def broken(batch: Batch) -> Handle:
+        asked.append(batch)
+        raise RuntimeError("cannot make sense of sbatch")
+
+    monkeypatch.setattr(cluster, "submit", broken)
+    with pytest.raises(RunError, match="cannot make sense"):
+        run_slurm(SlurmEngine(), jobs(tmp_path, 1))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("why", [
+    BUSY,
+    "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+    "sbatch: error: Batch job submission failed: Protocol authentication error",
+])  # fmt: skip
+def test_jobs_that_sbatch_does_not_take_now_are_handed_over_later_and_in_order(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster(monkeypatch, tmp_path / "slurm")
+    cluster.ends = lambda number, batch: answer(batch, "done") or "COMPLETED"
+    sbatch, work = Refusals(monkeypatch, cluster, why), jobs(tmp_path, 5)
+    sbatch.times = 3
+    told = run_slurm(SlurmEngine(pack=2), work)
+    assert told.statuses == ["done"] * 5
+    assert [i for b in cluster.submitted for i, *_ in b.trials] == [job.id for job in work]
+    assert capsys.readouterr().err.count(why) == 1
+    assert not [*cluster.folder.glob("*.pkl"), *cluster.folder.glob(".submission*")]
+
+
+def test_what_runs_goes_on_while_sbatch_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, tmp_path / "slurm")
+    cluster.ends = lambda number, batch: ["NODE_FAIL", "RUNNING", "RUNNING"][number]
+    work, told, taken = jobs(tmp_path, 2), Told(), cluster.submit
+    refused: list[int] = []
+
+    def sometimes(batch: Batch) -> Handle:
+        if len(cluster.submitted) < 2 or len(refused) >= 4:
+            return taken(batch)
+        refused.append(1)
+        raise RuntimeError(BUSY) from subprocess.CalledProcessError(1, ["sbatch"])
+
+    def tick(running: Sequence[Job]) -> None:
+        if len(cluster.submitted) == 3:
+            for number, job in (("1", work[1]), ("2", work[0])):
+                finish(job)
+                cluster.listed[number] = "COMPLETED"
+
+    monkeypatch.setattr(cluster, "submit", sometimes)
+    monkeypatch.setattr(engine_slurm, "SAVE_SECONDS", 0.1)
+    SlurmEngine().run(work, told.done, tick)
+    assert (told.statuses, len(refused)) == (["done", "done"], 4)
+    assert not [c for c in cluster.commands if c[0] == "scancel"]
+
+
+def test_sbatch_is_not_asked_again_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, tmp_path / "slurm")
+    sbatch = Refusals(monkeypatch, cluster, BUSY)
+    monkeypatch.setattr(engine_slurm, "REFUSED_SECONDS", 0.2)
+    with pytest.raises(RunError, match=r"for .* minutes: .*Socket timed out"):
+        run_slurm(SlurmEngine(), jobs(tmp_path, 1))
+    assert sbatch.asked > 1
+
+
+def test_nothing_is_submitted_while_jobs_may_run_that_squeue_does_not_tell_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, work = Cluster(monkeypatch, tmp_path / "slurm"), jobs(tmp_path, 2)
+    sbatch = Refusals(monkeypatch, cluster, "invalid partition")  # were it asked
+    file = noted(tmp_path, {"77_0": [work[0].id], "77_1": [work[1].id]})
+    before = file.read_text()
+    monkeypatch.setitem(sys.modules, "submitit", ModuleType("submitit"))
+    monkeypatch.setattr(engine_slurm, "_slurm", lambda command: None)
+    with pytest.raises(RunError, match=r"does not answer; .* jobs 77 in its queue"):
+        run_slurm(SlurmEngine(), work)
+    assert (sbatch.asked, file.read_text()) == (0, before)
+
+
+def test_jobs_that_did_not_hear_of_the_end_stay_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster(monkeypatch, tmp_path / "slurm")
+    cluster.ends = lambda number, batch: "RUNNING"
+    work, engine, told = jobs(tmp_path, 2), SlurmEngine(), Told()
+    monkeypatch.setattr(engine_slurm, "SAVE_SECONDS", 0.1)
+
+    def away(command: Sequence[str]) -> None:
+        if command[0] == "scancel":  # one job ends by itself
+            (tmp_path / "slurm" / "1_0_result.pkl").touch()
+
+    def tick(running: Sequence[Job]) -> None:
+        monkeypatch.setattr(engine_slurm, "_slurm", away)
+        engine.stop.set()
+
+    engine.run(work, told.done, tick)
+    assert told.statuses == ["interrupted", "interrupted"]
+    left = json.loads((tmp_path / "slurm" / "queued.json").read_text())["jobs"]
+    assert left == {"0": [work[0].id]}
+    assert "job 0 not seen to end" in capsys.readouterr().err
+
+
+def test_two_trials_of_an_array_meet_at_two_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(tmp_path, span=Span(2, 2))
+    batch._began = time.monotonic()
+    spans: list[Span] = []
+
+    def torchrun(spec: Path, span: Span) -> Any:
+        spans.append(span)
+        return SimpleNamespace(wait=lambda told: ("interrupted", None))
+
+    monkeypatch.setattr(engine_slurm, "Torchrun", torchrun)
+    fake = ModuleType("submitit")
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    monkeypatch.setattr(engine_slurm.time, "sleep", lambda seconds: None)
+    for task, number, node in ((0, "901", 0), (0, "901", 1), (1, "902", 0)):
+        here = SimpleNamespace(job_id=f"900_{task}", raw_job_id=number, node=node,
+                               global_rank=node, hostnames=["a", "b"])  # fmt: skip
+        fake.JobEnvironment = lambda here=here: here
+        batch._over_processes()
+    first, second, other = (span.port for span in spans)
+    assert first == second != other
 
 
 def batch_of(study: Path, **changed: Any) -> Batch:

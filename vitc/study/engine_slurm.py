@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -51,6 +53,13 @@ REQUEUES = 10_000  # by wall time; pre-emptions are not counted
 SIGNAL_SECONDS = 90  # before the end of the wall time a job is told of it
 POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
 GONE_SECONDS = 60.0  # after which a job that SLURM no longer lists, without an answer, is lost
+REFUSED_SECONDS = 600.0  # sbatch is asked again for so long: a busy controller, one that restarts
+FINAL = re.compile(  # what sbatch says of jobs that it will not take later either
+    r"invalid (partition|account|qos|wckey|license|feature|generic|time|node|job array|--)"
+    r"|(specification|limit) (is )?invalid|access/permission denied|(not|than) permitted"
+    r"|configuration is not available|no partition specified|unrecognized",
+    re.IGNORECASE,
+)
 ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING",
          "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SIGNALING", "STAGE_OUT",
          "STOPPED"}  # fmt: skip
@@ -189,7 +198,11 @@ class SlurmEngine:
 
     def run(self, jobs: Sequence[Job], done: Callable[[Outcome], None],
             tick: Callable[[Sequence[Job]], None]) -> None:  # fmt: skip
-        """As `Engine.run`. Raises RunError where SLURM refuses the jobs."""
+        """As `Engine.run`.
+
+        Raises RunError: SLURM refuses the jobs, for good or for REFUSED_SECONDS; or it does not
+        answer, and jobs of an earlier call may be in its queue.
+        """
         if not jobs:
             return
         study = jobs[0].out.parents[1]
@@ -202,13 +215,14 @@ class SlurmEngine:
         there = {job.id for batch in placed.values() for job in batch.jobs}
         waiting = deque(job for job in jobs if job.id not in there)
         tries = Tries()
+        self._refused_since: float | None = None
         try:
             while (waiting or placed) and not self.stop.is_set():
                 if waiting and self._room(placed, waiting):
-                    placed |= self._submit(executor, study, waiting, len(placed), queue)
+                    placed |= self._submit(executor, study, waiting, len(placed))
                     queue.write(placed)
                 tick([job for batch in placed.values() for job in batch.jobs])
-                for number in queue.over(placed):
+                for number in queue.over(placed) if placed else ():
                     batch = placed.pop(number)
                     queue.write(placed)
                     for job in batch.jobs:
@@ -228,9 +242,12 @@ class SlurmEngine:
         """Whether more may be handed over: an array throttles itself, and stands alone."""
         return len(placed) < self.max_jobs if self.cluster != "slurm" or placed else True
 
-    def _submit(self, executor: Any, study: Path, waiting: deque[Job], already: int,
-                queue: _Queue) -> dict[str, _Placed]:  # fmt: skip
-        """Hand over what may run now: an array of all, or as many as `max_jobs` leaves room for."""
+    def _submit(self, executor: Any, study: Path, waiting: deque[Job],
+                already: int) -> dict[str, _Placed]:  # fmt: skip
+        """Hand over what may run now: an array of all, or as many as `max_jobs` leaves room for.
+
+        What sbatch does not take just now goes back to `waiting`.
+        """
         alone = self.cluster == "slurm" and not already
         most = ARRAY_LIMIT if alone else self.max_jobs - already
         batches: list[list[Job]] = []
@@ -239,20 +256,49 @@ class SlurmEngine:
         for job in (job for batch in batches for job in batch):
             (self._folder / f"{job.id}{ANSWER}").unlink(missing_ok=True)
         calls = [self._batch(study, batch) for batch in batches]
+        array = executor.batch() if len(calls) > 1 else contextlib.nullcontext()
         try:
-            with executor.batch() if len(calls) > 1 else contextlib.nullcontext():
+            # submitit prints what sbatch says, at each refusal again
+            with contextlib.redirect_stderr(io.StringIO()), array:
                 handles = [executor.submit(call) for call in calls]
         except Exception as error:  # submitit's, and what sbatch says
-            raise RunError(
-                f"SLURM did not take the jobs: {str(error).strip()}",
-                "Check --partition, --account, --qos, --constraint and --hours; --dry-run shows "
-                "the script.",
-            ) from error
+            self._refused(error)
+            waiting.extendleft(job for batch in reversed(batches) for job in reversed(batch))
+            return {}
+        self._refused_since = None
         now = time.monotonic()
         return {
             handle.job_id: _Placed(handle, batch, now)
             for handle, batch in zip(handles, batches, strict=True)
         }
+
+    def _refused(self, error: Exception) -> None:
+        """Say once that sbatch did not take jobs, or raise RunError where asking again is vain.
+
+        If it did take them and only its answer was lost, asking again runs nothing twice: a job
+        finds what it is to run under its number, and submitit puts that there after the answer.
+        """
+        why, minutes = str(error).strip(), f"{REFUSED_SECONDS / 60:g} minutes"
+        # submitit raises from this where sbatch itself refused
+        by_sbatch = isinstance(error.__cause__, subprocess.CalledProcessError)
+        if not by_sbatch or FINAL.search(why):
+            raise RunError(
+                f"SLURM did not take the jobs: {why}",
+                "Check --partition, --account, --qos, --constraint and --hours; --dry-run shows "
+                "the script.",
+            ) from error
+        if self._refused_since is None:
+            self._refused_since = time.monotonic()
+            _say(f"sbatch does not take jobs now: {why}; asking again for {minutes}")
+        if time.monotonic() - self._refused_since > REFUSED_SECONDS:
+            raise RunError(
+                f"SLURM did not take the jobs for {minutes}: {why}",
+                "The same command goes on, once SLURM takes jobs again.",
+            ) from error
+        for pattern in (".submission_file_*", "*.pkl"):  # submitit's; those of a job say its number
+            for file in self._folder.glob(pattern):
+                if file.suffix != ".pkl" or "_" not in file.name:
+                    file.unlink(missing_ok=True)
 
     def _batch(self, study: Path, jobs: Sequence[Job]) -> Batch:
         if self.span.processes * self.span.nodes > 1:
@@ -293,7 +339,10 @@ class SlurmEngine:
 
     def _cancel(self, placed: Mapping[str, _Placed], queue: _Queue,
                 done: Callable[[Outcome], None]) -> None:  # fmt: skip
-        """End what is placed: running trials save their state, waiting jobs go."""
+        """End what is placed: running trials save their state, waiting jobs go.
+
+        Jobs that were not seen to end stay noted: the next call looks for them.
+        """
         if not placed:
             return
         (self._folder / STOP).touch()
@@ -305,9 +354,13 @@ class SlurmEngine:
             for number in queue.over(left, at_once=True):
                 left.pop(number)
             time.sleep(0.5 if left else 0)
-        for batch in left.values():
-            batch.handle.cancel(check=False)
-        queue.write({})
+        if self.cluster != "slurm":
+            for number in list(left):
+                left.pop(number).handle.cancel(check=False)
+        elif left:
+            _slurm(["scancel", *left])
+            _say(f"{_numbers(left)} not seen to end; the same command finds what still runs")
+        queue.write(left)
         (self._folder / STOP).unlink(missing_ok=True)
         for batch in placed.values():
             for job in batch.jobs:
@@ -374,12 +427,21 @@ class _Queue:
         write_atomically(self.folder / QUEUED, json.dumps(values) + "\n")
 
     def found_again(self, jobs: Mapping[str, Job]) -> dict[str, _Placed]:
-        """Jobs of an earlier call that are still queued or running, with those trials of ours."""
+        """Jobs of an earlier call that are still queued or running, with those trials of ours.
+
+        Raises RunError: squeue gives no answer, so that trials could be submitted twice.
+        """
         file = self.folder / QUEUED
         noted = read_json(file) if file.exists() else {}
         if self.cluster != "slurm" or noted.get("cluster") != "slurm" or not noted.get("jobs"):
             return {}
-        submitit, listed = import_submitit(), _squeue() or {}
+        submitit, listed = import_submitit(), _squeue()
+        if listed is None:
+            raise RunError(
+                "SLURM's controller does not answer; the study may still have "
+                f"{_numbers(noted['jobs'])} in its queue.",
+                "Try again in some minutes; what runs goes on.",
+            )
         found = {}
         for number, ids in noted["jobs"].items():
             ours = [jobs[i] for i in ids if i in jobs]
@@ -396,6 +458,16 @@ def _answer(folder: Path, trial: str) -> tuple[str, str | None, float] | None:
         return None
     values = read_json(file)
     return str(values["status"]), values["error"], float(values["seconds"])
+
+
+def _numbers(jobs: Collection[str]) -> str:
+    """Their numbers as in squeue, an array's once."""
+    arrays = dict.fromkeys(number.partition("_")[0] for number in jobs)
+    return f"{'job' if len(jobs) == 1 else 'jobs'} {', '.join(arrays)}"
+
+
+def _say(text: str) -> None:
+    print(f"slurm: {text}", file=sys.stderr)
 
 
 def _squeue() -> dict[str, str] | None:
@@ -476,7 +548,7 @@ class Batch:
         import submitit
 
         here = submitit.JobEnvironment()
-        number = here.job_id.partition("_")[0]
+        number = here.raw_job_id  # each task of an array has its own, the same on all its nodes
         names = here.hostnames if self.span.nodes > 1 else [socket.gethostname()]
         port = 20_000 + int(number) % 20_000 if number.isdigit() else 20_000
         span = Span(self.span.processes, self.span.nodes, here.node, names[0], port)
