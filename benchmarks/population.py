@@ -1,11 +1,12 @@
 """A population against the best way to train its members one after the other, in one run.
 
     python benchmarks/population.py                                  # what pays here, eager
-    python benchmarks/population.py --members 64 --compile           # on a GPU: all ways
+    python benchmarks/population.py --models vit_c_tiny --members 64 --compile --out gpu.json
     python benchmarks/population.py --members 4 --batch 32 --steps 5 # small, for a CPU
 
 Ways to train one after the other: eager; with --compile also torch.compile as `train.compile`
-does it, and on CUDA its mode reduce-overhead (CUDA graphs). The population: eager; with --compile
+does it, and on CUDA its mode reduce-overhead (CUDA graphs of forward and backward; batch, clipping,
+update and average stay outside). The population: eager; with --compile
 also compiled. All hold their images on the device and draw, cut and mix every batch, members with
 seeds of their own. A step is the whole step of a run: batch, forward, backward, clipping where
 asked for, update, average of the weights.
@@ -19,12 +20,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from vitc.config import RunConfig, load_config
@@ -34,6 +39,7 @@ from vitc.train.build import batch_plan, fresh_state, step_settings
 from vitc.train.device import Processes, describe, machine_settings, pick_device
 from vitc.train.freeze import train_mode
 from vitc.train.population import held_images
+from vitc.train.runlog import environment
 from vitc.train.stack import Stack
 from vitc.train.stack_batches import StackedBatches
 from vitc.train.step import NormStatistics, train_step
@@ -116,23 +122,37 @@ def compare(
 ) -> dict[str, list[float]]:
     """Member-steps a second of each way in each repeat; a way is its steps and its members."""
     begun: dict[str, Steps] = {}
+    counters = torch._dynamo.utils.counters
     for name, (begin, _) in ways.items():
         start = time.perf_counter()
-        begun[name] = begin()
-        for _ in range(warm):
-            next(begun[name])
-        wait(device)
-        print(f"  {name}: first {warm} steps {time.perf_counter() - start:.1f} s", flush=True)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    most = max(members for _, members in ways.values())
+        counters.clear()
+        try:
+            begun[name] = begin()
+            for _ in range(warm):
+                next(begun[name])
+            wait(device)
+        except RuntimeError as error:  # of the compiler too: the other ways are still compared
+            begun.pop(name, None)
+            print(f"  {name}: FAILED: {str(error).splitlines()[0]}", flush=True)
+            continue
+        skips = counters["inductor"]["cudagraph_skips"]
+        breaks = sum(counters["graph_break"].values())
+        print(f"  {name}: first {warm} steps {time.perf_counter() - start:.1f} s, graph breaks "
+              f"{breaks}, CUDA graphs skipped {skips}", flush=True)  # fmt: skip
+    rates: dict[str, list[float]] = {name: [] for name in begun}
+    most = max((ways[name][1] for name in begun), default=0)
     for _ in range(repeats):
-        for name, (_, members) in ways.items():  # as many member-steps of each
-            steps = count * most // members
-            rates[name].append(members / timed(begun[name], steps, device))
+        for name, steps in begun.items():  # as many member-steps of each
+            members = ways[name][1]
+            rates[name].append(members / timed(steps, count * most // members, device))
+            print(f"    {name}: {rates[name][-1]:.1f} member-steps a second", flush=True)
     return rates
 
 
 def show(rates: dict[str, list[float]], batch: int) -> None:
+    if not rates:
+        print("  every way failed")
+        return
     n = len(next(iter(rates.values())))
     print(f"  images a second, all members together (n = {n}; median [min-max])")
     for name, values in rates.items():
@@ -140,7 +160,7 @@ def show(rates: dict[str, list[float]], batch: int) -> None:
         print(f"    {name:34s} {a:11,.0f} [{b:,.0f}-{c:,.0f}]")
     ours = [n for n in rates if n.startswith("population")]
     theirs = [n for n in rates if n not in ours]
-    for name in ours:
+    for name in ours if theirs else ():
         each = [r / max(rates[t][i] for t in theirs) for i, r in enumerate(rates[name])]
         print(f"  -> {name} / fastest one after the other: {statistics.median(each):.2f} "
               f"[{min(each):.2f}-{max(each):.2f}]")  # fmt: skip
@@ -159,11 +179,13 @@ def main() -> None:
     add("--repeats", type=int, default=5)
     add("--compile", action="store_true", help="also compiled, and on CUDA graphs")
     add("--device", default="auto")
+    add("--out", metavar="FILE", type=Path, help="the rates, machine and versions as JSON")
     args = parser.parse_args()
     device = pick_device(args.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {describe(device)}, {time.strftime('%Y-%m-%d')}")
+    found: list[dict[str, Any]] = []
     modes = ["eager"]
     if args.compile:
         modes += ["compiled", "graphs"] if device.type == "cuda" else ["compiled"]
@@ -174,14 +196,30 @@ def main() -> None:
                 "train.device": device.type, "train.epochs": 1000,
             })  # fmt: skip
             with machine_settings(base.train, device):
-                measure(base, args, modes, device)
+                found += measure(base, args, modes, device)
+                if args.out is not None:
+                    write(args.out, found)
+
+
+def write(out: Path, found: list[dict[str, Any]]) -> None:
+    """What was measured so far, with all that is needed to read it."""
+    values = {
+        "command": sys.argv,
+        **environment(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "unit": "member-steps a second, one number a repeat",
+        "measured": found,
+    }
+    out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(
     base: RunConfig, args: argparse.Namespace, modes: list[str], device: torch.device
-) -> None:
+) -> list[dict[str, Any]]:
     data = open_data(base.data, base.model.in_chans)
     _, epoch = held_images(base, data, device)
+    found = []
     for members in args.members:
         configs = [load_config(base, **{"train.seed": i}) for i in range(members)]
         print(f"\n{base.model.name}, {type(base.optim).__name__}, {members} members, "
@@ -193,7 +231,12 @@ def measure(
         for compiled in (False, True) if args.compile else (False,):
             begin = functools.partial(together, configs, data, epoch, device, compiled)
             ways[f"population{', compiled' if compiled else ''}"] = begin, members
-        show(compare(ways, args.steps, args.repeats, warm=3, device=device), args.batch)
+        rates = compare(ways, args.steps, args.repeats, warm=3, device=device)
+        show(rates, args.batch)
+        found.append({"model": base.model.name, "optim": type(base.optim).__name__,
+                      "members": members, "batch": args.batch, "precision": args.precision,
+                      "rates": rates})  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 
 import vitc
 from vitc.config import RunConfig, load_config, resolve_config, to_dict
-from vitc.deploy.card import code, model_card, quoted, results_of, training_command
+from vitc.deploy.card import _results, code, model_card, quoted, results_of, training_command
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
 from vitc.train.loop import run as train
@@ -106,6 +106,14 @@ def test_the_front_matter_is_the_hubs_and_states_no_licence(trained: Path) -> No
     value = next(line for line in lines if line.strip().startswith("value:"))
     assert float(value.partition(":")[2]) == pytest.approx(summary["top1"] / 100, abs=1e-6)
     assert not any(line.startswith("license") for line in lines)
+
+
+@pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
+def test_what_five_classes_cannot_miss_is_not_told(trained: Path, classes: int, told: bool) -> None:
+    found = results_of(trained, "ema")
+    lines = _results(trained, load_config(trained), {}, found, "ema", classes)
+    assert any(line.startswith("| top-5") for line in lines) == told
+    assert any(line.startswith("| top-1") for line in lines)
 
 
 def test_raw_weights_have_their_own_numbers(run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import vitc.train.evaluate
 import vitc.train.loop
 from vitc.cli import VERBS, main
-from vitc.config import RunConfig, load_config, to_dict
+from vitc.config import RunConfig, differences, load_config, to_dict
 from vitc.deploy.pages import Page, Table, write
 from vitc.errors import (
     BrokenFileError,
@@ -484,6 +485,59 @@ def test_a_run_on_the_same_folder_is_gone_on_with_whatever_would_be_proposed_now
     assert len(door) == 1
 
 
+@pytest.mark.parametrize("words", [[], ["--init", "W"], ["--budget", "30m", "--train.batch", "8"]])
+def test_the_full_command_given_again_goes_on_with_the_run_that_it_began(
+    words: list[str],
+    runs: Runs,
+    door: list[Any],
+    photo_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["train", str(photo_folder()), "--out", str(out), *words]
+    (tmp_path / "W").mkdir()
+    assert main(command) == 0
+    (out / "config.json").write_text(json.dumps(to_dict(runs.configs[0])))
+    (tmp_path / "W").rmdir()  # the weights are no longer there
+    assert main(command) == 0
+    assert len(door) == 1
+    assert runs.configs[1] == runs.configs[0]
+
+
+def test_a_setting_that_the_run_was_not_begun_with_reaches_it_to_be_refused(
+    runs: Runs, door: list[Any], photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, out = photo_folder(), tmp_path / "out"
+    out.mkdir()
+    before = load_config(RunConfig(), data=str(folder), **{"train.epochs": 77})
+    (out / "config.json").write_text(json.dumps(to_dict(before)))
+    assert main(["train", str(folder), "--out", str(out), "--train.batch", "8"]) == 0
+    assert door == []
+    assert differences(before, runs.configs[0]) == [f"train.batch: {before.train.batch} -> 8"]
+
+
+@pytest.mark.parametrize("suffix", [".vitc", ".csv", ".parquet", ".tar"])
+def test_a_file_of_images_goes_through_the_front_door_too(
+    suffix: str, runs: Runs, door: list[Any], tmp_path: Path
+) -> None:
+    file = tmp_path / f"pets{suffix}"
+    file.touch()
+    assert main(["train", str(file), "--budget", "30m"]) == 0
+    assert door == [(file, 1800.0, {})]
+    assert runs.outs == [Path("runs/pets")]
+
+
+def test_a_pattern_of_shards_names_the_command_to_use(
+    runs: Runs, tmp_path: Path, capsys: Capture
+) -> None:
+    said = failed(["train", str(tmp_path / "shards-{000..012}.tar")], capsys)
+    assert f"vitc train cifar10_vit_c --data '{tmp_path}/shards-{{000..012}}.tar'" in said
+    assert runs.configs == []
+
+
 # -- eval ------------------------------------------------------------------------------------------
 
 
@@ -491,11 +545,13 @@ def test_eval_asks_for_what_was_said_and_shows_it(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     asked = []
+    classes = 6
 
     def evaluate_run(*args: Any) -> dict[str, Any]:
         asked.append(args)
         return {"run": "r", "split": args[2], "weights": args[3], "n": 1234, "top1": 12.345,
-                "top5": 50.0, "loss": 2.0, "top1_low": 10.0, "top1_high": 15.0}  # fmt: skip
+                "top5": 50.0, "loss": 2.0, "top1_low": 10.0, "top1_high": 15.0,
+                "classes": classes}  # fmt: skip
 
     monkeypatch.setattr(vitc.train.evaluate, "evaluate_run", evaluate_run)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--raw"]
@@ -504,8 +560,29 @@ def test_eval_asks_for_what_was_said_and_shows_it(
     said = capsys.readouterr().out
     assert "1,234 test images, raw weights" in said
     assert "12.35 %" in said or "12.34 %" in said
+    assert "top-5" in said
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == 12.345
+    classes = 5
+    assert main(words) == 0
+    assert "top-5" not in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top5"] == 50.0
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_what_five_classes_cannot_miss_is_not_shown_for_a_run_either(
+    classes: int, finished_run: Path, capsys: Capture
+) -> None:
+    record = json.loads((finished_run / "data.json").read_text())
+    record["classes"] = [f"class {i}" for i in range(classes)]
+    (finished_run / "data.json").write_text(json.dumps(record))
+    assert main(["show", str(finished_run)]) == 0
+    said = capsys.readouterr().out
+    assert ("top5" in said) == (classes == 6)
+    assert "61.25" in said
+    assert main(["show", str(finished_run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evals"][-1]["top5"] == 99.0
 
 
 # -- show ------------------------------------------------------------------------------------------
@@ -567,6 +644,15 @@ def test_show_recipe_gives_the_schedule_in_numbers_and_as_a_picture(
     assert schedule["warmup_steps"] == schedule["steps_per_epoch"]
     assert schedule["first_lr"] < schedule["last_lr"] < schedule["peak_lr"]
     assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_one_epoch_of_one_step_is_said_as_one(capsys: Capture) -> None:
+    words = ["--optim.schedule.warmup_epochs", "1", "--train.epochs", "2", "--train.batch", "512"]
+    assert main(["show", "debug", *words]) == 0
+    said = capsys.readouterr().out
+    assert "1 epoch, 1 step" in said
+    assert "of 1 step" in said
+    assert not re.search(r"(?<![\d.,])1 (epochs|steps)", said)
 
 
 def test_a_batch_beyond_the_images_is_said_before_anything_runs(capsys: Capture) -> None:

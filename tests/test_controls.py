@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vitc.config import flat_values, to_dict
+from vitc.config import flat_values, load_config, to_dict
 from vitc.errors import ConfigError
 from vitc.study import controls
 from vitc.study.conduct import hparams_plan
@@ -104,6 +106,19 @@ def test_a_range_of_the_users_own_is_everybodys_under_each_rule() -> None:
     for rule in ("separate", "union"):
         p = plan(recipes=recipes, range_rule=rule, **settings)
         assert {p.ranges_of(g)["optim.lr"] for g in p.groups} == {Range(low=1e-4, high=1e-3)}
+
+
+@pytest.mark.parametrize("order", [("debug", "fashion_vit_p"), ("fashion_vit_p", "debug")])
+def test_a_union_needs_a_range_of_everybody(order: tuple[str, str], tmp_path: Path) -> None:
+    still = tmp_path / "still.json"
+    still.write_text(json.dumps(to_dict(load_config("debug", **{"optim.weight_decay": 0.0}))))
+    recipes = [str(still) if name == "debug" else name for name in order]
+    settings = {"train.batch": 64, "train.precision": "fp32", "draws": 1, "range_rule": "union"}
+    with pytest.raises(ConfigError, match=r"no range of optim\.weight_decay"):
+        hparams_plan(recipes, [], ["adamw"], **settings)
+    asked = {"adamw": {"optim.weight_decay": Range(low=0.01, high=0.1)}}
+    p = hparams_plan(recipes, [], ["adamw"], ranges=asked, **settings)
+    assert p.ranges["adamw"]["optim.weight_decay"] == Range(low=0.01, high=0.1)
 
 
 def test_uniform_ranges_have_no_octave() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from PIL import Image
 import vitc.train.probe as probing
 from vitc.config import RunConfig, from_dict, load_config, to_dict
 from vitc.data.config import DataConfig
+from vitc.data.pack import PackOptions, pack
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.config import ConvStemConfig
@@ -525,6 +528,51 @@ def test_a_folder_that_is_not_there_and_a_second_data_set_are_refused(tmp_path: 
         propose(tmp_path / "absent")
     with pytest.raises(ConfigError, match="--data fashion"):
         propose(tmp_path, None, {"data": "fashion"})
+
+
+@pytest.mark.parametrize("size", [(60, 48), (32, 32)])
+def test_a_pack_gets_what_the_folder_that_it_was_made_of_gets(
+    size: tuple[int, int], photo_folder: PHOTOS, machine: Machines, tmp_path: Path
+) -> None:
+    folder = photo_folder(size=size)
+    pack(DataConfig(source="folder", path=str(folder)), tmp_path / "photos.vitc", PackOptions())
+    expected, found = propose(folder), propose(tmp_path / "photos.vitc")
+    there = DataConfig(source="packed", path=str(tmp_path / "photos.vitc"))
+    data = dataclasses.replace(expected.config.data, source=there.source, path=there.path)
+    assert found.config == dataclasses.replace(expected.config, data=data)
+    assert found.lines == expected.lines
+
+
+def test_a_list_and_a_folder_of_shards_get_what_their_images_get_as_a_folder(
+    photo_folder: PHOTOS, machine: Machines, tmp_path: Path
+) -> None:
+    folder = photo_folder()
+    files = sorted(folder.glob("*/*.jpg"))
+    rows = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in files]
+    (tmp_path / "list.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "train-000.tar", "w") as tar:
+        for file in files:
+            tar.add(file, f"{file.parent.name}/{file.name}")
+    expected = propose(folder)
+    for images, source in (("list.csv", "list"), ("shards", "tar")):
+        found = propose(tmp_path / images)
+        assert (found.config.data.source, found.config.model, found.config.train) == (
+            source, expected.config.model, expected.config.train)  # fmt: skip
+        assert found.lines == expected.lines
+
+
+def test_a_run_is_named_as_its_images(photo_folder: PHOTOS, tmp_path: Path) -> None:
+    (tmp_path / "pets.v2.vitc").touch()
+    assert front_door.name_of(tmp_path / "pets.v2.vitc") == "pets.v2"
+    assert front_door.name_of(photo_folder(name="my.photos")) == "my.photos"
+
+
+def test_one_of_a_thing_is_said_as_one(photo_folder: PHOTOS, machine: Machines) -> None:
+    once = {"train.batch": 24, "optim.schedule.warmup_epochs": 1.0, "train.epochs": 3}
+    proposal = propose(photo_folder(), None, once)
+    assert line(proposal, "schedule").startswith("schedule: 1 epoch of warm-up")
+    assert "has 1 step" in line(propose(photo_folder(name="few", count=6)), "batch")
 
 
 def test_several_processes_would_each_choose_for_themselves(

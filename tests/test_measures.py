@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vitc import cli_measures
+from vitc import cli_measures, cli_study
 from vitc.cli import main
 from vitc.config import to_dict
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, RunError
 from vitc.study import effects
 from vitc.study.analysis import analyse
 from vitc.study.claims import claims, pairs
 from vitc.study.conduct import contenders_of
+from vitc.study.engine_slurm import SlurmEngine
 from vitc.study.measures import (
     before_measuring,
     best_optimizer,
@@ -37,6 +39,7 @@ from vitc.study.plan import Plan, StudyFolder, Trial, from_json, mixed, to_json
 from vitc.study.printed import TABLE2, TABLE3
 from vitc.study.reading import find
 from vitc.study.report import report
+from vitc.study.second import second_parts
 from vitc.study.statistics import Interval, share_difference
 
 HERE: dict[str, Any] = {
@@ -111,6 +114,20 @@ def test_seeds_are_varied_one_kind_at_a_time() -> None:
         seed_plan(groups(), seeds=1, name="m")
 
 
+def test_no_run_is_in_two_sets_of_seeds_and_contenders_share_theirs() -> None:
+    def drawn(t: Trial) -> tuple[int, ...]:
+        own = t.config.train
+        parts = (own.seed_init, own.seed_order, own.seed_augment)
+        return tuple(own.seed if part is None else part for part in parts)
+
+    for seed in (0, 3):
+        plan = seed_plan(groups(), seeds=5, name="m", seed=seed, control=True)
+        of = {c: [drawn(t) for t in plan.trials() if t.contender == c] for c in plan.contenders}
+        assert all(len(set(runs)) == 4 * 5 for runs in of.values())
+        assert of["vit_c_tiny"] == of["vit_p_tiny"]
+        assert not set(of["vit_p_tiny"]) & set(of["vit_p_tiny again"])
+
+
 def test_no_run_that_chose_the_settings_is_measured() -> None:
     tuned = before_measuring(tuning_plan(groups(), length_points([2]), draws=6, name="t"))
     best = {t.draw: t.values for t in tuned.trials()}
@@ -165,8 +182,20 @@ def test_nothing_is_chosen_where_no_draw_trained(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "tuning")
     plan = tuning_plan(groups(), length_points([1]), draws=2, name="t")
     invent(folder, plan, lambda t: None if t.contender == "vit_p_tiny" else 40.0)
-    with pytest.raises(ConfigError, match="vit_p_tiny/adamw"):
+    with pytest.raises(RunError, match="vit_p_tiny/adamw"):
         best_values(folder, plan)
+
+
+def test_nothing_is_chosen_until_every_draw_has_a_result(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "tuning")
+    plan = tuning_plan(groups(), length_points([1]), draws=3, name="t")
+    invent(folder, plan, lambda t: None if t.draw == 0 else 40.0)
+    failed, missing, *_ = [folder.trial(t) for t in plan.trials()]
+    (failed / "summary.json").write_text(json.dumps({"status": "failed", "error": "killed"}))
+    shutil.rmtree(missing)
+    with pytest.raises(RunError, match=r"Of 6 draws .* 1 failed and 1 have no") as error:
+        best_values(folder, plan)
+    assert "--retry-failed" in str(error.value.hint)
 
 
 def test_the_better_optimizer_is_taken_for_each_contender() -> None:
@@ -552,6 +581,84 @@ def test_a_users_mistake_is_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+FP32 = ["--train.precision", "fp32"]
+TUNED = [
+    (["length", *MODELS, "--lengths", "1", "2"], "--retune"),
+    (["peak", *MODELS], "--tune"),
+    (["vary", *MODELS, "--set", "train.batch", "16", "32"], "--tune"),
+    (["paper", "fig7", "--count", "2", "--lengths", "2"], "--tune"),
+]
+
+
+@pytest.fixture
+def untold(invented: list[Plan], monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """As `invented`, and no report is made."""
+    monkeypatch.setattr(cli_measures, "report_on", lambda *args, **more: 0)
+    return invented
+
+
+@pytest.mark.parametrize(("words", "flag"), TUNED)
+def test_other_draws_than_were_measured_are_refused_before_any_is_run(
+    words: list[str], flag: str, untold: list[Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", *words, *FP32, "--out", "out"]
+    assert main([*command, flag, "2"]) == 0
+    assert "chosen on the validation images that the errors are on" in " ".join(untold[-1].about)
+    untold.clear()
+    for draws in ("3", "1"):
+        assert main([*command, flag, draws]) == 2
+        assert f"Use {flag} 2, or give another --out" in capsys.readouterr().err
+    runs = next(i for i, word in enumerate(command) if word in ("--seeds", "--count"))
+    command[runs + 1] = "1"
+    assert main([*command, flag, "2"]) == 2
+    assert f"Use {command[runs]} 2 or more" in capsys.readouterr().err
+    assert untold == []
+
+
+def test_tuning_that_has_only_begun_may_be_extended_but_not_cut(
+    untold: list[Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", "peak", *MODELS, *FP32, "--out", "out", "--tune"]
+    assert main([*command, "2"]) == 0
+    (Path("out") / "plan.json").unlink()
+    shutil.rmtree(Path("out") / "trials")
+    assert main([*command, "1"]) == 2
+    assert "Use --tune 2 or more" in capsys.readouterr().err
+    assert main([*command, "3"]) == 0
+    assert [p.draws for p in untold] == [2, 2, 3, 2]
+
+
+def test_a_study_without_tuning_is_not_tuned_later(
+    untold: list[Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = ["study", "length", *MODELS, *FP32, "--lengths", "1", "2", "--out", "out"]
+    assert main(length) == 0
+    assert main([*length, "--retune", "2"]) == 2
+    assert "Leave --retune out" in capsys.readouterr().err
+    assert len(untold) == 1
+
+
+@pytest.mark.parametrize(("words", "flag"), TUNED)
+def test_precision_is_measured_once_for_tuning_and_measuring(
+    words: list[str], flag: str, untold: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["bf16", "fp32"])
+    monkeypatch.setattr("vitc.train.probe.faster_precision", lambda *a: (next(answers), ""))
+    command = ["study", *words, "--train.precision", "auto", "--train.device", "cpu", "--out", "o"]
+    assert main([*command, flag, "2"]) == 0
+    precisions = {g.config.train.precision for p in untold for g in p.groups}
+    assert (len(untold), precisions) == (2, {"bf16"})
+
+
+def test_a_mistake_of_the_measured_plan_is_told_before_tuning(
+    untold: list[Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["vary", *MODELS, *FP32, "--tune", "2", "--times", "train.precision", "2"]
+    assert main(["study", *words]) == 2
+    assert "no number" in capsys.readouterr().err
+    assert untold == []
+
+
 # -- the paper -------------------------------------------------------------------------------------
 
 TRAINED = [n for n, e in EXHIBITS.items() if e.measure != "bench"]
@@ -640,6 +747,101 @@ def test_the_papers_numbers_stand_beside_ours(
     assert float(cells[8]) == pytest.approx(60 - 40 + 0.5, abs=0.1)
 
 
+def test_an_exhibits_contenders_may_differ_but_its_machines_may_not(
+    untold: list[Plan], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["study", "paper", "table5", "--count", "2", *FP32]
+    assert main(command) == 0
+    assert mixed(untold[0]), "its rows differ in augmentation"
+    monkeypatch.setattr(cli_measures, "run_trials", cli_study.run_trials)  # all has ended
+    assert main(command) == 2
+    assert "begun elsewhere" in capsys.readouterr().err
+    assert main([*command, "--allow-mixed"]) == 0
+    notes = StudyFolder(Path("studies/table5_small")).read()[1]["history"]
+    assert [n["what"].partition(":")[0] for n in notes] == [
+        "continued with other conditions", "mixed on purpose"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_draws_that_choose_settings_differ_in_nothing_else(
+    scale: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in TRAINED:
+        if not getattr(EXHIBITS[name], scale).tune:
+            continue
+        words = ["study", "paper", name, "--scale", scale, "--dry-run", "--json"]
+        assert main([*words, *FP32]) == 0
+        tuned, _ = json.loads(capsys.readouterr().out)["plans"]
+        assert mixed(from_json(tuned)) == [], name
+
+
+def test_a_dry_run_for_slurm_has_the_job_scripts_of_tuning_and_measuring(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def script(engine: SlurmEngine, study: Path, jobs: int) -> str:
+        return f"#SBATCH {study.name} {jobs}"
+
+    monkeypatch.setattr(SlurmEngine, "script", script)
+    monkeypatch.chdir(tmp_path)
+    words = ["study", "paper", "fig7", "--scale", "full", "--dry-run", "--engine", "slurm"]
+    assert main([*words, "--gpus-per-trial", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "#SBATCH tuning 256\n" in out
+    assert "#SBATCH fig7_full 4\n" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_figure_10_changes_the_set_up_alone() -> None:
+    made = entry_groups(EXHIBITS["fig10"].small.entries, None)
+    at = {g.contender: g.config for g in made}
+    deit, c, p = at["vit_p_tiny deit"], at["vit_c_tiny"], at["vit_p_tiny"]
+    assert (c.data, c.optim, c.train) == (p.data, p.optim, p.train)
+    assert (deit.optim.lr, deit.optim.weight_decay) == (p.optim.lr, p.optim.weight_decay)
+    assert (p.data.augment.policy, p.optim.ema.kind != "none") == ("v0", True)
+    assert (deit.data.augment.policy, deit.optim.ema.kind) == ("randaugment", "none")
+    for config in at.values():
+        assert (config.data.augment.mixup_alpha, config.data.augment.cutmix_alpha) == (0.8, 1.0)
+
+
+def test_other_images_than_imagenets_are_said_to_be_others() -> None:
+    made = entry_groups(EXHIBITS["fig2"].full.entries, "x")
+    for classes, said in ((1000, False), (2, True)):
+        plan = exhibit_plan("fig2", "full", made, classes=classes)
+        assert ("not ImageNet-1k" in " ".join(plan.about)) == said
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_a_plain_vit_p_is_what_the_others_are_compared_with(name: str, scale: Any) -> None:
+    data, fp32 = "x" if scale == "full" else None, {"train.precision": "fp32"}
+    made = entry_groups(getattr(EXHIBITS[name], scale).entries, data, **fp32)
+    plan = exhibit_plan(name, scale, made, classes=10)
+    plain = {"small": ("vit_p_tiny", "row 1"), "full": ("vit_p_4gf", "row 1 vit_p_4gf")}[scale]
+    assert (plan.reference or plan.contenders[-1]) in plain
+
+
+@pytest.mark.parametrize("protocol", ["last", "paper"])
+def test_the_second_test_set_is_held_against_the_last_epoch(protocol: Any, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "s")
+    plan = lengths("peak")
+    invent(folder, plan, falling)
+    top1 = {}
+    for trial in plan.trials():
+        file = folder.trial(trial) / "summary.json"
+        summary = json.loads(file.read_text())
+        top1[trial.id] = summary["top1"] - 2 - (trial.contender == "vit_c_tiny")
+        file.write_text(json.dumps(summary | {"top1_best": summary["top1"] + 5 + trial.draw}))
+    (folder.path / "second.json").write_text(json.dumps({"data": "another", "top1": top1}))
+    parts = second_parts(find(folder.path, protocol))
+    assert parts is not None
+    table, _, sentence, _ = parts
+    assert {row[0]: row[3].split()[0] for row in table.rows} == {
+        "vit_c_tiny": "30.15", "vit_p_tiny": "30.15"
+    }  # fmt: skip
+    assert ("after the last epoch" in sentence) == (protocol == "paper")
+
+
 def test_printed_gaps_are_as_the_paper_prints_them_slip_included() -> None:
     for model, (adamw, sgd, difference) in TABLE3.items():
         if model != "vit_s4_4gf":
@@ -652,6 +854,24 @@ def test_models_and_times_beside_the_paper(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "17.5 / 86.7 / 24" in out
     assert "Nothing was timed" in out
+
+
+def test_small_models_have_no_minutes_of_imagenet_and_one_number_of_classes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = EXHIBITS["table1"].small.entries[:1]
+    small = replace(EXHIBITS["table1"], small=replace(EXHIBITS["table1"].small, entries=entries))
+    monkeypatch.setitem(EXHIBITS, "table1", small)
+    words = ["study", "paper", "table1", "--iterations", "1", "--train.batch", "2", *FP32]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "an ImageNet epoch" not in out
+    assert main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    head, row = values["models"]
+    (times,) = values["times"]
+    assert f"{times['params'] / 1e6:.3f}" == row[head.index("params (M)")]
+    assert "epoch_minutes" not in times
 
 
 @pytest.mark.slow

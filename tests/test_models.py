@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -501,6 +502,61 @@ def test_settings_that_cannot_work_are_refused_with_the_reason(
     with pytest.raises(ConfigError) as e:
         create_model("vit_p_tiny", **overrides)
     assert reason in e.value.message
+
+
+@pytest.mark.parametrize("name", ["vit_c_tiny", "resnet_50"])
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        *[("img_size", v, "a whole number of pixels, or two")
+          for v in ("32", 32.0, True, (32,), (32, 32, 32), (32, "32"), (True, 32))],
+        *[("num_classes", v, "0 for no head, or more") for v in (-1, "10", 10.0, True, None)],
+        *[("in_chans", v, "a whole number, as 3") for v in ("3", 3.0, True, None)],
+        ("in_chans", 0, "at least 1"),
+        ("img_size", 0, ""),
+        ("img_size", (0, 32), ""),
+        ("img_size", -32, ""),
+    ],
+)  # fmt: skip
+def test_values_of_a_wrong_type_are_refused_with_the_value_and_what_is_allowed(
+    name: str, key: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as e:
+        create_model(name, **{key: value})
+    assert key in e.value.message
+    assert repr(value) in e.value.message
+    assert allowed in e.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("depth", "3", "a whole number, as 4"),
+        ("depth", True, "a whole number"),
+        ("mlp_ratio", "3", "a number, as 3.0"),
+        ("class_token", 1, "True or False"),
+        ("global_pool", 3, "a word, as 'token'"),
+    ],
+)
+def test_other_settings_of_a_wrong_type_are_refused_alike(
+    key: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as e:
+        create_model("vit_p_tiny", **{key: value})
+    assert f"model.{key} is {value!r}" in e.value.message
+    assert allowed in e.value.message
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="name is 3"):
+        create_model(3)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_two_sides_in_a_list_are_as_good() -> None:
+    model = create_model("vit_c_tiny", num_classes=np.int64(3), img_size=[32, np.int32(40)])  # type: ignore[arg-type]
+    assert model(torch.zeros(1, 3, 32, 40)).shape == (1, 3)
+    assert type(model.config.img_size[1]) is int
+    assert create_model("vit_p_tiny", mlp_ratio=2).config.mlp_ratio == 2.0
 
 
 def test_all_problems_of_a_model_are_told_at_once() -> None:

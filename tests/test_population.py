@@ -22,7 +22,7 @@ from vitc.data.resident import Resident
 from vitc.data.sampling import requests
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, RunError
-from vitc.models.vit import Mlp
+from vitc.models.vit import Attention, Mlp
 from vitc.optim.ema import build_ema
 from vitc.optim.schedule import ema_alpha, lr_at
 from vitc.train.build import batch_plan, fresh_state, step_settings
@@ -292,6 +292,59 @@ def test_members_that_go_leave_the_others_as_they_are() -> None:
     assert len(stack) == 2
 
 
+DEVICES = [
+    pytest.param("cpu"),
+    pytest.param("cuda", marks=pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no CUDA here: populations are not tried on a GPU")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["vit_p_tiny", "vit_c_tiny"])
+@pytest.mark.parametrize("name", DEVICES)
+def test_losses_are_near_those_of_single_runs_in_any_precision(
+    tmp_path: Path, name: str, model: str, precision: str
+) -> None:
+    settings = {"train.device": name, "train.precision": precision, "train.log_every_steps": 1}
+    configs = [config_of(model, **{**settings, "train.seed": i}) for i in range(3)]
+    run_population(configs, [tmp_path / f"p{i}" for i in range(3)], quiet=True)
+    for i, config in enumerate(configs):
+        run(config, tmp_path / f"s{i}", quiet=True)
+        here, there = ([m["loss"] for m in read_metrics(tmp_path / f"{kind}{i}", "train")][:5]
+                       for kind in "ps")  # fmt: skip
+        assert len(here) == 5
+        assert here == pytest.approx(there, rel=2e-2 if precision == "bf16" else 1e-3)
+
+
+def test_a_convolution_that_gives_bf16_meets_a_batch_norm_that_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As under CUDA's autocast; that of CPUs leaves convolutions under vmap in float32."""
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(
+        nn.Conv2d, "forward", lambda self, x: forward(self, x.float()).to(torch.bfloat16)
+    )
+    config = config_of("vit_c_tiny", **{"train.precision": "bf16"})
+    data, held, epoch = opened(config)
+    states = [fresh_state(config, len(data.classes), epoch, CPU) for _ in range(2)]
+    stack = Stack(states, [config.optim] * 2, CPU, precision="bf16")
+    settings = step_settings(config, CPU, Processes(), data.mean, data.std, len(data.classes))
+    plans = [batch_plan(config, Processes())] * 2
+    for micros in StackedBatches(held, config.data, plans, settings, range(3)):
+        losses, norms = stack.step(micros, [1e-3, 1e-3])
+        assert torch.isfinite(losses).all()
+        assert torch.isfinite(norms).all()
+
+
+def test_attention_under_vmap_is_never_a_fused_kernel() -> None:
+    """One that is fused keeps nothing for the backward pass there, and fails on CUDA."""
+    config = config_of("vit_p_tiny")
+    data, _, epoch = opened(config)
+    stack = Stack([fresh_state(config, len(data.classes), epoch, CPU)] * 2, [config.optim] * 2, CPU)
+    kinds = {m.kind for m in stack.template.modules() if isinstance(m, Attention)}
+    assert kinds == {"explicit"}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, within its compiler
 def test_a_compiled_population_is_the_same() -> None:
@@ -501,7 +554,7 @@ def test_broken_images_are_refused(tmp_path: Path) -> None:
             "vitc.train.population.hold",
             lambda *a, **k: dataclasses.replace(held, broken=broken),
         )
-        with pytest.raises(ConfigError, match="1 training images cannot be read"):
+        with pytest.raises(ConfigError, match="1 training image cannot be read"):
             held_images(config, data, CPU)
 
 

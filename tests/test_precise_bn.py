@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from vitc.config import RunConfig, load_config
+from vitc.data import loader
+from vitc.data.resident import Resident, hold
+from vitc.data.sources import Split
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
 from vitc.train.device import Processes
@@ -69,6 +72,20 @@ def test_a_run_with_it_learns_and_differs_in_statistics_alone(tmp_path: Path) ->
     )
     differ = {name for name in a if not torch.equal(a[name], b[name])}
     assert differ == {n for n in a if n.endswith(("running_mean", "running_var"))}
+
+
+def test_images_held_on_the_device_are_not_held_again_at_each_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def counted(split: Split, *args: Any, training: bool) -> Resident | str:
+        held.append(training)
+        return hold(split, *args, training=training)
+
+    monkeypatch.setattr(loader, "hold", counted)
+    run(short(**{"train.precise_bn_images": 64}), tmp_path / "run", quiet=True)
+    assert sorted(held) == [False, True]  # validation and training images, once each
 
 
 def test_less_than_a_batch_is_refused() -> None:

@@ -276,3 +276,12 @@ def test_precision_auto_is_decided_once_saved_and_kept(
     run(config, tmp_path / "r", quiet=True)
     assert len(asked) == 1
     assert "precision bf16: a test says so" in (tmp_path / "r" / "events.log").read_text()
+
+
+def test_one_epoch_of_one_step_is_said_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("debug", **{"train.epochs": 1, "train.threads": 1, "train.batch": 64,
+                                     "data.max_train": 64})  # fmt: skip
+    run(config, tmp_path / "run")
+    assert "1 epoch of 1 step, batch 64" in " ".join(capsys.readouterr().err.split())

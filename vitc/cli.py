@@ -12,10 +12,11 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ from vitc.config import (
     resolve_config,
     to_dict,
 )
+from vitc.data.config import SUFFIXES, is_pattern
+from vitc.data.folders import counted
 from vitc.errors import (
     ConfigError,
     DivergedError,
@@ -66,7 +69,8 @@ def _train_options(parser: Parser) -> None:
         "what",
         nargs="?",
         metavar="RECIPE|CONFIG.json|FOLDER|RUN",
-        help="a recipe's name, a saved config, a folder of images, or a run to go on with",
+        help="a recipe's name, a saved config, images (a folder, a pack, a list, shards), "
+        "or a run to go on with",
     )
     add("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<recipe>)")
     add("--overwrite", action="store_true", help="start anew where a run is already")
@@ -114,15 +118,21 @@ def _check_start(config: RunConfig) -> None:
 
 def _train_help(parser: Parser, args: Namespace) -> None:
     print(parser.format_help())
-    if args.what is not None and not _is_image_folder(args.what):
+    if args.what is not None and not _is_images(args.what):
         settings_help(resolve_config(args.what, **args.settings), f"vitc train {args.what}")
 
 
 def _train_plan(args: Namespace) -> tuple[RunConfig, Path, list[str]]:
     """The config, the run's folder, and notes on why it is so."""
     what = Path(args.what)
-    if _is_image_folder(args.what):
+    if _is_images(args.what):
         return _front_door(args, what)
+    if is_pattern(args.what) and args.what.endswith(tuple(SUFFIXES)):
+        raise ConfigError(
+            f"{args.what!r} is a pattern: settings are chosen for one folder or file.",
+            f"Name a recipe: vitc train cifar10_vit_c --data {shlex.quote(args.what)}; or pack the "
+            f"images: vitc data pack {shlex.quote(args.what)} OUT.vitc, then vitc train OUT.vitc.",
+        )
     if args.budget is not None:
         raise ConfigError(
             f"--budget has no effect here: {args.what} is not a folder of images.",
@@ -140,32 +150,49 @@ def _is_recipe(name: str) -> bool:
     return name in RECIPES
 
 
-def _is_image_folder(what: str) -> bool:
+def _is_images(what: str) -> bool:
+    """Whether it is a folder of images, or a file that holds or lists some."""
     path = Path(what)
-    return path.is_dir() and not (path / "config.json").exists() and not _is_recipe(what)
+    if path.is_dir():
+        return not (path / "config.json").exists() and not _is_recipe(what)
+    return path.is_file() and what.lower().endswith(tuple(SUFFIXES))
 
 
-def _front_door(args: Namespace, folder: Path) -> tuple[RunConfig, Path, list[str]]:
-    """A folder and no recipe: go on with its run, or let the front door choose everything."""
-    out = args.out or Path("runs") / folder.resolve().name
-    asked = args.settings or args.budget is not None or args.overwrite
-    if not asked and (out / "config.json").exists():
-        config = load_config(out)
-        if config.data.path is not None and Path(config.data.path).resolve() == folder.resolve():
-            note(f"{out} is a run on this folder: going on with its settings.")
-            return config, out, []
+def _front_door(args: Namespace, images: Path) -> tuple[RunConfig, Path, list[str]]:
+    """Images and no recipe: go on with their run, or let the front door choose everything."""
+    from vitc.train.front_door import name_of, propose
+
+    out = args.out or Path("runs") / name_of(images)
+    under_way = None if args.overwrite else _run_on(images, out, args.settings)
+    if under_way is not None:
+        note(f"{out} is a run on {images}: going on with its settings.")
+        if args.budget is not None:
+            note("--budget has no effect on it: its length was chosen when it began.")
+        return under_way, out, []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure, and choose, for itself
         raise ConfigError(
-            "Several processes cannot choose settings for a folder together.",
-            f"Choose first: vitc train {folder} --dry-run; then run the config it saves.",
+            f"Several processes cannot choose settings for {images} together.",
+            f"Choose first: vitc train {images} --dry-run; then run the config it saves.",
         )
-    from vitc.train.front_door import propose
-
-    proposal = propose(folder, args.budget, args.settings)
+    proposal = propose(images, args.budget, args.settings)
     tell = say if args.dry_run and not args.json else note
     for line in proposal.lines:
         tell(line)
     return proposal.config, out, list(proposal.lines)
+
+
+def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig | None:
+    """The config of the run on `images` in `out`, with the settings given anew; None: no such run.
+
+    Those that the run was begun with change nothing; others it refuses by their names. Nothing
+    that the run no longer needs is read.
+    """
+    if "data" in settings or "data.path" in settings or not (out / "config.json").exists():
+        return None
+    config = load_config(out)
+    if config.data.path is None or Path(config.data.path).resolve() != images.resolve():
+        return None
+    return load_config(config, **settings)
 
 
 def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) -> int:
@@ -265,9 +292,9 @@ def _predict(args: Namespace) -> int:
     for error in broken:
         note(f"broken: {error.message}")
     if args.csv is not None:
-        say(f"{len(files) - len(broken)} images -> {args.csv}")
+        say(f"{counted(len(files) - len(broken), 'image')} -> {args.csv}")
     if broken:
-        note(f"{len(broken)} of {len(files)} images could not be read.")
+        note(f"{len(broken):,} of {counted(len(files), 'image')} could not be read.")
     return 1 if broken else 0
 
 

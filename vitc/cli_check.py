@@ -81,11 +81,13 @@ def _config(path: str, settings: dict[str, Any]) -> DataConfig:
 def _say(report: Report) -> None:
     """The report as text: what there is, the findings worst first, the verdict."""
     from vitc.data.doctor import to_values
+    from vitc.data.folders import counted
 
     values = to_values(report)
     splits = ", ".join(f"{n:,} {name}" for name, n in values["images"].items())
-    say(f"{report.config.path or report.config.source}: {len(report.classes):,} classes, "
-        f"{sum(values['images'].values()):,} images ({splits or 'none'}), "
+    say(f"{report.config.path or report.config.source}: "
+        f"{counted(len(report.classes), 'class', 'classes')}, "
+        f"{counted(sum(values['images'].values()), 'image')} ({splits or 'none'}), "
         f"{values['examined']:,} examined, {values['broken']:,} broken.")  # fmt: skip
     if values["sizes"]:
         for side, numbers in values["sizes"].items():
@@ -96,7 +98,8 @@ def _say(report: Report) -> None:
     if values["speed"]:
         speed = values["speed"]
         say(f"  reading and decoding here: {speed['images_per_second_a_core']:,.0f} images/s a "
-            f"core, so {speed['processes']} loader processes give at most "
+            f"core, so {counted(speed['processes'], 'loader process', 'loader processes')} can "
+            f"give at most "
             f"{speed['images_per_second']:,.0f}")  # fmt: skip
     for text in values["notes"]:
         say(f"  {text}")

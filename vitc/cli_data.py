@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitc.cli_check import CHECK_VERB
 from vitc.config import RunConfig, with_data
+from vitc.data.folders import counted
 from vitc.words import Parser, Verb, count, note, say, say_json
 
 PLAIN_EVERY_SECONDS = 10.0  # between plain progress lines
@@ -55,11 +56,12 @@ def _pack(args: Namespace) -> int:
         progress=_Lines(),
     )
     if made.resumed:
-        note(f"Went on after {made.resumed:,} images that were there.")
+        note(f"Went on after {counted(made.resumed, 'image')} made before.")
     for name in made.skipped:
         note(f"broken, left out: {name!r}")
     if made.skipped:
-        note(f"{len(made.skipped):,} broken images were left out.")
+        were = "was" if len(made.skipped) == 1 else "were"
+        note(f"{counted(len(made.skipped), 'broken image')} {were} left out.")
     if args.json:
         say_json({
             "status": "done", "pack": str(made.path), "images": made.images, "bytes": made.bytes,

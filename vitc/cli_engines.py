@@ -86,6 +86,13 @@ def placed(run: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
 
 def only_say(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
     """--dry-run: say what would be run, write nothing, and end the verb."""
+    say_trials(folder, plan, engine)
+    say("Nothing was run or written (--dry-run).")
+    raise _OnlySaid
+
+
+def say_trials(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
+    """How many trials of a plan would run, and with SLURM the job script."""
     from vitc.study.conduct import standing, trials_by_id
     from vitc.study.engine_slurm import SlurmEngine
 
@@ -98,5 +105,3 @@ def only_say(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
         jobs = -(-left // engine.pack)
         say(f"Jobs: {jobs}, {engine.pack} trial(s) in each. The job script:\n")
         say(engine.script(folder.path, jobs))
-    say("Nothing was run or written (--dry-run).")
-    raise _OnlySaid

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.cli_engines import placed
+from vitc.cli_engines import engine_of, placed, say_trials
 from vitc.cli_study import (
     STUDY_EPILOG,
     check_contenders,
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vitc.study.plan import Group, Plan, StudyFolder
 
 EPILOG = STUDY_EPILOG.replace("--draws", "--seeds")
+CHOSEN = (
+    "chosen on the validation images that the errors are on; the measured runs have other seeds"
+)
 
 
 # -- what they share -------------------------------------------------------------------------------
@@ -47,8 +50,11 @@ def _lengths(parser: Parser, default: str) -> None:
     parser.add_argument("--lengths", nargs="+", metavar="EPOCHS", type=count, help=about)
 
 
-def _folder(args: Namespace, name: str) -> StudyFolder:
-    """The study's folder; what an earlier start of it measured or chose here stays."""
+def _folder(args: Namespace, name: str, word: str = "--seeds") -> StudyFolder:
+    """The study's folder; what an earlier start of it measured or chose here stays.
+
+    `word` is what sets the number of runs at a point. Raises ConfigError: fewer than there are.
+    """
     from vitc.study.plan import TUNING, StudyFolder
 
     folder = StudyFolder(args.out or Path("studies") / name)
@@ -56,8 +62,37 @@ def _folder(args: Namespace, name: str) -> StudyFolder:
         if earlier.exists():
             old, _ = earlier.read()
             args.settings.setdefault("train.precision", old.groups[0].config.train.precision)
-    args.seeds = args.seeds or (folder.read()[0].draws if folder.exists() else args.default_seeds)
+    begun = folder.read()[0].draws if folder.exists() else 0
+    args.seeds = args.seeds or begun or args.default_seeds
+    if args.seeds < begun:
+        raise ConfigError(
+            f"{folder.path} has {word} {begun}, more than {args.seeds}; runs are never taken back.",
+            f"Use {word} {begun} or more.",
+        )
     return folder
+
+
+def _check_tuning(folder: StudyFolder, draws: int, word: str) -> None:
+    """Raises ConfigError: so many draws of tuning would end the study, before any of them is run.
+
+    Once it measures they are fixed: others could choose other settings. `word` is what sets them.
+    """
+    from vitc.study.plan import TUNING, StudyFolder
+
+    inside = StudyFolder(folder.path / TUNING)
+    had = inside.read()[0].draws if inside.exists() else 0
+    if folder.exists() and draws != had:
+        without = "Leave --retune out" if word == "--retune" else f"Use {word} 0"
+        state = f"the best of {had} draws" if had else "settings that were not tuned"
+        raise ConfigError(
+            f"{folder.path} already measures {state}: with {draws} it would be another study.",
+            f"{f'Use {word} {had}' if had else without}, or give another --out.",
+        )
+    if draws < had:
+        raise ConfigError(
+            f"{inside.path} has {had} draws, more than {draws}; draws are never taken back.",
+            f"Use {word} {had} or more, or give another --out.",
+        )
 
 
 def _groups(args: Namespace) -> list[Group]:
@@ -105,12 +140,35 @@ def _measure(
     chosen: Mapping[str, Mapping[str, float]],
     about: Sequence[str],
 ) -> int:
+    return _finish(args, folder, _plan(args, folder, measure, groups, points, chosen, about))
+
+
+def _plan(
+    args: Namespace,
+    folder: StudyFolder,
+    measure: str,
+    groups: Sequence[Group],
+    points: Points,
+    chosen: Mapping[str, Mapping[str, float]],
+    about: Sequence[str],
+) -> Plan:
     from vitc.study.measures import measure_plan
 
-    plan = measure_plan(measure, groups, points, seeds=args.seeds, seed=args.seed,
+    return measure_plan(measure, groups, points, seeds=args.seeds, seed=args.seed,
                         name=folder.path.name, reference=args.reference or "",
                         control=args.control, chosen=chosen, about=about)  # fmt: skip
-    return _finish(args, folder, plan)
+
+
+def _ready(
+    args: Namespace, folder: StudyFolder, measure: str, groups: Sequence[Group], points: Points
+) -> list[Group]:
+    """The groups as they are tuned and then measured: their precision decided once for both.
+
+    The plan to be measured is made for it, so its mistakes are told before a budget is spent.
+    """
+    from vitc.study.measures import with_precision
+
+    return with_precision(groups, _plan(args, folder, measure, groups, points, {}, ()))
 
 
 def _finish(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
@@ -150,14 +208,16 @@ def _optimizer_options(parser: Parser) -> None:
 
 def _over_lengths(args: Namespace, measure: str) -> int:
     folder = _folder(args, measure)
+    _check_tuning(folder, args.retune or 0, "--retune")
     groups = _groups(args)
     points = _points_of_lengths(args, groups)
     chosen: dict[str, dict[str, float]] = {}
     about = [FIXED]
     if args.retune:
+        groups = _ready(args, folder, measure, groups, points)
         chosen, _ = _tuned(args, folder, groups, points, args.retune)
         about = [f"lr and weight decay were tuned at every length with {args.retune} draws, "
-                 f"chosen on validation: {_told(chosen)}"]  # fmt: skip
+                 f"{CHOSEN}: {_told(chosen)}"]  # fmt: skip
     return _measure(args, folder, measure, groups, points, chosen, about)
 
 
@@ -195,33 +255,36 @@ def _peak(args: Namespace) -> int:
     from vitc.study.measures import best_optimizer
 
     folder = _folder(args, "peak")
+    if len(args.optims) > 1 and not args.tune:
+        raise ConfigError("Without --tune nothing says which optimizer is best.",
+                          "Give one --optims, or --tune N.")  # fmt: skip
     groups = _groups(args)
     points = _points_of_lengths(args, groups, shares=False)
-    chosen, errors, about = _tune_short(args, folder, groups)
+    groups, chosen, errors, about = _tune_short(args, folder, "peak", groups, points)
     if len(args.optims) > 1:
-        if not errors:
-            raise ConfigError("Without --tune nothing says which optimizer is best.",
-                              "Give one --optims, or --tune N.")  # fmt: skip
         groups = best_optimizer(groups, errors)
         about.append("of each contender the optimizer whose best draw was best is run")
     return _measure(args, folder, "peak", groups, points, chosen, about)
 
 
 def _tune_short(
-    args: Namespace, folder: StudyFolder, groups: Sequence[Group]
-) -> tuple[dict[str, dict[str, float]], dict[str, float], list[str]]:
-    """Settings and errors by key, and what the report says of how they were come by."""
+    args: Namespace, folder: StudyFolder, measure: str, groups: Sequence[Group], points: Points
+) -> tuple[list[Group], dict[str, dict[str, float]], dict[str, float], list[str]]:
+    """The groups as they are to be measured at the points, settings and errors by key, and what
+    the report says of how they were come by."""
     from vitc.study.measures import default_lengths, length_points
 
     if args.tune < 0:
         raise ConfigError(f"--tune {args.tune} must be 0 or more draws.")
+    _check_tuning(folder, args.tune, "--tune")
     if not args.tune:
-        return {}, {}, ["lr and weight decay are the recipe's"]
+        return list(groups), {}, {}, ["lr and weight decay are the recipe's"]
+    groups = _ready(args, folder, measure, groups, points)
     epochs = args.tune_epochs or default_lengths(groups[0].config.train.epochs)[0]
     chosen, errors = _tuned(args, folder, groups, length_points([epochs]), args.tune)
-    return chosen, errors, [
-        f"lr and weight decay are the best of {args.tune} draws of {epochs} epochs, chosen on "
-        f"validation: {_told(chosen)}"
+    return groups, chosen, errors, [
+        f"lr and weight decay are the best of {args.tune} draws of {epochs} epochs, {CHOSEN}: "
+        f"{_told(chosen)}"
     ]  # fmt: skip
 
 
@@ -263,8 +326,7 @@ def _vary(args: Namespace) -> int:
         [(name, _factors(name, values)) for name, *values in args.times],
         [(name, _settings(values, "--setup")) for name, *values in args.setups],
     )
-    groups = _groups(args)
-    chosen, _, about = _tune_short(args, folder, groups)
+    groups, chosen, _, about = _tune_short(args, folder, "vary", _groups(args), points)
     return _measure(args, folder, "vary", groups, points, chosen, about)
 
 
@@ -349,8 +411,8 @@ def _bench(args: Namespace) -> int:
     return 0
 
 
-def bench_table(results: Sequence[Bench]) -> Table:
-    """Times of models beside the paper's minutes an epoch."""
+def bench_table(results: Sequence[Bench], imagenet: bool = True) -> Table:
+    """Times of models beside the paper's minutes an epoch; those only of models for `imagenet`."""
     from vitc.study.findings import Table
     from vitc.study.printed import TABLE2
 
@@ -360,15 +422,15 @@ def bench_table(results: Sequence[Bench]) -> Table:
          f"{r.step.median:.1f} ({r.step.low:.1f} to {r.step.high:.1f})",
          f"{1e3 * r.batch / r.step.median:,.0f}",
          "-" if r.memory_mib is None else f"{r.memory_mib:,.0f}",
-         f"{r.epoch_minutes_pycls:,.1f}", f"{r.epoch_minutes:,.1f}",
-         f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-"]
+         *([f"{r.epoch_minutes_pycls:,.1f}", f"{r.epoch_minutes:,.1f}",
+            f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-"] if imagenet else [])]
         for r in results
     ]  # fmt: skip
     return Table(
         f"Times on this {results[0].device}, ms a batch",
         ["model", "batch", "precision", "test_fw", "train_fw", "train_bw", "step (quartiles)",
-         "images/s", "memory MiB", "min an ImageNet epoch, fw + bw", "step",
-         "paper, 8 V100"],
+         "images/s", "memory MiB",
+         *(["min an ImageNet epoch, fw + bw", "step", "paper, 8 V100"] if imagenet else [])],
         rows,
     )  # fmt: skip
 
@@ -396,8 +458,8 @@ def _paper(args: Namespace) -> int:
     check_paper(args, exhibit.measure)
     scale = scale_of(exhibit, args.scale)
     name = f"{args.exhibit}_{args.scale}"
-    args.default_seeds, args.seeds, args.allow_mixed = scale.count, args.count, True
-    folder = _folder(args, name)
+    args.default_seeds, args.seeds = scale.count, args.count
+    folder = _folder(args, name, "--count")
     data = args.settings.pop("data", None)
     if args.scale == "full" and data is None:
         if not args.dry_run and exhibit.measure != BENCH:
@@ -438,31 +500,40 @@ def check_paper(args: Namespace, measure: str) -> None:
 def _paper_study(
     args: Namespace, folder: StudyFolder, groups: Sequence[Group], scale: Scale
 ) -> int:
-    from vitc.study.measures import before_measuring, best_values, length_points
-    from vitc.study.paper import draws_plan, exhibit_plan
+    from vitc.study.measures import before_measuring, best_values, length_points, with_precision
+    from vitc.study.paper import CLASSES, draws_plan, exhibit_plan
     from vitc.study.plan import TUNING, StudyFolder
 
-    settings: dict[str, Any] = {"seed": args.seed, "classes": 1000 if args.dry_run else None}
-    tune, first, about = args.tune or scale.tune, None, list[str]()
+    classes = CLASSES[args.scale] if args.dry_run else None
+    settings: dict[str, Any] = {"seed": args.seed, "classes": classes}
+    tune, about = args.tune or scale.tune, list[str]()
+    steps: list[tuple[StudyFolder, Plan]] = []
     chosen: dict[str, dict[str, float]] = {}
     if args.tune and not scale.tune:
         raise ConfigError(f"--tune has no effect with {args.exhibit}: the paper's rates are used.")
+
+    def measured() -> Plan:
+        return exhibit_plan(args.exhibit, args.scale, groups, count=args.seeds,
+                            lengths=args.lengths, study=folder.path.name, chosen=chosen,
+                            about=about, **settings)  # fmt: skip
+
     if tune:
+        _check_tuning(folder, tune, "--tune")
+        groups = with_precision(groups, measured())
         epochs = max(1, min(scale.tune_epochs, *(args.lengths or scale.lengths)))
         first = before_measuring(
             draws_plan(groups, length_points([epochs]), draws=tune,
                        name=f"{folder.path.name} tuning", **settings)
         )  # fmt: skip
-        about = [f"lr and weight decay are the best of {tune} draws of {epochs} epochs"]
-    if first is not None and not args.dry_run:
-        inside = StudyFolder(folder.path / TUNING)
-        run_trials(args, inside, first)
-        chosen, _ = best_values(inside, first)
-        about = [f"{about[0]}, chosen on validation: {_told(chosen)}"]
-    plan = exhibit_plan(args.exhibit, args.scale, groups, count=args.seeds, lengths=args.lengths,
-                        study=folder.path.name, chosen=chosen, about=about, **settings)  # fmt: skip
+        about = [f"lr and weight decay are the best of {tune} draws of {epochs} epochs, {CHOSEN}"]
+        steps.append((StudyFolder(folder.path / TUNING), first))
+        if not args.dry_run:
+            run_trials(args, *steps[0])
+            chosen, _ = best_values(*steps[0])
+            about = [f"{about[0]}: {_told(chosen)}"]
+    plan = measured()
     if args.dry_run:
-        return _paper_dry_run(args, [p for p in (first, plan) if p is not None])
+        return _paper_dry_run(args, [*steps, (folder, plan)])
     run_trials(args, folder, plan)
     if args.exhibit == "fig11":
         from vitc.study.second import measure_second
@@ -471,19 +542,22 @@ def _paper_study(
     return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
 
 
-def _paper_dry_run(args: Namespace, plans: Sequence[Plan]) -> int:
+def _paper_dry_run(args: Namespace, steps: Sequence[tuple[StudyFolder, Plan]]) -> int:
     from vitc.study.paper import cost_lines, get_exhibit
     from vitc.study.plan import to_json
 
-    lines = cost_lines(plans)
+    lines = cost_lines([plan for _, plan in steps])
     exhibit = get_exhibit(args.exhibit)
+    if not args.json:
+        say(f"{args.exhibit}, {args.scale} scale. {exhibit.title}: {exhibit.about}")
+        for line in lines:
+            say(line)
+    for folder, plan in steps if args.engine == "slurm" else ():
+        say_trials(folder, plan, engine_of(args, plan))
     if args.json:
         say_json({"exhibit": args.exhibit, "scale": args.scale, "cost": lines,
-                  "plans": [to_json(p) for p in plans]})  # fmt: skip
+                  "plans": [to_json(plan) for _, plan in steps]})  # fmt: skip
         return 0
-    say(f"{args.exhibit}, {args.scale} scale. {exhibit.title}: {exhibit.about}")
-    for line in lines:
-        say(line)
     say("Nothing was run. --json has every setting of every contender.")
     return 0
 
@@ -493,11 +567,11 @@ def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
     import dataclasses
 
     from vitc.study.bench import bench
-    from vitc.study.paper import get_exhibit, models_table
+    from vitc.study.paper import CLASSES, get_exhibit, models_table
     from vitc.study.read_peak import correlation_values, time_correlations
     from vitc.study.telling import plain_table
 
-    classes = 1000 if args.scale == "full" else 10
+    classes, imagenet = CLASSES[args.scale], args.scale == "full"
     table = models_table([g.config for g in groups], classes)
     exhibit = get_exhibit(args.exhibit)
     values: dict[str, Any] = {
@@ -517,12 +591,20 @@ def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
                 train, precision="fp32" if train.precision == "auto" else train.precision
             )
             results.append(bench(dataclasses.replace(group.config, train=train), 3,
-                                 args.iterations))  # fmt: skip
+                                 args.iterations, classes))  # fmt: skip
             note(f"{group.contender}: a step {results[-1].step.median:.1f} ms")
         costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
-        shown += [bench_table(results), time_correlations(costs)[0]]
+        shown += [bench_table(results, imagenet), time_correlations(costs)[0]]
+        times = [dataclasses.asdict(r) for r in results]
         values |= {
-            "times": [dataclasses.asdict(r) for r in results],
+            "times": [
+                {
+                    name: value
+                    for name, value in each.items()
+                    if imagenet or not name.startswith("epoch_minutes")
+                }
+                for each in times
+            ],
             "correlations": correlation_values(costs),
         }
     if args.json:

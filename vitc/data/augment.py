@@ -19,10 +19,18 @@ from torch import Tensor
 from vitc.data.policies import normal
 from vitc.data.sampling import Erasing
 
+PINNED_FROM = 1 << 15  # bytes
+
 
 def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
-    """Host values on the device; CUDA is not waited for (it stages what is not pinned at once)."""
+    """Host values on the device; CUDA is not waited for.
+
+    It stages small values that are not pinned at once, and may wait with larger ones for its
+    stream; those are pinned first (torch's allocator keeps them until they are copied).
+    """
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.nbytes > PINNED_FROM:
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 

@@ -99,18 +99,21 @@ def open_train(
     device: torch.device,
     start_step: int,
     total_steps: int,
+    held: Resident | str | None = None,
 ) -> TrainLoader:
     """The steps [start, total) of a run over the training split, counted from its beginning.
 
     The batches depend on data, config and plan alone: not on start_step, on the number of loader
-    processes or, but for which micro-batches come here, on that of the run's processes. Raises
+    processes or, but for which micro-batches come here, on that of the run's processes. `held`:
+    what a loader opened before for the same run has, so that no image is held twice. Raises
     ConfigError: fewer images than a batch, or data.resident on is impossible. Iterating raises
     BrokenFileError: a file cannot be decoded; RunError: a loader process died.
     """
     split = data.splits["train"]
     steps = steps_per_epoch(len(split), plan.batch)
     asked = requests(plan, config, split.labels, start_step, total_steps)
-    held = hold(split, data, config, plan, device, training=True)
+    if held is None:
+        held = hold(split, data, config, plan, device, training=True)
     workers: int | None
     if isinstance(held, Resident):
         workers = None
@@ -129,6 +132,7 @@ def open_train(
         fetched=fetched,
         note=note,
         workers=workers,
+        held=held,
         stream=_copy_stream(device, held),
     )
 
@@ -150,6 +154,8 @@ class TrainLoader:
     steps_per_epoch: int
     fetched: Generator[Fetched, None, None]
     note: str
+    held: Resident | str | None = None
+    """The images on the device; or why they are not."""
     workers: int | None = None
     """Loader processes; None: the images are held on the device."""
     stream: torch.cuda.Stream | None = None

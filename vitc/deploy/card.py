@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
+from vitc.data import folders
 from vitc.errors import ConfigError, VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 
@@ -102,7 +103,7 @@ def run_card(
         _use(config.model, record),
         _data(record),
         _training(config, summary),
-        _results(run, config, summary, results, weights),
+        _results(run, config, summary, results, weights, len(record["classes"])),
         _costs(config.model, cost, numbers, why_not, summary),
         _limits(record, results),
     )
@@ -317,7 +318,8 @@ def _training(config: RunConfig, summary: Mapping[str, Any]) -> list[str]:
         f"- Recipe: {code(config.name)}",
         f"- Optimizer: {code(kind)}, peak learning rate {optim.peak_lr(t.batch):g}, weight decay "
         f"{optim.weight_decay:g}",
-        f"- {t.epochs:,} epochs in batches of {t.batch:,}, precision {t.precision}",
+        f"- {folders.counted(t.epochs, 'epoch')} in batches of {t.batch:,}, "
+        f"precision {t.precision}",
     ]
     if _number(summary.get("step")) is not None:
         total = _number(summary.get("total_steps"))
@@ -410,6 +412,7 @@ def _results(
     summary: Mapping[str, Any],
     results: Mapping[str, Any] | None,
     weights: str,
+    classes: int,
 ) -> list[str]:
     from vitc.train.runlog import read_metrics
 
@@ -425,7 +428,7 @@ def _results(
         ]
     averaged = weights == "ema" and config.optim.ema.kind != "none"
     lines += [
-        f"On {results['n']:,} validation images, with the "
+        f"On {folders.counted(results['n'], 'validation image')}, with the "
         f"{'average (EMA) of the weights' if averaged else 'last weights, not averaged'}, "
         "after the last epoch:",
         "",
@@ -434,7 +437,7 @@ def _results(
         f"| top-1 | {results['top1']:.2f} % | {results['top1_low']:.2f} to "
         f"{results['top1_high']:.2f} % |",
     ]
-    if results["top5"] is not None:
+    if results["top5"] is not None and classes > 5:  # else it is 100 % always
         lines.append(f"| top-5 | {results['top5']:.2f} % | |")
     if results["loss"] is not None:
         lines.append(f"| cross-entropy | {results['loss']:.4f} | |")

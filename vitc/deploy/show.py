@@ -17,6 +17,7 @@ from vitc.config import (
     resolve_config,
     to_dict,
 )
+from vitc.data import folders
 from vitc.deploy.pages import Page, Table, model_with, write
 from vitc.errors import ConfigError, DataError, suggest
 
@@ -342,6 +343,11 @@ def count_images(config: RunConfig) -> int | None:
         return None
 
 
+def _several(number: str, noun: str) -> str:
+    """`1 epoch`, `0.5 epochs`: of a number as it is printed."""
+    return f"{number} {noun}{'s' * (number != '1')}"
+
+
 def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     t, optim = config.train, config.optim
     known = s["steps_per_epoch"] is not None
@@ -355,11 +361,13 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
     rows = [
         ("training images", "?" if s["train_images"] is None else f"{s['train_images']:,}",
          "the data is not at hand: no steps below" if s["train_images"] is None else ""),
-        ("step", f"{t.batch} images", f"{micros} micro-batches of {t.micro}" if micros > 1 else ""),
-        ("epochs", f"{t.epochs}", f"of {s['steps_per_epoch']:,} steps" if known else ""),
+        ("step", folders.counted(t.batch, "image"),
+         f"{micros} micro-batches of {t.micro}" if micros > 1 else ""),
+        ("epochs", f"{t.epochs}",
+         f"of {folders.counted(s['steps_per_epoch'], 'step')}" if known else ""),
         ("steps", f"{s['total_steps']:,}" if known else "?", ""),
-        ("warm-up", f"{s['warmup_epochs']:g} epochs" + (
-            f", {s['warmup_steps']:,} steps" if known else ""),
+        ("warm-up", _several(f"{s['warmup_epochs']:g}", "epoch") + (
+            f", {folders.counted(s['warmup_steps'], 'step')}" if known else ""),
          "as set" if given else "the smaller of 5 epochs and 10 %"),
         ("lr, first", f"{s['first_lr']:.3g}", ""),
         ("lr, peak", f"{s['peak_lr']:.4g}", lr_why),
@@ -368,8 +376,9 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
         ("weight decay", f"{optim.weight_decay:g}", "not on norm gains and biases"),
     ]  # fmt: skip
     if s["ema_horizon_epochs"] is not None:
-        steps = f", {s['ema_horizon_steps']:,.0f} steps" if known else ""
-        rows.append(("EMA reaches back", f"{s['ema_horizon_epochs']:.3g} epochs{steps}",
+        epochs = _several(f"{s['ema_horizon_epochs']:.3g}", "epoch")
+        steps = ", " + _several(f"{s['ema_horizon_steps']:,.0f}", "step") if known else ""
+        rows.append(("EMA reaches back", f"{epochs}{steps}",
                      f"{100 * s['ema_horizon_epochs'] / t.epochs:.3g} % of the run"))  # fmt: skip
     return rows
 
@@ -389,9 +398,11 @@ def _plain(value: Any) -> str:
 def run_page(run: Path, plot: Path | None = None) -> Page:
     """What a run is, how far it came and with what result."""
     from vitc.models.config import OutsideStemConfig
-    from vitc.train.runlog import read_metrics, read_summary
+    from vitc.train.runlog import DATA, read_metrics, read_summary
 
     config = from_dict(read_json(run / "config.json"))
+    classes = read_json(run / DATA).get("classes") if (run / DATA).exists() else None
+    few = isinstance(classes, list) and not _tells_top5(len(classes))
     summary, metrics = read_summary(run), read_metrics(run)
     evals = [m for m in metrics if m["kind"] == "eval"]
     step = metrics[-1]["step"] if metrics else 0
@@ -406,12 +417,13 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
     stem = getattr(config.model, "stem", None)
     if isinstance(stem, OutsideStemConfig):
         rows.insert(2, ("stem", stem.source))
-    shown = ("status", "step", "epochs", "run")
-    rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in shown]
+    left_out = ["status", "step", "epochs", "run", *(["top5"] if few else [])]
+    rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in left_out]
     parts: list[str | Table] = [Table(f"{run}", ("", "value"), rows)]
     if evals:
-        parts.append(Table("Validation", ("epoch", "step", "top1", "top1 raw", "top5", "loss"),
-                           [_eval_row(e) for e in evals[-10:]]))  # fmt: skip
+        measures = ("top1", "top1_raw", *(() if few else ("top5",)), "loss")
+        header = ("epoch", "step", *(m.replace("_", " ") for m in measures))
+        parts.append(Table("Validation", header, [_eval_row(e, measures) for e in evals[-10:]]))
     if status != "done":
         parts.append(f"Go on with: vitc train {run}")
     if plot is not None:
@@ -428,10 +440,14 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
     return Page(values, parts)
 
 
-def _eval_row(line: Mapping[str, Any]) -> tuple[str, ...]:
-    numbers = [line.get(k) for k in ("top1", "top1_raw", "top5", "loss")]
-    cells = ["" if n is None else f"{n:.3f}" if i == 3 else f"{n:.2f}"
-             for i, n in enumerate(numbers)]  # fmt: skip
+def _tells_top5(classes: int) -> bool:
+    """Whether the top-5 accuracy tells anything: of five classes or fewer it is always 100 %."""
+    return classes > 5
+
+
+def _eval_row(line: Mapping[str, Any], measures: Sequence[str]) -> tuple[str, ...]:
+    cells = ["" if line.get(m) is None else f"{line[m]:.3f}" if m == "loss" else f"{line[m]:.2f}"
+             for m in measures]  # fmt: skip
     return (str(line.get("epoch", "")), f"{line['step']:,}", *cells)
 
 
@@ -440,11 +456,12 @@ def evaluation_page(result: Mapping[str, Any]) -> Page:
     rows = [
         ("top-1", f"{result['top1']:.2f} %"
          f"  (95 % interval {result['top1_low']:.2f} to {result['top1_high']:.2f})"),
-        ("top-5", f"{result['top5']:.2f} %"),
+        *([("top-5", f"{result['top5']:.2f} %")] if _tells_top5(result["classes"]) else []),
         ("loss", f"{result['loss']:.4f}"),
     ]  # fmt: skip
     weights = "average (EMA)" if result["weights"] == "ema" else "raw"
-    title = f"{result['run']}: {result['n']:,} {result['split']} images, {weights} weights"
+    images = folders.counted(result["n"], f"{result['split']} image")
+    title = f"{result['run']}: {images}, {weights} weights"
     return Page(dict(result), [Table(title, ("", "value"), rows)])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.errors import ConfigError, unknown
@@ -176,8 +177,10 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
 
     `timm:NAME` is a model of the timm library where that is installed; its own input size is taken
     unless img_size is given. Raises ConfigError: unknown name or field (with a suggestion), values
-    that cannot work.
+    of a wrong type or that cannot work.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"The model's name is {name!r}; it must be one of list_models().")
     if name.startswith("timm:"):
         from vitc.models.borrowed import timm_config
 
@@ -192,11 +195,44 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     for key in overrides:
         if key not in fields:
             raise unknown("model setting", key, fields)
+    overrides = {key: _typed(key, value, getattr(config, key)) for key, value in overrides.items()}
     config = dataclasses.replace(config, **overrides)
     problems = config.problems()
     if problems:
         raise ConfigError("\n".join(problems), f"The settings of {name}: vitc show {name}")
     return config
+
+
+def _typed(key: str, value: Any, own: Any) -> Any:
+    """`value` for the model's setting `key`, if it is of the type of the model's `own`.
+
+    Only img_size, truths, numbers and words are looked at. Raises ConfigError: another type.
+    """
+    if key == "img_size":
+        sides = list(value) if isinstance(value, tuple | list) else [value]
+        good = len(sides) == (2 if isinstance(value, tuple | list) else 1)
+        if not good or any(_whole(side) is None for side in sides):
+            raise ConfigError(
+                f"model.img_size is {value!r}; it must be a whole number of pixels, or two: "
+                f"(height, width)."
+            )
+        return int(value) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    kind = type(own)
+    if kind is int and _whole(value) is not None:
+        return int(value)
+    if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    if kind in _KINDS and not (kind in (bool, str) and isinstance(value, kind)):
+        raise ConfigError(f"model.{key} is {value!r}; it must be {_KINDS[kind]}, as {own!r}.")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that `value` is; truths and texts are none."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def create_model(
@@ -215,8 +251,14 @@ def create_model(
     model's config; among them `stem`, for ViTs: a kind ("dual_patchnorm"), a config of one, a class
     from outside ("path/to/my.py:MyStem"), a class that is called with in_chans and embed_dim, or a
     built module.
-    Raises ConfigError: unknown name or setting (with a suggestion), values that cannot work.
+    Raises ConfigError: unknown name or setting (with a suggestion), values of a wrong type or that
+    cannot work.
     """
+    if _whole(num_classes) is None or num_classes < 0:
+        raise ConfigError(
+            f"num_classes is {num_classes!r}; it must be a whole number: 0 for no head, or more."
+        )
+    num_classes = int(num_classes)
     stem: str | type[nn.Module] | nn.Module | StemConfig | None = overrides.pop("stem", None)
     if img_size is not None:
         overrides["img_size"] = img_size

@@ -71,15 +71,19 @@ class Bench:
     """The same by train_fw + train_bw, as pycls estimates it."""
 
 
-def bench(config: RunConfig, warm_up: int = WARM_UP, timed: int = TIMED) -> Bench:
-    """Time one config's model. Raises ConfigError: too few iterations, or the batch is too large
-    for the device's memory."""
+def bench(
+    config: RunConfig, warm_up: int = WARM_UP, timed: int = TIMED, classes: int = CLASSES
+) -> Bench:
+    """Time one config's model with a head of so many classes.
+
+    Raises ConfigError: too few iterations, or the batch is too large for the device's memory.
+    """
     if warm_up < 0 or timed < 1:
         raise ConfigError(f"{warm_up} warm-up and {timed} timed iterations; at least 1 is timed.")
     device = pick_device(config.train.device)
     try:
         with machine_settings(config.train, device):
-            return _bench(config, device, warm_up, timed)
+            return _bench(config, device, warm_up, timed, classes)
     except torch.OutOfMemoryError:
         raise ConfigError(
             f"{config.model.name} with batch {config.train.batch} does not fit the memory of this "
@@ -91,13 +95,15 @@ def bench(config: RunConfig, warm_up: int = WARM_UP, timed: int = TIMED) -> Benc
             torch.cuda.empty_cache()
 
 
-def _bench(config: RunConfig, device: torch.device, warm_up: int, timed: int) -> Bench:
+def _bench(
+    config: RunConfig, device: torch.device, warm_up: int, timed: int, classes: int
+) -> Bench:
     t = config.train
     _forget_peak(device)
-    state = fresh_state(config, CLASSES, 1, device)
+    state = fresh_state(config, classes, 1, device)
     channels = config.model.in_chans
     settings = step_settings(config, device, Processes(), (0.5,) * channels, (0.25,) * channels,
-                             CLASSES)  # fmt: skip
+                             classes)  # fmt: skip
     model = state.model
     forward: torch.nn.Module = model
     if t.compile:
@@ -105,7 +111,7 @@ def _bench(config: RunConfig, device: torch.device, warm_up: int, timed: int) ->
     shape = (t.micro, channels, *config.model.size)
     drop = _kept(config, t.micro, device)
     extra = () if drop is None else (drop,)
-    labels = torch.arange(t.micro, device=device) % CLASSES
+    labels = torch.arange(t.micro, device=device) % classes
     zeros, noise = torch.zeros(shape, device=device), torch.rand(shape, device=device)
     if t.channels_last:
         zeros, noise = (x.contiguous(memory_format=torch.channels_last) for x in (zeros, noise))
@@ -131,7 +137,7 @@ def _bench(config: RunConfig, device: torch.device, warm_up: int, timed: int) ->
     fw, bw = _time([train_fw, train_bw], device, warm_up, timed)
     model.zero_grad(set_to_none=True)
 
-    micros = [_micro(config, device, drop)] * (t.batch // t.micro)
+    micros = [_micro(config, device, drop, classes)] * (t.batch // t.micro)
     norms = NormStatistics(model, len(micros), Processes())
 
     def step() -> None:
@@ -168,12 +174,14 @@ def _kept(config: RunConfig, count: int, device: torch.device) -> torch.Tensor |
     return torch.ones(2 * config.model.depth, count, device=device)
 
 
-def _micro(config: RunConfig, device: torch.device, drop: torch.Tensor | None) -> MicroBatch:
+def _micro(
+    config: RunConfig, device: torch.device, drop: torch.Tensor | None, classes: int
+) -> MicroBatch:
     count = config.train.micro
     shape = (count, config.model.in_chans, *config.model.size)
     return MicroBatch(
         images=torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
-        labels=torch.arange(count, device=device) % CLASSES,
+        labels=torch.arange(count, device=device) % classes,
         flip=torch.zeros(count, dtype=torch.bool, device=device),
         lighting=None,
         erased=None,

@@ -382,11 +382,12 @@ def conduct(
     do. It is no part of the plan: a study may go on with another, which its history then says.
 
     Raises ConfigError: another study is there, or contenders differ in what must agree and
-    `allow_mixed` is not set. Raises InterruptedRun on SIGTERM or Ctrl-C, once the running trials
-    have saved their state: the same command goes on.
+    `allow_mixed` is not set (those of an exhibit may, its machines and versions not). Raises
+    InterruptedRun on SIGTERM or Ctrl-C, once the running trials have saved their state: the same
+    command goes on.
     """
     differing = mixed(plan)
-    if differing and not allow_mixed:
+    if differing and not (allow_mixed or plan.exhibit):  # an exhibit's differ as in the paper
         raise ConfigError(
             "The contenders would not be compared fairly:\n  " + "\n  ".join(differing),
             "Make them agree, or say --allow-mixed; the report will name it.",

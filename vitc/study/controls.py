@@ -153,6 +153,8 @@ def with_range_rule(
     shared: all from the first recipe's; separate: each contender from its own recipe's, at the same
     quantiles; union: all from the least to the greatest of everybody's own. A range that the user
     gave himself (`asked`, by optimizer and setting) is everybody's under each rule.
+
+    Raises ConfigError: a union where somebody has no range of a setting, as of a weight decay of 0.
     """
     ranges = {optim: dict(rs) for optim, rs in shared.items()}
     if rule == "shared":
@@ -160,13 +162,25 @@ def with_range_rule(
     new = [dataclasses.replace(g, ranges={**_own(g), **asked.get(g.optim, {})}) for g in groups]
     if rule == "separate":
         return new, ranges
-    for optim, settings in ranges.items():
-        for name, r in settings.items():
-            every = [g.ranges[name] for g in new if g.optim == optim and g.ranges is not None]
-            settings[name] = dataclasses.replace(
-                r, low=min(x.low for x in every), high=max(x.high for x in every)
+    return list(groups), {optim: _union(new, optim) for optim in ranges}
+
+
+def _union(groups: Sequence[Group], optim: str) -> dict[str, Range]:
+    """From the least to the greatest of what the groups of an optimizer draw each setting from."""
+    own = {g.contender: g.ranges or {} for g in groups if g.optim == optim}
+    found: dict[str, Range] = {}
+    for name in dict.fromkeys(n for ranges in own.values() for n in ranges):
+        lacking = [contender for contender, ranges in own.items() if name not in ranges]
+        if lacking:
+            raise ConfigError(
+                f"--ranges union: {', '.join(lacking)} under {optim} has no range of {name} that "
+                "others draw: its own value is 0, around which none lies.",
+                f"Give one for all, --range {name} LOW HIGH, or use --ranges shared or separate.",
             )
-    return list(groups), ranges
+        every = [ranges[name] for ranges in own.values()]
+        low, high = min(r.low for r in every), max(r.high for r in every)
+        found[name] = dataclasses.replace(every[0], low=low, high=high)
+    return found
 
 
 def _own(group: Group) -> dict[str, Range]:

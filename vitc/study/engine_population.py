@@ -106,7 +106,9 @@ class PopulationEngine:
         tick: Callable[[Sequence[Job]], None],
     ) -> list[Job]:  # fmt: skip
         """Train them; returns those that are left for single runs."""
+        from vitc.train.device import pick_device
         from vitc.train.population import run_population
+        from vitc.train.population_probe import free_memory
 
         started = time.monotonic()
         notes = [placed(self.name), *self.said[-1:]]
@@ -126,6 +128,8 @@ class PopulationEngine:
         except Exception as error:  # a worker will find out whether it is the trial's own fault
             self._say(f"{len(chunk)} trials one by one: {error}")
             left = [job for job in chunk if _status(job) not in RESULTS]
+        finally:
+            free_memory(pick_device(chunk[0].config.train.device))
         self._tell([job for job in chunk if job not in left], done, started, ("failed", ""))
         return left
 

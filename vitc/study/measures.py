@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitc.config import RunConfig, leaves, load_config
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, RunError
 from vitc.recipes.ranges import study_ranges
 from vitc.study.conduct import (
     again,
@@ -32,6 +32,7 @@ SEED_PARTS: dict[str, tuple[str, ...]] = {
     "order": ("train.seed_order",),
     "augmentation": ("train.seed_augment",),
 }
+FIXED_SEEDS = 100_000  # where the seeds lie that do not vary, beyond those that do
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,25 @@ def epochs_of(point: str) -> int:
 
 
 def seed_plan(groups: Sequence[Group], *, seeds: int, **settings: Any) -> Plan:
-    """Every group with one kind of randomness varied at a time, and with all; see `SEED_PARTS`."""
+    """Every group with one kind of randomness varied at a time, and with all; see `SEED_PARTS`.
+
+    What does not vary has seeds of its own, so that no run is in two of the sets: the law of their
+    variances' ratio is that of independent ones.
+    """
     if seeds < 2:
         raise ConfigError(f"A variance needs at least 2 seeds, not {seeds}.")
     plan = measure_plan("seeds", groups, {part: {} for part in SEED_PARTS}, seeds=seeds, **settings)
-    varied = [dataclasses.replace(g, seed_names=SEED_PARTS[g.point]) for g in plan.groups]
+    varied = [_varying(g, SEED_PARTS[g.point], plan.seed) for g in plan.groups]
     return dataclasses.replace(plan, groups=tuple(varied)).checked()
+
+
+def _varying(group: Group, names: tuple[str, ...], seed: int) -> Group:
+    fixed = {
+        name: 1000 * seed + group.seed_shift + FIXED_SEEDS
+        for (name,) in SEED_PARTS.values()
+        if names != SEED_PARTS["all"] and name not in ("train.seed", *names)
+    }
+    return dataclasses.replace(group, seed_names=names, config=load_config(group.config, **fixed))
 
 
 # -- tuning first ----------------------------------------------------------------------------------
@@ -160,6 +174,19 @@ def tuning_plan(
     ).checked()
 
 
+def with_precision(groups: Sequence[Group], plan: Plan) -> list[Group]:
+    """The groups with the precision they have in a plan of them.
+
+    Precision auto is measured: once more for another plan of theirs, it could come out otherwise.
+    """
+    return [
+        dataclasses.replace(
+            g, config=load_config(g.config, **{"train.precision": p.config.train.precision})
+        )
+        for g, p in zip(groups, plan.groups, strict=False)
+    ]
+
+
 def before_measuring(plan: Plan) -> Plan:
     """The draws with seeds of their own, so that the best of them is no run that is measured.
 
@@ -190,9 +217,18 @@ def best_values(
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """By the key that `measure_plan` looks for: the settings of the best draw, and its error.
 
-    Raises ConfigError: a group has no draw that trained.
+    Raises RunError: a draw has no result, or a group no draw that trained.
     """
-    runs = standing(folder, plan).runs
+    at = standing(folder, plan)
+    ended, failed = at.counts["done"] + at.counts["diverged"], at.counts["failed"]
+    if ended < at.total:
+        raise RunError(
+            f"Of {at.total} draws in {folder.path} {failed} failed and {at.total - ended - failed} "
+            "have no result yet, so which is best is not known.",
+            "The same command runs what is missing, with --retry-failed also what failed. Why: "
+            f"vitc study status {folder.path}",
+        )
+    runs = at.runs
     values: dict[str, dict[str, float]] = {}
     errors: dict[str, float] = {}
     for trial in plan.trials():
@@ -205,7 +241,7 @@ def best_values(
             values[key], errors[key] = dict(trial.values), 100 - run.top1
     hopeless = [key for key, error in errors.items() if error == float("inf")]
     if hopeless:
-        raise ConfigError(
+        raise RunError(
             f"No draw of {', '.join(hopeless)} trained, so nothing can be chosen for it.",
             f"See: vitc report {folder.path}; then other ranges or more draws.",
         )

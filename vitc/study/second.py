@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.config import read_json
-from vitc.study.analysis import Row
+from vitc.study.analysis import Row, rows_of
 from vitc.study.conduct import standing
 from vitc.study.effects import fit_line
 from vitc.study.findings import Chart, Finding, Line, Table, cells, mean, shown
@@ -57,15 +57,22 @@ def measure_second(
 
 
 def second_parts(finding: Finding) -> tuple[Table, Chart, str, dict[str, Any]] | None:
-    """Table, chart, sentence and values of the fit; None: no second set was read."""
-    file = Path(finding.folders[0]) / SECOND_FILE
+    """Table, chart, sentence and values of the fit; None: no second set was read.
+
+    Errors are those after the last epoch under either protocol: the second set was read then.
+    """
+    study = StudyFolder(Path(finding.folders[0]))
+    file = study.path / SECOND_FILE
     if not file.exists():
         return None
     found = read_json(file)
+    rows = finding.rows
+    if finding.protocol != "last":
+        rows = rows_of(study, study.with_sources(finding.plan))
     top1: dict[str, float] = found["top1"]
     table, x, y, lines = [], [], [], []
-    longest = max((p for *_, p in cells(finding.rows)), key=epochs_of)
-    for look, ((contender, optim, point), cell) in enumerate(cells(finding.rows).items()):
+    longest = max((p for *_, p in cells(rows)), key=epochs_of)
+    for look, ((contender, optim, point), cell) in enumerate(cells(rows).items()):
         if point != longest:
             continue
         first, second = _errors(list(cell.values()), top1)
@@ -92,6 +99,8 @@ def second_parts(finding: Finding) -> tuple[Table, Chart, str, dict[str, Any]] |
         values = {"data": found["data"], "fit": {
             "slope": fit.slope.__dict__, "intercept": fit.intercept.__dict__, "r": fit.r,
             "residual_deviation": fit.spread, "n": fit.n}}  # fmt: skip
+    if finding.protocol != "last":
+        sentence += " Here both errors are those after the last epoch."
     head = ["contender", "optimizer", "runs", "validation error % (95 %)",
             "second set, error % (95 %)"]  # fmt: skip
     return (

@@ -45,7 +45,8 @@ def describe(device: torch.device) -> str:
     if device.type == "mps":
         return f"mps ({platform.processor() or 'Apple'}; untested platform)"
     tested = "" if platform.system() == "Linux" else "; untested platform"
-    return f"cpu ({torch.get_num_threads()} threads{tested})"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads != 1)}{tested})"
 
 
 def precision_note(precision: str, device: torch.device) -> str | None:

@@ -91,6 +91,7 @@ def evaluate_run(
     return {
         "run": str(run),
         "split": split,
+        "classes": len(record["classes"]),
         "weights": weights,
         **result,
         "n": int(result["n"]),

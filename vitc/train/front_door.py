@@ -1,8 +1,9 @@
-"""The front door: a folder and no recipe. What lies there, what is this machine, so what to run?
+"""The front door: images and no recipe. What lies there, what is this machine, so what to run?
 
 Every choice is a pure function of what was seen and measured, and is said in one line with its
 reason; what the user has fixed is kept, and said too. Torch is loaded only once the images are in
-order, so that a wrong folder is answered at once.
+order, so that a wrong folder is answered at once. Images are a folder of them, or whatever else
+`--data` can tell by its name: a pack, shards, tables, a list.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import RunConfig, load_config, resolve_config, with_data
+from vitc.data.folders import counted
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources import DataSet, Split, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
@@ -52,7 +54,7 @@ FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
 @dataclass(frozen=True)
 class Proposal:
-    """A config for a folder of images, why it is so, and what it will cost."""
+    """A config for one's images, why it is so, and what it will cost."""
 
     config: RunConfig
     lines: list[str]
@@ -64,12 +66,13 @@ class Proposal:
 
 
 def propose(
-    folder: Path,
+    images: Path,
     budget_seconds: float | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Proposal:
-    """What to train on the images of `folder` within `budget_seconds` (None: at most 30 minutes).
+    """What to train on `images` within `budget_seconds` (None: at most 30 minutes).
 
+    `images`: a folder of them, or of shards, or a file: a pack (.vitc), a list (.csv), ...
     `overrides`: settings the user fixed, by their dotted names as `load_config` takes them; every
     choice respects them. Takes seconds: a sample of the images is opened, and real steps are timed.
     No random generator and no global setting of torch is changed. Raises ConfigError: a setting
@@ -79,10 +82,10 @@ def propose(
     if fixed.get("train.precision") == "auto":  # what a choice here comes to as well
         del fixed["train.precision"]
     budget = DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
-    _refuse(folder, budget, fixed)
+    _refuse(images, budget, fixed)
     weights, theirs = _as_the_weights(fixed)
     choices = Choices({**fixed, **theirs}, frozenset(theirs))
-    base = _base(folder, fixed)
+    base = _base(images, fixed)
     data, look = _choose_images(choices, base)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
@@ -98,6 +101,12 @@ def propose(
     _say_costs(choices, machine, trial, seconds, memory)
     _say_expectations(choices, look, config)
     return Proposal(config, choices.lines, seconds, memory)
+
+
+def name_of(images: Path) -> str:
+    """What a run on these images is called: as their folder, or their file without its suffix."""
+    where = images.resolve()
+    return (where.stem if where.is_file() else where.name) or "run"
 
 
 # -- what was seen ---------------------------------------------------------------------------------
@@ -159,7 +168,8 @@ def sample(split: Split, skip_broken: bool) -> tuple[tuple[tuple[int, int], ...]
         gray = gray and _is_gray(pixels)
     if not sizes:
         raise DataError(
-            f"All {len(places)} images looked at are broken files.", "Repair the data set first."
+            f"All of {counted(len(places), 'image')} looked at are broken files.",
+            "Repair the data set first.",
         )
     return tuple(sizes), gray
 
@@ -248,7 +258,8 @@ def fit_for(sizes: Sequence[tuple[int, int]]) -> tuple[Literal["crop", "pad", "s
 
 def balance_for(counts: Sequence[int]) -> tuple[Literal["none", "sqrt"], str]:
     """Whether rare classes are shown more often than they come, and why."""
-    said = f"the largest class has {max(counts):,} training images, the smallest {min(counts):,}"
+    most = counted(max(counts), "training image")
+    said = f"the largest class has {most}, the smallest {min(counts):,}"
     if max(counts) < 4 * min(counts):
         return "none", said
     return "sqrt", f"{said}: rare classes are shown more often than they come"
@@ -372,23 +383,25 @@ class Choices:
         return load_config(base, **{**self.settings, **(more or {}), **self.fixed})
 
 
-def _refuse(folder: Path, budget: float, fixed: Mapping[str, Any]) -> None:
+def _refuse(images: Path, budget: float, fixed: Mapping[str, Any]) -> None:
     """What no choice can mend."""
-    if not folder.is_dir():
-        raise ConfigError(f"There is no folder {folder}.", "Give a folder of images.")
+    if not images.exists():
+        raise ConfigError(
+            f"There is no folder or file {images}.", "Give a folder of images, or a pack of them."
+        )
     if not 0 < budget < math.inf:
         raise ConfigError(f"A budget of {budget} seconds: it must be above 0.")
     twice = [key for key in ("data", "data.path") if key in fixed]
     if twice:
         raise ConfigError(
-            f"The images are those of {folder}, but --{twice[0]} {fixed[twice[0]]} names others.",
+            f"The images are those of {images}, but --{twice[0]} {fixed[twice[0]]} names others.",
             "Give one of the two.",
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "A folder alone cannot be trained on by several processes: each would measure, and "
+            "Images alone cannot be trained on by several processes: each would measure, and "
             "choose, for itself.",
-            "Train it in one process with --train.epochs 1, and give the config.json of that run "
+            "Train them in one process with --train.epochs 1, and give the config.json of that run "
             "to torchrun.",
         )
 
@@ -417,12 +430,10 @@ def _as_the_weights(fixed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"start: {where} — because you set --init", theirs
 
 
-def _base(folder: Path, fixed: Mapping[str, Any]) -> RunConfig:
-    """What choices are laid over: the folder, and a small recipe's optimizer, its lr absolute."""
+def _base(images: Path, fixed: Mapping[str, Any]) -> RunConfig:
+    """What choices are laid over: the images, and a small recipe's optimizer, its lr absolute."""
     recipe = get_recipe(RECIPE, fixed.get("optim", fixed.get("optim.kind")))
-    return with_data(
-        RunConfig(name=folder.resolve().name or "run", optim=recipe.optim), str(folder)
-    )
+    return with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
 
 
 def _optimizer(fixed: Mapping[str, Any]) -> str | None:
@@ -441,14 +452,16 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
     total = len(given["train"])
     if "val" not in given:
         val, test = held_out_shares(total)
-        because = f"{total:,} images come without validation images"
+        because = f"there are {counted(total, 'image')}, and no validation images beside them"
         choices.take("data.val_fraction", "share held out for validation", val, because)
         if "test" not in given:
             if not test:
-                because = f"each of {total:,} images counts, and nothing is chosen by validation"
+                because = (
+                    f"each of {counted(total, 'image')} counts, and nothing is chosen by validation"
+                )
             choices.take("data.test_fraction", "share held out for the test", test, because)
     if gray or "model.in_chans" in fixed:
-        because = f"none of {min(SAMPLE, total)} images looked at has colour"
+        because = f"none of {counted(min(SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
     data = open_data(resolve_config(base, **{**chosen, **own}).data, channels)
@@ -464,14 +477,14 @@ def _images_line(look: Look) -> str:
     shown = ", ".join(look.classes[:3]) + (", ..." if len(look.classes) > 3 else "")
     return (
         f"images: {look.train:,} to train on, {look.val:,} to validate; "
-        f"{len(look.classes)} classes ({shown}) of {_range(look.counts)} training images; "
-        f"{_range(sides)} pixels a side"
+        f"{counted(len(look.classes), 'class', 'classes')} ({shown}) of "
+        f"{_range(look.counts, 'training image')}; {_range(sides, 'pixel')} a side"
     )
 
 
-def _range(values: Sequence[int]) -> str:
+def _range(values: Sequence[int], noun: str) -> str:
     low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return counted(high, noun) if low == high else f"{low:,} to {counted(high, noun)}"
 
 
 def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
@@ -521,7 +534,8 @@ def _choose_batch(choices: Choices, look: Look, machine: Machine) -> None:
     micro = choices.fixed.get("train.micro_batch")
     if micro:
         batch = max(1, batch // micro) * micro
-    because = f"an epoch of {look.train:,} images then has {look.train // batch} steps"
+    steps = counted(look.train // batch, "step")
+    because = f"an epoch of {counted(look.train, 'image')} then has {steps}"
     batch = choices.take("train.batch", "batch", batch, because)
     steps_per_epoch(look.train, batch)  # a batch that the user set may be too large: it says so
     if batch < 16:
@@ -559,7 +573,7 @@ def _choose_model(
     least = choices.fixed.get("train.epochs", math.ceil(LEAST_SHARE * wanted_epochs(look.train)))
     ladder = _rungs(choices.fixed, look)
     best: Trial | None = None
-    reason = f"more would be too much for {look.train:,} images of these sizes"
+    reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
     for rung in ladder:
         if best is not None and machine.kind == "cpu":  # not even tried where there is no hope
             seconds = _predicted_epoch(best, rung, choices, base, look)
@@ -587,8 +601,8 @@ def _choose_model(
 
 def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
     return (
-        f"{least} epochs of the next larger, {rung.model} at {rung.img_size} pixels, would take "
-        f"{duration(seconds * least)}, more than {duration(budget)}"
+        f"{counted(least, 'epoch')} of the next larger, {rung.model} at {rung.img_size} pixels, "
+        f"would take {duration(seconds * least)}, more than {duration(budget)}"
     )
 
 
@@ -713,7 +727,8 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
     config, fixed = trial.config, choices.fixed
     reduction = _vit(config).stem.reduction or 1
     h, w = (side // reduction for side in config.model.size)
-    because = f"the images are {look.short_side} pixels at the short side (median); {h}x{w} tokens"
+    side = counted(look.short_side, "pixel")
+    because = f"the images are {side} at the short side (median); {h}x{w} tokens"
     if "model.img_size" in fixed:
         because = f"{choices.reason('model.img_size')}; {h}x{w} tokens"
     size = config.model.size
@@ -731,7 +746,8 @@ def _say_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
         choices.say("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
     if h * w < FEW_TOKENS:
         choices.warn(
-            f"{config.model.img_size} pixels are only {h * w} tokens for {config.model.name}, "
+            f"{config.model.img_size} pixels are only {counted(h * w, 'token')} for "
+            f"{config.model.name}, "
             f"which reduces by {reduction}: too few to learn from. Use a larger "
             "--model.img_size or a --model with smaller patches."
         )
@@ -770,7 +786,7 @@ def _choose_length(
     else:
         length = run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
     start = "from trained weights, too" if trial.config.init.weights else "from scratch"
-    because = f"{look.train:,} images want about {wanted} {start}"
+    because = f"for {counted(look.train, 'image')} it should be about {wanted} {start}"
     if length.epochs != wanted:
         limit = "the cap without --budget is" if default else "the budget is"
         because += f", one takes {epoch:.2g} s, and {limit} {duration(budget)}"
@@ -798,7 +814,8 @@ def _say_schedule(choices: Choices, config: RunConfig) -> None:
     because = "you set --optim.schedule.warmup_epochs"
     if warmup is None:
         warmup, because = min(5.0, 0.1 * epochs), "that is a tenth of the run, but 5 epochs at most"
-    choices.say("schedule", f"{warmup:g} epochs of warm-up, then half a cosine", because)
+    epochs_said = f"{warmup:g} epoch{'s' * (warmup != 1)}"
+    choices.say("schedule", f"{epochs_said} of warm-up, then half a cosine", because)
 
 
 def _fewer_images(
@@ -819,7 +836,8 @@ def _say_costs(
     choices.say(
         "time",
         f"about {duration(seconds)}",
-        f"a step of {trial.config.train.batch} images took {_ms(trial.cost.step_seconds)} with "
+        f"a step of {counted(trial.config.train.batch, 'image')} took "
+        f"{_ms(trial.cost.step_seconds)} with "
         "reading them, measured just now",
     )
     if memory:
@@ -855,7 +873,7 @@ def _say_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
     if config.init.weights:
         said = "what the weights make of it: the nearer their images were to these, the better"
     else:
-        said = f"{level}, since it starts from scratch with {n:,} images{pretrained}"
+        said = f"{level}, since it starts from scratch with {counted(n, 'image')}{pretrained}"
     choices.lines.append(
         f"expect: {said}. "
         f"Chance is {chance:.1f} %, always naming the largest class {largest:.1f} %."
@@ -864,6 +882,7 @@ def _say_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
         doubt = half_width(look.val)
         tail = " Differences smaller than that mean nothing." if doubt > 2 else ""
         choices.lines.append(
-            f"certainty: an accuracy measured on {look.val:,} validation images is uncertain by "
+            f"certainty: an accuracy measured on {counted(look.val, 'validation image')} is "
+            "uncertain by "
             f"up to {doubt:.1f} points either way (95 %).{tail}"
         )

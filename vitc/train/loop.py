@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig, from_dict, load_config, read_json
+from vitc.data.folders import counted
 from vitc.data.loader import EvalLoader, TrainLoader, open_eval, open_train
-from vitc.data.resident import cores
+from vitc.data.resident import Resident, cores
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
@@ -187,6 +188,7 @@ class Trainer:
         self.quiet = quiet or not procs.first
         self.state = fresh_state(config, len(data.classes), steps, device)
         self.settings = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+        self.held: Resident | str | None = None  # where training images are, once they are opened
         self.limit_said = False
         self.started = time.monotonic()
         self.told: set[str] = set()  # what need not be said again
@@ -208,6 +210,7 @@ class Trainer:
                     self.state.step, self.total_steps,
                 ) as batches:  # fmt: skip
                     self.folder.event(batches.note)
+                    self.held = batches.held
                     self._steps(batches, stop)
                     if self.state.step == self.total_steps and not self.folder.finished:
                         return self._finish()
@@ -375,7 +378,13 @@ class Trainer:
         models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
         with (
             open_train(
-                self.data, self.config.data, self.plan, self.device, start, start + steps
+                self.data,
+                self.config.data,
+                self.plan,
+                self.device,
+                start,
+                start + steps,
+                held=self.held,
             ) as batches,
             autocast(s.precision, self.device),
         ):
@@ -435,7 +444,7 @@ class Trainer:
         if self.device.type == "cpu" and threads and threads != here:
             if self.config.train.threads is None:
                 torch.set_num_threads(threads)  # machine_settings puts the old number back
-                self._tell(f"using {threads} threads as the run did before, not {here}")
+                self._tell(f"using {counted(threads, 'thread')} as the run did before, not {here}")
             else:
                 self._tell(
                     f"train.threads is {here} but the run had {threads}: "
@@ -477,8 +486,8 @@ class Trainer:
         n = int(self.state.last_eval["n"])
         low, high = wilson(summary["top1"], n)
         return (
-            f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on {n} "
-            f"images), best {summary['top1_best']:.2f} %"
+            f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
+            f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
         )
 
     def _close(self, status: str, error: Exception | None = None) -> dict[str, Any]:
@@ -524,9 +533,9 @@ class Trainer:
         images = ", ".join(f"{n} {count:,}" for n, count in counts.items())
         self.progress.say(
             f"{self.config.name}: {self.config.model.name} on {self.data.source} "
-            f"({images} images, {len(self.data.classes)} classes), {t.epochs} epochs of "
-            f"{self.steps_per_epoch} steps, batch {t.batch}, {t.precision}, on "
-            f"{describe(self.device)}"
+            f"({images} images, {len(self.data.classes)} classes), "
+            f"{counted(t.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}, "
+            f"batch {t.batch}, {t.precision}, on {describe(self.device)}"
         )
 
     def _tell_once(self, text: str) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vitc.config import RunConfig, differences
 from vitc.data.augment import finish
+from vitc.data.folders import counted
 from vitc.data.loader import EvalLoader, open_eval
 from vitc.data.resident import Resident, hold
 from vitc.data.sampling import BatchPlan, steps_per_epoch
@@ -164,8 +165,8 @@ def held_images(config: RunConfig, data: DataSet, device: torch.device) -> tuple
         )
     if held.broken.any():
         raise ConfigError(
-            f"{int(held.broken.sum())} training images cannot be read; a population takes none "
-            f"in their place.",
+            f"{counted(int(held.broken.sum()), 'training image')} cannot be read; a population "
+            f"takes none in their place.",
             "Remove them from the data set, or run the members one by one.",
         )
     return held, steps
@@ -295,6 +296,14 @@ class Population:
                 self._steps(stopped, tick or _nothing)
             except InterruptedRun:
                 raise
+            except torch.OutOfMemoryError as error:
+                told = RunError(
+                    f"{len(self.members)} members do not fit the memory of {self.device.type}.",
+                    "Make a population of fewer members.",
+                )
+                for member in self.members:
+                    member.end("failed", told)
+                raise told from error
             except Exception as error:
                 for member in self.members:
                     member.end("failed", error)
@@ -366,11 +375,8 @@ class Population:
         lrs = [m.lr(self.step) for m in self.members]
         try:
             self.pending.append(self.stack.step(micros, lrs))
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"{len(self.members)} members do not fit the memory of {self.device.type}.",
-                "Make a population of fewer members.",
-            ) from error
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             if self.step > self.began_at:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 
@@ -30,11 +31,11 @@ def population_pays(
 ) -> tuple[bool, str]:
     """Whether `members` runs like `config` are better trained as one population, and why.
 
-    Times a few real steps both ways, at least `seconds` each and uncompiled; members with seeds of
-    their own, so that each has its own batches. `beside` runs would else go side by side, and are
-    counted as if none slowed another, in favour of single runs. Runs that cannot be a population,
-    or do not fit the memory, do not pay. Raises DataError, ConfigError where the images cannot be
-    opened.
+    Times a few real steps both ways, at least `seconds` each and never compiled; members have seeds
+    of their own, so that each has its own batches. `beside` runs would else go side by side, and
+    are counted as if none slowed another, in favour of single runs. Runs that cannot be a
+    population, or do not fit the memory, do not pay. Raises DataError, ConfigError where the images
+    cannot be opened.
     """
     problems = population_problems([config])
     if problems:
@@ -55,12 +56,22 @@ def population_pays(
         return False, f"{members} members do not fit the memory of {device.type}"
     except RuntimeError as error:
         return False, unbatched(config, error)
+    finally:
+        free_memory(device)
     single = members * alone.step_seconds / beside
     ratio = single / together
     return ratio >= WORTH, (
         f"a step of {members} runs takes {1e3 * together:.1f} ms together and {1e3 * single:.1f} "
         f"ms {f'{beside} at a time' if beside > 1 else 'one after the other'}: {ratio:.2f}x"
+        + (", both uncompiled" if config.train.compile else "")
     )
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what torch's allocator keeps: single runs may follow, in other processes."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def stacked_step_seconds(
@@ -88,11 +99,14 @@ def stacked_step_seconds(
         batches = StackedBatches(held, first.data, plans, settings, range(total))
         lrs = [c.optim.peak_lr(c.train.batch) / 100 for c in configs]
         times: list[float] = []
+        last: torch.Tensor | None = None
         before = time.perf_counter()
         for micros in batches:
             outcome = stack.step(micros, lrs)
             stack.update_average([0.1] * len(configs))
-            outcome[0, 0].item()  # the work is done when this is here
+            if last is not None:
+                last[0, 0].item()  # one step behind: the host draws while the device works
+            last = outcome
             times.append(time.perf_counter() - before)
             before = time.perf_counter()
             if sum(times[2:]) > seconds:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -71,7 +72,13 @@ class Stack:
         self.optims, self.device, self.precision = list(optims), device, precision
         self.steps = states[0].step
         self.lrs: list[float] = []  # of the last step
-        self.template = _template(models[0], device)
+        self.template = _template(models[0])
+        # autocast does not see through vmap to a linear layer's bias, and a float32 one would make
+        # all that follows float32
+        self.low = {
+            f"{name}.bias" for name, module in self.template.named_modules()
+            if precision == "bf16" and isinstance(module, nn.Linear)
+        }  # fmt: skip
         decayed, exempt = decay_groups(models[0])
         self.places = _places({**decayed, **exempt})
         self.decayed_columns = sum(_padded(p.numel()) for p in decayed.values())
@@ -130,7 +137,7 @@ class Stack:
         where = None if micro.shared else 0
         images = micro.images.to(self.flat.dtype)
         extra = () if micro.drop_path is None else (micro.drop_path,)
-        with autocast(self.precision, self.device):
+        with autocast(self.precision, self.device), sdpa_kernel(SDPBackend.MATH):
             forward = _forward(self.template, where, len(extra), self.compiled)
             logits = forward(self._values(self.leaves), self.buffers, images, *extra)
         losses: Tensor = torch.vmap(soft_cross_entropy, (0, where))(logits, micro.targets)
@@ -190,7 +197,7 @@ class Stack:
         buffers = self.average_buffers if average else self.buffers
         assert flat is not None
         self.template.eval()
-        with autocast(self.precision, self.device):
+        with autocast(self.precision, self.device), sdpa_kernel(SDPBackend.MATH):
             # Not compiled: that would be once more, for another batch and mode.
             return _forward(self.template, None, 0, compiled=False)(
                 self._values(self._views(flat)), buffers, images.to(self.flat.dtype)
@@ -201,10 +208,11 @@ class Stack:
     @torch.no_grad()
     def give(self, member: int, state: TrainState) -> None:
         """Make `state`, of that member's architecture and optimizer, what the member is now."""
-        _fill_model(state.model, self._values(self._views(self.flat)), self.buffers, member)
+        values = {**self._views(self.flat), **self.frozen}
+        _fill_model(state.model, values, self.buffers, member)
         if state.ema is not None:
             assert self.average is not None
-            averaged = self._values(self._views(self.average))
+            averaged = {**self._views(self.average), **self.frozen}
             _fill_model(state.ema.module, averaged, self.average_buffers, member)
         state.step = self.steps
         if self.lrs:
@@ -249,7 +257,9 @@ class Stack:
         return found
 
     def _values(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**trained, **self.frozen}
+        """What the forward pass takes: all parameters by name, (M, ...)."""
+        both = {**trained, **self.frozen}
+        return {n: v.to(torch.bfloat16) if n in self.low else v for n, v in both.items()}
 
     def _bind(self) -> None:
         """Leaves of the backward pass that share memory with `flat`, and the place of gradients."""
@@ -348,19 +358,35 @@ def _forward(template: nn.Module, where: int | None, extra: int, compiled: bool)
         return out
 
     batched: Forward = torch.vmap(forward, (0, 0, where, *[where] * extra))
-    return torch.compile(batched, dynamic=False) if compiled else batched
+    if not compiled:
+        return batched
+    # every departure of a member is a new shape; past its limit the compiler gives up silently
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 64)
+    return torch.compile(batched, dynamic=False)
 
 
-def _template(model: nn.Module, device: torch.device) -> nn.Module:
+def _template(model: nn.Module) -> nn.Module:
     """A copy without memory of its own, whose every operation can be batched over members.
 
-    Of torch's attention that holds on CUDA; the kernel of CPUs would run member by member.
+    Fused attention cannot: under vmap it takes its inputs for ones that need no gradient, keeps
+    nothing for the backward pass, and that fails on CUDA (on CPU it would run member by member).
+    So attention is written out, and that of other libraries' models is held to its plain form
+    (`sdpa_kernel` where the forward is called). BatchNorm's rule under vmap takes parameters of
+    its input's dtype only, so its input is float32, in bf16 too.
     """
     template = copy.deepcopy(model).to("meta")
     for module in template.modules():
-        if isinstance(module, Attention) and device.type != "cuda":
+        if isinstance(module, Attention):
             module.kind = "explicit"
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(_in_float32)
     return template
+
+
+def _in_float32(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    (x,) = args
+    return (x.float(),) if x.dtype in (torch.bfloat16, torch.float16) else None
 
 
 def _padded(count: int) -> int:

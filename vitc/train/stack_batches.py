@@ -60,12 +60,21 @@ class StackedBatches:
         self.plans = list(dict.fromkeys(plans))
         self.steps_per_epoch = steps_per_epoch(len(held.split), plans[0].batch)
         labels = held.split.labels
+        self._place_rows()
         self.asked = {p: requests(p, config, labels, steps.start, steps.stop) for p in self.plans}
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
         self.members = [self.members[m] for m in members]
         self.plans = list(dict.fromkeys(self.members))
+        self._place_rows()
+
+    def _place_rows(self) -> None:
+        """Which plan each member sees: int64 (M,) on the device; None: member i sees plan i."""
+        number = {plan: i for i, plan in enumerate(self.plans)}
+        rows = [number[plan] for plan in self.members]
+        alone = rows == list(range(len(self.plans)))
+        self.rows = None if alone else to_device(np.array(rows), self.settings.device)
 
     def __iter__(self) -> Iterator[list[StackedBatch]]:
         for step in self.steps:
@@ -83,12 +92,10 @@ class StackedBatches:
         if drops is not None:  # (2 depth, S B) -> (S, 2 depth, B)
             drops = drops.view(len(drops), count, -1).transpose(0, 1)
         parts = (images.view(count, -1, *images.shape[1:]), targets.view(count, -1, s.num_classes))
-        rows = [self.plans.index(plan) for plan in self.members]
-        if rows == list(range(count)):
+        if self.rows is None:
             return StackedBatch(*parts, drops, shared=False)
-        chosen = to_device(np.array(rows), s.device)
-        own = None if drops is None else drops[chosen]
-        return StackedBatch(parts[0][chosen], parts[1][chosen], own, shared=False)
+        own = None if drops is None else drops[self.rows]
+        return StackedBatch(parts[0][self.rows], parts[1][self.rows], own, shared=False)
 
     def _micro_batch(self, place: Place) -> MicroBatch:
         """The S micro-batches as one, drawn as the loader of a single run draws each."""
