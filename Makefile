@@ -27,7 +27,7 @@ test: .venv/.installed-test
 # coverage simulations, and the comparisons with timm and torchvision.
 check: test .venv/.installed-check
 	$(BIN)/python -m pytest -q -m slow
-	$(BIN)/python -m pytest -q $(PEER_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PEER_TESTS)
 
 .venv/.installed-check: .venv/.installed-test
 	$(PIP) install -c $(CONSTRAINTS) -e ".[test,peers,hub,data]"
