@@ -481,8 +481,9 @@ def _serve(
                 raise answer
             yield answer
     finally:
-        atexit.unregister(end)
-        end()
+        if not watch.ended:  # else the program is ending, and what this module imports may be gone
+            atexit.unregister(end)
+            end()
 
 
 def _next(answers: Iterator[Any], watch: _Watch) -> Any:
@@ -506,6 +507,7 @@ def _next(answers: Iterator[Any], watch: _Watch) -> Any:
 
 def _end(answers: Iterator[Any], watch: _Watch) -> None:
     """End the processes: as torch does, which waits for the image in hand; not for a stuck one."""
+    watch.ended = True
     processes = getattr(answers, "_workers", [])
     for worker, seconds, _ in watch.reading():
         if seconds > END_SECONDS and worker < len(processes):
@@ -578,6 +580,7 @@ class _Watch:
     workers: int
     table: Tensor = field(init=False)
     said: set[tuple[int, int]] = field(default_factory=set)
+    ended: bool = False
 
     def __post_init__(self) -> None:
         self.table = torch.full((self.workers, 3), NOTHING, dtype=torch.int64)
