@@ -23,11 +23,11 @@ rivals() {
         --data.max_train 3200 --out studies/rivals
 }
 cifar10_jpeg_q75() {
-    if [ ! -d "${CIFAR10:-cifar10}" ]; then
+    if [ ! -d "${CIFAR10:-./cifar10}" ]; then
         echo "cifar10_jpeg_q75 left out: CIFAR10=DIR names no folder with train/ and test/." >&2
         return 1
     fi
-    vitc study hparams cifar10_vit_c cifar10_vit_p --data "${CIFAR10:-cifar10}" --optims adamw sgd --draws 8 \
+    vitc study hparams cifar10_vit_c cifar10_vit_p --data "${CIFAR10:-./cifar10}" --optims adamw sgd --draws 8 \
         --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 --data.max_train 8000 --out studies/cifar10_jpeg_q75
 }
 

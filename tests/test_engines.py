@@ -853,7 +853,7 @@ def test_submitit_jobs_shorter_than_a_trial_and_one_killed_come_to_the_same_resu
     needs("submitit", "slurm")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     folder = StudyFolder(tmp_path / "s")
-    engine = SlurmEngine(cluster="local", pack=2, max_jobs=1, hours=24 / 3600)
+    engine = SlurmEngine(cluster="local", pack=2, max_jobs=1, hours=20 / 3600)
     killer = once(lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2,
                   lambda: kill_jobs(folder.path / "slurm"))  # fmt: skip
     now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)

@@ -21,8 +21,10 @@ def debug(optim: str | None = None) -> RunConfig:
     Source: ours; ten classes of noisy stripes (512 images), learnable but not at a glance.
     No flip, for a mirrored diagonal is another class's.
     Command: vitc train debug
-    Cost: seconds on one CPU core. Not measured yet.
-    Expected: 95-100 % top-1. Not measured yet.
+    Cost: 4 s of training on one core of a 2026 Xeon.
+    Expected: validation top-1 80.9 (57.8-96.9) with AdamW, 95.3 (76.6-100) with SGD, EMA of the
+    last epoch; mean (range) of 5 seeds on 128 images; measured 2026-11-23 in fp32
+    (vitc study optimizer debug --lengths 6 --seeds 5).
     """
     settings: dict[str, OptimConfig] = {
         "adamw": AdamWConfig(lr=1e-3, weight_decay=0.05),
@@ -90,8 +92,8 @@ def cifar10_vit_c(optim: str | None = None) -> RunConfig:
 
     Source: ours; DIR holds CIFAR-10's binary or Python files, or an image folder of it.
     Command: vitc train cifar10_vit_c --data DIR
-    Cost: not measured yet.
-    Expected: not measured yet.
+    Cost: about 60 minutes on one core of a 2026 Xeon, by its rate of 740 images a second in fp32.
+    Expected: not measured yet. Runs of 3 short epochs: docs/results/cifar10_jpeg_q75.md.
     """
     return _cifar10("vit_c_tiny_patch4", "cifar10_vit_c", optim)
 
@@ -101,8 +103,8 @@ def cifar10_vit_p(optim: str | None = None) -> RunConfig:
 
     Source: ours; the settings of cifar10_vit_c.
     Command: vitc train cifar10_vit_p --data DIR
-    Cost: not measured yet.
-    Expected: not measured yet.
+    Cost: about that of cifar10_vit_c; not measured yet.
+    Expected: not measured yet. Runs of 3 short epochs: docs/results/cifar10_jpeg_q75.md.
     """
     return _cifar10("vit_p_tiny_patch4", "cifar10_vit_p", optim)
 
