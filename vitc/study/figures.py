@@ -15,9 +15,9 @@ from vitc.study.analysis import GroupResult, Section
 from vitc.study.findings import Chart, Finding, Line
 from vitc.study.plan import Range
 
-# Okabe & Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision; line style
-# and marker repeat the distinction for print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe & Ito's palette (jfly.uni-koeln.de/color) and a grey: told apart with any colour vision;
+# line style and marker repeat the distinction for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
 MOST_TICKS = 6  # labels that have room beside each other
@@ -118,8 +118,8 @@ def _chart(chart: Chart) -> Figure:
 
 def _draw(axes: Any, line: Line) -> None:
     """Points with their intervals, joined; dashed on the way to a point that stands for another."""
-    colour = COLOURS[line.look % len(COLOURS)]
-    style = "-" if line.substituted else STYLES[line.look % len(STYLES)]  # there dashed has a sense
+    colour, own = _colour_and_style(line.look)
+    style = "-" if line.substituted else own  # there dashed has a sense
     marker = line.marker if line.marker != "o" else MARKERS[line.look % len(MARKERS)]
     substituted = line.substituted or [False] * len(line.x)
     for i in range(1, len(line.x)):
@@ -155,7 +155,13 @@ def _legend(axes: Any, count: int) -> None:
 
 
 def _look(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
+    colour, style = _colour_and_style(i)
+    return {"color": colour, "linestyle": style}
+
+
+def _colour_and_style(i: int) -> tuple[str, Any]:
+    """Colour and line style of the i-th contender: no two pairs alike up to seven times six."""
+    return COLOURS[i % len(COLOURS)], STYLES[(i + i // len(COLOURS)) % len(STYLES)]
 
 
 def _tuning(groups: list[GroupResult], looks: dict[str, int], compute: bool) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from vitc.study.analysis import Row
 from vitc.study.findings import (
@@ -158,8 +159,13 @@ def optimizer(plan: Plan, rows: Sequence[Row]) -> Parts:
         tables.append(Table(f"Gap at {points[-1]}, against the reference",
                             ["contender", "against", "optimizer", "seeds", "difference, points"],
                             against, "Negative: the contender has the smaller gap."))  # fmt: skip
-    chart = Chart("optimizer", "Error by length and optimizer", "epochs", "top-1 error (%)", lines,
-                  log_x=True)  # fmt: skip
+    title = "Error by length and optimizer"
+    chart = Chart("optimizer", title, "epochs", "top-1 error (%)", lines, log_x=True)
+    if len(points) == 1:  # no axis of lengths: contenders side by side
+        ticks = plan.contenders
+        lines = [_at_its_tick(line, ticks) for line in lines]
+        title = f"Error at {points[0]} by optimizer"
+        chart = Chart("optimizer", title, "", "top-1 error (%)", lines, ticks=ticks)
     by_length = length(plan, rows) if len(points) > 1 else Parts([], [], [], {})
     return Parts(
         [*verdict_of(found, plan), *own, *untrained(baseless, plan.draws, f"at {points[-1]}"),
@@ -169,6 +175,12 @@ def optimizer(plan: Plan, rows: Sequence[Row]) -> Parts:
         {"gaps": values, "comparisons": differences, "substituted": substituted,
          **({"length": by_length.values} if by_length.values else {})},
     )  # fmt: skip
+
+
+def _at_its_tick(line: Line, ticks: Sequence[str]) -> Line:
+    """A line of one point, at the place of its contender."""
+    place = ticks.index(line.label.rpartition(", ")[0])
+    return replace(line, x=[float(place)] * len(line.x))
 
 
 def _by_the_papers_rule(
