@@ -131,18 +131,6 @@ def _tuned(
     return best_values(inside, plan)
 
 
-def _measure(
-    args: Namespace,
-    folder: StudyFolder,
-    measure: str,
-    groups: Sequence[Group],
-    points: Points,
-    chosen: Mapping[str, Mapping[str, float]],
-    about: Sequence[str],
-) -> int:
-    return _finish(args, folder, _plan(args, folder, measure, groups, points, chosen, about))
-
-
 def _plan(
     args: Namespace,
     folder: StudyFolder,
@@ -218,7 +206,7 @@ def _over_lengths(args: Namespace, measure: str) -> int:
         chosen, _ = _tuned(args, folder, groups, points, args.retune)
         about = [f"lr and weight decay were tuned at every length with {args.retune} draws, "
                  f"{CHOSEN}: {_told(chosen)}"]  # fmt: skip
-    return _measure(args, folder, measure, groups, points, chosen, about)
+    return _finish(args, folder, _plan(args, folder, measure, groups, points, chosen, about))
 
 
 def _length(args: Namespace) -> int:
@@ -264,7 +252,7 @@ def _peak(args: Namespace) -> int:
     if len(args.optims) > 1:
         groups = best_optimizer(groups, errors)
         about.append("of each contender the optimizer whose best draw was best is run")
-    return _measure(args, folder, "peak", groups, points, chosen, about)
+    return _finish(args, folder, _plan(args, folder, "peak", groups, points, chosen, about))
 
 
 def _tune_short(
@@ -327,7 +315,7 @@ def _vary(args: Namespace) -> int:
         [(name, _settings(values, "--setup")) for name, *values in args.setups],
     )
     groups, chosen, _, about = _tune_short(args, folder, "vary", _groups(args), points)
-    return _measure(args, folder, "vary", groups, points, chosen, about)
+    return _finish(args, folder, _plan(args, folder, "vary", groups, points, chosen, about))
 
 
 def _axis(words: Sequence[str], option: str) -> tuple[str, list[Any]]:
