@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 def engine_options(parser: Parser) -> None:
     """What every verb that runs trials takes; none of it is part of a study's plan."""
     add = parser.add_argument_group("where the trials run (docs/clusters.md)").add_argument
-    add("--engine", choices=("local", "population", "ray", "slurm"), default="local",
-        help="this machine (default), the same with like trials as one program (for a GPU), a Ray "
-        "cluster, or SLURM; a study may change it")  # fmt: skip
-    add("--members", metavar="N", type=count,
-        help="population: trials trained as one program, at most (default: 64)")  # fmt: skip
+    add(
+        "--engine",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="this machine (default), a Ray cluster, or SLURM; a study may change it",
+    )
     add("--dry-run", action="store_true",
         help="say how many trials would run, with slurm the job script; run nothing")  # fmt: skip
     add("--gpus-per-trial", metavar="N", type=float,

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitc.errors import ConfigError
-from vitc.study.engine_population import MEMBERS, PopulationEngine
 from vitc.study.engine_ray import RayEngine
 from vitc.study.engine_slurm import SlurmEngine
 from vitc.study.engines import Engine, LocalEngine, default_workers
 
 FLAGS: dict[str, tuple[str, ...]] = {
-    "workers": ("local", "population"),
-    "members": ("population",),
+    "workers": ("local",),
     "ray_address": ("ray",),
     "gpus_per_trial": ("ray", "slurm"),
     "cpus_per_trial": ("ray", "slurm"),
@@ -38,7 +36,6 @@ class Placement:
 
     engine: str = "local"
     workers: int | None = None
-    members: int | None = None
     ray_address: str | None = None
     gpus_per_trial: float | None = None
     cpus_per_trial: int | None = None
@@ -81,7 +78,7 @@ class Placement:
 
         None for this machine, which can be looked at. Raises ConfigError where the two disagree.
         """
-        if self.engine in ("local", "population"):
+        if self.engine == "local":
             return asked
         gpus = self.gpus_per_trial
         if gpus is None:
@@ -99,8 +96,6 @@ class Placement:
         self.checked()
         if self.engine == "local":
             return LocalEngine(workers=self.workers or default_workers())
-        if self.engine == "population":
-            return PopulationEngine(members=self.members or MEMBERS, beside=self.workers)
         gpus = self.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if device == "cuda" else 0.0

@@ -339,14 +339,6 @@ class Trainer:
         main = raw
         if state.ema is not None:
             main = evaluate(state.ema.module, self._val_batches, self.settings)
-        self._note_evaluation(main, raw, self._val_batches.skipped)
-        self.last_read = time.monotonic()
-
-    def _note_evaluation(
-        self, main: Mapping[str, float], raw: Mapping[str, float], skipped: Iterable[str]
-    ) -> None:
-        """Record what validation gave: `main` of the EMA weights where there are some."""
-        state = self.state
         line: dict[str, Any] = {
             "kind": "eval",
             "step": state.step,
@@ -356,7 +348,7 @@ class Trainer:
         line |= {k: main[k] for k in ("n", "top1", "top5", "loss")}
         line["n"] = int(line["n"])
         line |= {f"{k}_raw": raw[k] for k in ("top1", "top5", "loss")}
-        for name in skipped:
+        for name in self._val_batches.skipped:
             self._tell_once(f"not evaluated on broken file {name}")
         if line["top1"] > state.best.get("top1", -1.0):
             state.best = {"top1": line["top1"], "epoch": line["epoch"]}
@@ -367,6 +359,7 @@ class Trainer:
             f"epoch {line['epoch']:>3}/{self.config.train.epochs}  "
             f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"
         )
+        self.last_read = time.monotonic()
 
     def _renew_norms(self) -> None:
         """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""
