@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from markdown_it import MarkdownIt
@@ -14,7 +15,7 @@ from markdown_it.token import Token
 
 import vitc
 from vitc.config import RunConfig, load_config, resolve_config, to_dict
-from vitc.deploy.card import _results, code, model_card, quoted, results_of, training_command
+from vitc.deploy.card import _results, code, quoted, results_of, training_command
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
 from vitc.train.loop import run as train
@@ -52,6 +53,13 @@ def run(trained: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
+
+
+def model_card(run: Path, weights: Literal["ema", "raw"] = "ema") -> str:
+    """The card that is saved with a run's model."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = vitc.save_pretrained(run, Path(folder) / "saved", weights=weights)
+        return (saved / "README.md").read_text()
 
 
 def change(file: Path, **values: Any) -> None:
@@ -164,7 +172,7 @@ def test_values_of_the_wrong_kind_are_not_known(run: Path, value: Any) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VitcError, match="cannot be read"):
+    with pytest.raises(VitcError, match="not a run folder"):
         model_card(tmp_path)
 
 

@@ -554,7 +554,7 @@ def test_eval_asks_for_what_was_said_and_shows_it(
                 "classes": classes}  # fmt: skip
 
     monkeypatch.setattr(vitc.train.evaluate, "evaluate_run", evaluate_run)
-    words = ["eval", "--split", "test", str(finished_run), "cifar10", "--raw"]
+    words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
     assert main(words) == 0
     assert asked == [(finished_run, "cifar10", "test", "raw", "auto")]
     said = capsys.readouterr().out

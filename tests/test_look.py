@@ -15,8 +15,8 @@ import vitc
 from vitc.errors import ConfigError
 from vitc.models.borrowed import import_peer
 from vitc.models.look import (
+    _each_block,
     attention_distance,
-    attention_maps,
     attention_rollout,
     class_attention,
     filter_components,
@@ -47,6 +47,11 @@ def made(zoo_name: str = "vit_p_tiny", **settings: Any) -> VisionTransformer:
 
 def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def attention_maps(model: nn.Module, x: Tensor) -> Tensor:
+    """(depth, B, heads, N, N): the softmax of every head."""
+    return torch.stack(_each_block(model, x, lambda weights: weights))
 
 
 def block_inputs(model: VisionTransformer, x: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -130,11 +131,11 @@ def test_dkw_is_massarts_bound_and_never_narrower_than_the_exact_quantile() -> N
     assert stats.kstwo.ppf(0.95, 64) < margin
 
 
-def test_a_band_is_a_step_function_that_holds_up_to_the_next_error() -> None:
-    band = statistics.edf_band([30.0, 40.0, 40.0, 50.0], kind="pointwise")
-    low, high = band.at([20.0, 30.0, 39.9, 40.0, 60.0])
-    assert low.tolist() == [0.0, band.low[0], band.low[0], band.low[1], band.low[2]]
-    assert high.tolist() == [band.high_before, band.high[0], band.high[0], band.high[1], 1.0]
+def band_at(band: statistics.Band, errors: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The two bounds on F at any errors: steps that hold up to the next x."""
+    step = np.searchsorted(band.x, errors, side="right")
+    low, high = np.append(0.0, band.low), np.append(band.high_before, band.high)
+    return low[step], high[step]
 
 
 def band_holds(kind: statistics.BandKind, law: Law, n: int, studies: int = STUDIES) -> float:
@@ -143,7 +144,7 @@ def band_holds(kind: statistics.BandKind, law: Law, n: int, studies: int = STUDI
     for _ in range(studies):
         band = statistics.edf_band(law.draw(rng, n), kind=kind)
         errors = np.concatenate([band.x, band.x - 1e-7])
-        low, high = band.at(errors)
+        low, high = band_at(band, errors)
         held += bool(((low <= law.cdf(errors)) & (law.cdf(errors) <= high)).all())
     return held / studies
 
@@ -153,14 +154,6 @@ def test_simultaneous_bands_cover_at_least_the_nominal_share(name: str) -> None:
     assert band_holds("dkw", LAWS[name], n=32) >= 0.95
     # This one is exact for continuous errors, so it may fall short by the noise of 2,000 studies.
     assert band_holds("equal_precision", LAWS[name], n=32) >= 0.95 - 2.6 * math.sqrt(0.0475 / 2000)
-
-
-def test_the_pointwise_band_covers_one_error_but_not_the_whole_curve() -> None:
-    k = np.arange(33)
-    low, high = statistics._band_by_count(32, 0.95, "pointwise")
-    for F in np.linspace(0.01, 0.99, 99):
-        assert stats.binom.pmf(k, 32, F)[(low <= F) & (high >= F)].sum() >= 0.95
-    assert band_holds("pointwise", NORMAL, n=32, studies=300) < 0.8
 
 
 def test_an_unknown_band_is_refused() -> None:
@@ -236,12 +229,15 @@ def test_the_area_stays_within_its_limits_and_is_zero_for_perfect_runs() -> None
 
 def test_the_bootstrap_agrees_with_scipys_but_for_the_widening() -> None:
     values = SKEWED.draw(np.random.default_rng(5), 300)
-    ours = statistics.interval(values, lambda v: float(np.std(v)))
+    ours = statistics.interval(values, "mean")
     z = stats.norm.ppf(0.975) * math.sqrt(300 / 299)
     theirs = stats.bootstrap(
-        (values,), np.std, confidence_level=2 * stats.norm.cdf(z) - 1, n_resamples=9999,
+        (values,),
+        np.mean,
+        confidence_level=2 * stats.norm.cdf(z) - 1,
+        n_resamples=9999,
         rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     width = theirs.high - theirs.low
     assert ours.low == pytest.approx(theirs.low, abs=0.08 * width)
     assert ours.high == pytest.approx(theirs.high, abs=0.08 * width)
@@ -255,38 +251,31 @@ def test_the_bootstrap_of_a_normal_statistic_is_the_normal_interval_widened() ->
     )
 
 
-def test_one_interval_function_serves_median_mean_and_any_smooth_statistic() -> None:
+def test_one_interval_function_serves_median_and_mean() -> None:
     values = NORMAL.draw(np.random.default_rng(1), 64)
     assert statistics.interval(values) == statistics.median(values)
-    assert statistics.interval(values, np.median) == statistics.median(values)
-    mean, same = statistics.interval(values, "mean"), statistics.interval(values, np.mean)
-    by_hand = statistics.interval(values, lambda v: float(v.sum() / v.size))
-    assert mean == same
-    assert mean.low == pytest.approx(by_hand.low, abs=0.1)
-    assert mean.high == pytest.approx(by_hand.high, abs=0.1)
+    mean = statistics.interval(values, "mean")
     assert statistics.interval(values, "mean", seed=1) != mean
     wide = statistics.interval(values, "mean", confidence=0.99)
     assert wide.low < mean.low < mean.estimate < mean.high < wide.high
 
 
-def test_few_runs_get_students_t_for_a_mean_and_no_bounds_for_another_statistic() -> None:
+def test_few_runs_get_students_t_for_a_mean() -> None:
     few = statistics.interval([30.0, 31.0, 33.0], "mean")
     expected = stats.ttest_1samp([30.0, 31.0, 33.0], 0).confidence_interval(0.95)
     assert (few.low, few.high) == pytest.approx((expected.low, expected.high))
     assert statistics.interval([30.0], "mean").high == math.inf
-    assert statistics.interval([30.0, 31.0, 33.0], np.std).high == math.inf
 
 
-def test_runs_all_alike_give_an_interval_without_width_and_no_warning() -> None:
-    for statistic in ("median", "mean", np.std):
-        found = statistics.interval([90.0] * 20, statistic)
-        assert found.low == pytest.approx(found.estimate) == found.high
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+def test_runs_all_alike_give_an_interval_without_width_and_no_warning(
+    statistic: Literal["median", "mean"],
+) -> None:
+    found = statistics.interval([90.0] * 20, statistic)
+    assert found.low == pytest.approx(found.estimate) == found.high
 
 
-@pytest.mark.parametrize(
-    "statistic",
-    [min, max, np.min, np.max, "min", "best", lambda v: v.min(), lambda v: sorted(v)[-1]],
-)
+@pytest.mark.parametrize("statistic", [min, np.max, np.std, "min", "best"])
 def test_no_interval_is_put_on_a_minimum(statistic: object) -> None:
     values = NORMAL.draw(np.random.default_rng(1), 64)
     with pytest.raises(ConfigError) as caught:
@@ -673,19 +662,6 @@ def test_the_area_misses_failures_too_rare_to_be_sampled_as_its_docstring_says()
     law = diverging(0.05, NORMAL)
     truth = law.mean_between(20, 90)
     assert 0.75 <= coverage(lambda g: statistics.area(law.draw(g, 32), 20, 90), truth) <= 0.88
-
-
-def trimmed_mean(values: FloatArray) -> float:
-    tenth = values.size // 10
-    return float(np.sort(values)[tenth:-tenth].mean())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("statistic", [np.std, trimmed_mean])
-def test_wide_coverage_of_other_smooth_statistics(statistic: statistics.Statistic) -> None:
-    big = NORMAL.ppf((np.arange(400_000) + 0.5) / 400_000)
-    make = lambda g: statistics.interval(NORMAL.draw(g, 48), statistic)  # noqa: E731
-    assert 0.92 <= coverage(make, float(statistic(big)), studies=400) <= 0.97
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ from vitc.words import (
     seconds,
     settings_help,
     take_settings,
+    weights_option,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _eval_options(parser: Parser) -> None:
     add("data", nargs="?", metavar="DATA", help="a data set or folder (default: the run's own)")
     add("--split", choices=("val", "test"), default="val",
         help="default: val; read test once, for the run that val chose")  # fmt: skip
-    add("--raw", action="store_true", help="the last weights, not their average (EMA)")
+    weights_option(parser)
     add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: auto")
     add("--json", action="store_true", help="the result on one line, last on stdout")
 
@@ -236,8 +237,7 @@ def _eval(args: Namespace) -> int:
     _check_run(args.run_folder)
     from vitc.train.evaluate import evaluate_run
 
-    weights = "raw" if args.raw else "ema"
-    result = evaluate_run(args.run_folder, args.data, args.split, weights, args.device)
+    result = evaluate_run(args.run_folder, args.data, args.split, args.weights, args.device)
     if args.json:
         say_json(result)
         return 0
@@ -270,7 +270,7 @@ def _predict_options(parser: Parser) -> None:
     add("paths", nargs="+", metavar="PATH", help="images, or folders of images")
     add("--topk", metavar="K", type=count, default=1, help="how many classes (default: 1)")
     add("--csv", metavar="FILE", type=Path, help="write a table to this file")
-    add("--raw", action="store_true", help="the last weights, not their average (EMA)")
+    weights_option(parser)
     add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: auto")
     add("--json", action="store_true", help="one line of JSON per image")
 
@@ -283,7 +283,7 @@ def _predict(args: Namespace) -> int:
     if not (args.run_folder / "model.safetensors").exists():  # else: of vitc save
         _check_run(args.run_folder)
     files = find_images(args.paths)
-    predictor = Predictor(args.run_folder, args.device, "raw" if args.raw else "ema")
+    predictor = Predictor(args.run_folder, args.device, args.weights)
     for text in predictor.notes:
         note(text)
     form: Form = "json" if args.json else "csv" if args.csv is not None else "table"

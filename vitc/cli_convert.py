@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.errors import ConfigError
-from vitc.words import Parser, Verb, say, say_json
+from vitc.words import Parser, Verb, say, say_json, weights_option
 
 if TYPE_CHECKING:
     from vitc.models.convert import Preprocessing, Shape
@@ -26,8 +26,7 @@ def _options(parser: Parser) -> None:
         help=f"whose names IN has: {NAMES} (default: recognised)")  # fmt: skip
     add("--to", metavar="NAMES", default="vitc", help="whose names OUT gets (default: vitc)")
     add("--model", metavar="NAME", help="check that it is this model, and store its config in OUT")
-    add("--average", default="ema", choices=("ema", "raw"),
-        help="of a run or checkpoint that has both (default: ema)")  # fmt: skip
+    weights_option(parser)
     add("--channels", choices=("rgb", "bgr"),
         help="make the weights take this order of colours (default: as IN)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace OUT")
@@ -45,7 +44,7 @@ def _convert(args: Namespace) -> int:
     from vitc.train.weights import layout_named, read_weights, write_weights
 
     layout = layout_named(args.to)
-    weights = read_weights(args.source, args.layout, args.average)
+    weights = read_weights(args.source, args.layout, args.weights)
     notes = list(weights.notes)
     if args.model is not None:
         weights = _checked(weights, args.model)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import tempfile
 from argparse import Namespace
 from pathlib import Path
-from typing import Literal
 
 from vitc.errors import ConfigError, suggest
-from vitc.words import Parser, Verb, note, say, say_json
+from vitc.words import Parser, Verb, note, say, say_json, weights_option
 
 # -- save ------------------------------------------------------------------------------------------
 
@@ -17,7 +16,7 @@ def _save_options(parser: Parser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", type=Path, help="a run folder")
     add("folder", metavar="FOLDER", type=Path, help="where to: a new or empty folder")
-    add("--raw", action="store_true", help="the last weights, not their average (EMA)")
+    weights_option(parser)
     add("--overwrite", action="store_true", help="replace a saved model that is there")
     add("--json", action="store_true", help="what was written, on one line, last on stdout")
 
@@ -26,11 +25,11 @@ def _save(args: Namespace) -> int:
     _check_there(args.run_folder, "run folder")
     from vitc.deploy.pretrained import save_pretrained
 
-    weights: Literal["ema", "raw"] = "raw" if args.raw else "ema"
-    folder = save_pretrained(args.run_folder, args.folder, weights=weights,
-                             overwrite=args.overwrite)  # fmt: skip
+    folder = save_pretrained(
+        args.run_folder, args.folder, weights=args.weights, overwrite=args.overwrite
+    )
     if args.json:
-        say_json({"status": "done", "folder": str(folder), "weights": weights,
+        say_json({"status": "done", "folder": str(folder), "weights": args.weights,
                   "files": _sizes(folder)})  # fmt: skip
         return 0
     for name, size in _sizes(folder).items():
@@ -62,8 +61,7 @@ def _push_options(parser: Parser) -> None:
     seen = parser.add_mutually_exclusive_group()
     seen.add_argument("--private", action="store_true", help="for you alone (the default)")
     seen.add_argument("--public", action="store_true", help="for everybody")
-    add("--weights", choices=("ema", "raw"), default="ema",
-        help="of a run: the average, or the last weights (default: ema)")  # fmt: skip
+    weights_option(parser)
     add("--message", metavar="TEXT", help="the commit's message")
     add("--dry-run", action="store_true", help="say what would be pushed, without network")
     add("--json", action="store_true", help="the result on one line, last on stdout")

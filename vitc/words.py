@@ -193,6 +193,20 @@ def count(text: str) -> int:
     return int(text)
 
 
+def weights_option(parser: Parser) -> None:
+    """`--weights ema|raw`; the former spellings `--raw` and `--average` work and are not shown."""
+    add, names = parser.add_argument, ("ema", "raw")
+    add(
+        "--weights",
+        choices=names,
+        default="ema",
+        help="of a run: their moving average (ema, the default) or the last ones (raw)",
+    )
+    hidden = argparse.SUPPRESS
+    add("--raw", dest="weights", action="store_const", const="raw", default=hidden, help=hidden)
+    add("--average", dest="weights", choices=names, default=hidden, help=hidden)
+
+
 def seconds(text: str) -> float:
     """`90s`, `30m`, `2h`, `1h30m` in seconds; a unit is required."""
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
 from vitc.data import folders
-from vitc.errors import ConfigError, VitcError
+from vitc.errors import VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ def code(value: object, most: int = 120) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def quoted(value: object, most: int = 120) -> str:
+def quoted(value: object) -> str:
     """Any text as a double-quoted string of JSON, which YAML reads alike."""
-    return json.dumps(_one_line(value, most), ensure_ascii=False)
+    return json.dumps(_one_line(value, 120), ensure_ascii=False)
 
 
 def _one_line(value: object, most: int) -> str:
@@ -64,34 +63,13 @@ def _one_line(value: object, most: int) -> str:
 # -- the card --------------------------------------------------------------------------------------
 
 
-def model_card(run: str | os.PathLike[str], weights: str = "ema") -> str:
-    """The card of a run folder's model, as Markdown; `weights` "ema" or "raw", as saved with it.
-
-    Raises ConfigError, CheckpointError: no run folder, or one whose files are damaged.
-    """
-    from vitc.deploy.blueprint import blueprint, kinds
-    from vitc.models.outside import found_again
-    from vitc.train.runlog import CONFIG, read_data, read_object
-    from vitc.train.state import load_weights_of
-
-    run = Path(run)
-    config, record = from_dict(read_object(run / CONFIG)), read_data(run)
-    found = found_again(config.model, run)
-    tensors = load_weights_of(run, ema=weights == "ema")
-    params = sum(t.numel() for t in tensors.values())
-    try:
-        model = blueprint(found, len(record["classes"]), kinds(tensors), str(run))
-    except ConfigError as error:  # needs timm, or a stem that is not trusted here
-        return run_card(run, weights, None, params, error.message)
-    return run_card(run, weights, counted(model, config.model), params)
-
-
 def run_card(
     run: Path, weights: str, cost: Complexity | None, numbers: int, why_not: str = ""
 ) -> str:
-    """As `model_card`, with the model's cost counted already, or `why_not`.
+    """The card of a run folder's model, as Markdown; `weights` "ema" or "raw", as saved with it.
 
-    `numbers`: how many the weights hold, buffers included.
+    `cost`: the model's, or None and `why_not`. `numbers`: how many the weights hold, buffers
+    included. Raises CheckpointError: the folder's files are damaged.
     """
     from vitc.train.runlog import CONFIG, read_data, read_object, read_summary
 

@@ -21,21 +21,13 @@ from vitc.models.vit import Attention, VisionTransformer
 # -- attention -------------------------------------------------------------------------------------
 
 
-def attention_maps(model: nn.Module, x: Tensor) -> Tensor:
-    """The softmax of every head: float32 (depth, B, heads, N, N); a row, one query's, sums to 1.
-
-    x: (B, C, H, W) as the model takes it. The prefix tokens (class token, registers) come first.
-    Raises ConfigError: a model that is no ViT of ours; images it does not take.
-    """
-    return torch.stack(_each_block(model, x, lambda weights: weights))
-
-
 def class_attention(model: nn.Module, x: Tensor) -> Tensor:
     """What the head's token attends to: float32 (depth, B, heads, h, w), a share for every patch.
 
     The class token's row over the patches. Where the head reads the mean of the patches instead
     (global_pool "avg", always so without a class token), the mean of their rows. A sum below 1
-    leaves the rest to the prefix tokens. Raises ConfigError as `attention_maps`.
+    leaves the rest to the prefix tokens. x: (B, C, H, W) as the model takes it. Raises ConfigError:
+    a model that is no ViT of ours; images it does not take.
     """
     vit = _vit(model)
     rows = _each_block(vit, x, lambda weights: _head_row(vit, weights))
@@ -49,7 +41,7 @@ def attention_rollout(model: nn.Module, x: Tensor) -> Tensor:
     Abnar & Zuidema 2020 (arXiv 2005.00928), section 3: the heads' mean, half of it replaced by the
     identity for the residual connection, multiplied through the blocks; then the rows that the
     head reads, as in `class_attention`. A sum below 1 leaves the rest to the prefix tokens.
-    Raises ConfigError as `attention_maps`.
+    Raises ConfigError as `class_attention`.
     """
     vit = _vit(model)
     flow: Tensor | None = None
@@ -65,7 +57,7 @@ def attention_distance(model: nn.Module, x: Tensor) -> Tensor:
 
     The distance between two patches' centres, weighted by attention among the patches alone
     (Dosovitskiy et al. 2020, arXiv 2010.11929, Fig. 7 right): what goes to prefix tokens has no
-    place, and does not count. Raises ConfigError as `attention_maps`.
+    place, and does not count. Raises ConfigError as `class_attention`.
     """
     vit = _vit(model)
     h, w = _grid(vit, x)

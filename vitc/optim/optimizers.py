@@ -7,7 +7,7 @@ with an entry in `BUILDERS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
@@ -20,60 +20,31 @@ from vitc.optim.config import AdamWConfig, OptimConfig, SGDConfig
 # ---------------------------------------------------------------------------- what is decayed
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: Batch- and InstanceNorm
-BIAS = "bias or other vector"
-DECAYED = "decayed"
 
 
-def _kinds(model: nn.Module) -> dict[Parameter, str]:
-    """Each trainable parameter once, with the norm class that owns it, `BIAS` or `DECAYED`.
+def decay_groups(model: nn.Module) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+    """Trainable parameters by name: (decayed, exempt). Together all of them, each once.
 
     The paper decays neither the gains of normalisation layers nor any bias "anywhere in the
     model" (section 5.4). Read here by ownership and shape, never by a parameter's path: exempt is
     what a normalisation module owns, what is some module's `bias`, and every vector or scalar -
     which covers `nn.MultiheadAttention`'s in_proj_bias, and norms, layer scales and the like that
     torch does not know. pos_embed (1, N, D) and cls_token (1, 1, D) are decayed, as in pycls.
-    A parameter with several owners is exempt if any of them makes it so.
+    A parameter with several owners is exempt if any of them makes it so; it appears under its
+    first name. Frozen parameters are in neither.
     """
-    kinds = {p: DECAYED for p in model.parameters() if p.requires_grad}
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            if p not in kinds:
-                continue
-            if isinstance(module, NORMS):
-                kinds[p] = type(module).__name__
-            elif kinds[p] == DECAYED and (name == "bias" or p.ndim <= 1):
-                kinds[p] = BIAS
-    return kinds
-
-
-def decay_groups(model: nn.Module) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
-    """Trainable parameters by name: (decayed, exempt). Together all of them, each once.
-
-    Frozen parameters are in neither; a shared one appears under its first name.
-    """
-    kinds = _kinds(model)
+    spared = {
+        p
+        for module in model.modules()
+        for name, p in module.named_parameters(recurse=False)
+        if isinstance(module, NORMS) or name == "bias" or p.ndim <= 1
+    }
     decayed: dict[str, Parameter] = {}
     exempt: dict[str, Parameter] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            (decayed if kinds[p] == DECAYED else exempt)[name] = p
+            (exempt if p in spared else decayed)[name] = p
     return decayed, exempt
-
-
-class GroupSize(NamedTuple):
-    """How much of a model is of one kind; `kind` is a norm's class name, `BIAS` or `DECAYED`."""
-
-    kind: str
-    tensors: int
-    elements: int
-
-
-def group_sizes(model: nn.Module) -> list[GroupSize]:
-    """Trainable parameters by kind, the exempt kinds first, the decayed last; for `vitc show`."""
-    kinds = _kinds(model)
-    order = [*sorted(set(kinds.values()) - {BIAS, DECAYED}), BIAS, DECAYED]
-    members = {kind: [p for p, k in kinds.items() if k == kind] for kind in order}
-    return [GroupSize(k, len(ps), sum(p.numel() for p in ps)) for k, ps in members.items()]
 
 
 # ---------------------------------------------------------------------------- the optimizers

@@ -15,7 +15,7 @@ from vitc.errors import ConfigError, VitcError
 from vitc.study import statistics as st
 from vitc.study.chosen import read_chosen
 from vitc.study.conduct import standing
-from vitc.study.plan import MUST_AGREE, Group, Plan, Range, StudyFolder, settings_of
+from vitc.study.plan import MUST_AGREE, Group, Plan, StudyFolder, settings_of
 from vitc.train.runlog import read_metrics
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ class GroupResult:
     share: st.Interval | None
     tuning: st.TuningCurve | None
     borders: dict[str, st.Border]
-    best_ranges: dict[str, st.BestRange]
     cost: Complexity | None
     """Of one image; None where the model cannot be counted, and `uncounted` says why."""
     uncounted: str
@@ -304,7 +303,6 @@ def _group(
     ranges = plan.ranges_of(g)
     cost, uncounted = cost_of(g, plan.classes)
     settings = {n: np.array([r.values[n] for r in known]) for n in ranges}
-    enough = len(errors) >= 8  # a quarter of them, the filter's sample, is then two
     return GroupResult(
         contender=g.contender,
         optim=g.optim,
@@ -318,16 +316,10 @@ def _group(
         tuning=st.tuning_curve(errors, support=(0.0, 100.0)) if len(errors) else None,
         borders={n: st.on_border(settings[n], errors, r.low, r.high, log=r.log)
                  for n, r in ranges.items() if len(errors)},
-        best_ranges={n: st.best_range(errors, _scaled(settings[n], r))
-                     for n, r in ranges.items() if enough},
         cost=cost,
         uncounted=uncounted,
         test=test,
     )  # fmt: skip
-
-
-def _scaled(values: Any, r: Range) -> Any:
-    return np.log10(values) if r.log else values
 
 
 def cost_of(g: Group, classes: int) -> tuple[Complexity | None, str]:

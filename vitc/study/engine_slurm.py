@@ -218,7 +218,7 @@ class SlurmEngine:
         self._refused_since: float | None = None
         try:
             while (waiting or placed) and not self.stop.is_set():
-                if waiting and self._room(placed, waiting):
+                if waiting and self._room(placed):
                     placed |= self._submit(executor, study, waiting, len(placed))
                     queue.write(placed)
                 tick([job for batch in placed.values() for job in batch.jobs])
@@ -238,7 +238,7 @@ class SlurmEngine:
         finally:
             self._cancel(placed, queue, done)
 
-    def _room(self, placed: Mapping[str, _Placed], waiting: Sequence[Job]) -> bool:
+    def _room(self, placed: Mapping[str, _Placed]) -> bool:
         """Whether more may be handed over: an array throttles itself, and stands alone."""
         return len(placed) < self.max_jobs if self.cluster != "slurm" or placed else True
 

@@ -18,7 +18,7 @@ a smooth error, with or without noise, 95 % intervals and bands covered 99.6 to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -31,7 +31,6 @@ from scipy import optimize, special, stats
 from vitc.errors import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
-Statistic = Callable[[FloatArray], float]
 
 RESAMPLES = 2000  # an interval's end moves by 2 % of its width (1 sigma) between seeds: measured
 FEWEST_TO_RESAMPLE = 12  # fewer runs hold too little of the tails: Student's t covers as much
@@ -139,14 +138,8 @@ class Band:
     kind: str
     confidence: float
 
-    def at(self, error: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """The two bounds on F at any errors, with their shape."""
-        step = np.searchsorted(self.x, np.asarray(error, dtype=np.float64), side="right")
-        low, high = np.append(0.0, self.low), np.append(self.high_before, self.high)
-        return low[step], high[step]
 
-
-BandKind = Literal["dkw", "equal_precision", "pointwise"]
+BandKind = Literal["dkw", "equal_precision"]
 
 
 def edf_band(values: npt.ArrayLike, confidence: float = 0.95, kind: BandKind = "dkw") -> Band:
@@ -160,8 +153,6 @@ def edf_band(values: npt.ArrayLike, confidence: float = 0.95, kind: BandKind = "
       runs by: a beta interval around each order statistic, all widened by the same exactly
       computed level (Learned-Miller and DeStefano, IEEE Trans. Inf. Theory 54, 2008; opda's
       `ld_equal_tailed` simulates that level).
-    - `pointwise`: Clopper-Pearson at each error alone. Right for one error chosen beforehand,
-      wrong for reading a whole curve: with 64 draws half of all bands miss it somewhere.
 
     Coverage is at least nominal, also with ties and an atom of diverged runs: a discrete
     distribution only removes places where a band could fail. Raises ConfigError.
@@ -180,14 +171,9 @@ def _band_by_count(n: int, confidence: float, kind: str) -> tuple[FloatArray, Fl
     if kind == "dkw":
         shares, margin = np.arange(n + 1) / n, math.sqrt(math.log(2 / alpha) / (2 * n))
         return np.maximum(shares - margin, 0.0), np.minimum(shares + margin, 1.0)
-    if kind == "pointwise":
-        low, high = _beta_intervals(n, alpha)
-    elif kind == "equal_precision":
-        low, high = _beta_intervals(n, _simultaneous_alpha(n, alpha))
-    else:
-        raise ConfigError(
-            f"Unknown band {kind!r}.", hint="Known: 'dkw', 'equal_precision', 'pointwise'."
-        )
+    if kind != "equal_precision":
+        raise ConfigError(f"Unknown band {kind!r}.", hint="Known: 'dkw', 'equal_precision'.")
+    low, high = _beta_intervals(n, _simultaneous_alpha(n, alpha))
     # k values <= e: F(e) lies above the k-th order statistic's bound, below the next one's.
     return np.append(0.0, low), np.append(high, 1.0)
 
@@ -239,52 +225,24 @@ def _chance_inside(low: FloatArray, high: FloatArray) -> float:
 
 def interval(
     values: npt.ArrayLike,
-    statistic: Literal["median", "mean"] | Statistic = "median",
+    statistic: Literal["median", "mean"] = "median",
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of the runs with its confidence interval.
+    """The median or mean of the runs with its confidence interval.
 
-    `median` uses order statistics (see `median`), `mean` a bootstrap (see `area`). Any other
-    function from (n,) to a number gets the same bootstrap, right for smooth statistics such as a
-    spread or a trimmed mean; from fewer than 12 runs its bounds are infinite. `seed` fixes the
-    resamples. Raises ConfigError for a minimum or maximum, also one hidden in a function.
+    `median` uses order statistics (see `median`), `mean` a bootstrap (see `area`), whose resamples
+    `seed` fixes. Raises ConfigError for another statistic.
     """
     array = _checked(values)
-    if statistic == "median" or statistic is np.median:
+    if statistic == "median":
         return median(array, confidence)
-    if statistic == "mean" or statistic is np.mean:
+    if statistic == "mean":
         return _mean_interval(array, confidence, seed)
-    if not callable(statistic) or _is_extreme(statistic, array):
-        raise ConfigError(
-            f"statistic is {statistic!r}; allowed are 'median', 'mean' and functions of all runs, "
-            "not the best or the worst one: no resampling of n runs bounds an extreme.",
-            hint="For the best of k draws, with bands, use tuning_curve(values).",
-        )
-    return _bca_interval(array, statistic, _checked_confidence(confidence), seed)
-
-
-def _is_extreme(statistic: Statistic, array: FloatArray) -> bool:
-    """Whether the function returns the least or greatest of both the runs and an even spread."""
-    low, high = float(array.min()), float(array.max())
-    if array.size < 3 or low == high:
-        return any(statistic is extreme for extreme in (min, max, np.min, np.max))
-    spread = np.random.default_rng(0).permutation(np.linspace(low, high, array.size))
-    on_spread, on_runs = float(statistic(spread)), float(statistic(array))
-    return (on_spread == low and on_runs == low) or (on_spread == high and on_runs == high)
-
-
-def _bca_interval(
-    array: FloatArray, statistic: Statistic, confidence: float, seed: int
-) -> Interval:
-    n, estimate = array.size, float(statistic(array))
-    if n < FEWEST_TO_RESAMPLE:
-        return Interval(-math.inf, estimate, math.inf, confidence, "too few runs to resample")
-    drawn = array[np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))]
-    replicates = np.array([float(statistic(runs)) for runs in drawn])
-    without = np.array([float(statistic(np.delete(array, i))) for i in range(n)])
-    low, high = _bca_bounds(replicates, estimate, without, confidence)
-    return Interval(low, estimate, high, confidence, "BCa bootstrap")
+    raise ConfigError(
+        f"statistic is {statistic!r}; allowed are 'median' and 'mean'.",
+        hint="For the best of k draws, with bands, use tuning_curve(values).",
+    )
 
 
 def _bca_bounds(
