@@ -150,12 +150,11 @@ def tuning_plan(
     name: str,
     seed: int = 0,
     classes: int | None = None,
-    ranges: Mapping[str, Mapping[str, Range]] | None = None,
 ) -> Plan:
     """Random draws of lr and weight decay for every group at every point, before the measure.
 
-    The ranges are those of the first group of each optimizer (`recipes.ranges`), for all; `ranges`
-    replaces some. Raises ConfigError.
+    The ranges are those of the first group of each optimizer (`recipes.ranges`), for all. Raises
+    ConfigError.
     """
     at_points = one_precision([_at(g, p, s, {}) for p, s in points.items() for g in groups])
     if len(points) > 1:
@@ -166,7 +165,7 @@ def tuning_plan(
     return Plan(
         name=name,
         groups=tuple(at_points),
-        ranges=shared_ranges(groups, ranges or {}),
+        ranges=shared_ranges(groups, {}),
         draws=draws,
         seed=seed,
         classes=count_classes(at_points[0].config) if classes is None else classes,

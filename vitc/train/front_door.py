@@ -552,7 +552,6 @@ def _choose_batch(choices: Choices, look: Look, machine: Machine) -> None:
 class Trial:
     """A rung's settings and how they ran here."""
 
-    rung: Rung
     settings: dict[str, Any]
     config: RunConfig
     cost: Probe
@@ -660,7 +659,7 @@ def _tried(
         config = choices.config(base, settings)
         cost = probe(config, data, device)
         if cost is not None:
-            return Trial(rung, settings, config, cost, reasons)
+            return Trial(settings, config, cost, reasons)
         micro = config.train.micro
         if "train.micro_batch" in choices.fixed or micro % 2 or micro < 32:
             return None
