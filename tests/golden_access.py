@@ -1,0 +1,53 @@
+"""How the golden tests reach inside the package: the one file to edit when a module moves.
+
+Everything else in them goes through the command line, the public names and files on disk.
+`ADDED`, `REMOVED` and `RENAMED` list the keys of JSON that changed on purpose since the goldens
+were written (CHANGELOG.md says why); any other difference is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vitc
+from vitc.cli import main
+
+__all__ = ["ADDED", "REMOVED", "RENAMED", "batches", "main"]
+
+ADDED: frozenset[str] = frozenset()
+"""Keys that today's JSON has beside those of the goldens."""
+REMOVED: frozenset[str] = frozenset()
+"""Keys of the goldens that today's JSON no longer has."""
+RENAMED: dict[str, str] = {}
+"""Key in the goldens -> today's name."""
+
+
+def batches(recipe: str, steps: int, settings: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """What the first steps of a run train on: `raw` uint8, `images` float32 and `targets`."""
+    from vitc.data.loader import open_train
+    from vitc.data.mixing import mix
+    from vitc.data.sources import open_data
+    from vitc.train.build import batch_plan, step_settings
+    from vitc.train.device import Processes
+    from vitc.train.step import ready_images
+
+    config = vitc.load_config(recipe, **settings)
+    device, procs = torch.device("cpu"), Processes()
+    data = open_data(config.data, config.model.in_chans)
+    plan = batch_plan(config, procs)
+    ready = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+    with open_train(data, config.data, plan, device, 0, steps) as loader:
+        for micros in loader:
+            for micro in micros:
+                images, targets = mix(
+                    ready_images(micro, ready),
+                    micro.labels,
+                    micro.mix,
+                    ready.num_classes,
+                    ready.label_smoothing,
+                )
+                yield {"raw": micro.images, "images": images, "targets": targets}
