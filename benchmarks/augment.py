@@ -34,18 +34,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitc.data import ops
+from vitc.data.augment import ops
+from vitc.data.augment.ops import CODE, Chain
+from vitc.data.augment.ops_torch import apply_chain
+from vitc.data.augment.policies import chain, chain_draws
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.decode import read_image
 from vitc.data.loader import TrainReader
-from vitc.data.ops import CODE, Chain
-from vitc.data.ops_torch import apply_chain
-from vitc.data.policies import chain, chain_draws
-from vitc.data.resident import cut
+from vitc.data.pixels import cut
 from vitc.data.sampling import BatchPlan, requests, uniform
-from vitc.data.sources import Split
-from vitc.models.borrowed import import_peer
-from vitc.train.device import describe, pick_device
+from vitc.data.sources.base import Split
+from vitc.models.timm import import_peer
+from vitc.training.device import describe, pick_device
 
 SIZE = (224, 224)
 Times = dict[str, list[float]]
@@ -112,9 +112,11 @@ def row(what: str, times: Times, columns: list[str]) -> str:
     cells = []
     for name in columns:
         values = times.get(name)
-        text = "-" if values is None else (
-            f"{statistics.median(values):.3f} [{min(values):.3f}-{max(values):.3f}]"
-        )  # fmt: skip
+        text = (
+            "-"
+            if values is None
+            else (f"{statistics.median(values):.3f} [{min(values):.3f}-{max(values):.3f}]")
+        )
         cells.append(f"{text:>22s}")
     theirs = [times[c] for c in columns if c.startswith("torchvision") and c in times]
     ratio = "-"
@@ -167,8 +169,10 @@ def operations(photos: list[np.ndarray], repeats: int, device: torch.device, tv:
         for bilinear in (False, True) if name in MOVES else (True,):
             codes = np.full((len(photos), 1), CODE[name], np.int8)
             what = Chain(codes, np.full(codes.shape, arg), bilinear)
-            candidates = {columns[0]: one_by_one(photos, what),
-                          columns[1]: batched(images, what, device)}  # fmt: skip
+            candidates = {
+                columns[0]: one_by_one(photos, what),
+                columns[1]: batched(images, what, device),
+            }
             if tv is not None:
                 candidates[columns[2]] = functional(photos, theirs, tv, name, bilinear)
             label = f"{name} {'bilinear' if bilinear else 'nearest'}" if name in MOVES else name
@@ -176,9 +180,12 @@ def operations(photos: list[np.ndarray], repeats: int, device: torch.device, tv:
 
 
 def functional(
-    photos: list[np.ndarray], theirs: Callable[[Any, Image.Image], Any], tv: Any, name: str,
+    photos: list[np.ndarray],
+    theirs: Callable[[Any, Image.Image], Any],
+    tv: Any,
+    name: str,
     bilinear: bool,
-) -> Callable[[], object]:  # fmt: skip
+) -> Callable[[], object]:
     transforms, f = tv
     if name in MOVES:
         mode = transforms.InterpolationMode
@@ -203,19 +210,26 @@ def their_policies(tv: Any) -> dict[str, dict[str, Any]]:
         return getattr(transforms, kind)(interpolation=how, fill=128)
 
     jitter = transforms.ColorJitter(0.3, 0.3, 0.3)
-    three = transforms.RandomChoice([
-        transforms.Grayscale(3), transforms.RandomSolarize(128, 1.0),
-        transforms.GaussianBlur(9, (0.1, 2.0)),
-    ])  # fmt: skip
+    three = transforms.RandomChoice(
+        [
+            transforms.Grayscale(3),
+            transforms.RandomSolarize(128, 1.0),
+            transforms.GaussianBlur(9, (0.1, 2.0)),
+        ]
+    )
     return {
-        "autoaugment": {"nearest": of("AutoAugment", mode.NEAREST),
-                        "bilinear": of("AutoAugment", mode.BILINEAR)},
+        "autoaugment": {
+            "nearest": of("AutoAugment", mode.NEAREST),
+            "bilinear": of("AutoAugment", mode.BILINEAR),
+        },
         "v0": {"bilinear": of("AutoAugment", mode.BILINEAR)},
         "randaugment": {"bilinear": of("RandAugment", mode.BILINEAR)},
-        "trivial": {"nearest": of("TrivialAugmentWide", mode.NEAREST),
-                    "bilinear": of("TrivialAugmentWide", mode.BILINEAR)},
+        "trivial": {
+            "nearest": of("TrivialAugmentWide", mode.NEAREST),
+            "bilinear": of("TrivialAugmentWide", mode.BILINEAR),
+        },
         "three + jitter": {"": transforms.Compose([three, jitter])},
-    }  # fmt: skip
+    }
 
 
 def policies(photos: list[np.ndarray], repeats: int, device: torch.device, tv: Any) -> None:
@@ -223,8 +237,10 @@ def policies(photos: list[np.ndarray], repeats: int, device: torch.device, tv: A
     heading(f"Policies, {SIZE[0]} px, {len(photos)} photos", columns, repeats)
     images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous().to(device)
     for name, augment in POLICIES.items():
-        candidates = {columns[0]: drawn(photos, augment, images.new_empty(0), None),
-                      columns[1]: drawn(photos, augment, images, device)}  # fmt: skip
+        candidates = {
+            columns[0]: drawn(photos, augment, images.new_empty(0), None),
+            columns[1]: drawn(photos, augment, images, device),
+        }
         for how, theirs in ({"": None} if tv is None else their_policies(tv)[name]).items():
             if theirs is not None:
                 candidates[columns[2]] = with_transform(photos, theirs)
@@ -233,9 +249,11 @@ def policies(photos: list[np.ndarray], repeats: int, device: torch.device, tv: A
 
 
 def drawn(
-    photos: list[np.ndarray], augment: AugmentConfig, images: torch.Tensor,
+    photos: list[np.ndarray],
+    augment: AugmentConfig,
+    images: torch.Tensor,
     device: torch.device | None,
-) -> Callable[[], object]:  # fmt: skip
+) -> Callable[[], object]:
     """Another epoch's parameters each time, drawn in it."""
     epoch = iter(range(1_000_000))
 
@@ -269,8 +287,16 @@ def pipeline(files: list[Path], repeats: int, tv: Any) -> None:
 def our_pipeline(files: list[Path], augment: AugmentConfig) -> Callable[[], object]:
     """What a loader process does with a micro-batch of all files, its parameters' drawing too."""
     n, config = len(files), DataConfig(source="folder", path=".", augment=augment)
-    plan = BatchPlan(batch=n, micro=n, seed_order=0, seed_augment=0, size=SIZE, in_chans=3,
-                     depth=1, drop_path_rate=0.0)  # fmt: skip
+    plan = BatchPlan(
+        batch=n,
+        micro=n,
+        seed_order=0,
+        seed_augment=0,
+        size=SIZE,
+        in_chans=3,
+        depth=1,
+        drop_path_rate=0.0,
+    )
     labels = np.zeros(n, np.int64)
     reader = TrainReader(Split(labels, [f.name for f in files], files=files), config, plan)
     asked = requests(plan, config, labels, 0, 1_000_000)
@@ -318,8 +344,9 @@ def main() -> None:
         if args.photos is None:
             files = write_photos(Path(folder), args.count)
         else:
-            found = [p for p in sorted(args.photos.rglob("*")) if p.suffix.lower() in
-                     (".jpg", ".jpeg")]  # fmt: skip
+            found = [
+                p for p in sorted(args.photos.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")
+            ]
             files = found[: args.count]
         whole = DataConfig(augment=AugmentConfig(crop="none"))
         cuts = [cut(read_image(f, 3, f.name), np.empty(0), SIZE, whole) for f in files]

@@ -48,15 +48,15 @@ from augment import write_photos
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from vitc.data.augment import finish
+from vitc.data.augment.device import finish
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.loader import TrainReader, open_train
 from vitc.data.pack import PackOptions, pack
-from vitc.data.resident import cores
+from vitc.data.pixels import cores
 from vitc.data.sampling import BatchPlan, requests
-from vitc.data.sources import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split, read_source
-from vitc.models.borrowed import import_peer
-from vitc.train.device import describe, pick_device
+from vitc.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split, read_source
+from vitc.models.timm import import_peer
+from vitc.training.device import describe, pick_device
 
 SIZE, BATCH = (224, 224), 50
 LONG = 1_000_000  # steps: more than are ever taken
@@ -64,8 +64,10 @@ STAGES = {
     "cut": AugmentConfig(crop="random_resized", flip=0.0),
     "full": AugmentConfig(crop="random_resized", policy="autoaugment"),
 }
-TITLES = {"cut": "Encoded image to uint8 224-pixel crop", "full": "The same with AutoAugment, "
-          "mirrored, to a normalised float batch"}  # fmt: skip
+TITLES = {
+    "cut": "Encoded image to uint8 224-pixel crop",
+    "full": "The same with AutoAugment, mirrored, to a normalised float batch",
+}
 PEER = "torchvision, reference pipeline"
 Batches = Iterator[object]
 Rates = dict[str, list[float]]
@@ -113,8 +115,9 @@ def describe_images(files: list[Path], made: bool) -> str:
 
 
 def batch_plan() -> BatchPlan:
-    return BatchPlan(batch=BATCH, micro=BATCH, seed_order=0, seed_augment=0, size=SIZE, in_chans=3,
-                     depth=1)  # fmt: skip
+    return BatchPlan(
+        batch=BATCH, micro=BATCH, seed_order=0, seed_augment=0, size=SIZE, in_chans=3, depth=1
+    )
 
 
 def ours(split: Split, stage: str, workers: int, device: torch.device) -> Batches:
@@ -178,11 +181,16 @@ def reference(stage: str) -> Callable[[Image.Image], torch.Tensor]:
     steps = [transforms.RandomResizedCrop(SIZE, antialias=True)]
     if stage == "cut":
         return transforms.Compose([*steps, transforms.PILToTensor()])  # type: ignore[no-any-return]
-    return transforms.Compose([  # type: ignore[no-any-return]
-        *steps, transforms.RandomHorizontalFlip(), transforms.AutoAugment(),
-        transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
+    return transforms.Compose(
+        [  # type: ignore[no-any-return]
+            *steps,
+            transforms.RandomHorizontalFlip(),
+            transforms.AutoAugment(),
+            transforms.PILToTensor(),
+            transforms.ConvertImageDtype(torch.float),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
 
 def plain_cut(image: Image.Image) -> torch.Tensor:
@@ -284,9 +292,13 @@ def own_bytes(pid: int) -> int:
 
 
 def candidates(
-    stage: str, splits: dict[str, Split], files: list[Path], shards: list[str] | None,
-    device: torch.device, torchvision: bool,
-) -> dict[str, Candidate]:  # fmt: skip
+    stage: str,
+    splits: dict[str, Split],
+    files: list[Path],
+    shards: list[str] | None,
+    device: torch.device,
+    torchvision: bool,
+) -> dict[str, Candidate]:
     def our(split: Split) -> Candidate:
         return Candidate(lambda workers: ours(split, stage, workers, device))
 
@@ -313,8 +325,9 @@ def show(title: str, rates: Rates, found: dict[str, Candidate]) -> None:
         ratio = memory = ""
         if PEER in rates and name != PEER:
             each = [r / p for r, p in zip(values, rates[PEER], strict=True)]
-            ratio = (f"{statistics.median(each):6.2f} [{min(each):.2f}-{max(each):.2f}] "
-                     "x torchvision")  # fmt: skip
+            ratio = (
+                f"{statistics.median(each):6.2f} [{min(each):.2f}-{max(each):.2f}] x torchvision"
+            )
         if found[name].bytes:
             memory = f"{statistics.median(found[name].bytes) / 1e6:6.0f} MB a process"
         print(f"  {name:34s}{text:24s}{ratio:38s}{memory}", flush=True)

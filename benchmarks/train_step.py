@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from vitc.models.zoo import create_model, model_config
-from vitc.train.device import autocast, describe, pick_device
+from vitc.training.device import autocast, describe, pick_device
 
 Step = Callable[[], None]
 KEPT: list[Any] = []
@@ -52,9 +52,13 @@ def import_peers() -> tuple[Any, Any] | None:
 
 
 def step_of(
-    model: nn.Module, precision: str, batch: int, size: int, device: torch.device,
+    model: nn.Module,
+    precision: str,
+    batch: int,
+    size: int,
+    device: torch.device,
     channels_last: bool = False,
-) -> Step:  # fmt: skip
+) -> Step:
     """A closure that takes one training step of `model` on fixed random images."""
     model = model.to(device).train()
     images = torch.randn(batch, 3, size, size, device=device)
@@ -175,25 +179,37 @@ def large(
                 timm.models.VisionTransformer(
                     embed_dim=192, depth=12, num_heads=3, mlp_ratio=3, patch_size=16
                 ),
-                precision, batch, 224, device,
-            )  # fmt: skip
+                precision,
+                batch,
+                224,
+                device,
+            )
             config = models.vision_transformer.ConvStemConfig
             stem = [config(out_channels=c, kernel_size=3, stride=2) for c in (24, 48, 96, 192)]
             candidates["torchvision VisionTransformer conv_stem"] = step_of(
                 models.VisionTransformer(
-                    image_size=224, patch_size=16, num_layers=11, num_heads=3, hidden_dim=192,
-                    mlp_dim=576, conv_stem_configs=stem,
+                    image_size=224,
+                    patch_size=16,
+                    num_layers=11,
+                    num_heads=3,
+                    hidden_dim=192,
+                    mlp_dim=576,
+                    conv_stem_configs=stem,
                 ),
-                precision, batch, 224, device,
-            )  # fmt: skip
+                precision,
+                batch,
+                224,
+                device,
+            )
         rates = compare(candidates, batch, repeats, steps)
-        show(f"vit_c_1gf, 224 px, batch {batch}, {precision}, {torch.get_num_threads()} threads",
-             rates)  # fmt: skip
+        show(
+            f"vit_c_1gf, 224 px, batch {batch}, {precision}, {torch.get_num_threads()} threads",
+            rates,
+        )
         theirs = [n for n in candidates if n.startswith(("timm", "torchvision"))]
         if theirs:
             ratio(rates, "vitc vit_c_1gf", theirs, "ours / faster peer")
-            ratio(rates, "vitc vit_c_1gf channels_last", theirs,
-                  "ours channels_last / faster peer")  # fmt: skip
+            ratio(rates, "vitc vit_c_1gf channels_last", theirs, "ours channels_last / faster peer")
         ratio(rates, "vitc vit_c_1gf", ["plain eager ViT_C-1GF"], "ours / plain eager")
 
 
@@ -207,9 +223,13 @@ def tiny(repeats: int, steps: int, device: torch.device) -> None:
             f"{name} {p} {a}": step_of(
                 create_model(name, num_classes=10, attention=a), p, 128, size, device
             )
-            for p, a in (("bf16", "explicit"), ("bf16", "sdpa"), ("fp32", "explicit"),
-                         ("fp32", "sdpa"))
-        }  # fmt: skip
+            for p, a in (
+                ("bf16", "explicit"),
+                ("bf16", "sdpa"),
+                ("fp32", "explicit"),
+                ("fp32", "sdpa"),
+            )
+        }
         rates = compare(candidates, 128, repeats, steps)
         show(f"{name}, {size} px, batch 128, {torch.get_num_threads()} thread(s)", rates)
         ratio(rates, f"{name} bf16 explicit", [f"{name} fp32 sdpa"], "default / fp32 SDPA")

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.formats import read_idx
-from vitc.data.holdout import by_class, hashed
-from vitc.data.sources import EMBEDDED
+from vitc.data.sources.arrays import read_idx
+from vitc.data.sources.base import EMBEDDED
+from vitc.data.split import by_class, hashed
 
 SEED = 0
 PER_CLASS = {"train": 850, "val": 150, "test": 200}

@@ -141,8 +141,19 @@ def packs() -> dict[str, Any]:
 
 
 def run_done(found: dict[str, Any]) -> None:
-    words = ["train", "debug", "--model", "vit_p_tiny", *cases.SMALL, "--train.epochs", "3",
-             "--train.device", "cpu", "--train.batch", "32"]  # fmt: skip
+    words = [
+        "train",
+        "debug",
+        "--model",
+        "vit_p_tiny",
+        *cases.SMALL,
+        "--train.epochs",
+        "3",
+        "--train.device",
+        "cpu",
+        "--train.batch",
+        "32",
+    ]
     cases.run_json(*words, "--out", "done")
     run = PLACE / "done"
     cases.run_json("save", run, "saved")
@@ -176,8 +187,21 @@ def predicted(run: Path, *words: str) -> list[Any]:
 
 def started(weights: Path, out: str) -> dict[str, Any]:
     """A run from these weights: where it begins and ends."""
-    words = ["train", "debug", "--model", "vit_p_tiny", *cases.SMALL, "--train.epochs", "1",
-             "--train.device", "cpu", "--init", weights, "--out", out]  # fmt: skip
+    words = [
+        "train",
+        "debug",
+        "--model",
+        "vit_p_tiny",
+        *cases.SMALL,
+        "--train.epochs",
+        "1",
+        "--train.device",
+        "cpu",
+        "--init",
+        weights,
+        "--out",
+        out,
+    ]
     cases.run_json(*words)
     return {
         "state": cases.state_of(PLACE / out),
@@ -269,10 +293,23 @@ def store(name: str, folder: Path) -> None:
             file.write_text(neutral(file.read_text()))
     archive = cases.FOLDERS / f"{name}.tar.gz"
     subprocess.run(
-        ["tar", "--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=2026-01-01",
-         "-I", "gzip -n9", "-cf", archive, "-C", where.parent, name],
+        [
+            "tar",
+            "--sort=name",
+            "--owner=0",
+            "--group=0",
+            "--numeric-owner",
+            "--mtime=2026-01-01",
+            "-I",
+            "gzip -n9",
+            "-cf",
+            archive,
+            "-C",
+            where.parent,
+            name,
+        ],
         check=True,
-    )  # fmt: skip
+    )
     if name == "images":
         shutil.copy(where.parent / "photos.vitc", cases.FOLDERS)
     print(f"{archive.relative_to(REPOSITORY)}: {archive.stat().st_size:,} bytes", flush=True)
@@ -305,8 +342,14 @@ def cli() -> None:
     write("cli", found)
 
 
-PARTS = {"recipes": recipes, "models": models, "batches": batches, "trained": trained,
-         "folders": folders, "cli": cli}  # fmt: skip
+PARTS = {
+    "recipes": recipes,
+    "models": models,
+    "batches": batches,
+    "trained": trained,
+    "folders": folders,
+    "cli": cli,
+}
 
 
 def main(names: list[str]) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import vitc
-from vitc.cli import main
+from vitc.cli.main import main
 
 __all__ = ["ADDED", "REMOVED", "RENAMED", "batches", "main"]
 
@@ -28,12 +28,12 @@ RENAMED: dict[str, str] = {}
 
 def batches(recipe: str, steps: int, settings: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
     """What the first steps of a run train on: `raw` uint8, `images` float32 and `targets`."""
+    from vitc.data.augment.mixing import mix
     from vitc.data.loader import open_train
-    from vitc.data.mixing import mix
-    from vitc.data.sources import open_data
-    from vitc.train.build import batch_plan, step_settings
-    from vitc.train.device import Processes
-    from vitc.train.step import ready_images
+    from vitc.data.sources.base import open_data
+    from vitc.training.build import batch_plan, step_settings
+    from vitc.training.device import Processes
+    from vitc.training.step import ready_images
 
     config = vitc.load_config(recipe, **settings)
     device, procs = torch.device("cpu"), Processes()

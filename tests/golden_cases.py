@@ -89,31 +89,117 @@ TRAINED = {
 PAIR = ["debug", "--models", "vit_p_tiny", "vit_c_tiny"]
 QUICK = [*SMALL[:4], "--train.batch", "64", "--train.device", "cpu"]
 STUDIES: dict[str, list[str]] = {
-    "hparams": ["hparams", *PAIR, "--optims", "adamw", "sgd", "--draws", "2", "--control",
-                "--train.epochs", "1"],
+    "hparams": [
+        "hparams",
+        *PAIR,
+        "--optims",
+        "adamw",
+        "sgd",
+        "--draws",
+        "2",
+        "--control",
+        "--train.epochs",
+        "1",
+    ],
     "length": ["length", *PAIR, "--lengths", "1", "2", "--seeds", "2"],
     "optimizer": ["optimizer", *PAIR, "--lengths", "1", "2", "--seeds", "2"],
-    "peak": ["peak", *PAIR, "--tune", "2", "--tune-epochs", "1", "--seeds", "2",
-             "--train.epochs", "2"],
+    "peak": [
+        "peak",
+        *PAIR,
+        "--tune",
+        "2",
+        "--tune-epochs",
+        "1",
+        "--seeds",
+        "2",
+        "--train.epochs",
+        "2",
+    ],
     "seeds": ["seeds", *PAIR, "--seeds", "3", "--train.epochs", "1"],
-    "vary": ["vary", *PAIR, "--set", "data.augment.label_smoothing", "0.0", "0.1",
-             "--times", "optim.lr", "1", "4", "--seeds", "2", "--train.epochs", "1"],
+    "vary": [
+        "vary",
+        *PAIR,
+        "--set",
+        "data.augment.label_smoothing",
+        "0.0",
+        "0.1",
+        "--times",
+        "optim.lr",
+        "1",
+        "4",
+        "--seeds",
+        "2",
+        "--train.epochs",
+        "1",
+    ],
     "half": ["hparams", *PAIR, "--optims", "adamw", "--draws", "2", "--train.epochs", "8"],
-    "stems": ["hparams", "debug", "--models", "vit_p_tiny", "--stems", "patchify",
-              "/tmp/vitc_goldens/my_stem.py:MyStem", "--draws", "1", "--train.epochs", "1"],
-}  # fmt: skip
+    "stems": [
+        "hparams",
+        "debug",
+        "--models",
+        "vit_p_tiny",
+        "--stems",
+        "patchify",
+        "/tmp/vitc_goldens/my_stem.py:MyStem",
+        "--draws",
+        "1",
+        "--train.epochs",
+        "1",
+    ],
+}
 """Each is `vitc study` and these words; the folder's name is the study's."""
 KILLED = {
-    "killed": ["debug", "--model", "vit_p_tiny", *SMALL, "--train.epochs", "6",
-               "--data.augment.mixup_alpha", "0.2"],
-    "killed_sgd": ["debug", "--model", "vit_c_tiny", "--optim", "sgd", *SMALL, "--train.epochs",
-                   "5", "--model.stem.channels", "4", "8", "16"],
-    "killed_stem": ["debug", "--model", "vit_p_tiny", "--model.stem",
-                    "/tmp/vitc_goldens/my_stem.py:MyStem", *SMALL, "--train.epochs", "5"],
-    "killed_pack": ["debug", "--data", "/tmp/vitc_goldens/photos.vitc", "--model", "vit_p_tiny",
-                    *SMALL, "--train.epochs", "60", "--train.batch", "4", "--data.augment.crop",
-                    "random_resized", "--data.fit", "crop"],
-}  # fmt: skip
+    "killed": [
+        "debug",
+        "--model",
+        "vit_p_tiny",
+        *SMALL,
+        "--train.epochs",
+        "6",
+        "--data.augment.mixup_alpha",
+        "0.2",
+    ],
+    "killed_sgd": [
+        "debug",
+        "--model",
+        "vit_c_tiny",
+        "--optim",
+        "sgd",
+        *SMALL,
+        "--train.epochs",
+        "5",
+        "--model.stem.channels",
+        "4",
+        "8",
+        "16",
+    ],
+    "killed_stem": [
+        "debug",
+        "--model",
+        "vit_p_tiny",
+        "--model.stem",
+        "/tmp/vitc_goldens/my_stem.py:MyStem",
+        *SMALL,
+        "--train.epochs",
+        "5",
+    ],
+    "killed_pack": [
+        "debug",
+        "--data",
+        "/tmp/vitc_goldens/photos.vitc",
+        "--model",
+        "vit_p_tiny",
+        *SMALL,
+        "--train.epochs",
+        "60",
+        "--train.batch",
+        "4",
+        "--data.augment.crop",
+        "random_resized",
+        "--data.fit",
+        "crop",
+    ],
+}
 """Each is `vitc train` and these words; killed after a checkpoint in mid-run."""
 SAVE_EVERY = ["--train.save_every_steps", "40", "--train.log_every_steps", "10"]
 
@@ -129,8 +215,22 @@ SITUATIONS: dict[str, list[str]] = {
     "value of the wrong type": ["train", "debug", "--train.epochs", "two", "--json"],
     "nothing to train": ["train"],
     "missing weights": ["train", "debug", "--init", "{tmp}/nowhere.pt", "--out", "{tmp}/x"],
-    "diverged": ["train", "debug", "--optim", "sgd", "--optim.lr", "1e30", "--out", "{tmp}/div",
-                 "--train.epochs", "1", *SMALL, "--model", "vit_p_tiny", "--json"],
+    "diverged": [
+        "train",
+        "debug",
+        "--optim",
+        "sgd",
+        "--optim.lr",
+        "1e30",
+        "--out",
+        "{tmp}/div",
+        "--train.epochs",
+        "1",
+        *SMALL,
+        "--model",
+        "vit_p_tiny",
+        "--json",
+    ],
     "finished with another setting": ["train", "{run}", "--optim.lr", "0.5", "--json"],
     "unknown model": ["show", "vit_c_5gf", "--json"],
     "evaluate nothing": ["eval", "{tmp}/nowhere", "--json"],
@@ -143,12 +243,25 @@ SITUATIONS: dict[str, list[str]] = {
     "report of nothing": ["report", "{tmp}/nowhere", "--json"],
     "unknown study optimizer": ["study", "hparams", "debug", "--optims", "adamx"],
     "save over a file": ["save", "{run}", "{tmp}/broken.jpg", "--json"],
-}  # fmt: skip
+}
 
 JSON_VERBS: dict[str, list[str]] = {
-    "train": ["train", "debug", "--model", "vit_p_tiny", *SMALL, "--train.epochs", "1",
-              "--train.batch", "64", "--train.log_every_steps", "4", "--out", "{tmp}/fresh",
-              "--json"],
+    "train": [
+        "train",
+        "debug",
+        "--model",
+        "vit_p_tiny",
+        *SMALL,
+        "--train.epochs",
+        "1",
+        "--train.batch",
+        "64",
+        "--train.log_every_steps",
+        "4",
+        "--out",
+        "{tmp}/fresh",
+        "--json",
+    ],
     "train --dry-run": ["train", "debug", "--dry-run", "--json"],
     "eval": ["eval", "{run}", "--json"],
     "predict": ["predict", "{run}", "{images}/class_0", "--topk", "2", "--json"],
@@ -162,7 +275,7 @@ JSON_VERBS: dict[str, list[str]] = {
     "data pack": ["data", "pack", "{images}", "{tmp}/again.vitc", "--json"],
     "data verify": ["data", "verify", "{tmp}/again.vitc", "--json"],
     "bench": ["bench", "vit_p_tiny", "--iterations", "2", "--warm-up", "1", "--json"],
-}  # fmt: skip
+}
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -254,8 +367,11 @@ def tensors_sha(tensors: dict[str, torch.Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                     if tensor.dim() else str(tensor.item()).encode())  # fmt: skip
+        total.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else str(tensor.item()).encode()
+        )
     return total.hexdigest()
 
 
@@ -276,8 +392,17 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-WALL = frozenset({"seconds", "images_per_second", "train_seconds", "peak_memory_bytes", "step_ms",
-                  "memory_mib", "wait_share"})  # fmt: skip
+WALL = frozenset(
+    {
+        "seconds",
+        "images_per_second",
+        "train_seconds",
+        "peak_memory_bytes",
+        "step_ms",
+        "memory_mib",
+        "wait_share",
+    }
+)
 """Numbers that time decides."""
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
-from vitc.data.augment import Erased, erase, erased, finish, noise, resample, shift
+from vitc.data.augment.device import Erased, erase, erased, finish, noise, resample, shift
+from vitc.data.augment.mixing import mix, smooth, soft_cross_entropy
 from vitc.data.config import AugmentConfig
 from vitc.data.decode import crop_resize
-from vitc.data.mixing import mix, smooth, soft_cross_entropy
 from vitc.data.sampling import (
     BatchPlan,
     Erasing,
@@ -290,9 +290,15 @@ def test_each_sample_can_be_mixed_by_its_own_lambda_or_box() -> None:
 
 def test_the_target_of_a_cutmix_sample_is_its_share_of_pixels() -> None:
     plan = BatchPlan(
-        batch=64, micro=64, seed_order=0, seed_augment=0, size=(16, 12), in_chans=1, depth=1,
+        batch=64,
+        micro=64,
+        seed_order=0,
+        seed_augment=0,
+        size=(16, 12),
+        in_chans=1,
+        depth=1,
         drop_path_rate=0.0,
-    )  # fmt: skip
+    )
     augment = AugmentConfig(cutmix_alpha=1.0, mix_per="sample")
     drawn = draw_mix(plan, augment, Place(0, 0))
     images = torch.arange(64.0).view(64, 1, 1, 1).expand(-1, 1, 16, 12)

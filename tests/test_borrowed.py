@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 import vitc
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.config import from_dict, load_config, to_dict
 from vitc.errors import ConfigError
-from vitc.models import borrowed
-from vitc.models.borrowed import import_peer
+from vitc.models import timm as borrowed
 from vitc.models.config import TimmConfig
+from vitc.models.timm import import_peer
 from vitc.models.zoo import model_config
-from vitc.train.loop import run
+from vitc.training.loop import run
 
 
 class Net(nn.Module):

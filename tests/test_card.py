@@ -14,12 +14,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import vitc
+from vitc.cli.parser import take_settings
 from vitc.config import RunConfig, load_config, resolve_config, to_dict
 from vitc.deploy.card import _results, code, quoted, results_of, training_command
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
-from vitc.train.loop import run as train
-from vitc.words import take_settings
+from vitc.training.loop import run as train
 
 EVIL = [
     "`code` **bold** _x_ ![i](http://evil/i.png) [l](javascript:alert(1))",
@@ -162,8 +162,16 @@ def test_an_evaluation_of_another_step_is_not_passed_off_as_the_result(run: Path
 
 @pytest.mark.parametrize("value", [None, "much", float("inf"), True, [1], {"a": 1}])
 def test_values_of_the_wrong_kind_are_not_known(run: Path, value: Any) -> None:
-    names = ("step", "total_steps", "train_seconds", "images_per_second", "versions", "hardware",
-             "device", "git_commit")  # fmt: skip
+    names = (
+        "step",
+        "total_steps",
+        "train_seconds",
+        "images_per_second",
+        "versions",
+        "hardware",
+        "device",
+        "git_commit",
+    )
     change(run / "summary.json", **dict.fromkeys(names, value))
     change(run / "data.json", counts=value, fingerprint=value, notes=value, source=value)
     card = model_card(run)
@@ -198,8 +206,9 @@ def test_a_model_without_a_run_says_that_the_rest_is_unknown(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", EVIL)
 def test_a_name_in_a_code_span_is_nothing_but_that(name: str) -> None:
-    (inline,) = (t for t in MarkdownIt("commonmark").parse(f"- {code(name)} end")
-                 if t.type == "inline")  # fmt: skip
+    (inline,) = (
+        t for t in MarkdownIt("commonmark").parse(f"- {code(name)} end") if t.type == "inline"
+    )
     assert [t.type for t in inline.children or []] == ["code_inline", "text"]
     assert json.loads(quoted(name)).isprintable()
     assert "\n" not in quoted(name)
@@ -209,10 +218,21 @@ def test_no_name_of_a_stranger_becomes_markdown_html_or_yaml(run: Path) -> None:
     plain = model_card(run)
     classes = [f"{EVIL[i % len(EVIL)]}{i}" for i in range(10)]
     evil = EVIL[0] + EVIL[1] + EVIL[2] + EVIL[3]
-    change(run / "data.json", classes=classes, source=evil, fingerprint=evil, notes=[evil],
-           counts={evil: 3})  # fmt: skip
-    change(run / "summary.json", device=evil, git_commit=evil, versions={evil: evil},
-           hardware={"cpu": evil})  # fmt: skip
+    change(
+        run / "data.json",
+        classes=classes,
+        source=evil,
+        fingerprint=evil,
+        notes=[evil],
+        counts={evil: 3},
+    )
+    change(
+        run / "summary.json",
+        device=evil,
+        git_commit=evil,
+        versions={evil: evil},
+        hardware={"cpu": evil},
+    )
     config = json.loads((run / "config.json").read_text())
     config["name"] = config["model"]["name"] = config["init"]["weights"] = evil
     (run / "config.json").write_text(json.dumps(config))
@@ -227,7 +247,9 @@ def test_no_name_of_a_stranger_becomes_markdown_html_or_yaml(run: Path) -> None:
     for token in tokens(card):
         if token.type in ("html_block", "html_inline"):
             assert token.content.strip() in (
-                "<details><summary>All settings</summary>", "</details>")  # fmt: skip
+                "<details><summary>All settings</summary>",
+                "</details>",
+            )
         assert token.type not in ("image", "hr")
         if token.type == "link_open":
             assert str(token.attrs["href"]).startswith("https://arxiv.org/")

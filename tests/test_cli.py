@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-import vitc.train.evaluate
-import vitc.train.loop
-from vitc.cli import VERBS, main
+import vitc.training.evaluate
+import vitc.training.loop
+from vitc.cli.main import VERBS, main
+from vitc.cli.parser import seconds, take_settings
 from vitc.config import RunConfig, differences, load_config, to_dict
-from vitc.deploy.pages import Page, Table, write
 from vitc.errors import (
     BrokenFileError,
     CheckpointError,
@@ -30,8 +30,8 @@ from vitc.errors import (
     RunError,
 )
 from vitc.recipes import RECIPES
-from vitc.train.loop import RunResult
-from vitc.words import seconds, take_settings
+from vitc.training.loop import RunResult
+from vitc.views.model import Page, Table, write
 
 REPOSITORY = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -59,7 +59,7 @@ class Runs:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     stand_in = Runs()
-    monkeypatch.setattr(vitc.train.loop, "run", stand_in)
+    monkeypatch.setattr(vitc.training.loop, "run", stand_in)
     return stand_in
 
 
@@ -73,9 +73,16 @@ def finished_run(tmp_path: Path) -> Path:
     (run / "summary.json").write_text(json.dumps({"status": "done", "top1": 61.25, "step": 20}))
     lines = [
         {"kind": "train", "step": 10, "epoch": 0.5, "loss": 2.0, "lr": 0.1},
-        {"kind": "eval", "step": 20, "epoch": 1, "top1": 61.25, "top1_raw": 60.0, "top5": 99.0,
-         "loss": 1.5},
-    ]  # fmt: skip
+        {
+            "kind": "eval",
+            "step": 20,
+            "epoch": 1,
+            "top1": 61.25,
+            "top1_raw": 60.0,
+            "top5": 99.0,
+            "loss": 1.5,
+        },
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
@@ -133,23 +140,36 @@ def test_help_of_a_recipe_whose_data_is_not_at_hand_is_given_too(capsys: Capture
 
 
 def test_help_and_mistakes_come_without_torch() -> None:
-    commands = ["--help", "train --help", "train debug --help", "show --list", "--version",
-                "train --optim.lrr 1", "train debug --optim.lr abc", "predict nowhere x.jpg",
-                "train", "tarin", "eval", "train debug --train.batch 0"]  # fmt: skip
+    commands = [
+        "--help",
+        "train --help",
+        "train debug --help",
+        "show --list",
+        "--version",
+        "train --optim.lrr 1",
+        "train debug --optim.lr abc",
+        "predict nowhere x.jpg",
+        "train",
+        "tarin",
+        "eval",
+        "train debug --train.batch 0",
+    ]
     code = (
-        "import sys, shlex; from vitc.cli import main\n"
+        "import sys, shlex; from vitc.cli.main import main\n"
         f"codes = [main(shlex.split(c)) for c in {commands}]\n"
         "assert 'torch' not in sys.modules\n"
         f"assert codes == {[0] * 5 + [2] * 7}, codes"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          cwd=REPOSITORY)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_module_can_be_run_and_passes_the_exit_code_on() -> None:
-    done = subprocess.run([sys.executable, "-m", "vitc", "tarin"], capture_output=True, text=True,
-                          cwd=REPOSITORY)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "vitc", "tarin"], capture_output=True, text=True, cwd=REPOSITORY
+    )
     assert done.returncode == 2
     assert "Did you mean 'train'?" in done.stderr
 
@@ -227,7 +247,7 @@ def test_a_settings_words_become_its_type(words: str, name: str, value: Any) -> 
         ("--budget 30", ["--budget: '30' must be a time such as 90s"]),
         ("stray", ["stray"]),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_said_with_its_value_and_a_way_on(
     words: str, said: list[str], runs: Runs, capsys: Capture
 ) -> None:
@@ -422,7 +442,7 @@ def test_a_reader_who_leaves_is_no_error_of_ours() -> None:
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Stands in for the front door; returns the list of what it was asked."""
-    import vitc.train.front_door as front_door
+    import vitc.training.auto as front_door
 
     asked: list[tuple[Any, ...]] = []
 
@@ -549,11 +569,20 @@ def test_eval_asks_for_what_was_said_and_shows_it(
 
     def evaluate_run(*args: Any) -> dict[str, Any]:
         asked.append(args)
-        return {"run": "r", "split": args[2], "weights": args[3], "n": 1234, "top1": 12.345,
-                "top5": 50.0, "loss": 2.0, "top1_low": 10.0, "top1_high": 15.0,
-                "classes": classes}  # fmt: skip
+        return {
+            "run": "r",
+            "split": args[2],
+            "weights": args[3],
+            "n": 1234,
+            "top1": 12.345,
+            "top5": 50.0,
+            "loss": 2.0,
+            "top1_low": 10.0,
+            "top1_high": 15.0,
+            "classes": classes,
+        }
 
-    monkeypatch.setattr(vitc.train.evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(vitc.training.evaluate, "evaluate_run", evaluate_run)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
     assert main(words) == 0
     assert asked == [(finished_run, "cifar10", "test", "raw", "auto")]

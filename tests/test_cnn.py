@@ -19,15 +19,15 @@ from torch.nn import functional as F
 
 import vitc
 from vitc.config import load_config
-from vitc.deploy.pages import Table
 from vitc.deploy.show import list_page, model_page
 from vitc.errors import ConfigError
-from vitc.models.borrowed import import_peer
 from vitc.models.cnn import CNN
 from vitc.models.cnn_config import CNNConfig
 from vitc.models.cnn_zoo import CNNS, REPORTED_CNNS, regnet_stages
 from vitc.models.complexity import complexity
+from vitc.models.timm import import_peer
 from vitc.models.zoo import MODELS, create_model, list_models, model_config
+from vitc.views.model import Table
 
 # ------------------------------------------------------- definitions of others in the same family
 
@@ -188,8 +188,12 @@ def test_larger_regnetys_are_the_4gf_under_the_fast_compound_rule(name: str, fac
 def test_every_cnn_of_the_paper_is_there_with_its_sizes_in_training_and_test() -> None:
     names = {f"resnet_{d}" for d in (50, 101, 152, 200)}
     names |= {f"regnety_{g}gf" for g in (1, 4, 16, 32)} | {f"effnet_b{b}" for b in (2, 4, 5)}
-    assert set(CNNS) == names == set(REPORTED_CNNS) == {n for n in MODELS if MODELS[n] in
-                                                        CNNS.values()}  # fmt: skip
+    assert (
+        set(CNNS)
+        == names
+        == set(REPORTED_CNNS)
+        == {n for n in MODELS if MODELS[n] in CNNS.values()}
+    )
     assert set(list_models("regnety_*")) <= names
     sizes = {n: (c.img_size, c.test_size) for n, c in CNNS.items()}
     assert sizes["resnet_200"] == (224, 256)
@@ -302,8 +306,12 @@ def test_regnety_400mf_by_definition_gives_torchvisions_logits() -> None:
         for block in range(12):
             here = rf"stages\.{stage}\.{block}\."
             there = f"trunk_output.block{stage + 1}.block{stage + 1}-{block}."
-            for layer, inner in (("conv1", "f.a"), ("conv2", "f.b"), ("conv3", "f.c"),
-                                 ("shortcut", "proj")):  # fmt: skip
+            for layer, inner in (
+                ("conv1", "f.a"),
+                ("conv2", "f.b"),
+                ("conv3", "f.c"),
+                ("shortcut", "proj"),
+            ):
                 rules += [
                     (here + layer + r"\.conv\.(.*)", there + inner + r".0.\1"),
                     (here + layer + r"\.norm\.(.*)", there + inner + r".1.\1"),
@@ -337,15 +345,33 @@ def test_efficientnet_b0_by_definition_gives_torchvisions_logits() -> None:
 
 
 BOTTLENECK = CNNConfig(
-    stem_width=8, depths=(1, 2), widths=(16, 24), strides=(1, 2), kernel_sizes=(3, 5),
-    bottleneck_ratio=0.5, group_widths=(4, 6), se_ratio=0.25, head_width=20, img_size=32,
+    stem_width=8,
+    depths=(1, 2),
+    widths=(16, 24),
+    strides=(1, 2),
+    kernel_sizes=(3, 5),
+    bottleneck_ratio=0.5,
+    group_widths=(4, 6),
+    se_ratio=0.25,
+    head_width=20,
+    img_size=32,
     num_classes=5,
-)  # fmt: skip
+)
 MBCONV = CNNConfig(
-    stem_type="simple", stem_width=8, block="mbconv", depths=(1, 2), widths=(8, 12),
-    strides=(1, 2), kernel_sizes=(3, 5), expand_ratios=(1, 4), se_ratio=0.25, head_width=20,
-    activation="silu", img_size=32, num_classes=5,
-)  # fmt: skip
+    stem_type="simple",
+    stem_width=8,
+    block="mbconv",
+    depths=(1, 2),
+    widths=(8, 12),
+    strides=(1, 2),
+    kernel_sizes=(3, 5),
+    expand_ratios=(1, 4),
+    se_ratio=0.25,
+    head_width=20,
+    activation="silu",
+    img_size=32,
+    num_classes=5,
+)
 
 
 def reference(model: nn.Module, config: CNNConfig, x: Tensor) -> Tensor:
@@ -511,9 +537,15 @@ def test_norms_and_biases_are_not_decayed_and_layers_hold_every_parameter_once(
 def test_a_cnn_trains_on_a_recipe_of_small_images(tmp_path: Path, extra: dict[str, Any]) -> None:
     config = load_config(
         "debug",
-        **{"model": "regnety_1gf", "model.img_size": 32, "train.epochs": 1, "data.max_train": 32,
-           "model.depths": [1, 1, 1, 1], **extra},
-    )  # fmt: skip
+        **{
+            "model": "regnety_1gf",
+            "model.img_size": 32,
+            "train.epochs": 1,
+            "data.max_train": 32,
+            "model.depths": [1, 1, 1, 1],
+            **extra,
+        },
+    )
     assert isinstance(config.model, CNNConfig)
     assert config.model.group_widths == (4,) * 4
     result = vitc.train(config, out=tmp_path / "run")
@@ -593,19 +625,30 @@ def test_values_that_cannot_work_are_said(change: dict[str, Any], message: str) 
     size=st.integers(1, 40),
 )
 def test_what_has_no_problems_can_be_built_and_run(
-    stem: Any, block: Any, stages: list[tuple[int, ...]], optional: tuple[bool, bool, bool],
-    ratio: float, se: float, size: int,
-) -> None:  # fmt: skip
+    stem: Any,
+    block: Any,
+    stages: list[tuple[int, ...]],
+    optional: tuple[bool, bool, bool],
+    ratio: float,
+    se: float,
+    size: int,
+) -> None:
     columns = tuple(zip(*stages, strict=True)) or ((),) * 6
     depths, widths, strides, kernels, groups, expand = columns
     config = CNNConfig(
-        stem_type=stem, stem_width=12, block=block, depths=depths, widths=widths, strides=strides,
+        stem_type=stem,
+        stem_width=12,
+        block=block,
+        depths=depths,
+        widths=widths,
+        strides=strides,
         kernel_sizes=kernels if optional[0] else None,
         group_widths=groups if optional[1] and block == "bottleneck" else None,
         expand_ratios=expand if optional[2] and block == "mbconv" else None,
         bottleneck_ratio=ratio if block == "bottleneck" else 0.25,
-        se_ratio=se, img_size=size,
-    )  # fmt: skip
+        se_ratio=se,
+        img_size=size,
+    )
     if config.problems():
         return
     with torch.device("meta"):

@@ -17,7 +17,7 @@ import vitc
 from vitc.errors import ConfigError
 from vitc.models.complexity import Complexity, complexity, parts, twin_match
 from vitc.models.config import PatchifyStemConfig
-from vitc.models.stem import build_stem
+from vitc.models.stems import build_stem
 from vitc.models.zoo import REPORTED, create_model, list_models, model_config
 
 PAPER = {  # 1000 classes at 224: the model, its stem, one block

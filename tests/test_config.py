@@ -177,7 +177,7 @@ def test_a_whole_number_will_do_for_a_number_but_not_the_other_way_round() -> No
         ("optim.ema.alpha", 0.1, ["no effect with optim.ema.kind 'fraction'"]),
         ("data.augment.scale", (0.5, 1.0), ["no effect", "--data.augment.crop random_resized"]),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_with_its_value_and_what_is_allowed(
     key: str, value: Any, words: list[str]
 ) -> None:

@@ -12,8 +12,8 @@ import pytest
 from vitc.config import flat_values, load_config, to_dict
 from vitc.errors import ConfigError
 from vitc.study import controls
-from vitc.study.conduct import hparams_plan
-from vitc.study.plan import Plan, Range, from_json, mixed, to_json
+from vitc.study.design import Plan, Range, from_json, mixed, to_json
+from vitc.study.runner import hparams_plan
 
 MODELS = ["vit_c_tiny", "vit_p_tiny"]
 
@@ -92,8 +92,9 @@ def test_separate_ranges_are_each_familys_whatever_the_first_contender() -> None
     models = ["regnety_1gf", "vit_p_1gf"]
     base = {"train.precision": "fp32", "data": "synthetic", "model.img_size": 32}
     for order in (models, models[::-1]):
-        p = hparams_plan(["imagenet_vit_p_1gf"], order, ["adamw"], draws=1, range_rule="separate",
-                         **base)  # fmt: skip
+        p = hparams_plan(
+            ["imagenet_vit_p_1gf"], order, ["adamw"], draws=1, range_rule="separate", **base
+        )
         own = {g.contender: p.ranges_of(g)["optim.lr"] for g in p.groups}
         assert own["regnety_1gf"] == Range(low=1.25e-3, high=4e-2)
         assert own["vit_p_1gf"] == Range(low=2.5e-4, high=8e-3)

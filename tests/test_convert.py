@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 import vitc
 from tests.pycls_reference import forward as pycls_forward
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.errors import CheckpointError, ConfigError
-from vitc.models.borrowed import import_peer
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
-from vitc.models.convert import (
+from vitc.models.timm import import_peer
+from vitc.models.zoo import build_model
+from vitc.weights import load as weights_module
+from vitc.weights.fit import load_weights, models_like
+from vitc.weights.layouts import (
     LAYOUTS,
     Layout,
     Preprocessing,
@@ -33,15 +36,18 @@ from vitc.models.convert import (
     recognise,
     to_vitc,
 )
-from vitc.models.zoo import build_model
-from vitc.train import weights as weights_module
-from vitc.train.start import load_weights, models_like
-from vitc.train.weights import pycls_settings, read_weights
+from vitc.weights.load import pycls_settings, read_weights
 
 P = ViTConfig(
-    name="p", stem=PatchifyStemConfig(patch_size=8), embed_dim=48, depth=2, num_heads=3,
-    mlp_ratio=2.0, img_size=32, num_classes=7,
-)  # fmt: skip
+    name="p",
+    stem=PatchifyStemConfig(patch_size=8),
+    embed_dim=48,
+    depth=2,
+    num_heads=3,
+    mlp_ratio=2.0,
+    img_size=32,
+    num_classes=7,
+)
 C = dataclasses.replace(
     P, name="c", stem=ConvStemConfig(channels=(6, 8, 8, 12), strides=(2, 2, 1, 2))
 )
@@ -151,8 +157,10 @@ def test_torchvision_gives_the_same_logits(kind: str, train: bool) -> None:
     assert same(dict(theirs.state_dict()), back)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"class_token": False,
-                                     "global_pool": "avg"}, {"in_chans": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"qk_norm": True}, {"class_token": False, "global_pool": "avg"}, {"in_chans": 1}],
+)
 def test_timm_gives_the_same_logits(changes: dict[str, Any]) -> None:
     theirs = randomise(timm_vit(**changes), seed=3)
     ours = model_of("p", seed=4, **changes)
@@ -184,9 +192,16 @@ def timm_vit(**changes: Any) -> nn.Module:
     if changes.get("global_pool") == "avg":
         changes = {**changes, "fc_norm": False}
     model: nn.Module = vit.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0,
-        num_classes=7, norm_layer=partial(nn.LayerNorm, eps=1e-6), **changes,
-    )  # fmt: skip
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        mlp_ratio=2.0,
+        num_classes=7,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        **changes,
+    )
     return model
 
 
@@ -212,13 +227,19 @@ def test_the_names_are_those_that_pycls_writes() -> None:
     """From the state dict of pycls's ViT_C-1GF, in paper.md's list."""
     names = set(from_vitc(dict(model_of("c").state_dict()), "pycls"))
     assert names >= {
-        "class_token", "pos_embedding", "stem.cstem0_conv.weight", "stem.cstem3_bn.running_var",
-        "stem.cstem0_bn.num_batches_tracked", "stem.cstem_last_conv.bias",
-        "encoder.block_0.ln_1.weight", "encoder.block_1.self_attention.block.in_proj_weight",
+        "class_token",
+        "pos_embedding",
+        "stem.cstem0_conv.weight",
+        "stem.cstem3_bn.running_var",
+        "stem.cstem0_bn.num_batches_tracked",
+        "stem.cstem_last_conv.bias",
+        "encoder.block_0.ln_1.weight",
+        "encoder.block_1.self_attention.block.in_proj_weight",
         "encoder.block_0.self_attention.block.out_proj.bias",
         "encoder.block_0.mlp_block.linear_1.bias",
-        "encoder.ln.bias", "head.head_fc.weight",
-    }  # fmt: skip
+        "encoder.ln.bias",
+        "head.head_fc.weight",
+    }
     patchify = from_vitc(dict(model_of("p").state_dict()), "pycls")
     assert "stem.patchify.bias" in patchify
     assert patchify["pos_embedding"].shape == (17, 1, 48)
@@ -242,10 +263,13 @@ def test_torchvisions_older_names_are_read() -> None:
         ({"class_token": False, "global_pool": "avg"}, "torchvision", "always has a class token"),
         ({"in_chans": 1}, "pycls", "takes 3 channels, these take 1"),
         ({"stem": C.stem}, "timm", "no convolutional stem"),
-        ({"stem": ConvStemConfig(channels=(6, 6), strides=(2, 4), kernel_sizes=(3, 5))},
-         "pycls_branch", "3x3 convolutions"),
+        (
+            {"stem": ConvStemConfig(channels=(6, 6), strides=(2, 4), kernel_sizes=(3, 5))},
+            "pycls_branch",
+            "3x3 convolutions",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_library_cannot_compute_is_not_written_for_it(
     changes: dict[str, Any], layout: Layout, words: str
 ) -> None:
@@ -375,12 +399,14 @@ def test_common_wrappers_are_opened(wrapper: str) -> None:
     content: dict[str, Any] = {
         "model": {"model": tensors, "args": argparse.Namespace(lr=1)},
         "state_dict": {"state_dict": tensors, "epoch": 3},
-        "model_ema": {"model_ema": {f"module.{n}": t for n, t in tensors.items()}
-                      | {"n_averaged": torch.tensor(5)}},
+        "model_ema": {
+            "model_ema": {f"module.{n}": t for n, t in tensors.items()}
+            | {"n_averaged": torch.tensor(5)}
+        },
         "module": {f"module.{n}": t for n, t in tensors.items()},
         "compiled": {f"_orig_mod.{n}": t for n, t in tensors.items()},
         "ddp": {f"module._orig_mod.{n}": t for n, t in tensors.items()},
-    }[wrapper]  # fmt: skip
+    }[wrapper]
     model = model_of("p", seed=2)
     assert load_weights(model, content).source == "timm"
     assert same(dict(model.state_dict()), dict(source.state_dict()))
@@ -547,8 +573,9 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_half_precision_is_cast_and_said() -> None:
-    theirs = {n: t.half() if t.is_floating_point() else t
-              for n, t in model_of("p").state_dict().items()}  # fmt: skip
+    theirs = {
+        n: t.half() if t.is_floating_point() else t for n, t in model_of("p").state_dict().items()
+    }
     report = load_weights(model_of("p", seed=1), theirs)
     assert report.adapted == ("float16 was cast to float32.",)
 
@@ -630,9 +657,12 @@ VIT:
 
 def test_what_a_pycls_file_says_of_itself_is_read() -> None:
     assert pycls_settings(CFG) == {
-        "num_heads": 3, "strides": [2, 2, 1, 2], "norm_eps": 1e-6, "img_size": (224, 224),
+        "num_heads": 3,
+        "strides": [2, 2, 1, 2],
+        "norm_eps": 1e-6,
+        "img_size": (224, 224),
         "crop": 0.875,
-    }  # fmt: skip
+    }
     flow = CFG.replace(
         "C_STEM_STRIDES:\n  - 2\n  - 2\n  - 1\n  - 2\n  - 1", "C_STEM_STRIDES: [2, 1]"
     )
@@ -709,7 +739,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_folder_gives_its_average_with_what_belongs_to_it(run: Path) -> None:
-    from vitc.train.state import load_weights_of
+    from vitc.runs.checkpoint import load_weights_of
 
     found = read_weights(run)
     expected = load_weights_of(run, ema=True)
@@ -724,8 +754,9 @@ def test_a_run_folder_gives_its_average_with_what_belongs_to_it(run: Path) -> No
     step = next((run / "checkpoints").glob("step_*"))
     assert read_weights(step).classes == found.classes
 
-    model = vitc.create_model(found.model["name"], num_classes=len(found.classes),
-                              img_size=found.preprocessing.img_size)  # fmt: skip
+    model = vitc.create_model(
+        found.model["name"], num_classes=len(found.classes), img_size=found.preprocessing.img_size
+    )
     assert vitc.load_weights(model, run).missing == ()
 
 
@@ -752,8 +783,13 @@ def test_a_folder_of_save_pretrained_is_read(tmp_path: Path) -> None:
     from vitc.config import to_dict
 
     source = model_of("c", seed=1)
-    config = {"format": 1, "library": "vitc", "model": to_dict(C), "classes": list("abcdefg"),
-              "preprocessing": pre.to_dict()}  # fmt: skip
+    config = {
+        "format": 1,
+        "library": "vitc",
+        "model": to_dict(C),
+        "classes": list("abcdefg"),
+        "preprocessing": pre.to_dict(),
+    }
     folder = write_folder(tmp_path / "saved", config, dict(source.state_dict()))
     found = read_weights(folder)
     assert (found.preprocessing, found.classes, found.source) == (pre, tuple("abcdefg"), "vitc")
@@ -771,8 +807,13 @@ def test_a_folder_of_save_pretrained_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_timm_folder_brings_its_preprocessing(tmp_path: Path, flat: bool) -> None:
-    cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.9,
-           "input_size": [3, 32, 32]}  # fmt: skip
+    cfg = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "input_size": [3, 32, 32],
+    }
     config = {"architecture": "x", **cfg} if flat else {"architecture": "x", "pretrained_cfg": cfg}
     tensors = from_vitc(dict(model_of("p").state_dict()), "timm")
     found = read_weights(write_folder(tmp_path / "hub", config, tensors))
@@ -802,8 +843,13 @@ class FakeTimm(nn.Module):
             create_model=self.create,
         )
         self.cached = cached
-        self.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 32, 32),
-                               "interpolation": "bicubic", "crop_pct": 0.9}  # fmt: skip
+        self.pretrained_cfg = {
+            "mean": (0.5,) * 3,
+            "std": (0.5,) * 3,
+            "input_size": (3, 32, 32),
+            "interpolation": "bicubic",
+            "crop_pct": 0.9,
+        }
 
     def create(self, name: str, pretrained: bool) -> nn.Module:
         assert pretrained
@@ -902,8 +948,10 @@ def test_convert_of_a_run_keeps_classes_and_model(
     before, after = read_weights(run), read_weights(out)
     assert record["classes"] == list(before.classes or ())
     assert (after.classes, after.preprocessing, after.model) == (
-        before.classes, before.preprocessing, before.model
-    )  # fmt: skip
+        before.classes,
+        before.preprocessing,
+        before.model,
+    )
     assert same(after.tensors, before.tensors)
 
 
@@ -920,8 +968,11 @@ def test_convert_with_a_model_checks_it_and_stores_its_config(
     found = read_weights(tmp_path / "o.safetensors")
     assert found.model is not None
     assert found.model["name"] == "vit_c_tiny"
-    assert_unchanged_by(vitc.create_model("vit_c_tiny", 10, num_heads=4), "attention heads",
-                        tmp_path / "o.safetensors")  # fmt: skip
+    assert_unchanged_by(
+        vitc.create_model("vit_c_tiny", 10, num_heads=4),
+        "attention heads",
+        tmp_path / "o.safetensors",
+    )
 
 
 def test_convert_with_a_model_takes_size_and_channels_from_the_weights(tmp_path: Path) -> None:
@@ -949,9 +1000,13 @@ def test_convert_with_a_model_takes_size_and_channels_from_the_weights(tmp_path:
     ],
 )
 def test_convert_refuses_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    words: list[str], code: int, said: str,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(model_of("c").state_dict(), "in.pt")
     torch.save({"conv.weight": torch.ones(2)}, "odd.pt")

@@ -33,9 +33,9 @@ from vitc.data.decode import (
     to_channels,
 )
 from vitc.data.loader import open_eval, open_train
-from vitc.data.resident import cut_stored, whole
+from vitc.data.pixels import cut_stored, whole
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources import DataSet, Split
+from vitc.data.sources.base import DataSet, Split
 from vitc.errors import BrokenFileError, ConfigError
 
 Pixels = NDArray[np.uint8]
@@ -65,9 +65,15 @@ def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("PPM", {}),
-     ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
-)  # fmt: skip
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("PPM", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
 def test_lossless_formats_return_the_very_pixels(kind: str, options: dict[str, Any]) -> None:
     assert (read_image(saved(scene(), kind, **options), 3, "x") == scene()).all()
 
@@ -222,10 +228,20 @@ def cuts(data: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"subsampling": 0}), ("PNG", {}),
-     ("BMP", {}), ("GIF", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
-     ("PPM", {}), ("JPEG2000", {})],
-)  # fmt: skip
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"subsampling": 0}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("JPEG2000", {}),
+    ],
+)
 def test_a_truncated_file_is_refused_or_lacks_no_pixel(kind: str, options: dict[str, Any]) -> None:
     data = saved(scene(), kind, **options)
     whole = read_image(data, 3, "x")
@@ -292,10 +308,21 @@ def test_jpegs_that_turbojpeg_cannot_describe_are_left_to_pillow(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"hello", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0garbage" * 9, b"\x89PNG\r\n\x1a\n",
-             b"GIF89a", b"II*\0\x08\0\0\0", b"RIFF\0\0\0\0WEBPVP8 ", b"P6 2 2 255\n", b"\0" * 5000,
-             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
-)  # fmt: skip
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe0garbage" * 9,
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"II*\0\x08\0\0\0",
+        b"RIFF\0\0\0\0WEBPVP8 ",
+        b"P6 2 2 255\n",
+        b"\0" * 5000,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
+)
 def test_what_is_no_image_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(BrokenFileError, match=r"'notes\.jpg' cannot be used") as error:
         read_image(data, 3, "notes.jpg")
@@ -306,8 +333,12 @@ def test_what_is_no_image_is_refused_by_name(data: bytes) -> None:
 def test_missing_empty_and_special_files_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
-    for name, why in (("gone.png", "No such file"), ("empty.png", "empty"),
-                      ("pipe.png", "not a regular file"), (".", "not a regular file")):  # fmt: skip
+    for name, why in (
+        ("gone.png", "No such file"),
+        ("empty.png", "empty"),
+        ("pipe.png", "not a regular file"),
+        (".", "not a regular file"),
+    ):
         with pytest.raises(BrokenFileError, match=why):
             read_image(tmp_path / name, 3, name)
 
@@ -521,8 +552,9 @@ def test_a_scaled_decode_gives_the_cut_of_the_full_one_whatever_the_orientation(
     exif = Image.Exif()
     exif[0x0112] = orientation
     boxes = ((0.0, 0.0, 301.0, 400.0), (33.3, 41.7, 205.4, 222.2), (101.0, 161.0, 200.0, 240.0))
-    for seed, options in enumerate(({"quality": 90}, {"quality": 75, "progressive": True},
-                                    {"quality": 95, "subsampling": 0})):  # fmt: skip
+    for seed, options in enumerate(
+        ({"quality": 90}, {"quality": 75, "progressive": True}, {"quality": 95, "subsampling": 0})
+    ):
         stored = (301, 403) if orientation < 5 else (403, 301)
         data = saved(photo(*stored, seed), "JPEG", exif=exif, **options)
         for box in boxes:

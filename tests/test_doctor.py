@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.mutants import encoded, photo, png_bomb
-from vitc.cli import main
-from vitc.cli_check import CHECK_VERB
-from vitc.data import doctor
+from vitc.cli.check import CHECK_VERB
+from vitc.cli.main import main
+from vitc.data import check as doctor
+from vitc.data.check import Finding, Report, check, rows, to_values
+from vitc.data.check_page import page
 from vitc.data.config import DataConfig
-from vitc.data.doctor import Finding, Report, check, rows, to_values
-from vitc.data.doctor_page import page
-from vitc.data.likeness import (
+from vitc.data.near_duplicates import (
     NEAR_BITS,
     NEAR_GREY,
     miniature,
@@ -96,8 +96,12 @@ def broken_files(root: Path) -> dict[str, str]:
     put(root, "cat/words.jpg", b"these are words" * 20)
     put(root, "cat/empty.jpg", b"")
     put(root, "cat/bomb.png", png_bomb(50_000, 50_000))
-    return {"damaged": "cat/cut.jpg", "no_image": "cat/words.jpg", "empty": "cat/empty.jpg",
-            "bomb": "cat/bomb.png"}  # fmt: skip
+    return {
+        "damaged": "cat/cut.jpg",
+        "no_image": "cat/words.jpg",
+        "empty": "cat/empty.jpg",
+        "bomb": "cat/bomb.png",
+    }
 
 
 def test_broken_files_stop_training_and_the_cure_makes_it_start(folder: Path) -> None:
@@ -169,7 +173,7 @@ def test_odd_files_are_each_recognised(folder: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bits_are_noticed(folder: Path, suffix: str) -> None:
-    deep = (PICTURES[50][..., 0].astype(np.uint16) * 257)  # fmt: skip
+    deep = PICTURES[50][..., 0].astype(np.uint16) * 257
     put(folder, f"cat/deep.{suffix}", Image.fromarray(deep))
     report = examine(folder)
     assert files(report, kinds(report)["deep"]) == {f"cat/deep.{suffix}"}
@@ -566,12 +570,27 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, wid
         "client: d.documentElement.clientWidth, images: [...d.images].filter(i => "
         "i.naturalWidth > 10).length, all: d.images.length}); }</script>"
     )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]  # fmt: skip
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=4000",
+    ]
     done = subprocess.run(
-        [chromium, *flags, f"--window-size={max(width, 500) + 40},1200", "--dump-dom",
-         probe.as_uri()], capture_output=True, text=True, timeout=90, check=True,
-    )  # fmt: skip
+        [
+            chromium,
+            *flags,
+            f"--window-size={max(width, 500) + 40},1200",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
     found = json.loads(done.stdout.partition('<pre id="o">')[2].partition("</pre>")[0])
     assert found["images"] == found["all"] > 5
     assert found["scroll"] <= found["client"]

@@ -22,19 +22,21 @@ from typing import Any
 
 import pytest
 
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.errors import ConfigError, InterruptedRun, RunError
-from vitc.study import engine_slurm, load_runs, trial
-from vitc.study.analysis import analyse
-from vitc.study.conduct import conduct, hparams_plan, standing
-from vitc.study.engine_ray import RayEngine
-from vitc.study.engine_slurm import Batch, SlurmEngine
-from vitc.study.engines import LOST_RETRIES, RETRIES, Job, LocalEngine, Outcome
+from vitc.runs.folder import CONFIG, FolderLock
+from vitc.study import launch_slurm as engine_slurm
+from vitc.study import load_runs
+from vitc.study import work as trial
+from vitc.study.design import Plan, StudyFolder
+from vitc.study.launch import LOST_RETRIES, RETRIES, Job, LocalEngine, Outcome
+from vitc.study.launch_ray import RayEngine
+from vitc.study.launch_slurm import Batch, SlurmEngine
 from vitc.study.placement import Placement
-from vitc.study.plan import Plan, StudyFolder
 from vitc.study.report import _conditions
-from vitc.study.trial import Span, Torchrun, deaf_children, run_trial, spec_file, write_spec
-from vitc.train.runlog import CONFIG, FolderLock
+from vitc.study.results import analyse
+from vitc.study.runner import conduct, hparams_plan, standing
+from vitc.study.work import Span, Torchrun, deaf_children, run_trial, spec_file, write_spec
 
 QUICKLY = {"train.epochs": 1, "train.batch": 64, "train.precision": "fp32", "train.device": "cpu"}
 
@@ -71,8 +73,17 @@ class Told:
 
 # -- flags -----------------------------------------------------------------------------------------
 
-STUDY = ["study", "hparams", "debug", "--draws", "2", "--train.precision", "fp32",
-         "--train.epochs", "1"]  # fmt: skip
+STUDY = [
+    "study",
+    "hparams",
+    "debug",
+    "--draws",
+    "2",
+    "--train.precision",
+    "fp32",
+    "--train.epochs",
+    "1",
+]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +110,12 @@ STUDY = ["study", "hparams", "debug", "--draws", "2", "--train.precision", "fp32
     ],
 )
 def test_a_flag_without_effect_or_sense_is_one_message(
-    words: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*STUDY, *words]) == 2
     err = capsys.readouterr().err
@@ -130,9 +144,14 @@ def test_without_its_package_an_engine_says_the_line_that_installs_it(
 
 @pytest.mark.parametrize(
     ("gpus", "asked", "device"),
-    [(None, None, "cpu"), (None, "cuda", "cuda"), (0.25, None, "cuda"), (4, "cuda", "cuda"),
-     (0, "auto", "cpu")],
-)  # fmt: skip
+    [
+        (None, None, "cpu"),
+        (None, "cuda", "cuda"),
+        (0.25, None, "cuda"),
+        (4, "cuda", "cuda"),
+        (0, "auto", "cpu"),
+    ],
+)
 def test_the_device_of_trials_elsewhere_is_told_by_their_gpus(
     gpus: float | None, asked: str | None, device: str
 ) -> None:
@@ -162,13 +181,25 @@ def test_a_study_for_the_cpu_gets_no_gpus_later() -> None:
 
 def test_sbatch_is_asked_for_what_the_flags_say() -> None:
     engine = Placement(
-        engine="slurm", gpus_per_trial=1, cpus_per_trial=6, pack=4, partition="gpu", account="a1",
-        qos="low", constraint="a100", max_jobs=7, hours=1.5,
-    ).make("cuda")  # fmt: skip
+        engine="slurm",
+        gpus_per_trial=1,
+        cpus_per_trial=6,
+        pack=4,
+        partition="gpu",
+        account="a1",
+        qos="low",
+        constraint="a100",
+        max_jobs=7,
+        hours=1.5,
+    ).make("cuda")
     assert isinstance(engine, SlurmEngine)
     asked = engine.parameters("vitc-s")
     assert {k: asked[k] for k in ("partition", "account", "qos", "constraint")} == {
-        "partition": "gpu", "account": "a1", "qos": "low", "constraint": "a100"}  # fmt: skip
+        "partition": "gpu",
+        "account": "a1",
+        "qos": "low",
+        "constraint": "a100",
+    }
     assert (asked["time"], asked["array_parallelism"], asked["exclusive"]) == (90, 7, True)
     assert (asked["gpus_per_node"], asked["cpus_per_task"], asked["nodes"]) == (4, 24, 1)
     assert asked["srun_args"] == ["--cpus-per-task=24"]
@@ -187,13 +218,36 @@ def test_the_dry_run_prints_the_job_script_and_writes_nothing(
 ) -> None:
     pytest.importorskip("submitit", reason="NOT TESTED: submitit is not installed (vitc[slurm])")
     monkeypatch.chdir(tmp_path)
-    words = ["--engine", "slurm", "--gpus-per-trial", "1", "--partition", "gpu", "--pack", "2",
-             "--qos", "low", "--max-jobs", "3", "--hours", "12", "--dry-run"]  # fmt: skip
+    words = [
+        "--engine",
+        "slurm",
+        "--gpus-per-trial",
+        "1",
+        "--partition",
+        "gpu",
+        "--pack",
+        "2",
+        "--qos",
+        "low",
+        "--max-jobs",
+        "3",
+        "--hours",
+        "12",
+        "--dry-run",
+    ]
     assert main([*STUDY, "--draws", "20", *words]) == 0
     out = capsys.readouterr().out
     assert "20 of 20 trials" in out
-    for line in ("--array=0-9%3", "--partition=gpu", "--qos=low", "--time=720", "--exclusive",
-                 "--gpus-per-node=2", "--requeue", "--signal=USR2@90"):  # fmt: skip
+    for line in (
+        "--array=0-9%3",
+        "--partition=gpu",
+        "--qos=low",
+        "--time=720",
+        "--exclusive",
+        "--gpus-per-node=2",
+        "--requeue",
+        "--signal=USR2@90",
+    ):
         assert f"#SBATCH {line}\n" in out
     assert re.search(r"^srun .* -m submitit\.core\._submit ", out, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
@@ -216,8 +270,9 @@ class Handle:
 
     def __init__(self, number: str, folder: Path) -> None:
         self.job_id, self.cancelled = number, False
-        self.paths = SimpleNamespace(result_pickle=folder / f"{number}_0_result.pkl",
-                                     stderr=folder / f"{number}.err")  # fmt: skip
+        self.paths = SimpleNamespace(
+            result_pickle=folder / f"{number}_0_result.pkl", stderr=folder / f"{number}.err"
+        )
 
     def cancel(self, check: bool = True) -> None:
         self.cancelled = True
@@ -278,9 +333,15 @@ def test_all_jobs_of_a_study_are_one_throttled_array_of_packs(
 
 
 @pytest.mark.parametrize(
-    ("state", "tries"), [("FAILED", RETRIES), ("OUT_OF_MEMORY", RETRIES), ("TIMEOUT", RETRIES),
-                         ("NODE_FAIL", LOST_RETRIES), ("PREEMPTED", LOST_RETRIES)],
-)  # fmt: skip
+    ("state", "tries"),
+    [
+        ("FAILED", RETRIES),
+        ("OUT_OF_MEMORY", RETRIES),
+        ("TIMEOUT", RETRIES),
+        ("NODE_FAIL", LOST_RETRIES),
+        ("PREEMPTED", LOST_RETRIES),
+    ],
+)
 def test_a_job_that_dies_is_tried_again_more_often_when_its_node_did(
     state: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,16 +455,19 @@ class Refusals:
 BUSY = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 
 
-@pytest.mark.parametrize("why", [
-    "sbatch: error: invalid partition specified: gpuu",
-    "sbatch: error: Batch job submission failed: Invalid partition name specified",
-    "sbatch: error: Batch job submission failed: Invalid account or account/partition combination "
-    "specified",
-    "sbatch: error: Batch job submission failed: Invalid qos specification",
-    "sbatch: error: Batch job submission failed: Requested node configuration is not available",
-    "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or "
-    "exceeds some limit)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "why",
+    [
+        "sbatch: error: invalid partition specified: gpuu",
+        "sbatch: error: Batch job submission failed: Invalid partition name specified",
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition "
+        "combination specified",
+        "sbatch: error: Batch job submission failed: Invalid qos specification",
+        "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+        "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or "
+        "exceeds some limit)",
+    ],
+)
 def test_what_sbatch_refuses_for_good_is_said_at_once(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,11 +492,14 @@ def test_an_error_that_is_not_sbatchs_is_not_tried_again(
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("why", [
-    BUSY,
-    "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
-    "sbatch: error: Batch job submission failed: Protocol authentication error",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "why",
+    [
+        BUSY,
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: Batch job submission failed: Protocol authentication error",
+    ],
+)
 def test_jobs_that_sbatch_does_not_take_now_are_handed_over_later_and_in_order(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -538,8 +605,13 @@ def test_two_trials_of_an_array_meet_at_two_ports(
     monkeypatch.setitem(sys.modules, "submitit", fake)
     monkeypatch.setattr(engine_slurm.time, "sleep", lambda seconds: None)
     for task, number, node in ((0, "901", 0), (0, "901", 1), (1, "902", 0)):
-        here = SimpleNamespace(job_id=f"900_{task}", raw_job_id=number, node=node,
-                               global_rank=node, hostnames=["a", "b"])  # fmt: skip
+        here = SimpleNamespace(
+            job_id=f"900_{task}",
+            raw_job_id=number,
+            node=node,
+            global_rank=node,
+            hostnames=["a", "b"],
+        )
         fake.JobEnvironment = lambda here=here: here
         batch._over_processes()
     first, second, other = (span.port for span in spans)
@@ -593,8 +665,13 @@ class RayError(Exception):
 
 def fake_ray(ends: Callable[[int, str], Any]) -> Any:
     """A Ray whose n-th task comes to ends(n, its run folder): a result, or an error raised."""
-    names = ("TaskCancelledError", "RayTaskError", "WorkerCrashedError", "OutOfMemoryError",
-             "NodeDiedError")  # fmt: skip
+    names = (
+        "TaskCancelledError",
+        "RayTaskError",
+        "WorkerCrashedError",
+        "OutOfMemoryError",
+        "NodeDiedError",
+    )
     kinds = {name: type(name, (RayError,), {}) for name in names}
     placed: list[str] = []
 
@@ -612,15 +689,18 @@ def fake_ray(ends: Callable[[int, str], Any]) -> Any:
         return end
 
     return SimpleNamespace(
-        remote=remote, get=get, placed=placed, cancelled=[],
+        remote=remote,
+        get=get,
+        placed=placed,
+        cancelled=[],
         exceptions=SimpleNamespace(RayError=RayError, **kinds),
         wait=lambda refs, num_returns, timeout: (refs, []),
         cancel=lambda ref, force: None,
-    )  # fmt: skip
+    )
 
 
 def run_ray(monkeypatch: pytest.MonkeyPatch, ray: Any, work: list[Job]) -> Told:
-    monkeypatch.setattr("vitc.study.engine_ray.import_ray", lambda: ray)
+    monkeypatch.setattr("vitc.study.launch_ray.import_ray", lambda: ray)
     told = Told()
     RayEngine().run(work, told.done, lambda running: None)
     return told
@@ -628,10 +708,16 @@ def run_ray(monkeypatch: pytest.MonkeyPatch, ray: Any, work: list[Job]) -> Told:
 
 @pytest.mark.parametrize(
     ("trouble", "tries"),
-    [("NodeDiedError", LOST_RETRIES), ("WorkerCrashedError", RETRIES),
-     ("OutOfMemoryError", RETRIES), ("RayTaskError", 0), (("failed", "bad data", 1.0), 0),
-     (("interrupted", None, 1.0), LOST_RETRIES), (("died", "exit code 3", 1.0), RETRIES)],
-)  # fmt: skip
+    [
+        ("NodeDiedError", LOST_RETRIES),
+        ("WorkerCrashedError", RETRIES),
+        ("OutOfMemoryError", RETRIES),
+        ("RayTaskError", 0),
+        (("failed", "bad data", 1.0), 0),
+        (("interrupted", None, 1.0), LOST_RETRIES),
+        (("died", "exit code 3", 1.0), RETRIES),
+    ],
+)
 def test_a_lost_task_is_placed_again_more_often_when_its_node_is_gone(
     trouble: Any, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,9 +737,16 @@ def test_a_task_lost_once_is_counted_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("gpus", "cpus", "node", "fit"),
-    [(0, 1, (4, 0), 4), (0.25, 1, (64, 2), 8), (0.3, 1, (64, 2), 6), (4, 2, (64, 8), 2),
-     (1, 8, (16, 8), 2), (2, 1, (64, 1), 0), (0, 8, (4, 0), 0)],
-)  # fmt: skip
+    [
+        (0, 1, (4, 0), 4),
+        (0.25, 1, (64, 2), 8),
+        (0.3, 1, (64, 2), 6),
+        (4, 2, (64, 8), 2),
+        (1, 8, (16, 8), 2),
+        (2, 1, (64, 1), 0),
+        (0, 8, (4, 0), 0),
+    ],
+)
 def test_what_fits_on_a_node_is_known_beforehand(
     gpus: float, cpus: int, node: tuple[int, int], fit: int
 ) -> None:
@@ -705,8 +798,12 @@ class Here(LocalEngine):
     def __init__(self, name: str) -> None:
         super().__init__(workers=1, name=name)
 
-    def run(self, jobs: Sequence[Job], done: Callable[[Outcome], None],
-            tick: Callable[[Sequence[Job]], None]) -> None:  # fmt: skip
+    def run(
+        self,
+        jobs: Sequence[Job],
+        done: Callable[[Outcome], None],
+        tick: Callable[[Sequence[Job]], None],
+    ) -> None:
         for job in jobs:
             status, error = run_trial(job.config, job.out, self.name)
             done(Outcome(job, status, 1.0, error))
@@ -831,8 +928,10 @@ def test_a_local_ray_cluster_is_stopped_and_goes_on_on_this_machine(
     needs("ray", "ray")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     folder = StudyFolder(tmp_path / "s")
-    stopper = once(lambda: list(folder.trials.glob("*/checkpoints/latest")),
-                   lambda: os.kill(os.getpid(), signal.SIGTERM))  # fmt: skip
+    stopper = once(
+        lambda: list(folder.trials.glob("*/checkpoints/latest")),
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+    )
     with pytest.raises(InterruptedRun):
         conduct(folder, plan(4, **LONGER), engine=RayEngine(), quiet=True)
     stopper.join()
@@ -854,8 +953,10 @@ def test_submitit_jobs_shorter_than_a_trial_and_one_killed_come_to_the_same_resu
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     folder = StudyFolder(tmp_path / "s")
     engine = SlurmEngine(cluster="local", pack=2, max_jobs=1, hours=20 / 3600)
-    killer = once(lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2,
-                  lambda: kill_jobs(folder.path / "slurm"))  # fmt: skip
+    killer = once(
+        lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2,
+        lambda: kill_jobs(folder.path / "slurm"),
+    )
     now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)
     killer.join()
     assert (now.ended, now.total) == (4, 4)
@@ -919,8 +1020,10 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A SLURM of one node, this machine, on the loopback; skips loudly where it cannot be."""
     missing = [w for w in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(w) is None]
     if missing or os.getuid() != 0:
-        pytest.skip("NOT TESTED: a real SLURM needs root and Debian's slurm-wlm and munge "
-                    f"(missing: {', '.join(missing) or 'root'})")  # fmt: skip
+        pytest.skip(
+            "NOT TESTED: a real SLURM needs root and Debian's slurm-wlm and munge "
+            f"(missing: {', '.join(missing) or 'root'})"
+        )
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -938,11 +1041,17 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SLURM_CONF", str(conf))
     munge = [f"--{what}={folder / f'munge.{what}'}" for what in ("socket", "seed-file", "log-file")]
     commands = [
-        ["munged", "--force", "--foreground", f"--key-file={key}",
-         f"--pid-file={folder}/munge.pid", *munge],
+        [
+            "munged",
+            "--force",
+            "--foreground",
+            f"--key-file={key}",
+            f"--pid-file={folder}/munge.pid",
+            *munge,
+        ],
         ["slurmctld", "-D", "-f", str(conf)],
         ["slurmd", "-D", "-f", str(conf)],
-    ]  # fmt: skip
+    ]
     daemons = []
     try:
         for command in commands:

@@ -17,9 +17,9 @@ from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
 from vitc.optim.config import AdamWConfig, SGDConfig
 from vitc.optim.optimizers import build_optimizer, lr_scales, set_lr
-from vitc.train.build import initial_model
-from vitc.train.freeze import freeze, train_mode
-from vitc.train.loop import run
+from vitc.training.build import initial_model
+from vitc.training.freeze import freeze, train_mode
+from vitc.training.loop import run
 
 
 def short(**overrides: Any) -> RunConfig:
@@ -104,10 +104,21 @@ def test_a_prefix_ends_at_a_dot() -> None:
 def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: tuple[str, str]) -> None:
     from tests.test_train import assert_same_run
 
-    words = ["debug", "--train.epochs", "3", "--train.threads", "1", f"--{setting[0]}", setting[1],
-             "--train.log_every_steps", "1", "--data.max_train", "256"]  # fmt: skip
+    words = [
+        "debug",
+        "--train.epochs",
+        "3",
+        "--train.threads",
+        "1",
+        f"--{setting[0]}",
+        setting[1],
+        "--train.log_every_steps",
+        "1",
+        "--data.max_train",
+        "256",
+    ]
     code = (
-        "import os, sys; from vitc.train import loop; from vitc.cli import main\n"
+        "import os, sys; from vitc.train import loop; from vitc.cli.main import main\n"
         "old = loop.Trainer._save\n"
         "def save(self):\n    old(self); os._exit(9)\n"
         "loop.Trainer._save = save\n"
@@ -140,9 +151,15 @@ class Layered(nn.Module):
 def test_each_layer_has_the_rate_of_the_next_times_the_decay() -> None:
     model = Layered()
     assert lr_scales(model, 0.5) == {
-        "stem.weight": 0.125, "stem.bias": 0.125, "blocks.0.weight": 0.25, "blocks.0.bias": 0.25,
-        "blocks.1.weight": 0.5, "blocks.1.bias": 0.5, "head.weight": 1.0, "head.bias": 1.0,
-    }  # fmt: skip
+        "stem.weight": 0.125,
+        "stem.bias": 0.125,
+        "blocks.0.weight": 0.25,
+        "blocks.0.bias": 0.25,
+        "blocks.1.weight": 0.5,
+        "blocks.1.bias": 0.5,
+        "head.weight": 1.0,
+        "head.bias": 1.0,
+    }
     optimizer = build_optimizer(AdamWConfig(layer_decay=0.5, weight_decay=0.1), model)
     set_lr(optimizer, 1.0)
     held = {

@@ -19,21 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import vitc.train.probe as probing
+import vitc.training.probe as probing
 from vitc.config import RunConfig, from_dict, load_config, to_dict
 from vitc.data.config import DataConfig
 from vitc.data.pack import PackOptions, pack
-from vitc.data.sources import DataSet, open_data
+from vitc.data.sources.base import DataSet, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.config import ConvStemConfig
 from vitc.models.zoo import model_config
 from vitc.optim.config import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
-from vitc.train import front_door
-from vitc.train.config import TrainConfig
-from vitc.train.front_door import Look, Proposal, propose
-from vitc.train.metrics import wilson
-from vitc.train.probe import Probe, faster_precision, probe
+from vitc.training import auto as front_door
+from vitc.training.auto import Look, Proposal, propose
+from vitc.training.config import TrainConfig
+from vitc.training.metrics import wilson
+from vitc.training.probe import Probe, faster_precision, probe
 
 PHOTOS = Callable[..., Path]
 COST = {"vit_c_tiny": 1, "vit_p_tiny": 1, "vit_c_mini96": 12, "vit_c_small128": 7, "vit_c_1gf": 7}
@@ -239,8 +239,18 @@ def test_a_folder_becomes_a_complete_config_with_a_reason_for_each_choice(
     assert config.optim.lr_per_batch is None
     assert proposal.seconds > 0
     assert proposal.memory_bytes >= 500_000_000
-    for what in ("image size", "model", "batch", "epochs", "peak learning rate", "precision",
-                 "fit to a square", "balance of classes", "time", "memory"):  # fmt: skip
+    for what in (
+        "image size",
+        "model",
+        "batch",
+        "epochs",
+        "peak learning rate",
+        "precision",
+        "fit to a square",
+        "balance of classes",
+        "time",
+        "memory",
+    ):
         assert re.search(r": .+ — because .+", line(proposal, what))
 
 
@@ -558,7 +568,10 @@ def test_a_list_and_a_folder_of_shards_get_what_their_images_get_as_a_folder(
     for images, source in (("list.csv", "list"), ("shards", "tar")):
         found = propose(tmp_path / images)
         assert (found.config.data.source, found.config.model, found.config.train) == (
-            source, expected.config.model, expected.config.train)  # fmt: skip
+            source,
+            expected.config.model,
+            expected.config.train,
+        )
         assert found.lines == expected.lines
 
 
@@ -641,7 +654,7 @@ def test_the_faster_precision_is_measured_only_where_bf16_is_native(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vitc.train.loop import run
+    from vitc.training.loop import run
 
     folder = tmp_path_factory.mktemp("weights") / "run"
     run(load_config("debug", **{"train.epochs": 1, "train.threads": 1}), folder, quiet=True)

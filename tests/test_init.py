@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.config import RunConfig, load_config
 from vitc.errors import CheckpointError, ConfigError
 from vitc.models.zoo import create_model
-from vitc.train.build import initial_model
-from vitc.train.loop import run
+from vitc.training.build import initial_model
+from vitc.training.loop import run
 
 
 def short(**overrides: Any) -> RunConfig:
@@ -79,8 +79,15 @@ def test_other_classes_leave_the_head_fresh_and_another_size_resamples(
     trained: Path, tmp_path: Path, photo_folder: Any
 ) -> None:
     photos = photo_folder(classes=3, count=20)
-    config = still(**{"init": str(trained), "data": str(photos), "model.img_size": 48,
-                      "train.batch": 16, "data.max_train": 32})  # fmt: skip
+    config = still(
+        **{
+            "init": str(trained),
+            "data": str(photos),
+            "model.img_size": 48,
+            "train.batch": 16,
+            "data.max_train": 32,
+        }
+    )
     begun = first(config, tmp_path / "r")
     assert begun["head.weight"].shape[0] == 3
     assert float(begun["head.weight"].abs().max()) < 1e-6
@@ -95,8 +102,15 @@ def test_the_images_are_prepared_as_for_the_weights(
     trained: Path, tmp_path: Path, photo_folder: Any
 ) -> None:
     photos = photo_folder(classes=3, count=20)
-    config = still(**{"init": str(trained), "data": str(photos), "model.img_size": 32,
-                      "train.batch": 16, "data.max_train": 32})  # fmt: skip
+    config = still(
+        **{
+            "init": str(trained),
+            "data": str(photos),
+            "model.img_size": 32,
+            "train.batch": 16,
+            "data.max_train": 32,
+        }
+    )
     run(config, tmp_path / "r", quiet=True)
     ours = load_config(tmp_path / "r").data.mean
     import json
@@ -116,8 +130,9 @@ def test_only_the_named_parts_are_taken(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_stem_taken_over_and_frozen_stays_as_it_came(trained: Path, tmp_path: Path) -> None:
-    config = short(**{"init.weights": str(trained), "init.only": ["stem"],
-                      "train.freeze": ["stem"]})  # fmt: skip
+    config = short(
+        **{"init.weights": str(trained), "init.only": ["stem"], "train.freeze": ["stem"]}
+    )
     begun, theirs = first(config, tmp_path / "r"), average(trained)
     stem = [n for n in theirs if n.startswith("stem.") and "num_batches" not in n]
     assert all(torch.equal(begun[n], theirs[n]) for n in stem)
@@ -199,7 +214,7 @@ def test_settings_of_the_start_need_a_start() -> None:
 
 
 def test_bgr_weights_of_pycls_are_made_rgb_and_their_mean_turned(tmp_path: Path) -> None:
-    from vitc.models.convert import from_vitc
+    from vitc.weights.layouts import from_vitc
 
     torch.manual_seed(0)
     model = create_model("vit_c_tiny", 10)
@@ -235,7 +250,7 @@ def test_a_config_edited_by_hand_names_the_tensors_that_do_not_fit(
 ) -> None:
     import json
 
-    from vitc.train.evaluate import load_model
+    from vitc.training.evaluate import load_model
 
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)

@@ -19,13 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vitc.data import loader, ops_torch, resident
-from vitc.data.augment import erase, finish
+from vitc.data import loader
+from vitc.data import pixels as resident
+from vitc.data.augment import ops_torch
+from vitc.data.augment.device import erase, finish
+from vitc.data.augment.mixing import mix
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.loader import MicroBatch, open_eval, open_train
-from vitc.data.mixing import mix
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources import DataSet, Split
+from vitc.data.sources.base import DataSet, Split
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 
 CPU = torch.device("cpu")
@@ -34,9 +36,15 @@ STRONG = AugmentConfig(crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0)
 
 def plan(**changes: object) -> BatchPlan:
     values: dict[str, object] = {
-        "batch": 8, "micro": 4, "seed_order": 0, "seed_augment": 1, "size": (32, 24),
-        "in_chans": 3, "depth": 2, "drop_path_rate": 0.5,
-    }  # fmt: skip
+        "batch": 8,
+        "micro": 4,
+        "seed_order": 0,
+        "seed_augment": 1,
+        "size": (32, 24),
+        "in_chans": 3,
+        "depth": 2,
+        "drop_path_rate": 0.5,
+    }
     return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -110,8 +118,11 @@ def assert_same(a: MicroBatch, b: MicroBatch, pixels: int = 0) -> None:
         x, y = getattr(a, name), getattr(b, name)
         assert (x is None and y is None) or torch.equal(x, y), name
     assert (a.erased is None) == (b.erased is None)
-    for x, y in (() if a.erased is None else zip(vars(a.erased).values(), vars(b.erased).values(),
-                                                 strict=True)):  # fmt: skip
+    for x, y in (
+        ()
+        if a.erased is None
+        else zip(vars(a.erased).values(), vars(b.erased).values(), strict=True)
+    ):
         assert torch.equal(x, y)
     assert type(a.mix) is type(b.mix)
     for x, y in zip(vars(a.mix).values(), vars(b.mix).values(), strict=True):
@@ -180,21 +191,36 @@ def test_loading_leaves_the_global_random_state_alone(photos: DataSet) -> None:
 
 FULL = {
     "paper": AugmentConfig(
-        crop="random_resized", policy="v0", lighting=0.1, mixup_alpha=0.8, cutmix_alpha=1.0,
+        crop="random_resized",
+        policy="v0",
+        lighting=0.1,
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
         label_smoothing=0.1,
     ),
     "deit": AugmentConfig(
-        crop="random_resized", policy="randaugment", erase=0.5, repeats=3, mixup_alpha=0.8,
-        cutmix_alpha=1.0, label_smoothing=0.1, mix_per="sample",
+        crop="random_resized",
+        policy="randaugment",
+        erase=0.5,
+        repeats=3,
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
+        label_smoothing=0.1,
+        mix_per="sample",
     ),
     "deit 3": AugmentConfig(
-        crop="random_resized", policy="three", jitter=(0.3, 0.3, 0.3), mixup_alpha=0.8,
-        cutmix_alpha=1.0, repeats=2,
+        crop="random_resized",
+        policy="three",
+        jitter=(0.3, 0.3, 0.3),
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
+        repeats=2,
     ),
-    "rest": AugmentConfig(crop="shift", policy="trivial", lighting=0.2, erase=0.5,
-                          erase_fill="mean"),
+    "rest": AugmentConfig(
+        crop="shift", policy="trivial", lighting=0.2, erase=0.5, erase_fill="mean"
+    ),
     "autoaugment": AugmentConfig(crop="shift", policy="autoaugment"),
-}  # fmt: skip
+}
 
 
 def digest(steps: list[list[MicroBatch]], augment: AugmentConfig) -> list[str]:
@@ -713,8 +739,12 @@ def test_a_program_that_forgets_to_close_still_ends(photos: DataSet, tmp_path: P
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
-        check=True, timeout=60, capture_output=True, text=True, env=env,
-    )  # fmt: skip
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import vitc
 from vitc.errors import ConfigError
-from vitc.models.borrowed import import_peer
-from vitc.models.look import (
+from vitc.models.inspect import (
     _each_block,
     attention_distance,
     attention_rollout,
@@ -24,6 +23,7 @@ from vitc.models.look import (
     stem_features,
     stem_filters,
 )
+from vitc.models.timm import import_peer
 from vitc.models.vit import Attention, VisionTransformer
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vitc import cli_measures, cli_study
-from vitc.cli import main
+from vitc.cli import measures as cli_measures
+from vitc.cli import study as cli_study
+from vitc.cli.main import main
 from vitc.config import to_dict
 from vitc.errors import ConfigError, RunError
-from vitc.study import effects
-from vitc.study.analysis import analyse
-from vitc.study.claims import claims, pairs
-from vitc.study.conduct import contenders_of
-from vitc.study.engine_slurm import SlurmEngine
-from vitc.study.measures import (
+from vitc.stats import effects
+from vitc.stats.curves import Interval, share_difference
+from vitc.study.design import Plan, StudyFolder, Trial, from_json, mixed, to_json
+from vitc.study.launch_slurm import SlurmEngine
+from vitc.study.measures.base import (
     before_measuring,
     best_optimizer,
     best_values,
@@ -34,13 +34,14 @@ from vitc.study.measures import (
     tuning_plan,
     vary_points,
 )
-from vitc.study.paper import EXHIBITS, PAPER_LENGTHS, beside, entry_groups, exhibit_plan
-from vitc.study.plan import Plan, StudyFolder, Trial, from_json, mixed, to_json
-from vitc.study.printed import TABLE2, TABLE3
-from vitc.study.reading import find
+from vitc.study.measures.read import find
+from vitc.study.paper.claims import claims, pairs
+from vitc.study.paper.exhibits import EXHIBITS, PAPER_LENGTHS, beside, entry_groups, exhibit_plan
+from vitc.study.paper.numbers import TABLE2, TABLE3
+from vitc.study.paper.second import second_parts
 from vitc.study.report import report
-from vitc.study.second import second_parts
-from vitc.study.statistics import Interval, share_difference
+from vitc.study.results import analyse
+from vitc.study.runner import contenders_of
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
@@ -55,8 +56,12 @@ def groups(optims: tuple[str, ...] = ("adamw",), **overrides: Any) -> Any:
     return contenders_of(["debug"], ["vit_c_tiny", "vit_p_tiny"], optims, **overrides)
 
 
-def lengths(measure: str = "length", seeds: int = 4, at: tuple[int, ...] = (1, 2, 4),
-            optims: tuple[str, ...] = ("adamw",)) -> Plan:  # fmt: skip
+def lengths(
+    measure: str = "length",
+    seeds: int = 4,
+    at: tuple[int, ...] = (1, 2, 4),
+    optims: tuple[str, ...] = ("adamw",),
+) -> Plan:
     return measure_plan(measure, groups(optims), length_points(at), seeds=seeds, name="m")
 
 
@@ -88,8 +93,10 @@ def test_a_length_plan_changes_the_epochs_alone_and_pairs_by_seed() -> None:
     trials = list(plan.trials())
     assert len(trials) == 2 * 3 * 4
     assert {(t.point, t.config.train.epochs) for t in trials} == {
-        ("1 epochs", 1), ("2 epochs", 2), ("4 epochs", 4)
-    }  # fmt: skip
+        ("1 epochs", 1),
+        ("2 epochs", 2),
+        ("4 epochs", 4),
+    }
     assert len({(t.config.optim.lr, t.config.optim.weight_decay) for t in trials}) == 1
     assert all(t.config.train.seed == t.draw for t in trials)
     assert mixed(plan) == []
@@ -104,10 +111,15 @@ def test_a_measures_plan_survives_json_and_more_seeds_keep_the_first() -> None:
 
 def test_seeds_are_varied_one_kind_at_a_time() -> None:
     plan = seed_plan(groups(), seeds=3, name="m")
-    for part, name in (("init", "seed_init"), ("order", "seed_order"),
-                       ("augmentation", "seed_augment"), ("all", "seed")):  # fmt: skip
-        mine = [t.config.train for t in plan.trials()
-                if (t.point, t.contender) == (part, "vit_p_tiny")]  # fmt: skip
+    for part, name in (
+        ("init", "seed_init"),
+        ("order", "seed_order"),
+        ("augmentation", "seed_augment"),
+        ("all", "seed"),
+    ):
+        mine = [
+            t.config.train for t in plan.trials() if (t.point, t.contender) == (part, "vit_p_tiny")
+        ]
         for other in ("seed", "seed_init", "seed_order", "seed_augment"):
             assert len({getattr(t, other) for t in mine}) == (3 if other == name else 1), part
     with pytest.raises(ConfigError, match="at least 2 seeds"):
@@ -133,8 +145,9 @@ def test_no_run_that_chose_the_settings_is_measured() -> None:
     best = {t.draw: t.values for t in tuned.trials()}
     for draw, values in best.items():
         chosen = {g.key: values for g in groups()}
-        plan = measure_plan("length", groups(), length_points([2]), seeds=6, chosen=chosen,
-                            name="m")  # fmt: skip
+        plan = measure_plan(
+            "length", groups(), length_points([2]), seeds=6, chosen=chosen, name="m"
+        )
         assert not {t.id for t in tuned.trials()} & {t.id for t in plan.trials()}, draw
     assert from_json(json.loads(json.dumps(to_json(tuned)))) == tuned
 
@@ -199,12 +212,17 @@ def test_nothing_is_chosen_until_every_draw_has_a_result(tmp_path: Path) -> None
 
 
 def test_the_better_optimizer_is_taken_for_each_contender() -> None:
-    errors = {"vit_c_tiny/adamw": 2.0, "vit_c_tiny/sgd": 1.0,
-              "vit_p_tiny/adamw": 1.0, "vit_p_tiny/sgd": 2.0}  # fmt: skip
+    errors = {
+        "vit_c_tiny/adamw": 2.0,
+        "vit_c_tiny/sgd": 1.0,
+        "vit_p_tiny/adamw": 1.0,
+        "vit_p_tiny/sgd": 2.0,
+    }
     best = best_optimizer(groups(BOTH), errors)
     assert [(g.contender, g.optim) for g in best] == [
-        ("vit_c_tiny", "sgd"), ("vit_p_tiny", "adamw")
-    ]  # fmt: skip
+        ("vit_c_tiny", "sgd"),
+        ("vit_p_tiny", "adamw"),
+    ]
 
 
 # -- what they say ---------------------------------------------------------------------------------
@@ -245,8 +263,11 @@ def gap(trial: Trial) -> float | None:
 
 def test_a_diverged_run_is_chance_and_by_the_papers_rule_a_shorter_ones(tmp_path: Path) -> None:
     finding = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
-    row = next(v for v in finding.parts.values["gaps"]
-               if (v["contender"], v["epochs"]) == ("vit_p_tiny", 4))  # fmt: skip
+    row = next(
+        v
+        for v in finding.parts.values["gaps"]
+        if (v["contender"], v["epochs"]) == ("vit_p_tiny", 4)
+    )
     assert row["diverged"] == 4
     assert row["gap"]["estimate"] == pytest.approx(90 - 32 - 0.15)
     assert row["gap_by_the_papers_rule"]["estimate"] == pytest.approx(37 - 32)  # 2 epochs of SGD
@@ -311,13 +332,14 @@ def test_a_measures_report_stands_alone_and_holds_its_numbers(tmp_path: Path) ->
     assert "point" in header.split(",")
     assert {p.name for p in (page.parent / "figures").iterdir()} == {
         f"{chart}_0.{kind}" for chart in ("optimizer", "length") for kind in ("svg", "png", "pdf")
-    }  # fmt: skip
+    }
 
 
 def test_the_optimizer_study_tells_the_loss_by_length_too(tmp_path: Path) -> None:
     finding = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
-    told = {(v["contender"], v["optim"], v["epochs"])
-            for v in finding.parts.values["length"]["lengths"]}  # fmt: skip
+    told = {
+        (v["contender"], v["optim"], v["epochs"]) for v in finding.parts.values["length"]["lengths"]
+    }
     assert {("vit_c_tiny", "sgd", 2), ("vit_p_tiny", "adamw", 2)} <= told
     assert "Error by length of training" in [t.title for t in finding.parts.tables]
 
@@ -403,8 +425,13 @@ def test_a_pair_of_the_paper_differs_by_the_block_the_stem_replaces() -> None:
 def test_a_noisier_contender_is_not_called_more_sensitive(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = {"vit_c_tiny": 0.3, "vit_p_tiny": 0.9}
-    plan = measure_plan("vary", groups(), vary_points([], [("optim.lr", [1.0, 2.0, 3.0, 4.0, 5.0])],
-                                                      []), seeds=5, name="m")  # fmt: skip
+    plan = measure_plan(
+        "vary",
+        groups(),
+        vary_points([], [("optim.lr", [1.0, 2.0, 3.0, 4.0, 5.0])], []),
+        seeds=5,
+        name="m",
+    )
     called = 0
     for i in range(20):
         finding = found(
@@ -509,8 +536,17 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
 
     def run_trials(args: Any, folder: StudyFolder, plan: Plan) -> None:
         plans.append(plan)
-        invent(folder, plan, lambda t: 60 - t.config.train.epochs + t.draw + 0.1 * t.config.optim.lr
-               + (t.contender == "vit_p_tiny"))  # fmt: skip
+        invent(
+            folder,
+            plan,
+            lambda t: (
+                60
+                - t.config.train.epochs
+                + t.draw
+                + 0.1 * t.config.optim.lr
+                + (t.contender == "vit_p_tiny")
+            ),
+        )
 
     monkeypatch.setattr(cli_measures, "run_trials", run_trials)
     # Drawing takes most of the time; one test above draws.
@@ -528,17 +564,41 @@ MODELS = ["debug", "--models", "vit_c_tiny", "vit_p_tiny", "--seeds", "2"]
         (["length", *MODELS, "--lengths", "1", "2"], [8], "lr and weight decay are the recipe's"),
         (["length", *MODELS, "--lengths", "1", "2", "--retune", "3"], [12, 8], "were tuned"),
         (["optimizer", *MODELS, "--lengths", "1", "2"], [16], "sgd - adamw"),
-        (["peak", *MODELS, "--tune", "2", "--optims", "adamw", "sgd"], [8, 4],
-         "whose best draw was best"),
+        (
+            ["peak", *MODELS, "--tune", "2", "--optims", "adamw", "sgd"],
+            [8, 4],
+            "whose best draw was best",
+        ),
         (["seeds", *MODELS], [16], "share of the variance"),
-        (["vary", *MODELS, "--times", "optim.lr", "1", "2", "--set", "train.batch", "16", "32",
-          "--setup", "both", "train.batch=32", "optim.lr=0.01"], [20], "both"),
+        (
+            [
+                "vary",
+                *MODELS,
+                "--times",
+                "optim.lr",
+                "1",
+                "2",
+                "--set",
+                "train.batch",
+                "16",
+                "32",
+                "--setup",
+                "both",
+                "train.batch=32",
+                "optim.lr=0.01",
+            ],
+            [20],
+            "both",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_verb_plans_runs_and_reports(
-    invented: list[Plan], words: list[str], trials: list[int], text: str,
+    invented: list[Plan],
+    words: list[str],
+    trials: list[int],
+    text: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out = Path("out")
     assert main(["study", *words, "--out", str(out)]) == 0
     assert [len(list(p.trials())) for p in invented] == trials
@@ -571,9 +631,12 @@ def test_each_verb_plans_runs_and_reports(
     ],
 )
 def test_a_users_mistake_is_one_message(
-    invented: list[Plan], words: list[str], text: str, capsys: pytest.CaptureFixture[str],
+    invented: list[Plan],
+    words: list[str],
+    text: str,
+    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     assert main(["study", *words]) == 2
     err = capsys.readouterr().err
     assert text in err
@@ -643,7 +706,7 @@ def test_precision_is_measured_once_for_tuning_and_measuring(
     words: list[str], flag: str, untold: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter(["bf16", "fp32"])
-    monkeypatch.setattr("vitc.train.probe.faster_precision", lambda *a: (next(answers), ""))
+    monkeypatch.setattr("vitc.training.probe.faster_precision", lambda *a: (next(answers), ""))
     command = ["study", *words, "--train.precision", "auto", "--train.device", "cpu", "--out", "o"]
     assert main([*command, flag, "2"]) == 0
     precisions = {g.config.train.precision for p in untold for g in p.groups}
@@ -665,8 +728,13 @@ TRAINED = [n for n, e in EXHIBITS.items() if e.measure != "bench"]
 
 
 def test_every_figure_and_table_of_the_paper_with_runs_is_there() -> None:
-    assert set(EXHIBITS) == {*(f"fig{i}" for i in range(2, 12)),
-                             "table1", "table2", "table3", "table5"}  # fmt: skip
+    assert set(EXHIBITS) == {
+        *(f"fig{i}" for i in range(2, 12)),
+        "table1",
+        "table2",
+        "table3",
+        "table5",
+    }
 
 
 @pytest.mark.parametrize("name", [n for n in EXHIBITS if n not in ("fig9", "table1")])
@@ -688,8 +756,11 @@ def test_a_full_scale_plan_is_complete_and_says_its_cost(
 def test_the_papers_runs_are_counted_as_it_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
     def runs(name: str) -> int:
         main(["study", "paper", name, "--scale", "full", "--dry-run"])
-        return next(int(line.split()[0]) for line in capsys.readouterr().out.splitlines()
-                    if " runs, " in line)  # fmt: skip
+        return next(
+            int(line.split()[0])
+            for line in capsys.readouterr().out.splitlines()
+            if " runs, " in line
+        )
 
     assert runs("fig2") == 24 + 12
     assert runs("fig3") == 48 + 24
@@ -718,11 +789,13 @@ def test_rates_of_full_scale_are_table_4s_and_ranges_each_familys(
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_small_exhibit_runs_through_to_its_report(
-    name: str, invented: list[Plan], capsys: pytest.CaptureFixture[str],
+    name: str,
+    invented: list[Plan],
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     if name == "fig11":
-        monkeypatch.setattr("vitc.study.second.measure_second", lambda *a: {})
+        monkeypatch.setattr("vitc.study.paper.second.measure_second", lambda *a: {})
     words = ["study", "paper", name, "--count", "2", "--train.precision", "fp32"]
     words += ["--tune", "2"] if EXHIBITS[name].small.tune else []
     assert main([*words, "--out", "out"]) == 0
@@ -759,8 +832,9 @@ def test_an_exhibits_contenders_may_differ_but_its_machines_may_not(
     assert main([*command, "--allow-mixed"]) == 0
     notes = StudyFolder(Path("studies/table5_small")).read()[1]["history"]
     assert [n["what"].partition(":")[0] for n in notes] == [
-        "continued with other conditions", "mixed on purpose"
-    ]  # fmt: skip
+        "continued with other conditions",
+        "mixed on purpose",
+    ]
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
@@ -837,8 +911,9 @@ def test_the_second_test_set_is_held_against_the_last_epoch(protocol: Any, tmp_p
     assert parts is not None
     table, _, sentence, _ = parts
     assert {row[0]: row[3].split()[0] for row in table.rows} == {
-        "vit_c_tiny": "30.15", "vit_p_tiny": "30.15"
-    }  # fmt: skip
+        "vit_c_tiny": "30.15",
+        "vit_p_tiny": "30.15",
+    }
     assert ("after the last epoch" in sentence) == (protocol == "paper")
 
 
@@ -903,9 +978,23 @@ def test_a_small_exhibit_trains_from_a_clean_clone(
     monkeypatch.chdir(tmp_path)
     e = EXHIBITS[name].small
     lengths = [str(i + 1) for i in range(len(e.lengths))]
-    words = ["study", "paper", name, "--count", "1", "--lengths", *lengths, "--data.max_train",
-             "256", "--train.batch", "64", "--train.precision", "fp32",
-             "--workers", "2"]  # fmt: skip
+    words = [
+        "study",
+        "paper",
+        name,
+        "--count",
+        "1",
+        "--lengths",
+        *lengths,
+        "--data.max_train",
+        "256",
+        "--train.batch",
+        "64",
+        "--train.precision",
+        "fp32",
+        "--workers",
+        "2",
+    ]
     assert main([*words, *(["--tune", "1"] if e.tune else []), "--out", "out"]) == 0
     values = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
     (section,) = [*values["sections"], *values["findings"]]

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from tests.mutants import WAYS, Mutant, encoded, mutants, photo
+from vitc.data.check import check
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.decode import MAX_PIXELS, read_image
-from vitc.data.doctor import check
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources import DataSet, Split
+from vitc.data.sources.base import DataSet, Split
 from vitc.errors import BrokenFileError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF")
@@ -105,9 +105,13 @@ def loaders_skip(paths: Sequence[Path], broken: set[str], workers: int) -> None:
     third = (1 / 3, 1 / 3, 1 / 3)
     data = DataSet("folder", ("a", "b"), {"train": split, "val": split}, third, third, (), "")
     config = DataConfig(
-        source="folder", path="x", bad_files="skip", workers=workers, resident="off",
+        source="folder",
+        path="x",
+        bad_files="skip",
+        workers=workers,
+        resident="off",
         augment=AugmentConfig(crop="random_resized"),
-    )  # fmt: skip
+    )
     batch = 10
     plan = BatchPlan(
         batch=batch, micro=batch, seed_order=0, seed_augment=0, size=(16, 16), in_chans=3, depth=1

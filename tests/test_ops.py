@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vitc.data import ops, ops_torch
+from vitc.data.augment import ops, ops_torch
+from vitc.data.augment.ops import CODE, GEOMETRIC, OPS, Chain, apply, matrix
+from vitc.data.augment.ops_torch import apply_chain
+from vitc.data.augment.policies import chain, chain_draws
 from vitc.data.config import AugmentConfig
-from vitc.data.ops import CODE, GEOMETRIC, OPS, Chain, apply, matrix
-from vitc.data.ops_torch import apply_chain
-from vitc.data.policies import chain, chain_draws
 from vitc.data.sampling import uniform
 
 Pixels = NDArray[np.uint8]
@@ -101,14 +101,23 @@ PILLOW: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 FACTORS = [0.0, 0.1, 0.37, 1.0, 1.37, 1.9, 1.99]
 ARGS = {
-    "shear_x": [-0.99, -0.12, 0.07, 0.3], "shear_y": [-0.3, -0.05, 0.21, 0.99],
-    "translate_x": [-20.16, -3.0, 0.45, 32.0], "translate_y": [-32.0, -0.9, 12.6, 25.0],
+    "shear_x": [-0.99, -0.12, 0.07, 0.3],
+    "shear_y": [-0.3, -0.05, 0.21, 0.99],
+    "translate_x": [-20.16, -3.0, 0.45, 32.0],
+    "translate_y": [-32.0, -0.9, 12.6, 25.0],
     "rotate": [-135.0, -24.0, -1.3, 6.0, 30.0, 90.0],
-    "posterize": [1, 2, 4, 7, 8], "solarize": [0, 1, 76, 128, 255, 256],
-    "solarize_add": [0, 33, 77, 110], "invert": [0], "auto_contrast": [0], "equalize": [0],
-    "brightness": FACTORS, "contrast": FACTORS, "color": FACTORS, "sharpness": FACTORS,
+    "posterize": [1, 2, 4, 7, 8],
+    "solarize": [0, 1, 76, 128, 255, 256],
+    "solarize_add": [0, 33, 77, 110],
+    "invert": [0],
+    "auto_contrast": [0],
+    "equalize": [0],
+    "brightness": FACTORS,
+    "contrast": FACTORS,
+    "color": FACTORS,
+    "sharpness": FACTORS,
     "blur": [0.1, 0.3, 0.8, 1.1, 1.4142, 1.7, 2.0],
-}  # fmt: skip
+}
 
 
 def test_every_operation_has_a_reference_here() -> None:

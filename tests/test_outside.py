@@ -20,19 +20,20 @@ import pytest
 import torch
 from torch import nn
 
-from vitc import complexity, create_model, load_config, outside, train
-from vitc.cli import main
+from vitc import complexity, create_model, load_config, train
+from vitc import plugins as outside
+from vitc.cli.main import main
 from vitc.config import RunConfig, differences, from_dict, to_dict
-from vitc.data.sources import open_data
+from vitc.data.sources.base import open_data
 from vitc.errors import ConfigError
 from vitc.models.config import OutsideStemConfig, ViTConfig
-from vitc.models.outside import load_stem, name_stem, with_source
+from vitc.models.custom_stem import load_stem, name_stem, with_source
 from vitc.models.zoo import model_config
-from vitc.outside import SOURCE, Kind, Outsider, parse, trust
-from vitc.outside import STEM as A_STEM
-from vitc.study.analysis import analyse
-from vitc.study.conduct import hparams_plan
-from vitc.study.plan import StudyFolder, config_hash
+from vitc.plugins import SOURCE, Kind, Outsider, parse, trust
+from vitc.plugins import STEM as A_STEM
+from vitc.study.design import StudyFolder, config_hash
+from vitc.study.results import analyse
+from vitc.study.runner import hparams_plan
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_stem.py"
 BRIEF: dict[str, Any] = {"train.epochs": 1, "train.batch": 128}
@@ -150,10 +151,19 @@ def test_settings_are_literals_and_reach_the_class(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    ["(width=open('x'))", "(8)", "(**{})", "(width=1)(2)", "(width=gelu)", "(width=1, width=2)",
-     "(width=", "(width=" + "(" * 500 + ")" * 500 + ")", "(width='" + "x" * 3000 + "')",
-     "(width=1); (a)"],
-)  # fmt: skip
+    [
+        "(width=open('x'))",
+        "(8)",
+        "(**{})",
+        "(width=1)(2)",
+        "(width=gelu)",
+        "(width=1, width=2)",
+        "(width=",
+        "(width=" + "(" * 500 + ")" * 500 + ")",
+        "(width='" + "x" * 3000 + "')",
+        "(width=1); (a)",
+    ],
+)
 @both_kinds
 def test_other_settings_are_refused_and_never_evaluated(kind: Kind, call: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=rf"The {kind.noun}('s settings| '/.* names no class)"):
@@ -241,13 +251,19 @@ ONE = "class S(nn.Module):\n    def __init__(self, {0}):\n        super().__init
         (HEAD + ONE.format("in_chans, embed_dim", "self.reduction = 8.0"), "", "reduction 8.0"),
         (HEAD + ONE.format("in_chans, embed_dim", "self.reduction = True"), "", "reduction True"),
         (HEAD + ONE.format("in_chans, embed_dim", "self.reduction = 0"), "", "reduction 0"),
-        (HEAD + ONE.format("in_chans, embed_dim, width=1", "pass"), "(widht=2)",
-         "no setting 'widht'. Did you mean 'width'"),
+        (
+            HEAD + ONE.format("in_chans, embed_dim, width=1", "pass"),
+            "(widht=2)",
+            "no setting 'widht'. Did you mean 'width'",
+        ),
         (HEAD + ONE.format("in_chans, embed_dim, width", "pass"), "", "needs width"),
-        (HEAD + ONE.format("in_chans, embed_dim", "raise ValueError('odd')"), "",
-         "cannot be built: line 5: ValueError: odd"),
+        (
+            HEAD + ONE.format("in_chans, embed_dim", "raise ValueError('odd')"),
+            "",
+            "cannot be built: line 5: ValueError: odd",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_stem_that_cannot_be_built_is_one_clear_message(
     text: str, call: str, words: str, tmp_path: Path
 ) -> None:
@@ -494,8 +510,14 @@ def test_a_hash_on_the_command_line_names_no_file(file: Path, tmp_path: Path, ma
     assert main(["train", str(saved), "--model.stem.sha256", sha256]) == 2
     assert not marker.exists()
     with pytest.raises(ConfigError, match="is not that of"):
-        load_config("debug", **{"model.stem.source": f"{file}:Tiny", "model.stem.kind": "outside",
-                                "model.stem.sha256": "0" * 64})  # fmt: skip
+        load_config(
+            "debug",
+            **{
+                "model.stem.source": f"{file}:Tiny",
+                "model.stem.kind": "outside",
+                "model.stem.sha256": "0" * 64,
+            },
+        )
 
 
 def test_a_stem_inside_somebody_elses_config_object_is_not_named_by_passing_it_on(
@@ -545,21 +567,35 @@ def with_images(config: Path, images: Path, sha256: str | None = None) -> Path:
     """Write into a config file that its images come from `images`."""
     values = json.loads(config.read_text()) if config.exists() else {}
     values["data"] = values.get("data", {}) | {
-        "source": "outside", "path": f"{images}:Flat(count=48)",
+        "source": "outside",
+        "path": f"{images}:Flat(count=48)",
         "path_sha256": outside.sha(IMAGES.encode()) if sha256 is None else sha256,
-    }  # fmt: skip
+    }
     config.write_text(json.dumps(values))
     return config
 
 
 @pytest.mark.parametrize("sha256", [None, ""], ids=["saved", "by hand"])
 def test_a_source_in_a_foreign_config_needs_trust_once(
-    sha256: str | None, images: Path, tmp_path: Path, marker: Path,
+    sha256: str | None,
+    images: Path,
+    tmp_path: Path,
+    marker: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     config = with_images(tmp_path / "theirs.json", images, sha256)
-    words = ["train", str(config), "--train.epochs", "1", "--train.batch", "8",
-             "--model", "vit_p_tiny", "--out", str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "train",
+        str(config),
+        "--train.epochs",
+        "1",
+        "--train.batch",
+        "8",
+        "--model",
+        "vit_p_tiny",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(words) == 2
     error = said(capsys)
     assert "names a source from outside, Flat(count=48) of" in error
@@ -577,8 +613,9 @@ def test_trust_admits_the_stem_and_the_source_of_a_run(
 ) -> None:
     with_images(foreign / "config.json", images)
     assert {(one.kind.noun, one.what) for one in trust(foreign)} == {
-        ("stem", "Tiny(width=4)"), ("source", "Flat(count=48)"),
-    }  # fmt: skip
+        ("stem", "Tiny(width=4)"),
+        ("source", "Flat(count=48)"),
+    }
     assert not marker.exists()
 
 
@@ -594,8 +631,9 @@ def test_a_run_whose_images_are_elsewhere_can_be_trusted_for_its_stem(
 
 
 def test_trust_admits_the_source_of_a_study(images: Path, tmp_path: Path) -> None:
-    plan = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=1,
-                        **{**BRIEF, "data": f"{images}:Flat"})  # fmt: skip
+    plan = hparams_plan(
+        ["debug"], ["vit_p_tiny"], ["adamw"], draws=1, **{**BRIEF, "data": f"{images}:Flat"}
+    )
     study = StudyFolder(tmp_path / "s")
     study.start(plan, {"versions": {}, "hardware": {}}, "")
     os.environ["VITC_TRUSTED"] = "{}"  # now it is somebody else's; a fixture puts it back
@@ -648,13 +686,14 @@ def test_a_file_with_a_stem_and_a_source_is_named_and_imported_once(
 
 def test_a_source_is_imported_without_torch(images: Path) -> None:
     code = (
-        "import sys; from vitc import outside\n"
+        "import sys; from vitc import plugins as outside\n"
         f"one = outside.Outsider(outside.SOURCE, '{images}:Flat')\n"
         "found, *_ = outside.load(outside.name(one))\n"
         "assert found.classes == ('dark', 'bright') and 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          cwd=EXAMPLE.parents[1])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLE.parents[1]
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -682,9 +721,14 @@ def foreign_words(run: Path, out: Path) -> list[list[str]]:
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("how", ["as it is", "file is there", "damaged ledger"])
 def test_a_foreign_run_is_refused_and_nothing_of_it_runs(
-    number: int, how: str, foreign: Path, somebodys_run: Path, tmp_path: Path, marker: Path,
+    number: int,
+    how: str,
+    foreign: Path,
+    somebodys_run: Path,
+    tmp_path: Path,
+    marker: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     if how == "file is there":
         shutil.copy(somebodys_run / "config.json", foreign / "config.json")
     if how == "damaged ledger":
@@ -707,8 +751,11 @@ def test_a_forged_hash_does_not_open_a_foreign_run(
     mine = named(f"{file}:Tiny")
     config = json.loads((foreign / "config.json").read_text())
     copied = next((foreign / "sources").iterdir())
-    config["model"]["stem"] = {"kind": "outside", "source": f"{copied}:Tiny(width=4)",
-                               "sha256": mine.sha256}  # fmt: skip
+    config["model"]["stem"] = {
+        "kind": "outside",
+        "source": f"{copied}:Tiny(width=4)",
+        "sha256": mine.sha256,
+    }
     (foreign / "config.json").write_text(json.dumps(config))
     copied.rename(copied.with_name(f"{mine.sha256[:12]}_theirs.py"))
     for words in foreign_words(foreign, tmp_path):
@@ -718,9 +765,12 @@ def test_a_forged_hash_does_not_open_a_foreign_run(
 
 
 def test_trust_opens_a_foreign_run_and_uses_its_copy(
-    foreign: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str],
+    foreign: Path,
+    tmp_path: Path,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     assert main(["eval", str(foreign), "--trust"]) == 0
     assert "trusted: /nowhere/theirs.py:Tiny(width=4)" in said(capsys)
     assert "using the copy" in caplog.text
@@ -800,8 +850,10 @@ def test_a_run_keeps_a_copy_and_goes_on_with_it_when_the_file_changes(
 def test_a_moved_file_is_no_difference(file: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.py"
     shutil.copy(file, moved)
-    a, b, c = (load_config("debug", **{"model.stem": source})
-               for source in (f"{file}:Tiny", f"{moved}:Tiny", f"{moved}:Tinier"))  # fmt: skip
+    a, b, c = (
+        load_config("debug", **{"model.stem": source})
+        for source in (f"{file}:Tiny", f"{moved}:Tiny", f"{moved}:Tinier")
+    )
     assert differences(a, b) == []
     assert config_hash(a) == config_hash(b)
     assert differences(a, c)
@@ -826,15 +878,19 @@ def test_sources_that_lead_out_of_a_run_folder_are_not_written(file: Path, tmp_p
 
 
 def stems_plan(*stems: str, **settings: Any) -> Any:
-    return hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], stems=stems, draws=2,
-                        **{**BRIEF, **settings})  # fmt: skip
+    return hparams_plan(
+        ["debug"], ["vit_p_tiny"], ["adamw"], stems=stems, draws=2, **{**BRIEF, **settings}
+    )
 
 
 def test_stems_multiply_contenders_with_labels_of_their_own(file: Path) -> None:
     plan = stems_plan("conv", "patchify", f"{file}:Tiny", f"{file}:Tiny(width=2)")
     assert plan.contenders == [
-        "vit_p_tiny+conv", "vit_p_tiny+patchify", "vit_p_tiny+Tiny", "vit_p_tiny+Tiny(width=2)",
-    ]  # fmt: skip
+        "vit_p_tiny+conv",
+        "vit_p_tiny+patchify",
+        "vit_p_tiny+Tiny",
+        "vit_p_tiny+Tiny(width=2)",
+    ]
     conv, patchify = (g.config.model for g in plan.groups[:2])
     assert isinstance(conv, ViTConfig)
     assert conv.stem == model_config("vit_c_tiny").stem  # type: ignore[attr-defined]
@@ -842,8 +898,9 @@ def test_stems_multiply_contenders_with_labels_of_their_own(file: Path) -> None:
 
 
 def test_a_stem_for_all_contenders_is_in_their_labels(file: Path) -> None:
-    plan = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=1,
-                        **{"model.stem": f"{file}:Tiny"})  # fmt: skip
+    plan = hparams_plan(
+        ["debug"], ["vit_p_tiny"], ["adamw"], draws=1, **{"model.stem": f"{file}:Tiny"}
+    )
     assert plan.contenders == ["vit_p_tiny+Tiny"]
 
 
@@ -874,10 +931,13 @@ def test_wrong_stems_of_a_study_are_one_message(
 
 
 def test_the_plan_of_a_study_keeps_a_copy_for_the_trials_still_to_come(
-    file: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str],
+    file: Path,
+    tmp_path: Path,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    from vitc.train.loop import run
+) -> None:
+    from vitc.training.loop import run
 
     folder = StudyFolder(tmp_path / "s")
     plan = stems_plan(f"{file}:Tiny", **{"data.max_train": 128})
@@ -918,8 +978,19 @@ def test_the_example_goes_through_show_and_train(
     assert main(["show", "vit_p_tiny", "--model.stem", source, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {p["name"]: p["flops"] for p in shown["parts"]}["stem"] > 0
-    words = ["train", "debug", "--model", "vit_p_tiny", "--model.stem", source,
-             "--train.epochs", "1", "--out", str(tmp_path / "run"), "--json"]  # fmt: skip
+    words = [
+        "train",
+        "debug",
+        "--model",
+        "vit_p_tiny",
+        "--model.stem",
+        source,
+        "--train.epochs",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    ]
     assert main(words) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["status"] == "done"
@@ -928,7 +999,7 @@ def test_the_example_goes_through_show_and_train(
 
 def test_the_example_goes_through_a_study_of_two_draws(tmp_path: Path) -> None:
     """With the trials in this process, one after the other."""
-    from vitc.train.loop import run
+    from vitc.training.loop import run
 
     folder = StudyFolder(tmp_path / "s")
     plan = stems_plan("patchify", f"{EXAMPLE}:MyStem")
@@ -948,9 +1019,26 @@ def test_the_example_goes_through_a_study_in_spawned_workers(
     """They know only the environment of this process."""
     monkeypatch.setattr(outside, "_write_ledger", lambda entries: None)
     out = tmp_path / "s"
-    words = ["study", "hparams", "debug", "--models", "vit_p_tiny", "--stems", f"{EXAMPLE}:MyStem",
-             "--draws", "2", "--workers", "1", "--train.epochs", "1", "--train.batch", "128",
-             "--out", str(out), "--json"]  # fmt: skip
+    words = [
+        "study",
+        "hparams",
+        "debug",
+        "--models",
+        "vit_p_tiny",
+        "--stems",
+        f"{EXAMPLE}:MyStem",
+        "--draws",
+        "2",
+        "--workers",
+        "1",
+        "--train.epochs",
+        "1",
+        "--train.batch",
+        "128",
+        "--out",
+        str(out),
+        "--json",
+    ]
     assert main(words) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["sections"][0]["unfinished_trials"] == 0
@@ -1023,8 +1111,20 @@ def test_a_broken_stem_stops_a_study_before_its_first_trial(
         "from torch import nn\n\nclass NoForward(nn.Module):\n    reduction = 8\n"
         "    def __init__(self, in_chans, embed_dim):\n        super().__init__()\n"
     )
-    words = ["study", "hparams", "debug", "--models", "vit_p_tiny", "--stems", "patchify",
-             f"{file}:NoForward", "--draws", "2", "--out", str(tmp_path / "study")]  # fmt: skip
+    words = [
+        "study",
+        "hparams",
+        "debug",
+        "--models",
+        "vit_p_tiny",
+        "--stems",
+        "patchify",
+        f"{file}:NoForward",
+        "--draws",
+        "2",
+        "--out",
+        str(tmp_path / "study"),
+    ]
     assert main(words) == 2
     assert "cannot be run" in capsys.readouterr().err
     assert not (tmp_path / "study" / "trials").exists()

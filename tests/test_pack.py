@@ -24,15 +24,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.config import RunConfig, load_config, with_data
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.decode import read_image
 from vitc.data.loader import EvalReader, _Images, open_train
 from vitc.data.pack import Packed, PackOptions, pack, shrunk
-from vitc.data.packed import HEADER, PackedStore, open_pack, verify
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources import DataSet, open_data
+from vitc.data.sources.base import DataSet, open_data
+from vitc.data.sources.packed import HEADER, PackedStore, open_pack, verify
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 
@@ -135,9 +135,12 @@ def test_fingerprints_tell_how_images_were_made(photo_folder: Photos, tmp_path: 
     root = photo_folder()
     prints = set()
     every: list[dict[str, Any]] = [
-        {"raw": True}, {"short_side": 32}, {"short_side": 32, "quality": 80},
-        {"raw": True, "channels": 1}, {},
-    ]  # fmt: skip
+        {"raw": True},
+        {"short_side": 32},
+        {"short_side": 32, "quality": 80},
+        {"raw": True, "channels": 1},
+        {},
+    ]
     for options in every:
         packed(root, tmp_path / "x.vitc", **options)
         prints.add(opened(tmp_path / "x.vitc").fingerprint)
@@ -178,8 +181,9 @@ def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_p
     root = photo_folder()
     packed(root, tmp_path / "x.vitc")
     config = DataConfig()
-    plan = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3,
-                     depth=1)  # fmt: skip
+    plan = BatchPlan(
+        batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1
+    )
     answers = []
     for data in (opened(tmp_path / "x.vitc"), opened(root, "folder")):
         reader = pickle.loads(pickle.dumps(EvalReader(data.splits["train"], config, plan)))
@@ -196,12 +200,18 @@ def test_batches_of_a_pack_are_those_of_its_folder_for_any_number_of_loader_proc
     root, out = photo_folder(), tmp_path / "x.vitc"
     packed(root, out, **options)
     augment = AugmentConfig(crop="random_resized")
-    plan = BatchPlan(batch=8, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3,
-                     depth=1)  # fmt: skip
+    plan = BatchPlan(
+        batch=8, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1
+    )
     hashes = set()
     for source, path, workers in (("folder", root, 0), ("packed", out, 0), ("packed", out, 2)):
-        config = DataConfig(source=source, path=str(path), augment=augment, workers=workers,  # type: ignore[arg-type]
-                            resident="off")  # fmt: skip
+        config = DataConfig(
+            source=source,
+            path=str(path),
+            augment=augment,
+            workers=workers,  # type: ignore[arg-type]
+            resident="off",
+        )
         data = open_data(config)
         h = hashlib.sha256()
         with open_train(data, config, plan, torch.device("cpu"), 0, 6) as loader:
@@ -322,11 +332,15 @@ def test_the_verbs_say_what_they_made_and_what_is_broken(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"short_side": 0}, "short-side 0"), ({"quality": 101}, "quality 101"),
-     ({"raw": True, "quality": 90}, "--quality has no effect with --raw"),
-     ({"channels": 1}, "--channels has no effect"), ({"channels": 2, "raw": True}, "--channels 2"),
-     ({"channels": 4, "short_side": 9}, "--channels 4")],
-)  # fmt: skip
+    [
+        ({"short_side": 0}, "short-side 0"),
+        ({"quality": 101}, "quality 101"),
+        ({"raw": True, "quality": 90}, "--quality has no effect with --raw"),
+        ({"channels": 1}, "--channels has no effect"),
+        ({"channels": 2, "raw": True}, "--channels 2"),
+        ({"channels": 4, "short_side": 9}, "--channels 4"),
+    ],
+)
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         PackOptions(**options).check()
@@ -556,13 +570,28 @@ def test_a_cut_or_longer_file_and_every_changed_byte_is_noticed(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"classes": ["a"]}, {"classes": ["a", "a"]}, {"classes": "ab"}, {"classes": [1, 2]},
-     {"counts": {"train": 5}}, {"counts": {"train": -1, "val": 7}}, {"counts": {"val": 6}},
-     {"counts": {"train": True, "val": 5}}, {"counts": [6]}, {"encoding": "zip"},
-     {"encoding": "raw"}, {"channels": 7}, {"lossless": 1}, {"origin": None}, {"made": {"a": 1}},
-     {"notes": "x"}, {"short_side": 1.5}, {"surprise": 1}],
+    [
+        {"classes": ["a"]},
+        {"classes": ["a", "a"]},
+        {"classes": "ab"},
+        {"classes": [1, 2]},
+        {"counts": {"train": 5}},
+        {"counts": {"train": -1, "val": 7}},
+        {"counts": {"val": 6}},
+        {"counts": {"train": True, "val": 5}},
+        {"counts": [6]},
+        {"encoding": "zip"},
+        {"encoding": "raw"},
+        {"channels": 7},
+        {"lossless": 1},
+        {"origin": None},
+        {"made": {"a": 1}},
+        {"notes": "x"},
+        {"short_side": 1.5},
+        {"surprise": 1},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_a_pack_says_of_itself_is_checked(
     good: bytes, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -616,8 +645,18 @@ def test_a_pack_of_many_images_opens_quickly_and_its_memory_is_flat(tmp_path: Pa
     n = 200_000
     path = many_images(tmp_path / "many.vitc", n)
     pack = open_pack(path)
-    held = sum(a.nbytes for a in (pack.names.blob, pack.names.ends, pack.labels, pack.ends,
-                                  pack.crc32, pack.height, pack.width))  # fmt: skip
+    held = sum(
+        a.nbytes
+        for a in (
+            pack.names.blob,
+            pack.names.ends,
+            pack.labels,
+            pack.ends,
+            pack.crc32,
+            pack.height,
+            pack.width,
+        )
+    )
     assert held < 100 * n
     images = _Images(opened(path).splits["train"], 3)
     assert len(images) == round(n * 0.7)
@@ -626,7 +665,7 @@ def test_a_pack_of_many_images_opens_quickly_and_its_memory_is_flat(tmp_path: Pa
 
 def many_images(path: Path, n: int) -> Path:
     """A pack of n times one small image, written through the format's own writer."""
-    from vitc.data.packed import About, write_index
+    from vitc.data.sources.packed import About, write_index
 
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), (10, 200, 30)).save(buffer, "PNG")

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import vitc
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.config import RunConfig, load_config
 from vitc.deploy import pictures
 from vitc.deploy.pictures import Request, picture_page
 from vitc.deploy.predict import Predictor
 from vitc.errors import ConfigError
-from vitc.models.look import attention_distance, stem_filters
-from vitc.train.loop import run
+from vitc.models.inspect import attention_distance, stem_filters
+from vitc.training.loop import run
 
 CLASSES = (r"a$\frac{$", r"b$\frac{$", "\u732b $x$")  # no formula, and a script the font lacks
 Capture = pytest.CaptureFixture[str]
@@ -182,8 +182,12 @@ def test_the_heads_of_one_block_stand_below(trained: Path, image: Path, here: Pa
 def test_a_fresh_model_is_drawn_and_said_to_be_untrained(
     name: str, image: Path, undrawn: None, capsys: Capture
 ) -> None:
-    for words in (["--attention", str(image)], ["--positions"], ["--filters"],
-                  ["--features", str(image)]):  # fmt: skip
+    for words in (
+        ["--attention", str(image)],
+        ["--positions"],
+        ["--filters"],
+        ["--features", str(image)],
+    ):
         assert main(["show", name, *words]) == 0
         said = capsys.readouterr().out
         assert f"{name}: fresh weights, not trained" in said

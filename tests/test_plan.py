@@ -14,14 +14,18 @@ from vitc.config import to_dict
 from vitc.errors import ConfigError
 from vitc.models.config import TimmConfig
 from vitc.recipes.ranges import PAPER_RANGES, study_ranges
-from vitc.study.conduct import hparams_plan
-from vitc.study.plan import Plan, Range, StudyFolder, config_hash, from_json, mixed, to_json
+from vitc.study.design import Plan, Range, StudyFolder, config_hash, from_json, mixed, to_json
+from vitc.study.runner import hparams_plan
 
 HERE: dict[str, Any] = {"versions": {}, "hardware": {}}
 
 
-def plan(draws: int = 4, models: tuple[str, ...] = ("vit_c_tiny", "vit_p_tiny"),
-         optims: tuple[str, ...] = ("adamw",), **overrides: Any) -> Plan:  # fmt: skip
+def plan(
+    draws: int = 4,
+    models: tuple[str, ...] = ("vit_c_tiny", "vit_p_tiny"),
+    optims: tuple[str, ...] = ("adamw",),
+    **overrides: Any,
+) -> Plan:
     return hparams_plan(["debug"], models, optims, draws=draws, **overrides)
 
 
@@ -79,8 +83,12 @@ def test_ranges_are_the_papers_for_its_recipes_and_its_rule_elsewhere() -> None:
 
 
 def test_any_dotted_setting_can_be_drawn() -> None:
-    ranges = {"adamw": {"optim.clip_norm": Range(low=0.5, high=2, log=False),
-                        "train.epochs": Range(low=1, high=9)}}  # fmt: skip
+    ranges = {
+        "adamw": {
+            "optim.clip_norm": Range(low=0.5, high=2, log=False),
+            "train.epochs": Range(low=1, high=9),
+        }
+    }
     trials = list(plan(16, ("vit_p_tiny",), ranges=ranges).trials())
     assert all(0.5 <= (t.config.optim.clip_norm or 0) <= 2 for t in trials)
     assert len({t.config.train.epochs for t in trials}) > 2
@@ -94,11 +102,17 @@ def test_a_stem_for_all_contenders_is_in_their_names() -> None:
 
 
 def test_the_recipes_own_model_need_not_have_a_contenders_setting() -> None:
-    p = hparams_plan(["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1,
-                     **{"model.stem.norm": "ln", "train.precision": "fp32"})  # fmt: skip
+    p = hparams_plan(
+        ["fashion_vit_p"],
+        ["vit_c_tiny"],
+        ["adamw"],
+        draws=1,
+        **{"model.stem.norm": "ln", "train.precision": "fp32"},
+    )
     assert p.groups[0].config.model.stem.norm == "ln"  # type: ignore[attr-defined]
-    plain = hparams_plan(["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1,
-                         **{"train.precision": "fp32"})  # fmt: skip
+    plain = hparams_plan(
+        ["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1, **{"train.precision": "fp32"}
+    )
     assert p.ranges == plain.ranges
 
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, ndtr
 from scipy.stats import kstest
 
-from vitc.data.config import AugmentConfig, DataConfig
-from vitc.data.ops import CODE, OPS, SCALES, Chain
-from vitc.data.policies import (
+from vitc.data.augment.ops import CODE, OPS, SCALES, Chain
+from vitc.data.augment.policies import (
     AUTOAUGMENT,
     RAND_OPS,
     TRIVIAL_OPS,
@@ -25,6 +24,7 @@ from vitc.data.policies import (
     chain_draws,
     normal,
 )
+from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.sampling import (
     PCA_AXES,
     PCA_STD,
@@ -55,9 +55,15 @@ def drawn(augment: AugmentConfig, n: int = N, seed: int = 0) -> Chain:
 
 def plan(**changes: object) -> BatchPlan:
     values: dict[str, object] = {
-        "batch": 8, "micro": 4, "seed_order": 0, "seed_augment": 1, "size": (32, 40),
-        "in_chans": 3, "depth": 2, "drop_path_rate": 0.0,
-    }  # fmt: skip
+        "batch": 8,
+        "micro": 4,
+        "seed_order": 0,
+        "seed_augment": 1,
+        "size": (32, 40),
+        "in_chans": 3,
+        "depth": 2,
+        "drop_path_rate": 0.0,
+    }
     return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -112,8 +118,11 @@ def test_arguments_are_those_of_the_levels_and_signs_are_even(
     for slot in (0, 1):
         for op in {sub[slot][0] for sub in policy}:
             args = both.args[both.codes[:, slot] == CODE[op], slot]
-            own = {sub[slot][2] / levels for sub in policy if sub[slot][:2] > (op, 0.0)
-                   and sub[slot][0] == op}  # fmt: skip
+            own = {
+                sub[slot][2] / levels
+                for sub in policy
+                if sub[slot][:2] > (op, 0.0) and sub[slot][0] == op
+            }
             scale = SCALES[name][op]
             sides = [scale.argument(np.array([*own]), np.full(len(own), m), SIZE) for m in (0, 1)]
             assert set(args) == {*sides[0], *sides[1]}
@@ -131,19 +140,29 @@ def ends(policy: str, op: str) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("policy", "op", "expected"),
     [
-        ("autoaugment", "shear_x", (0, -0.3)), ("autoaugment", "rotate", (0, -30)),
-        ("autoaugment", "posterize", (4, 8)), ("autoaugment", "solarize", (0, 256)),
+        ("autoaugment", "shear_x", (0, -0.3)),
+        ("autoaugment", "rotate", (0, -30)),
+        ("autoaugment", "posterize", (4, 8)),
+        ("autoaugment", "solarize", (0, 256)),
         ("autoaugment", "color", (0.1, 1.9)),
-        ("v0", "posterize", (1, 4)), ("v0", "solarize", (0, 256)), ("v0", "solarize_add", (0, 110)),
-        ("v0", "translate_x", (0, -45)), ("v0", "translate_y", (0, -90)),
+        ("v0", "posterize", (1, 4)),
+        ("v0", "solarize", (0, 256)),
+        ("v0", "solarize_add", (0, 110)),
+        ("v0", "translate_x", (0, -45)),
+        ("v0", "translate_y", (0, -90)),
         ("v0", "contrast", (0.1, 1.9)),
-        ("rand", "posterize", (4, 1)), ("rand", "solarize", (256, 0)),
-        ("rand", "brightness", (1, 0.1)), ("rand", "translate_y", (0, -90)),
-        ("trivial", "shear_y", (0, -0.99)), ("trivial", "translate_x", (0, -32)),
-        ("trivial", "rotate", (0, -135)), ("trivial", "posterize", (8, 2)),
-        ("trivial", "solarize", (255, 0)), ("trivial", "sharpness", (1, 0.01)),
+        ("rand", "posterize", (4, 1)),
+        ("rand", "solarize", (256, 0)),
+        ("rand", "brightness", (1, 0.1)),
+        ("rand", "translate_y", (0, -90)),
+        ("trivial", "shear_y", (0, -0.99)),
+        ("trivial", "translate_x", (0, -32)),
+        ("trivial", "rotate", (0, -135)),
+        ("trivial", "posterize", (8, 2)),
+        ("trivial", "solarize", (255, 0)),
+        ("trivial", "sharpness", (1, 0.01)),
     ],
-)  # fmt: skip
+)
 def test_magnitudes_span_the_published_ranges(
     policy: str, op: str, expected: tuple[float, float]
 ) -> None:
@@ -237,8 +256,10 @@ def test_jitter_factors_are_uniform_and_their_orders_even() -> None:
 
 
 def test_only_the_policies_with_smooth_moves_are_bilinear() -> None:
-    smooth = {p: drawn(AugmentConfig(policy=p), 1).bilinear  # type: ignore[arg-type]
-              for p in ("autoaugment", "v0", "randaugment", "trivial", "three")}  # fmt: skip
+    smooth = {
+        p: drawn(AugmentConfig(policy=p), 1).bilinear  # type: ignore[arg-type]
+        for p in ("autoaugment", "v0", "randaugment", "trivial", "three")
+    }
     assert {p for p, b in smooth.items() if b} == {"v0", "randaugment"}
 
 
@@ -345,9 +366,14 @@ def test_copies_are_dealt_out_over_the_micro_batches_of_a_step() -> None:
 
 def test_copies_of_an_image_differ_in_every_parameter() -> None:
     augment = AugmentConfig(
-        crop="random_resized", policy="randaugment", rand_prob=1.0, jitter=(0.3, 0.3, 0.3),
-        lighting=0.1, erase=1.0, repeats=3,
-    )  # fmt: skip
+        crop="random_resized",
+        policy="randaugment",
+        rand_prob=1.0,
+        jitter=(0.3, 0.3, 0.3),
+        lighting=0.1,
+        erase=1.0,
+        repeats=3,
+    )
     p = plan(batch=12, micro=4)
     first = [next(iter(requests(p, DataConfig(augment=augment), np.zeros(40, np.int64), 0, 1)))]
     asked = list(requests(p, DataConfig(augment=augment), np.zeros(40, np.int64), 0, 1))
@@ -466,7 +492,10 @@ def test_mixing_per_sample_draws_for_each_sample() -> None:
 
 
 def test_policies_need_no_torch() -> None:
-    check = "import sys, vitc.data.policies, vitc.data.ops; sys.exit('torch' in sys.modules)"
+    check = (
+        "import sys, vitc.data.augment.policies, vitc.data.augment.ops; "
+        "sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
@@ -495,7 +524,7 @@ def test_policies_need_no_torch() -> None:
         ({"jitter": (0.1, -0.1, 0.0)}, "jitter (0.1, -0.1, 0.0) must not be negative"),
         ({"lighting": -0.1}, "lighting -0.1 must not be negative"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_without_effect_or_out_of_range_is_said(
     changes: dict[str, object], said: str
 ) -> None:
@@ -506,13 +535,23 @@ def test_a_setting_without_effect_or_out_of_range_is_said(
 
 def test_good_settings_are_good() -> None:
     paper = AugmentConfig(
-        crop="random_resized", policy="v0", lighting=0.1, mixup_alpha=0.8, cutmix_alpha=1.0,
+        crop="random_resized",
+        policy="v0",
+        lighting=0.1,
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
         label_smoothing=0.1,
-    )  # fmt: skip
+    )
     deit = AugmentConfig(
-        crop="random_resized", policy="randaugment", erase=0.25, repeats=3, mixup_alpha=0.8,
-        cutmix_alpha=1.0, label_smoothing=0.1, mix_per="sample",
-    )  # fmt: skip
+        crop="random_resized",
+        policy="randaugment",
+        erase=0.25,
+        repeats=3,
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
+        label_smoothing=0.1,
+        mix_per="sample",
+    )
     for good in (AugmentConfig(), paper, deit):
         assert good.problems() == []
 
@@ -528,7 +567,7 @@ def test_lighting_without_colours_is_refused() -> None:
 
 
 def peer(name: str) -> object:
-    from vitc.models.borrowed import import_peer
+    from vitc.models.timm import import_peer
 
     try:
         return import_peer(name)
@@ -537,15 +576,28 @@ def peer(name: str) -> object:
 
 
 TIMM = {
-    "AutoContrast": "auto_contrast", "Equalize": "equalize", "Invert": "invert",
-    "Rotate": "rotate", "Posterize": "posterize", "PosterizeIncreasing": "posterize",
-    "Solarize": "solarize", "SolarizeIncreasing": "solarize", "SolarizeAdd": "solarize_add",
-    "Color": "color", "ColorIncreasing": "color", "Contrast": "contrast",
-    "ContrastIncreasing": "contrast", "Brightness": "brightness",
-    "BrightnessIncreasing": "brightness", "Sharpness": "sharpness",
-    "SharpnessIncreasing": "sharpness", "ShearX": "shear_x", "ShearY": "shear_y",
-    "TranslateXRel": "translate_x", "TranslateYRel": "translate_y",
-}  # fmt: skip
+    "AutoContrast": "auto_contrast",
+    "Equalize": "equalize",
+    "Invert": "invert",
+    "Rotate": "rotate",
+    "Posterize": "posterize",
+    "PosterizeIncreasing": "posterize",
+    "Solarize": "solarize",
+    "SolarizeIncreasing": "solarize",
+    "SolarizeAdd": "solarize_add",
+    "Color": "color",
+    "ColorIncreasing": "color",
+    "Contrast": "contrast",
+    "ContrastIncreasing": "contrast",
+    "Brightness": "brightness",
+    "BrightnessIncreasing": "brightness",
+    "Sharpness": "sharpness",
+    "SharpnessIncreasing": "sharpness",
+    "ShearX": "shear_x",
+    "ShearY": "shear_y",
+    "TranslateXRel": "translate_x",
+    "TranslateYRel": "translate_y",
+}
 
 
 def timm_argument(module: object, op: str, level: float) -> tuple[float, ...]:
@@ -586,8 +638,13 @@ def test_randaugment_has_timms_increasing_operations_and_arguments() -> None:
             assert our_argument("rand", TIMM[name], level) == values, (name, level)
 
 
-CAMEL = {"AutoContrast": "auto_contrast", "ShearX": "shear_x", "ShearY": "shear_y",
-         "TranslateX": "translate_x", "TranslateY": "translate_y"}  # fmt: skip
+CAMEL = {
+    "AutoContrast": "auto_contrast",
+    "ShearX": "shear_x",
+    "ShearY": "shear_y",
+    "TranslateX": "translate_x",
+    "TranslateY": "translate_y",
+}
 
 
 def test_autoaugment_has_torchvisions_operations_and_probabilities() -> None:

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from vitc.config import RunConfig, load_config
 from vitc.data import loader
-from vitc.data.resident import Resident, hold
-from vitc.data.sources import Split
+from vitc.data.pixels import Resident, hold
+from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
-from vitc.train.device import Processes
-from vitc.train.freeze import freeze, train_mode
-from vitc.train.loop import run
-from vitc.train.precise_bn import norms_in_training, renew
+from vitc.training.device import Processes
+from vitc.training.freeze import freeze, train_mode
+from vitc.training.loop import run
+from vitc.training.precise_bn import norms_in_training, renew
 
 
 def short(**overrides: Any) -> RunConfig:

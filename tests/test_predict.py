@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import vitc
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.config import RunConfig, load_config
 from vitc.data.decode import read_image
 from vitc.deploy.predict import Predictions, Predictor, find_images
 from vitc.errors import BrokenFileError, CheckpointError, ConfigError
-from vitc.train.evaluate import evaluate_run
-from vitc.train.loop import run
+from vitc.training.evaluate import evaluate_run
+from vitc.training.loop import run
 
 CLASSES = ("blue", "green", "red")
 CHANNEL = {"red": 0, "green": 1, "blue": 2}
@@ -86,8 +86,11 @@ def test_a_folder_stands_for_its_images_and_a_named_file_for_itself(tmp_path: Pa
     (tmp_path / "odd.name").touch()
     found = find_images([tmp_path / "odd.name", tmp_path / "in"])
     assert [f.relative_to(tmp_path).as_posix() for f in found] == [
-        "odd.name", "in/a/x.webp", "in/b/10.PNG", "in/b/2.jpg"
-    ]  # fmt: skip
+        "odd.name",
+        "in/a/x.webp",
+        "in/b/10.PNG",
+        "in/b/2.jpg",
+    ]
 
 
 def test_a_path_that_leads_nowhere_is_said_with_what_is_near(tmp_path: Path) -> None:
@@ -161,8 +164,10 @@ def test_predictions_agree_with_the_evaluation_of_the_run(
     predictor: Predictor, trained: Path, photos: Path
 ) -> None:
     found = predictor([photos / "val"])
-    right = [Path(n).parent.name == best[0][0]
-             for n, best in zip(found.names, found.topk(1), strict=True)]  # fmt: skip
+    right = [
+        Path(n).parent.name == best[0][0]
+        for n, best in zip(found.names, found.topk(1), strict=True)
+    ]
     assert evaluate_run(trained)["top1"] == pytest.approx(100 * np.mean(right))
 
 
@@ -205,9 +210,14 @@ def test_arrays_may_be_grey_coloured_or_transparent(
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8),
-     np.zeros((0, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)],
-)  # fmt: skip
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+    ],
+)
 def test_an_array_of_another_kind_is_refused(array: Any, predictor: Predictor) -> None:
     with pytest.raises(ConfigError, match=r"image 0 is an array of .*shape"):
         predictor([array])

@@ -20,19 +20,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vitc
-from vitc.cli import main
+from vitc.cli.main import main
 from vitc.config import RunConfig, load_config
-from vitc.deploy import pretrained
+from vitc.deploy import save as pretrained
 from vitc.deploy.predict import Predictor
 from vitc.errors import CheckpointError, ConfigError, VitcError
-from vitc.models.borrowed import import_peer
 from vitc.models.config import CNNConfig, TimmConfig
-from vitc.train.evaluate import load_model
-from vitc.train.loop import run as train
+from vitc.models.stems import ConvStem
+from vitc.models.timm import import_peer
+from vitc.training.evaluate import load_model
+from vitc.training.loop import run as train
 
 Capture = pytest.CaptureFixture[str]
-PREPARED = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "channels": "rgb",
-            "interpolation": "bilinear", "crop": 0.875, "img_size": [32, 32]}  # fmt: skip
+PREPARED = {
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.2, 0.1],
+    "channels": "rgb",
+    "interpolation": "bilinear",
+    "crop": 0.875,
+    "img_size": [32, 32],
+}
 
 
 def tiny(num_classes: int = 4, name: str = "vit_c_tiny", **settings: Any) -> nn.Module:
@@ -73,8 +80,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return vitc.save_pretrained(tiny(), tmp_path / "saved", classes=list("abcd"),
-                                preprocessing=PREPARED)  # fmt: skip
+    return vitc.save_pretrained(
+        tiny(), tmp_path / "saved", classes=list("abcd"), preprocessing=PREPARED
+    )
 
 
 def changed(folder: Path, **values: Any) -> Path:
@@ -355,7 +363,7 @@ def test_settings_that_make_no_sense_together_are_refused(trained: Path, tmp_pat
 
 
 def test_a_stem_that_the_config_does_not_name_is_refused(tmp_path: Path) -> None:
-    class Twin(vitc.models.ConvStem):
+    class Twin(ConvStem):
         """The same tensors, another computation."""
 
     model: Any = tiny()
@@ -447,10 +455,18 @@ def test_a_config_that_lacks_a_value_is_refused(folder: Path) -> None:
         ({"mlp_ratio": 1e300}, "these weights cannot be of"),
         ({"mlp_ratio": float("nan")}, "these weights cannot be of|no hidden width"),
         ({"img_size": 65_536}, "pos_embed|cannot be of"),
-        ({"stem": {"kind": "conv", "channels": [8] * 40_000, "strides": [2, 2, 2] + [1] * 39_997}},
-         "more tensors than the weights have"),
+        (
+            {
+                "stem": {
+                    "kind": "conv",
+                    "channels": [8] * 40_000,
+                    "strides": [2, 2, 2] + [1] * 39_997,
+                }
+            },
+            "more tensors than the weights have",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_config_of_another_model_is_refused_before_it_is_built(
     folder: Path, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,7 +586,9 @@ def test_the_predictor_says_what_a_saved_model_does_not_tell(tmp_path: Path) -> 
     predictor = Predictor(saved)
     assert predictor.classes == ("class 0", "class 1", "class 2", "class 3")
     assert [("numbered" in n, "'bicubic'" in n) for n in predictor.notes] == [
-        (True, False), (False, True)]  # fmt: skip
+        (True, False),
+        (False, True),
+    ]
     with pytest.raises(ConfigError, match="holds one set"):
         Predictor(saved, weights="raw")
     headless = vitc.save_pretrained(tiny(0), tmp_path / "none", preprocessing=PREPARED)
@@ -790,7 +808,7 @@ def test_the_verbs_refuse_in_one_message(
 def test_show_tells_what_a_saved_folder_holds(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vitc.cli import main
+    from vitc.cli.main import main
 
     assert main(["show", str(folder)]) == 0
     said = capsys.readouterr().out

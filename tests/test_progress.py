@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitc.train.progress import what_limits
+from vitc.progress import what_limits
 
 
 @pytest.mark.parametrize(

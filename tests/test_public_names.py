@@ -11,10 +11,22 @@ import pytest
 import vitc
 
 PROMISED = {
-    "Complexity", "Predictions", "Predictor", "RunConfig", "RunResult", "complexity",
-    "create_model", "errors", "from_pretrained", "list_models", "load_config", "push_to_hub",
-    "save_pretrained", "study", "train",
-}  # fmt: skip
+    "Complexity",
+    "Predictions",
+    "Predictor",
+    "RunConfig",
+    "RunResult",
+    "complexity",
+    "create_model",
+    "errors",
+    "from_pretrained",
+    "list_models",
+    "load_config",
+    "push_to_hub",
+    "save_pretrained",
+    "study",
+    "train",
+}
 
 
 def test_the_promised_names_are_public() -> None:
@@ -33,16 +45,6 @@ def test_dir_lists_the_public_names_and_nothing_else() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         vitc.trian  # type: ignore[attr-defined]  # noqa: B018
-
-
-def test_train_is_a_room_and_also_the_function_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import vitc.train.loop
-
-    seen = []
-    monkeypatch.setattr(vitc.train.loop, "train", lambda *a, **k: seen.append((a, k)))
-    vitc.train("debug", "runs/x", **{"optim.lr": 0.5})
-    assert seen == [(("debug", "runs/x"), {"optim.lr": 0.5})]
-    assert vitc.train.loop.RunResult is vitc.RunResult
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ import pytest
 
 from vitc.config import to_dict
 from vitc.errors import ConfigError
-from vitc.study.analysis import Section, analyse
-from vitc.study.conduct import hparams_plan
-from vitc.study.plan import Plan, StudyFolder
+from vitc.study.design import Plan, StudyFolder
 from vitc.study.report import report
-from vitc.study.telling import readings, verdict
+from vitc.study.results import Section, analyse
+from vitc.study.runner import hparams_plan
+from vitc.study.summary import readings, verdict
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
@@ -31,8 +31,14 @@ HERE: dict[str, Any] = {
 Error = Callable[[str, str, int], float | None]  # (contender, optim, draw) -> error, None: diverged
 
 
-def invented(path: Path, error: Error, draws: int = 12, optims: tuple[str, ...] = ("adamw",),
-             rename: dict[str, str] | None = None, control: bool = True) -> Path:  # fmt: skip
+def invented(
+    path: Path,
+    error: Error,
+    draws: int = 12,
+    optims: tuple[str, ...] = ("adamw",),
+    rename: dict[str, str] | None = None,
+    control: bool = True,
+) -> Path:
     """A study on disk whose trials were never trained: their summaries hold `error`."""
     plan = hparams_plan(
         ["debug"], ["vit_c_tiny", "vit_p_tiny"], optims, draws=draws, control=control
@@ -51,8 +57,10 @@ def invented(path: Path, error: Error, draws: int = 12, optims: tuple[str, ...] 
         else:
             top1 = 100 - value
             summary |= {"status": "done", "top1": top1, "top1_raw": top1, "top1_best": top1}
-            lines = [{"kind": "eval", "step": 20 * e, "epoch": e, "top1": top1 - 10 + 5 * e}
-                     for e in (1, 2)]  # fmt: skip
+            lines = [
+                {"kind": "eval", "step": 20 * e, "epoch": e, "top1": top1 - 10 + 5 * e}
+                for e in (1, 2)
+            ]
             (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         (run / "summary.json").write_text(json.dumps(summary))
     return path
@@ -193,8 +201,10 @@ def test_files_beside_the_page_hold_every_trial(made: tuple[Path, list[Section]]
     names = {p.stem for p in (page.parent / "figures").iterdir()}
     for name in names:
         assert {p.suffix for p in (page.parent / "figures").glob(f"{name}.*")} == {
-            ".svg", ".png", ".pdf"
-        }  # fmt: skip
+            ".svg",
+            ".png",
+            ".pdf",
+        }
 
 
 def test_studies_of_other_versions_or_precision_are_not_joined(tmp_path: Path) -> None:
@@ -282,14 +292,34 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(
         "&& s.getBoundingClientRect().height > 100).length, all: d.querySelectorAll('figure')"
         ".length}); }</script>"
     )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--allow-file-access-from-files", "--enable-logging=stderr", "--v=0",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]  # fmt: skip
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--allow-file-access-from-files",
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=4000",
+    ]
     done = subprocess.run(
-        [chromium, *flags, f"--window-size={max(width, 500) + 40},1200", "--dump-dom",
-         probe.as_uri()], capture_output=True, text=True, timeout=90, check=True,
-    )  # fmt: skip
+        [
+            chromium,
+            *flags,
+            f"--window-size={max(width, 500) + 40},1200",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
     found = json.loads(re.findall(r'<pre id="o">(.*?)</pre>', done.stdout)[0])
     assert found["all"] == found["figures"] > 10
     assert found["scroll"] <= found["client"]

@@ -23,7 +23,6 @@ from vitc.models.rivals import (
     ScaledReluStem,
     StandardisedConv,
 )
-from vitc.models.stem import STEMS, ConvStem, PatchifyStem, build_stem
 from vitc.models.stem_config import (
     ConvStemConfig,
     DepthwiseStemConfig,
@@ -36,6 +35,7 @@ from vitc.models.stem_config import (
     StemConfig,
 )
 from vitc.models.stem_parts import LayerNorm2d
+from vitc.models.stems import STEMS, ConvStem, PatchifyStem, build_stem
 from vitc.models.zoo import create_model
 
 REDUCED_BY_8: list[StemConfig] = [
@@ -401,7 +401,7 @@ def test_the_conv_stem_starts_alike_with_every_norm(init: Any, gain: int, norm: 
 
 
 def test_overlap_and_scaled_standardisation_agree_with_timm() -> None:
-    from vitc.models.borrowed import import_peer
+    from vitc.models.timm import import_peer
 
     try:
         import_peer("timm")

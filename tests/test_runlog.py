@@ -20,8 +20,8 @@ import pytest
 from tests.test_state import in_child
 from vitc.config import RunConfig, from_dict, read_json
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
-from vitc.train import runlog
-from vitc.train.runlog import (
+from vitc.runs import folder as runlog
+from vitc.runs.folder import (
     FolderLock,
     RunFolder,
     environment,
@@ -172,8 +172,12 @@ def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path: Path)
         assert not folder.resumed
     assert from_dict(read_json(tmp_path / "config.json")) == config(train__epochs=9)
     assert set(everything(tmp_path)) == {
-        ".lock", "config.json", "events.log", "notes.txt", "checkpoints/mine.safetensors",
-    }  # fmt: skip
+        ".lock",
+        "config.json",
+        "events.log",
+        "notes.txt",
+        "checkpoints/mine.safetensors",
+    }
     assert "anew" in (tmp_path / "events.log").read_text()
 
 
@@ -288,7 +292,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from vitc.config import RunConfig
-from vitc.train.runlog import RunFolder
+from vitc.runs.folder import RunFolder
 folder = RunFolder.open(Path(sys.argv[1]), RunConfig(), overwrite=False)
 print("held", flush=True)
 time.sleep(60)
@@ -627,5 +631,5 @@ def test_the_commit_is_that_of_the_working_folder(
 
 
 def test_reading_a_run_needs_no_torch() -> None:
-    code = "import sys, vitc.train.runlog as r; r.read_metrics('.'); exit('torch' in sys.modules)"
+    code = "import sys, vitc.runs.folder as r; r.read_metrics('.'); exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -41,9 +41,15 @@ AUGMENT = AugmentConfig(crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0
 
 def plan(**changes: object) -> BatchPlan:
     values: dict[str, object] = {
-        "batch": 8, "micro": 4, "seed_order": 0, "seed_augment": 1, "size": (32, 40),
-        "in_chans": 3, "depth": 2, "drop_path_rate": 0.5,
-    }  # fmt: skip
+        "batch": 8,
+        "micro": 4,
+        "seed_order": 0,
+        "seed_augment": 1,
+        "size": (32, 40),
+        "in_chans": 3,
+        "depth": 2,
+        "drop_path_rate": 0.5,
+    }
     return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -53,11 +59,16 @@ def plan(**changes: object) -> BatchPlan:
 def test_hashes_never_change() -> None:
     """Another value here means that no older run can be resumed or repeated."""
     assert hashes(0, "order", 0, np.arange(3), 1)[:, 0].tolist() == [
-        0x288B28392682BD83, 0xC0EA22A30B7E5AB5, 0x18961E6D460B8D1,
-    ]  # fmt: skip
+        0x288B28392682BD83,
+        0xC0EA22A30B7E5AB5,
+        0x18961E6D460B8D1,
+    ]
     assert hashes(1, "crop", 2, [3, 1 << 40], 2, repeat=4).ravel().tolist() == [
-        0xB0FFC4DC7533A41B, 0x89415C25A72BB029, 0x1E15AA7C324C418C, 0xC0BBBE268E4408A5,
-    ]  # fmt: skip
+        0xB0FFC4DC7533A41B,
+        0x89415C25A72BB029,
+        0x1E15AA7C324C418C,
+        0xC0BBBE268E4408A5,
+    ]
     assert hashes(-1, 7, 0, [0], 1).tolist() == [[0x548B9A3E70AB50B1]]
     assert uniform(5, "flip", 1, [0, 1], 2).tolist() == [
         [0.7847210874005697, 0.1184775319480944],
@@ -72,8 +83,11 @@ def test_parameters_never_change() -> None:
     assert epoch_indices(0, 1, rare, "full").tolist() == [9, 3, 6, 10, 4, 11, 9, 2, 0, 10, 11, 7]
     assert epoch_indices(0, 1, rare, "sqrt").tolist() == [8, 3, 6, 9, 4, 10, 1, 2, 0, 9, 11, 7]
     assert random_resized_boxes(draw_crop(plan(), AUGMENT, here), 375, 500, AUGMENT).tolist() == [
-        [74, 145, 281, 305], [32, 167, 331, 271], [160, 119, 134, 133], [35, 118, 294, 329],
-    ]  # fmt: skip
+        [74, 145, 281, 305],
+        [32, 167, 331, 271],
+        [160, 119, 134, 133],
+        [35, 118, 294, 329],
+    ]
     assert draw_flip(plan(), AUGMENT, here).tolist() == [False, False, False, True]
     cutmix, mixup = draw_mix(plan(), AUGMENT, Place(1, 0)), draw_mix(plan(), AUGMENT, Place(1, 1))
     assert (cutmix.kind, cutmix.lam, cutmix.box) == ("cutmix", 0.55078125, (9, 0, 32, 25))

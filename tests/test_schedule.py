@@ -23,9 +23,16 @@ PYCLS = ScheduleConfig(warmup_epochs=5.0, warmup_start=0.1, floor=0.005, per="ep
 
 @pytest.mark.parametrize(
     ("epoch", "lr"),
-    [(0, 1e-4), (1, 2.79996e-4), (4, 8.19799e-4), (5, 9.99616e-4), (100, 8.54286e-4),
-     (200, 5.025e-4), (399, 5.01534e-6)],
-)  # fmt: skip
+    [
+        (0, 1e-4),
+        (1, 2.79996e-4),
+        (4, 8.19799e-4),
+        (5, 9.99616e-4),
+        (100, 8.54286e-4),
+        (200, 5.025e-4),
+        (399, 5.01534e-6),
+    ],
+)
 def test_per_epoch_gives_the_authors_rates_at_every_step_of_an_epoch(epoch: int, lr: float) -> None:
     for step_of_epoch in (0, 1, 624):
         step = epoch * 625 + step_of_epoch
@@ -104,8 +111,8 @@ def test_a_whole_epoch_at_rate_zero_is_refused() -> None:
 
 def test_schedules_and_their_checks_answer_without_torch() -> None:
     code = (
-        "import sys, vitc.optim as o, vitc.recipes;"
-        "o.lr_at(0, peak=1.0, schedule=o.ScheduleConfig(), epochs=1, steps_per_epoch=1);"
+        "import sys, vitc.optim.schedule as o, vitc.optim.config as c, vitc.recipes;"
+        "o.lr_at(0, peak=1.0, schedule=c.ScheduleConfig(), epochs=1, steps_per_epoch=1);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from vitc.cli import main
-from vitc.deploy.pages import Table, write
+from vitc.cli.main import main
 from vitc.deploy.show import model_page, page
 from vitc.models.complexity import parts
 from vitc.models.zoo import create_model, model_config
+from vitc.views.model import Table, write
 
 
 def told(shown: Any) -> str:

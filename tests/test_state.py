@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from vitc.errors import CheckpointError
 from vitc.optim.config import EmaConfig, ScheduleConfig
 from vitc.optim.ema import Ema
-from vitc.train import runlog
-from vitc.train import state as state_module
-from vitc.train.state import TrainState, latest_checkpoint, load_weights_of
+from vitc.runs import checkpoint as state_module
+from vitc.runs import folder as runlog
+from vitc.runs.checkpoint import TrainState, latest_checkpoint, load_weights_of
 
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "state.json")
 

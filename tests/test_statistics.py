@@ -1,4 +1,4 @@
-"""Every estimator of `vitc.study.statistics` against a closed form, brute force or simulation.
+"""Every estimator of `vitc.stats.curves` against a closed form, brute force or simulation.
 
 Simulated studies are seeded, so a test either always passes or always fails. Intervals are 95 %.
 `-m slow` widens the grids; the coverages quoted in the docstrings come from there.
@@ -18,8 +18,8 @@ import pytest
 from scipy import integrate, special, stats
 
 from vitc.errors import ConfigError
-from vitc.study import statistics
-from vitc.study.statistics import Interval
+from vitc.stats import curves as statistics
+from vitc.stats.curves import Interval
 
 FloatArray = npt.NDArray[np.float64]
 Curve = Callable[[FloatArray], FloatArray]
@@ -337,9 +337,11 @@ def test_tuning_curve_bands_hold_at_every_k_at_once_for_mean_and_median() -> Non
         for _ in range(1000):
             curve = statistics.tuning_curve(law.draw(rng, 32))
             held += bool(
-                (curve.median_low <= median).all() and (median <= curve.median_high).all()
-                and (curve.mean_low <= mean).all() and (mean <= curve.mean_high + 1e-3).all()
-            )  # fmt: skip
+                (curve.median_low <= median).all()
+                and (median <= curve.median_high).all()
+                and (curve.mean_low <= mean).all()
+                and (mean <= curve.mean_high + 1e-3).all()
+            )
         assert held / 1000 >= 0.95 - 2.6 * math.sqrt(0.0475 / 1000)
 
 

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitc.errors import ConfigError
-from vitc.models import (
-    MODELS,
-    ConvStem,
-    ConvStemConfig,
-    PatchifyStem,
-    PatchifyStemConfig,
-    ViTConfig,
-)
-from vitc.models.stem import ConvNormAct, build_stem
+from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.stems import ConvNormAct, ConvStem, PatchifyStem, build_stem
+from vitc.models.zoo import MODELS
 
 # Paper Table 3 (S1's first width is 52 there by its flops, 42 by a slip) and Table 1's sizes.
 PAPER_CONV_STEMS = {

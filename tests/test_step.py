@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vitc.config import load_config
-from vitc.train.device import Processes
-from vitc.train.step import NormStatistics, _guarded_update
+from vitc.training.device import Processes
+from vitc.training.step import NormStatistics, _guarded_update
 
 
 def test_statistics_of_a_step_are_the_mean_of_single_updates() -> None:
@@ -68,7 +68,7 @@ import sys, json, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from vitc.config import from_dict
-from vitc.train.loop import run
+from vitc.training.loop import run
 run(from_dict(json.load(open(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
 """
 
@@ -80,19 +80,37 @@ def test_two_processes_with_two_micro_batches_each_equal_one_with_four(
     tmp_path: Path, model: str
 ) -> None:
     from vitc.config import to_dict
-    from vitc.train.loop import run
+    from vitc.training.loop import run
 
-    config = load_config("debug", model=model, **{
-        "train.batch": 128, "train.micro_batch": 32, "train.epochs": 1, "train.threads": 1,
-        "train.precision": "fp32", "data.augment.mixup_alpha": 0.8,
-        "data.augment.cutmix_alpha": 1.0, "train.log_every_steps": 1, "train.device": "cpu",
-    })  # fmt: skip
+    config = load_config(
+        "debug",
+        model=model,
+        **{
+            "train.batch": 128,
+            "train.micro_batch": 32,
+            "train.epochs": 1,
+            "train.threads": 1,
+            "train.precision": "fp32",
+            "data.augment.mixup_alpha": 0.8,
+            "data.augment.cutmix_alpha": 1.0,
+            "train.log_every_steps": 1,
+            "train.device": "cpu",
+        },
+    )
     run(config, tmp_path / "one", quiet=True)
     file, script = tmp_path / "c.json", tmp_path / "run.py"
     file.write_text(json.dumps(to_dict(config)))
     script.write_text(RUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc_per_node=2", str(script), str(file), str(tmp_path / "two")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+        str(file),
+        str(tmp_path / "two"),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     subprocess.run(command, check=True, timeout=120, capture_output=True, env=env)
 

@@ -16,24 +16,25 @@ from typing import Any
 
 import pytest
 
-from vitc.cli import main
-from vitc.cli_study import report_on
+from vitc.cli.main import main
+from vitc.cli.study import report_on
 from vitc.config import to_dict
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study import load_runs
-from vitc.study.conduct import conduct, contenders_of, hparams_plan, standing, status_lines
-from vitc.study.engines import Job, LocalEngine, Outcome
-from vitc.study.measures import length_points, measure_plan, tuning_plan
-from vitc.study.plan import TUNING, Plan, StudyFolder
+from vitc.study.design import TUNING, Plan, StudyFolder
+from vitc.study.launch import Job, LocalEngine, Outcome
+from vitc.study.measures.base import length_points, measure_plan, tuning_plan
 from vitc.study.quick import quick_plan
 from vitc.study.report import report
+from vitc.study.runner import conduct, contenders_of, hparams_plan, standing, status_lines
 
 QUICKLY = {"train.epochs": 1, "train.batch": 64}
 
 
 def plan(draws: int = 2, **overrides: Any) -> Plan:
-    return hparams_plan(["debug"], ["vit_c_tiny", "vit_p_tiny"], ["adamw"], draws=draws,
-                        **{**QUICKLY, **overrides})  # fmt: skip
+    return hparams_plan(
+        ["debug"], ["vit_c_tiny", "vit_p_tiny"], ["adamw"], draws=draws, **{**QUICKLY, **overrides}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +54,16 @@ def test_every_trial_is_an_ordinary_run_folder(study: Path) -> None:
 
 
 def test_extending_a_study_keeps_the_trials_that_ended(study: Path, tmp_path: Path) -> None:
-    before = {p.name: (p.stat().st_ino, (p / "events.log").read_text())
-              for p in (study / "trials").iterdir()}  # fmt: skip
+    before = {
+        p.name: (p.stat().st_ino, (p / "events.log").read_text())
+        for p in (study / "trials").iterdir()
+    }
     now = conduct(StudyFolder(study), plan(3), workers=2, quiet=True)
     assert (now.ended, now.total) == (6, 6)
-    after = {p.name: (p.stat().st_ino, (p / "events.log").read_text())
-             for p in (study / "trials").iterdir()}  # fmt: skip
+    after = {
+        p.name: (p.stat().st_ino, (p / "events.log").read_text())
+        for p in (study / "trials").iterdir()
+    }
     assert len(after) == 6
     assert {name: after[name] for name in before} == before
     assert "6 of 6 trials" in status_lines(StudyFolder(study))[0]
@@ -197,9 +202,13 @@ QUICK = ["study", "quick", "--draws", "1", "--dry-run"]  # nothing runs, should 
     ],
 )
 def test_a_users_mistake_is_one_message(
-    words: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    words: list[str],
+    code: int,
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     err = capsys.readouterr().err
@@ -331,9 +340,14 @@ class Measured(Odd):
 def test_a_model_that_cannot_be_counted_takes_no_report(tmp_path: Path) -> None:
     file = tmp_path / "my.py"
     file.write_text(STEMS)
-    p = hparams_plan(["debug"], ["vit_p_tiny"], ["adamw"], draws=2,
-                     stems=[f"{file}:Odd", f"{file}:Measured", "patchify"],
-                     **{**QUICKLY, "train.precision": "fp32"})  # fmt: skip
+    p = hparams_plan(
+        ["debug"],
+        ["vit_p_tiny"],
+        ["adamw"],
+        draws=2,
+        stems=[f"{file}:Odd", f"{file}:Measured", "patchify"],
+        **{**QUICKLY, "train.precision": "fp32"},
+    )
     study = invented(tmp_path / "s", p, {i: done(40 + i) for i in range(6)}).path
     page, (section,) = report([study])
     values = json.loads((page.parent / "results.json").read_text())["sections"][0]
@@ -362,8 +376,21 @@ def test_a_study_says_what_it_draws_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(*words: str) -> str:
-        assert main(["study", "hparams", *words, "--dry-run", "--train.precision", "fp32",
-                     "--out", str(tmp_path / "s")]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "study",
+                    "hparams",
+                    *words,
+                    "--dry-run",
+                    "--train.precision",
+                    "fp32",
+                    "--out",
+                    str(tmp_path / "s"),
+                ]
+            )
+            == 0
+        )
         return capsys.readouterr().err
 
     both = said("fashion_vit_p", "--models", "vit_c_tiny", "resnet_50")
@@ -375,7 +402,7 @@ def test_a_study_says_what_it_draws_from(
 
 
 STUDY = (
-    "import sys, torch; torch.set_num_threads(1); from vitc.cli import main; "
+    "import sys, torch; torch.set_num_threads(1); from vitc.cli.main import main; "
     "sys.exit(main(sys.argv[1:]))"
 )
 
@@ -384,22 +411,37 @@ STUDY = (
 def test_a_study_killed_twice_repeats_no_finished_trial(tmp_path: Path) -> None:
     """16 draws; once `kill -9` of the engine and all its workers, once SIGTERM."""
     out = tmp_path / "s"
-    words = ["study", "hparams", "debug", "--models", "vit_c_tiny", "vit_p_tiny", "--draws", "16",
-             "--train.epochs", "2", "--out", str(out)]  # fmt: skip
+    words = [
+        "study",
+        "hparams",
+        "debug",
+        "--models",
+        "vit_c_tiny",
+        "vit_p_tiny",
+        "--draws",
+        "16",
+        "--train.epochs",
+        "2",
+        "--out",
+        str(out),
+    ]
     command = [sys.executable, "-c", STUDY, *words]
 
     def ended() -> dict[str, tuple[int, str]]:
         """Folder inode and the first line of events.log, with its time, of finished trials."""
         return {
-            p.parent.name: (p.parent.stat().st_ino,
-                            (p.parent / "events.log").read_text().splitlines()[0])
+            p.parent.name: (
+                p.parent.stat().st_ino,
+                (p.parent / "events.log").read_text().splitlines()[0],
+            )
             for p in out.glob("trials/*/summary.json")
             if json.loads(p.read_text())["status"] in ("done", "diverged")
-        }  # fmt: skip
+        }
 
     def stopped_after(count: int, number: int) -> dict[str, tuple[int, str]]:
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(
+            command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         while len(ended()) < count and process.poll() is None:
             time.sleep(0.05)
         before = ended()

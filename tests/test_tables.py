@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vitc.data.tables
+import vitc.data.sources.parquet
 from vitc.config import load_config
 from vitc.data.config import DataConfig
-from vitc.data.index import cache_folder
-from vitc.data.sources import DataSet, open_data
+from vitc.data.sources.base import DataSet, open_data
+from vitc.data.sources.index import cache_folder
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
 needs_pyarrow = pytest.mark.skipif(
@@ -114,16 +114,23 @@ def test_files_that_are_missing_stop_or_are_left_out_and_named(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("path,label\nin/1.png,a|b\nin/2.png,a\n", "1 image several labels"),
-     ("path,label\nin/1.png,a\nin/1.png,a\n", "1 path listed twice"),
-     ("path,label\nin/1.png\n", "line 2: 1 values under 2 headings"),
-     ("path,label\n,a\n", "line 2: no path"), ("path,label\nx.png,\n", "line 2: no label"),
-     ("path,label,split\nin/1.png,a,trian\n", r"'trian'\. Did you mean 'train'"),
-     ("path,label\n", "lists no images"), ("path,label\nin/1.png,a\n", "one class only"),
-     ("path,label,split\nin/1.png,a,train\nin/2.png,b,train\nin/3.png,c,val\n", "outside training"),
-     ("path,label,split\nin/1.png,a,val\n", "no training images"),
-     ("path,label\n" + "x" * 200_000 + ",a\n", "field larger")],
-)  # fmt: skip
+    [
+        ("path,label\nin/1.png,a|b\nin/2.png,a\n", "1 image several labels"),
+        ("path,label\nin/1.png,a\nin/1.png,a\n", "1 path listed twice"),
+        ("path,label\nin/1.png\n", "line 2: 1 values under 2 headings"),
+        ("path,label\n,a\n", "line 2: no path"),
+        ("path,label\nx.png,\n", "line 2: no label"),
+        ("path,label,split\nin/1.png,a,trian\n", r"'trian'\. Did you mean 'train'"),
+        ("path,label\n", "lists no images"),
+        ("path,label\nin/1.png,a\n", "one class only"),
+        (
+            "path,label,split\nin/1.png,a,train\nin/2.png,b,train\nin/3.png,c,val\n",
+            "outside training",
+        ),
+        ("path,label,split\nin/1.png,a,val\n", "no training images"),
+        ("path,label\n" + "x" * 200_000 + ",a\n", "field larger"),
+    ],
+)
 def test_lists_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         opened(listed(tmp_path, text))
@@ -131,12 +138,17 @@ def test_lists_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) 
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{", "line 1 is not JSON"), ("[1]", "no object"), ("[" * 100_000, "not JSON"),
-     ('{"path": 3, "label": "a"}', "must be texts"), ('{"path": "a", "label": true}', "texts"),
-     ('{"path": "in/1.png", "label": ["a", "b"]}', "several labels"),
-     ('{"path": "' + "x" * 2_000_000 + '", "label": "a"}', "is longer than")],
+    [
+        ("{", "line 1 is not JSON"),
+        ("[1]", "no object"),
+        ("[" * 100_000, "not JSON"),
+        ('{"path": 3, "label": "a"}', "must be texts"),
+        ('{"path": "a", "label": true}', "texts"),
+        ('{"path": "in/1.png", "label": ["a", "b"]}', "several labels"),
+        ('{"path": "' + "x" * 2_000_000 + '", "label": "a"}', "is longer than"),
+    ],
     ids=range(7),
-)  # fmt: skip
+)
 def test_json_lines_that_cannot_be_are_refused(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         opened(listed(tmp_path, line + "\n", "l.jsonl"))
@@ -380,8 +392,8 @@ def test_a_copy_is_made_once_and_again_when_it_or_the_file_changes(
     pq.write_table(table(), file)
     first = opened(file, "parquet").fingerprint
     made: list[Any] = []
-    really = vitc.data.tables._copy
-    monkeypatch.setattr("vitc.data.tables._copy", lambda *a: made.append(1) or really(*a))
+    really = vitc.data.sources.parquet._copy
+    monkeypatch.setattr("vitc.data.sources.parquet._copy", lambda *a: made.append(1) or really(*a))
     assert opened(file, "parquet").fingerprint == first
     assert made == []
     (copy,) = (cache_folder() / "tables").glob("*.images")
@@ -402,7 +414,7 @@ def test_processes_of_one_run_share_one_copy(tmp_path: Path) -> None:
 
     pq.write_table(table(3000), tmp_path / "t.parquet")
     code = (
-        "import sys; from vitc.data.sources import open_data;"
+        "import sys; from vitc.data.sources.base import open_data;"
         "from vitc.data.config import DataConfig; print('ready', flush=True); sys.stdin.readline();"
         "split = open_data(DataConfig(source='parquet', path=sys.argv[1])).splits['train'];"
         "sys.stdin.readline(); [split.stored(i) for i in range(len(split))]"
@@ -441,7 +453,7 @@ def test_a_full_disk_and_a_huge_row_group_are_refused(
     import pyarrow.parquet as pq
 
     pq.write_table(table(), tmp_path / "t.parquet")
-    monkeypatch.setattr("vitc.data.tables.MAX_GROUP", 10)
+    monkeypatch.setattr("vitc.data.sources.parquet.MAX_GROUP", 10)
     with pytest.raises(DataError, match="row group"):
         opened(tmp_path / "t.parquet", "parquet")
     monkeypatch.undo()

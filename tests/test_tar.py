@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vitc.data.tars
+import vitc.data.sources.tar
 from vitc.config import load_config
 from vitc.data.config import DataConfig
-from vitc.data.index import cache_folder
 from vitc.data.pack import PackOptions, pack
-from vitc.data.sources import DataSet, open_data
+from vitc.data.sources.base import DataSet, open_data
+from vitc.data.sources.index import cache_folder
+from vitc.data.sources.tar import braces, find_files
 from vitc.data.store import OPEN_FILES
-from vitc.data.tars import braces, find_files
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
 Members = dict[str, bytes]
@@ -198,13 +198,13 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
     file = tar(tmp_path / "s.tar", samples(0, 6))
     first = whole(file)
     made: list[str] = []
-    really = vitc.data.tars._make_index
+    really = vitc.data.sources.tar._make_index
 
     def counted(path: str, *rest: Any) -> Any:
         made.append(path)
         return really(path, *rest)
 
-    monkeypatch.setattr("vitc.data.tars._make_index", counted)
+    monkeypatch.setattr("vitc.data.sources.tar._make_index", counted)
     assert whole(file).fingerprint == first.fingerprint
     assert made == []
     (kept,) = (cache_folder() / "tars").iterdir()
@@ -263,10 +263,16 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(tarfile.SYMTYPE, "a symbolic link"), (tarfile.LNKTYPE, "a hard link"),
-     (tarfile.CHRTYPE, "a device"), (tarfile.BLKTYPE, "a device"), (tarfile.FIFOTYPE, "a pipe"),
-     (tarfile.GNUTYPE_SPARSE, "a sparse file"), (b"Z", "of kind")],
-)  # fmt: skip
+    [
+        (tarfile.SYMTYPE, "a symbolic link"),
+        (tarfile.LNKTYPE, "a hard link"),
+        (tarfile.CHRTYPE, "a device"),
+        (tarfile.BLKTYPE, "a device"),
+        (tarfile.FIFOTYPE, "a pipe"),
+        (tarfile.GNUTYPE_SPARSE, "a sparse file"),
+        (b"Z", "of kind"),
+    ],
+)
 def test_links_devices_and_the_like_are_refused(tmp_path: Path, kind: bytes, said: str) -> None:
     assert said in refusal(with_entry(tmp_path / "s.tar", "evil.png", kind, "/etc/passwd"))
 
@@ -281,9 +287,13 @@ def test_two_members_of_one_name_and_two_images_of_one_key_are_refused(tmp_path:
 
 @pytest.mark.parametrize(
     ("magic", "said"),
-    [(gzip.compress(b"x" * 600, mtime=0), "gzip"), (b"BZh9" + b"x" * 600, "bzip2"),
-     (b"\xfd7zXZ\0" + b"x" * 600, "xz"), (b"\x28\xb5\x2f\xfd" + b"x" * 600, "zstd")],
-)  # fmt: skip
+    [
+        (gzip.compress(b"x" * 600, mtime=0), "gzip"),
+        (b"BZh9" + b"x" * 600, "bzip2"),
+        (b"\xfd7zXZ\0" + b"x" * 600, "xz"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 600, "zstd"),
+    ],
+)
 def test_compressed_tars_are_refused_with_the_reason(
     tmp_path: Path, magic: bytes, said: str
 ) -> None:
@@ -297,12 +307,18 @@ def test_compressed_tars_are_refused_with_the_reason(
 
 @pytest.mark.parametrize(
     ("label", "said"),
-    [({"a.cls": b"x" * (2 << 20)}, "has 2,097,152 bytes"), ({"a.json": b"{"}, "cannot be read"),
-     ({"a.json": b"[" * 100_000}, "cannot be read"), ({"a.cls": b"\xff\xfe"}, "cannot be read"),
-     ({"a.json": b'{"label": [1, 2]}'}, "several labels"), ({"a.cls": b" "}, "not a number"),
-     ({"a.json": b'{"label": 1.5}'}, "not a number"), ({"a.json": b'{"width": 3}'}, "no label"),
-     ({}, "no label")],
-)  # fmt: skip
+    [
+        ({"a.cls": b"x" * (2 << 20)}, "has 2,097,152 bytes"),
+        ({"a.json": b"{"}, "cannot be read"),
+        ({"a.json": b"[" * 100_000}, "cannot be read"),
+        ({"a.cls": b"\xff\xfe"}, "cannot be read"),
+        ({"a.json": b'{"label": [1, 2]}'}, "several labels"),
+        ({"a.cls": b" "}, "not a number"),
+        ({"a.json": b'{"label": 1.5}'}, "not a number"),
+        ({"a.json": b'{"width": 3}'}, "no label"),
+        ({}, "no label"),
+    ],
+)
 def test_labels_that_cannot_be_are_refused(tmp_path: Path, label: Members, said: str) -> None:
     assert said in refusal(tar(tmp_path / "s.tar", {"a.png": png(0)} | label))
 
@@ -328,15 +344,24 @@ def header(size: bytes, name: bytes = b"a.png", kind: bytes = b"0") -> bytes:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"x", b"no tar" * 200, header(b"77777777777"), header(b"\xff" * 12), header(b"99"),
-     header(b"\x80" + b"\xff" * 11), header(b"10000000", kind=b"x"), header(b"7", kind=b"L"),
-     header(b"12", kind=b"x") + b"99 path=a\n".ljust(512, b"\0"),
-     header(b"12", kind=b"x") + b"0 path=ab\n".ljust(512, b"\0"),
-     header(b"12", kind=b"x") + b"10 size=x\n".ljust(512, b"\0") + header(b"0"),
-     header(b"12", kind=b"g") + b"10 path=a\n".ljust(512, b"\0") + header(b"0"),
-     header(b"22", kind=b"x") + b"18 linkpath=/etc/x\n".ljust(512, b"\0") + header(b"0")],
+    [
+        b"",
+        b"x",
+        b"no tar" * 200,
+        header(b"77777777777"),
+        header(b"\xff" * 12),
+        header(b"99"),
+        header(b"\x80" + b"\xff" * 11),
+        header(b"10000000", kind=b"x"),
+        header(b"7", kind=b"L"),
+        header(b"12", kind=b"x") + b"99 path=a\n".ljust(512, b"\0"),
+        header(b"12", kind=b"x") + b"0 path=ab\n".ljust(512, b"\0"),
+        header(b"12", kind=b"x") + b"10 size=x\n".ljust(512, b"\0") + header(b"0"),
+        header(b"12", kind=b"g") + b"10 path=a\n".ljust(512, b"\0") + header(b"0"),
+        header(b"22", kind=b"x") + b"18 linkpath=/etc/x\n".ljust(512, b"\0") + header(b"0"),
+    ],
     ids=range(14),
-)  # fmt: skip
+)
 def test_forged_headers_are_refused_before_memory_is_asked_for(tmp_path: Path, raw: bytes) -> None:
     file = tmp_path / "s.tar"
     file.write_bytes(raw)
@@ -378,9 +403,10 @@ def test_a_photo_folder_in_a_tar_has_the_folder_s_images(
     with tarfile.open(tmp_path / "p.tar", "w") as f:
         for file in sorted(root.rglob("*.jpg")):
             f.add(file, file.relative_to(root))
-    ours, theirs = whole(tmp_path / "p.tar"), open_data(
-        DataConfig(source="folder", path=str(root), val_fraction=0.0, test_fraction=0.0)
-    )  # fmt: skip
+    ours, theirs = (
+        whole(tmp_path / "p.tar"),
+        open_data(DataConfig(source="folder", path=str(root), val_fraction=0.0, test_fraction=0.0)),
+    )
     assert ours.classes == theirs.classes
     split, other = ours.splits["train"], theirs.splits["train"]
     assert (split.labels == other.labels).all()
@@ -390,5 +416,5 @@ def test_a_photo_folder_in_a_tar_has_the_folder_s_images(
 def test_a_shard_of_too_many_members_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitc.data.tars.MAX_MEMBERS", 5)
+    monkeypatch.setattr("vitc.data.sources.tar.MAX_MEMBERS", 5)
     assert "more than 5 members" in refusal(tar(tmp_path / "s.tar", samples(0, 4)))

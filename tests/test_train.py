@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 import vitc
 from vitc.config import RunConfig, load_config
 from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun
-from vitc.train.loop import run
-from vitc.train.runlog import read_metrics
+from vitc.runs.folder import read_metrics
+from vitc.training.loop import run
 
 WALL = {"seconds", "images_per_second"}  # the fields of a metrics line that time decides
 
@@ -63,13 +63,30 @@ def test_debug_run_learns_and_writes_everything(tmp_path: Path) -> None:
     assert result.top1 is not None
     assert result.top1 > 30  # ten classes: chance is 10
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
-    for key in ("status", "run", "top1", "top1_raw", "top1_best", "top5", "step", "total_steps",
-                "epochs", "train_seconds", "images_per_second", "data_fingerprint"):  # fmt: skip
+    for key in (
+        "status",
+        "run",
+        "top1",
+        "top1_raw",
+        "top1_best",
+        "top5",
+        "step",
+        "total_steps",
+        "epochs",
+        "train_seconds",
+        "images_per_second",
+        "data_fingerprint",
+    ):
         assert summary[key] is not None, key
     assert summary["step"] == summary["total_steps"]
     assert {p.name for p in (tmp_path / "r").iterdir()} >= {
-        "config.json", "data.json", "metrics.jsonl", "summary.json", "events.log", "checkpoints"
-    }  # fmt: skip
+        "config.json",
+        "data.json",
+        "metrics.jsonl",
+        "summary.json",
+        "events.log",
+        "checkpoints",
+    }
     kinds = [m["kind"] for m in read_metrics(tmp_path / "r")]
     assert kinds.count("eval") == 6
 
@@ -163,7 +180,7 @@ import sys, json, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from vitc.config import from_dict
-from vitc.train.loop import run
+from vitc.training.loop import run
 run(from_dict(json.load(open(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
 """
 
@@ -190,8 +207,11 @@ def kill_and_resume(config: RunConfig, tmp_path: Path, kill_at: int) -> Path:
 
 def assert_resumed(out: Path, killed_at: int, saved_every: int) -> None:
     events = (out / "events.log").read_text()
-    resumed = [int(line.split("resumed at step ")[1].split()[0])
-               for line in events.splitlines() if "resumed at step " in line]  # fmt: skip
+    resumed = [
+        int(line.split("resumed at step ")[1].split()[0])
+        for line in events.splitlines()
+        if "resumed at step " in line
+    ]
     assert len(resumed) == 1
     assert resumed[0] > 0
     assert resumed[0] >= killed_at - saved_every - 1
@@ -199,11 +219,18 @@ def assert_resumed(out: Path, killed_at: int, saved_every: int) -> None:
 
 @pytest.mark.slow  # the JPEG folder dies in the quick suite
 def test_kill_9_on_the_resident_path_is_bit_exact(tmp_path: Path) -> None:
-    config = tiny(**{
-        "train.epochs": 4, "train.save_every_steps": 3, "data.augment.mixup_alpha": 0.8,
-        "data.augment.cutmix_alpha": 1.0, "data.augment.label_smoothing": 0.1,
-        "train.batch": 64, "train.micro_batch": 32, "model.drop_path_rate": 0.1,
-    })  # fmt: skip
+    config = tiny(
+        **{
+            "train.epochs": 4,
+            "train.save_every_steps": 3,
+            "data.augment.mixup_alpha": 0.8,
+            "data.augment.cutmix_alpha": 1.0,
+            "data.augment.label_smoothing": 0.1,
+            "train.batch": 64,
+            "train.micro_batch": 32,
+            "model.drop_path_rate": 0.1,
+        }
+    )
     run(config, tmp_path / "whole", quiet=True)
     k = random.randint(5, 20)  # of 32 steps
     out = kill_and_resume(config, tmp_path, kill_at=k)
@@ -215,13 +242,22 @@ def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
     tmp_path: Path, photo_folder: Callable[..., Path]
 ) -> None:
     folder = photo_folder(classes=3, count=60, size=(72, 80))
-    config = tiny(**{
-        "data": str(folder), "data.workers": 3, "data.resident": "off",
-        "data.augment.crop": "random_resized", "data.augment.mixup_alpha": 0.8,
-        "data.augment.cutmix_alpha": 1.0, "data.augment.label_smoothing": 0.1,
-        "train.batch": 16, "train.micro_batch": 8, "train.epochs": 5,
-        "train.save_every_steps": 2, "optim.clip_norm": 1.0,
-    })  # fmt: skip
+    config = tiny(
+        **{
+            "data": str(folder),
+            "data.workers": 3,
+            "data.resident": "off",
+            "data.augment.crop": "random_resized",
+            "data.augment.mixup_alpha": 0.8,
+            "data.augment.cutmix_alpha": 1.0,
+            "data.augment.label_smoothing": 0.1,
+            "train.batch": 16,
+            "train.micro_batch": 8,
+            "train.epochs": 5,
+            "train.save_every_steps": 2,
+            "optim.clip_norm": 1.0,
+        }
+    )
     run(config, tmp_path / "whole", quiet=True)
     k = random.randint(4, 25)  # of some 45 steps, 9 an epoch: nearly always in mid-epoch
     out = kill_and_resume(config, tmp_path, kill_at=k)
@@ -246,10 +282,17 @@ def test_a_broken_file_is_named_once_counted_always_and_stops_the_run_unless_ski
     folder = photo_folder(classes=2, count=20)
     broken = folder / "class_0" / "007.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    config = tiny(**{
-        "data": str(folder), "data.workers": 0, "data.resident": "off", "data.val_fraction": 0.2,
-        "data.test_fraction": 0.0, "train.batch": 8, "train.epochs": 6,
-    })  # fmt: skip
+    config = tiny(
+        **{
+            "data": str(folder),
+            "data.workers": 0,
+            "data.resident": "off",
+            "data.val_fraction": 0.2,
+            "data.test_fraction": 0.0,
+            "train.batch": 8,
+            "train.epochs": 6,
+        }
+    )
     with pytest.raises(BrokenFileError, match=r"class_0/007\.jpg"):
         run(config, tmp_path / "stopped", quiet=True)
     skipping = load_config(config, **{"data.bad_files": "skip"})
@@ -268,7 +311,7 @@ def test_precision_auto_is_decided_once_saved_and_kept(
         asked.append(1)
         return "bf16", "a test says so"
 
-    monkeypatch.setattr("vitc.train.loop.faster_precision", decide)
+    monkeypatch.setattr("vitc.training.loop.faster_precision", decide)
     config = tiny(**{"train.precision": "auto", "train.epochs": 3})
     stop_after(config, tmp_path / "r", step=3)
     saved = json.loads((tmp_path / "r" / "config.json").read_text())
@@ -281,7 +324,8 @@ def test_precision_auto_is_decided_once_saved_and_kept(
 def test_one_epoch_of_one_step_is_said_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config("debug", **{"train.epochs": 1, "train.threads": 1, "train.batch": 64,
-                                     "data.max_train": 64})  # fmt: skip
+    config = load_config(
+        "debug", **{"train.epochs": 1, "train.threads": 1, "train.batch": 64, "data.max_train": 64}
+    )
     run(config, tmp_path / "run")
     assert "1 epoch of 1 step, batch 64" in " ".join(capsys.readouterr().err.split())

@@ -52,10 +52,15 @@ def logits(model: VisionTransformer, x: Tensor) -> Tensor:
             q, k, v = (y[..., s] for s in at)
             if c.qk_norm:
                 q, k = (
-                    F.layer_norm(z, z.shape[-1:], w[f"{p}attn.{name}.weight"],
-                                 w[f"{p}attn.{name}.bias"], 1e-6)
+                    F.layer_norm(
+                        z,
+                        z.shape[-1:],
+                        w[f"{p}attn.{name}.weight"],
+                        w[f"{p}attn.{name}.bias"],
+                        1e-6,
+                    )
                     for z, name in ((q, "q_norm"), (k, "k_norm"))
-                )  # fmt: skip
+                )
             scores = q @ k.transpose(1, 2) / math.sqrt(d // heads)
             out.append(scores.softmax(-1) @ v)
         y = torch.cat(out, dim=-1)
@@ -106,8 +111,9 @@ def test_registers_stand_after_the_class_token_and_no_head_reads_them() -> None:
 def test_the_options_names_are_timms() -> None:
     with torch.device("meta"):
         plain, model = (set(small(**o).state_dict()) for o in ({}, OPTIONS["both"]))
-    norms = {f"blocks.{i}.attn.{n}_norm.{k}" for i in range(3) for n in "qk"
-             for k in ("weight", "bias")}  # fmt: skip
+    norms = {
+        f"blocks.{i}.attn.{n}_norm.{k}" for i in range(3) for n in "qk" for k in ("weight", "bias")
+    }
     assert model - plain == norms | {"reg_token"}
     assert plain < model
 
@@ -167,7 +173,7 @@ def test_without_options_the_same_seed_draws_the_same_weights_as_with_them_off()
 
 
 def test_it_gives_timms_logits_with_qk_norm_and_registers() -> None:
-    from vitc.models.borrowed import import_peer
+    from vitc.models.timm import import_peer
 
     try:
         import_peer("timm")
@@ -181,9 +187,16 @@ def test_it_gives_timms_logits_with_qk_norm_and_registers() -> None:
         ours = filled(small(**options), seed=1).eval()
         r = ours.config.registers
         theirs = Theirs(
-            img_size=32, patch_size=8, num_classes=5, embed_dim=32, depth=3, num_heads=2,
-            mlp_ratio=3.0, qk_norm=ours.config.qk_norm, reg_tokens=r,
-        ).eval()  # fmt: skip
+            img_size=32,
+            patch_size=8,
+            num_classes=5,
+            embed_dim=32,
+            depth=3,
+            num_heads=2,
+            mlp_ratio=3.0,
+            qk_norm=ours.config.qk_norm,
+            reg_tokens=r,
+        ).eval()
         state = {k.replace("stem.", "patch_embed."): v for k, v in ours.state_dict().items()}
         pos = state["pos_embed"]  # timm's covers the registers, too
         state["pos_embed"] = torch.cat([pos[:, :1], torch.zeros(1, r, 32), pos[:, 1:]], dim=1)
@@ -398,8 +411,17 @@ def spread(tensor: Tensor, std: float) -> None:
 def test_every_kind_of_tensor_of_the_body_starts_as_its_generation_says(init: Any) -> None:
     torch.manual_seed(0)
     d, mlp = 256, 768
-    config = ViTConfig(embed_dim=d, num_heads=4, depth=2, img_size=128, stem=PATCH, init=init,
-                       qk_norm=True, registers=64, num_classes=50)  # fmt: skip
+    config = ViTConfig(
+        embed_dim=d,
+        num_heads=4,
+        depth=2,
+        img_size=128,
+        stem=PATCH,
+        init=init,
+        qk_norm=True,
+        registers=64,
+        num_classes=50,
+    )
     model = build_model(config)
     started = set()
     for name, p in model.named_parameters():

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitc.errors import CheckpointError
-from vitc.models.weights_file import read_weights_file
+from vitc.weights.files import read_weights_file
 
 SD = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(7)}
 FORMS = {"zip": True, "legacy": False}
@@ -56,8 +56,11 @@ def test_files_of_torch_save_are_read(tmp_path: Path, form: str, suffix: str) ->
 
 
 def test_safetensors_are_read_with_their_metadata(tmp_path: Path) -> None:
-    everything = SD | {"empty": torch.empty(0, 3), "half": torch.ones(3).half(),
-                       "yes": torch.tensor([True])}  # fmt: skip
+    everything = SD | {
+        "empty": torch.empty(0, 3),
+        "half": torch.ones(3).half(),
+        "yes": torch.tensor([True]),
+    }
     save_file(everything, tmp_path / "x.safetensors", metadata={"made": "here"})
     found = read_weights_file(tmp_path / "x.safetensors")
     assert found.metadata == {"made": "here"}
@@ -290,8 +293,13 @@ class Lie:
             wrap_storage=torch.randn(4).untyped_storage(), dtype=torch.float32, _internal=True
         )
         return torch._utils._rebuild_tensor_v2, (  # type: ignore[attr-defined]
-            storage, 0, self.shape, self.stride, False, OrderedDict()
-        )  # fmt: skip
+            storage,
+            0,
+            self.shape,
+            self.stride,
+            False,
+            OrderedDict(),
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)

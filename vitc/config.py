@@ -31,8 +31,8 @@ from vitc.models.config import (
     carried,
 )
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
-from vitc.outside import outside_parts
-from vitc.train.config import InitConfig, TrainConfig
+from vitc.plugins import outside_parts
+from vitc.training.config import InitConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,8 +318,13 @@ def type_name(hint: Any) -> str:
         if len(args) == 2 and args[1] is Ellipsis:
             return f"a list of {type_name(args[0])}"
         return f"{len(args)} values"
-    names: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text",
-                             bool: "true or false", type(None): "null"}  # fmt: skip
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(hint, str(hint))
 
 
@@ -428,10 +433,15 @@ _DATA_HINT = (
 def _guess_folder(folder: Path) -> str:
     names = {p.name for p in folder.iterdir()}
     if any(n.startswith("data_batch_1") for n in names) or names & {
-        "cifar-10-batches-py", "cifar-10-batches-bin"}:  # fmt: skip
+        "cifar-10-batches-py",
+        "cifar-10-batches-bin",
+    }:
         return "cifar10"
-    if {"train", "test", "meta"} <= names or {"train.bin", "test.bin"} <= names or names & {
-        "cifar-100-python", "cifar-100-binary"}:  # fmt: skip
+    if (
+        {"train", "test", "meta"} <= names
+        or {"train.bin", "test.bin"} <= names
+        or names & {"cifar-100-python", "cifar-100-binary"}
+    ):
         return "cifar100"
     if any("-ubyte" in n for n in names):
         return "idx"
@@ -446,8 +456,9 @@ def _guess_folder(folder: Path) -> str:
     return "folder"
 
 
-def load_config(path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig],
-                **overrides: Any) -> RunConfig:  # fmt: skip
+def load_config(
+    path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
+) -> RunConfig:
     """A checked RunConfig from a recipe's name, a JSON file, a run folder or a config.
 
     Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested (`optim={"lr": 1e-3}`); `model`,
@@ -515,7 +526,7 @@ def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
     made = {"model", "model.stem"} & flat.keys() and not model.stem.sha256  # by hand, in Python
     if not (told or made) or not model.stem.source:
         return config  # a hash alone names nothing: the file was in somebody's config
-    from vitc.models.outside import name_stem
+    from vitc.models.custom_stem import name_stem
 
     stem = name_stem(model.stem)
     wanted = flat.get("model.stem.sha256", stem.sha256)
@@ -531,7 +542,7 @@ def _with_named_data(config: RunConfig) -> RunConfig:
     """The same with a source of images from outside that the user has just named."""
     if config.data.path is None:
         return config
-    from vitc.data.outside import name_source
+    from vitc.data.sources.custom import name_source
 
     return dataclasses.replace(config, data=name_source(config.data))
 
@@ -541,7 +552,7 @@ def _found_again(config: RunConfig, folder: Path) -> RunConfig:
     stem = getattr(config.model, "stem", None)
     if not isinstance(stem, OutsideStemConfig):
         return config
-    from vitc.models.outside import found_again
+    from vitc.models.custom_stem import found_again
 
     return dataclasses.replace(config, model=found_again(config.model, folder))
 
@@ -562,5 +573,8 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
         if stems[0].outsider.what == stems[1].outsider.what:
             y[source] = x[source]
     absent = "(absent)"
-    return [f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"
-            for k in dict.fromkeys([*x, *y]) if x.get(k, absent) != y.get(k, absent)]  # fmt: skip
+    return [
+        f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"
+        for k in dict.fromkeys([*x, *y])
+        if x.get(k, absent) != y.get(k, absent)
+    ]

@@ -6,12 +6,21 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from vitc.outside import is_path, outside_parts
+from vitc.plugins import is_path, outside_parts
 
 SOURCES = (
-    "fashion", "cifar10", "cifar100", "idx", "folder", "packed", "tar", "parquet", "list",
-    "outside", "synthetic",
-)  # fmt: skip
+    "fashion",
+    "cifar10",
+    "cifar100",
+    "idx",
+    "folder",
+    "packed",
+    "tar",
+    "parquet",
+    "list",
+    "outside",
+    "synthetic",
+)
 NEEDS_PATH = {  # source -> what data.path is for it
     "cifar10": "a folder: --data.path DIR",
     "cifar100": "a folder: --data.path DIR",
@@ -24,9 +33,16 @@ NEEDS_PATH = {  # source -> what data.path is for it
     "outside": "a class: --data.path path/to/file.py:Class or package.module:Class",
 }
 SUFFIXES = {
-    ".vitc": "packed", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet",
-    ".arrow": "parquet", ".csv": "list", ".tsv": "list", ".jsonl": "list",
-}  # fmt: skip
+    ".vitc": "packed",
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".parquet": "parquet",
+    ".arrow": "parquet",
+    ".csv": "list",
+    ".tsv": "list",
+    ".jsonl": "list",
+}
 WITH_NAMES = ("folder", "packed", "tar", "parquet", "list", "outside")  # of one's own, an image
 
 
@@ -103,13 +119,21 @@ class AugmentConfig:
         needs = [
             ("shift_pixels", shift, by_crop, "--data.augment.crop shift"),
             *((n, cut, by_crop, "--data.augment.crop random_resized") for n in ("scale", "ratio")),
-            *((n, rand, by_policy, "--data.augment.policy randaugment")
-              for n in ("rand_ops", "rand_magnitude", "rand_std", "rand_prob")),
-            *((n, erase, by_erase, "an --data.augment.erase above 0")
-              for n in ("erase_fill", "erase_area", "erase_ratio")),
-            ("mix_per", self.mixes, "mixup_alpha and cutmix_alpha 0",
-             "an --data.augment.mixup_alpha or --data.augment.cutmix_alpha above 0"),
-        ]  # fmt: skip
+            *(
+                (n, rand, by_policy, "--data.augment.policy randaugment")
+                for n in ("rand_ops", "rand_magnitude", "rand_std", "rand_prob")
+            ),
+            *(
+                (n, erase, by_erase, "an --data.augment.erase above 0")
+                for n in ("erase_fill", "erase_area", "erase_ratio")
+            ),
+            (
+                "mix_per",
+                self.mixes,
+                "mixup_alpha and cutmix_alpha 0",
+                "an --data.augment.mixup_alpha or --data.augment.cutmix_alpha above 0",
+            ),
+        ]
         default = {f.name: f.default for f in fields(AugmentConfig)}
         found = [
             f"data.augment.{name} has no effect with {why}; it needs {need}."
@@ -157,9 +181,18 @@ class DataConfig:
     """One data set: its source, how it is split, and how an image reaches the model's size."""
 
     source: Literal[
-        "fashion", "cifar10", "cifar100", "idx", "folder", "packed", "tar", "parquet", "list",
-        "outside", "synthetic",
-    ] = "fashion"  # fmt: skip
+        "fashion",
+        "cifar10",
+        "cifar100",
+        "idx",
+        "folder",
+        "packed",
+        "tar",
+        "parquet",
+        "list",
+        "outside",
+        "synthetic",
+    ] = "fashion"
     """fashion is shipped inside the package; synthetic is made; the others need path
     (docs/sources.md)."""
     path: str | None = None

@@ -222,8 +222,9 @@ class _Turn(NamedTuple):
 
 def _turn(orientation: int) -> _Turn:
     """As the camera was held (EXIF 2.3, tag 0x0112)."""
-    return _Turn(orientation in (5, 6, 7, 8), orientation in (3, 4, 7, 8),
-                 orientation in (2, 3, 6, 7))  # fmt: skip
+    return _Turn(
+        orientation in (5, 6, 7, 8), orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    )
 
 
 def _upright(pixels: Pixels, turn: _Turn) -> Pixels:
@@ -333,8 +334,10 @@ def to_channels(pixels: Pixels, in_chans: int) -> Pixels:
     luminance of ITU-R BT.601, as Pillow and JPEG have it. The input itself where nothing changes.
     """
     if in_chans not in CHANNELS:
-        raise ConfigError(f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
-                          "1: grey; 3: RGB; 4: RGB and opacity.")  # fmt: skip
+        raise ConfigError(
+            f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
+            "1: grey; 3: RGB; 4: RGB and opacity.",
+        )
     have = pixels.shape[-1]
     if have == in_chans:
         return pixels

@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vitc.data import ops
-from vitc.data.augment import Erased, erased, to_device
+from vitc.data.augment import ops
+from vitc.data.augment.device import Erased, erased, to_device
 from vitc.data.config import DataConfig
-from vitc.data.resident import Fetched, Resident, cores, cut_stored, hold, settle, whole
+from vitc.data.pixels import Fetched, Resident, cores, cut_stored, hold, settle, whole
 from vitc.data.sampling import (
     BatchPlan,
     Mix,
@@ -54,7 +54,7 @@ from vitc.data.sampling import (
     requests,
     steps_per_epoch,
 )
-from vitc.data.sources import DataSet, Files, Split
+from vitc.data.sources.base import DataSet, Files, Split
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
 
@@ -500,9 +500,11 @@ def _next(answers: Iterator[Any], watch: _Watch) -> Any:
         watch.say_slow()
         pinning = getattr(answers, "_pin_memory_thread", None)
         if pinning is not None and not pinning.is_alive():
-            raise RunError("The thread that takes batches to CUDA ended: a loader process died, or "
-                           "memory that CUDA can copy from ran out.",
-                           "Use fewer --data.workers.")  # fmt: skip
+            raise RunError(
+                "The thread that takes batches to CUDA ended: a loader process died, or "
+                "memory that CUDA can copy from ran out.",
+                "Use fewer --data.workers.",
+            )
 
 
 def _end(answers: Iterator[Any], watch: _Watch) -> None:
@@ -609,8 +611,11 @@ class _Watch:
         """Which processes died and what they had in hand; empty: none that had begun."""
         for _ in range(20):  # one that is dying closes its files before it can be seen to be dead
             alive = {process.pid for process in multiprocessing.active_children()}
-            dead = [(w, row) for w, row in enumerate(self.table.tolist())
-                    if row[PID] != NOTHING and row[PID] not in alive]  # fmt: skip
+            dead = [
+                (w, row)
+                for w, row in enumerate(self.table.tolist())
+                if row[PID] != NOTHING and row[PID] not in alive
+            ]
             if dead:
                 break
             time.sleep(0.05)

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
-from vitc.data.folders import counted, some
-from vitc.data.packed import HEADER, SPLITS, SUFFIX, About, Encoding, open_pack, write_index
-from vitc.data.sources import Found, Split, read_source
+from vitc.data.sources.base import Found, Split, read_source
+from vitc.data.sources.folder import counted, some
+from vitc.data.sources.packed import HEADER, SPLITS, SUFFIX, About, Encoding, open_pack, write_index
 from vitc.data.store import Ints, Names, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 
@@ -71,8 +71,10 @@ class PackOptions:
         if self.raw and self.quality is not None:
             raise ConfigError("--quality has no effect with --raw: pixels are stored as they are.")
         if self.channels is not None and not self.makes_anew:
-            raise ConfigError("--channels has no effect where the files' own bytes are stored.",
-                              "It goes with --short-side or --raw.")  # fmt: skip
+            raise ConfigError(
+                "--channels has no effect where the files' own bytes are stored.",
+                "It goes with --short-side or --raw.",
+            )
         if self.channels not in (None, 1, 3, 4) or (self.channels == 4 and not self.raw):
             raise ConfigError(f"--channels {self.channels} must be 1 or 3, or with --raw 4.")
 
@@ -130,11 +132,14 @@ def pack(
             _sync_folder(out.parent)
             journal.unlink(missing_ok=True)
     except BrokenProcessPool as e:
-        raise RunError("A packing process died, mostly for want of memory.",
-                       "Use fewer --workers; the same command goes on.") from e  # fmt: skip
+        raise RunError(
+            "A packing process died, mostly for want of memory.",
+            "Use fewer --workers; the same command goes on.",
+        ) from e
     except OSError as e:
-        raise RunError(f"{out} cannot be written: {e.strerror or e}.",
-                       "Repair that; the same command goes on.") from e  # fmt: skip
+        raise RunError(
+            f"{out} cannot be written: {e.strerror or e}.", "Repair that; the same command goes on."
+        ) from e
     return Packed(out, int(done.good.sum()), size, skipped, resumed)
 
 
@@ -145,8 +150,10 @@ def _cores() -> int:
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.suffix != SUFFIX:
-        raise ConfigError(f"The packed file {str(out)!r} must end in {SUFFIX}.",
-                          f"For example: {out.with_suffix(SUFFIX)}")  # fmt: skip
+        raise ConfigError(
+            f"The packed file {str(out)!r} must end in {SUFFIX}.",
+            f"For example: {out.with_suffix(SUFFIX)}",
+        )
     if not out.parent.is_dir():
         raise ConfigError(f"There is no folder {out.parent} to write {out.name} into.")
     if out.is_dir() or (out.exists() and not overwrite):
@@ -162,8 +169,9 @@ def _locked(partial: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not kept alive by forked workers
         except (BlockingIOError, PermissionError):
-            raise ConfigError(f"Another process is writing {partial}.",
-                              "Wait for it, or give another name.") from None  # fmt: skip
+            raise ConfigError(
+                f"Another process is writing {partial}.", "Wait for it, or give another name."
+            ) from None
         yield f
 
 
@@ -362,8 +370,10 @@ class _Work:
         form = self.form
         if form.encoding == "source":
             if not isinstance(stored, bytes):
-                raise DataError(f"{name!r} is pixels where other images are encoded.",
-                                "Pack with --raw, or --short-side N.")  # fmt: skip
+                raise DataError(
+                    f"{name!r} is pixels where other images are encoded.",
+                    "Pack with --raw, or --short-side N.",
+                )
             height, width = read_image(stored, 3, name).shape[:2]
             return _Made(stored, height, width)
         assert form.channels is not None

@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitc.data.augment.ops import Chain
+from vitc.data.augment.policies import chain, chain_draws, normal
 from vitc.data.config import AugmentConfig, DataConfig
-from vitc.data.ops import Chain
-from vitc.data.policies import chain, chain_draws, normal
 from vitc.errors import ConfigError
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: increment of splitmix64

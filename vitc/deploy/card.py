@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
-from vitc.data import folders
+from vitc.data.sources import folder as folders
 from vitc.errors import VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 
@@ -71,7 +71,7 @@ def run_card(
     `cost`: the model's, or None and `why_not`. `numbers`: how many the weights hold, buffers
     included. Raises CheckpointError: the folder's files are damaged.
     """
-    from vitc.train.runlog import CONFIG, read_data, read_object, read_summary
+    from vitc.runs.folder import CONFIG, read_data, read_object, read_summary
 
     config, record = from_dict(read_object(run / CONFIG)), read_data(run)
     summary, results = read_summary(run) or {}, results_of(run, weights)
@@ -127,8 +127,8 @@ def results_of(run: Path, weights: str) -> dict[str, Any] | None:
 
     Percent, with Wilson's 95 % interval; None: the run has not ended, or had nothing to measure on.
     """
-    from vitc.train.metrics import wilson
-    from vitc.train.runlog import read_metrics, read_summary
+    from vitc.runs.folder import read_metrics, read_summary
+    from vitc.training.metrics import wilson
 
     summary = read_summary(run) or {}
     evals = [m for m in read_metrics(run, "eval") if m.get("split", "val") == "val"]
@@ -274,8 +274,11 @@ def _data(record: Mapping[str, Any]) -> list[str]:
     fingerprint = record.get("fingerprint")
     if isinstance(fingerprint, str):
         lines.append(f"- Fingerprint of images, classes and splits: {code(fingerprint)}")
-    fit = {"crop": f"middle crop, {record['eval_crop']:g} of what fits",
-           "pad": "padded", "squash": "squashed"}[record["fit"]]  # fmt: skip
+    fit = {
+        "crop": f"middle crop, {record['eval_crop']:g} of what fits",
+        "pad": "padded",
+        "squash": "squashed",
+    }[record["fit"]]
     h, w = record["img_size"]
     lines.append(f"- Prepared for evaluation: to {h}x{w} pixels, {fit}")
     notes = record.get("notes")
@@ -392,7 +395,7 @@ def _results(
     weights: str,
     classes: int,
 ) -> list[str]:
-    from vitc.train.runlog import read_metrics
+    from vitc.runs.folder import read_metrics
 
     lines = ["## Results", ""]
     if results is None:

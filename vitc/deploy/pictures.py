@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import from_dict, read_json
-from vitc.deploy.pages import Page, Table, model_with
 from vitc.errors import BrokenFileError, ConfigError, suggest
+from vitc.views.model import Page, Table, model_with
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,8 +114,10 @@ def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Subject:
             raise ConfigError(f"Settings have no effect on what {what} has run already.")
         return _trained(path)
     if path.is_file():
-        raise ConfigError(f"--{kind} has no effect with {what}: a config file has no weights.",
-                          "Give a run folder or a model.")  # fmt: skip
+        raise ConfigError(
+            f"--{kind} has no effect with {what}: a config file has no weights.",
+            "Give a run folder or a model.",
+        )
     near = suggest(what, MODELS)
     what_is_it = "a folder, but not of a run" if path.is_dir() else "no run folder and no model"
     raise ConfigError(f"{what} is {what_is_it}.{near}", "Models: vitc show --list")
@@ -125,7 +127,7 @@ def _fresh(name: str, settings: Mapping[str, Any]) -> Subject:
     import torch
 
     from vitc.data.config import DataConfig
-    from vitc.data.sources import IMAGENET_MEAN, IMAGENET_STD
+    from vitc.data.sources.base import IMAGENET_MEAN, IMAGENET_STD
     from vitc.models.zoo import build_model
 
     config = model_with(name, settings)
@@ -146,8 +148,8 @@ def _fresh(name: str, settings: Mapping[str, Any]) -> Subject:
 
 
 def _trained(run: Path) -> Subject:
-    from vitc.deploy.pretrained import is_pretrained, predictor_parts
-    from vitc.train.evaluate import load_model
+    from vitc.deploy.save import is_pretrained, predictor_parts
+    from vitc.training.evaluate import load_model
 
     if is_pretrained(run):
         model, record, _ = predictor_parts(run)
@@ -162,7 +164,7 @@ def _read(subject: Subject, request: Request) -> tuple[Array, Tensor]:
 
     The same steps as a Predictor's.
     """
-    from vitc.data.augment import finish
+    from vitc.data.augment.device import finish
     from vitc.data.decode import eval_image, read_image
 
     assert request.image is not None
@@ -215,7 +217,7 @@ Drawn = tuple["Figure", list[str | Table], dict[str, Any]]
 
 def _attention(subject: Subject, request: Request) -> Drawn:
     """The image, each block's attention, the rollout; below, the heads of one block if asked."""
-    from vitc.models.look import attention_distance, attention_rollout, class_attention
+    from vitc.models.inspect import attention_distance, attention_rollout, class_attention
 
     pixels, x = _read(subject, request)
     weights = class_attention(subject.model, x)[:, 0].numpy()  # (depth, heads, h, w)
@@ -229,8 +231,10 @@ def _attention(subject: Subject, request: Request) -> Drawn:
     even = 1 / (h * w + _prefix_tokens(subject.model))  # what every token gets of indifference
     maps = {f"block {i}": weights[i].mean(axis=0) / even for i in range(depth)}
     if request.block is not None:
-        maps |= {f"block {request.block}, head {i}": weights[request.block, i] / even
-                 for i in range(heads)}  # fmt: skip
+        maps |= {
+            f"block {request.block}, head {i}": weights[request.block, i] / even
+            for i in range(heads)
+        }
     assert request.image is not None
     title = _title(subject, request.image, prediction)
     figure = _attention_figure(pixels, maps, depth, rollout / even, _reader(subject.model), title)
@@ -238,8 +242,11 @@ def _attention(subject: Subject, request: Request) -> Drawn:
         (str(i), f"{d.mean():.1f}", f"{d.min():.1f}", f"{d.max():.1f}")
         for i, d in enumerate(distance)
     ]
-    table = Table("How far attention reaches, pixels between patch centres",
-                  ("block", "mean of the heads", "nearest", "farthest"), rows)  # fmt: skip
+    table = Table(
+        "How far attention reaches, pixels between patch centres",
+        ("block", "mean of the heads", "nearest", "farthest"),
+        rows,
+    )
     said: list[str | Table] = [title, table]
     return figure, said, {"prediction": prediction, "attention_distance": distance.tolist()}
 
@@ -297,8 +304,15 @@ def _show_overlay(ax: Axes, pixels: Array, values: Array, low: float, high: floa
     grey = 0.1 + 0.6 * grey  # so that the same attention looks alike on light and on dark
     edges = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
     ax.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=edges)
-    return ax.imshow(values, cmap="inferno", vmin=low, vmax=max(high, low + 1e-9), alpha=0.6,
-                     extent=edges, interpolation="nearest")  # fmt: skip
+    return ax.imshow(
+        values,
+        cmap="inferno",
+        vmin=low,
+        vmax=max(high, low + 1e-9),
+        alpha=0.6,
+        extent=edges,
+        interpolation="nearest",
+    )
 
 
 # -- positions -------------------------------------------------------------------------------------
@@ -306,7 +320,7 @@ def _show_overlay(ax: Axes, pixels: Array, values: Array, low: float, high: floa
 
 def _positions(subject: Subject, request: Request) -> Drawn:
     """For every patch a small map: how alike the other patches' position embeddings are."""
-    from vitc.models.look import pos_embed_similarity
+    from vitc.models.inspect import pos_embed_similarity
 
     similarity = pos_embed_similarity(subject.model).numpy()  # (h, w, h, w)
     h, w = similarity.shape[:2]
@@ -345,7 +359,7 @@ def _spread(count: int) -> list[int]:
 
 def _filters(subject: Subject, request: Request) -> Drawn:
     """The strongest filters of the first convolution; of whole patches, what they are made of."""
-    from vitc.models.look import filter_components, stem_filters
+    from vitc.models.inspect import filter_components, stem_filters
 
     filters = stem_filters(subject.model)  # (D, C, k, k)
     d, c, *kernel = filters.shape
@@ -403,7 +417,7 @@ def _largest(weights: Array) -> float:
 
 def _features(subject: Subject, request: Request) -> Drawn:
     """Of every layer of the stem the channels that vary most over the image."""
-    from vitc.models.look import stem_features
+    from vitc.models.inspect import stem_features
 
     pixels, x = _read(subject, request)
     layers = [(name, maps[0].float().numpy()) for name, maps in stem_features(subject.model, x)]
@@ -440,8 +454,13 @@ def _feature_row(figure: Figure, axes: Sequence[Axes], name: str, maps: Array) -
         if i >= len(chosen):
             ax.set_axis_off()
             continue
-        image = ax.imshow(maps[chosen[i]], cmap="viridis", vmin=low, vmax=max(high, low + 1e-9),
-                          interpolation="nearest")  # fmt: skip
+        image = ax.imshow(
+            maps[chosen[i]],
+            cmap="viridis",
+            vmin=low,
+            vmax=max(high, low + 1e-9),
+            interpolation="nearest",
+        )
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_title(f"channel {chosen[i]}", fontsize=8, pad=2)

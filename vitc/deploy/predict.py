@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.folders import IMAGE_SUFFIXES
+from vitc.data.sources.folder import IMAGE_SUFFIXES
 from vitc.errors import BrokenFileError, ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -112,9 +112,9 @@ class Predictor:
         device: Literal["auto", "cuda", "mps", "cpu"] = "auto",
         weights: Literal["ema", "raw"] = "ema",
     ) -> None:
-        from vitc.deploy.pretrained import is_pretrained, predictor_parts
-        from vitc.train.device import pick_device
-        from vitc.train.evaluate import load_model
+        from vitc.deploy.save import is_pretrained, predictor_parts
+        from vitc.training.device import pick_device
+        from vitc.training.evaluate import load_model
 
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
@@ -181,7 +181,7 @@ class Predictor:
         """uint8 (C, H, W) each -> (N, K)."""
         import torch
 
-        from vitc.data.augment import finish
+        from vitc.data.augment.device import finish
 
         if not images:
             return np.zeros((0, len(self.classes)), np.float32)

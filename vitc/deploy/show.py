@@ -17,9 +17,9 @@ from vitc.config import (
     resolve_config,
     to_dict,
 )
-from vitc.data import folders
-from vitc.deploy.pages import Page, Table, model_with, write
+from vitc.data.sources import folder as folders
 from vitc.errors import ConfigError, DataError, suggest
+from vitc.views.model import Page, Table, model_with, write
 
 __all__ = [
     "Page",
@@ -52,8 +52,8 @@ def page(
     that picture of a model or run, and nothing else is shown. Raises
     ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
     """
-    from vitc.deploy.pretrained import is_pretrained
-    from vitc.models.outside import with_source
+    from vitc.deploy.save import is_pretrained
+    from vitc.models.custom_stem import with_source
     from vitc.models.zoo import MODELS
     from vitc.recipes import RECIPES, recipe_doc
 
@@ -88,7 +88,7 @@ def page(
 
 def _saved_page(folder: Path) -> Page:
     """A folder of `save_pretrained`: the model, its classes and how its images are prepared."""
-    from vitc.deploy.pretrained import read_pretrained
+    from vitc.deploy.save import read_pretrained
 
     saved = read_pretrained(folder)
     shown = model_page(dataclasses.replace(saved.config, num_classes=saved.num_classes or None))
@@ -145,8 +145,16 @@ def _cnn_row(m: ModelConfig, paper: Reported) -> tuple[str, ...]:
 
     assert isinstance(m, CNNConfig)
     stages, widths = ("-".join(map(str, values)) for values in (m.depths, m.widths))
-    return (m.name, m.stem_type, stages, widths, str(m.img_size), str(m.test_size),
-            f"{paper.gflops:g} G", f"{paper.params_m:g} M")  # fmt: skip
+    return (
+        m.name,
+        m.stem_type,
+        stages,
+        widths,
+        str(m.img_size),
+        str(m.test_size),
+        f"{paper.gflops:g} G",
+        f"{paper.params_m:g} M",
+    )
 
 
 # -- a model ---------------------------------------------------------------------------------------
@@ -181,11 +189,16 @@ def model_page(config: ModelConfig) -> Page:
         "settings": to_dict(config),
         **dict(zip(("flops", "params", "activations"), counted, strict=True)),
         "parts": [
-            {"name": p.name, "repeats": p.repeats, "flops": p.each.flops, "params": p.each.params,
-             "activations": p.each.activations}
+            {
+                "name": p.name,
+                "repeats": p.repeats,
+                "flops": p.each.flops,
+                "params": p.each.params,
+                "activations": p.each.activations,
+            }
             for p in pieces
         ],
-    }  # fmt: skip
+    }
     header = ("part", "times", "flops", "params", "activations")
     classes = 1000 if config.num_classes is None else config.num_classes
     size = f"{config.size[0]}x{config.size[1]}"
@@ -228,16 +241,21 @@ def model_page(config: ModelConfig) -> Page:
     if match is not None:
         values |= {"twin": match.twin, "flops_mismatch": match.flops_mismatch}
     if "stem_over_block" in values:
-        whole = "" if match is None else (
-            f"; the whole {100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}"
-        )  # fmt: skip
+        whole = (
+            ""
+            if match is None
+            else (f"; the whole {100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}")
+        )
         shown.append(f"Its stem costs {values['stem_over_block']:.2f} of one block{whole}.")
     return Page(values, shown)
 
 
 def _printed(paper: Reported) -> dict[str, float]:
-    return {"flops": paper.gflops * 1e9, "params": paper.params_m * 1e6,
-            "activations": paper.activations_m * 1e6}  # fmt: skip
+    return {
+        "flops": paper.gflops * 1e9,
+        "params": paper.params_m * 1e6,
+        "activations": paper.activations_m * 1e6,
+    }
 
 
 def _compared(title: str, counted: Complexity, paper: Reported) -> Table:
@@ -335,7 +353,7 @@ def _horizon_epochs(config: RunConfig, steps: int | None) -> float | None:
 
 def count_images(config: RunConfig) -> int | None:
     """How many images the run trains on; None where they are not at hand."""
-    from vitc.data.sources import open_data
+    from vitc.data.sources.base import open_data
 
     try:
         return len(open_data(config.data, config.model.in_chans).splits["train"])
@@ -359,27 +377,47 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
     )
     given = optim.schedule.warmup_epochs is not None
     rows = [
-        ("training images", "?" if s["train_images"] is None else f"{s['train_images']:,}",
-         "the data is not at hand: no steps below" if s["train_images"] is None else ""),
-        ("step", folders.counted(t.batch, "image"),
-         f"{micros} micro-batches of {t.micro}" if micros > 1 else ""),
-        ("epochs", f"{t.epochs}",
-         f"of {folders.counted(s['steps_per_epoch'], 'step')}" if known else ""),
+        (
+            "training images",
+            "?" if s["train_images"] is None else f"{s['train_images']:,}",
+            "the data is not at hand: no steps below" if s["train_images"] is None else "",
+        ),
+        (
+            "step",
+            folders.counted(t.batch, "image"),
+            f"{micros} micro-batches of {t.micro}" if micros > 1 else "",
+        ),
+        (
+            "epochs",
+            f"{t.epochs}",
+            f"of {folders.counted(s['steps_per_epoch'], 'step')}" if known else "",
+        ),
         ("steps", f"{s['total_steps']:,}" if known else "?", ""),
-        ("warm-up", _several(f"{s['warmup_epochs']:g}", "epoch") + (
-            f", {folders.counted(s['warmup_steps'], 'step')}" if known else ""),
-         "as set" if given else "the smaller of 5 epochs and 10 %"),
+        (
+            "warm-up",
+            _several(f"{s['warmup_epochs']:g}", "epoch")
+            + (f", {folders.counted(s['warmup_steps'], 'step')}" if known else ""),
+            "as set" if given else "the smaller of 5 epochs and 10 %",
+        ),
         ("lr, first", f"{s['first_lr']:.3g}", ""),
         ("lr, peak", f"{s['peak_lr']:.4g}", lr_why),
-        ("lr, last", f"{s['last_lr']:.3g}" if known else "?",
-         f"half a cosine, every {optim.schedule.per}"),
+        (
+            "lr, last",
+            f"{s['last_lr']:.3g}" if known else "?",
+            f"half a cosine, every {optim.schedule.per}",
+        ),
         ("weight decay", f"{optim.weight_decay:g}", "not on norm gains and biases"),
-    ]  # fmt: skip
+    ]
     if s["ema_horizon_epochs"] is not None:
         epochs = _several(f"{s['ema_horizon_epochs']:.3g}", "epoch")
         steps = ", " + _several(f"{s['ema_horizon_steps']:,.0f}", "step") if known else ""
-        rows.append(("EMA reaches back", f"{epochs}{steps}",
-                     f"{100 * s['ema_horizon_epochs'] / t.epochs:.3g} % of the run"))  # fmt: skip
+        rows.append(
+            (
+                "EMA reaches back",
+                f"{epochs}{steps}",
+                f"{100 * s['ema_horizon_epochs'] / t.epochs:.3g} % of the run",
+            )
+        )
     return rows
 
 
@@ -398,7 +436,7 @@ def _plain(value: Any) -> str:
 def run_page(run: Path, plot: Path | None = None) -> Page:
     """What a run is, how far it came and with what result."""
     from vitc.models.config import OutsideStemConfig
-    from vitc.train.runlog import DATA, read_metrics, read_summary
+    from vitc.runs.folder import DATA, read_metrics, read_summary
 
     config = from_dict(read_json(run / "config.json"))
     classes = read_json(run / DATA).get("classes") if (run / DATA).exists() else None
@@ -446,19 +484,24 @@ def _tells_top5(classes: int) -> bool:
 
 
 def _eval_row(line: Mapping[str, Any], measures: Sequence[str]) -> tuple[str, ...]:
-    cells = ["" if line.get(m) is None else f"{line[m]:.3f}" if m == "loss" else f"{line[m]:.2f}"
-             for m in measures]  # fmt: skip
+    cells = [
+        "" if line.get(m) is None else f"{line[m]:.3f}" if m == "loss" else f"{line[m]:.2f}"
+        for m in measures
+    ]
     return (str(line.get("epoch", "")), f"{line['step']:,}", *cells)
 
 
 def evaluation_page(result: Mapping[str, Any]) -> Page:
     """What an evaluation measured."""
     rows = [
-        ("top-1", f"{result['top1']:.2f} %"
-         f"  (95 % interval {result['top1_low']:.2f} to {result['top1_high']:.2f})"),
+        (
+            "top-1",
+            f"{result['top1']:.2f} %"
+            f"  (95 % interval {result['top1_low']:.2f} to {result['top1_high']:.2f})",
+        ),
         *([("top-5", f"{result['top5']:.2f} %")] if _tells_top5(result["classes"]) else []),
         ("loss", f"{result['loss']:.4f}"),
-    ]  # fmt: skip
+    ]
     weights = "average (EMA)" if result["weights"] == "ema" else "raw"
     images = folders.counted(result["n"], f"{result['split']} image")
     title = f"{result['run']}: {images}, {weights} weights"
@@ -473,8 +516,9 @@ def _check_plot(file: Path) -> None:
 
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix.removeprefix(".").lower() not in known:
-        raise ConfigError(f"--plot {file} does not end in a picture's suffix.",
-                          f"Known: {', '.join(known)}.")  # fmt: skip
+        raise ConfigError(
+            f"--plot {file} does not end in a picture's suffix.", f"Known: {', '.join(known)}."
+        )
     if not file.parent.is_dir():
         raise ConfigError(f"--plot {file}: there is no folder {file.parent}.")
 
@@ -496,10 +540,15 @@ def draw_lr(config: RunConfig, schedule: Mapping[str, Any], file: Path) -> None:
     stride = max(1, steps * t.epochs // 4000)
     at = range(0, steps * t.epochs, stride)
     lr = [
-        lr_at(step, peak=schedule["peak_lr"], schedule=config.optim.schedule, epochs=t.epochs,
-              steps_per_epoch=steps)
+        lr_at(
+            step,
+            peak=schedule["peak_lr"],
+            schedule=config.optim.schedule,
+            epochs=t.epochs,
+            steps_per_epoch=steps,
+        )
         for step in at
-    ]  # fmt: skip
+    ]
 
     def draw(axes: Sequence[Axes]) -> None:
         axes[0].plot([step / steps for step in at], lr)

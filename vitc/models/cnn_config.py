@@ -145,8 +145,14 @@ class CNNConfig(ModelConfig):
         if not self.depths:
             return ["model.depths is empty; a CNN has at least one stage."]
         found = []
-        for name in ("depths", "widths", "strides", "kernel_sizes", "group_widths",
-                     "expand_ratios"):  # fmt: skip
+        for name in (
+            "depths",
+            "widths",
+            "strides",
+            "kernel_sizes",
+            "group_widths",
+            "expand_ratios",
+        ):
             values = getattr(self, name)
             if values is None:
                 continue

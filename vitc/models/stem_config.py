@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal, get_args
 
-from vitc.outside import STEM, Outsider
+from vitc.plugins import STEM, Outsider
 
 Norm = Literal["bn", "ln", "none"]
 Act = Literal["relu", "gelu", "none"]

@@ -271,10 +271,10 @@ class VisionTransformer(nn.Module):
         wrong = [i for i in indices if not -depth <= i < depth]
         if wrong or not indices:
             raise ConfigError(
-                f"indices {list(indices)}: " + (f"there is no block {wrong[0]}." if wrong else
-                                                "no block is named."),
+                f"indices {list(indices)}: "
+                + (f"there is no block {wrong[0]}." if wrong else "no block is named."),
                 f"The model has blocks 0 to {depth - 1}; negative ones count from the end.",
-            )  # fmt: skip
+            )
         return {i % depth for i in indices}
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

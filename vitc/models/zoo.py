@@ -182,7 +182,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     if not isinstance(name, str):
         raise ConfigError(f"The model's name is {name!r}; it must be one of list_models().")
     if name.startswith("timm:"):
-        from vitc.models.borrowed import timm_config
+        from vitc.models.timm import timm_config
 
         config: ModelConfig = timm_config(name)
     elif name in MODELS:
@@ -286,7 +286,7 @@ def stem_config(name: str, old: StemConfig) -> StemConfig:
     A kind keeps what it can of `old`, the stem it stands in for: see `carried`.
     """
     if ":" in name or name.endswith(".py"):
-        from vitc.models.outside import name_stem
+        from vitc.models.custom_stem import name_stem
 
         return name_stem(OutsideStemConfig(source=name))
     if name not in STEM_KINDS:
@@ -312,19 +312,19 @@ def build_model(
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     if isinstance(config, ViTConfig):
-        from vitc.models.stem import build_stem
+        from vitc.models.stems import build_stem
         from vitc.models.vit import VisionTransformer
 
         foreign = stem is not None or isinstance(config.stem, OutsideStemConfig)
         if stem is None:
             stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
         elif isinstance(stem, type):
-            from vitc.models.outside import make_stem
+            from vitc.models.custom_stem import make_stem
 
             stem = make_stem(stem, config.in_chans, config.embed_dim, {})
         model = VisionTransformer(config, stem)
         if foreign:
-            from vitc.models.outside import try_stem
+            from vitc.models.custom_stem import try_stem
 
             try_stem(stem, config.in_chans, config.embed_dim, config.size)
         return model
@@ -332,7 +332,7 @@ def build_model(
         from vitc.models.cnn import CNN
 
         return CNN(config)
-    from vitc.models.borrowed import build_timm
+    from vitc.models.timm import build_timm
 
     assert isinstance(config, TimmConfig)
     return build_timm(config)

@@ -17,7 +17,7 @@ from vitc.optim.config import (
     SGDConfig,
 )
 from vitc.recipes.choose import choose_optim
-from vitc.train.config import TrainConfig
+from vitc.training.config import TrainConfig
 
 AUTHORS_SCHEDULE = ScheduleConfig(warmup_start=0.1, floor=0.005, per="epoch")  # 5 epochs of 400
 AUTHORS_EMA = EmaConfig(kind="pycls")  # alpha 1e-5 every 32 steps

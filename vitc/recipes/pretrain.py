@@ -18,7 +18,7 @@ import dataclasses
 from vitc.config import RunConfig
 from vitc.optim.config import OptimConfig
 from vitc.recipes.imagenet import adamw, imagenet
-from vitc.train.config import InitConfig
+from vitc.training.config import InitConfig
 
 FINETUNE_LR = 1e-4  # ours, per batch 2048: a tenth of the pre-training's
 

@@ -12,7 +12,7 @@ from vitc.data.config import AugmentConfig, DataConfig
 from vitc.models.zoo import model_config
 from vitc.optim.config import AdamWConfig, OptimConfig, SGDConfig
 from vitc.recipes.choose import choose_optim
-from vitc.train.config import TrainConfig
+from vitc.training.config import TrainConfig
 
 
 def debug(optim: str | None = None) -> RunConfig:

@@ -26,11 +26,11 @@ from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
-from vitc.train.build import fresh_state, step_settings
-from vitc.train.config import TrainConfig
-from vitc.train.device import Processes, autocast, machine_settings, peak_memory, pick_device
-from vitc.train.freeze import train_mode
-from vitc.train.step import NormStatistics, train_step
+from vitc.training.build import fresh_state, step_settings
+from vitc.training.config import TrainConfig
+from vitc.training.device import Processes, autocast, machine_settings, peak_memory, pick_device
+from vitc.training.freeze import train_mode
+from vitc.training.step import NormStatistics, train_step
 
 WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER
 IMAGENET_TRAIN = 1_281_167  # images of ImageNet-1k
@@ -102,8 +102,9 @@ def _bench(
     _forget_peak(device)
     state = fresh_state(config, classes, 1, device)
     channels = config.model.in_chans
-    settings = step_settings(config, device, Processes(), (0.5,) * channels, (0.25,) * channels,
-                             classes)  # fmt: skip
+    settings = step_settings(
+        config, device, Processes(), (0.5,) * channels, (0.25,) * channels, classes
+    )
     model = state.model
     forward: torch.nn.Module = model
     if t.compile:

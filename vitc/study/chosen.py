@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitc.config import read_json
-from vitc.study.conduct import standing
-from vitc.study.plan import Plan, StudyFolder
-from vitc.train.runlog import write_atomically
+from vitc.runs.folder import write_atomically
+from vitc.study.design import Plan, StudyFolder
+from vitc.study.runner import standing
 
 CHOSEN_FILE = "chosen.json"
 
@@ -29,7 +29,7 @@ def measure_chosen(
     Returns, by group key: `trial`, `draw`, and `evaluate_run`'s top1, interval and n. A group
     without a finished run is left out. Raises ConfigError where the data has no test split.
     """
-    from vitc.train.evaluate import evaluate_run
+    from vitc.training.evaluate import evaluate_run
 
     runs = standing(folder, plan).runs
     found = read_chosen(folder.path)

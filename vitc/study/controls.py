@@ -16,7 +16,7 @@ from vitc.errors import ConfigError
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.models.zoo import MODELS
 from vitc.recipes.ranges import study_ranges
-from vitc.study.plan import Group, Range
+from vitc.study.design import Group, Range
 
 RangeRule = Literal["shared", "separate", "union"]
 BENCH_STEPS = 10

@@ -10,10 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from vitc.study import statistics as st
-from vitc.study.analysis import GroupResult, Section
-from vitc.study.findings import Chart, Finding, Line
-from vitc.study.plan import Range
+from vitc.stats import curves as st
+from vitc.study.design import Range
+from vitc.study.measures.findings import Chart, Finding, Line
+from vitc.study.results import GroupResult, Section
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color) and a grey: told apart with any colour vision;
 # line style and marker repeat the distinction for print.
@@ -65,27 +65,65 @@ def pictures(section: Section, index: int) -> Iterator[Picture]:
                 continue
             stem = f"{index}_{optim}"
             looks = {g.contender: i for i, g in enumerate(section.of(optim))}
-            yield Picture(f"tuning_{stem}", "tuning", optim, f"{optim}: best after k draws",
-                          _tuning(groups, looks, compute=False))  # fmt: skip
-            yield Picture(f"compute_{stem}", "tuning", optim, f"{optim}: best after some compute",
-                          _tuning(groups, looks, compute=True))  # fmt: skip
+            yield Picture(
+                f"tuning_{stem}",
+                "tuning",
+                optim,
+                f"{optim}: best after k draws",
+                _tuning(groups, looks, compute=False),
+            )
+            yield Picture(
+                f"compute_{stem}",
+                "tuning",
+                optim,
+                f"{optim}: best after some compute",
+                _tuning(groups, looks, compute=True),
+            )
             yield Picture(f"edf_{stem}", "edf", optim, f"{optim}: all draws", _edf(groups, looks))
-            yield Picture(f"delta_{stem}", "edf", optim, f"{optim}: distance to the best draw",
-                          _delta(groups, looks))  # fmt: skip
+            yield Picture(
+                f"delta_{stem}",
+                "edf",
+                optim,
+                f"{optim}: distance to the best draw",
+                _delta(groups, looks),
+            )
             for name, x, logarithmic in _settings(section, optim):
                 safe = name.replace(" ", "").replace("·", "_times_").replace(".", "_")
                 title = f"{optim}: error against {name}"
-                yield Picture(f"scatter_{stem}_{safe}", "scatter", optim, title,
-                              _scatter(groups, looks, name, x, logarithmic))  # fmt: skip
+                yield Picture(
+                    f"scatter_{stem}_{safe}",
+                    "scatter",
+                    optim,
+                    title,
+                    _scatter(groups, looks, name, x, logarithmic),
+                )
             if any(len(c[0]) > 1 for g in groups for c in g.curves):
                 title = f"{optim}: validation error by epoch"
-                yield Picture(f"curves_{stem}", "curves", optim, title,
-                              _curves(groups, looks, [g.curves for g in groups],
-                                      "top-1 error of the EMA weights (%)"))  # fmt: skip
+                yield Picture(
+                    f"curves_{stem}",
+                    "curves",
+                    optim,
+                    title,
+                    _curves(
+                        groups,
+                        looks,
+                        [g.curves for g in groups],
+                        "top-1 error of the EMA weights (%)",
+                    ),
+                )
             if any(len(c[0]) > 1 for g in groups for c in g.losses):
-                yield Picture(f"losses_{stem}", "curves", optim, f"{optim}: training loss by epoch",
-                              _curves(groups, looks, [g.losses for g in groups],
-                                      "training loss (of the augmented images)"))  # fmt: skip
+                yield Picture(
+                    f"losses_{stem}",
+                    "curves",
+                    optim,
+                    f"{optim}: training loss by epoch",
+                    _curves(
+                        groups,
+                        looks,
+                        [g.losses for g in groups],
+                        "training loss (of the augmented images)",
+                    ),
+                )
 
 
 def chart_pictures(finding: Finding, index: int) -> Iterator[Picture]:
@@ -123,12 +161,24 @@ def _draw(axes: Any, line: Line) -> None:
     marker = line.marker if line.marker != "o" else MARKERS[line.look % len(MARKERS)]
     substituted = line.substituted or [False] * len(line.x)
     for i in range(1, len(line.x)):
-        axes.plot(line.x[i - 1 : i + 1], line.y[i - 1 : i + 1], color=colour, linewidth=1.3,
-                  linestyle="--" if substituted[i] else style)  # fmt: skip
+        axes.plot(
+            line.x[i - 1 : i + 1],
+            line.y[i - 1 : i + 1],
+            color=colour,
+            linewidth=1.3,
+            linestyle="--" if substituted[i] else style,
+        )
     for i, hollow in enumerate(substituted):
-        axes.plot(line.x[i], line.y[i], marker=marker, color=colour, linestyle="none",
-                  markerfacecolor="none" if hollow else colour, markersize=6,
-                  label=line.label if i == 0 else None)  # fmt: skip
+        axes.plot(
+            line.x[i],
+            line.y[i],
+            marker=marker,
+            color=colour,
+            linestyle="none",
+            markerfacecolor="none" if hollow else colour,
+            markersize=6,
+            label=line.label if i == 0 else None,
+        )
     if line.low:
         low, high = np.array(line.low), np.array(line.high)
         axes.vlines(line.x, low, high, color=colour, alpha=0.4, linewidth=1.5)
@@ -196,10 +246,16 @@ def _edf(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
         look = _look(looks[g.contender])
         band = st.edf_band(g.errors)
         x, share = st.edf(g.errors)
-        axes.step([x[0], *x], [0, *share], where="post", label=f"{g.contender} (n {len(g.errors)})",
-                  **look)  # fmt: skip
-        axes.fill_between(band.x, band.low, band.high, step="post", color=look["color"], alpha=0.10,
-                          linewidth=0)  # fmt: skip
+        axes.step(
+            [x[0], *x],
+            [0, *share],
+            where="post",
+            label=f"{g.contender} (n {len(g.errors)})",
+            **look,
+        )
+        axes.fill_between(
+            band.x, band.low, band.high, step="post", color=look["color"], alpha=0.10, linewidth=0
+        )
     axes.set_xlabel("top-1 error (%); diverged = chance")
     axes.set_ylabel("share of draws at or below")
     axes.set_ylim(0, 1.02)
@@ -211,8 +267,9 @@ def _delta(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
     figure, axes = _axes()
     for g in groups:
         x, share = st.edf_delta(g.errors)
-        axes.step([x[0], *x], [0, *share], where="post", label=g.contender,
-                  **_look(looks[g.contender]))  # fmt: skip
+        axes.step(
+            [x[0], *x], [0, *share], where="post", label=g.contender, **_look(looks[g.contender])
+        )
     axes.set_xlabel("points above the contender's own best draw")
     axes.set_ylabel("share of draws at or below")
     axes.set_ylim(0, 1.02)
@@ -246,8 +303,16 @@ def _scatter(
         y = np.array([r.error for r in rows])
         diverged = np.array([r.status == "diverged" for r in rows])
         colour = COLOURS[i % len(COLOURS)]
-        axes.scatter(x[~diverged], y[~diverged], s=16, alpha=0.75, color=colour,
-                     marker=MARKERS[i % len(MARKERS)], label=g.contender, linewidths=0)  # fmt: skip
+        axes.scatter(
+            x[~diverged],
+            y[~diverged],
+            s=16,
+            alpha=0.75,
+            color=colour,
+            marker=MARKERS[i % len(MARKERS)],
+            label=g.contender,
+            linewidths=0,
+        )
         axes.scatter(x[diverged], y[diverged], s=22, color=colour, marker="x")
         if len(rows) >= FEWEST_FOR_BEST_RANGE:
             best = st.best_range(y, np.log10(x) if log else x)
@@ -277,9 +342,15 @@ def _curves(
             [r for r in g.rows if r.error is not None], mine, strict=True
         ):
             chosen = row is g.best
-            axes.plot(epochs, values, color=look["color"], alpha=0.95 if chosen else 0.18,
-                      linewidth=1.8 if chosen else 0.7, linestyle=look["linestyle"],
-                      label=f"{g.contender}, best draw" if chosen else None)  # fmt: skip
+            axes.plot(
+                epochs,
+                values,
+                color=look["color"],
+                alpha=0.95 if chosen else 0.18,
+                linewidth=1.8 if chosen else 0.7,
+                linestyle=look["linestyle"],
+                label=f"{g.contender}, best draw" if chosen else None,
+            )
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
     first = [values[0] for mine in curves for _, values in mine if values]

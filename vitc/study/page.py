@@ -11,11 +11,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vitc.errors import ConfigError
-from vitc.study.analysis import Section
-from vitc.study.claims import claims
+from vitc.runs.folder import write_atomically
 from vitc.study.figures import Picture
-from vitc.study.findings import Finding, Table
-from vitc.study.telling import (
+from vitc.study.measures.findings import Finding, Table
+from vitc.study.paper.claims import claims
+from vitc.study.results import Section
+from vitc.study.summary import (
     deviations,
     facts,
     ranges,
@@ -25,7 +26,6 @@ from vitc.study.telling import (
     unfinished_text,
     verdict,
 )
-from vitc.train.runlog import write_atomically
 
 DPI = 110  # beside each other on a page of a repository, a few tens of kilobytes each
 SHOWN = ("tuning_", "edf_", "delta_")  # of the figures of a study of draws; the others are its own
@@ -39,8 +39,9 @@ def check_page(page: Path) -> None:
     if beside.exists() and not (beside.is_dir() and (beside / "trials.csv").is_file()):
         raise ConfigError(
             f"{beside} exists and holds no trials.csv of an earlier page: its figures and "
-            "numbers would go there.", "Give the page another name.",
-        )  # fmt: skip
+            "numbers would go there.",
+            "Give the page another name.",
+        )
 
 
 def write_page(
@@ -78,24 +79,29 @@ def _told(s: Section | Finding, drawn: Sequence[Picture], folder: str, page: Pat
         first, *rest = s.parts.sentences
         tables, notes = s.parts.tables, s.notes
     figures = "\n".join(f"![{_text(p.title)}]({quote(folder)}/{p.name}.png)" for p in drawn)
-    return "\n\n".join(filter(None, [
-        f"# {_text(_title(s))}",
-        _text(unfinished_text(s)),
-        f"**{_text(first)}**",
-        _list(rest),
-        _agreement(s),
-        figures,
-        *(_table(t) for t in tables),
-        _list(notes),
-        _table(troubles(s)),
-        _table(_conditions(s, page)),
-        _table(ranges(s.plan)) if ranges(s.plan).rows else "",
-        _table(deviations(s)),
-    ]))  # fmt: skip
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                f"# {_text(_title(s))}",
+                _text(unfinished_text(s)),
+                f"**{_text(first)}**",
+                _list(rest),
+                _agreement(s),
+                figures,
+                *(_table(t) for t in tables),
+                _list(notes),
+                _table(troubles(s)),
+                _table(_conditions(s, page)),
+                _table(ranges(s.plan)) if ranges(s.plan).rows else "",
+                _table(deviations(s)),
+            ],
+        )
+    )
 
 
 def _title(s: Section | Finding) -> str:
-    from vitc.study.paper import EXHIBITS
+    from vitc.study.paper.exhibits import EXHIBITS
 
     name, _, scale = s.plan.exhibit.partition(" ")
     if name in EXHIBITS:
@@ -109,8 +115,11 @@ def _agreement(s: Section | Finding) -> str:
     verdicts = [c.verdict for c in claims(s)]
     if not verdicts:
         return ""
-    words = {"agrees": "with the sign that the paper claims", "disagrees": "with the opposite one",
-             "open": "open (the interval holds zero)"}  # fmt: skip
+    words = {
+        "agrees": "with the sign that the paper claims",
+        "disagrees": "with the opposite one",
+        "open": "open (the interval holds zero)",
+    }
     counts = ", ".join(f"{sum(x == v for x in verdicts)} {w}" for v, w in words.items())
     many = len(verdicts)
     return (

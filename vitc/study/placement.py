@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitc.errors import ConfigError
-from vitc.study.engine_ray import RayEngine
-from vitc.study.engine_slurm import SlurmEngine
-from vitc.study.engines import Engine, LocalEngine, default_workers
+from vitc.study.launch import Engine, LocalEngine, default_workers
+from vitc.study.launch_ray import RayEngine
+from vitc.study.launch_slurm import SlurmEngine
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "workers": ("local",),
@@ -62,11 +62,14 @@ class Placement:
             found.append(f"--gpus-per-trial {gpus:g} must not be negative.")
         elif gpus is not None and gpus != int(gpus):
             if self.engine == "slurm":
-                found.append(f"--gpus-per-trial {gpus:g}: SLURM hands out whole GPUs; share one "
-                             "with --engine ray.")  # fmt: skip
+                found.append(
+                    f"--gpus-per-trial {gpus:g}: SLURM hands out whole GPUs; share one "
+                    "with --engine ray."
+                )
             elif gpus > 1:
-                found.append(f"--gpus-per-trial {gpus:g} must be a share of one GPU or a whole "
-                             "number.")  # fmt: skip
+                found.append(
+                    f"--gpus-per-trial {gpus:g} must be a share of one GPU or a whole number."
+                )
         if self.hours is not None and not 0 < self.hours < math.inf:
             found.append(f"--hours {self.hours:g} must be above 0.")
         if found:

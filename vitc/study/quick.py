@@ -8,8 +8,8 @@ from typing import Any
 
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
-from vitc.study.conduct import hparams_plan
-from vitc.study.plan import Plan
+from vitc.study.design import Plan
+from vitc.study.runner import hparams_plan
 
 RECIPE = "fashion_vit_p"  # its ranges: [c / 8, 4 c] around the ViT_P's own best values
 REFERENCE = "vit_p_tiny"
@@ -87,9 +87,9 @@ def _keep_contenders(settings: Mapping[str, Any]) -> None:
 
 def trial_seconds(config: RunConfig) -> float:
     """About how long one trial takes on one worker, from a few real steps."""
-    from vitc.data.sources import open_data
-    from vitc.train.device import pick_device
-    from vitc.train.probe import probe
+    from vitc.data.sources.base import open_data
+    from vitc.training.device import pick_device
+    from vitc.training.probe import probe
 
     data = open_data(config.data, config.model.in_chans)
     measured = probe(config, data, pick_device(config.train.device), seconds=0.3)

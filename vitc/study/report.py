@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from vitc.errors import ConfigError
-from vitc.study.analysis import (
+from vitc.runs.folder import write_atomically
+from vitc.study.design import HPARAMS, StudyFolder
+from vitc.study.figures import INK, Picture, chart_pictures, pictures
+from vitc.study.measures.findings import Finding, Table
+from vitc.study.measures.read import find
+from vitc.study.page import check_page, write_page
+from vitc.study.paper.claims import claim_values, claims_table
+from vitc.study.results import (
     Protocol,
     Section,
     analyse,
     results_json,
 )
-from vitc.study.claims import claim_values, claims_table
-from vitc.study.figures import INK, Picture, chart_pictures, pictures
-from vitc.study.findings import Finding, Table
-from vitc.study.page import check_page, write_page
-from vitc.study.plan import HPARAMS, StudyFolder
-from vitc.study.reading import find
-from vitc.study.telling import (
+from vitc.study.summary import (
     deviations,
     facts,
     ranges,
@@ -37,7 +38,6 @@ from vitc.study.telling import (
     unfinished_text,
     verdict,
 )
-from vitc.train.runlog import write_atomically
 
 
 def report(
@@ -65,8 +65,10 @@ def report(
     sections: list[Section | Finding] = [*studies, *findings]
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = [list(pictures(s, i) if isinstance(s, Section) else chart_pictures(s, i))
-             for i, s in enumerate(sections)]  # fmt: skip
+    drawn = [
+        list(pictures(s, i) if isinstance(s, Section) else chart_pictures(s, i))
+        for i, s in enumerate(sections)
+    ]
     svgs = {p.name: _save_figure(p, figures) for ps in drawn for p in ps}
     trials = trials_csv(sections)
     write_atomically(out / "trials.csv", trials)
@@ -94,16 +96,20 @@ def _finite(value: Any) -> Any:
 
 def _whole(f: Finding) -> Finding:
     """With the second test set where one was read, and the paper's numbers beside ours."""
-    from vitc.study.paper import beside
-    from vitc.study.second import second_parts
+    from vitc.study.paper.exhibits import beside
+    from vitc.study.paper.second import second_parts
 
     parts = f.parts
     second = second_parts(f)
     if second is not None:
         table, chart, sentence, values = second
-        parts = replace(parts, tables=[*parts.tables, table], charts=[*parts.charts, chart],
-                        sentences=[*parts.sentences, sentence],
-                        values={**parts.values, "second_test_set": values})  # fmt: skip
+        parts = replace(
+            parts,
+            tables=[*parts.tables, table],
+            charts=[*parts.charts, chart],
+            sentences=[*parts.sentences, sentence],
+            values={**parts.values, "second_test_set": values},
+        )
     claimed = claims_table(f)
     tables = [*parts.tables, *([claimed] if claimed else []), *beside(f)]
     values = {**parts.values, "claims": claim_values(f)}
@@ -154,17 +160,53 @@ def trials_csv(sections: Sequence[Section | Finding]) -> str:
     settings = list(dict.fromkeys(n for r in rows for n in r.values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["study", "trial", "contender", "optim", "point", "draw", "seed",
-                     *settings, "status",
-                     "error", "error_raw", "error_best_epoch", "train_seconds", "steps",
-                     "peak_memory_bytes", "folder", "note"])  # fmt: skip
+    writer.writerow(
+        [
+            "study",
+            "trial",
+            "contender",
+            "optim",
+            "point",
+            "draw",
+            "seed",
+            *settings,
+            "status",
+            "error",
+            "error_raw",
+            "error_best_epoch",
+            "train_seconds",
+            "steps",
+            "peak_memory_bytes",
+            "folder",
+            "note",
+        ]
+    )
     for r in rows:
         values = [r.values.get(n, "") for n in settings]
-        writer.writerow([_cell(x) for x in (
-            r.study, r.id, r.contender, r.optim, r.point, r.draw, r.seed, *values, r.status,
-            r.error, r.error_raw, r.error_best_epoch, r.train_seconds, r.steps, r.peak_memory_bytes,
-            r.folder, " ".join(r.note.split()),
-        )])  # fmt: skip
+        writer.writerow(
+            [
+                _cell(x)
+                for x in (
+                    r.study,
+                    r.id,
+                    r.contender,
+                    r.optim,
+                    r.point,
+                    r.draw,
+                    r.seed,
+                    *values,
+                    r.status,
+                    r.error,
+                    r.error_raw,
+                    r.error_best_epoch,
+                    r.train_seconds,
+                    r.steps,
+                    r.peak_memory_bytes,
+                    r.folder,
+                    " ".join(r.note.split()),
+                )
+            ]
+        )
     return buffer.getvalue()
 
 
@@ -190,14 +232,23 @@ def table_tex(sections: Sequence[Section]) -> str:
         r"\midrule",
     ]
     for g in (g for s in sections for g in s.groups):
-        median = "--" if g.median is None else (
-            f"{g.median.estimate:.1f} [{g.median.low:.1f}, {g.median.high:.1f}]")  # fmt: skip
+        median = (
+            "--"
+            if g.median is None
+            else (f"{g.median.estimate:.1f} [{g.median.low:.1f}, {g.median.high:.1f}]")
+        )
         best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
         step = f"{g.step_ms:.1f}" if g.step_ms else "--"
-        cells = [_tex(g.contender), _tex(g.optim), str(len(g.errors)), str(g.count("diverged")),
-                 best, median,
-                 *([f"{g.flops / 1e6:.1f}", f"{g.params / 1e6:.3f}"] if g.cost else ["--"] * 2),
-                 step]  # fmt: skip
+        cells = [
+            _tex(g.contender),
+            _tex(g.optim),
+            str(len(g.errors)),
+            str(g.count("diverged")),
+            best,
+            median,
+            *([f"{g.flops / 1e6:.1f}", f"{g.params / 1e6:.3f}"] if g.cost else ["--"] * 2),
+            step,
+        ]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -206,15 +257,32 @@ def tables_tex(findings: Sequence[Finding]) -> str:
     """The tables of the measures, one tabular each."""
     lines = []
     for table in (t for f in findings for t in f.parts.tables):
-        lines += [f"% {_tex(table.title)}", rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
-                  r"\toprule", " & ".join(map(_tex, table.head)) + r" \\", r"\midrule",
-                  *(" & ".join(map(_tex, row)) + r" \\" for row in table.rows),
-                  r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
+        lines += [
+            f"% {_tex(table.title)}",
+            rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, table.head)) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(_tex, row)) + r" \\" for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
     return "\n".join(lines)
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def _tex(text: str) -> str:
@@ -231,8 +299,10 @@ def _page(
 ) -> str:
     title = " + ".join(s.name for s in sections)
     style = resources.files("vitc.study").joinpath("report.css").read_text(encoding="utf-8")
-    body = "".join(_section(s, ps, svgs) if isinstance(s, Section) else _finding_page(s, ps, svgs)
-                   for s, ps in zip(sections, drawn, strict=True))  # fmt: skip
+    body = "".join(
+        _section(s, ps, svgs) if isinstance(s, Section) else _finding_page(s, ps, svgs)
+        for s, ps in zip(sections, drawn, strict=True)
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -295,12 +365,13 @@ def _finding_page(f: Finding, drawn: Sequence[Picture], svgs: dict[str, str]) ->
         f'<p class="verdict">{_e(verdict_)}</p>',
         f"<ul>{''.join(f'<li>{_e(x)}</li>' for x in others)}</ul>" if others else "",
         f'<ul class="warning">{"".join(f"<li>{_e(x)}</li>" for x in f.notes)}</ul>'
-        if f.notes else "",
+        if f.notes
+        else "",
         f'<div class="figures">{figures}</div>' if figures else "",
         *map(_shown, f.parts.tables),
         _shown(troubles(f)),
         f"<h2>Plan, deviations and conditions</h2>{_conditions(f)}",
-    ]  # fmt: skip
+    ]
     return f"<section>{''.join(parts)}</section>"
 
 
@@ -326,9 +397,14 @@ def _shown(table: Table, level: int = 2) -> str:
 
 def _conditions(s: Section | Finding) -> str:
     drawn = ranges(s.plan)
-    settings = json.dumps({"/".join(filter(None, (g["contender"], g["optim"], g.get("point")))):
-                           g["config"] for r in s.records for g in r["plan"]["groups"]},
-                          indent=1)  # fmt: skip
+    settings = json.dumps(
+        {
+            "/".join(filter(None, (g["contender"], g["optim"], g.get("point")))): g["config"]
+            for r in s.records
+            for g in r["plan"]["groups"]
+        },
+        indent=1,
+    )
     return (
         _table(["", ""], facts(s).rows)
         + (_shown(drawn, 3) if drawn.rows else "")

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitc.config import read_json
 from vitc.errors import ConfigError
-from vitc.train.runlog import CONFIG, EVENTS, read_metrics, read_summary
+from vitc.runs.folder import CONFIG, EVENTS, read_metrics, read_summary
 
 ENDED = ("done", "diverged", "failed")  # a trial with such a status is never run again
 PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)

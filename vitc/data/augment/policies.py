@@ -1,0 +1,225 @@
+"""Augmentation policies: which operations, how strong, from uniform numbers alone.
+
+Each is a pure function of uniforms (n, draws) in [0, 1), one row an image, to a `Chain`. Sources
+and what differs from the originals: docs/augment.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.data.augment.ops import CODE, MAX_BLUR, SCALES, Chain
+from vitc.data.config import AugmentConfig
+
+Uniforms = NDArray[np.float64]
+SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]  # operation, probability, level
+
+# The 25 of arXiv 1805.09501, Table 9; levels 0 to 9.
+AUTOAUGMENT: tuple[SubPolicy, ...] = (
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
+    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 5)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("equalize", 0.4, 4), ("rotate", 0.8, 8)),
+    (("solarize", 0.6, 3), ("equalize", 0.6, 7)),
+    (("posterize", 0.8, 5), ("equalize", 1.0, 2)),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
+    (("equalize", 0.6, 8), ("posterize", 0.4, 6)),
+    (("rotate", 0.8, 8), ("color", 0.4, 0)),
+    (("rotate", 0.4, 9), ("equalize", 0.6, 2)),
+    (("equalize", 0.0, 7), ("equalize", 0.8, 8)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("rotate", 0.8, 8), ("color", 1.0, 2)),
+    (("color", 0.8, 8), ("solarize", 0.8, 7)),
+    (("sharpness", 0.4, 7), ("invert", 0.6, 8)),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 9)),
+    (("color", 0.4, 0), ("equalize", 0.6, 3)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 5)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+)
+
+# EfficientNet's code, in no paper; levels 0 to 10. As in pycls.
+V0: tuple[SubPolicy, ...] = (
+    (("equalize", 0.8, 1), ("shear_y", 0.8, 4)),
+    (("color", 0.4, 9), ("equalize", 0.6, 3)),
+    (("color", 0.4, 1), ("rotate", 0.6, 8)),
+    (("solarize", 0.8, 3), ("equalize", 0.4, 7)),
+    (("solarize", 0.4, 2), ("solarize", 0.6, 2)),
+    (("color", 0.2, 0), ("equalize", 0.8, 8)),
+    (("equalize", 0.4, 8), ("solarize_add", 0.8, 3)),
+    (("shear_x", 0.2, 9), ("rotate", 0.6, 8)),
+    (("color", 0.6, 1), ("equalize", 1.0, 2)),
+    (("invert", 0.4, 9), ("rotate", 0.6, 0)),
+    (("equalize", 1.0, 9), ("shear_y", 0.6, 3)),
+    (("color", 0.4, 7), ("equalize", 0.6, 0)),
+    (("posterize", 0.4, 6), ("auto_contrast", 0.4, 7)),
+    (("solarize", 0.6, 8), ("color", 0.6, 9)),
+    (("solarize", 0.2, 4), ("rotate", 0.8, 9)),
+    (("rotate", 1.0, 7), ("translate_y", 0.8, 9)),
+    (("shear_x", 0.0, 0), ("solarize", 0.8, 4)),
+    (("shear_y", 0.8, 0), ("color", 0.6, 4)),
+    (("color", 1.0, 0), ("rotate", 0.6, 2)),
+    (("equalize", 0.8, 4), ("equalize", 0.0, 8)),
+    (("equalize", 1.0, 4), ("auto_contrast", 0.6, 2)),
+    (("shear_y", 0.4, 7), ("solarize_add", 0.6, 7)),
+    (("posterize", 0.8, 2), ("solarize", 0.6, 10)),
+    (("solarize", 0.6, 8), ("equalize", 0.6, 1)),
+    (("color", 0.8, 6), ("rotate", 0.4, 5)),
+)
+
+RAND_OPS = (
+    "auto_contrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+TRIVIAL_OPS = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "auto_contrast",
+    "equalize",
+)
+TRIVIAL_LEVELS = 31
+JITTERED = ("brightness", "contrast", "color")  # in the order of data.augment.jitter
+BILINEAR = {"v0", "randaugment"}  # the others take the nearest pixel, as their authors' code does
+
+
+def chain_draws(augment: AugmentConfig) -> int:
+    """How many uniforms an image's operations take."""
+    policy = {
+        "none": 0,
+        "autoaugment": 5,
+        "v0": 5,
+        "randaugment": 4 * augment.rand_ops,
+        "trivial": 3,
+        "three": 2,
+    }[augment.policy]
+    return policy + (4 if any(augment.jitter) else 0)
+
+
+def chain(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Chain:
+    """The operations of images of `size` (H, W) that follow from uniforms (n, chain_draws)."""
+    codes = np.zeros((len(u), 0), np.int8)
+    args = np.zeros((len(u), 0))
+    if augment.policy in ("autoaugment", "v0"):
+        codes, args = _searched(augment.policy, u, size)
+    elif augment.policy == "randaugment":
+        codes, args = _rand(augment, u, size)
+    elif augment.policy == "trivial":
+        codes, args = _trivial(u, size)
+    elif augment.policy == "three":
+        codes, args = _three(u)
+    if any(augment.jitter):
+        more = _jitter(augment.jitter, u[:, -4:])
+        codes, args = np.hstack([codes, more[0]]), np.hstack([args, more[1]])
+    return Chain(codes, args, augment.policy in BILINEAR)
+
+
+Steps = tuple[NDArray[np.int8], NDArray[np.float64]]
+
+
+def _searched(name: str, u: Uniforms, size: tuple[int, int]) -> Steps:
+    """One of the 25 with even odds; each of its two operations with its own probability."""
+    policy, levels = (AUTOAUGMENT, 9) if name == "autoaugment" else (V0, 10)
+    which = _pick(u[:, 0], len(policy))
+    ops = np.array([[CODE[op] for op, _, _ in sub] for sub in policy], np.int8)[which]
+    odds = np.array([[p for _, p, _ in sub] for sub in policy])[which]
+    strength = np.array([[level for _, _, level in sub] for sub in policy])[which] / levels
+    return _settled(ops, u[:, 1:3] < odds, strength, u[:, 3:5] < 0.5, name, size)
+
+
+def _rand(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
+    """`rand_ops` of the fifteen, each drawn anew and applied with probability `rand_prob`."""
+    which, taken, strength, minus = np.split(u[:, : 4 * augment.rand_ops], 4, axis=1)
+    ops = np.array([CODE[n] for n in RAND_OPS], np.int8)[_pick(which, len(RAND_OPS))]
+    m = np.full(strength.shape, augment.rand_magnitude)
+    if augment.rand_std > 0:
+        m = np.clip(m + augment.rand_std * normal(strength), 0, 10)
+    return _settled(ops, taken < augment.rand_prob, m / 10, minus < 0.5, "rand", size)
+
+
+def _trivial(u: Uniforms, size: tuple[int, int]) -> Steps:
+    """One of the fourteen, at one of 31 levels, all with even odds."""
+    ops = np.array([CODE[n] for n in TRIVIAL_OPS], np.int8)[_pick(u[:, :1], len(TRIVIAL_OPS))]
+    m = _pick(u[:, 1:2], TRIVIAL_LEVELS) / (TRIVIAL_LEVELS - 1)
+    return _settled(ops, np.ones(ops.shape, np.bool_), m, u[:, 2:3] < 0.5, "trivial", size)
+
+
+def _three(u: Uniforms) -> Steps:
+    """Grey, solarised, or blurred with a sigma of 0.1 to 2 pixels, with even odds."""
+    which = _pick(u[:, :1], 3)
+    ops = np.array([CODE["color"], CODE["solarize"], CODE["blur"]], np.int8)[which]
+    sigma = 0.1 + u[:, 1:2] * (MAX_BLUR - 0.1)
+    return ops, np.choose(which, [np.zeros_like(sigma), np.full_like(sigma, 128), sigma])
+
+
+def _jitter(amounts: tuple[float, float, float], u: Uniforms) -> Steps:
+    """Three factors in one of the six orders; where an amount is 0, the factor is 1."""
+    most = np.array(amounts)
+    low = np.maximum(1 - most, 0)
+    factors = low + u[:, 1:] * (1 + most - low)
+    orders = np.array(list(itertools.permutations(range(3))))[_pick(u[:, 0], 6)]  # (n, 3)
+    ops = np.array([CODE[n] for n in JITTERED], np.int8)[orders]
+    return ops, np.take_along_axis(factors, orders, axis=1)
+
+
+def _pick(u: Uniforms, n: int) -> NDArray[np.int64]:
+    return (u * n).astype(np.int64)
+
+
+def _settled(
+    ops: NDArray[np.int8],
+    taken: NDArray[np.bool_],
+    m: NDArray[np.float64],
+    minus: NDArray[np.bool_],
+    scales: str,
+    size: tuple[int, int],
+) -> Steps:
+    """Codes and arguments, all (n, S); what is not taken becomes the identity."""
+    ops = np.where(taken, ops, CODE["identity"]).astype(np.int8)
+    args = np.zeros(ops.shape)
+    for name, scale in SCALES[scales].items():
+        here = ops == CODE[name]
+        args[here] = scale.argument(m[here], minus[here], size)
+    return ops, args
+
+
+def normal(u: Uniforms) -> NDArray[np.float64]:
+    """What a standard normal variable stays below with probability `u`, rounded to 2^-20: the last
+    bits of the machine's logarithms do not show. Within 8.3 of 0."""
+    inside = np.clip(u, 2.0**-53, 1 - 2.0**-53).ravel().tolist()
+    values = np.array([_quantile(x) for x in inside]).reshape(u.shape)
+    return np.round(values * 2**20) / 2**20
+
+
+_quantile = NormalDist().inv_cdf

@@ -1,0 +1,402 @@
+"""Which images does a folder hold, class by class and split by split?"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitc.errors import ConfigError, DataError, suggest
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+IMAGE_SUFFIXES = frozenset(
+    (
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "bmp",
+        "dib",
+        "gif",
+        "webp",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "jp2",
+        "j2k",
+        "avif",
+        "ico",
+    )
+)
+_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # litter of file managers
+_LAYOUTS = (
+    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg with val and test beside train."
+)
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """The images of one split, in order of class and name: path below the root with "/", label,
+    size in bytes."""
+
+    names: list[str]
+    labels: list[int]
+    sizes: list[int]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """classes in order of name; splits: "train", or with the folder's own "val" and "test"."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, FolderSplit]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Class:
+    """One class folder's files: (path below the root, size) of images, paths of others."""
+
+    images: list[tuple[str, int]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def name_key(name: str) -> str:
+    """The name as it compares equal on any system: macOS may hand out é as e and an accent."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def shown(name: str) -> str:
+    """The name with bytes that are no text spelt out, so that it can be printed and saved."""
+    if name.isascii():
+        return name
+    return name_key(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """`'a', 'b', 'c' and 4 more`."""
+    names = list(names)
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(repr(shown(n)) for n in names[:limit]) + more
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def scan_folder(root: Path) -> Listing:
+    """Every image below `root` with its class and split.
+
+    A class is a sub-folder, whatever lies nested in it; hidden files and file managers' litter
+    are passed over, other files that are no images are named in the notes. Raises ConfigError:
+    no such folder; DataError: no classes, only one, an empty one, or classes that differ between
+    the splits.
+    """
+    found, notes = _found(root)
+    _check_classes(root, found)
+    classes = sorted(found["train"], key=name_key)
+    splits = {split: _gather(classes, part) for split, part in found.items()}
+    notes += _gaps(classes, found)
+    files = [f for s in splits.values() for f in zip(s.names, s.sizes, strict=True)]
+    empty = [name for name, size in files if size == 0]
+    if empty:
+        notes.append(f"{counted(len(empty), 'image file')} of 0 bytes, broken: {some(empty)}.")
+    return Listing(tuple(shown(c) for c in classes), splits, tuple(notes))
+
+
+def survey_folder(root: Path) -> Listing:
+    """As `scan_folder`, but with every class of any split, however unfit: to tell what is wrong.
+
+    Raises ConfigError: no such folder; DataError: nothing in it is a class.
+    """
+    found, notes = _found(root)
+    names = {name_key(name): name for part in reversed(found.values()) for name in part}
+    classes = [names[key] for key in sorted(names)]
+    splits = {split: _gather(classes, part) for split, part in found.items()}
+    splits = {split: part for split, part in splits.items() if part.names}
+    return Listing(tuple(shown(c) for c in classes), splits, tuple(notes))
+
+
+def _found(root: Path) -> tuple[dict[str, dict[str, _Class]], list[str]]:
+    """The files of each class of each split, and what there is to say."""
+    _check_is_folder(root)
+    places, notes = _layout(root)
+    found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
+    strangers = [other for part in found.values() for c in part.values() for other in c.others]
+    if strangers:
+        notes.append(f"{counted(len(strangers), 'file')} left out as no image: {some(strangers)}.")
+    return found, notes
+
+
+def _check_is_folder(root: Path) -> None:
+    if root.is_dir():
+        return
+    if root.exists():
+        packed = root.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"))
+        raise ConfigError(
+            f"{root} is a file, not a folder of images.",
+            "Unpack it and give the folder." if packed else _LAYOUTS,
+        )
+    near = ""
+    if root.parent.is_dir():
+        near = suggest(root.name, (p.name for p in root.parent.iterdir() if p.is_dir()))
+    raise ConfigError(f"There is no folder {root}.{near}", _LAYOUTS)
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the sub-folders and of the other entries, sorted, without hidden ones and litter."""
+    try:
+        with os.scandir(folder) as listing:
+            kinds = [(e.name, _is_dir(e)) for e in listing if not _passed_over(e.name)]
+    except OSError as e:
+        raise DataError(f"The folder {shown(folder)!r} cannot be read: {e.strerror}.") from e
+    kinds.sort(key=lambda entry: name_key(entry[0]))
+    return [n for n, is_dir in kinds if is_dir], [n for n, is_dir in kinds if not is_dir]
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+# ------------------------------------------------------------------- which folder is which split
+
+
+def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
+    """The folder of classes of each split ("train" alone: the root), and what there is to say."""
+    dirs, files = _entries(str(root))
+    if not dirs:
+        raise _no_classes(root, files)
+    word_of = {w: split for split, words in SPLIT_WORDS.items() for w in words}
+    named = {d: word_of[d.lower()] for d in dirs if d.lower() in word_of}
+    inside = {d: _entries(str(root / d)) for d in named}
+    split_dirs = [d for d in named if inside[d][0]]
+    if not named:
+        return {"train": str(root)}, []
+    if not split_dirs:
+        if len(named) > 1 or len(dirs) == 1:
+            raise DataError(
+                f"{some(named)} in {root} have no sub-folders, so their images have no class.",
+                _LAYOUTS,
+            )
+        only = next(iter(named))
+        return {"train": str(root)}, [
+            f"{only!r} has no sub-folders, so it is taken as a class, not as a split."
+        ]
+
+    notes = []
+    for d in named:
+        if d in split_dirs:
+            continue
+        if named[d] == "train":
+            raise DataError(
+                f"{root / d} has no sub-folders, so its images have no class.", _LAYOUTS
+            )
+        count = sum(_is_image(n) for n in inside[d][1])
+        notes.append(
+            f"{d!r} was left out: it has no class sub-folders, so its {counted(count, 'image')} "
+            f"cannot serve as the {named[d]} split."
+        )
+    places: dict[str, str] = {}
+    for split in SPLIT_WORDS:
+        mine = [d for d in split_dirs if named[d] == split]
+        if len(mine) > 1:
+            raise DataError(
+                f"{root} holds {some(mine)}: which of them is the {split} split?",
+                "Keep one, or merge them.",
+            )
+        if mine:
+            places[split] = str(root / mine[0])
+    if "train" not in places:
+        raise DataError(
+            f"{root} holds {some(split_dirs)} but no train folder.",
+            f"{_LAYOUTS} If {split_dirs[0]!r} is a class, give that folder another name.",
+        )
+    beside = [d for d in dirs if d not in named]
+    if beside:
+        notes.append(f"{some(beside)} beside {some(split_dirs)} left out: no split has that name.")
+    return places, notes
+
+
+def _no_classes(root: Path, files: Sequence[str]) -> DataError:
+    images = sum(_is_image(n) for n in files)
+    if images:
+        return DataError(
+            f"{root} holds {counted(images, 'image')} but no sub-folders: "
+            "one sub-folder for each class is what tells the classes apart.",
+            _LAYOUTS,
+        )
+    packed = [n for n in files if n.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))]
+    return DataError(
+        f"{root} holds no image and no sub-folder.",
+        f"Unpack {packed[0]!r} first." if packed else _LAYOUTS,
+    )
+
+
+# ------------------------------------------------------------------------- the files of a class
+
+
+def _classes_in(root: Path, folder: str, notes: list[str]) -> dict[str, _Class]:
+    """Class name -> its files, for each sub-folder of `folder`."""
+    dirs, files = _entries(folder)
+    if files:
+        images = [n for n in files if _is_image(n)]
+        what = f"{counted(len(images), 'image')} of no class" if images else "no image"
+        notes.append(
+            f"{counted(len(files), 'file')} beside the class folders of {Path(folder).name!r} "
+            f"left out ({what}): {some(files)}."
+        )
+    below = os.path.relpath(folder, root).replace(os.sep, "/")
+    prefix = "" if below == "." else f"{below}/"
+    # Threads: on a network's file system each stat waits for the server, and waiting overlaps.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        walked = pool.map(lambda d: _walk(os.path.join(folder, d), f"{prefix}{d}/"), dirs)
+        return dict(zip(dirs, walked, strict=True))
+
+
+def _walk(folder: str, prefix: str) -> _Class:
+    """All files below a class folder; a folder reached twice through links is read once."""
+    found = _Class()
+    seen: set[tuple[int, int]] = set()
+    stack = [(folder, prefix)]
+    while stack:
+        place, below = stack.pop()
+        try:
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as listing:
+                for entry in listing:
+                    name = entry.name
+                    if _passed_over(name):
+                        continue
+                    if _is_dir(entry):
+                        stack.append((entry.path, f"{below}{name}/"))
+                    elif _is_image(name) and (size := _size(entry)) is not None:
+                        found.images.append((below + name, size))
+                    else:
+                        found.others.append(below + name)
+        except OSError as e:
+            raise DataError(f"The folder {shown(place)!r} cannot be read: {e.strerror}.") from e
+    found.images.sort(key=lambda image: name_key(image[0]))
+    found.others.sort(key=name_key)
+    return found
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a regular file; None for a pipe, a device or a link to nothing."""
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except OSError:
+        return None
+
+
+# --------------------------------------------------------------------- do the classes make sense
+
+
+def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
+    train = found["train"]
+    if not any(c.images for c in train.values()):
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"No images in the class folders of {root}.", f"Read are: {kinds}.")
+    for split, part in found.items():
+        _check_alike(split, part)
+        if not any(c.images for c in part.values()):
+            raise DataError(
+                f"The {split} folder of {root} holds class folders but no image.",
+                "Fill it, or remove it: it is then held out from the training images.",
+            )
+    if len(train) == 1:
+        raise _one_class(root, next(iter(train)))
+    empty = [name for name, c in train.items() if not c.images]
+    if empty:
+        others = [o for name in empty for o in train[name].others]
+        raise DataError(
+            f"{counted(len(empty), 'class', 'classes')} without any image to train on: "
+            f"{some(empty, 5)}." + (f" There are other files: {some(others)}." if others else ""),
+            "Add images, or remove the folder. Nothing else makes it a class.",
+        )
+    known = {name_key(name) for name in train}
+    for split, part in found.items():
+        strange = [n for n, c in part.items() if c.images and name_key(n) not in known]
+        if strange:
+            raise DataError(
+                f"The {split} split has {counted(len(strange), 'class', 'classes')} that "
+                f"training lacks: {some(strange, 5)}.{suggest(strange[0], train)}",
+                f"The {counted(len(train), 'class', 'classes')} of training: {some(train, 10)}.",
+            )
+
+
+def _check_alike(split: str, part: Iterable[str]) -> None:
+    """No two classes whose names are one name where case or accents' encoding do not count."""
+    first: dict[str, str] = {}
+    for name in part:
+        other = first.setdefault(name_key(name).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"The {split} images have classes {shown(other)!r} and {shown(name)!r}, "
+                "names that differ only in upper and lower case.",
+                "Merge the folders, or rename one: some systems cannot tell them apart.",
+            )
+
+
+def _one_class(root: Path, name: str) -> DataError:
+    inner = root / name
+    deeper = _entries(str(inner))[0] if inner.is_dir() else []
+    if len(deeper) > 1:
+        return DataError(
+            f"{root} holds one class only, {shown(name)!r}, with the sub-folders "
+            f"{some(deeper)} in it.",
+            f"If those are the classes, give {shown(str(inner))} as the folder.",
+        )
+    return DataError(
+        f"{root} holds one class only, {shown(name)!r}: there is nothing to tell apart.",
+        f"Add a sub-folder for each other class. {_LAYOUTS}",
+    )
+
+
+def _gaps(classes: Sequence[str], found: dict[str, dict[str, _Class]]) -> list[str]:
+    notes = []
+    for split, part in found.items():
+        have = {name_key(name) for name, c in part.items() if c.images}
+        absent = [c for c in classes if name_key(c) not in have]
+        if absent:
+            notes.append(
+                f"The {split} split has no image of {counted(len(absent), 'class', 'classes')}: "
+                f"{some(absent, 5)}."
+            )
+    return notes
+
+
+def _gather(classes: Sequence[str], part: dict[str, _Class]) -> FolderSplit:
+    by_key = {name_key(name): c for name, c in part.items()}
+    split = FolderSplit([], [], [])
+    for label, name in enumerate(classes):
+        images = by_key[name_key(name)].images if name_key(name) in by_key else []
+        split.names.extend(n for n, _ in images)
+        split.sizes.extend(size for _, size in images)
+        split.labels.extend([label] * len(images))
+    return split

@@ -1,0 +1,347 @@
+"""One file that holds a data set: `*.vitc`, as docs/pack-format.md describes it. Free of torch.
+
+A pack may come from a stranger. Every size in it is compared with the file's before memory is asked
+for, places follow from lengths alone (so that none can overlap or point outside), and the index is
+hashed. Names in it are for messages; no path is made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.data.decode import CHANNELS, MAX_FILE_BYTES, MAX_PIXELS
+from vitc.data.store import Ints, Names, OpenFiles, Pixels, Stored, stamp, unreadable
+from vitc.errors import BrokenFileError, ConfigError, DataError
+
+SUFFIX = ".vitc"
+MAGIC, END = b"\x89VITC\r\n\n", b"VITCEND\n"  # broken where a transfer turns line ends
+VERSION = 1
+HEADER = struct.Struct("<8sIIQQQQ16x")  # magic, version, 0, payload, n, names and about in bytes
+COLUMNS = ("length", "crc32", "label", "height", "width", "name_length")  # uint32 (n,) each
+RECORD = 4 * len(COLUMNS)
+FOOTER = 32 + len(END)  # SHA-256 of header and index
+MAX_ABOUT = 16 << 20  # bytes of JSON: 21,000 classes take half of one
+MAX_INDEX = 8 << 30  # bytes, 100 million images; a sparse file can be of any size and cost nothing
+SPLITS = ("train", "val", "test")
+AGAIN = "The pack is incomplete or damaged: copy it again, or pack the images again."
+
+Encoding = Literal["source", "jpeg", "raw"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a pack says of itself, in JSON.
+
+    counts: images of "train", then "val", "test" where there are such. encoding: source: the
+    files' own bytes; jpeg: made anew; raw: pixels. origin: the source they came from, as
+    `data.source`. lossless: the images are just those of the origin.
+    """
+
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    encoding: Encoding
+    origin: str
+    lossless: bool
+    channels: int | None = None
+    short_side: int | None = None
+    quality: int | None = None
+    made: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The same bytes for the same values."""
+        return json.dumps(vars(self), sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """An opened pack: its index, in memory, and where its images are.
+
+    ends: int64 (n,), where each record ends in the file; crc32, height, width: uint32 (n,);
+    labels: int64 (n,). Records stand split by split in the order of `about.counts`.
+    """
+
+    path: Path
+    about: About
+    names: Names
+    labels: Ints
+    ends: Ints
+    crc32: NDArray[np.uint32]
+    height: NDArray[np.uint32]
+    width: NDArray[np.uint32]
+    stamp: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def lengths(self) -> Ints:
+        """Bytes of each record, int64 (n,)."""
+        return np.diff(self.ends, prepend=HEADER.size)
+
+    def parts(self) -> dict[str, range]:
+        """The records of each split."""
+        found, start = {}, 0
+        for split, count in self.about.counts.items():
+            found[split] = range(start, start + count)
+            start += count
+        return found
+
+
+def open_pack(path: Path) -> Pack:
+    """A pack's index, checked; no image is read.
+
+    Raises ConfigError: no such file; DataError: not a pack, of a newer version, or damaged.
+    """
+    try:
+        with path.open("rb") as f:
+            mark = stamp(os.fstat(f.fileno()))
+            return _read_index(path, f, mark)
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise ConfigError(
+            f"There is no packed file {path}.", "vitc data pack SRC OUT.vitc makes one."
+        ) from e
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror}.") from e
+
+
+def _read_index(path: Path, f: BinaryIO, mark: tuple[int, int]) -> Pack:
+    head = f.read(HEADER.size)
+    if len(head) < HEADER.size or head[:8] != MAGIC:
+        raise DataError(
+            f"{path} is not a packed data set: it does not begin as one.",
+            f"Expected a file made by vitc data pack (*{SUFFIX}).",
+        )
+    _, version, zero, payload, n, names_bytes, about_bytes = HEADER.unpack(head)
+    if version != VERSION or zero or any(head[48:]):
+        raise DataError(
+            f"{path} is a pack of version {version}; this vitc reads {VERSION}.", "Update vitc."
+        )
+    if not n or not payload:
+        raise DataError(f"{path} was never finished.", "Run the vitc data pack that made it again.")
+    size = HEADER.size + payload + RECORD * n + names_bytes + about_bytes + FOOTER
+    index_bytes = RECORD * n + names_bytes
+    if size != mark[0] or about_bytes > MAX_ABOUT or index_bytes > MAX_INDEX:
+        raise DataError(
+            f"{path} has {mark[0]:,} bytes; its header declares {size:,}, {about_bytes:,} of them "
+            f"JSON (at most {MAX_ABOUT:,}), {index_bytes:,} index (at most {MAX_INDEX:,}).",
+            AGAIN,
+        )
+    f.seek(HEADER.size + payload)
+    raw = f.read(RECORD * n + names_bytes + about_bytes)
+    footer = f.read(FOOTER)
+    digest = hashlib.sha256(head)
+    digest.update(raw)
+    if footer != digest.digest() + END:
+        raise DataError(f"{path} is damaged: its index does not match the checksum.", AGAIN)
+    columns = np.frombuffer(raw, "<u4", count=len(COLUMNS) * n).reshape(len(COLUMNS), n)
+    column = dict(zip(COLUMNS, columns, strict=True))
+    ends = HEADER.size + np.cumsum(column["length"], dtype=np.int64)
+    name_ends = np.cumsum(column["name_length"], dtype=np.int64)
+    if ends[-1] != HEADER.size + payload or name_ends[-1] != names_bytes:
+        raise DataError(f"{path} is damaged: its records do not fill it.", AGAIN)
+    about = _about(path, raw[RECORD * n + names_bytes :], n)
+    _check_columns(path, about, column)
+    return Pack(
+        path=path,
+        about=about,
+        names=Names(np.frombuffer(raw, np.uint8, names_bytes, RECORD * n).copy(), name_ends),
+        labels=column["label"].astype(np.int64),
+        ends=ends,
+        crc32=column["crc32"].copy(),  # so that `raw` is not kept
+        height=column["height"].copy(),
+        width=column["width"].copy(),
+        stamp=mark,
+    )
+
+
+def _check_columns(path: Path, about: About, column: dict[str, NDArray[np.uint32]]) -> None:
+    wide = {name: column[name].astype(np.uint64) for name in ("length", "height", "width")}
+    wrong = column["label"] >= len(about.classes)
+    wrong |= (wide["length"] == 0) | (wide["length"] > MAX_FILE_BYTES)
+    area = wide["height"] * wide["width"]
+    wrong |= (area == 0) | (area > MAX_PIXELS)
+    if about.encoding == "raw":
+        wrong |= wide["length"] != area * np.uint64(about.channels or 0)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        values = ", ".join(f"{name} {int(column[name][i]):,}" for name in COLUMNS[:5])
+        raise DataError(f"{path}: record {i:,} cannot be: {values}.", AGAIN)
+
+
+def _about(path: Path, raw: bytes, n: int) -> About:
+    """The JSON part. Raises DataError: a value that cannot be."""
+    wrong = DataError(
+        f"{path} is not a pack this vitc can read: what it says of itself is wrong.", AGAIN
+    )
+    try:
+        values: Any = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise wrong from e
+    if not isinstance(values, dict) or values.keys() != About.__dataclass_fields__.keys():
+        raise wrong
+    texts = [values["classes"], values["notes"], values["skipped"]]
+    if not all(isinstance(t, list) and all(isinstance(v, str) for v in t) for t in texts):
+        raise wrong
+    classes, counts, channels = (values[k] for k in ("classes", "counts", "channels"))
+    encoded = values["encoding"] == "source"
+    good = (
+        len(set(classes)) == len(classes) >= 2
+        and isinstance(counts, dict)
+        and "train" in counts
+        and counts.keys() <= set(SPLITS)
+        and all(type(c) is int and c > 0 for c in counts.values())
+        and sum(counts.values()) == n
+        and values["encoding"] in get_args(Encoding)
+        and (channels is None if encoded else channels in CHANNELS)
+        and isinstance(values["origin"], str)
+        and type(values["lossless"]) is bool
+        and isinstance(values["made"], dict)
+        and all(isinstance(v, str) for v in values["made"].values())
+    )
+    for name in ("short_side", "quality"):
+        good = good and (values[name] is None or type(values[name]) is int)
+    if not good:
+        raise wrong
+    values["counts"] = {name: counts[name] for name in SPLITS if name in counts}
+    for name in ("classes", "notes", "skipped"):
+        values[name] = tuple(values[name])
+    return About(**values)
+
+
+# -- reading images -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class PackedStore:
+    """The images of a pack, as a `Store`.
+
+    Encoded images are read: one request of the right length to a disk or a network, and a file
+    that is cut off meanwhile is an error. Pixels are mapped: of an image of which a crop is taken,
+    only those rows are touched, and nothing is copied. Neither checks the checksum: for encoded
+    images it would cost 4 % of decoding, for pixels as much as the crop; `vitc data verify` does.
+    """
+
+    pack: Pack
+    _files: OpenFiles = field(init=False, repr=False)
+    _pixels: Pixels | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._files = OpenFiles(Names.of([os.fspath(self.pack.path)]), np.array([self.pack.stamp]))
+
+    def __getstate__(self) -> Pack:
+        return self.pack
+
+    def __setstate__(self, pack: Pack) -> None:
+        self.__init__(pack)  # type: ignore[misc]
+
+    def read(self, place: int) -> Stored:
+        start, end = int(self.pack.ends[place - 1]) if place else HEADER.size, self.pack.ends[place]
+        if self.pack.about.encoding != "raw":
+            return self._files.read(0, start, int(end) - start, self.name(place))
+        if self._pixels is None:
+            self._pixels = mapped(self.pack)
+        shape = int(self.pack.height[place]), int(self.pack.width[place]), -1
+        return self._pixels[start:end].reshape(shape)
+
+    def name(self, place: int) -> str:
+        return self.pack.names[place]
+
+
+def mapped(pack: Pack) -> Pixels:
+    """The whole file, uint8 (bytes,), read-only. Raises BrokenFileError: it has changed."""
+    try:
+        with pack.path.open("rb") as f:
+            if stamp(os.fstat(f.fileno())) != pack.stamp:
+                raise unreadable(str(pack.path), "it has changed since it was opened")
+            return np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as e:
+        raise unreadable(str(pack.path), e.strerror or str(e)) from e
+
+
+def as_array(pack: Pack, part: range) -> Pixels | None:
+    """uint8 (n, H, W, C), a view of the file: a split of images that were pixels of one size
+    at their origin, such as CIFAR's; None for others."""
+    about = pack.about
+    if about.encoding != "raw" or not about.lossless:
+        return None
+    shape = len(part), int(pack.height[0]), int(pack.width[0]), about.channels or 0
+    if (pack.height != shape[1]).any() or (pack.width != shape[2]).any():
+        return None
+    start = int(pack.ends[part.start - 1]) if part.start else HEADER.size
+    return mapped(pack)[start : int(pack.ends[part.stop - 1])].reshape(shape)
+
+
+# -- checking every byte ---------------------------------------------------------------------------
+
+
+def verify(path: Path) -> Pack:
+    """The pack, every checksum of it compared.
+
+    Raises ConfigError: no such file; BrokenFileError: damaged, with the name of the first bad
+    record and how many there are.
+    """
+    try:
+        pack = open_pack(path)
+    except DataError as e:
+        raise BrokenFileError(e.message, e.hint) from e
+    bad = []
+    with path.open("rb") as f:
+        f.seek(HEADER.size)
+        for i, length in enumerate(pack.lengths.tolist()):
+            if zlib.crc32(f.read(length)) != pack.crc32[i]:
+                bad.append(i)
+    if bad:
+        raise BrokenFileError(
+            f"{path} is damaged: {len(bad):,} of {len(pack):,} records do not match their "
+            f"checksum, the first of them {pack.names[bad[0]]!r} (record {bad[0]:,}).",
+            AGAIN,
+        )
+    return pack
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_index(
+    f: BinaryIO, about: About, names: Names, labels: Ints, entries: NDArray[np.uint32]
+) -> None:
+    """Write index, footer and header around the payload that ends where `f` stands.
+
+    entries: uint32 (n, 4): length, crc32, height, width. The header comes last: until then the file
+    is known to be unfinished.
+    """
+    payload = f.tell() - HEADER.size
+    texts = names.blob.tobytes()
+    said = about.to_json()
+    if len(said) > MAX_ABOUT:
+        raise DataError(f"The class names take {len(said):,} bytes; {MAX_ABOUT:,} are allowed.")
+    head = HEADER.pack(MAGIC, VERSION, 0, payload, len(labels), len(texts), len(said))
+    name_lengths = np.diff(names.ends, prepend=0)
+    columns = (entries[:, 0], entries[:, 1], labels, entries[:, 2], entries[:, 3], name_lengths)
+    index = b"".join(np.asarray(c).astype("<u4").tobytes() for c in columns) + texts + said
+    f.write(index)
+    f.write(hashlib.sha256(head + index).digest() + END)
+    f.flush()
+    os.fsync(f.fileno())
+    f.seek(0)
+    f.write(head)
+    f.flush()
+    os.fsync(f.fileno())
+
+
+def without_places(about: About) -> About:
+    """What matters of a pack for its fingerprint: how its images were made."""
+    return replace(about, made={}, notes=(), skipped=())

@@ -1,0 +1,415 @@
+"""Tar shards of images (WebDataset's layout), read in any order: nothing is unpacked.
+
+Every shard is read through once, header by header; where its images lie is kept in the user's cache
+and holds while the shard keeps its size and time of change. Tars may come from strangers, so they
+are parsed here, with every size compared before it is used: links, devices, names that lead
+elsewhere and two members of one name are refused, though nothing is ever written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from vitc.data.sources.folder import IMAGE_SUFFIXES, SPLIT_WORDS, shown, some
+from vitc.data.sources.index import (
+    SPLIT_OF,
+    Index,
+    Labelled,
+    cache_file,
+    joined,
+    load_index,
+    save_index,
+    split_of_name,
+)
+from vitc.data.store import Ints, Names, stamp
+from vitc.errors import ConfigError, DataError, suggest
+
+BLOCK = 512
+MAX_EXTENDED = 1 << 20  # bytes of a pax header or a long name
+MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
+MAX_MEMBERS = 10_000_000  # of one shard; each takes some 300 bytes of memory while it is indexed
+MAX_BRACES = 1_000_000  # files that one pattern may stand for
+LABEL_KEYS = ("label", "cls", "class", "class_name", "class_id")  # of a .json member
+_PACKERS = {
+    b"\x1f\x8b": "gzip: gunzip",
+    b"BZh": "bzip2: bunzip2",
+    b"\xfd7zXZ": "xz: unxz",
+    b"\x28\xb5\x2f\xfd": "zstd: unzstd",
+}
+
+
+def read_tars(spec: str, cache: Path | None = None) -> Labelled:
+    """The images in the tar files that `spec` stands for.
+
+    `spec`: a file, a folder, a pattern with *, ?, [..] or brace ranges {000..012} and {a,b}, or
+    several of those joined by `::`.
+
+    An image's label is its key's .cls or .json, or else the folder its key lies in. Its split is a
+    folder train, val or test around that, or such a word in the shard's name; without, train.
+    Raises ConfigError: no such files; DataError: compressed, damaged or not to be trusted.
+    """
+    paths = find_files(spec, (".tar", ".tar.gz", ".tgz"))
+    parts = [_indexed(path, cache) for path in paths]
+    if not any(len(part) for part in parts):
+        raise DataError(f"No images in {some(paths)}.", _LAYOUT)
+    others = sum(part.others for part in parts)
+    notes = [f"{others:,} members of the tar files belong to no image."] if others else []
+    splits = np.concatenate([_splits(p, part) for p, part in zip(paths, parts, strict=True)])
+    return joined(paths, paths, [part.stamp for part in parts], parts, splits, notes)
+
+
+_LAYOUT = (
+    "Expected KEY.jpg with KEY.cls or KEY.json beside it (WebDataset's layout), or CLASS/KEY.jpg."
+)
+
+
+# -- which files -----------------------------------------------------------------------------------
+
+
+def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
+    """The files that a path or pattern stands for, in order. Raises ConfigError: none, or gone."""
+    found: list[str] = []
+    for part in spec.split("::"):
+        for path in braces(os.path.expanduser(part)):
+            if os.path.isdir(path):
+                inside = [e.name for e in os.scandir(path) if e.name.endswith(tuple(suffixes))]
+                matches = [os.path.join(path, name) for name in inside]
+            elif os.path.exists(path):  # a name may have brackets in it
+                matches = [path]
+            else:
+                matches = glob.glob(path) if glob.has_magic(path) else []
+            if not matches:
+                raise _no_files(path, suffixes)
+            found += sorted(matches)
+    doubled = len(found) - len(set(found))
+    if doubled:
+        raise ConfigError(f"{spec!r} names {doubled:,} files twice.")
+    return found
+
+
+def _no_files(path: str, suffixes: Sequence[str]) -> ConfigError:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return ConfigError(f"There is no folder {folder}.")
+    near = suggest(Path(path).name, [p.name for p in folder.iterdir()])
+    what = "file" if not glob.has_magic(path) and not os.path.isdir(path) else "file like"
+    return ConfigError(f"There is no {what} {path}.{near}", f"Read are: {', '.join(suffixes)}.")
+
+
+def braces(pattern: str) -> list[str]:
+    """`a{00..02}.tar` -> a00.tar, a01.tar, a02.tar; `{x,y}` -> x, y; several multiply."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[Sequence[str]] = []
+    count = 1
+    for i, piece in enumerate(pieces):
+        choice = [piece] if i % 2 == 0 else _alternatives(piece, MAX_BRACES // count)
+        count *= len(choice)
+        choices.append(choice)
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _alternatives(inside: str, limit: int) -> Sequence[str]:
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
+    if numbers is None:
+        return inside.split(",") if "," in inside else ["{" + inside + "}"]
+    first, last = int(numbers[1]), int(numbers[2])
+    if first > last or last - first >= limit:
+        raise ConfigError(
+            f"The range {{{inside}}} must go up, and stand for at most {MAX_BRACES:,} files in all."
+        )
+    width = len(numbers[1]) if numbers[1].startswith("0") else 0
+    return [f"{i:0{width}d}" for i in range(first, last + 1)]
+
+
+# -- the index of one shard ------------------------------------------------------------------------
+
+
+def _indexed(path: str, cache: Path | None) -> Index:
+    """The shard's index: from the cache, or made and put there."""
+    try:
+        mark = stamp(os.stat(path))
+        with open(path, "rb") as f:
+            kept = cache_file("tars", path, cache)
+            index = load_index(kept, mark)
+            if index is None or not _agrees(index, f):
+                index = _make_index(path, f, mark)
+                save_index(kept, index)
+            return index
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror}.") from e
+
+
+def _agrees(index: Index, f: BinaryIO) -> bool:
+    """Whether the headers of some images are where the cache says, and of the size it says."""
+    n = len(index.offset)
+    for i in np.unique(np.linspace(0, n - 1, 16).astype(np.int64)).tolist() if n else []:
+        f.seek(int(index.offset[i]) - BLOCK)
+        with contextlib.suppress(_Damaged):
+            if _header(f.read(BLOCK)).size == index.size[i]:
+                continue
+        return False
+    return True
+
+
+def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
+    f.seek(0)
+    start = f.read(8)
+    for magic, name in _PACKERS.items():
+        if start.startswith(magic):
+            kind, _, tool = name.partition(": ")
+            raise DataError(
+                f"{path} is compressed ({kind}): its images can only be read one after another, "
+                "and training takes them in a random order.",
+                f"Unpack it once ({tool} {Path(path).name}); images inside are compressed anyway.",
+            )
+    images: dict[str, tuple[str, int, int]] = {}  # key -> name, offset, size
+    labels: dict[str, str] = {}
+    seen: set[str] = set()
+    others = 0
+    try:
+        for name, offset, size in _members(f, mark[0]):
+            if name in seen:
+                raise _Damaged(f"two members are named {shown(name)!r}")
+            seen.add(name)
+            if len(seen) > MAX_MEMBERS:
+                raise _Damaged(f"it has more than {MAX_MEMBERS:,} members")
+            folder, _, base = name.rpartition("/")
+            if base.startswith("."):
+                continue
+            stem, _, suffix = base.partition(".")
+            key, last = f"{folder}/{stem}", suffix.lower().rpartition(".")[2]
+            if last in IMAGE_SUFFIXES:
+                if key in images:
+                    raise _Damaged(
+                        f"{shown(key.lstrip('/'))!r} has two images: "
+                        f"{images[key][0]!r} and {shown(name)!r}"
+                    )
+                images[key] = name, offset, size
+            elif suffix.lower() in ("cls", "json"):
+                found = _label(f, offset, size, name, suffix.lower())
+                if found is not None and (suffix.lower() == "cls" or key not in labels):
+                    labels[key] = found
+            else:
+                others += 1
+    except _Damaged as e:
+        raise DataError(
+            f"{path} is refused: {e}.", "Make the shards again, with plain files only."
+        ) from None
+    return _gathered(path, mark, images, labels, others)
+
+
+def _gathered(
+    path: str,
+    mark: tuple[int, int],
+    images: dict[str, tuple[str, int, int]],
+    labels: dict[str, str],
+    others: int,
+) -> Index:
+    known: dict[str, int] = {}
+    codes = []
+    for key, (name, _, _) in images.items():
+        text = labels.get(key)
+        if text is None:
+            text = _class_folder(key)
+        if text is None:
+            raise DataError(
+                f"{shown(name)!r} in {path} has no label: no .cls, no .json with "
+                f"{' or '.join(LABEL_KEYS)}, and no folder.",
+                _LAYOUT,
+            )
+        codes.append(known.setdefault(text, len(known)))
+    where = np.array([image[1:] for image in images.values()], np.int64).reshape(-1, 2)
+    names = Names.of(shown(image[0]) for image in images.values())
+    code = np.array(codes, np.int64)
+    return Index(mark, names, where[:, 0].copy(), where[:, 1].copy(), tuple(known), code, others)
+
+
+def _class_folder(key: str) -> str | None:
+    """The first folder of a key, after one that names a split."""
+    folders = [part for part in key.split("/")[:-1] if part]
+    if len(folders) > 1 and folders[0].lower() in SPLIT_OF:
+        folders = folders[1:]
+    return shown(folders[0]) if folders else None
+
+
+def _splits(path: str, part: Index) -> Ints:
+    """The split of each image, as an index into `SPLIT_WORDS`."""
+    order = list(SPLIT_WORDS)
+    shard = split_of_name(path)
+    found = np.full(len(part), shard, np.int64)
+    for i, name in enumerate(part.names):
+        first, _, rest = name.partition("/")
+        if "/" in rest and first.lower() in SPLIT_OF:
+            found[i] = order.index(SPLIT_OF[first.lower()])
+    return found
+
+
+def _label(f: BinaryIO, offset: int, size: int, name: str, kind: str) -> str | None:
+    if size > MAX_LABEL:
+        raise _Damaged(f"the label {shown(name)!r} has {size:,} bytes")
+    back = f.tell()
+    f.seek(offset)
+    raw = f.read(size)
+    f.seek(back)
+    try:
+        text = raw.decode("utf-8").strip()
+        if kind == "cls":
+            value: Any = text
+        else:
+            values = json.loads(text)
+            there = [key for key in LABEL_KEYS if isinstance(values, dict) and key in values]
+            if not there:
+                return None
+            value = values[there[0]]
+    except (ValueError, RecursionError) as e:
+        raise _Damaged(f"the label {shown(name)!r} cannot be read: {e}") from None
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise _Damaged(
+            f"the label {shown(name)!r} is {str(value)[:40]!r}, not a number or a name "
+            "(several labels an image are not supported)"
+        )
+    return str(value)
+
+
+# -- the members of a tar --------------------------------------------------------------------------
+
+
+class _Damaged(Exception):
+    """Why a tar is refused."""
+
+
+class _Header(NamedTuple):
+    name: str
+    size: int
+    kind: bytes
+
+
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+    b"S": "a sparse file",
+    b"K": "a link with a long name",
+}
+
+
+def _members(f: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
+    """(name, offset of the content, its size) of every plain file (POSIX.1-2017 pax, 4.18; GNU).
+
+    Raises _Damaged.
+    """
+    at = 0
+    long_name: str | None = None
+    long_size: int | None = None
+    while True:
+        f.seek(at)
+        block = f.read(BLOCK)
+        if len(block) < BLOCK:
+            if at == 0 or block:
+                raise _Damaged("it is cut off, or no tar file")
+            return  # without the two zero blocks, as some writers leave it
+        if not any(block):
+            return
+        header = _header(block)
+        content, kind = at + BLOCK, header.kind
+        size = header.size if long_size is None or kind in b"xgL" else long_size
+        name = header.name if long_name is None or kind in b"xgL" else long_name
+        if content + size > length:
+            raise _Damaged(f"it is cut off, or the size {size:,} of {shown(name)!r} is wrong")
+        at = content + -(-size // BLOCK) * BLOCK
+        if kind in (b"x", b"g", b"L"):
+            if size > MAX_EXTENDED:
+                raise _Damaged(f"a header of {size:,} bytes")
+            raw = f.read(size)
+            if kind == b"L":
+                long_name = raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                continue
+            values = _pax(raw)
+            if values.keys() & {"linkpath", "GNU.sparse.major", "GNU.sparse.map"}:
+                raise _Damaged("it has links or sparse files")
+            if kind == b"g":
+                if values.keys() & {"path", "size"}:
+                    raise _Damaged("a name or size for all its members at once")
+                continue
+            long_name = values.get("path", long_name)
+            if "size" in values:
+                long_size = _number(values["size"])
+            continue
+        long_name = long_size = None
+        if kind == b"5":
+            _check_name(name.rstrip("/") or ".")
+            continue
+        if kind not in (b"0", b"\0", b"7"):
+            what = _KINDS.get(kind, f"an entry of kind {kind!r}")
+            raise _Damaged(f"{shown(name)!r} is {what}")
+        yield _check_name(name), content, size
+
+
+def _check_name(name: str) -> str:
+    """The name without a leading ./; refused where it would lead out of a folder."""
+    while name.startswith("./"):
+        name = name[2:]
+    parts = name.split("/")
+    if not name or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+        raise _Damaged(f"the name {shown(name)!r} leads outside")
+    return name
+
+
+def _header(block: bytes) -> _Header:
+    if len(block) < BLOCK:
+        raise _Damaged("it is cut off")
+    told = block[148:156].split(b"\0")[0].strip()
+    total = sum(block) - sum(block[148:156]) + 8 * 32
+    if not told.isdigit() or _octal(told) != total:
+        raise _Damaged("a header does not match its checksum, or it is no tar file")
+    size = block[124:136]
+    if size[0] & 0x80:  # GNU: base 256
+        bytes_ = int.from_bytes(bytes([size[0] & 0x7F]) + size[1:], "big")
+    else:
+        bytes_ = _octal(size.split(b"\0")[0].strip() or b"0")
+    name = block[:100].split(b"\0")[0]
+    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    whole = prefix + b"/" + name if prefix else name
+    return _Header(whole.decode("utf-8", "surrogateescape"), bytes_, block[156:157])
+
+
+def _octal(digits: bytes) -> int:
+    try:
+        return int(digits, 8)
+    except ValueError:
+        raise _Damaged("a header holds no numbers where they belong") from None
+
+
+def _number(digits: str) -> int:
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+        raise _Damaged(f"a size of {digits[:40]!r}")
+    return int(digits)
+
+
+def _pax(raw: bytes) -> dict[str, str]:
+    """The records `LENGTH KEY=VALUE\\n` of an extended header."""
+    values = {}
+    at = 0
+    while at < len(raw) and raw[at : at + 1] != b"\0":
+        match = re.compile(rb"(\d{1,7}) ").match(raw, at)
+        if match is None or int(match[1]) <= len(match[0]):
+            raise _Damaged("a damaged extended header")
+        record = raw[match.end() : at + int(match[1])]
+        key, equals, value = record.partition(b"=")
+        if not equals or not value.endswith(b"\n"):
+            raise _Damaged("a damaged extended header")
+        values[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
+        at += int(match[1])
+    return values

@@ -1,0 +1,599 @@
+"""Everything that changes during a run, and its way to disk and back, bit for bit.
+
+A checkpoint is a folder `checkpoints/step_N`:
+
+    model.safetensors   the model's state_dict
+    ema.safetensors     the average's, under the same names; absent without one
+    optim.safetensors   `<parameter name>/<key>`, e.g. `blocks.0.mlp.fc1.weight/exp_avg`
+    state.json          counters, memory formats, SHA-256 of the files above and of itself
+
+It is written under a temporary name, every file and folder is synced, then it is renamed;
+`checkpoints/latest`, the name of the newest, is replaced last. Nothing in it is executed or
+unpickled. Tensors on disk are contiguous (the format knows no other) and get their strides back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vitc.errors import CheckpointError
+from vitc.optim.ema import Ema
+from vitc.runs.folder import (
+    CHECKPOINT_NAME,
+    CHECKPOINTS,
+    LATEST,
+    TEMPORARY,
+    discard,
+    plain,
+    read_object,
+    remove_leftovers,
+    sync_folder,
+    write_atomically,
+    write_file,
+)
+from vitc.training.config import TrainConfig
+
+FORMAT = 1
+STATE = "state.json"
+MODEL, EMA, OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
+
+# Names of the safetensors format (https://github.com/huggingface/safetensors, "Format").
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(eq=False)
+class TrainState:
+    """All that a step changes; what it does not hold is a pure function of config and `step`.
+
+    `model` is the bare module: not compiled, not wrapped for several processes.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    step: int = 0
+    """Optimizer steps taken."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The best validation so far: top1 and its epoch."""
+    last_eval: dict[str, Any] = field(default_factory=dict)
+    """The last line of validation; empty before the first."""
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Running sums since the last train line; an absent one is 0."""
+    seconds: float = 0.0
+    """Wall time of training so far."""
+    skipped: int = 0
+    """Broken files skipped so far."""
+
+    def save(
+        self, folder: Path, extra: Mapping[str, Any], *, keep: int = TrainConfig.keep_checkpoints
+    ) -> Path:
+        """Write `folder/step_N`, make it the latest, then prune to `keep`; returns its path.
+
+        `extra` is plain JSON values for `load` to give back. Raises CheckpointError where the disk
+        is full or refuses: the checkpoints that were there stay, and training may go on.
+        """
+        final = folder / f"step_{self.step}"
+        temporary = folder / f"{TEMPORARY}{final.name}"
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                sync_folder(folder.parent)
+            remove_leftovers(folder)
+            temporary.mkdir()
+            _put_in_place(temporary, final, self._write(temporary, extra))
+            write_atomically(folder / LATEST, f"{final.name}\n")
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"The checkpoint of step {self.step} cannot be written to {folder}: "
+                f"{error.strerror or error}. {_last_good(folder)}",
+                "Free space or repair the disk, then repeat the command: it goes on from there.",
+            ) from error
+        _prune(folder, self.step, keep)
+        return final
+
+    def _write(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, str]:
+        """Write the files of a checkpoint; returns the SHA-256 of those that hold tensors."""
+        tensors, scalars = _optimizer_tensors(self.model, self.optimizer)
+        parts = {MODEL: _module_tensors(self.model), OPTIM: tensors}
+        if self.ema is not None:
+            parts[EMA] = _module_tensors(self.ema.module)
+        sha256 = {name: _write_tensors(folder / name, part) for name, part in parts.items()}
+        state = {
+            "format": FORMAT,
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "best": self.best,
+            "last_eval": self.last_eval,
+            "sums": self.sums,
+            "extra": extra,
+            "optimizer": {
+                "name": type(self.optimizer).__name__,
+                "groups": [_numbers(group) for group in self.optimizer.param_groups],
+                "scalars": scalars,
+            },
+            "memory_formats": {name: _strides(part) for name, part in parts.items()},
+            "sha256": sha256,
+        }
+        text = _encode(state)
+        text = _encode({**state, "self": hashlib.sha256(text.encode()).hexdigest()}, indent=1)
+        write_file(folder / STATE, [text.encode()])
+        return sha256
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Become what `path` (a `step_N` folder) holds, on the devices there are; returns `extra`.
+
+        All is checked before anything is changed. Raises CheckpointError: missing, damaged, of
+        another model (naming missing, unexpected and misshapen tensors) or another optimizer.
+        """
+        state = _verified(path)
+        if (self.ema is not None) != (EMA in state["sha256"]):
+            raise CheckpointError(
+                f"{path} holds {'no' if self.ema else 'an'} average of the weights, but the run "
+                f"keeps {'one' if self.ema else 'none'}.",
+                "Continue with the optim.ema the run began with.",
+            )
+        modules = {MODEL: self.model, **({EMA: self.ema.module} if self.ema is not None else {})}
+        fills = []
+        for name, module in modules.items():
+            targets = _module_tensors(module)
+            values = _read_tensors(path / name)
+            check_fit(path / name, values, targets)
+            fills.append((targets, values, _checked_strides(path, state, name, values)))
+        entries = _optimizer_entries(path, state, self.model, self.optimizer)
+
+        for targets, values, strides in fills:
+            for name, target in targets.items():
+                _fill(target, values[name], strides[name])
+        _restore_optimizer(self.optimizer, entries, state["optimizer"]["groups"])
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        self.best, self.last_eval = state["best"], state["last_eval"]
+        self.sums = defaultdict(float, state["sums"])
+        extra: dict[str, Any] = state["extra"]
+        return extra
+
+
+# -- finding checkpoints --------------------------------------------------------------------------
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest good checkpoint in `checkpoints/`, and what was wrong with those before it.
+
+    None where there is none. Raises CheckpointError where there are some and all are damaged.
+    """
+    paths, troubles = _candidates(folder)
+    for path in paths:
+        try:
+            _verified(path)
+        except CheckpointError as error:
+            troubles.append(error.message)
+        else:
+            return path, troubles
+    if troubles:
+        raise CheckpointError(
+            f"No checkpoint in {folder} can be used.\n" + "\n".join(troubles),
+            "Restore one from a copy, or start anew with --overwrite.",
+        )
+    return None, []
+
+
+def load_weights_of(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
+    """The weights of a run folder's last checkpoint, or of a `step_N` folder, on CPU.
+
+    `ema`: the average, or the raw weights where the run keeps no average. Names, shapes and dtypes
+    are the model's state_dict. Raises CheckpointError: none there, or damaged; an older
+    checkpoint is never taken in silence.
+    """
+    path = Path(path)
+    if not (path / STATE).exists():
+        paths, troubles = _candidates(path / CHECKPOINTS)
+        if troubles:
+            raise CheckpointError("\n".join(troubles), _name_one(paths))
+        if not paths:
+            raise CheckpointError(
+                f"{path} holds no checkpoint.", "Give the folder of a run, or one of its step_N."
+            )
+        path, others = paths[0], paths[1:]
+    else:
+        others = []
+    try:
+        state = _verified(path, only=(EMA, MODEL) if ema else (MODEL,))
+        return _read_tensors(path / (EMA if ema and EMA in state["sha256"] else MODEL))
+    except CheckpointError as error:
+        raise CheckpointError(error.message, _name_one(others)) from error
+
+
+def _name_one(paths: list[Path]) -> str | None:
+    return f"Older checkpoints there: {', '.join(map(str, paths))}." if paths else None
+
+
+def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
+    """Checkpoints in the order to try: the one `latest` names, then newest first; and troubles."""
+    found: list[tuple[int, bool, Path]] = []
+    if folder.is_dir():
+        for path in folder.iterdir():
+            match = CHECKPOINT_NAME.fullmatch(path.name)
+            if match and path.is_dir():
+                found.append((int(match[1]), match[2] is None, path))
+    paths = [path for _, _, path in sorted(found, reverse=True)]
+    name = _latest_name(folder)
+    if name is None:  # a kill before the first `latest`, or no checkpoint at all
+        return paths, []
+    named = [path for path in paths if path.name == name]
+    if not named:
+        return paths, [f"{folder / LATEST} names {name!r}, which is not there."]
+    return named + [path for path in paths if path.name != name], []
+
+
+def _latest_name(folder: Path) -> str | None:
+    try:
+        with open(folder / LATEST, encoding="utf-8", errors="replace") as file:
+            return file.read(100).strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{folder / LATEST} cannot be read: {error.strerror}.") from error
+
+
+def _last_good(folder: Path) -> str:
+    with contextlib.suppress(CheckpointError):
+        if paths := _candidates(folder)[0]:
+            return f"The last good one is {paths[0].name}."
+    return "There is no earlier one."
+
+
+def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
+    """The content of state.json, once it and the files it names (or `only` those) prove whole."""
+    if not path.is_dir():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    state = read_object(path / STATE, _decode)
+    if type(state.get("format")) is int and state["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} was written by a newer vitc (format {state['format']}, here {FORMAT}).",
+            "Update vitc.",
+        )
+    own = state.pop("self", None)
+    try:
+        found = hashlib.sha256(_encode(state).encode()).hexdigest()
+    except RecursionError as error:
+        raise CheckpointError(f"{path / STATE} is damaged: nested too deep.") from error
+    if found != own or not _well_formed(state):
+        raise CheckpointError(f"{path / STATE} is damaged: its checksum does not match.")
+    for name, sha256 in state["sha256"].items():
+        if only is None or name in only:
+            _check_file(path / name, sha256)
+    return state
+
+
+def _well_formed(state: dict[str, Any]) -> bool:
+    """Whether state.json has the parts that loading relies on: a stranger can forge a checksum."""
+    optimizer = state.get("optimizer")
+    return (
+        state.get("format") == FORMAT
+        and all(type(state.get(k)) is int and state[k] >= 0 for k in ("step", "skipped"))
+        and type(state.get("seconds")) in (int, float)
+        and all(isinstance(state.get(k), dict) for k in ("last_eval", "extra", "memory_formats"))
+        and all(_all_numbers(state.get(k)) for k in ("best", "sums"))
+        and isinstance(state.get("sha256"), dict)
+        and {MODEL, OPTIM} <= set(state["sha256"]) <= {MODEL, OPTIM, EMA}
+        and isinstance(optimizer, dict)
+        and isinstance(optimizer.get("name"), str)
+        and isinstance(optimizer.get("groups"), list)
+        and all(_all_numbers(group) for group in optimizer["groups"])
+        and isinstance(optimizer.get("scalars"), dict)
+        and all(isinstance(s, dict) for s in optimizer["scalars"].values())
+    )
+
+
+def _all_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+
+
+def _check_file(path: Path, sha256: object) -> None:
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if found != sha256:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match.")
+
+
+# -- putting a checkpoint in place ----------------------------------------------------------------
+
+
+def _put_in_place(temporary: Path, final: Path, sha256: dict[str, str]) -> None:
+    """Rename a complete checkpoint to its name; at every instant a good one can be found.
+
+    A checkpoint of the same step may be there. With the same tensors (saved before and after an
+    evaluation) only state.json is new; a good one with others steps aside as `step_N.old`, which
+    is a candidate too, until `latest` is written.
+    """
+    sync_folder(temporary)
+    if final.exists():
+        try:
+            before = _verified(final)
+        except CheckpointError:
+            discard(final)
+        else:
+            if before["sha256"] == sha256:
+                os.replace(temporary / STATE, final / STATE)
+                sync_folder(final)
+                shutil.rmtree(temporary, ignore_errors=True)
+                return
+            old = final.with_name(f"{final.name}.old")
+            discard(old)
+            os.replace(final, old)
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Leave `step` and the `keep - 1` before it.
+
+    Later ones go too: they are damaged, or the run was taken back to before them.
+    """
+    found = []
+    for path in folder.iterdir():
+        match = CHECKPOINT_NAME.fullmatch(path.name)
+        if match and (match[2] or int(match[1]) > step):
+            discard(path)
+        elif match:
+            found.append((int(match[1]), path))
+    for _, path in sorted(found, reverse=True)[max(1, keep) :]:
+        discard(path)
+
+
+# -- state.json -----------------------------------------------------------------------------------
+
+
+def _encode(state: Mapping[str, Any], indent: int | None = None) -> str:
+    """Strict JSON that gives every float back bit for bit, also inf and nan."""
+    exact = plain(state, non_finite=lambda v: {"$float": repr(v)})
+    return json.dumps(exact, indent=indent, allow_nan=False, sort_keys=True)
+
+
+def _decode(values: dict[str, Any]) -> Any:
+    if set(values) == {"$float"} and values["$float"] in ("inf", "-inf", "nan"):
+        return float(values["$float"])
+    return values
+
+
+# -- tensors to disk and back ---------------------------------------------------------------------
+
+
+def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state_dict, as the parameters and buffers themselves."""
+    return dict(module.state_dict(keep_vars=True))
+
+
+def _write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write a safetensors file, one tensor in memory at a time; returns its SHA-256.
+
+    The library's own writer makes files that only their owner can read, hides the disk's error
+    number, and would have to be read back for the checksum.
+    """
+    names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # keeps all aligned
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little")
+        yield text
+        for name in names:
+            if tensors[name].numel():
+                flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+                yield flat.view(torch.uint8).numpy().data
+
+    return write_file(path, chunks())
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on CPU: views of the file, so not all of it in memory."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
+def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly those of the model, by name, shape and dtype."""
+    both = [name for name in expected if name in values]
+    problems = {
+        "missing": [name for name in expected if name not in values],
+        "unexpected": [name for name in values if name not in expected],
+        "different": [
+            f"{name} ({_kind(values[name])} there, {_kind(expected[name])} here)"
+            for name in both
+            if _kind(values[name]) != _kind(expected[name])
+        ],
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{what}: {_few(names)}" for what, names in problems.items() if names)
+        raise CheckpointError(
+            f"{path} is of another model. {said}.", "Use the config the checkpoint was made with."
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _fill(target: Tensor, value: Tensor, stride: tuple[int, ...]) -> None:
+    """Copy `value` into a parameter or buffer, which takes on the memory format it had."""
+    if target.stride() != stride:
+        target.data = torch.empty_strided(
+            target.shape, stride, dtype=target.dtype, device=target.device
+        )
+    with torch.no_grad():
+        target.copy_(value)
+
+
+# -- memory formats -------------------------------------------------------------------------------
+
+
+def _row_major(shape: torch.Size) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
+
+
+def _is_dense(shape: torch.Size, stride: Sequence[int]) -> bool:
+    """Whether the strides are a permutation of row-major ones: no gaps, nothing twice."""
+    expected = 1
+    for step, size in sorted((t, s) for s, t in zip(shape, stride, strict=True) if s != 1):
+        if step != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _strides(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The strides of the tensors that are not row-major, channels_last ones say."""
+    return {
+        name: list(t.stride())
+        for name, t in tensors.items()
+        if t.stride() != _row_major(t.shape) and _is_dense(t.shape, t.stride())
+    }
+
+
+def _checked_strides(
+    path: Path, state: dict[str, Any], part: str, tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """The strides that each tensor of a part had; a forged entry must not reach the allocator."""
+    found = {name: _row_major(tensor.shape) for name, tensor in tensors.items()}
+    saved = state["memory_formats"].get(part)
+    for name, stride in saved.items() if isinstance(saved, dict) else ():
+        good = (
+            name in tensors
+            and isinstance(stride, list)
+            and len(stride) == tensors[name].ndim
+            and all(type(s) is int and 0 <= s < 1 << 62 for s in stride)
+            and _is_dense(tensors[name].shape, stride)
+        )
+        if not good:
+            raise CheckpointError(f"{path / STATE} is damaged: {stride!r} is no stride of {name}.")
+        found[name] = tuple(stride)
+    return found
+
+
+# -- the optimizer --------------------------------------------------------------------------------
+
+
+def _owned(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
+    """The optimizer's parameters and their groups, by the names they have in the model."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[p]: (p, group) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """The optimizer's state by parameter name: tensors as `name/key`, the rest as name -> key."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for name, (parameter, _) in _owned(model, optimizer).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            else:
+                scalars.setdefault(name, {})[key] = value
+    return tensors, scalars
+
+
+def _optimizer_entries(
+    path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[Tensor, dict[str, Any]]:
+    """What `optimizer.state` shall be, checked against model and optimizer."""
+    saved, here = state["optimizer"], type(optimizer).__name__
+    if saved["name"] != here or len(saved["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"{path} was written with optimizer {saved['name']} ({len(saved['groups'])} groups), "
+            f"but the run has {here} ({len(optimizer.param_groups)} groups).",
+            "Continue with the config the run began with.",
+        )
+    owned = _owned(model, optimizer)
+    values = _read_tensors(path / OPTIM)
+    strides = _checked_strides(path, state, OPTIM, values)
+    found: dict[Tensor, dict[str, Any]] = {}
+    for full, value in values.items():
+        name, _, key = full.rpartition("/")
+        if name not in owned or value.shape not in (owned[name][0].shape, torch.Size()):
+            raise CheckpointError(
+                f"{path / OPTIM} is of another model: it holds {full}, {_kind(value)}.",
+                "Use the config the checkpoint was made with.",
+            )
+        parameter, group = owned[name]
+        # As torch: the counter of steps stays on the host unless the kernel reads it.
+        on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
+        device = torch.device("cpu") if on_host else parameter.device
+        held = torch.empty_strided(value.shape, strides[full], dtype=value.dtype, device=device)
+        found.setdefault(parameter, {})[key] = held.copy_(value)
+    for name, scalars in saved["scalars"].items():
+        if name not in owned or not all(_is_scalar(v) for v in scalars.values()):
+            raise CheckpointError(f"{path / STATE} is damaged: optimizer state of {name!r}.")
+        found.setdefault(owned[name][0], {}).update(scalars)
+    return found
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or type(value) in (bool, int, float)
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
+    """The hyperparameters of a group that are plain numbers; the config says the others."""
+    return {key: value for key, value in group.items() if type(value) in (int, float)}
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    entries: Mapping[Tensor, dict[str, Any]],
+    groups: list[dict[str, float]],
+) -> None:
+    optimizer.state.clear()
+    optimizer.state.update(entries)
+    for group, numbers in zip(optimizer.param_groups, groups, strict=True):
+        group.update({k: v for k, v in numbers.items() if k in _numbers(group)})

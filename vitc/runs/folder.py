@@ -1,0 +1,618 @@
+"""The run folder: what a run writes, and how others read it. Free of torch at import.
+
+    config.json     the RunConfig, written first
+    data.json       classes, preprocessing and fingerprint of the images
+    metrics.jsonl   one JSON object a line: {"kind": "train" | "eval", "step": ..., ...}
+    events.log      what happened when, for people
+    summary.json    the result; present once the run has ended, however it ended
+    checkpoints/    see vitc.runs.checkpoint
+    sources/        the file of a stem from outside the package, as it was
+    .lock           held by the process that writes the folder
+
+JSON is strict: a float that is not finite is written as null. Names that start with `.tmp-` are
+unfinished writes of a process that died; whoever writes the folder next removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vitc.config import RunConfig, differences, from_dict, to_dict
+from vitc.errors import CheckpointError, ConfigError, DataError, RunError
+from vitc.models.custom_stem import copies
+from vitc.plugins import SOURCES
+
+try:
+    import fcntl
+except ImportError:  # Windows, untested: nothing there keeps two processes out of one folder
+    fcntl = None  # type: ignore[assignment]
+
+CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
+METRICS, EVENTS, LOCK = "metrics.jsonl", "events.log", ".lock"
+CHECKPOINTS, LATEST = "checkpoints", "latest"
+CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
+TEMPORARY = ".tmp-"
+
+HARMLESS = frozenset(
+    {
+        "name",
+        "data.path",  # scratch disks move; write_data refuses other images
+        "data.workers",
+        "train.device",
+        "train.threads",
+        "train.log_every_steps",
+        "train.save_every_seconds",
+        "train.save_every_steps",
+        "train.keep_checkpoints",
+    }
+)
+"""Settings that may change when a run continues: they decide where and how often, not what is
+learned. Another device or thread count keeps the run but not its bits, as events.log then says."""
+
+JSON_LIMIT, METRICS_LIMIT = 64 << 20, 1 << 30  # bytes; a stranger's file must not fill the memory
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network file systems
+
+
+# -- bytes to disk: a kill or a power cut between any two lines loses nothing that was there ------
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+    """Write a file and wait until the disk has it; returns its SHA-256 in hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the disk has what was written to a file. Raises OSError."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has the names in a folder: after creating, renaming, removing one."""
+    if os.name == "nt":  # Windows opens no folders
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(number)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Put a file in place as a whole: readers see the old or the new one. Raises OSError."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        write_file(temporary, [content.encode() if isinstance(content, str) else content])
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; a kill meanwhile leaves no half of it under its name."""
+    hidden = path.with_name(TEMPORARY + "gone-" + path.name)
+    with contextlib.suppress(OSError):  # what stays is tried again by remove_leftovers
+        os.replace(path, hidden)
+        if hidden.is_dir() and not hidden.is_symlink():
+            shutil.rmtree(hidden, ignore_errors=True)
+        else:
+            hidden.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left unfinished in a folder."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def plain(value: Any, non_finite: Callable[[float], Any] = lambda _: None) -> Any:
+    """`value` with every float that is not finite replaced, and containers JSON knows."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return non_finite(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, non_finite) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, non_finite) for v in value]
+    return value
+
+
+def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+    """Strict JSON; floats keep all their bits, and those that are not finite become null."""
+    return json.dumps(plain(values), indent=indent, allow_nan=False)
+
+
+def read_object(
+    path: Path, decode: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Any]:
+    """The JSON object in a file that a run wrote, or a CheckpointError that names the file."""
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB: not ours.")
+        values = json.loads(path.read_bytes(), object_hook=decode)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
+    return values
+
+
+def keep_sources(folder: Path, config: RunConfig) -> None:
+    """Keep a copy of the file of a stem from outside. Raises ConfigError, OSError."""
+    for name, content in copies(config.model).items():
+        place = folder / SOURCES
+        if place.is_symlink():  # in a stranger's folder it could lead anywhere
+            raise ConfigError(f"{place} is a link; a run keeps its sources in its own folder.")
+        place.mkdir(exist_ok=True)
+        write_atomically(place / name, content)
+
+
+# -- one process at a time ------------------------------------------------------------------------
+
+
+class FolderLock:
+    """One process alone writes a folder, from here until `close`, or the end of a `with`.
+
+    The lock goes with the process, however it dies. Workers forked from it give up their share,
+    or a run that was killed could not be continued while one of them is still about. `held` is
+    False where the platform or the file system has no locks; nothing is protected there. Raises
+    ConfigError: another process has it (named), or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._number: int | None = None
+        if fcntl is None:
+            return
+        try:
+            number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder {folder} cannot be written: {error.strerror}.", "Choose another one."
+            ) from error
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(number, 200, 0).decode(errors="replace").strip()
+            os.close(number)
+            if error.errno in NO_LOCKS:
+                return
+            raise ConfigError(
+                f"The folder {folder} is being written by {holder or 'another process'}.",
+                "Wait until it has ended, or choose another folder.",
+            ) from error
+        self._number = number
+        _LOCKS.add(self)
+        with contextlib.suppress(OSError):  # only for the message above
+            os.ftruncate(number, 0)
+            os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    @property
+    def held(self) -> bool:
+        return self._number is not None
+
+    def close(self) -> None:
+        """Let others write; may be called twice."""
+        number, self._number = self._number, None
+        _LOCKS.discard(self)
+        if number is not None:
+            os.close(number)
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+_LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """In a forked child: close its share of the locks, which leaves them with the parent."""
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+# -- the folder -----------------------------------------------------------------------------------
+
+
+class RunFolder:
+    """The folder of one run, open for writing by this process alone; close it, or use `with`.
+
+    `resumed` says that an unfinished run of the same config was there, `finished` that this
+    object wrote a summary with status done. With `writer=False` (the other processes of a
+    distributed run) nothing is checked, locked or written. Every method that writes raises
+    RunError where the disk refuses.
+    """
+
+    def __init__(self, path: Path, writer: bool = True) -> None:
+        self.path = path
+        self.writer = writer
+        self.resumed = False
+        self.finished = False
+        self._lock: FolderLock | None = None
+
+    @staticmethod
+    def open(
+        path: str | Path, config: RunConfig, *, overwrite: bool, writer: bool = True
+    ) -> RunFolder:
+        """Begin a run of `config` in `path`, or continue the unfinished one that is there.
+
+        `overwrite` removes what a run wrote there and begins anew. Raises ConfigError: the folder
+        is in use by another process, holds something else, a finished run, or (naming the
+        settings) a run of another config; RunError: the disk refuses.
+        """
+        folder = RunFolder(Path(path), writer)
+        if not writer:
+            return folder
+        folder._make()
+        folder._lock = FolderLock(folder.path)
+        try:
+            with _writing(folder.path):
+                remove_leftovers(folder.path)
+                if overwrite or not (folder.path / CONFIG).exists():
+                    folder._begin(config)
+                else:
+                    folder._continue(config)
+            if not folder._lock.held:
+                folder.event("no file locks here: start no second process in this folder")
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are; may not exist yet."""
+        return self.path / CHECKPOINTS
+
+    def _make(self) -> None:
+        """Create the folder; refuse one that holds anything but a run."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
+        except OSError as error:
+            raise ConfigError(
+                f"The run folder {self.path} cannot be made: {error.strerror}.",
+                "Choose another --out.",
+            ) from error
+        if names - {LOCK} and not _is_run(self.path):
+            raise ConfigError(
+                f"{self.path} is not empty and not a run folder; nothing in it was touched.",
+                "Choose another --out.",
+            )
+
+    def _begin(self, config: RunConfig) -> None:
+        """A run from nothing, where an older one may have to go.
+
+        In an order that leaves something whole if this process is killed: a shorter run without
+        its later checkpoints, or one that still says it is finished.
+        """
+        anew = (self.path / CONFIG).exists()
+        if self.checkpoints.exists():
+            discard(self.checkpoints / LATEST)
+            for path in list(self.checkpoints.iterdir()):
+                if CHECKPOINT_NAME.fullmatch(path.name):
+                    discard(path)
+            remove_leftovers(self.checkpoints)
+        for name in (METRICS, EVENTS, DATA, SUMMARY):
+            (self.path / name).unlink(missing_ok=True)
+        write_atomically(self.path / CONFIG, _config_text(config))
+        keep_sources(self.path, config)
+        self.event("begun anew (--overwrite)" if anew else "begun")
+
+    def _continue(self, config: RunConfig) -> None:
+        """Go on with the run that is there, or say why not."""
+        try:
+            old = from_dict(read_object(self.path / CONFIG))
+        except (ConfigError, CheckpointError) as error:
+            raise ConfigError(
+                f"The run in {self.path} has a config of another version: {error.message}",
+                "--overwrite starts anew; or choose another --out.",
+            ) from error
+        changed = differences(old, config)
+        other = [c for c in changed if c.split(":")[0] not in HARMLESS]
+        if other:
+            lines = "\n".join(f"  {c}" for c in other)
+            raise ConfigError(
+                f"{self.path} holds a run of another config:\n{lines}",
+                "--overwrite starts anew; or choose another --out.",
+            )
+        summary = read_summary(self.path) or {}
+        if summary.get("status") == "done":
+            top1 = summary.get("top1")
+            result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
+            raise ConfigError(
+                f"The run in {self.path} is finished{result}.",
+                "--overwrite starts anew; or choose another --out.",
+            )
+        keep_sources(self.path, config)
+        (self.path / SUMMARY).unlink(missing_ok=True)  # of the part before this one
+        if changed:  # so that `vitc train RUN` and `vitc eval RUN` find what moved
+            write_atomically(self.path / CONFIG, _config_text(config))
+        self.resumed = True
+        self.event(f"continued{''.join(f'; {c}' for c in changed)}")
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def metric(self, line: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl; it holds at least `kind` and `step`."""
+        self._append(METRICS, to_json(line))
+
+    def event(self, text: str) -> None:
+        """Append one line with the time (UTC) to events.log; file names in it may hold anything."""
+        text = " | ".join(text.splitlines())
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        self._append(EVENTS, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}")
+
+    def _append(self, name: str, line: str) -> None:
+        if self.writer:
+            with _writing(self.path / name), open(self.path / name, "ab") as file:
+                file.write(line.encode() + b"\n")
+
+    def sync(self) -> None:
+        """Wait until the disk has metrics and events: to be called before a checkpoint is saved,
+        so that the metrics always reach at least as far as the checkpoint."""
+        if not self.writer:
+            return
+        with _writing(self.path):
+            for name in (METRICS, EVENTS):
+                if (self.path / name).exists():
+                    sync_file(self.path / name)
+            sync_folder(self.path)
+
+    def cut_back(self, step: int) -> None:
+        """Drop the metrics of later steps than `step`, and lines that a kill left half-written."""
+        file = self.path / METRICS
+        if not self.writer or not file.exists():
+            return
+        with _writing(file):
+            old = file.read_bytes()
+            lines = [(line, _metric(line)) for line in old.split(b"\n") if line]
+            kept = [line for line, values in lines if values and values["step"] <= step]
+            new = b"".join(line + b"\n" for line in kept)
+            if new == old:
+                return
+            write_atomically(file, new)
+        broken = sum(values is None for _, values in lines)
+        self.event(
+            f"metrics cut back to step {step}: {len(lines) - len(kept) - broken} later lines and "
+            f"{broken} half-written ones dropped"
+        )
+
+    def write_data(self, values: Mapping[str, Any]) -> None:
+        """Write data.json. Raises DataError where the run began with other images."""
+        if not self.writer:
+            return
+        file = self.path / DATA
+        if file.exists():
+            old = read_object(file)
+            for key in ("fingerprint", "classes"):
+                if old.get(key) != plain(values.get(key)):
+                    raise DataError(
+                        f"These are not the images that the run in {self.path} began with: "
+                        f"their {key} differs ({_short(old.get(key))} then, "
+                        f"{_short(values.get(key))} now).",
+                        "Point --data.path at the first images, or choose another --out.",
+                    )
+        with _writing(file):
+            write_atomically(file, to_json(values, indent=2) + "\n")
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Write summary.json: the run has ended, with `status` done|diverged|interrupted|failed."""
+        if not self.writer:
+            return
+        with _writing(self.path / SUMMARY):
+            write_atomically(self.path / SUMMARY, to_json(values, indent=2) + "\n")
+        self.finished = values["status"] == "done"
+
+    def close(self) -> None:
+        """Let go of the folder; may be called twice."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            "Free space or repair the disk, then repeat the command: it goes on from the last "
+            "checkpoint.",
+        ) from error
+
+
+def _config_text(config: RunConfig) -> str:
+    return to_json(to_dict(config), indent=2) + "\n"
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder's config.json is a RunConfig's, of this or another version."""
+    try:
+        values = read_object(path / CONFIG)
+    except CheckpointError:
+        return False
+    return all(isinstance(values.get(k), dict) for k in ("model", "data", "optim", "train"))
+
+
+def _metric(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None where it is not one."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(values, dict) and type(values.get("step")) is int and "kind" in values
+    return values if good else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read_metrics(run: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl in order, all or of one kind; none before the first.
+
+    What was not finite is None. A half-written last line is left out, as the run may be going on;
+    any other damage raises CheckpointError.
+    """
+    path = Path(run) / METRICS
+    if not path.exists():
+        return []
+    try:
+        if path.stat().st_size > METRICS_LIMIT:
+            raise CheckpointError(f"{path} is larger than {METRICS_LIMIT >> 30} GiB: not ours.")
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        values = _metric(line)
+        if values is not None:
+            found.append(values)
+        elif line and number < len(lines):  # the last piece may lack its end
+            raise CheckpointError(f"{path} is damaged at line {number}.")
+    return [v for v in found if kind is None or v["kind"] == kind]
+
+
+def read_summary(run: str | Path) -> dict[str, Any] | None:
+    """A run's summary.json; None while it has none. Raises CheckpointError where damaged."""
+    path = Path(run) / SUMMARY
+    return read_object(path) if path.exists() else None
+
+
+def read_data(run: str | Path) -> dict[str, Any]:
+    """A run's data.json, with what preprocessing needs checked.
+
+    Holds at least `classes` (texts), `mean` and `std` (one number a channel), `img_size` ([H, W]),
+    `in_chans`, `fit` and `eval_crop`. Raises CheckpointError where it is missing or damaged.
+    """
+    path = Path(run) / DATA
+    values = read_object(path)
+    channels, size = values.get("in_chans"), values.get("img_size")
+    good = (
+        _list_of(values.get("classes"), str)
+        and type(channels) is int
+        and all(_list_of(values.get(k), int | float, channels) for k in ("mean", "std"))
+        and _list_of(size, int, 2)
+        and values.get("fit") in ("crop", "pad", "squash")
+        and isinstance(values.get("eval_crop"), int | float)
+    )
+    if not good:
+        raise CheckpointError(f"{path} is damaged: it does not say how the images were prepared.")
+    return values
+
+
+def _list_of(value: Any, kind: Any, length: int | None = None) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == (len(value) if length is None else length)
+        and all(isinstance(v, kind) for v in value)
+    )
+
+
+# -- where it ran ---------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """`versions`, `hardware` and `git_commit` (of the working folder; None outside git)."""
+    import numpy as np
+    import torch
+
+    try:
+        own = importlib.metadata.version("vitc")
+    except importlib.metadata.PackageNotFoundError:  # run from the source tree
+        own = "unknown"
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {
+        "versions": {
+            "vitc": own,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": _cores(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Cores this process may use, not those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

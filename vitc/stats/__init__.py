@@ -1,0 +1,1 @@
+"""Intervals, tests and distribution curves, free of what is measured."""

@@ -1,0 +1,1 @@
+"""The measures: each plans its trials and reads them."""

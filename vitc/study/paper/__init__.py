@@ -1,0 +1,1 @@
+"""The paper: its figures and tables as studies, its printed numbers, its claims."""

@@ -1,0 +1,134 @@
+"""A second test set (paper appendix G, Figure 11): every finished run read on it once, and a line.
+
+The study's choices saw validation only; here the runs it ended with are evaluated on images that
+none of them was chosen by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitc.config import read_json
+from vitc.runs.folder import write_atomically
+from vitc.stats.effects import fit_line
+from vitc.study.design import Plan, StudyFolder
+from vitc.study.measures.base import epochs_of
+from vitc.study.measures.findings import Chart, Finding, Line, Table, cells, mean, shown
+from vitc.study.results import Row, rows_of
+from vitc.study.runner import standing
+
+SECOND_FILE = "second.json"
+PAPER_FIT = "y = 1.31 x + 5.0, r 0.99 (ImageNet-V2 over validation, Figure 11)"
+
+
+def measure_second(
+    folder: StudyFolder, plan: Plan, data: str | None, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Evaluate every finished run of the longest schedule on `data`, or on its own test split.
+
+    Returns {"data": what, "top1": {trial: percent}}; what was evaluated before is not again, unless
+    the data is another. Raises ConfigError, DataError.
+    """
+    from vitc.training.evaluate import evaluate_run
+
+    file = folder.path / SECOND_FILE
+    what = data or "the test split"
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
+    if found.get("data") != what:
+        found = {"data": what, "top1": {}}
+    longest = max(g.config.train.epochs for g in plan.groups)
+    runs = standing(folder, plan).runs
+    for trial in plan.trials():
+        run = runs.get(trial.id)
+        new = trial.id not in found["top1"] and trial.config.train.epochs == longest
+        if run is None or run.top1 is None or not new:
+            continue
+        split = "test" if data is None else "val"
+        result = evaluate_run(folder.trial(trial), data, split)
+        found["top1"][trial.id] = result["top1"]
+        tell(
+            f"{trial.label}: top1 {run.top1:.2f} % on validation, {result['top1']:.2f} % on {what}"
+        )
+        write_atomically(file, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def second_parts(finding: Finding) -> tuple[Table, Chart, str, dict[str, Any]] | None:
+    """Table, chart, sentence and values of the fit; None: no second set was read.
+
+    Errors are those after the last epoch under either protocol: the second set was read then.
+    """
+    study = StudyFolder(Path(finding.folders[0]))
+    file = study.path / SECOND_FILE
+    if not file.exists():
+        return None
+    found = read_json(file)
+    rows = finding.rows
+    if finding.protocol != "last":
+        rows = rows_of(study, study.with_sources(finding.plan))
+    top1: dict[str, float] = found["top1"]
+    table, x, y, lines = [], [], [], []
+    longest = max((p for *_, p in cells(rows)), key=epochs_of)
+    for look, ((contender, optim, point), cell) in enumerate(cells(rows).items()):
+        if point != longest:
+            continue
+        first, second = _errors(list(cell.values()), top1)
+        a, b = mean(dict(enumerate(first))), mean(dict(enumerate(second)))
+        if a is None or b is None:
+            continue
+        table.append([contender, optim, str(len(first)), shown(a), shown(b)])
+        x.append(a.estimate)
+        y.append(b.estimate)
+        lines.append(Line(contender, look, [a.estimate], [b.estimate]))
+    fit = fit_line(x, y) if x else None
+    if fit is None:
+        sentence = "Too few contenders were read on the second test set for a line."
+        values: dict[str, Any] = {"data": found["data"], "fit": None}
+    else:
+        sentence = (
+            f"Error on {found['data']} over validation error, {fit.n} contenders: slope "
+            f"{shown(fit.slope)}, intercept {shown(fit.intercept)}, r {fit.r:.2f}. The paper's: "
+            f"{PAPER_FIT}."
+        )
+        ends = [min(x), max(x)]
+        at = [fit.slope.estimate * e + fit.intercept.estimate for e in ends]
+        lines.append(Line("fit", len(lines), ends, at, marker="_"))
+        values = {
+            "data": found["data"],
+            "fit": {
+                "slope": fit.slope.__dict__,
+                "intercept": fit.intercept.__dict__,
+                "r": fit.r,
+                "residual_deviation": fit.spread,
+                "n": fit.n,
+            },
+        }
+    if finding.protocol != "last":
+        sentence += " Here both errors are those after the last epoch."
+    head = [
+        "contender",
+        "optimizer",
+        "runs",
+        "validation error % (95 %)",
+        "second set, error % (95 %)",
+    ]
+    return (
+        Table("A second test set", head, table, sentence),
+        Chart(
+            "second",
+            "Error on a second test set",
+            "validation error (%)",
+            f"error on {found['data']} (%)",
+            lines,
+        ),
+        sentence,
+        values,
+    )
+
+
+def _errors(rows: Sequence[Row], top1: dict[str, float]) -> tuple[list[float], list[float]]:
+    both = [r for r in rows if r.id in top1 and r.error is not None]
+    return [r.error for r in both if r.error is not None], [100 - top1[r.id] for r in both]

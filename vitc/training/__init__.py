@@ -1,0 +1,1 @@
+"""One run: configuration in, run folder out."""

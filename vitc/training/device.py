@@ -1,0 +1,159 @@
+"""Where and in which arithmetic a run computes: device, precision, threads, processes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vitc.errors import ConfigError
+from vitc.training.config import TrainConfig
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """cuda, else mps, else cpu; or the named one, refused where it is absent."""
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(n for n, there in present.items() if there)
+    if name not in present:
+        raise ConfigError(f"Unknown device {name!r}.", "Allowed: auto, cuda, mps, cpu.")
+    if not present[name]:
+        there = ", ".join(n for n, p in present.items() if p)
+        raise ConfigError(f"Device {name!r} is not available here.", f"Available: {there}.")
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """One line for people: what it is and, where we have not tried it, that we have not."""
+    if device.type == "cuda":
+        p = torch.cuda.get_device_properties(device)
+        return f"cuda ({p.name}, {p.total_memory / 2**30:.0f} GiB)"
+    if device.type == "mps":
+        return f"mps ({platform.processor() or 'Apple'}; untested platform)"
+    tested = "" if platform.system() == "Linux" else "; untested platform"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads != 1)}{tested})"
+
+
+def precision_note(precision: str, device: torch.device) -> str | None:
+    """Why a precision may be slow or wrong here; None when it is fine."""
+    if precision != "bf16":
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16 is emulated on this GPU and slow; --train.precision fp32 may be faster."
+    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        return "This CPU has no bf16 instructions; --train.precision fp32 may be faster."
+    return None
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a forward pass in that precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def machine_settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Threads and determinism as the config says; both are put back afterwards."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum in place over all processes."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up in any process: all must ask together."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum_(torch.tensor(float(flag), device=device)) > 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun started, joined; alone when it started none."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    own = not dist.is_initialized()
+    if own:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Start `peak_memory` anew, where the system lets us."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak of VmHWM
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak: of the allocator on a GPU, of the whole process on Linux, else None."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,102 @@
+"""Measure a model on images it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitc.config import from_dict, read_json, with_data
+from vitc.data.augment.device import finish
+from vitc.data.loader import open_eval
+from vitc.data.sources.base import open_data
+from vitc.errors import ConfigError, DataError
+from vitc.models.custom_stem import with_source
+from vitc.models.zoo import build_model
+from vitc.runs.checkpoint import check_fit, load_weights_of
+from vitc.runs.folder import read_data
+from vitc.training.build import batch_plan, step_settings
+from vitc.training.device import Processes, autocast, describe, pick_device
+from vitc.training.metrics import Counts, wilson
+from vitc.training.step import StepSettings
+
+EVAL_BATCH = 256  # images; larger ones measure no faster
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], s: StepSettings
+) -> dict[str, float]:
+    """`n`, `loss`, `top1`, `top5` of `model` in eval mode; batches: uint8 (B, C, H, W), labels."""
+    model.eval()
+    counts = Counts(s.device)
+    for images, labels in batches:
+        with autocast(s.precision, s.device):
+            logits = model(finish(images, None, s.mean, s.std, s.channels_last))
+        counts.add(logits, labels)
+    s.procs.sum_(counts.sums)
+    return counts.result()
+
+
+def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a run folder on CPU in eval mode, with its data.json."""
+    config = from_dict(read_json(run / "config.json"))
+    record = read_data(run)
+    model = build_model(with_source(config.model, run), len(record["classes"]))
+    values = load_weights_of(run, ema=weights == "ema")
+    check_fit(run, values, model.state_dict())
+    model.load_state_dict(values)
+    return model.eval(), record
+
+
+def evaluate_run(
+    run: Path,
+    data: str | None = None,
+    split: str = "val",
+    weights: str = "ema",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Accuracy of a run's last checkpoint on a split of its own data, or of other images.
+
+    `split` test is meant to be read once, by the run that was chosen on val. Returns `top1`,
+    `top5` (percent), `loss`, `n`, the 95 % interval `top1_low`, `top1_high`, and what was
+    measured. Raises ConfigError, DataError, CheckpointError.
+    """
+    config = from_dict(read_json(run / "config.json"))
+    where = pick_device(device)
+    model, record = load_model(run, weights)
+    if data is not None:
+        config = with_data(config, data)
+    images = open_data(config.data, config.model.in_chans)
+    if images.classes != tuple(record["classes"]):
+        differ = sorted(set(images.classes) ^ set(record["classes"]))
+        raise DataError(
+            f"The classes of {data or 'the data'} are not those of the run: "
+            f"{', '.join(differ[:5]) or 'another order'}.",
+            "Evaluate on images with the same class folders.",
+        )
+    if split not in images.splits:
+        raise ConfigError(
+            f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
+        )
+    mean, std = tuple(record["mean"]), tuple(record["std"])
+    settings = step_settings(config, where, Processes(), mean, std, len(record["classes"]))
+    plan = batch_plan(config, Processes())
+    batches = open_eval(images.splits[split], images, config.data, plan, where, batch=EVAL_BATCH)
+    result: dict[str, Any] = evaluate(model.to(where), batches, settings)
+    low, high = wilson(result["top1"], int(result["n"]))
+    return {
+        "run": str(run),
+        "split": split,
+        "classes": len(record["classes"]),
+        "weights": weights,
+        **result,
+        "n": int(result["n"]),
+        "top1_low": low,
+        "top1_high": high,
+        "data_fingerprint": images.fingerprint,
+        "device": describe(where),
+    }

@@ -1,0 +1,162 @@
+"""How long does a step of this config take on this machine, and how much memory? Measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from vitc.config import RunConfig
+from vitc.data.loader import open_eval, open_train
+from vitc.data.sampling import steps_per_epoch
+from vitc.data.sources.base import DataSet
+from vitc.models.config import ViTConfig
+from vitc.training.build import batch_plan, fresh_state, initial_model, step_settings
+from vitc.training.device import Processes, autocast, machine_settings, peak_memory
+from vitc.training.evaluate import evaluate
+from vitc.training.freeze import train_mode
+from vitc.training.step import NormStatistics, train_step
+
+Precision = Literal["fp32", "bf16"]
+MOST_STEPS = 100  # of a probe
+EVAL_IMAGES = 256  # that a probe evaluates, at most
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few real steps cost."""
+
+    step_seconds: float
+    """One optimizer step, from reading its images to updating the average of the weights."""
+    eval_seconds: float
+    """Evaluating one validation image, with reading it; 0 where there is none."""
+    memory_bytes: int
+    """Peak of the device, or of this process where the device is the CPU; 0: not known."""
+
+
+def probe(
+    config: RunConfig, data: DataSet, device: torch.device, seconds: float = 1.0
+) -> Probe | None:
+    """Time `config`'s steps and evaluation on some of its images; None: the memory is too small.
+
+    Takes `seconds` or two steps, then one or two evaluations of a few images. The loader takes
+    part, because its processes and the step compete for the cores. Generators, thread count and
+    every other global setting of torch are afterwards as before. Raises BrokenFileError.
+    """
+    cuda = device.type == "cuda"
+    with (
+        torch.random.fork_rng(devices=[device] if cuda else []),
+        machine_settings(config.train, device),
+    ):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            step, evaluation = _measure(config, data, device, seconds)
+            memory = peak_memory(device) or 0
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            if cuda:
+                torch.cuda.empty_cache()
+    return Probe(step, evaluation, memory)
+
+
+def _some_of(data: DataSet, batch: int) -> DataSet:
+    """Images enough to measure with, evenly spread over those of each split."""
+    splits = {}
+    for name, most in (("train", MOST_STEPS * batch), ("val", EVAL_IMAGES)):
+        if name in data.splits:
+            n = len(data.splits[name])
+            places = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+            splits[name] = data.splits[name].take(places)
+    return dataclasses.replace(data, splits=splits)
+
+
+def _measure(
+    config: RunConfig, data: DataSet, device: torch.device, seconds: float
+) -> tuple[float, float]:
+    """Seconds of a step, and of evaluating an image."""
+    t, optim = config.train, config.optim
+    steps = steps_per_epoch(len(data.splits["train"]), t.batch)
+    state = fresh_state(config, len(data.classes), steps, device)
+    model = state.model
+    settings = step_settings(config, device, Processes(), data.mean, data.std, len(data.classes))
+    plan = batch_plan(config, settings.procs)
+    train_mode(model)
+    norms = NormStatistics(model, plan.micros_here, settings.procs)
+    lr = optim.peak_lr(t.batch) / 100
+
+    data = _some_of(data, t.batch)
+    times: list[float] = []
+    with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
+        before = time.perf_counter()
+        for micros in batches:
+            loss, _ = train_step(state, model, micros, lr, norms, settings)
+            state.step = min(state.step + 1, steps * t.epochs)
+            if state.ema is not None:
+                state.ema.update(model, state.step)
+            loss.item()  # the work is done when this is here
+            times.append(time.perf_counter() - before)
+            before = time.perf_counter()
+            if sum(times[1:]) > seconds:  # the first step is not like the others
+                break
+    steady = times[(len(times) + 1) // 2 :] or times  # batches made ahead of time are used up
+    step_seconds = sum(steady) / len(steady)
+
+    if "val" not in data.splits:
+        return step_seconds, 0.0
+    split = data.splits["val"]
+    images = open_eval(split, data, config.data, plan, device, max(plan.micro, EVAL_IMAGES))
+    for _ in range(2):  # the first time is a little slow: a second one where it is cheap
+        before = time.perf_counter()
+        evaluate(model, images, settings)
+        took = time.perf_counter() - before
+        if took > seconds / 3:
+            break
+    return step_seconds, took / len(split)
+
+
+def faster_precision(
+    config: RunConfig, device: torch.device, repeats: int = 5
+) -> tuple[Precision, str]:
+    """("bf16" | "fp32", why): which trains this model faster on this device. Takes about a second.
+
+    A GPU with bf16 units gets bf16 and a CPU without such instructions fp32, unmeasured. On other
+    CPUs the answer differs: bf16 products run at twice the rate of fp32 ones on some, at half of it
+    on others that also have the instructions.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "this GPU computes it") if native else ("fp32", "this GPU lacks bf16")
+    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return "fp32", f"this {device.type} has no bf16 instructions"
+    with torch.random.fork_rng(devices=[]), machine_settings(config.train, device):
+        model = initial_model(config, config.model.num_classes or 10).train()
+        images = torch.zeros(_probe_batch(config), config.model.in_chans, *config.model.size)
+
+        def step(precision: str) -> float:
+            start = time.perf_counter()
+            with autocast(precision, device):
+                logits = model(images)
+            logits.float().square().sum().backward()
+            return time.perf_counter() - start
+
+        for precision in ("fp32", "bf16"):
+            step(precision)
+        times = [(step("fp32"), step("bf16")) for _ in range(repeats)]
+    ratio = statistics.median(fp32 / bf16 for fp32, bf16 in times)
+    return "bf16" if ratio > 1 else "fp32", f"a step in bf16 runs at {ratio:.2f}x the rate of fp32"
+
+
+def _probe_batch(config: RunConfig) -> int:
+    """Images enough to fill the cores for some 10 ms, and no more than the run's micro-batch."""
+    if not isinstance(config.model, ViTConfig) or config.model.grid is None:
+        return min(config.train.micro, 8)
+    h, w = config.model.grid
+    per_image = config.model.depth * h * w * config.model.embed_dim**2 * 10  # multiply-adds, about
+    return max(2, min(config.train.micro, round(4e8 / per_image)))

@@ -1,0 +1,155 @@
+"""One optimizer step, readable on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from vitc.data.augment.device import erase, finish
+from vitc.data.augment.mixing import mix, soft_cross_entropy
+from vitc.data.loader import MicroBatch
+from vitc.optim.optimizers import set_lr
+from vitc.runs.checkpoint import TrainState
+from vitc.training.device import Processes, autocast
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step needs beside the state and the images; constant over a run."""
+
+    device: torch.device
+    procs: Processes
+    precision: str
+    channels_last: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    label_smoothing: float
+    clip_norm: float | None
+
+
+def train_step(
+    state: TrainState,
+    forward: nn.Module,
+    micros: Sequence[MicroBatch],
+    lr: float,
+    norms: NormStatistics,
+    s: StepSettings,
+) -> tuple[Tensor, Tensor]:
+    """Advance `state` by one step over this process's micro-batches.
+
+    `forward` is the model, or the model compiled or wrapped for several processes. Returns the
+    loss averaged over the micro-batches of all processes and the gradient norm before clipping,
+    both 0-d float32 on the device: the caller decides when to read them. A step whose gradient is
+    not finite changes no weight.
+    """
+    set_lr(state.optimizer, lr)
+    total = torch.zeros((), device=s.device)
+    for i, micro in enumerate(micros):
+        norms.before_micro(i)
+        images = ready_images(micro, s)
+        images, targets = mix(images, micro.labels, micro.mix, s.num_classes, s.label_smoothing)
+        with _sync(forward, last=i == len(micros) - 1):
+            with autocast(s.precision, s.device):
+                # Only a ViT takes what residual branches are multiplied by.
+                extra = () if micro.drop_path is None else (micro.drop_path,)
+                logits = forward(images, *extra)
+            loss = soft_cross_entropy(logits, targets)
+            (loss / len(micros)).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach() / len(micros)
+    norms.after_step()
+
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    if s.clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), s.clip_norm, grad_norm)
+    s.procs.sum_(total)
+    total /= s.procs.world
+    _guarded_update(state.optimizer, finite=torch.isfinite(total) & torch.isfinite(grad_norm))
+    state.optimizer.zero_grad(set_to_none=True)
+    return total, grad_norm
+
+
+def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
+    """float32 (b, C, H, W): a micro-batch as the model trains on it, but for mixing."""
+    images = finish(micro.images, micro.flip, s.mean, s.std, s.channels_last, micro.lighting)
+    return erase(images, micro.erased)
+
+
+def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Step the optimizer only where `finite`: a host check on CPU, on the device elsewhere.
+
+    Fused optimizers skip the update of every tensor when their `found_inf` is 1; that keeps a
+    GPU's step free of a host sync. The flag sticks: after one bad step no later one counts, so
+    the weights at the time of the report are those before the bad step.
+    """
+    if finite.device.type != "cuda":
+        if bool(finite):
+            optimizer.step()
+        return
+    bad = (~finite).float()
+    before = getattr(optimizer, "found_inf", None)
+    optimizer.found_inf = bad if before is None else torch.maximum(bad, before)  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _sync(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Gradients travel between processes once a step, with the last micro-batch."""
+    if isinstance(forward, DistributedDataParallel) and not last:
+        return forward.no_sync()
+    return nullcontext()
+
+
+class NormStatistics:
+    """BatchNorm's running statistics over a step of G micro-batches, on all processes.
+
+    Each micro-batch starts from the statistics before the step, and the step's result is the mean
+    of the G single updates: the order of micro-batches, and which process has which, then does
+    not matter. (Updating one after the other would weigh the last one most.) Norms that are in
+    eval mode when this is made, being frozen, have no part in it.
+    """
+
+    def __init__(self, model: nn.Module, micros: int, procs: Processes) -> None:
+        modules = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        self.alone = micros * procs.world == 1
+        self.micros, self.procs = micros, procs
+        self.floats: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        for m in modules:
+            self.floats += [b for b in (m.running_mean, m.running_var) if b is not None]
+            self.counts += [m.num_batches_tracked] if m.num_batches_tracked is not None else []
+        if not self.floats:
+            self.alone = True
+        self.start: list[Tensor] = []
+        self.sums: list[Tensor] = []
+
+    @torch.no_grad()
+    def before_micro(self, index: int) -> None:
+        if self.alone:
+            return
+        if index == 0:
+            self.start = [b.clone() for b in self.floats]
+            self.sums = [torch.zeros_like(b) for b in self.floats]
+            return
+        torch._foreach_add_(self.sums, self.floats)
+        torch._foreach_copy_(self.floats, self.start)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self.alone:
+            return
+        torch._foreach_add_(self.sums, self.floats)
+        flat = torch.cat([s.flatten() for s in self.sums])
+        self.procs.sum_(flat)
+        flat /= self.micros * self.procs.world
+        parts = torch.split(flat, [b.numel() for b in self.floats])
+        for b, part in zip(self.floats, parts, strict=True):
+            b.copy_(part.view_as(b))
+        for count in self.counts:  # one step, however many micro-batches it had
+            count -= self.micros - 1

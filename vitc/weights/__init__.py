@@ -1,0 +1,1 @@
+"""Weights: files, naming layouts of other libraries, loading, the hub."""

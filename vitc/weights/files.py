@@ -1,0 +1,378 @@
+"""Reading a weights file from a stranger: no code runs, and nothing is allocated on its word.
+
+    .safetensors                     its header is checked against the file's size before it is read
+    .pt .pth .pyth .bin .ckpt .tar   PyTorch's zip archive, or its older form, both by torch's own
+                                     restricted unpickler (weights_only)
+
+Tensors of a safetensors file or a zip archive are views of the file: no memory until they are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import shlex
+import stat
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vitc.errors import CheckpointError, suggest
+
+SAFETENSORS = (".safetensors",)
+TORCH = (".pt", ".pth", ".pyth", ".bin", ".ckpt", ".tar")
+
+HEADER_LIMIT = 16 << 20  # bytes; the header of 10,000 tensors takes about 1 MiB
+PICKLE_LIMIT = 64 << 20
+ENTRIES_LIMIT = 100_000  # tensors in one file
+DIMENSIONS_LIMIT = 16
+
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number torch writes first
+_DTYPE_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsFile:
+    """What a weights file holds."""
+
+    content: Any
+    """As saved: tensors by name, or a dict with these somewhere in it."""
+    metadata: dict[str, str]
+    """The texts of a safetensors file; else empty."""
+    sha256: str
+    """Of the whole file, in hex."""
+
+
+def read_weights_file(path: Path) -> WeightsFile:
+    """Read a safetensors or PyTorch file; tensors on CPU, views of the file where they can be.
+
+    Raises CheckpointError: none there (with its neighbours), a folder, empty, cut short, damaged,
+    another kind of file or than its name says, one that would run code, one that claims more
+    tensors than it holds.
+    """
+    _check_there(path)
+    try:
+        with open(path, "rb") as file:
+            kind = _kind(path, file.read(512))
+            if kind == "safetensors":
+                content, metadata = _read_safetensors(path)
+            else:
+                content, metadata = _read_torch(path, kind), {}
+            file.seek(0)  # hashed last: a large file that is none is refused at once
+            return WeightsFile(content, metadata, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _check_there(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(
+            f"There is no file {path}.{suggest(path.name, near)}",
+            _weights_beside(path.parent),
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise no_weights_in(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is no ordinary file.")
+    if status.st_size == 0:
+        raise CheckpointError(f"{path} is empty.", "Copy or download it again.")
+
+
+def no_weights_in(folder: Path) -> CheckpointError:
+    """The error for a folder that is none of those that are read, with the files in it."""
+    return CheckpointError(
+        f"{folder} is a folder, but neither a run nor saved by save_pretrained or timm.",
+        _weights_beside(folder) or "Give a weights file, or a run's folder.",
+    )
+
+
+def _weights_beside(folder: Path) -> str | None:
+    """The weights files in a folder, for a hint."""
+    try:
+        names = sorted(p.name for p in folder.iterdir() if p.suffix in (*SAFETENSORS, *TORCH))
+    except OSError:
+        return None
+    return f"Weights files in {folder}: {', '.join(names[:8])}." if names else None
+
+
+# -- which kind of file ----------------------------------------------------------------------------
+
+_OTHER_KINDS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; run git lfs pull"),
+    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (b"\x89HDF", "an HDF5 file (Keras)"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x80", "a Python pickle that torch.save did not write; reading one would run its code"),
+)
+
+
+def _kind(path: Path, start: bytes) -> str:
+    """zip, legacy or safetensors, by content; the name must agree where it says anything."""
+    if start.startswith(b"PK\x03\x04"):
+        kind = "zip"
+    elif start.startswith(_LEGACY_MAGIC):
+        kind = "legacy"
+    elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 40:
+        kind = "safetensors"
+    else:
+        raise _not_weights(path, start)
+    suffix = path.suffix.lower()
+    if (kind == "safetensors" and suffix in TORCH) or (
+        kind != "safetensors" and suffix in SAFETENSORS
+    ):
+        real = "a safetensors file" if kind == "safetensors" else "a file of torch.save"
+        raise CheckpointError(
+            f"{path} is named {suffix}, but is {real}.",
+            f"Rename it to {path.stem}{'.safetensors' if kind == 'safetensors' else '.pth'}.",
+        )
+    return kind
+
+
+def _not_weights(path: Path, start: bytes) -> CheckpointError:
+    for magic, what in _OTHER_KINDS:
+        if start.startswith(magic):
+            return CheckpointError(f"{path} is {what}.", _KINDS_HINT)
+    if path.suffix.lower() in SAFETENSORS and len(start) < 16:
+        return CheckpointError(f"{path} is cut short.", "Copy or download it again.")
+    text = start.decode("utf-8", errors="replace")
+    if b"\0" not in start and (start.isascii() or text.isprintable()):
+        first = text.strip().splitlines()[0][:60] if text.strip() else ""
+        return CheckpointError(
+            f"{path} is a text, not weights; it begins {first!r}.",
+            "A download that failed often leaves a web page under the file's name.",
+        )
+    return CheckpointError(f"{path} is no weights file, or its beginning is damaged.", _KINDS_HINT)
+
+
+_KINDS_HINT = "Weights are read from safetensors and from files of torch.save (.pt, .pth, .pyth)."
+
+# -- safetensors -----------------------------------------------------------------------------------
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    metadata = _check_header(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
+def _check_header(path: Path) -> dict[str, str]:
+    """Its metadata, once every tensor the header names proves to lie in the file, and no other."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(HEADER_LIMIT, size - 8):
+            what = "cut short" if length <= HEADER_LIMIT else "damaged"
+            raise CheckpointError(
+                f"{path} is {what}: its header claims {length} bytes, the file has {size} and a "
+                f"header at most {HEADER_LIMIT}.",
+                "Copy or download it again.",
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its header is no JSON.") from error
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not _all_texts(metadata) or not isinstance(header, dict) or len(header) > ENTRIES_LIMIT:
+        raise CheckpointError(f"{path} is damaged: its header does not list tensors.")
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _start(item[1])):
+        end = _check_entry(path, name, entry, end)
+    if end != size - 8 - length:
+        what = "cut short" if end > size - 8 - length else "damaged"
+        raise CheckpointError(
+            f"{path} is {what}: its tensors take {end} bytes, the file holds {size - 8 - length}.",
+            "Copy or download it again.",
+        )
+    assert isinstance(metadata, dict)
+    return metadata
+
+
+def _all_texts(values: object) -> bool:
+    return isinstance(values, dict) and all(isinstance(v, str) for v in values.values())
+
+
+def _start(entry: object) -> int:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    first = offsets[0] if isinstance(offsets, list) and offsets else None
+    return first if type(first) is int else -1
+
+
+def _check_entry(path: Path, name: str, entry: object, begin: int) -> int:
+    """Where the tensor ends, which must begin at `begin` and be as long as its shape says."""
+    if isinstance(entry, dict):
+        shape, offsets, dtype = (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
+        if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+            raise CheckpointError(
+                f"{path}: {name:.80} has a type that is not read here: {dtype!r:.20}."
+            )
+        if (
+            isinstance(shape, list)
+            and len(shape) <= DIMENSIONS_LIMIT
+            and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
+            and isinstance(offsets, list)
+            and [type(n) for n in offsets] == [int, int]
+            and offsets[0] == begin
+            and (offsets[1] - begin) * 8 == prod(shape) * _DTYPE_BITS[dtype]
+        ):
+            return int(offsets[1])
+    raise CheckpointError(
+        f"{path} is damaged: its header gives {name:.80} a shape and a place that do not agree."
+    )
+
+
+# -- PyTorch ---------------------------------------------------------------------------------------
+
+
+def _read_torch(path: Path, kind: str) -> Any:
+    if kind == "zip":
+        _check_archive(path)
+    content = _load(path, mmap=kind == "zip")
+    _check_sizes(path, content)
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that torch.save would not write: compressed, overlapping, a program."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        raise CheckpointError(
+            f"{path} is cut short or damaged: {error}.", "Copy or download it again."
+        ) from error
+    names = [entry.filename.partition("/")[2] for entry in entries]
+    if "constants.pkl" in names or "code" in {name.partition("/")[0] for name in names}:
+        raise CheckpointError(
+            f"{path} is a TorchScript archive: a program, not only weights.",
+            "Where you trust it, save its state_dict() as a file of its own.",
+        )
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path} is a zip archive, but not one of torch.save.", _KINDS_HINT)
+    packed = [e for e in entries if e.compress_type != zipfile.ZIP_STORED]
+    if packed or any(e.file_size != e.compress_size for e in entries):
+        raise CheckpointError(
+            f"{path} holds compressed entries ({(packed or entries)[0].filename:.80}); torch.save "
+            f"never compresses, and they could unpack to any size."
+        )
+    if sum(e.file_size for e in entries) > size or len(entries) > ENTRIES_LIMIT:
+        raise CheckpointError(f"{path} is damaged: its entries take more than the file holds.")
+    for entry, name in zip(entries, names, strict=True):
+        if name == "data.pkl" and entry.file_size > PICKLE_LIMIT:
+            raise CheckpointError(
+                f"{path} is damaged: a list of tensors of {entry.file_size} bytes."
+            )
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    """`torch.load` with weights_only: tensors and plain containers, and argparse's Namespace, which
+    training scripts store and which only holds values."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"(?:GLOBAL|Unsupported global: GLOBAL|class) ([\w.]+)", str(error))
+        if asked is None and "Unsupported operand" not in str(error):
+            raise _damaged(path, error) from error
+        what = f"{asked[1]}" if asked else "more"
+        raise CheckpointError(
+            f"{path} holds more than tensors: reading it would run {what}. It was not run.",
+            f"Ask its author for a safetensors file. Only where you trust the file: in the "
+            f"environment that wrote it, take the tensors out of it, then give the new file here\n"
+            f"  {_way_out(path)}",
+        ) from error
+    except (MemoryError, Exception) as error:  # a damaged pickle can fail in any way
+        raise _damaged(path, error) from error
+
+
+def _way_out(path: Path) -> str:
+    """A command that saves the tensors and plain values of a trusted file; it runs what is in it.
+
+    With torch alone: an old environment has no safetensors.
+    """
+    code = (
+        "import sys, torch; "
+        "new = 'weights_only' in torch.load.__code__.co_varnames; "
+        "all = {'weights_only': False} if new else {}; "
+        "c = torch.load(sys.argv[1], map_location='cpu', **all); "
+        "c = c.state_dict() if hasattr(c, 'state_dict') else c; "
+        "tensors = lambda d: {k: v for k, v in d.items() if torch.is_tensor(v)}; "
+        "torch.save({k: tensors(v) if hasattr(v, 'items') else v for k, v in c.items() "
+        "if hasattr(v, 'items') or torch.is_tensor(v) or type(v) in (str, int, float)}, "
+        "sys.argv[2])"
+    )
+    return f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(path.stem + "-plain.pth")}'
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return CheckpointError(f"{path} is cut short or damaged: {said}", "Copy or download it again.")
+
+
+def _check_sizes(path: Path, content: Any) -> None:
+    """Refuse tensors that are larger than what is stored for them, or have no plain storage.
+
+    A tensor may repeat stored numbers (strides of 0), and so be of any size; a storage may be
+    allocated, untouched, before the older form of file is found not to fill it.
+    """
+    held: dict[int, int] = {}
+    for name, tensor in _tensors_in(content):
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or tensor.is_nested:
+            raise CheckpointError(
+                f"{path}: {name:.80} is no dense tensor (quantized, sparse or without content)."
+            )
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise CheckpointError(
+                f"{path}: {name:.80} claims the shape {tuple(tensor.shape)}, but the file stores "
+                f"{storage.nbytes()} bytes for it."
+            )
+    if sum(held.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged: it claims more tensors than it holds.")
+
+
+def _tensors_in(content: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a dict and of the dicts in it; what lies deeper is never taken."""
+    found: list[tuple[str, Tensor]] = []
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        inner = value.items() if isinstance(value, Mapping) else ((key, value),)
+        found += [(str(name), tensor) for name, tensor in inner if isinstance(tensor, Tensor)]
+    return found

@@ -1,0 +1,169 @@
+"""The Hugging Face hub: a saved model there and back. The library is an extra, used only here.
+
+Its errors become one message each. None carries a token, nor a traceback that could.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from vitc.errors import CheckpointError, ConfigError, VitcError
+
+PATTERNS = ["config.json", "model.safetensors", "README.md"]  # never code
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+INSTALL = 'Install it with: pip install -c constraints.txt -e ".[hub]"'
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether it has the form of a name on the hub: user/name."""
+    return bool(REPO_ID.fullmatch(text)) and "--" not in text and ".." not in text
+
+
+def check_repo_id(text: str) -> None:
+    """Raises ConfigError where it has another form."""
+    if not is_repo_id(text):
+        raise ConfigError(f"{text!r} is no name on the hub.", "It is USER/NAME.")
+
+
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """The local folder of a model on the hub, from the hub's cache where it is there already.
+
+    Raises ConfigError: the extra is missing; CheckpointError: no such model, no access, no network.
+    """
+    hub = _hub(f"There is no folder {repo_id!r}; as a name on the hub it")
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
+    except Exception as error:  # of the hub, of its HTTP library, of the network: all kinds
+        message, hint = explained(error, repo_id, revision)
+        raise CheckpointError(
+            f"There is no folder {repo_id!r}, and as a name on the hub: {message}", hint
+        ) from None
+
+
+def push_to_hub(
+    run_or_folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    message: str | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+) -> str:
+    """Put a run's model, or a folder of `save_pretrained`, on the hub; returns its address.
+
+    `repo_id`: user/name; made if it is not there. `private`: who sees it; a repository that is
+    there already and is not so is refused, rather than shown or hidden. `token`: of the hub, with
+    the right to write; None: the one of `hf auth login` or HF_TOKEN. `message`: of the commit.
+    `weights`: of a run folder, "ema" or "raw".
+
+    Raises ConfigError: a name that is none, the extra missing, nothing to push; CheckpointError:
+    weights that are damaged; VitcError: the hub refuses or cannot be reached.
+    """
+    from vitc import __version__
+
+    check_repo_id(repo_id)
+    hub = _hub("The hub")
+    with tempfile.TemporaryDirectory(prefix="vitc-push-") as temporary:
+        folder = saved_folder(Path(run_or_folder), Path(temporary, "model"), weights)
+        said = message or f"Upload with vitc {__version__}"
+        try:
+            return _upload(hub.HfApi(token=token), folder, repo_id, private, said)
+        except VitcError:
+            raise
+        except Exception as error:
+            said, hint = explained(error, repo_id, None, token)
+            raise VitcError(f"{repo_id} was not pushed: {said}", hint) from None
+
+
+def saved_folder(run_or_folder: Path, target: Path, weights: Literal["ema", "raw"]) -> Path:
+    """The folder itself where it is a saved model that loads, else the run saved into `target`."""
+    from vitc.deploy.save import is_pretrained, load_pretrained, save_pretrained
+
+    if not is_pretrained(run_or_folder):
+        return save_pretrained(run_or_folder, target, weights=weights)
+    if weights != "ema":
+        raise ConfigError("weights has no effect with a saved model: it holds one set.")
+    linked = [p for p in run_or_folder.rglob("*") if p.is_symlink()]
+    if linked:  # a stranger's could lead to a file that is nobody's business
+        raise ConfigError(
+            f"{linked[0]} is a link; only plain files are pushed.", "Put a copy in its place."
+        )
+    load_pretrained(run_or_folder)  # what cannot be loaded is not put before others
+    return run_or_folder
+
+
+def _upload(api: Any, folder: Path, repo_id: str, private: bool, message: str) -> str:
+    address = str(api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model"))
+    there = bool(api.model_info(repo_id).private)
+    if there != private:
+        is_there, asked = ("private", "public") if there else ("public", "private")
+        raise ConfigError(
+            f"{repo_id} is on the hub already and is {is_there}, not {asked}; nothing was pushed.",
+            f"Push with --{is_there} (private={there}), or change it on {address}.",
+        )
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=str(folder),
+        repo_type="model",
+        commit_message=message,
+        allow_patterns=[*PATTERNS, "sources/*"],
+    )
+    return address
+
+
+def _hub(what: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs the library huggingface_hub, which is not installed.", INSTALL
+        ) from error
+    return huggingface_hub
+
+
+def explained(
+    error: Exception, repo_id: str, revision: str | None, token: str | None = None
+) -> tuple[str, str | None]:
+    """(what went wrong, what to do) of an error of the hub's library; never with a token in it.
+
+    By the names of its class and bases, which have outlived the modules they were defined in.
+    """
+    names = {cls.__name__ for cls in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    log_in = "Log in with: hf auth login (or set HF_TOKEN to a token that may do this)."
+    if "LocalTokenNotFoundError" in names or status == 401:
+        return f"the hub does not know who you are, or there is no {repo_id}.", log_in
+    if "GatedRepoError" in names:
+        return f"{repo_id} asks its readers to agree to terms.", "Agree on its page, and log in."
+    if "RevisionNotFoundError" in names:
+        return f"{repo_id} has no revision {revision!r}.", "Name a branch, a tag or a commit."
+    if "RepositoryNotFoundError" in names or status == 404:
+        return f"there is no {repo_id}, or you may not see it.", f"Check the name. {log_in}"
+    if status == 403:
+        return f"you may not do this with {repo_id}.", log_in
+    if "LocalEntryNotFoundError" in names:
+        return (
+            "the hub cannot be reached, and the model is not in the cache of this machine.",
+            "Go online (unset HF_HUB_OFFLINE), or copy the model's folder here and give its path.",
+        )
+    if names & {
+        "OfflineModeIsEnabled",
+        "ConnectionError",
+        "ConnectError",
+        "TimeoutException",
+        "Timeout",
+        "TimeoutError",
+    }:
+        return "the hub cannot be reached.", "Go online, and unset HF_HUB_OFFLINE."
+    text = (str(error).splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}: {_without_token(text, token)}", None
+
+
+def _without_token(text: str, token: str | None) -> str:
+    if token:
+        text = text.replace(token, "***")
+    return re.sub(r"(hf_|Bearer\s+)[\w.-]+", r"\1***", text)

@@ -1,0 +1,506 @@
+"""Weights from anywhere: a run, a file, a folder, timm, a state dict; and back to a file.
+
+What a reader knows beside the tensors (preprocessing, classes, the model's config) comes with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vitc.errors import CheckpointError, ConfigError, suggest, unknown
+from vitc.models.timm import import_peer
+from vitc.runs.checkpoint import DTYPES, STATE, _write_tensors, load_weights_of
+from vitc.runs.folder import CHECKPOINTS, TEMPORARY, read_data, read_object, sync_file, sync_folder
+from vitc.weights.files import SAFETENSORS, TORCH, no_weights_in, read_weights_file
+from vitc.weights.layouts import (
+    LAYOUTS,
+    Channels,
+    Layout,
+    Preprocessing,
+    convention,
+    foreign_part,
+    from_vitc,
+    recognise,
+    to_vitc,
+    without_wrappers,
+)
+
+Average = Literal["ema", "raw"]
+OTHER = "other"  # tensors of no ViT known here, by whatever names they were stored
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A model's tensors and what is known of them."""
+
+    tensors: dict[str, Tensor]
+    """By our names where the model is a ViT, else as stored; on CPU."""
+    source: str
+    """Whose names they had: one of LAYOUTS, or `other`."""
+    where: str
+    """Where they were read from, in words for people."""
+    preprocessing: Preprocessing | None
+    """What the images were made into; None: the weights do not say."""
+    classes: tuple[str, ...] | None
+    """Names of the classes, in the order of the logits; None: not said."""
+    sha256: str
+    """Of the file, in hex; of the tensors themselves where there is no one file."""
+    model: dict[str, Any] | None = None
+    """The model's config as saved by this package; None for the weights of others."""
+    notes: tuple[str, ...] = ()
+    """What else to say of them: which of two sets was taken, by whose convention."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the tensors do not show, where known: num_heads, global_pool, stem, strides, ..."""
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_weights(
+    where: str | Path | Mapping[str, Any], source: str = "auto", average: Average = "ema"
+) -> Weights:
+    """Weights from a run, a `step_N`, a file, a folder, `timm:NAME` or a state dict, on CPU.
+
+    A ViT's come by our names, if ours can compute it; others as stored. Raises CheckpointError:
+    nothing readable there, or not of `source`; ConfigError: an unknown source, timm without timm.
+    """
+    return by_our_names_if_ours(read_stored(where, source, average))
+
+
+def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str) -> Weights:
+    """The tensors as stored, and whose they are."""
+    if source not in ("auto", *LAYOUTS):
+        raise unknown("source of weights", source, ("auto", *LAYOUTS))
+    if average not in ("ema", "raw"):
+        raise unknown("average", str(average), ("ema", "raw"))
+    if isinstance(where, Mapping):
+        found = _from_content(where, "The state dict", "", {}, average)
+    elif str(where).startswith("timm:"):
+        found = _from_timm(str(where))
+    elif Path(where).is_dir():
+        found = _from_folder(Path(where), average)
+    else:
+        found = _from_file(Path(where), average)
+    return _checked_source(found, source)
+
+
+def by_our_names(weights: Weights) -> Weights:
+    """The same with a ViT's tensors by our names; what is no ViT as it is.
+
+    Raises CheckpointError: a ViT that ours cannot compute.
+    """
+    layout = recognise(weights.tensors)
+    if layout is None:
+        return weights
+    return replace(weights, tensors=to_vitc(weights.tensors, layout)[0])
+
+
+def by_our_names_if_ours(weights: Weights) -> Weights:
+    """The same, and a ViT that ours cannot compute as it is."""
+    return weights if foreign_part(weights.tensors) else by_our_names(weights)
+
+
+def _checked_source(weights: Weights, source: str) -> Weights:
+    looks = recognise(weights.tensors)
+    same = looks is not None and source.partition("_")[0] == looks.partition("_")[0]
+    by_any_name = looks is None and source in ("vitc", "timm")  # models that are no ViTs
+    if source != "auto" and not same and not by_any_name:
+        raise CheckpointError(
+            f"{weights.where} is not of {source}: it looks like {looks or 'no ViT known here'}.",
+            f"Its tensors have names as {few(list(weights.tensors), 2)}.",
+        )
+    if looks is None:
+        return replace(weights, source=weights.source if source == "auto" else source)
+    weights = replace(weights, source=looks)
+    by_convention = convention(looks)
+    if weights.preprocessing is None and by_convention is not None:
+        size = weights.settings.get("img_size")
+        crop = weights.settings.get("crop")
+        pre = replace(by_convention, img_size=size, crop=crop)
+        note = (
+            f"Preprocessing is by convention of {looks.partition('_')[0]}, for ImageNet; the "
+            f"weights do not say it."
+        )
+        weights = replace(weights, preprocessing=pre, notes=(*weights.notes, note))
+    return weights
+
+
+def _from_file(path: Path, average: str) -> Weights:
+    file = read_weights_file(path)
+    return _from_content(file.content, str(path), file.sha256, file.metadata, average)
+
+
+_RAW = ("model_state", "model", "state_dict", "model_state_dict")
+_AVERAGED = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict")
+
+
+def _from_content(
+    content: object, where: str, sha256: str, metadata: Mapping[str, str], average: str
+) -> Weights:
+    """The tensors in what a file holds, out of the wrappers that training scripts put around."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{where} holds a {type(content).__name__}, not tensors by name.",
+            "Save the model's state_dict().",
+        )
+    raw = next((content[k] for k in _RAW if isinstance(content.get(k), Mapping)), None)
+    averaged = next((content[k] for k in _AVERAGED if isinstance(content.get(k), Mapping)), None)
+    notes: list[str] = []
+    if raw is None and averaged is None:
+        tensors = content
+    elif average == "ema" and averaged is not None:
+        tensors = averaged
+        notes.append("Of the two sets of weights in it, the moving average was taken.")
+    elif raw is not None:
+        tensors = raw
+        if average == "ema":
+            notes.append("It holds no moving average; its only weights were taken.")
+    else:
+        raise CheckpointError(f"{where} holds the moving average only, and raw weights are asked.")
+    if raw is not None and averaged is not None:
+        notes += _errors_said(content)
+    odd = [
+        str(n) for n, t in tensors.items() if not isinstance(n, str) or not isinstance(t, Tensor)
+    ]
+    if odd or not tensors:
+        what = f"beside tensors it holds {few(odd)}" if odd else "there is nothing in it"
+        raise CheckpointError(
+            f"{where} holds no plain state dict: {what}.", f"Known wrappers: {', '.join(_RAW)}."
+        )
+    tensors = without_wrappers(tensors)
+    cfg = content.get("cfg")
+    settings = pycls_settings(cfg) if isinstance(cfg, str) else {}
+    if settings.get("norm_eps", 1e-6) != 1e-6:
+        notes.append(
+            f"It was trained with LayerNorm eps {settings['norm_eps']}, here it is 1e-6: logits "
+            f"differ slightly."
+        )
+    weights = Weights(
+        tensors=tensors,
+        source=OTHER,
+        where=where,
+        preprocessing=None,
+        classes=None,
+        sha256=sha256 or _digest(tensors),
+        notes=tuple(notes),
+        settings=settings,
+    )
+    return _with_metadata(weights, metadata)
+
+
+def _errors_said(content: Mapping[Any, Any]) -> list[str]:
+    """The errors of pycls's file; its best one keeps the two sets from different epochs."""
+    errors = [f"{k} {content[k]:.2f}" for k in ("test_err", "ema_err") if _number(content.get(k))]
+    return [f"The file says: {', '.join(errors)}."] if errors else []
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _with_metadata(weights: Weights, metadata: Mapping[str, str]) -> Weights:
+    """What `vitc convert` wrote into a safetensors file beside the tensors."""
+    if metadata.get("library") != "vitc":
+        return weights
+    try:
+        values = {k: json.loads(v) for k, v in metadata.items() if k in _METADATA}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{weights.where} is damaged: its metadata is no JSON.") from error
+    return _with_record(weights, values)
+
+
+_METADATA = ("preprocessing", "classes", "model")
+
+
+def _with_record(weights: Weights, values: Mapping[str, Any]) -> Weights:
+    """Model config, classes and preprocessing as this package saves them beside the tensors."""
+    pre, classes, model = (values.get(k) for k in _METADATA)
+    if classes is not None and not (
+        isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+    ):
+        raise CheckpointError(f"{weights.where} is damaged: its classes are no list of names.")
+    if model is not None and not isinstance(model, dict):
+        raise CheckpointError(f"{weights.where} is damaged: its model is no object.")
+    return replace(
+        weights,
+        source="vitc",
+        preprocessing=None if pre is None else Preprocessing.from_dict(pre),
+        classes=None if classes is None else tuple(classes),
+        model=model,
+        settings=weights.settings if model is None else settings_of(model),
+    )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {kind(tensors[name])}\n".encode())
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model's saved config: what computes something else with the same tensors."""
+    stem = model.get("stem")
+    found = {k: model[k] for k in ("num_heads", "global_pool") if k in model}
+    if isinstance(stem, Mapping):
+        found |= {new: stem[k] for k, new in _STEM_SETTINGS.items() if k in stem}
+    return found
+
+
+_STEM_SETTINGS = {"kind": "stem", "strides": "strides", "act": "act"}
+
+
+def few(names: list[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def kind(tensor: Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+def _from_folder(path: Path, average: str) -> Weights:
+    if (path / STATE).exists() or (
+        (path / "config.json").exists() and (path / CHECKPOINTS).is_dir()
+    ):
+        return _from_run(path, average)
+    config = read_object(path / "config.json") if (path / "config.json").exists() else {}
+    names = ("model.safetensors", "pytorch_model.bin")
+    file = next((path / n for n in names if (path / n).exists()), None)
+    if file is None:
+        raise no_weights_in(path)
+    weights = _from_file(file, average)
+    if config.get("library") == "vitc":
+        if type(config.get("format")) is int and config["format"] > 1:
+            raise CheckpointError(f"{path} was written by a newer vitc.", "Update vitc.")
+        return replace(_with_record(weights, config), where=str(path))
+    if "architecture" in config or "pretrained_cfg" in config:
+        cfg = config.get("pretrained_cfg", config)
+        pre, classes = _timm_record(cfg) if isinstance(cfg, dict) else (None, None)
+        return replace(weights, preprocessing=pre, classes=classes, where=str(path))
+    return weights
+
+
+def _from_run(path: Path, average: str) -> Weights:
+    """A run folder's last checkpoint, or a `step_N`, with what the run says of its images."""
+    tensors = load_weights_of(path, ema=average == "ema")
+    run = path if (path / "config.json").exists() else path.parent.parent
+    weights = Weights(
+        tensors, recognise(tensors) or "vitc", str(path), None, None, _digest(tensors)
+    )
+    if not (run / "config.json").exists():
+        return weights  # a step_N alone
+    config = read_object(run / "config.json")
+    data = read_data(run)
+    kinds: dict[int, Channels] = {1: "gray", 3: "rgb"}
+    pre = Preprocessing(
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        channels=kinds.get(data["in_chans"], "other"),
+        interpolation="bilinear",
+        crop=float(data["eval_crop"]) if data["fit"] == "crop" else None,
+        img_size=(data["img_size"][0], data["img_size"][1]),
+    )
+    model = config.get("model")
+    model = model if isinstance(model, dict) else {}
+    return replace(
+        weights,
+        preprocessing=pre,
+        classes=tuple(data["classes"]),
+        model=model,
+        settings=settings_of(model),
+    )
+
+
+# -- pycls and timm --------------------------------------------------------------------------------
+
+
+def pycls_settings(cfg: str) -> dict[str, Any]:
+    """What the tensors do not show, from the YAML text in a pycls file: num_heads, strides,
+    norm_eps, img_size, crop. Reads `SECTION:` / `  KEY: value` / `  - item` and no more of YAML."""
+    values: dict[str, Any] = {}
+    section = key = ""
+    for line in cfg.splitlines()[:10_000]:
+        text = line.strip()
+        if text.startswith("- "):
+            values.setdefault(key, [])
+            if isinstance(values[key], list):
+                values[key].append(_whole(text[2:]))
+            continue
+        name, colon, value = text.partition(":")
+        if not colon:
+            continue
+        if not line.startswith(" "):
+            section = name
+        key = f"{section}.{name}"
+        if value.strip():
+            items = value.strip().removeprefix("[").removesuffix("]").split(",")
+            values[key] = [_whole(v) for v in items] if "[" in value else _whole(value)
+    out: dict[str, Any] = {}
+    if type(values.get("VIT.NUM_HEADS")) is int:
+        out["num_heads"] = values["VIT.NUM_HEADS"]
+    strides = values.get("VIT.C_STEM_STRIDES")
+    if values.get("VIT.STEM_TYPE") == "conv" and isinstance(strides, list):
+        out["strides"] = strides[:-1]  # the last is the 1x1's
+    if isinstance(values.get("LN.EPS"), float):
+        out["norm_eps"] = values["LN.EPS"]
+    train, test = values.get("TRAIN.IM_SIZE"), values.get("TEST.IM_SIZE")
+    if type(train) is int and type(test) is int and 0 < train <= test:
+        out |= {"img_size": (train, train), "crop": train / test}
+    return out
+
+
+def _whole(text: str) -> Any:
+    """A whole number, a float, or the text itself."""
+    text = text.strip().strip("'\"")
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _timm_record(cfg: Mapping[str, Any]) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
+    """Preprocessing and classes of timm's pretrained_cfg; what it does not say stays open."""
+    labels = cfg.get("label_names")
+    classes = tuple(map(str, labels)) if isinstance(labels, list | tuple) and labels else None
+    if "mean" not in cfg or "std" not in cfg:
+        return None, classes
+    size = cfg.get("input_size")
+    size = list(size)[1:] if isinstance(size, list | tuple) and len(size) == 3 else None
+    mean = cfg["mean"]
+    channels = "rgb" if isinstance(mean, list | tuple) and len(mean) == 3 else "other"
+    values = {
+        "mean": mean,
+        "std": cfg["std"],
+        "channels": channels,
+        "img_size": size,
+        "interpolation": cfg.get("interpolation"),
+        "crop": cfg.get("crop_pct"),
+    }
+    return Preprocessing.from_dict(values), classes
+
+
+def _from_timm(where: str) -> Weights:
+    """timm's own pretrained weights, by timm: from its cache where there is no network."""
+    try:
+        timm = import_peer("timm")
+    except ImportError as error:
+        raise ConfigError(
+            f"{where} needs the timm library, which is not installed.",
+            'Install it with: pip install -c constraints.txt -e ".[peers]"',
+        ) from error
+    name = where.removeprefix("timm:")
+    bare = name.partition(".")[0]
+    if not timm.is_model(bare):
+        raise ConfigError(
+            f"timm has no model {bare!r}.{suggest(bare, timm.list_models())}",
+            f"timm {timm.__version__}; timm.list_pretrained() lists weights.",
+        )
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # no network, no such weights, a damaged cache: each in its own way
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"timm cannot give the weights {where}: {said}",
+            "Without network they must be in its cache (HF_HOME); or give their folder or file. "
+            f"timm.list_pretrained('{bare}*') lists what exists.",
+        ) from error
+    tensors = dict(model.state_dict())
+    cfg = getattr(model, "pretrained_cfg", None)
+    pre, classes = _timm_record(cfg) if isinstance(cfg, Mapping) else (None, None)
+    heads = [m.num_heads for m in model.modules() if type(getattr(m, "num_heads", None)) is int]
+    settings = {"num_heads": heads[0]} if len(set(heads)) == 1 else {}
+    return Weights(tensors, "timm", where, pre, classes, _digest(tensors), settings=settings)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
+    """Write a ViT's weights (by our names) for a library, whole or not at all.
+
+    `.safetensors` keeps source, layout, preprocessing, classes and the model's config as JSON texts
+    in its metadata; `.pt`, `.pth`, `.pyth`, ... is a plain state dict, for pycls within the wrapper
+    it reads. Returns the SHA-256 in hex. Raises ConfigError: another suffix; CheckpointError: that
+    library has no place for these weights, a type that is not written, a disk that refuses.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (*SAFETENSORS, *TORCH):
+        raise ConfigError(
+            f"{path} must end in one of {', '.join((*SAFETENSORS, *TORCH))}.",
+            "safetensors keeps preprocessing and classes beside the tensors.",
+        )
+    weights = by_our_names(weights)
+    tensors = weights.tensors
+    if recognise(tensors) is not None:
+        stem = (weights.model or {}).get("stem")
+        tensors = from_vitc(tensors, layout, stem if isinstance(stem, Mapping) else None)
+    elif (layout, weights.source) != ("vitc", "vitc"):
+        raise CheckpointError(
+            f"{weights.where} holds no ViT that is known here: only those are converted.",
+            f"Its tensors have names as {few(list(tensors), 2)}.",
+        )
+    odd = [f"{n} ({kind(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
+    if odd:
+        raise CheckpointError(f"{weights.where} holds types that are not written: {few(odd)}.")
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix in SAFETENSORS:
+            sha256 = _write_tensors(temporary, tensors, _metadata(weights, layout))
+        else:
+            plain = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
+            # pycls reads the epoch, and takes model_state where there are no errors to compare.
+            wrapped = {"epoch": 0, "model_state": plain} if "pycls" in layout else plain
+            torch.save(wrapped, temporary)
+            sync_file(temporary)
+            with open(temporary, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        temporary.unlink(missing_ok=True)
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be written: {said}.") from error
+    return sha256
+
+
+def _metadata(weights: Weights, layout: str) -> dict[str, str]:
+    pre = weights.preprocessing
+    values = {
+        "source": {"layout": weights.source, "where": weights.where, "sha256": weights.sha256},
+        "preprocessing": None if pre is None else pre.to_dict(),
+        "classes": None if weights.classes is None else list(weights.classes),
+        "model": weights.model,
+    }
+    texts = {k: json.dumps(v, allow_nan=False) for k, v in values.items() if v is not None}
+    return {"format": "pt", "library": "vitc", "layout": layout, **texts}
+
+
+def layout_named(name: str) -> Layout:
+    """One of LAYOUTS by its name. Raises ConfigError with a suggestion."""
+    for layout in LAYOUTS:
+        if layout == name:
+            return layout
+    raise unknown("layout", name, LAYOUTS)
