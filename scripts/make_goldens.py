@@ -1,5 +1,4 @@
-"""Record how vitc behaves: tests/golden/ is written anew, for tests/test_goldens.py and
-tests/test_old_folders.py.
+"""Record how vitc behaves, in tests/golden/, for test_goldens.py and test_old_folders.py in tests/.
 
     PYTHONPATH=PATH_OF_THE_VERSION_TO_PIN python scripts/make_goldens.py [PART ...]
 
@@ -84,7 +83,7 @@ def trained() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, words in cases.TRAINED.items():
             out = Path(folder) / name
-            cases.run_json(*words, "--out", out)
+            cases.run_json(*words.split(), "--out", out)
             found[name] = {
                 "state": cases.state_of(out),
                 "metrics": cases.without(cases.metrics(out), cases.WALL),
@@ -141,20 +140,8 @@ def packs() -> dict[str, Any]:
 
 
 def run_done(found: dict[str, Any]) -> None:
-    words = [
-        "train",
-        "debug",
-        "--model",
-        "vit_p_tiny",
-        *cases.SMALL,
-        "--train.epochs",
-        "3",
-        "--train.device",
-        "cpu",
-        "--train.batch",
-        "32",
-    ]
-    cases.run_json(*words, "--out", "done")
+    words = f"train debug --model vit_p_tiny {cases.SMALL} --train.epochs 3 --train.batch 32"
+    cases.run_json(*words.split(), "--train.device", "cpu", "--out", "done")
     run = PLACE / "done"
     cases.run_json("save", run, "saved")
     found["done"] = {
@@ -187,22 +174,7 @@ def predicted(run: Path, *words: str) -> list[Any]:
 
 def started(weights: Path, out: str) -> dict[str, Any]:
     """A run from these weights: where it begins and ends."""
-    words = [
-        "train",
-        "debug",
-        "--model",
-        "vit_p_tiny",
-        *cases.SMALL,
-        "--train.epochs",
-        "1",
-        "--train.device",
-        "cpu",
-        "--init",
-        weights,
-        "--out",
-        out,
-    ]
-    cases.run_json(*words)
+    cases.run_json(*cases.init_words(weights, Path(out)))
     return {
         "state": cases.state_of(PLACE / out),
         "metrics": cases.without(cases.metrics(PLACE / out), cases.WALL),
@@ -239,15 +211,14 @@ def study(name: str) -> dict[str, Any]:
         interrupted(name)
         store(name, out)
         shutil.move(out, PLACE / "interrupted")
-    result = cases.run_json(*cases.study_words(name, out)[:-1])
+    result = cases.run_json(*cases.study_words(name, out))
     found = {"trials": cases.trials_of(out), "results": result}
     plan = json.loads((out / "plan.json").read_text())
     found["hash"] = plan["hash"]
     if name != "half":
         store(name, out)
     if name == "hparams":
-        words = [w if w != "2" else "3" for w in cases.study_words(name, out)[:-1]]
-        more = cases.run_json(*words)
+        more = cases.run_json(*cases.longer_words(name, out))
         found["extended"] = {"trials": cases.trials_of(out), "results": more}
     print(name, len(found["trials"]), "trials", flush=True)
     return found
@@ -292,23 +263,9 @@ def store(name: str, folder: Path) -> None:
         if file.suffix in (".json", ".jsonl", ".log") and file.is_file():
             file.write_text(neutral(file.read_text()))
     archive = cases.FOLDERS / f"{name}.tar.gz"
+    same = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=2026-01-01"]
     subprocess.run(
-        [
-            "tar",
-            "--sort=name",
-            "--owner=0",
-            "--group=0",
-            "--numeric-owner",
-            "--mtime=2026-01-01",
-            "-I",
-            "gzip -n9",
-            "-cf",
-            archive,
-            "-C",
-            where.parent,
-            name,
-        ],
-        check=True,
+        ["tar", *same, "-I", "gzip -n9", "-cf", archive, "-C", where.parent, name], check=True
     )
     if name == "images":
         shutil.copy(where.parent / "photos.vitc", cases.FOLDERS)

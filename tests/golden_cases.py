@@ -34,7 +34,7 @@ TOLERANCE = 1e-6  # of a number that no other machine computes differently
 
 OPTIMIZERS = ("adamw", "sgd")
 FULL_MODELS = ("vit_c_tiny", "vit_p_4gf", "resnet_50", "regnety_1gf")  # their names in full
-SMALL = ["--model.depth", "1", "--model.embed_dim", "16", "--train.threads", "1"]
+SMALL = "--model.depth 1 --model.embed_dim 16 --train.threads 1"
 
 BATCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "debug": ("debug", {}),
@@ -78,204 +78,85 @@ BATCHES: dict[str, tuple[str, dict[str, Any]]] = {
 STEPS = 3  # of each case's batches
 
 TRAINED = {
-    f"{kind}_{optim}": (
-        f"train debug --model vit_{kind}_tiny --optim {optim} --train.epochs 2 --train.batch 32 "
-        "--train.threads 1 --train.device cpu --train.log_every_steps 4"
-    ).split()
+    f"{kind}_{optim}": f"train debug --model vit_{kind}_tiny --optim {optim} --train.epochs 2 "
+    "--train.batch 32 --train.threads 1 --train.device cpu --train.log_every_steps 4"
     for kind in "pc"
     for optim in OPTIMIZERS
 }
 
-PAIR = ["debug", "--models", "vit_p_tiny", "vit_c_tiny"]
-QUICK = [*SMALL[:4], "--train.batch", "64", "--train.device", "cpu"]
-STUDIES: dict[str, list[str]] = {
-    "hparams": [
-        "hparams",
-        *PAIR,
-        "--optims",
-        "adamw",
-        "sgd",
-        "--draws",
-        "2",
-        "--control",
-        "--train.epochs",
-        "1",
-    ],
-    "length": ["length", *PAIR, "--lengths", "1", "2", "--seeds", "2"],
-    "optimizer": ["optimizer", *PAIR, "--lengths", "1", "2", "--seeds", "2"],
-    "peak": [
-        "peak",
-        *PAIR,
-        "--tune",
-        "2",
-        "--tune-epochs",
-        "1",
-        "--seeds",
-        "2",
-        "--train.epochs",
-        "2",
-    ],
-    "seeds": ["seeds", *PAIR, "--seeds", "3", "--train.epochs", "1"],
-    "vary": [
-        "vary",
-        *PAIR,
-        "--set",
-        "data.augment.label_smoothing",
-        "0.0",
-        "0.1",
-        "--times",
-        "optim.lr",
-        "1",
-        "4",
-        "--seeds",
-        "2",
-        "--train.epochs",
-        "1",
-    ],
-    "half": ["hparams", *PAIR, "--optims", "adamw", "--draws", "2", "--train.epochs", "8"],
-    "stems": [
-        "hparams",
-        "debug",
-        "--models",
-        "vit_p_tiny",
-        "--stems",
-        "patchify",
-        "/tmp/vitc_goldens/my_stem.py:MyStem",
-        "--draws",
-        "1",
-        "--train.epochs",
-        "1",
-    ],
+PAIR = "debug --models vit_p_tiny vit_c_tiny"
+STEM = "/tmp/vitc_goldens/my_stem.py:MyStem"
+QUICK = "--model.depth 1 --model.embed_dim 16 --train.batch 64 --train.device cpu"
+STUDIES = {
+    "hparams": f"hparams {PAIR} --optims adamw sgd --draws 2 --control --train.epochs 1",
+    "length": f"length {PAIR} --lengths 1 2 --seeds 2",
+    "optimizer": f"optimizer {PAIR} --lengths 1 2 --seeds 2",
+    "peak": f"peak {PAIR} --tune 2 --tune-epochs 1 --seeds 2 --train.epochs 2",
+    "seeds": f"seeds {PAIR} --seeds 3 --train.epochs 1",
+    "vary": f"vary {PAIR} --set data.augment.label_smoothing 0.0 0.1 --times optim.lr 1 4 "
+    "--seeds 2 --train.epochs 1",
+    "half": f"hparams {PAIR} --optims adamw --draws 2 --train.epochs 8",
+    "stems": f"hparams debug --models vit_p_tiny --stems patchify {STEM} --draws 1 "
+    "--train.epochs 1",
 }
 """Each is `vitc study` and these words; the folder's name is the study's."""
 KILLED = {
-    "killed": [
-        "debug",
-        "--model",
-        "vit_p_tiny",
-        *SMALL,
-        "--train.epochs",
-        "6",
-        "--data.augment.mixup_alpha",
-        "0.2",
-    ],
-    "killed_sgd": [
-        "debug",
-        "--model",
-        "vit_c_tiny",
-        "--optim",
-        "sgd",
-        *SMALL,
-        "--train.epochs",
-        "5",
-        "--model.stem.channels",
-        "4",
-        "8",
-        "16",
-    ],
-    "killed_stem": [
-        "debug",
-        "--model",
-        "vit_p_tiny",
-        "--model.stem",
-        "/tmp/vitc_goldens/my_stem.py:MyStem",
-        *SMALL,
-        "--train.epochs",
-        "5",
-    ],
-    "killed_pack": [
-        "debug",
-        "--data",
-        "/tmp/vitc_goldens/photos.vitc",
-        "--model",
-        "vit_p_tiny",
-        *SMALL,
-        "--train.epochs",
-        "60",
-        "--train.batch",
-        "4",
-        "--data.augment.crop",
-        "random_resized",
-        "--data.fit",
-        "crop",
-    ],
+    "killed": f"debug --model vit_p_tiny {SMALL} --train.epochs 6 --data.augment.mixup_alpha 0.2",
+    "killed_sgd": f"debug --model vit_c_tiny --optim sgd {SMALL} --train.epochs 5 "
+    "--model.stem.channels 4 8 16",
+    "killed_stem": f"debug --model vit_p_tiny --model.stem {STEM} {SMALL} --train.epochs 5",
+    "killed_pack": f"debug --data /tmp/vitc_goldens/photos.vitc --model vit_p_tiny {SMALL} "
+    "--train.epochs 60 --train.batch 4 --data.augment.crop random_resized --data.fit crop",
 }
 """Each is `vitc train` and these words; killed after a checkpoint in mid-run."""
-SAVE_EVERY = ["--train.save_every_steps", "40", "--train.log_every_steps", "10"]
+SAVE_EVERY = "--train.save_every_steps 40 --train.log_every_steps 10 --train.device cpu"
 
-# argv -> exit code is recorded; {run}, {pack}, {images}, {tmp} are filled in by the caller.
-SITUATIONS: dict[str, list[str]] = {
-    "no command": [],
-    "version": ["--version"],
-    "unknown command": ["trian"],
-    "unknown recipe": ["train", "debugg", "--json"],
-    "unknown setting": ["train", "debug", "--optim.lrr", "1", "--json"],
-    "unknown optimizer": ["train", "debug", "--optim", "adamm", "--json"],
-    "value out of range": ["train", "debug", "--train.epochs", "0", "--json"],
-    "value of the wrong type": ["train", "debug", "--train.epochs", "two", "--json"],
-    "nothing to train": ["train"],
-    "missing weights": ["train", "debug", "--init", "{tmp}/nowhere.pt", "--out", "{tmp}/x"],
-    "diverged": [
-        "train",
-        "debug",
-        "--optim",
-        "sgd",
-        "--optim.lr",
-        "1e30",
-        "--out",
-        "{tmp}/div",
-        "--train.epochs",
-        "1",
-        *SMALL,
-        "--model",
-        "vit_p_tiny",
-        "--json",
-    ],
-    "finished with another setting": ["train", "{run}", "--optim.lr", "0.5", "--json"],
-    "unknown model": ["show", "vit_c_5gf", "--json"],
-    "evaluate nothing": ["eval", "{tmp}/nowhere", "--json"],
-    "predict nothing": ["predict", "{run}", "{tmp}/nowhere.jpg", "--json"],
-    "predict a broken image": ["predict", "{run}", "{tmp}/broken.jpg", "--json"],
-    "verify a broken pack": ["data", "verify", "{tmp}/broken.vitc", "--json"],
-    "pack nothing": ["data", "pack", "{tmp}/nowhere", "{tmp}/p.vitc", "--json"],
-    "unknown study": ["study", "quack"],
-    "status of nothing": ["study", "status", "{tmp}/nowhere"],
-    "report of nothing": ["report", "{tmp}/nowhere", "--json"],
-    "unknown study optimizer": ["study", "hparams", "debug", "--optims", "adamx"],
-    "save over a file": ["save", "{run}", "{tmp}/broken.jpg", "--json"],
+SITUATIONS = {
+    "no command": "",
+    "version": "--version",
+    "unknown command": "trian",
+    "unknown recipe": "train debugg --json",
+    "unknown setting": "train debug --optim.lrr 1 --json",
+    "unknown optimizer": "train debug --optim adamm --json",
+    "value out of range": "train debug --train.epochs 0 --json",
+    "value of the wrong type": "train debug --train.epochs two --json",
+    "nothing to train": "train",
+    "missing weights": "train debug --init {tmp}/nowhere.pt --out {tmp}/x",
+    "diverged": f"train debug --optim sgd --optim.lr 1e30 --train.epochs 1 {SMALL} "
+    "--model vit_p_tiny --out {tmp}/div --json",
+    "finished with another setting": "train {run} --optim.lr 0.5 --json",
+    "unknown model": "show vit_c_5gf --json",
+    "evaluate nothing": "eval {tmp}/nowhere --json",
+    "predict nothing": "predict {run} {tmp}/nowhere.jpg --json",
+    "predict a broken image": "predict {run} {tmp}/broken.jpg --json",
+    "verify a broken pack": "data verify {tmp}/broken.vitc --json",
+    "pack nothing": "data pack {tmp}/nowhere {tmp}/p.vitc --json",
+    "unknown study": "study quack",
+    "status of nothing": "study status {tmp}/nowhere",
+    "report of nothing": "report {tmp}/nowhere --json",
+    "unknown study optimizer": "study hparams debug --optims adamx",
+    "save over a file": "save {run} {tmp}/broken.jpg --json",
 }
+"""Commands whose exit codes are pinned; for the {places} see `places`."""
 
-JSON_VERBS: dict[str, list[str]] = {
-    "train": [
-        "train",
-        "debug",
-        "--model",
-        "vit_p_tiny",
-        *SMALL,
-        "--train.epochs",
-        "1",
-        "--train.batch",
-        "64",
-        "--train.log_every_steps",
-        "4",
-        "--out",
-        "{tmp}/fresh",
-        "--json",
-    ],
-    "train --dry-run": ["train", "debug", "--dry-run", "--json"],
-    "eval": ["eval", "{run}", "--json"],
-    "predict": ["predict", "{run}", "{images}/class_0", "--topk", "2", "--json"],
-    "show MODEL": ["show", "vit_p_tiny", "--json"],
-    "show RECIPE": ["show", "debug", "--json"],
-    "show RUN": ["show", "{run}", "--json"],
-    "show --list": ["show", "--list", "--json"],
-    "convert": ["convert", "{run}", "{tmp}/out.safetensors", "--json"],
-    "save": ["save", "{run}", "{tmp}/saved", "--json"],
-    "data check": ["data", "check", "{images}", "--json"],
-    "data pack": ["data", "pack", "{images}", "{tmp}/again.vitc", "--json"],
-    "data verify": ["data", "verify", "{tmp}/again.vitc", "--json"],
-    "bench": ["bench", "vit_p_tiny", "--iterations", "2", "--warm-up", "1", "--json"],
+JSON_VERBS = {
+    "train": f"train debug --model vit_p_tiny {SMALL} --train.epochs 1 --train.batch 64 "
+    "--train.log_every_steps 4 --out {tmp}/fresh --json",
+    "train --dry-run": "train debug --dry-run --json",
+    "eval": "eval {run} --json",
+    "predict": "predict {run} {images}/class_0 --topk 2 --json",
+    "show MODEL": "show vit_p_tiny --json",
+    "show RECIPE": "show debug --json",
+    "show RUN": "show {run} --json",
+    "show --list": "show --list --json",
+    "convert": "convert {run} {tmp}/out.safetensors --json",
+    "save": "save {run} {tmp}/saved --json",
+    "data check": "data check {images} --json",
+    "data pack": "data pack {images} {tmp}/again.vitc --json",
+    "data verify": "data verify {tmp}/again.vitc --json",
+    "bench": "bench vit_p_tiny --iterations 2 --warm-up 1 --json",
 }
+"""Commands whose results on one line have pinned keys."""
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -296,17 +177,30 @@ def run_json(*words: str | Path) -> Any:
     return json.loads(out.splitlines()[-1])
 
 
-def filled(words: list[str], **places: Path) -> list[str]:
+def filled(words: str, **places: Path) -> list[str]:
     """The words of a case with its {places}."""
-    return [word.format(**places) for word in words]
+    return [word.format(**places) for word in words.split()]
 
 
 def study_words(name: str, out: Path) -> list[str]:
-    return ["study", *STUDIES[name], *QUICK, "--out", str(out), "--workers", "1", "--json"]
+    """The arguments of a study that is run in `out`."""
+    return ["study", *f"{STUDIES[name]} {QUICK} --workers 1".split(), "--out", str(out)]
+
+
+def longer_words(name: str, out: Path) -> list[str]:
+    """The same study with three draws in place of two."""
+    return ["3" if word == "2" else word for word in study_words(name, out)]
 
 
 def train_words(name: str, out: Path) -> list[str]:
-    return ["train", *KILLED[name], *SAVE_EVERY, "--train.device", "cpu", "--out", str(out)]
+    """The arguments of one of the runs that are killed."""
+    return ["train", *f"{KILLED[name]} {SAVE_EVERY}".split(), "--out", str(out)]
+
+
+def init_words(weights: Path, out: Path) -> list[str]:
+    """The arguments of a run that starts from the weights of another."""
+    words = f"train debug --model vit_p_tiny {SMALL} --train.epochs 1 --train.device cpu"
+    return [*words.split(), "--init", str(weights), "--out", str(out)]
 
 
 def stopped(out: Path, number: signal.Signals) -> int:
@@ -320,8 +214,8 @@ def stopped(out: Path, number: signal.Signals) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    words = ["train", "debug", "--model", "vit_p_tiny", *SMALL, "--train.epochs", "500"]
-    code, _ = run(*words, "--train.log_every_steps", "1", "--out", out)
+    words = f"train debug --model vit_p_tiny {SMALL} --train.epochs 500 --train.log_every_steps 1"
+    code, _ = run(*words.split(), "--out", out)
     watcher.join()
     return code
 
@@ -393,15 +287,7 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 
 WALL = frozenset(
-    {
-        "seconds",
-        "images_per_second",
-        "train_seconds",
-        "peak_memory_bytes",
-        "step_ms",
-        "memory_mib",
-        "wait_share",
-    }
+    ["seconds", "images_per_second", "train_seconds", "peak_memory_bytes", "step_ms", "memory_mib"]
 )
 """Numbers that time decides."""
 

@@ -54,7 +54,7 @@ def test_the_first_batches_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", cases.TRAINED)
 def test_training_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
-    cases.run_json(*cases.TRAINED[name], "--out", tmp_path)
+    cases.run_json(*cases.TRAINED[name].split(), "--out", tmp_path)
     old = golden("trained")[name]
     new = {
         "state": cases.state_of(tmp_path),

@@ -113,9 +113,8 @@ def test_the_python_api_reads_a_finished_run(tmp_path: Path, images: Path) -> No
 @pytest.mark.parametrize("name", ["done", "saved"])
 def test_a_run_starts_from_the_weights_of_one(name: str, tmp_path: Path) -> None:
     old, weights = golden("runs")[name]["init"], cases.unpack(name, tmp_path)
-    words = ["train", "debug", "--model", "vit_p_tiny", *cases.SMALL, "--train.epochs", "1"]
     out = tmp_path / "out"
-    cases.run_json(*words, "--train.device", "cpu", "--init", weights, "--out", out)
+    cases.run_json(*cases.init_words(weights, out))
     metrics = cases.without(cases.metrics(out), cases.WALL)
     assert not differences(old["metrics"], metrics, None)
     if SAME_MACHINE:
@@ -149,7 +148,7 @@ def test_the_same_command_trains_nothing_again_and_reports_the_same(
 ) -> None:
     old, study = golden("studies")[name], cases.unpack(name, tmp_path)
     before = untouched(study)
-    words: list[str | Path] = [*cases.study_words(name, study)[:-1], "--allow-mixed"]
+    words: list[str | Path] = [*cases.study_words(name, study), "--allow-mixed"]
     if name == "stems":  # the stem's file has moved since: the example is the same
         stem = Path(__file__).parents[1] / "examples" / "my_stem.py"
         words = [str(w).replace("/tmp/vitc_goldens/my_stem.py", str(stem)) for w in words]
@@ -174,8 +173,7 @@ def test_a_report_of_it_has_the_same_numbers(name: str, tmp_path: Path) -> None:
 def test_a_longer_study_keeps_the_draws_of_the_shorter_one(tmp_path: Path) -> None:
     old, study = golden("studies")["hparams"], cases.unpack("hparams", tmp_path)
     before = untouched(study)
-    words = [w if w != "2" else "3" for w in cases.study_words("hparams", study)[:-1]]
-    results = cases.run_json(*words, "--allow-mixed")
+    results = cases.run_json(*cases.longer_words("hparams", study), "--allow-mixed")
     after = untouched(study)
     assert len(after) == len(before) * 3 // 2
     assert {name: after[name] for name in before} == before
@@ -192,7 +190,7 @@ def test_an_interrupted_study_is_finished(tmp_path: Path) -> None:
     old, study = golden("studies")["half"], cases.unpack("half", tmp_path)
     before = untouched(study)
     assert len(before) == 3
-    results = cases.run_json(*cases.study_words("half", study)[:-1], "--allow-mixed")
+    results = cases.run_json(*cases.study_words("half", study), "--allow-mixed")
     after = untouched(study)
     assert sorted(after[name] == text for name, text in before.items()) == [False, True, True]
     assert all(after[name].startswith(text) for name, text in before.items())
@@ -206,7 +204,7 @@ def test_an_interrupted_study_is_finished(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_fresh_study_has_the_same_plan_trials_and_numbers(tmp_path: Path) -> None:
     old, study = golden("studies")["length"], tmp_path / "length"
-    results = cases.run_json(*cases.study_words("length", study)[:-1])
+    results = cases.run_json(*cases.study_words("length", study))
     new = cases.trials_of(study)
     assert set(new) == set(old["trials"])  # ids are hashes of the configs
     stored = json.loads((cases.unpack("length", tmp_path / "old") / "plan.json").read_text())
