@@ -19,6 +19,7 @@ import vitc.training.evaluate
 import vitc.training.loop
 from vitc.cli.main import VERBS, main
 from vitc.cli.parser import seconds, take_settings
+from vitc.cli.train import COMMON_SETTINGS
 from vitc.config import RunConfig, differences, load_config, to_dict
 from vitc.errors import (
     BrokenFileError,
@@ -126,12 +127,27 @@ def test_the_examples_of_train_can_be_pasted(runs: Runs) -> None:
 
 
 def test_help_of_a_recipe_lists_every_setting_with_its_value(capsys: Capture) -> None:
-    assert main(shlex.split("train fashion_vit_c --optim sgd --help --optim.lr 0.77")) == 0
-    said = capsys.readouterr().out
-    assert "--optim.momentum" in said
-    assert "--optim.betas" not in said
-    assert "(default: 0.77)" in said
-    assert "--train.save_every_seconds" in said
+    assert main(shlex.split("train fashion_vit_c --optim sgd --help-all --optim.lr 0.77")) == 0
+    out = capsys.readouterr().out
+    assert "--optim.momentum 0.9" in out
+    assert "--optim.betas" not in out
+    assert "--optim.lr 0.77" in out
+    assert "--train.save_every_seconds" in out
+
+
+def test_help_of_a_recipe_lists_the_settings_that_people_change(capsys: Capture) -> None:
+    assert main(["train", "fashion_vit_c", "--help"]) == 0
+    out = capsys.readouterr().out
+    listed = re.findall(r"^  --([a-z_]+\.[a-z_.]+) ", out, flags=re.M)
+    assert set(listed) - {"model.stem"} == set(COMMON_SETTINGS)
+    assert "--help-all" in out
+
+
+@pytest.mark.parametrize("name", [*VERBS, "study quick", "study length"])
+def test_no_help_lists_more_flags_than_one_reads(name: str, capsys: Capture) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    options = capsys.readouterr().out.partition("where the trials run")[0]
+    assert len(re.findall(r"^  (?:-\w, )?--\S+", options, flags=re.M)) <= 25
 
 
 def test_help_of_a_recipe_whose_data_is_not_at_hand_is_given_too(capsys: Capture) -> None:
@@ -263,14 +279,14 @@ def test_a_mistake_is_said_with_its_value_and_a_way_on(
     ("words", "said"),
     [
         ("tarin debug", ["'tarin'", "Did you mean 'train'?", "Try 'vitc --help'."]),
-        ("train", ["Train what?", "vitc train fashion_vit_c"]),
+        ("train", ["Nothing to train", "vitc train fashion_vit_c"]),
         ("train debugg", ["'debugg'", "Did you mean 'debug'?"]),
         ("train no/where", ["no/where", "nothing of that name exists"]),
         ("predict run", ["required: PATH"]),
-        ("predict run a.jpg --topk 0", ["--topk: '0' must be a whole number of at least 1"]),
+        ("predict run a.jpg --topk 0", ["--topk: '0' must be an integer of at least 1"]),
         ("eval run --split tset", ["--split", "'tset'", "val"]),
-        ("show", ["Show what?"]),
-        ("show --list debug", ["Show what?"]),
+        ("show", ["Nothing to show"]),
+        ("show --list debug", ["Nothing to show"]),
         ("show vit_c_4fg", ["Did you mean 'vit_c_4gf'?", "vitc show --list"]),
         ("show vit_c_4gf --train.epochs 3", ["--train.epochs has no effect with a model"]),
         ("show vit_c_4gf --plot x.png", ["--plot has no effect with a model"]),

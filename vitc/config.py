@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 import math
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -132,6 +136,24 @@ def leaves(config: Any, path: str = "") -> dict[str, Any]:
             out |= leaves(value, f"{path}{f.name}.")
         else:
             out[f"{path}{f.name}"] = value
+    return out
+
+
+def setting_docs(config: Any, path: str = "") -> dict[str, str]:
+    """What every setting means, by its dotted name: the string below its field."""
+    about: dict[str, str] = {}
+    for cls in reversed(type(config).__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        for node, after in itertools.pairwise(body):
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
+                about[ast.unparse(node.target)] = " ".join(ast.literal_eval(after.value).split())
+    out: dict[str, str] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= setting_docs(value, f"{path}{f.name}.")
+        else:
+            out[f"{path}{f.name}"] = about.get(f.name, "")
     return out
 
 

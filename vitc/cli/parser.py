@@ -1,7 +1,7 @@
-"""How the words of a command line are read and results are said: what every verb shares.
+"""What every verb shares: parsing dotted settings and options, printing results and notes.
 
-Settings are typed by tyro and named as `load_config` takes them; a verb's own options are read by
-argparse. Every complaint is a ConfigError. Free of torch.
+Settings are converted by tyro and named as `load_config` takes them; a verb's own options are
+parsed by argparse. Every error is a ConfigError. Free of torch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import io
 import os
 import re
 import sys
+import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from vitc.config import RunConfig, all_leaf_types, type_name
+from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs, type_name
 from vitc.errors import ConfigError, suggest
 
 COMPONENTS = (
@@ -29,13 +31,13 @@ COMPONENTS = (
 )  # take one word
 
 
-# -- settings: typed and dotted words --------------------------------------------------------------
+# -- dotted settings -----------------------------------------------------------------------------
 
 
 def take_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Part `--optim.lr 0.5 --model NAME` from a verb's own words; wherever they stand.
+    """Separate settings (`--optim.lr 0.5 --model NAME`, in any place) from a verb's own options.
 
-    Returns the settings, typed, by their dotted names as `load_config` takes them, and the rest.
+    Returns the settings by dotted name, converted to their types, and the remaining words.
     Raises ConfigError: an unknown setting, one given twice, or a value of the wrong type.
     """
     types = {**all_leaf_types(), **dict.fromkeys(COMPONENTS, str)}
@@ -63,7 +65,7 @@ def take_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def unknown_word(
     kind: str, word: str, settings: Mapping[str, Any], own: Sequence[str] = ()
 ) -> ConfigError:
-    """An unknown option or setting: where else that name stands, or what is spelt like it."""
+    """The error for an unknown option or setting, with the nearest known name."""
     leaf = word.removeprefix("--").rpartition(".")[2]
     elsewhere = [f"--{name}" for name in settings if name.rpartition(".")[2] == leaf]
     known = [*own, *(f"--{name}" for name in settings)]
@@ -73,11 +75,11 @@ def unknown_word(
 
 def _width(hint: Any, following: Sequence[str]) -> int:
     """How many of the following words are the value of a setting of this type."""
-    if hint is bool:  # the word alone switches it on
+    if hint is bool:  # the flag alone means True
         return int(bool(following) and following[0].lower() in ("true", "false"))
-    if hint == tuple[str, ...]:  # names, apart from each other by commas: one word
+    if hint == tuple[str, ...]:  # names separated by commas
         return int(bool(following) and not following[0].startswith("--"))
-    if "tuple" in str(hint):  # as many as are numbers: no recipe or folder in the way is taken
+    if "tuple" in str(hint):  # as many numbers as follow
         count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
         return max(count, _is_none(following))
     return int(bool(following) and not following[0].startswith("--"))
@@ -95,7 +97,7 @@ def _is_none(words: Sequence[str]) -> int:
 
 
 def _typed(name: str, hint: Any, words: list[str]) -> Any:
-    """The words as a value of the annotated type, by tyro's rules; JSON's spellings work too."""
+    """The words converted to the annotated type, by tyro's rules; JSON's spellings work too."""
     import tyro
 
     if hint is bool:
@@ -114,33 +116,28 @@ def _typed(name: str, hint: Any, words: list[str]) -> Any:
         raise ConfigError(f"--{name} {what}; it must be {type_name(hint)}.") from None
 
 
-def settings_help(config: RunConfig, prog: str) -> None:
-    """Print every setting with its meaning and its value in `config`."""
-    import tyro
-
-    with contextlib.suppress(SystemExit):
-        tyro.cli(
-            tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[RunConfig]],
-            default=config,
-            args=["--help"],
-            use_underscores=True,
-            prog=prog,
-            description=f"Settings of {config.name}, with their values now as defaults.",
-        )
+def settings_help(config: RunConfig, names: Sequence[str] | None) -> None:
+    """Print settings with their values in `config` and what they mean; None: all of them."""
+    about = setting_docs(config)
+    for name, value in leaves(config).items():
+        if names is None or name in names:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            print(f"  --{name} {shown if value != () else 'none'}")
+            print(textwrap.indent(textwrap.fill(about[name], 88), "      "))
 
 
-# -- one verb's own words --------------------------------------------------------------------------
+# -- a verb's own options --------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose every complaint is a ConfigError, with a suggestion for a misspelt option."""
+    """argparse that raises ConfigError, with a suggestion for a misspelt option."""
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
         raise ConfigError(message[:1].upper() + message[1:] + ("" if message[-1] in ".?" else "."))
 
     def read(self, words: Sequence[str], settings: Mapping[str, Any], into: Namespace) -> None:
-        """The words as values of `into`; `settings` are names to suggest for an unknown option."""
+        """Parse the words into `into`; `settings` are names to suggest for an unknown option."""
         own = [option for action in self._actions for option in action.option_strings]
         for word in words:
             if word == "--":
@@ -152,7 +149,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: what its help says, its options, and what it does. `run` returns a code."""
+    """One command: its help, its options and what it does. `run` returns the exit code."""
 
     summary: str
     usage: str
@@ -161,8 +158,10 @@ class Verb:
     run: Callable[[Namespace], int]
     takes_settings: bool = False
     epilog: str = ""
-    runs: tuple[str, ...] = ()  # its words that can be folders or configs from somebody else
-    more_help: Callable[[Parser, Namespace], None] | None = None  # when words stand beside --help
+    runs: tuple[str, ...] = ()  # arguments that can name folders or configs of others
+    more_help: Callable[[Parser, Namespace], None] | None = (
+        None  # printed when arguments accompany --help
+    )
 
     def parser(self, name: str) -> Parser:
         parser = Parser(
@@ -176,9 +175,12 @@ class Verb:
         )
         self.options(parser)
         if self.runs:
-            about = "run the code that it names: a stem or source of images in another's file"
+            about = "allow custom code (FILE.py:Class) named by these files to run"
             parser.add_argument("--trust", action="store_true", help=about)
-        parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+        parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
+        if self.more_help is not None:
+            about = "with a recipe: every setting with its value"
+            parser.add_argument("--help-all", action="store_true", help=about)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return parser
 
@@ -189,18 +191,41 @@ def indented(text: str) -> str:
 
 def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
     return int(text)
 
 
+def device_option(parser: Parser) -> None:
+    devices = ("auto", "cuda", "mps", "cpu")
+    parser.add_argument("--device", choices=devices, default="auto", help="default: auto")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Raises ConfigError, before torch is imported, where the folder does not exist."""
+    if not folder.is_dir():
+        near = suggest(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
+        raise ConfigError(f"There is no {what} {folder}.{near}", "vitc train writes runs to runs/.")
+
+
+def check_run(run: Path) -> None:
+    """Raises ConfigError, before torch is imported, where this is not a run folder."""
+    check_folder(run, "run folder")
+    missing = [name for name in ("config.json", "data.json") if not (run / name).exists()]
+    if missing:
+        raise ConfigError(
+            f"{run} is not a run folder: it has no {' and no '.join(missing)}.",
+            "Give the folder that vitc train printed at its end.",
+        )
+
+
 def weights_option(parser: Parser) -> None:
-    """`--weights ema|raw`; the former spellings `--raw` and `--average` work and are not shown."""
+    """`--weights ema|raw`; the former spellings `--raw` and `--average` are hidden aliases."""
     add, names = parser.add_argument, ("ema", "raw")
     add(
         "--weights",
         choices=names,
         default="ema",
-        help="of a run: their moving average (ema, the default) or the last ones (raw)",
+        help="the moving average (ema, the default) or the last weights (raw) of a run",
     )
     hidden = argparse.SUPPRESS
     add("--raw", dest="weights", action="store_const", const="raw", default=hidden, help=hidden)
@@ -223,19 +248,23 @@ def seconds(text: str) -> float:
 
 
 def first_process() -> bool:
-    """Under torchrun one process speaks."""
+    """Whether this process prints: under torchrun only the first one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
+def emit(text: str) -> None:
+    """Print a line of the result to stdout."""
     if first_process():
         print(text)
 
 
-def say_json(values: Mapping[str, Any]) -> None:
+def emit_json(values: Mapping[str, Any]) -> None:
     from vitc.runs.folder import to_json
 
-    say(to_json(values))
+    emit(to_json(values))
+
+
+say, say_json = emit, emit_json
 
 
 def note(text: str) -> None:

@@ -1,0 +1,49 @@
+"""`vitc evaluate RUN [DATA]`: measure a trained model on images it was not trained on."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from vitc.cli.parser import Parser, Verb, check_run, device_option, emit_json, weights_option
+
+
+def options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", type=Path, help="a run folder")
+    add("data", nargs="?", metavar="DATA", help="a data set or folder (default: the run's own)")
+    add(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="default: val; read test once, for the run chosen on val",
+    )
+    weights_option(parser)
+    device_option(parser)
+    add("--json", action="store_true", help="print the result as JSON on the last line of stdout")
+
+
+def run(args: Namespace) -> int:
+    check_run(args.run_folder)
+    from vitc.training.evaluate import evaluate_run
+
+    result = evaluate_run(args.run_folder, args.data, args.split, args.weights, args.device)
+    if args.json:
+        emit_json(result)
+        return 0
+    from vitc.deploy.show import evaluation_page
+    from vitc.views.model import write
+
+    write(evaluation_page(result), sys.stdout)
+    return 0
+
+
+VERB = Verb(
+    summary="Measure a run's last checkpoint on validation or test images.",
+    usage="RUN [DATA] [options]",
+    example="vitc evaluate runs/fashion_vit_c --split test",
+    options=options,
+    run=run,
+    runs=("run_folder",),
+)

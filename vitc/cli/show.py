@@ -1,0 +1,86 @@
+"""`vitc show`: what a model consists of, what a recipe does, how a run went; lists and pictures."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitc.cli.parser import Parser, Verb, emit_json
+from vitc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitc.deploy.pictures import Kind, Request
+
+
+def options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("what", nargs="?", metavar="MODEL|RECIPE|RUN", help="a name or a run folder")
+    add("--list", action="store_true", help="list all models and recipes")
+    add(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="plot to this file: a recipe's lr, a run's curves, or the picture chosen below",
+    )
+    picture = parser.add_argument_group("pictures of a RUN or of a fresh MODEL, one at a time")
+    add = picture.add_argument
+    add("--attention", metavar="IMAGE", type=Path, help="what a ViT's blocks attend to in an image")
+    add("--block", metavar="N", type=int, help="with --attention: the single heads of block N too")
+    add("--positions", action="store_true", help="similarity of a ViT's position embeddings")
+    add("--filters", action="store_true", help="the filters of the first convolution")
+    add("--features", metavar="IMAGE", type=Path, help="the stem's feature maps of an image")
+    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+
+
+def run(args: Namespace) -> int:
+    from vitc.deploy import show
+    from vitc.views.model import write
+
+    if args.list == (args.what is not None):
+        raise ConfigError("Nothing to show: give one model, recipe or run folder, or --list alone.")
+    if args.list and args.plot is not None:
+        raise ConfigError("--plot has no effect with --list.")
+    picture = _picture(args)
+    if args.list and picture is not None:
+        raise ConfigError(f"--{picture.kind} has no effect with --list.")
+    page = (
+        show.list_page() if args.list else show.page(args.what, args.settings, args.plot, picture)
+    )
+    if args.json:
+        emit_json(page.values)
+        return 0
+    write(page, sys.stdout)
+    return 0
+
+
+def _picture(args: Namespace) -> Request | None:
+    """The requested picture, if any."""
+    kinds: tuple[Kind, ...] = ("attention", "positions", "filters", "features")
+    asked = [kind for kind in kinds if getattr(args, kind) not in (None, False)]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"{' and '.join(f'--{kind}' for kind in asked)}: only one picture at a time.",
+            "Call vitc show once for each.",
+        )
+    if args.block is not None and asked != ["attention"]:
+        raise ConfigError("--block has no effect without --attention IMAGE.")
+    if not asked:
+        return None
+    from vitc.deploy.pictures import Request
+
+    image = getattr(args, asked[0])
+    return Request(asked[0], image if isinstance(image, Path) else None, args.block)
+
+
+VERB = Verb(
+    summary="Show what a model consists of, what a recipe does, or how a run went.",
+    usage="MODEL|RECIPE|RUN [options] [--SETTING VALUE ...] | --list",
+    example="vitc show vit_c_4gf\nvitc show fashion_vit_c --optim sgd --plot lr.png\n"
+    "vitc show runs/fashion_vit_c --attention photo.jpg --plot attention.png",
+    options=options,
+    run=run,
+    runs=("what",),
+    takes_settings=True,
+)
