@@ -11,9 +11,9 @@ normalisation and mixing are excluded on both sides.
 
 Photos are made (gradients, edges and texture, 500 x 375, quality 90) unless --photos names a
 folder of JPEGs. torchvision works on Pillow images, as its reference pipeline does; its policies
-are those of the same name, and AutoAugment beside our `v0`. "nearest" and "bilinear" say how
+are those of the same name, and AutoAugment beside our `v0`. "nearest" and "bilinear" state how
 torchvision moves pixels: ours take the nearest for `autoaugment` and `trivial`, as torchvision
-does unless told otherwise, and are bilinear for `v0` and `randaugment`.
+does by default, and are bilinear for `v0` and `randaugment`.
 
 Peers: pip install -c constraints.txt -e ".[peers]". Each repeat times every candidate once, in
 turn, so that a drift of the machine hits all alike; quoted are the median and the range.

@@ -282,7 +282,7 @@ class Candidate:
 
 
 def own_bytes(pid: int) -> int:
-    """Memory that only this process has, in bytes (USS); 0 where the system does not say."""
+    """Memory that only this process has, in bytes (USS); 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -345,7 +345,7 @@ def measure(found: dict[str, Candidate], repeats: int, run: Callable[[Candidate]
 
 
 def peers() -> tuple[bool, bool]:
-    """Whether torchvision and webdataset are there; says which are not."""
+    """Whether torchvision and webdataset are installed; prints which are not."""
     found = []
     for name in ("torchvision", "webdataset"):
         try:

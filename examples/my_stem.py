@@ -1,6 +1,7 @@
-"""A stem of one's own: every token sees its patch sharply, and what lies around it coarsely.
+"""A custom stem: every token sees its patch in detail and the surroundings coarsely.
 
-A stem is a module made with in_chans and embed_dim that says by how much it reduces the size.
+A stem is a module built with in_chans and embed_dim. Its `reduction` is the factor by which it
+reduces the image size.
 """
 
 from torch import Tensor, cat, nn

@@ -25,8 +25,8 @@ def main(first: str, second: str) -> int:
     shared = sorted(a.keys() & b.keys())
     other = [t for t in shared if any(a[t][k] != b[t][k] for k in KEPT)]
     for t in other:
-        told = [f"{k} {a[t][k]} and {b[t][k]}" for k in KEPT if a[t][k] != b[t][k]]
-        print(f"{t} {a[t]['contender']}/{a[t]['optim']} draw {a[t]['draw']}: {'; '.join(told)}")
+        changed = [f"{k} {a[t][k]} and {b[t][k]}" for k in KEPT if a[t][k] != b[t][k]]
+        print(f"{t} {a[t]['contender']}/{a[t]['optim']} draw {a[t]['draw']}: {'; '.join(changed)}")
     equal = len(shared) - len(other)
     print(f"{len(shared)} shared trials of {len(a)} and {len(b)}: {equal} equal, {len(other)} not")
     return int(bool(other) or not shared)

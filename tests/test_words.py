@@ -27,12 +27,33 @@ BANNED = {
 # Files quoting the words, and rooms that are still to be reworded. The second list only shrinks.
 QUOTING = {"docs/words.md", "tests/test_words.py"}
 NOT_YET = {
-    "README.md", "docs", "examples", "benchmarks", "scripts",
-    *(f"vitc/{room}" for room in (
-        "cli", "config.py", "errors.py", "data", "deploy", "models", "optim", "plugins.py",
-        "progress.py", "recipes", "runs", "stats", "study", "training", "views", "weights",
-    )),
-}  # fmt: skip
+    "docs/clusters.md",
+    "docs/results",
+    "docs/sources.md",
+    "docs/stems.md",
+    "vitc/cli/check.py",
+    "vitc/cli/convert.py",
+    "vitc/cli/data.py",
+    "vitc/cli/engines.py",
+    "vitc/cli/measures.py",
+    "vitc/cli/parser.py",
+    "vitc/cli/study.py",
+    "vitc/config.py",
+    "vitc/data",
+    "vitc/deploy",
+    "vitc/models",
+    "vitc/optim",
+    "vitc/plugins.py",
+    "vitc/progress.py",
+    "vitc/recipes",
+    "vitc/runs",
+    "vitc/stats",
+    "vitc/study",
+    "vitc/training",
+    "vitc/views",
+    "vitc/weights",
+    "scripts/make_goldens.py",
+}
 
 
 def written_for_people() -> list[Path]:

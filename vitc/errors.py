@@ -1,16 +1,16 @@
-"""What can go wrong, as one tree: catch `VitcError` and nothing of ours escapes.
+"""The errors of vitc: catch `VitcError` for all of them.
 
 VitcError
-├── ConfigError (ValueError)   a setting, name or path of the user's is wrong            exit 2
-├── DataError                  the images cannot be trained on as they are               exit 2
-│   └── BrokenFileError        one file cannot be decoded; met while the run was going   exit 1
+├── ConfigError (ValueError)   a setting, name or path is wrong                          exit 2
+├── DataError                  the images cannot be used as they are                     exit 2
+│   └── BrokenFileError        one file cannot be decoded; found during a run            exit 1
 ├── CheckpointError            a checkpoint is missing, damaged or of another model      exit 1
-└── RunError                   a run started and could not go on                         exit 1
+└── RunError                   a run started and could not continue                      exit 1
     ├── DivergedError          the loss or the gradient stopped being finite             exit 1
     └── InterruptedRun         SIGTERM (exit 143) or Ctrl-C (130); the state is saved
 
-A message has three parts: what was wrong (with its value), what is allowed, what to do. The last
-part is `hint`, so that `--json` can give it apart.
+A message has three parts: what is wrong (with its value), what is allowed, what to do. The last
+part is `hint`, a field of its own under `--json`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import ClassVar
 
 
 class VitcError(Exception):
-    """Base of all errors a user can cause. `message` says what and `hint` what to do."""
+    """Base of all errors a user can cause. `message`: what is wrong, `hint`: what to do."""
 
     exit_code: ClassVar[int] = 1
 
@@ -31,17 +31,17 @@ class VitcError(Exception):
         super().__init__(message if hint is None else f"{message}\n{hint}")
 
     def __reduce__(self) -> tuple[type[VitcError], tuple[str, str | None]]:
-        return type(self), (self.message, self.hint)  # loader workers send their errors home
+        return type(self), (self.message, self.hint)  # errors of loader workers are pickled
 
 
 class ConfigError(VitcError, ValueError):
-    """A setting, a name or a path that the user gave is wrong."""
+    """A setting, name or path given by the user is wrong."""
 
     exit_code = 2
 
 
 class DataError(VitcError):
-    """The images, as they are, cannot be trained or evaluated on."""
+    """The images cannot be trained or evaluated on as they are."""
 
     exit_code = 2
 
@@ -57,7 +57,7 @@ class CheckpointError(VitcError):
 
 
 class RunError(VitcError):
-    """A run started and could not go on."""
+    """A run started and could not continue."""
 
 
 class DivergedError(RunError):
@@ -78,7 +78,7 @@ class InterruptedRun(RunError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` when something near `name` exists, else the empty string."""
+    """` Did you mean 'x'?` for the closest known name, or ""."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
