@@ -23,15 +23,15 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(home))
-        patch.setenv("VITC_TRUSTED", "{}")
+        patch.setenv("VITC_TRUSTED", "")
         yield home
 
 
 @pytest.fixture(autouse=True)
 def nothing_trusted(state_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test is another user, who has named no class from outside yet."""
+    """Every test is another user, who has named no custom class yet."""
     monkeypatch.setenv("XDG_STATE_HOME", str(state_home / f"user_{next(_homes)}"))
-    monkeypatch.setenv("VITC_TRUSTED", "{}")
+    monkeypatch.setenv("VITC_TRUSTED", "")
 
 
 @pytest.fixture

@@ -15,27 +15,30 @@ from vitc.config import RunConfig, from_dict
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
 from vitc.models.config import STEM_KINDS, ViTConfig
-from vitc.models.rivals import (
-    DepthwiseStem,
-    DualPatchNormStem,
-    NormFreeStem,
-    OverlapStem,
-    ScaledReluStem,
-    StandardisedConv,
-)
 from vitc.models.stem_config import (
     ConvStemConfig,
+    CustomStemConfig,
     DepthwiseStemConfig,
     DualPatchNormStemConfig,
     NormFreeStemConfig,
-    OutsideStemConfig,
     OverlapStemConfig,
     PatchifyStemConfig,
     ScaledReluStemConfig,
     StemConfig,
 )
-from vitc.models.stem_parts import LayerNorm2d
-from vitc.models.stems import STEMS, ConvStem, PatchifyStem, build_stem
+from vitc.models.stems import (
+    STEMS,
+    ConvStem,
+    DepthwiseStem,
+    DualPatchNormStem,
+    LayerNorm2d,
+    NormFreeStem,
+    OverlapStem,
+    PatchifyStem,
+    ScaledReluStem,
+    StandardisedConv,
+    build_stem,
+)
 from vitc.models.zoo import create_model
 
 REDUCED_BY_8: list[StemConfig] = [
@@ -235,7 +238,7 @@ def test_without_norm_a_convolution_has_a_bias_and_the_activation_is_chosen() ->
 
 
 def test_every_kind_of_stem_has_its_module_and_is_tried_here() -> None:
-    assert set(STEMS) == set(STEM_KINDS.values()) - {OutsideStemConfig}
+    assert set(STEMS) == set(STEM_KINDS.values()) - {CustomStemConfig}
     assert {type(config) for config in REDUCED_BY_8} == set(STEMS)
 
 

@@ -1025,7 +1025,7 @@ class Stripes:
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("VITC_TRUSTED", "{}")
+    monkeypatch.setenv("VITC_TRUSTED", "")
     (tmp_path / "mine.py").write_text(OUTSIDE)
     return tmp_path / "mine.py"
 
@@ -1138,7 +1138,7 @@ def test_the_example_of_the_page_on_sources_is_a_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("VITC_TRUSTED", "{}")
+    monkeypatch.setenv("VITC_TRUSTED", "")
     page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
     code = page.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "scans.py").write_text(code)

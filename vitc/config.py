@@ -29,13 +29,14 @@ from vitc.errors import ConfigError, suggest, unknown
 from vitc.models.config import (
     MODEL_KINDS,
     STEM_KINDS,
+    CustomStemConfig,
     ModelConfig,
-    OutsideStemConfig,
     ViTConfig,
     carried,
 )
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
-from vitc.plugins import outside_parts
+from vitc.plugins.consent import name_class, with_sources
+from vitc.plugins.names import SOURCE, STEM, Custom, class_parts
 from vitc.training.config import InitConfig, TrainConfig
 
 
@@ -239,7 +240,7 @@ def _component(old: Any, key: str, group: dict[str, Any], hint: Any, where: str)
         elif dataclasses.is_dataclass(whole) and isinstance(whole, hint):
             old = whole
         elif key == "stem" and isinstance(whole, str) and (":" in whole or whole.endswith(".py")):
-            old = OutsideStemConfig(source=whole)
+            old = CustomStemConfig(source=whole)
         elif key in _KINDS and isinstance(whole, str):
             old = with_kind(old, key, whole, where)
         elif key == "stem" and isinstance(whole, type):
@@ -435,7 +436,7 @@ def guess_source(data: str | Path) -> str:
     for suffix, source in SUFFIXES.items():
         if text.lower().endswith(suffix) and (path.is_file() or is_pattern(text)):
             return source
-    if outside_parts(text):
+    if class_parts(text):
         return "outside"
     if path.exists():
         raise ConfigError(f"{text} is of no kind that can be trained on.", _DATA_HINT)
@@ -523,7 +524,7 @@ def resolve_config(
     if config.data.source == "outside" and "data.path" in flat:
         config = _with_named_data(config)
     if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
-        config = _found_again(config, Path(path_or_recipe))
+        config = with_sources(config, path_or_recipe, strict=False)
     return config
 
 
@@ -540,17 +541,15 @@ def _located(config: RunConfig) -> RunConfig:
 
 
 def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
-    """The same with a stem from outside looked up, where the user has just named one."""
+    """The same with a custom stem looked up, where the user has just named one."""
     model = config.model
-    if not (isinstance(model, ViTConfig) and isinstance(model.stem, OutsideStemConfig)):
+    if not (isinstance(model, ViTConfig) and isinstance(model.stem, CustomStemConfig)):
         return config
     told = isinstance(flat.get("model.stem"), str) or "model.stem.source" in flat
     made = {"model", "model.stem"} & flat.keys() and not model.stem.sha256  # by hand, in Python
     if not (told or made) or not model.stem.source:
         return config  # a hash alone names nothing: the file was in somebody's config
-    from vitc.models.custom_stem import name_stem
-
-    stem = name_stem(model.stem)
+    stem = CustomStemConfig.named(model.stem.source)
     wanted = flat.get("model.stem.sha256", stem.sha256)
     if wanted != stem.sha256:
         raise ConfigError(
@@ -561,22 +560,12 @@ def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
 
 
 def _with_named_data(config: RunConfig) -> RunConfig:
-    """The same with a source of images from outside that the user has just named."""
+    """The same with a custom source that the user has just named."""
     if config.data.path is None:
         return config
-    from vitc.data.sources.custom import name_source
-
-    return dataclasses.replace(config, data=name_source(config.data))
-
-
-def _found_again(config: RunConfig, folder: Path) -> RunConfig:
-    """The same with a stem from outside, whose file has changed, in the copy that a run kept."""
-    stem = getattr(config.model, "stem", None)
-    if not isinstance(stem, OutsideStemConfig):
-        return config
-    from vitc.models.custom_stem import found_again
-
-    return dataclasses.replace(config, model=found_again(config.model, folder))
+    one = name_class(SOURCE, config.data.path)
+    data = dataclasses.replace(config.data, path=one.source, path_sha256=one.sha256)
+    return dataclasses.replace(config, data=data)
 
 
 def _absolute(path: str) -> str:
@@ -586,14 +575,13 @@ def _absolute(path: str) -> str:
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """The settings in which two configs differ: `optim.lr: 0.001 -> 0.002`, in field order.
 
-    A stem from outside whose file has moved is the same: its hash tells it.
+    A custom stem whose file has moved is the same: its hash identifies it.
     """
     x, y = flat_values(to_dict(a)), flat_values(to_dict(b))
     source, sha256 = "model.stem.source", "model.stem.sha256"
-    if x.get(sha256) and x.get(sha256) == y.get(sha256):
-        stems = [OutsideStemConfig(source=values[source]) for values in (x, y)]
-        if stems[0].outsider.what == stems[1].outsider.what:
-            y[source] = x[source]
+    same_file = x.get(sha256) and x.get(sha256) == y.get(sha256)
+    if same_file and Custom(STEM, x[source]).what == Custom(STEM, y[source]).what:
+        y[source] = x[source]
     absent = "(absent)"
     return [
         f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"

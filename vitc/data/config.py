@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from vitc.plugins import is_path, outside_parts
+from vitc.plugins.names import class_parts, is_path
 
 SOURCES = (
     "fashion",
@@ -283,7 +283,7 @@ def absolute_path(config: DataConfig) -> str | None:
     """data.path from the root of the file system, in each of its parts."""
     if config.path is None:
         return None
-    outside = outside_parts(config.path) if config.source == "outside" else None
+    outside = class_parts(config.path) if config.source == "outside" else None
     if outside is not None:
         where, name, call = outside
         return f"{_absolute(where) if is_path(where) else where}:{name}{call}"

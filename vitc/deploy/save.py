@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import CheckpointError, ConfigError
-from vitc.models.config import ModelConfig, OutsideStemConfig, TimmConfig, ViTConfig
-from vitc.models.custom_stem import copies, with_source
-from vitc.plugins import SOURCES, STEM, is_path, parse
+from vitc.models.config import CustomStemConfig, ModelConfig, TimmConfig, ViTConfig
+from vitc.plugins.consent import copies, with_sources
+from vitc.plugins.names import SOURCES, is_path
 from vitc.runs.folder import (
     TEMPORARY,
     discard,
@@ -133,7 +133,7 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     from vitc.weights.blueprint import blueprint, kinds
 
     check_run(run)
-    config = with_source(from_dict(read_object(run / CONFIG)).model, run)
+    config = with_sources(from_dict(read_object(run / CONFIG)).model, run)
     record = read_data(run)
     k = len(record["classes"])
     tensors = load_weights_of(run, ema=weights == "ema")
@@ -301,7 +301,7 @@ def _config_values(saved: Saved) -> dict[str, Any]:
     from vitc import __version__
 
     config = dataclasses.replace(saved.config, num_classes=None)  # num_classes stands beside it
-    if isinstance(config, ViTConfig) and isinstance(config.stem, OutsideStemConfig):
+    if isinstance(config, ViTConfig) and isinstance(config.stem, CustomStemConfig):
         config = dataclasses.replace(config, stem=_without_folder(config.stem))
     return {
         "format": FORMAT,
@@ -316,12 +316,12 @@ def _config_values(saved: Saved) -> dict[str, Any]:
     }
 
 
-def _without_folder(stem: OutsideStemConfig) -> OutsideStemConfig:
+def _without_folder(stem: CustomStemConfig) -> CustomStemConfig:
     """The stem by its file's name alone: its copy goes along, and the machine's folders do not."""
-    spec = parse(STEM, stem.source)
-    if not is_path(spec.where):
+    one = stem.custom
+    if not is_path(one.place):
         return stem
-    return dataclasses.replace(stem, source=f"{Path(spec.where).name}:{spec.what}")
+    return dataclasses.replace(stem, source=f"{Path(one.place).name}:{one.what}")
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -407,7 +407,7 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
     saved = read_pretrained(folder)
     file = folder / WEIGHTS
     there = _header(file)
-    saved = dataclasses.replace(saved, config=with_source(saved.config, folder))
+    saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
     skeleton = blueprint(saved.config, saved.num_classes, there, str(folder))
     tensors = _read(file, skeleton)
     return _filled(skeleton, saved, tensors).eval(), saved
@@ -420,7 +420,7 @@ def _filled(skeleton: nn.Module, saved: Saved, tensors: dict[str, Tensor]) -> nn
     from vitc.models.zoo import build_model
 
     config = saved.config
-    outside = isinstance(config, ViTConfig) and isinstance(config.stem, OutsideStemConfig)
+    outside = isinstance(config, ViTConfig) and isinstance(config.stem, CustomStemConfig)
     if not outside and not isinstance(config, TimmConfig):
         skeleton.load_state_dict(tensors, assign=True)
         if not any(b.is_meta for b in skeleton.buffers()):

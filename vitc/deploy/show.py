@@ -53,8 +53,8 @@ def page(
     ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
     """
     from vitc.deploy.save import is_pretrained
-    from vitc.models.custom_stem import with_source
     from vitc.models.zoo import MODELS
+    from vitc.plugins.consent import with_sources
     from vitc.recipes import RECIPES, recipe_doc
 
     if plot is not None:
@@ -75,11 +75,11 @@ def page(
     if path.is_dir() and (path / "config.json").exists():
         if settings:
             raise ConfigError(f"Settings have no effect on what {what} has run already.")
-        with_source(resolve_config(what).model, path)  # trusted, or refused
+        with_sources(resolve_config(what).model, path)  # trusted, or refused
         return run_page(path, plot)
     if path.is_file():
         config = resolve_config(what, **settings)
-        with_source(config.model, path.parent)
+        with_sources(config.model, path.parent)
         return _with_lr_plot(config, "", plot)
     near = suggest(what, [*RECIPES, *MODELS])
     what_is_it = "a folder, but not of a run" if path.is_dir() else "no model, recipe or run folder"
@@ -435,7 +435,7 @@ def _plain(value: Any) -> str:
 
 def run_page(run: Path, plot: Path | None = None) -> Page:
     """What a run is, how far it came and with what result."""
-    from vitc.models.config import OutsideStemConfig
+    from vitc.models.config import CustomStemConfig
     from vitc.runs.folder import DATA, read_metrics, read_summary
 
     config = from_dict(read_json(run / "config.json"))
@@ -453,7 +453,7 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
         ("epochs", str(config.train.epochs)),
     ]
     stem = getattr(config.model, "stem", None)
-    if isinstance(stem, OutsideStemConfig):
+    if isinstance(stem, CustomStemConfig):
         rows.insert(2, ("stem", stem.source))
     left_out = ["status", "step", "epochs", "run", *(["top5"] if few else [])]
     rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in left_out]

@@ -1,7 +1,7 @@
 """What a stem is, as values: one frozen class a kind, each with its source. No torch here.
 
 A new stem: its config here with an entry in `STEM_KINDS`, its module with an entry in
-`stem.STEMS`. A stem from outside the package needs neither: `--model.stem path/to/my.py:MyStem`.
+`stem.STEMS`. A custom stem needs neither: `--model.stem path/to/my.py:MyStem`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal, get_args
 
-from vitc.plugins import STEM, Outsider
+from vitc.plugins.consent import name_class
+from vitc.plugins.names import STEM, Custom
 
 Norm = Literal["bn", "ln", "none"]
 Act = Literal["relu", "gelu", "none"]
@@ -236,8 +237,8 @@ def _window_problem(kernel: int, stride: int, padding: int) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutsideStemConfig(StemConfig):
-    """A stem class from outside the package, by file or module (docs/stems.md)."""
+class CustomStemConfig(StemConfig):
+    """A custom stem: a class of the user's own, by file or module (docs/stems.md)."""
 
     source: str = ""
     """path/to/file.py:Class or package.module:Class, with settings if it has any:
@@ -249,9 +250,15 @@ class OutsideStemConfig(StemConfig):
     def reduction(self) -> int | None:
         return None
 
+    @classmethod
+    def named(cls, source: str) -> CustomStemConfig:
+        """The stem that the user names; its file is trusted as it is. Raises ConfigError."""
+        one = name_class(STEM, source)
+        return cls(source=one.source, sha256=one.sha256)
+
     @property
-    def outsider(self) -> Outsider:
-        return Outsider(STEM, self.source, self.sha256)
+    def custom(self) -> Custom:
+        return Custom(STEM, self.source, self.sha256)
 
     def problems(self) -> list[str]:
         if not self.source:
@@ -269,7 +276,7 @@ STEM_KINDS: dict[str, type[StemConfig]] = {
     "overlap": OverlapStemConfig,
     "depthwise": DepthwiseStemConfig,
     "norm_free": NormFreeStemConfig,
-    "outside": OutsideStemConfig,
+    "outside": CustomStemConfig,
 }
 
 

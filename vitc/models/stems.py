@@ -1,44 +1,135 @@
-"""How do pixels become tokens? The paper's two stems: one patchify convolution, or a few 3x3.
+"""How do pixels become tokens? The paper's stems, then others that the field argues about.
 
-Shape letters: B batch, C channels, H W pixels, h w token grid, D embed_dim.
+Shape letters: B batch, C channels, H W pixels, h w token grid, D embed_dim, p patch_size.
+
+All map (B, C, H, W) to (B, D, h, w). `init` distinguishes two generations of the paper's code. The
+stems after the paper's two ignore it: their convolutions start as PyTorch makes them (uniform,
+variance 1 / (3 fan_in)) unless stated otherwise, the projection to D from a truncated normal of
+variance 1 / fan_in, bias 0; each follows the source in its docstring.
+Raise ConfigError: all problems of the config at once; in `forward`, an input they cannot divide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import pi, sqrt
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from vitc.errors import ConfigError
 from vitc.models.config import Init
-from vitc.models.rivals import (
-    DepthwiseStem,
-    DualPatchNormStem,
-    NormFreeStem,
-    OverlapStem,
-    ScaledReluStem,
-)
 from vitc.models.stem_config import (
+    Act,
     ConvStemConfig,
+    CustomStemConfig,
     DepthwiseStemConfig,
     DualPatchNormStemConfig,
+    Norm,
     NormFreeStemConfig,
-    OutsideStemConfig,
     OverlapStemConfig,
     PatchifyStemConfig,
     ScaledReluStemConfig,
     StemConfig,
 )
-from vitc.models.stem_parts import (
-    ConvNormAct,
-    Stem,
-    act_layer,
-    check_config,
-    norm_layer,
-    start_projection,
-)
 
-__all__ = ["STEMS", "ConvNormAct", "ConvStem", "PatchifyStem", "Stem", "build_stem"]
+LN_EPS = 1e-6  # as in the transformer
+
+
+class Stem(nn.Module):
+    """What a stem is to the transformer: (B, C, H, W) -> (B, D, H / reduction, W / reduction)."""
+
+    def __init__(self, in_chans: int, embed_dim: int, reduction: int) -> None:
+        super().__init__()
+        self.in_chans, self.embed_dim, self.reduction = in_chans, embed_dim, reduction
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ConfigError unless x is (B, in_chans, H, W), H and W divisible by reduction."""
+        shape, r = tuple(x.shape), self.reduction
+        if len(shape) != 4 or shape[1] != self.in_chans:
+            raise ConfigError(
+                f"The stem got a tensor of shape {shape}; it takes (batch, {self.in_chans}, "
+                f"height, width).",
+                f"It was built with in_chans={self.in_chans}.",
+            )
+        if shape[2] % r or shape[3] % r:
+            raise ConfigError(
+                f"Images of {shape[2]}x{shape[3]} are not divisible by the stem's reduction {r}.",
+                f"Resize or pad them to multiples of {r}.",
+            )
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each position: (B, C, h, w) -> (B, C, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, norm, activation; the convolution has a bias only where no norm follows.
+
+    BatchNorm has eps 1e-5 and momentum 0.1. LayerNorm is over the channels of each position.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        groups: int = 1,
+        norm: Norm = "bn",
+        act: Act = "relu",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_chans, out_chans, kernel_size, stride, padding, groups=groups, bias=norm == "none"
+        )
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        self.norm = norm_layer(norm, out_chans)
+        self.act = act_layer(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """The norm of a name for (B, channels, h, w)."""
+    if norm == "bn":
+        return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
+    return LayerNorm2d(channels, eps=LN_EPS) if norm == "ln" else nn.Identity()
+
+
+def act_layer(act: Act) -> nn.Module:
+    """The activation function of a name."""
+    if act == "relu":
+        return nn.ReLU(inplace=True)
+    return nn.GELU() if act == "gelu" else nn.Identity()
+
+
+def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
+    """Weights from a truncated normal of variance 1 / fan_in, bias 0: as the patchify stem's."""
+    nn.init.trunc_normal_(layer.weight, std=sqrt(1 / layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def check_config(config: StemConfig) -> None:
+    """Raises ConfigError with all problems of a stem's config at once."""
+    problems = config.problems()
+    if problems:
+        raise ConfigError("\n".join(problems), "The paper's stems: paper Table 3; vitc show MODEL")
+
+
+# -- the paper's ----------------------------------------------------------------------------------
 
 
 class PatchifyStem(Stem):
@@ -113,6 +204,205 @@ class ConvStem(Stem):
         return out
 
 
+# -- others ---------------------------------------------------------------------------------------
+
+
+class DualPatchNormStem(Stem):
+    """LayerNorm of each patch's pixels, linear projection, LayerNorm of each token.
+
+    Dual PatchNorm (Kumar, Dehghani, Houlsby 2023, arXiv 2302.01327): both norms with gain and bias,
+    the first over all C p p numbers of a patch. Uncertain: eps, taken as the transformer's 1e-6.
+    """
+
+    def __init__(
+        self, config: DualPatchNormStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        check_config(config)
+        super().__init__(in_chans, embed_dim, config.reduction)
+        pixels = in_chans * config.patch_size**2
+        self.norm_in = nn.LayerNorm(pixels, eps=LN_EPS)
+        self.proj = nn.Linear(pixels, embed_dim)
+        self.norm_out = nn.LayerNorm(embed_dim, eps=LN_EPS)
+        start_projection(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        b, c, height, width = x.shape
+        p = self.reduction
+        x = x.reshape(b, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        tokens: Tensor = self.norm_out(self.proj(self.norm_in(x.flatten(3))))  # (B, h, w, D)
+        return tokens.permute(0, 3, 1, 2)
+
+
+class ScaledReluStem(Stem):
+    """A 7x7 convolution of stride 2 and two 3x3, each with BatchNorm and ReLU, then a patchify one.
+
+    Wang et al. 2021 (arXiv 2109.03810), who take VOLO's stem: 64 channels, the last convolution's
+    kernel and stride are p / 2. BatchNorm before it is what scales the ReLU. Uncertain: the
+    initialisation, which the paper does not state, and patches other than 16.
+    """
+
+    def __init__(
+        self, config: ScaledReluStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        check_config(config)
+        super().__init__(in_chans, embed_dim, config.reduction)
+        width, rest = config.width, config.patch_size // 2
+        self.layers = nn.ModuleList(
+            [
+                ConvNormAct(in_chans, width, 7, 2, 3),
+                ConvNormAct(width, width, 3, 1, 1),
+                ConvNormAct(width, width, 3, 1, 1),
+            ]
+        )
+        self.proj = nn.Conv2d(width, embed_dim, rest, stride=rest)
+        start_projection(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.proj(x)  # (B, D, h, w)
+        return out
+
+
+class OverlapStem(Stem):
+    """One convolution whose kernel is larger than its stride, then LayerNorm of each token.
+
+    Overlapping patch embedding of PVT v2 (Wang et al. 2021, arXiv 2106.13797): stride p, kernel
+    2 p - 1, padding p - 1. CvT (2103.15808) and T2T (2101.11986) overlap with kernel 7 at stride 4,
+    too. Those models reduce the size in stages; one stage of stride 16 is ours.
+    """
+
+    def __init__(
+        self, config: OverlapStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        check_config(config)
+        super().__init__(in_chans, embed_dim, config.reduction)
+        self.proj = nn.Conv2d(
+            in_chans, embed_dim, config.kernel, config.patch_size, padding=config.padding
+        )
+        self.norm = LayerNorm2d(embed_dim, eps=LN_EPS)
+        start_projection(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        out: Tensor = self.norm(self.proj(x))  # (B, D, h, w)
+        return out
+
+
+class SeparableConv(nn.Module):
+    """A depthwise convolution, then a pointwise one, each with BatchNorm and ReLU."""
+
+    def __init__(
+        self, in_chans: int, out_chans: int, kernel_size: int, stride: int, padding: int
+    ) -> None:
+        super().__init__()
+        self.depthwise = ConvNormAct(
+            in_chans, in_chans, kernel_size, stride, padding, groups=in_chans
+        )
+        self.pointwise = ConvNormAct(in_chans, out_chans, 1, 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pointwise(self.depthwise(x))
+        return out
+
+
+class DepthwiseStem(Stem):
+    """The paper's conv stem of MobileNet's layers: one full convolution, then separable ones.
+
+    The layer and the full first one are MobileNet's (Howard et al. 2017, arXiv 1704.04861); that
+    they make a ViT's stem, of the paper's widths and strides and with its final 1x1, is ours.
+    """
+
+    def __init__(
+        self, config: DepthwiseStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        check_config(config)
+        super().__init__(in_chans, embed_dim, config.reduction)
+        widths = (in_chans, *config.channels)
+        windows = zip(config.kernels, config.strides, config.pads, strict=True)
+        self.layers = nn.ModuleList(
+            (SeparableConv if i else ConvNormAct)(widths[i], widths[i + 1], *window)
+            for i, window in enumerate(windows)
+        )
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
+        start_projection(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.proj(x)  # (B, D, h, w)
+        return out
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose filters are brought to mean 0 and variance gain^2 / fan_in when used."""
+
+    EPS = 1e-4  # of the sum of squares, as in the authors' code
+
+    def __init__(
+        self, in_chans: int, out_chans: int, kernel_size: int, stride: int, padding: int
+    ) -> None:
+        super().__init__(in_chans, out_chans, kernel_size, stride, padding)
+        if self.weight[0].numel() < 2:
+            raise ConfigError(
+                "A norm_free stem cannot standardise filters of a single weight.",
+                "Use a kernel above 1 or more channels.",
+            )
+        # A vector, so that weight decay spares it like the gain of a norm.
+        self.gain = nn.Parameter(torch.ones(out_chans))
+        nn.init.normal_(self.weight, std=sqrt(1 / self.weight[0].numel()))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def standardised(self) -> Tensor:
+        """The filters as they are applied: (out, in, k, k)."""
+        centred = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        squares = centred.square().sum(dim=(1, 2, 3), keepdim=True)
+        return centred * squares.clamp(min=self.EPS).rsqrt() * self.gain[:, None, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.standardised(), self.bias, self.stride, self.padding)
+
+
+class NormFreeStem(Stem):
+    """The paper's conv stem with scaled weight standardisation and scaled ReLU for BatchNorm.
+
+    What the field means by norm-free (Brock et al. 2021, arXiv 2101.08692 and 2102.06171): leaving
+    the norms out alone lets each layer shrink the signal, so filters are standardised and the ReLU
+    multiplied by sqrt(2 / (1 - 1 / pi)), which keeps the variance of a unit normal input at 1.
+    Weights N(0, 1 / fan_in), gains 1, biases 0. Their adaptive gradient clipping belongs to an
+    optimizer and is not here; that the layers make a ViT's stem is ours.
+    """
+
+    SCALE = sqrt(2 / (1 - 1 / pi))
+
+    def __init__(
+        self, config: NormFreeStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        check_config(config)
+        super().__init__(in_chans, embed_dim, config.reduction)
+        widths = (in_chans, *config.channels)
+        windows = zip(config.kernels, config.strides, config.pads, strict=True)
+        self.layers = nn.ModuleList(
+            StandardisedConv(widths[i], widths[i + 1], *window) for i, window in enumerate(windows)
+        )
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
+        start_projection(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        for layer in self.layers:
+            x = layer(x).relu() * self.SCALE
+        out: Tensor = self.proj(x)  # (B, D, h, w)
+        return out
+
+
+# -- all ------------------------------------------------------------------------------------------
+
+
 STEMS: dict[type[StemConfig], Callable[..., Stem]] = {
     PatchifyStemConfig: PatchifyStem,
     ConvStemConfig: ConvStem,
@@ -126,8 +416,8 @@ STEMS: dict[type[StemConfig], Callable[..., Stem]] = {
 
 def build_stem(config: StemConfig, in_chans: int, embed_dim: int, init: Init = "2021") -> nn.Module:
     """The stem a config describes. Raises ConfigError, all problems at once."""
-    if isinstance(config, OutsideStemConfig):
-        from vitc.models.custom_stem import load_stem
+    if isinstance(config, CustomStemConfig):
+        from vitc.models.custom import load_stem
 
         return load_stem(config, in_chans, embed_dim)
     return STEMS[type(config)](config, in_chans, embed_dim, init)

@@ -17,7 +17,7 @@ from vitc.models.model_config import Reported
 from vitc.models.stem_config import (
     STEM_KINDS,
     ConvStemConfig,
-    OutsideStemConfig,
+    CustomStemConfig,
     PatchifyStemConfig,
     StemConfig,
     carried,
@@ -286,9 +286,7 @@ def stem_config(name: str, old: StemConfig) -> StemConfig:
     A kind keeps what it can of `old`, the stem it stands in for: see `carried`.
     """
     if ":" in name or name.endswith(".py"):
-        from vitc.models.custom_stem import name_stem
-
-        return name_stem(OutsideStemConfig(source=name))
+        return CustomStemConfig.named(name)
     if name not in STEM_KINDS:
         raise unknown("stem", name, STEM_KINDS)
     kind = STEM_KINDS[name]
@@ -315,16 +313,16 @@ def build_model(
         from vitc.models.stems import build_stem
         from vitc.models.vit import VisionTransformer
 
-        foreign = stem is not None or isinstance(config.stem, OutsideStemConfig)
+        foreign = stem is not None or isinstance(config.stem, CustomStemConfig)
         if stem is None:
             stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
         elif isinstance(stem, type):
-            from vitc.models.custom_stem import make_stem
+            from vitc.models.custom import make_stem
 
             stem = make_stem(stem, config.in_chans, config.embed_dim, {})
         model = VisionTransformer(config, stem)
         if foreign:
-            from vitc.models.custom_stem import try_stem
+            from vitc.models.custom import try_stem
 
             try_stem(stem, config.in_chans, config.embed_dim, config.size)
         return model

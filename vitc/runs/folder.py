@@ -35,8 +35,8 @@ from typing import Any
 
 from vitc.config import RunConfig, differences, from_dict, to_dict
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
-from vitc.models.custom_stem import copies
-from vitc.plugins import SOURCES
+from vitc.plugins.consent import copies
+from vitc.plugins.names import SOURCES
 
 try:
     import fcntl

@@ -29,8 +29,8 @@ from vitc.config import (
 )
 from vitc.data.sampling import uniform
 from vitc.errors import ConfigError
-from vitc.models.config import OutsideStemConfig
-from vitc.models.custom_stem import with_source
+from vitc.plugins.consent import with_sources
+from vitc.plugins.names import STEM, Custom
 from vitc.runs.folder import LOCK, keep_sources, write_atomically
 
 PLAN_FILE = "plan.json"
@@ -222,7 +222,7 @@ def config_hash(config: RunConfig) -> str:
     values["data"].pop("workers")
     stem = values["model"].get("stem", {})
     if stem.get("sha256"):  # of a stem from outside the content counts, not where it lies
-        stem["source"] = OutsideStemConfig(source=stem["source"]).outsider.what
+        stem["source"] = Custom(STEM, stem["source"]).what
     return _sha(values)[:12]
 
 
@@ -472,7 +472,7 @@ class StudyFolder:
 
         Raises ConfigError: one was never admitted (`vitc.plugins.trust`), or is nowhere.
         """
-        models = [with_source(g.config.model, self.path) for g in plan.groups]
+        models = [with_sources(g.config.model, self.path) for g in plan.groups]
         configs = [
             dataclasses.replace(g.config, model=m) for g, m in zip(plan.groups, models, strict=True)
         ]

@@ -24,13 +24,14 @@ from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.models.config import (
     STEM_KINDS,
     CNNConfig,
+    CustomStemConfig,
     ModelConfig,
-    OutsideStemConfig,
     StemConfig,
     ViTConfig,
 )
-from vitc.models.custom_stem import with_source
 from vitc.models.zoo import MODELS, build_model
+from vitc.plugins.consent import with_sources
+from vitc.plugins.names import STEM, Custom
 from vitc.progress import duration
 from vitc.recipes.ranges import study_ranges
 from vitc.runs.folder import (
@@ -137,14 +138,14 @@ def contenders_of(
                     raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
                 if stem:
                     config = load_config(config, **{"model.stem": _stem_for(config, stem)})
-                model_found = with_source(config.model, recipe)
+                model_found = with_sources(config.model, recipe)
                 config = dataclasses.replace(config, model=model_found)
                 kind = stem or overrides.get("model.stem", "")
                 label = _label(config, kind if isinstance(kind, str) else "", stems)
                 label = label if len(recipes) == 1 else f"{recipe} {label}"
                 groups.append(Group(contender=label, optim=optim, config=config))
     for model_config in {g.config.model for g in groups}:  # before a budget is spent on them
-        if isinstance(model_config, ViTConfig) and isinstance(model_config.stem, OutsideStemConfig):
+        if isinstance(model_config, ViTConfig) and isinstance(model_config.stem, CustomStemConfig):
             build_model(model_config, 2)
     return groups
 
@@ -176,7 +177,7 @@ def _lacking(config: RunConfig, settings: Mapping[str, Any]) -> list[str]:
         kind = settings.get("model.stem")
         if isinstance(kind, str):
             own = {n for n in own if not n.startswith("model.stem.")}
-            own |= leaves(STEM_KINDS.get(kind, OutsideStemConfig)(), "model.stem.").keys()
+            own |= leaves(STEM_KINDS.get(kind, CustomStemConfig)(), "model.stem.").keys()
     everywhere = {*all_leaf_types(), "model.stem"}
     return [n for n in settings if n in everywhere and n not in own]
 
@@ -214,9 +215,9 @@ def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
 def _label(config: RunConfig, stem: str, stems: Sequence[str]) -> str:
     """A contender's name: its model's, and its stem's where that was chosen, be it for all."""
     chosen = getattr(config.model, "stem", None)
-    if isinstance(chosen, OutsideStemConfig):
-        own = chosen.outsider
-        same = [s for s in stems if OutsideStemConfig(source=s).outsider.what == own.what]
+    if isinstance(chosen, CustomStemConfig):
+        own = chosen.custom
+        same = [s for s in stems if Custom(STEM, s).what == own.what]
         stem = own.what if len(same) < 2 else f"{Path(own.place).stem}:{own.what}"
     return f"{config.model.name}+{stem}" if stem else config.model.name
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vitc.config import RunConfig, from_dict, read_json, to_dict
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError
-from vitc.plugins import TRUSTED_ENV, admitted
+from vitc.plugins.consent import TRUSTED_ENV, consent
 from vitc.runs.folder import LOCK, FolderLock, read_summary, write_atomically
 from vitc.study.design import PLAN_FILE
 
@@ -107,12 +107,12 @@ def deaf_children() -> Iterator[None]:
 
 
 def trusted_words() -> str:
-    """The stems from outside that this user has admitted, for a process on another machine."""
-    return json.dumps(admitted())
+    """The custom files that are trusted here, for a process on another machine."""
+    return consent()
 
 
 def trust_words(words: str) -> None:
-    """Admit in this process what `trusted_words` says."""
+    """Trust in this process what `trusted_words` gave."""
     os.environ[TRUSTED_ENV] = words
 
 

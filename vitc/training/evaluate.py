@@ -14,8 +14,8 @@ from vitc.data.augment.device import finish
 from vitc.data.loader import open_eval
 from vitc.data.sources.base import open_data
 from vitc.errors import ConfigError, DataError
-from vitc.models.custom_stem import with_source
 from vitc.models.zoo import build_model
+from vitc.plugins.consent import with_sources
 from vitc.runs.checkpoint import check_fit, load_weights_of
 from vitc.runs.folder import read_data
 from vitc.training.build import batch_plan, step_settings
@@ -45,7 +45,7 @@ def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, An
     """The model of a run folder on CPU in eval mode, with its data.json."""
     config = from_dict(read_json(run / "config.json"))
     record = read_data(run)
-    model = build_model(with_source(config.model, run), len(record["classes"]))
+    model = build_model(with_sources(config.model, run), len(record["classes"]))
     values = load_weights_of(run, ema=weights == "ema")
     check_fit(run, values, model.state_dict())
     model.load_state_dict(values)

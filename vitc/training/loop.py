@@ -26,8 +26,8 @@ from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources.base import DataSet, open_data
 from vitc.data.sources.folder import counted
 from vitc.errors import DivergedError, InterruptedRun, RunError
-from vitc.models.custom_stem import with_source
 from vitc.optim.schedule import lr_at
+from vitc.plugins.consent import with_sources
 from vitc.progress import RunProgress, duration, what_limits
 from vitc.runs.checkpoint import latest_checkpoint
 from vitc.runs.folder import CONFIG, RunFolder, environment
@@ -89,7 +89,7 @@ def run(
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
-    config = dataclasses.replace(config, model=with_source(config.model, out))
+    config = dataclasses.replace(config, model=with_sources(config.model, out))
     device = pick_device(config.train.device)
     if config.train.precision == "auto":
         config, why = _decided(config, out, device, overwrite)

@@ -1,4 +1,4 @@
-"""A source of images from outside the package (docs/sources.md): named, made, read.
+"""Images from a custom source: a class of the user's own (docs/sources.md).
 
 How its class is trusted and imported: `vitc.plugins`.
 """
@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from vitc import plugins as outside
 from vitc.data.config import DataConfig
 from vitc.data.sources.folder import SPLIT_WORDS, some
 from vitc.data.store import Ints, Names, Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
-from vitc.plugins import SOURCE, Outsider
+from vitc.plugins.load import build, load
+from vitc.plugins.names import SOURCE, Custom, locate, sha
 
 
 @dataclass(eq=False)
 class Outside:
-    """A source from outside, checked, as a `Store`: splits one after another.
+    """A custom source, checked, as a `Store`: splits one after another.
 
     labels: int64 (n,) of each split; content: bytes that tell its images from others'.
     """
@@ -49,7 +49,7 @@ class Outside:
         try:
             if self._made is None or self._process != os.getpid():
                 # Its own in every process: files opened before a fork would share one position.
-                (self._made, _), self._process = _made(self.config), os.getpid()
+                self._made, self._process = _made(self.config), os.getpid()
             stored = self._made.read(split, index)
         except VitcError:
             raise
@@ -83,11 +83,12 @@ class Outside:
 def load_outside(config: DataConfig) -> Outside:
     """The source that `config.path` names, made and asked what it has.
 
-    Raises ConfigError: not admitted (see `vitc.plugins.trust`), changed, or no such class;
+    Raises ConfigError: not trusted (see `vitc.plugins.trust`), changed, or no such class;
     DataError: what it has cannot be.
     """
-    made, sha256 = _made(config)
-    config = replace(config, path_sha256=sha256)  # so every process makes it of these bytes
+    made = _made(config)
+    _, content = locate(_custom(config))
+    config = replace(config, path_sha256=sha(content))  # every process makes it from these bytes
     where = str(config.path)
     classes = tuple(_attribute(made, "classes", where))
     if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
@@ -147,21 +148,11 @@ def _labels(values: Any, split: str, classes: int, where: str) -> Ints:
     return labels.astype(np.int64)
 
 
-def _made(config: DataConfig) -> tuple[Any, str]:
-    """(The object, SHA-256 of its class's file), the file being what was admitted."""
-    cls, settings, said, sha256 = outside.load(_outsider(config))
-    return outside.make(SOURCE, cls, {}, settings, said), sha256
+def _made(config: DataConfig) -> Any:
+    """The object; the file of its class has the hash of the config, and is trusted."""
+    cls, settings, label = load(_custom(config))
+    return build(SOURCE, cls, {}, settings, label)
 
 
-def _outsider(config: DataConfig) -> Outsider:
-    return Outsider(SOURCE, str(config.path), config.path_sha256)
-
-
-def name_source(config: DataConfig) -> DataConfig:
-    """The config of a source that the user names just now, its file's hash filled in; trusted.
-
-    The file is read, not run. Raises ConfigError: no such file, module or class (with suggestions),
-    settings that are no literals.
-    """
-    named = outside.name(_outsider(config))
-    return replace(config, path=named.source, path_sha256=named.sha256)
+def _custom(config: DataConfig) -> Custom:
+    return Custom(SOURCE, str(config.path), config.path_sha256)

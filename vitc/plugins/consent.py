@@ -1,0 +1,269 @@
+"""Which custom files may run on this machine, and where is the content that was trusted?
+
+Naming a class (`--model.stem my.py:MyStem`, or the same in Python) trusts its file as it is now.
+A config, run or study folder trusts nothing by itself: that takes `trust`, on the command line
+`--trust`. Trusted hashes are lines of `$XDG_STATE_HOME/vitc/trusted.txt` (~/.local/state by
+default), in the form of sha256sum. Worker processes get those of their parent in the environment
+variable VITC_TRUSTED: inherited on this machine, set from `consent()` on another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vitc.errors import ConfigError, suggest
+from vitc.plugins.names import (
+    NAMED_BY,
+    SOURCE,
+    Custom,
+    Kind,
+    class_parts,
+    copies_in,
+    find,
+    find_if_there,
+    is_path,
+    locate,
+    names_in,
+    parse,
+    read_source,
+    sha,
+)
+
+NAMING = ("config.json", "plan.json")  # files of a run and of a study that name classes
+TRUSTED_ENV = "VITC_TRUSTED"
+JSON_LIMIT = 64 << 20  # bytes
+_Config = TypeVar("_Config")
+
+
+def name_class(kind: Kind, source: str) -> Custom:
+    """Name a class as its user: trust its file, and return it with absolute path and hash.
+
+    The file is read, not run. Raises ConfigError: no such file, module or class (with suggestions),
+    a file that is not Python, settings that are not literals.
+    """
+    one = Custom(kind, source)
+    where, cls, _ = parse(one)
+    file = find(one)
+    content = read_source(kind, file)
+    classes, others = names_in(file, content)
+    if cls not in classes and not others & {cls, "*"}:
+        known = f"Classes in it: {', '.join(sorted(classes)) or 'none'}."
+        raise ConfigError(f"{file} has no class {cls!r}.{suggest(cls, classes)}", known)
+    digest = sha(content)
+    _remember(digest, str(file))
+    return Custom(kind, f"{file if is_path(where) else where}:{one.what}", digest)
+
+
+# -- trust -----------------------------------------------------------------------------------------
+
+
+def trust(path: str | Path) -> list[Custom]:
+    """Trust the custom classes that a run folder, study folder or config file names.
+
+    Returns them; none is imported here. Trusted is the content with the hash that the config gives,
+    in the place it names or in the folder's copy; in a config without a hash, the file as it is.
+    Raises ConfigError: no config or plan there, or a file without that content. A missing source
+    of images is only a warning if something else is trusted: not every use of a run reads images.
+    """
+    path = Path(path)
+    files = [path / n for n in NAMING if (path / n).is_file()] if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"{path} is not a run or study: it has no config.json or plan.json.")
+    found: list[Custom] = []
+    missing: list[ConfigError] = []
+    for one in dict.fromkeys(one for file in files for one in _named_in(file)):
+        try:
+            if not one.sha256:
+                found.append(name_class(one.kind, one.source))
+                continue
+            file, _ = locate(one, path if path.is_dir() else path.parent)
+            _remember(one.sha256, str(file) if file == find_if_there(one) else "")
+            found.append(one)
+        except ConfigError as error:
+            if one.kind is not SOURCE:
+                raise
+            missing.append(error)
+    if missing and not found:
+        raise missing[0]
+    for absent in missing:
+        warn_once(absent.message)
+    return found
+
+
+def _named_in(file: Path) -> Iterator[Custom]:
+    """Every custom class that a JSON file names, nested or dotted."""
+    try:
+        if not file.is_file():
+            raise ConfigError(f"There is no run folder, study or config file {file}.")
+        if file.stat().st_size > JSON_LIMIT:
+            raise ConfigError(f"{file} is larger than {JSON_LIMIT >> 20} MiB: not a config.")
+        flat = dict(_leaves(json.loads(file.read_bytes()), ""))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not JSON: {error}.") from error
+    for leaf, value in flat.items():
+        table, _, last = leaf.rpartition(".")
+        component = table.rpartition(".")[2]
+        if not isinstance(value, str):
+            continue
+        if last in NAMED_BY and class_parts(value):
+            yield Custom(NAMED_BY[last], value)
+        elif last == "source" and component in NAMED_BY:
+            yield Custom(NAMED_BY[component], value, str(flat.get(f"{table}.sha256") or ""))
+        elif leaf.endswith("data.path") and flat.get(f"{table}.source") in ("custom", "outside"):
+            yield Custom(SOURCE, value, str(flat.get(f"{table}.path_sha256") or ""))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def trusted() -> set[tuple[str, str]]:
+    """(SHA-256, file where it was named, or "") of everything that may be imported."""
+    text = os.environ.get(TRUSTED_ENV, "")
+    with contextlib.suppress(OSError):
+        text += "\n" + trusted_file().read_text(encoding="utf-8", errors="replace")
+    found = set(re.findall(r"^([0-9a-f]{64}) [ *](.*)$", text, re.MULTILINE))
+    with contextlib.suppress(OSError):  # as earlier versions wrote it
+        old = trusted_file().with_suffix(".json").read_text(encoding="utf-8", errors="replace")
+        found.update(re.findall(r'"([0-9a-f]{64})": \{\s*"source": "([^"\\]*)"', old))
+    return found
+
+
+def consent() -> str:
+    """The value of VITC_TRUSTED for a worker on another machine: all that is trusted here."""
+    return _lines(trusted())
+
+
+def _lines(entries: set[tuple[str, str]]) -> str:
+    return "".join(f"{digest}  {file}\n" for digest, file in sorted(entries))
+
+
+def trusted_file() -> Path:
+    """The file that lists what this user trusts."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):  # as its specification requires
+        state = os.path.expanduser("~/.local/state")
+    return Path(state) / "vitc" / "trusted.txt"
+
+
+def _remember(digest: str, file: str) -> None:
+    """Trust a file: in this process, in those it starts, and in later ones of this user."""
+    entry = {(digest, file)}
+    if entry <= trusted():
+        return
+    os.environ[TRUSTED_ENV] = os.environ.get(TRUSTED_ENV, "").rstrip("\n") + "\n" + _lines(entry)
+    path = trusted_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(_lines(entry))
+    except OSError as error:
+        warn_once(
+            f"{path} cannot be written ({error.strerror}): {file or digest} is trusted by this "
+            "process only."
+        )
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Warn, once a process."""
+    logging.getLogger("vitc").warning(text)
+
+
+def require_trust(one: Custom, digest: str, named_in: Path | None = None) -> None:
+    """Raises ConfigError unless a file of this hash is trusted. Every import passes here.
+
+    `named_in`: the run, study or config that names the class, for the message.
+    """
+    if any(digest == known for known, _ in trusted()):
+        return
+    kept = copies_in(named_in, digest) if named_in else []
+    raise ConfigError(
+        f"{named_in or 'This config'} names a custom {one.kind.noun}, {one.what} of {one.place}, "
+        "that is not trusted on this machine. Its code was not run.",
+        f"Read {kept[0] if kept else 'that file'} first. If you trust it, repeat the command with "
+        "--trust (in Python: vitc.plugins.trust(path)).",
+    )
+
+
+# -- configs with custom classes -------------------------------------------------------------------
+# A component of a config that is a custom class has `source`, `sha256` and a property `custom`.
+
+
+def customs(config: Any) -> Iterator[Custom]:
+    """The custom classes of a config and its components."""
+    if isinstance(getattr(config, "custom", None), Custom):
+        yield config.custom
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from customs(value)
+
+
+def with_sources(config: _Config, folder: str | Path, strict: bool = True) -> _Config:
+    """The config with its custom classes found again for the run or study in `folder`.
+
+    A file that still has the hash of the config is used where it is, else the copy in `folder` or
+    in the study of the trial `folder`. Raises ConfigError if `strict`: a file is not trusted, or
+    its content is nowhere; such a class is otherwise left as it is.
+    """
+    config_: Any = config
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(config_):
+        value = getattr(config_, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            new = with_sources(value, folder, strict)
+            if new is not value:
+                changed[field.name] = new
+    one = getattr(config_, "custom", None)
+    if isinstance(one, Custom):
+        try:
+            changed["source"], changed["sha256"] = _found_again(one, Path(folder))
+        except ConfigError:
+            if strict:
+                raise
+    return dataclasses.replace(config_, **changed) if changed else config
+
+
+def _found_again(one: Custom, folder: Path) -> tuple[str, str]:
+    """(source, sha256) of the file to use."""
+    names_it = folder.is_file() or any((folder / name).is_file() for name in NAMING)
+    named_in = folder if names_it else None
+    if one.sha256:
+        require_trust(one, one.sha256, named_in)
+    file, content = locate(one, folder.parent if folder.is_file() else folder)
+    digest = sha(content)
+    require_trust(one, digest, named_in)
+    if file == find_if_there(one):
+        return one.source, digest
+    warn_once(f"{one.place} has changed or no longer exists; using the copy {file}.")
+    return f"{file}:{one.what}", digest
+
+
+def copies(config: Any) -> dict[str, bytes]:
+    """Name -> content of the files that a run folder keeps in `sources/`.
+
+    Raises ConfigError: a file is not what it was.
+    """
+    kept = {}
+    for one in customs(config):
+        file, content = locate(one)
+        prefix = f"{sha(content)[:12]}_"
+        kept[prefix + file.name.removeprefix(prefix)] = content  # also of a copy
+    return kept
