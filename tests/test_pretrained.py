@@ -345,10 +345,10 @@ def test_settings_that_make_no_sense_together_are_refused(trained: Path, tmp_pat
         (trained, {"weights": "best"}, "must be 'ema' or 'raw'"),
         (tiny(), {"weights": "raw"}, "no effect with a model"),
         (tiny(), {"classes": ["a"]}, "1 classes for 4 outputs"),
-        (tiny(), {"preprocessing": {"mean": [0.5]}}, "Preprocessing lacks 'channels'"),
+        (tiny(), {"preprocessing": {"mean": [0.5]}}, "'std' is missing"),
         (tiny(), {"preprocessing": PREPARED | {"mean": [0.5]}}, "is not 3 numbers"),
         (tiny(), {"preprocessing": PREPARED | {"channels": "gray"}}, "'gray' are not 3"),
-        (tiny(), {"preprocessing": PREPARED | {"size": 3}}, "knows no 'size'"),
+        (tiny(), {"preprocessing": PREPARED | {"size": 3}}, "'size' is unknown"),
         (tiny(), {"preprocessing": "rgb"}, "preprocessing is a str; it must be a table"),
         (tiny(), {"classes": "abcd"}, "no list of texts"),
         (nn.Linear(2, 2), {}, "A Linear has no config of ours"),
@@ -419,7 +419,7 @@ def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) 
         ({"preprocessing": PREPARED | {"channels": []}}, "channels is none of"),
         ({"preprocessing": PREPARED | {"crop": 0}}, "crop is not in"),
         ({"preprocessing": PREPARED | {"img_size": [10**9, 32]}}, "at most 4096 pixels"),
-        ({"preprocessing": PREPARED | {"interpolation": 3}}, "interpolation is no text"),
+        ({"preprocessing": PREPARED | {"interpolation": 3}}, "interpolation is not a string"),
     ],
 )
 def test_each_wrong_value_of_a_config_has_its_message(

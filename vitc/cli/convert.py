@@ -10,7 +10,8 @@ from vitc.cli.parser import Parser, Verb, say, say_json, weights_option
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitc.weights.layouts import Preprocessing, Shape
+    from vitc.data.preprocessing import Preprocessing
+    from vitc.weights.layouts import Shape
     from vitc.weights.load import Weights
 
 NAMES = "vitc, pycls, pycls_branch, torchvision or timm"
@@ -64,8 +65,8 @@ def _convert(args: Namespace) -> int:
 
     shape = describe(weights.tensors)
     models = [args.model] if args.model else models_like(shape) if shape else []
+    pre = weights.preprocessing
     if args.json:
-        pre = weights.preprocessing
         record = {
             "status": "done",
             "in": args.source,
@@ -84,7 +85,8 @@ def _convert(args: Namespace) -> int:
     say(f"Read {weights.where}: names of {weights.source}{'' if shape is None else f', {shape}'}.")
     for note in notes:
         say(f"  {note}")
-    say(f"Preprocessing: {_preprocessing_words(weights.preprocessing)}")
+    unknown = "unknown; ask the author of the weights for mean, std, size and channel order"
+    say(f"Preprocessing: {unknown if pre is None else pre.describe()}.")
     say(f"Wrote {args.out}: names of {args.to}, SHA-256 {sha256[:16]}...")
     say(f"Next: {_next(args.out, args.to, models, shape)}")
     return 0
@@ -153,18 +155,6 @@ def _mismatched_channels(pre: Preprocessing | None, to: str) -> list[str]:
         f"Mind: these weights take {pre.channels.upper()} images, {to} gives {feeds.upper()}; "
         f"--channels {feeds} reverses them."
     ]
-
-
-def _preprocessing_words(pre: Preprocessing | None) -> str:
-    if pre is None:
-        return "the weights do not say; ask their author for mean, std, size and channel order."
-    size = f"{pre.img_size[0]}x{pre.img_size[1]} pixels" if pre.img_size else "size not said"
-    crop = f"{pre.crop:.3g} of the shorter side" if pre.crop is not None else "crop not said"
-    mean, std = (", ".join(f"{v:g}" for v in values) for values in (pre.mean, pre.std))
-    return (
-        f"{pre.channels.upper()}, mean {mean}, std {std}, "
-        f"{pre.interpolation or 'interpolation not said'}, {crop}, {size}."
-    )
 
 
 def _next(out: Path, to: str, models: list[str], shape: Shape | None) -> str:

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.config import RunConfig, from_dict, to_dict
+from vitc.data.preprocessing import KEYS as PREPROCESSING
+from vitc.data.preprocessing import Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
 from vitc.models.config import CustomStemConfig, ModelConfig, TimmConfig, ViTConfig
 from vitc.plugins.consent import copies, with_sources
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitc.weights.blueprint import Kind
-    from vitc.weights.layouts import Preprocessing
+
 
 FORMAT = 1
 LIBRARY = "vitc"
@@ -59,11 +61,8 @@ KEYS = (
     "fit",
     "results",
 )
-PREPROCESSING_KEYS = {"mean", "std", "channels", "interpolation", "crop", "img_size"}
-CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1, "other": None}
 FITS = ("crop", "pad", "squash")
 MOST_CLASSES = 10_000_000
-LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -142,17 +141,9 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
         cost = counted(blueprint(config, k, kinds(tensors), str(run)), config)
     except ConfigError as error:  # needs timm, which is not there
         why_not = error.message
-    fit = record["fit"]
-    preprocessing = {
-        "mean": record["mean"],
-        "std": record["std"],
-        "channels": {1: "gray", 3: "rgb"}.get(record["in_chans"], "other"),
-        "interpolation": "bilinear",
-        "crop": record["eval_crop"] if fit == "crop" else None,
-        "img_size": record["img_size"],
-    }
+    preprocessing = Preprocessing.from_run(record).to_dict()
     results = results_of(run, weights)
-    saved = Saved(config, k, tuple(record["classes"]), preprocessing, fit, results)
+    saved = Saved(config, k, tuple(record["classes"]), preprocessing, record["fit"], results)
     numbers = sum(t.numel() for t in tensors.values())
     return saved, tensors, run_card(run, weights, cost, numbers, why_not)
 
@@ -223,14 +214,12 @@ def _own_stem_hint() -> str:
 
 
 def _plain_values(values: Mapping[str, Any] | Preprocessing) -> dict[str, Any]:
-    from vitc.weights.layouts import Preprocessing
-
     if isinstance(values, Preprocessing):
         return values.to_dict()
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"preprocessing is a {type(values).__name__}; it must be a table of "
-            f"{', '.join(sorted(PREPROCESSING_KEYS))}, or what load_weights reports."
+            f"{', '.join(PREPROCESSING)}, or what load_weights reports."
         )
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -543,44 +532,8 @@ def _classes_problem(classes: Any, k: int) -> str | None:
 
 
 def _preprocessing_problem(values: Any, in_chans: Any) -> str | None:
-    """What is wrong with how images are prepared, in words."""
-    if values is None:
-        return None
-    if not isinstance(values, dict):
-        return "preprocessing is neither a table nor null"
-    unknown = sorted(map(str, set(values) - PREPROCESSING_KEYS))
-    missing = sorted(PREPROCESSING_KEYS - set(values))
-    if unknown or missing:
-        which = f"knows no {unknown[0][:60]!r}" if unknown else f"lacks {missing[0]!r}"
-        return f"preprocessing {which}"
-    for name in ("mean", "std"):
-        if not _numbers(values[name]) or len(values[name]) != in_chans:
-            return f"preprocessing.{name} is not {in_chans} numbers, one a channel"
-    if min(values["std"]) <= 0:
-        return "preprocessing.std is not above 0"
-    channels = values["channels"]
-    if not isinstance(channels, str) or channels not in CHANNELS:
-        return f"preprocessing.channels is none of {', '.join(CHANNELS)}"
-    if CHANNELS[channels] not in (in_chans, None):
-        return f"preprocessing.channels {channels!r} are not {in_chans}"
-    interpolation, crop, size = (values[k] for k in ("interpolation", "crop", "img_size"))
-    if not isinstance(interpolation, str | None):
-        return "preprocessing.interpolation is no text"
-    if crop is not None and not (_numbers([crop]) and 0 < crop <= 1):
-        return "preprocessing.crop is not in (0, 1]"
-    if size is None:
-        return None
-    good = _numbers(size) and len(size) == 2
-    if not good or not all(type(s) is int and 0 < s <= LARGEST_SIDE for s in size):
-        return f"preprocessing.img_size is not [height, width] of at most {LARGEST_SIDE} pixels"
-    return None
-
-
-def _numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        type(v) in (int, float) and abs(v) < 1e6  # neither inf nor nan
-        for v in values
-    )
+    problem = None if values is None else preprocessing_problem(values, in_chans, complete=True)
+    return None if problem is None else f"preprocessing: {problem}"
 
 
 def _model_config(values: dict[str, Any], file: Path) -> ModelConfig:

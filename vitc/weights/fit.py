@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from vitc.config import to_dict
+from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import MODELS
 from vitc.training.freeze import classifier_name
 from vitc.weights.layouts import (
-    Preprocessing,
     Shape,
     describe,
     first_convolution,

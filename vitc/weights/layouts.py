@@ -15,80 +15,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError
 
 Layout = Literal["vitc", "pycls", "pycls_branch", "torchvision", "timm"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-Channels = Literal["rgb", "bgr", "gray", "other"]
 
 # -- preprocessing ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What was done to the pixels that these weights were trained on; it belongs to the weights."""
-
-    mean: tuple[float, ...]
-    """Mean a channel, of pixels in [0, 1], in the order of `channels`."""
-    std: tuple[float, ...]
-    """Standard deviation a channel, likewise."""
-    channels: Channels = "rgb"
-    """What the input channels are, in order."""
-    interpolation: str | None = None
-    """How images were resized (bilinear, bicubic); None: the weights do not say."""
-    crop: float | None = None
-    """Share of the shorter side that evaluation kept (224 of 256: 0.875); None: not said."""
-    img_size: tuple[int, int] | None = None
-    """(height, width) in pixels; None: not said."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: object) -> Preprocessing:
-        """What `to_dict` gave. Raises CheckpointError where a value cannot be meant."""
-        if isinstance(values, Mapping) and set(values) <= set(cls.__dataclass_fields__):
-            mean: Any = values.get("mean")
-            std: Any = values.get("std")
-            size: Any = values.get("img_size")
-            crop, interpolation = values.get("crop"), values.get("interpolation")
-            channels = values.get("channels", "rgb")
-            if (
-                _numbers(mean)
-                and _numbers(std)
-                and len(mean) == len(std)
-                and min(std) > 0
-                and channels in get_args(Channels)
-                and (size is None or (_numbers(size) and len(size) == 2))
-                and (crop is None or (type(crop) in (int, float) and 0 < crop <= 1))
-                and (interpolation is None or isinstance(interpolation, str))
-            ):
-                size = None if size is None else (int(size[0]), int(size[1]))
-                return cls(tuple(mean), tuple(std), channels, interpolation, crop, size)
-        raise CheckpointError(
-            f"The preprocessing saved with the weights is damaged: {values!r:.200}."
-        )
-
-    def reversed(self) -> Preprocessing:
-        """The same for the other order of colours: BGR for RGB, RGB for BGR."""
-        other: Channels = "rgb" if self.channels == "bgr" else "bgr"
-        return replace(self, mean=self.mean[::-1], std=self.std[::-1], channels=other)
-
-
-def _numbers(values: Any) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) > 0
-        and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
-    )
 
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in RGB

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vitc.data.preprocessing import Channels, Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
 from vitc.models.timm import import_peer
 from vitc.runs.checkpoint import DTYPES, STATE, _write_tensors, load_weights_of
@@ -23,9 +24,7 @@ from vitc.runs.folder import CHECKPOINTS, TEMPORARY, read_data, read_object, syn
 from vitc.weights.files import SAFETENSORS, TORCH, no_weights_in, read_weights_file
 from vitc.weights.layouts import (
     LAYOUTS,
-    Channels,
     Layout,
-    Preprocessing,
     convention,
     foreign_part,
     from_vitc,
