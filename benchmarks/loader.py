@@ -52,9 +52,9 @@ from vitc.data.augment.device import finish
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.loader import TrainReader, open_train
 from vitc.data.pack import PackOptions, pack
-from vitc.data.pixels import cores
 from vitc.data.sampling import BatchPlan, requests
 from vitc.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split, read_source
+from vitc.machine import cores
 from vitc.models.timm import import_peer
 from vitc.training.device import describe, pick_device
 

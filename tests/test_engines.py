@@ -24,7 +24,8 @@ import pytest
 
 from vitc.cli.main import main
 from vitc.errors import ConfigError, InterruptedRun, RunError
-from vitc.runs.folder import CONFIG, FolderLock
+from vitc.files import FolderLock
+from vitc.runs.folder import CONFIG
 from vitc.study import launch_slurm as engine_slurm
 from vitc.study import load_runs
 from vitc.study import work as trial

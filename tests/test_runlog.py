@@ -18,18 +18,12 @@ from typing import Any
 import pytest
 
 from tests.test_state import in_child
-from vitc.config import RunConfig, from_dict, read_json
+from vitc.config import RunConfig, from_dict
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
+from vitc.files import FolderLock, read_json, write_atomically
+from vitc.machine import environment
 from vitc.runs import folder as runlog
-from vitc.runs.folder import (
-    FolderLock,
-    RunFolder,
-    environment,
-    read_data,
-    read_metrics,
-    read_summary,
-    write_atomically,
-)
+from vitc.runs.folder import RunFolder, read_data, read_metrics, read_summary
 
 DATA = {
     "source": "folder",

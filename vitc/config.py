@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import itertools
-import json
 import math
 import os
 import textwrap
@@ -26,6 +25,7 @@ from vitc.data.config import (
     is_pattern,
 )
 from vitc.errors import ConfigError, suggest, unknown
+from vitc.files import read_json
 from vitc.models.config import (
     MODEL_KINDS,
     STEM_KINDS,
@@ -349,19 +349,6 @@ def type_name(hint: Any) -> str:
         type(None): "null",
     }
     return names.get(hint, str(hint))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a ConfigError that names the file, line and column."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path} cannot be read: {e.strerror}.") from e
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} is not JSON: {e}.") from e
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not an object with settings.")
-    return values
 
 
 def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:

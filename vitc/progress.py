@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vitc.wording import duration
+
 
 class RunProgress:
     """Progress of one run on stderr. `quiet` says nothing at all."""
@@ -101,13 +103,3 @@ def what_limits(wait: float, seconds: float, workers: int | None, cores: int, de
     elif device == "cpu":
         ways.append(f"loader and training share {cores} cores here")
     return f"the loader limits the rate: {said}; to change it: {'; or '.join(ways)}"
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
-    s = max(0, round(seconds))
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
-    return f"{s // 3600} h {s % 3600 // 60:02d} min"

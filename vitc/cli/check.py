@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.cli.parser import Parser, Verb, count, note, say, say_json
 from vitc.config import RunConfig, resolve_config, with_data
 from vitc.errors import ConfigError
+from vitc.wording import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -87,7 +88,7 @@ def _config(path: str, settings: dict[str, Any]) -> DataConfig:
 def _say(report: Report) -> None:
     """The report as text: what there is, the findings worst first, the verdict."""
     from vitc.data.check import to_values
-    from vitc.data.sources.folder import counted
+    from vitc.wording import counted
 
     values = to_values(report)
     splits = ", ".join(f"{n:,} {name}" for name, n in values["images"].items())
@@ -128,7 +129,7 @@ def _say(report: Report) -> None:
         )
         if finding.places is not None:
             for example in finding.examples[:3]:
-                say(f"{blank}{_printable(example)}")
+                say(f"{blank}{printable(example)}")
             if len(finding.examples) > 3:
                 say(f"{blank}...")
         say(f"{blank}-> {finding.cure}")
@@ -136,11 +137,6 @@ def _say(report: Report) -> None:
         say("Training would fail: see STOP.")
     else:
         say("Training can start." if report.findings else "Nothing was found: training can start.")
-
-
-def _printable(text: str) -> str:
-    """Without control characters, by which a file's name could steer the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class _Progress:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vitc.cli.check import CHECK_VERB
 from vitc.cli.parser import Parser, Verb, count, note, say, say_json
 from vitc.config import RunConfig, with_data
-from vitc.data.sources.folder import counted
+from vitc.wording import counted
 
 PLAIN_EVERY_SECONDS = 10.0  # between plain progress lines
 

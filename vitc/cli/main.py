@@ -25,8 +25,9 @@ from vitc.cli.data import DATA_VERBS
 from vitc.cli.measures import BENCH_VERB, MEASURE_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
 from vitc.cli.study import REPORT_VERB, STUDY_VERBS
-from vitc.config import all_leaf_types, read_json
+from vitc.config import all_leaf_types
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError, unknown
+from vitc.files import read_json
 
 VERBS: dict[str, Verb] = {
     "train": train.VERB,

@@ -409,7 +409,7 @@ def _bench(args: Namespace) -> int:
     import dataclasses
     import json
 
-    from vitc.runs.folder import environment
+    from vitc.machine import environment
     from vitc.study.bench import bench, bench_config
     from vitc.study.measures.peak import correlation_values, time_correlations
     from vitc.study.paper.numbers import TABLE2

@@ -259,7 +259,7 @@ def emit(text: str) -> None:
 
 
 def emit_json(values: Mapping[str, Any]) -> None:
-    from vitc.runs.folder import to_json
+    from vitc.files import to_json
 
     emit(to_json(values))
 

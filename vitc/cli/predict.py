@@ -19,8 +19,8 @@ from vitc.cli.parser import (
     note,
     weights_option,
 )
-from vitc.data.sources.folder import counted
 from vitc.errors import ConfigError
+from vitc.wording import counted
 
 
 def options(parser: Parser) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from vitc.cli.engines import engine_of, engine_options, only_say, placed
 from vitc.cli.parser import Parser, Verb, count, note, say, say_json, seconds
-from vitc.config import read_json
 from vitc.errors import ConfigError, suggest
+from vitc.files import read_json
 
 if TYPE_CHECKING:
     from vitc.study.design import Group, Plan, Range, StudyFolder

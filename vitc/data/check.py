@@ -37,7 +37,6 @@ from vitc.data.sources.folder import (
     IMAGE_SUFFIXES,
     SPLIT_WORDS,
     FolderSplit,
-    counted,
     name_key,
     shown,
     some,
@@ -45,6 +44,8 @@ from vitc.data.sources.folder import (
 )
 from vitc.data.store import Ints, Names
 from vitc.errors import BrokenFileError, DataError, RunError
+from vitc.machine import cores
+from vitc.wording import counted
 
 Severity = Literal["stop", "warn", "note"]  # training fails; results suffer; worth knowing
 SEVERITIES: tuple[Severity, ...] = ("stop", "warn", "note")
@@ -206,10 +207,7 @@ def check(
             f"Only {sample:,} of {total:,} images, evenly spaced, were examined: copies "
             "and faults of the others are not seen."
         )
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    looked = _look_at_all(_Work(list(splits.values())), positions, workers or cores, progress)
+    looked = _look_at_all(_Work(list(splits.values())), positions, workers or cores(), progress)
     report = Report(
         config=config,
         classes=classes,
@@ -220,7 +218,7 @@ def check(
         records=looked.records,
         details=looked.details,
         notes=tuple(notes),
-        cores=cores,
+        cores=cores(),
     )
     found = [*refusals, *_file_findings(report), *_copies(report, looked.minis)]
     found += [*_class_findings(report), *_size_findings(report), *_litter(report)]

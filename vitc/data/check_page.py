@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from vitc.data.check import Finding, Report, to_values
-from vitc.data.sources.folder import counted, shown
+from vitc.data.sources.folder import shown
 from vitc.errors import BrokenFileError
+from vitc.wording import counted
 
 THUMB_SIDE = 112  # pixels
 THUMBS = 12  # of a finding

@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vitc.data.augment import ops
 from vitc.data.augment.device import Erased, erased, to_device
 from vitc.data.config import DataConfig
-from vitc.data.pixels import Fetched, Resident, cores, cut_stored, hold, settle, whole
+from vitc.data.pixels import Fetched, Resident, cut_stored, hold, settle, whole
 from vitc.data.sampling import (
     BatchPlan,
     Mix,
@@ -57,6 +57,7 @@ from vitc.data.sampling import (
 from vitc.data.sources.base import DataSet, Files, Split
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
+from vitc.machine import cores
 
 MOST_WORKERS = 8
 POLL_SECONDS = 1.0  # how often, while a batch is waited for, the loader processes are looked at

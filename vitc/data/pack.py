@@ -34,10 +34,13 @@ from numpy.typing import NDArray
 from vitc.data.config import DataConfig
 from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
 from vitc.data.sources.base import Found, Split, read_source
-from vitc.data.sources.folder import counted, some
+from vitc.data.sources.folder import some
 from vitc.data.sources.packed import HEADER, SPLITS, SUFFIX, About, Encoding, open_pack, write_index
 from vitc.data.store import Ints, Names, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
+from vitc.files import sync_folder
+from vitc.machine import cores
+from vitc.wording import counted
 
 CHUNK = 16  # images a task: few enough that bytes on their way to be written stay few
 QUALITY, RAW_SIDE = 95, 256  # defaults where images are made anew
@@ -115,7 +118,7 @@ def pack(
     order = [name for name in SPLITS if name in found.splits]
     splits = [found.splits[name] for name in order]
     work = _Work(splits, *_form(splits[0], options))
-    workers = workers or _cores()
+    workers = workers or cores()
     partial, journal = Path(f"{out}.partial"), Path(f"{out}.journal")
     if overwrite:
         journal.unlink(missing_ok=True)
@@ -129,7 +132,7 @@ def pack(
             write_index(payload, about, names, labels, done.entries[done.good])
             size = payload.tell() if payload.seek(0, os.SEEK_END) else 0
             os.replace(partial, out)
-            _sync_folder(out.parent)
+            sync_folder(out.parent)
             journal.unlink(missing_ok=True)
     except BrokenProcessPool as e:
         raise RunError(
@@ -141,11 +144,6 @@ def pack(
             f"{out} cannot be written: {e.strerror or e}.", "Repair that; the same command goes on."
         ) from e
     return Packed(out, int(done.good.sum()), size, skipped, resumed)
-
-
-def _cores() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -173,14 +171,6 @@ def _locked(partial: Path) -> Iterator[BinaryIO]:
                 f"Another process is writing {partial}.", "Wait for it, or give another name."
             ) from None
         yield f
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:

@@ -6,11 +6,9 @@ split can and should be held, and says why not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +30,8 @@ from vitc.data.sampling import (
 from vitc.data.sources.base import DataSet, Split
 from vitc.data.store import Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError
+from vitc.machine import cores, memory
+from vitc.wording import size
 
 SMALL_SIDE = 64  # pixels; files up to this size are worth decoding once, whatever the model's size
 MANY_FILES = 200_000  # about half a minute of decoding on one core; more are read as they come
@@ -280,8 +280,8 @@ def _check_memory(
     part, limit = ("", have) if config.resident == "on" else ("a quarter of ", have // 4)
     if need > limit:
         raise _Unfit(
-            f"{n:,} images of {' x '.join(map(str, shape))} take {_size(need)}, more than {part}"
-            f"the {_size(have)} of {device.type}"
+            f"{n:,} images of {' x '.join(map(str, shape))} take {size(need)}, more than {part}"
+            f"the {size(have)} of {device.type}"
         )
 
 
@@ -362,34 +362,10 @@ def _hold_files(
 # -- the machine ----------------------------------------------------------------------------------
 
 
-def cores() -> int:
-    """CPU cores for this process: those it may use, shared with the run's others on the machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (usable or 1) // _processes_here())
-
-
 def device_memory(device: torch.device) -> int:
     """Bytes of memory of the device; of the host, this process's share of what it allows."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    limits = [_physical_memory()]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(file).read_text().strip() if Path(file).exists() else ""
-        limits += [int(text)] if text.isdigit() else []  # "max": no limit
-    return min(limits) // _processes_here()
-
-
-def _processes_here() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-
-
-def _physical_memory() -> int:
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 << 30  # where the system does not say (Windows; untested)
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+    return memory()

@@ -17,9 +17,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
-from vitc.data.sources import folder as folders
-from vitc.errors import VitcError
+from vitc.errors import CheckpointError, VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.wording import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,9 +71,10 @@ def run_card(
     `cost`: the model's, or None and `why_not`. `numbers`: how many the weights hold, buffers
     included. Raises CheckpointError: the folder's files are damaged.
     """
-    from vitc.runs.folder import CONFIG, read_data, read_object, read_summary
+    from vitc.files import read_json
+    from vitc.runs.folder import CONFIG, read_data, read_summary
 
-    config, record = from_dict(read_object(run / CONFIG)), read_data(run)
+    config, record = from_dict(read_json(run / CONFIG, CheckpointError)), read_data(run)
     summary, results = read_summary(run) or {}, results_of(run, weights)
     return _written(
         _front(config.model, record, results),
@@ -299,8 +300,7 @@ def _training(config: RunConfig, summary: Mapping[str, Any]) -> list[str]:
         f"- Recipe: {code(config.name)}",
         f"- Optimizer: {code(kind)}, peak learning rate {optim.peak_lr(t.batch):g}, weight decay "
         f"{optim.weight_decay:g}",
-        f"- {folders.counted(t.epochs, 'epoch')} in batches of {t.batch:,}, "
-        f"precision {t.precision}",
+        f"- {counted(t.epochs, 'epoch')} in batches of {t.batch:,}, precision {t.precision}",
     ]
     if _number(summary.get("step")) is not None:
         total = _number(summary.get("total_steps"))
@@ -409,7 +409,7 @@ def _results(
         ]
     averaged = weights == "ema" and config.optim.ema.kind != "none"
     lines += [
-        f"On {folders.counted(results['n'], 'validation image')}, with the "
+        f"On {counted(results['n'], 'validation image')}, with the "
         f"{'average (EMA) of the weights' if averaged else 'last weights, not averaged'}, "
         "after the last epoch:",
         "",
@@ -435,7 +435,7 @@ def _results(
     return lines
 
 
-def counted(model: nn.Module, config: ModelConfig) -> Complexity | None:
+def cost_of(model: nn.Module, config: ModelConfig) -> Complexity | None:
     """The model's cost; None where it cannot be counted."""
     from vitc.models.complexity import complexity
 

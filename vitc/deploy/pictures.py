@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.config import from_dict, read_json
+from vitc.config import from_dict
 from vitc.errors import BrokenFileError, ConfigError, suggest
+from vitc.files import read_json
 from vitc.views.model import Page, Table, model_with
 
 if TYPE_CHECKING:

@@ -28,18 +28,11 @@ from vitc.config import RunConfig, from_dict, to_dict
 from vitc.data.preprocessing import KEYS as PREPROCESSING
 from vitc.data.preprocessing import Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
+from vitc.files import TEMPORARY, discard, read_json, sync_folder, to_json, write_file
 from vitc.models.config import CustomStemConfig, ModelConfig, TimmConfig, ViTConfig
 from vitc.plugins.consent import copies, with_sources
 from vitc.plugins.names import SOURCES, is_path
-from vitc.runs.folder import (
-    TEMPORARY,
-    discard,
-    read_data,
-    read_object,
-    sync_folder,
-    to_json,
-    write_file,
-)
+from vitc.runs.folder import read_data
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,18 +120,18 @@ def save_pretrained(
 
 def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a run folder: config, weights, card."""
-    from vitc.deploy.card import counted, results_of, run_card
+    from vitc.deploy.card import cost_of, results_of, run_card
     from vitc.runs.checkpoint import load_weights_of
     from vitc.weights.blueprint import blueprint, kinds
 
     check_run(run)
-    config = with_sources(from_dict(read_object(run / CONFIG)).model, run)
+    config = with_sources(from_dict(read_json(run / CONFIG, CheckpointError)).model, run)
     record = read_data(run)
     k = len(record["classes"])
     tensors = load_weights_of(run, ema=weights == "ema")
     cost, why_not = None, ""
     try:
-        cost = counted(blueprint(config, k, kinds(tensors), str(run)), config)
+        cost = cost_of(blueprint(config, k, kinds(tensors), str(run)), config)
     except ConfigError as error:  # needs timm, which is not there
         why_not = error.message
     preprocessing = Preprocessing.from_run(record).to_dict()
@@ -167,7 +160,7 @@ def _from_model(
     preprocessing: Mapping[str, Any] | Preprocessing | None,
 ) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a model in memory: config, weights, card."""
-    from vitc.deploy.card import bare_card, counted
+    from vitc.deploy.card import bare_card, cost_of
     from vitc.weights.blueprint import blueprint, kinds
 
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
@@ -202,7 +195,7 @@ def _from_model(
         )
     saved = Saved(config, k, None if names is None else tuple(names), prepared, "crop", None)
     numbers = sum(t.numel() for t in tensors.values())
-    card = bare_card(config, k, names, prepared, counted(twin, config), numbers)
+    card = bare_card(config, k, names, prepared, cost_of(twin, config), numbers)
     return saved, tensors, card
 
 
@@ -477,7 +470,7 @@ def read_pretrained(folder: Path) -> Saved:
                 "Give a folder that vitc save or save_pretrained wrote.",
             )
     file = folder / CONFIG
-    values = read_object(file)
+    values = read_json(file, CheckpointError)
     if values.get("library") != LIBRARY or type(values.get("format")) is not int:
         raise CheckpointError(
             f"{file} is of another library's model, not of vitc's.",

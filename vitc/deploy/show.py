@@ -9,17 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import (
-    RunConfig,
-    flat_values,
-    from_dict,
-    read_json,
-    resolve_config,
-    to_dict,
-)
-from vitc.data.sources import folder as folders
+from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
 from vitc.errors import ConfigError, DataError, suggest
+from vitc.files import read_json
 from vitc.views.model import Page, Table, model_with, write
+from vitc.wording import counted
 
 __all__ = [
     "Page",
@@ -384,19 +378,19 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
         ),
         (
             "step",
-            folders.counted(t.batch, "image"),
+            counted(t.batch, "image"),
             f"{micros} micro-batches of {t.micro}" if micros > 1 else "",
         ),
         (
             "epochs",
             f"{t.epochs}",
-            f"of {folders.counted(s['steps_per_epoch'], 'step')}" if known else "",
+            f"of {counted(s['steps_per_epoch'], 'step')}" if known else "",
         ),
         ("steps", f"{s['total_steps']:,}" if known else "?", ""),
         (
             "warm-up",
             _several(f"{s['warmup_epochs']:g}", "epoch")
-            + (f", {folders.counted(s['warmup_steps'], 'step')}" if known else ""),
+            + (f", {counted(s['warmup_steps'], 'step')}" if known else ""),
             "as set" if given else "the smaller of 5 epochs and 10 %",
         ),
         ("lr, first", f"{s['first_lr']:.3g}", ""),
@@ -503,7 +497,7 @@ def evaluation_page(result: Mapping[str, Any]) -> Page:
         ("loss", f"{result['loss']:.4f}"),
     ]
     weights = "average (EMA)" if result["weights"] == "ema" else "raw"
-    images = folders.counted(result["n"], f"{result['split']} image")
+    images = counted(result["n"], f"{result['split']} image")
     title = f"{result['run']}: {images}, {weights} weights"
     return Page(dict(result), [Table(title, ("", "value"), rows)])
 

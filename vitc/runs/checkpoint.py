@@ -30,21 +30,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitc.errors import CheckpointError
-from vitc.optim.ema import Ema
-from vitc.runs.folder import (
-    CHECKPOINT_NAME,
-    CHECKPOINTS,
-    LATEST,
+from vitc.files import (
     TEMPORARY,
     discard,
     plain,
-    read_object,
+    read_json,
     remove_leftovers,
     sync_folder,
     write_atomically,
     write_file,
 )
+from vitc.optim.ema import Ema
+from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST
 from vitc.training.config import TrainConfig
+from vitc.wording import few
 
 FORMAT = 1
 STATE = "state.json"
@@ -271,7 +270,7 @@ def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
     """The content of state.json, once it and the files it names (or `only` those) prove whole."""
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint {path}.")
-    state = read_object(path / STATE, _decode)
+    state = read_json(path / STATE, CheckpointError, _decode)
     if type(state.get("format")) is int and state["format"] > FORMAT:
         raise CheckpointError(
             f"{path} was written by a newer vitc (format {state['format']}, here {FORMAT}).",
@@ -447,7 +446,7 @@ def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
         ],
     }
     if any(problems.values()):
-        said = "; ".join(f"{what}: {_few(names)}" for what, names in problems.items() if names)
+        said = "; ".join(f"{what}: {few(names)}" for what, names in problems.items() if names)
         raise CheckpointError(
             f"{path} is of another model. {said}.", "Use the config the checkpoint was made with."
         )
@@ -455,11 +454,6 @@ def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _few(names: list[str], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _fill(target: Tensor, value: Tensor, stride: tuple[int, ...]) -> None:

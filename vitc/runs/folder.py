@@ -16,27 +16,31 @@ unfinished writes of a process that died; whoever writes the folder next removes
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import importlib.metadata
 import json
-import math
-import os
-import platform
 import re
-import shutil
-import socket
-import subprocess
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vitc.config import RunConfig, differences, from_dict, to_dict
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
+from vitc.files import (
+    LOCK,
+    TEMPORARY,
+    FolderLock,
+    discard,
+    plain,
+    read_json,
+    remove_leftovers,
+    sync_file,
+    sync_folder,
+    to_json,
+    write_atomically,
+)
 from vitc.plugins.consent import copies
 from vitc.plugins.names import SOURCES
+from vitc.wording import printable, short
 
 try:
     import fcntl
@@ -44,10 +48,9 @@ except ImportError:  # Windows, untested: nothing there keeps two processes out 
     fcntl = None  # type: ignore[assignment]
 
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
-METRICS, EVENTS, LOCK = "metrics.jsonl", "events.log", ".lock"
+METRICS, EVENTS = "metrics.jsonl", "events.log"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
-TEMPORARY = ".tmp-"
 
 HARMLESS = frozenset(
     {
@@ -65,112 +68,7 @@ HARMLESS = frozenset(
 """Settings that may change when a run continues: they decide where and how often, not what is
 learned. Another device or thread count keeps the run but not its bits, as events.log then says."""
 
-JSON_LIMIT, METRICS_LIMIT = 64 << 20, 1 << 30  # bytes; a stranger's file must not fill the memory
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network file systems
-
-
-# -- bytes to disk: a kill or a power cut between any two lines loses nothing that was there ------
-
-
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
-    """Write a file and wait until the disk has it; returns its SHA-256 in hex. Raises OSError."""
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-            digest.update(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Wait until the disk has what was written to a file. Raises OSError."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names in a folder: after creating, renaming, removing one."""
-    if os.name == "nt":  # Windows opens no folders
-        return
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(number)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Put a file in place as a whole: readers see the old or the new one. Raises OSError."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    try:
-        write_file(temporary, [content.encode() if isinstance(content, str) else content])
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def discard(path: Path) -> None:
-    """Remove a file or a folder; a kill meanwhile leaves no half of it under its name."""
-    hidden = path.with_name(TEMPORARY + "gone-" + path.name)
-    with contextlib.suppress(OSError):  # what stays is tried again by remove_leftovers
-        os.replace(path, hidden)
-        if hidden.is_dir() and not hidden.is_symlink():
-            shutil.rmtree(hidden, ignore_errors=True)
-        else:
-            hidden.unlink()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left unfinished in a folder."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-# -- JSON -----------------------------------------------------------------------------------------
-
-
-def plain(value: Any, non_finite: Callable[[float], Any] = lambda _: None) -> Any:
-    """`value` with every float that is not finite replaced, and containers JSON knows."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return non_finite(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain(v, non_finite) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, non_finite) for v in value]
-    return value
-
-
-def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """Strict JSON; floats keep all their bits, and those that are not finite become null."""
-    return json.dumps(plain(values), indent=indent, allow_nan=False)
-
-
-def read_object(
-    path: Path, decode: Callable[[dict[str, Any]], Any] | None = None
-) -> dict[str, Any]:
-    """The JSON object in a file that a run wrote, or a CheckpointError that names the file."""
-    try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB: not ours.")
-        values = json.loads(path.read_bytes(), object_hook=decode)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: not JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
-    return values
+METRICS_LIMIT = 1 << 30  # bytes; a stranger's file must not fill the memory
 
 
 def keep_sources(folder: Path, config: RunConfig) -> None:
@@ -181,76 +79,6 @@ def keep_sources(folder: Path, config: RunConfig) -> None:
             raise ConfigError(f"{place} is a link; a run keeps its sources in its own folder.")
         place.mkdir(exist_ok=True)
         write_atomically(place / name, content)
-
-
-# -- one process at a time ------------------------------------------------------------------------
-
-
-class FolderLock:
-    """One process alone writes a folder, from here until `close`, or the end of a `with`.
-
-    The lock goes with the process, however it dies. Workers forked from it give up their share,
-    or a run that was killed could not be continued while one of them is still about. `held` is
-    False where the platform or the file system has no locks; nothing is protected there. Raises
-    ConfigError: another process has it (named), or the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._number: int | None = None
-        if fcntl is None:
-            return
-        try:
-            number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ConfigError(
-                f"The folder {folder} cannot be written: {error.strerror}.", "Choose another one."
-            ) from error
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(number, 200, 0).decode(errors="replace").strip()
-            os.close(number)
-            if error.errno in NO_LOCKS:
-                return
-            raise ConfigError(
-                f"The folder {folder} is being written by {holder or 'another process'}.",
-                "Wait until it has ended, or choose another folder.",
-            ) from error
-        self._number = number
-        _LOCKS.add(self)
-        with contextlib.suppress(OSError):  # only for the message above
-            os.ftruncate(number, 0)
-            os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-
-    @property
-    def held(self) -> bool:
-        return self._number is not None
-
-    def close(self) -> None:
-        """Let others write; may be called twice."""
-        number, self._number = self._number, None
-        _LOCKS.discard(self)
-        if number is not None:
-            os.close(number)
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-_LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
-
-
-def _forget_locks() -> None:
-    """In a forked child: close its share of the locks, which leaves them with the parent."""
-    for lock in list(_LOCKS):
-        lock.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
 
 
 # -- the folder -----------------------------------------------------------------------------------
@@ -344,8 +172,8 @@ class RunFolder:
     def _continue(self, config: RunConfig) -> None:
         """Go on with the run that is there, or say why not."""
         try:
-            old = from_dict(read_object(self.path / CONFIG))
-        except (ConfigError, CheckpointError) as error:
+            old = from_dict(read_json(self.path / CONFIG))
+        except ConfigError as error:
             raise ConfigError(
                 f"The run in {self.path} has a config of another version: {error.message}",
                 "--overwrite starts anew; or choose another --out.",
@@ -382,7 +210,7 @@ class RunFolder:
     def event(self, text: str) -> None:
         """Append one line with the time (UTC) to events.log; file names in it may hold anything."""
         text = " | ".join(text.splitlines())
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        text = printable(text)
         self._append(EVENTS, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}")
 
     def _append(self, name: str, line: str) -> None:
@@ -426,13 +254,13 @@ class RunFolder:
             return
         file = self.path / DATA
         if file.exists():
-            old = read_object(file)
+            old = read_json(file, CheckpointError)
             for key in ("fingerprint", "classes"):
                 if old.get(key) != plain(values.get(key)):
                     raise DataError(
                         f"These are not the images that the run in {self.path} began with: "
-                        f"their {key} differs ({_short(old.get(key))} then, "
-                        f"{_short(values.get(key))} now).",
+                        f"their {key} differs ({short(repr(old.get(key)), 60)} then, "
+                        f"{short(repr(values.get(key)), 60)} now).",
                         "Point --data.path at the first images, or choose another --out.",
                     )
         with _writing(file):
@@ -477,8 +305,8 @@ def _config_text(config: RunConfig) -> str:
 def _is_run(path: Path) -> bool:
     """Whether a folder's config.json is a RunConfig's, of this or another version."""
     try:
-        values = read_object(path / CONFIG)
-    except CheckpointError:
+        values = read_json(path / CONFIG)
+    except ConfigError:
         return False
     return all(isinstance(values.get(k), dict) for k in ("model", "data", "optim", "train"))
 
@@ -491,11 +319,6 @@ def _metric(line: bytes) -> dict[str, Any] | None:
         return None
     good = isinstance(values, dict) and type(values.get("step")) is int and "kind" in values
     return values if good else None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -529,7 +352,7 @@ def read_metrics(run: str | Path, kind: str | None = None) -> list[dict[str, Any
 def read_summary(run: str | Path) -> dict[str, Any] | None:
     """A run's summary.json; None while it has none. Raises CheckpointError where damaged."""
     path = Path(run) / SUMMARY
-    return read_object(path) if path.exists() else None
+    return read_json(path, CheckpointError) if path.exists() else None
 
 
 def read_data(run: str | Path) -> dict[str, Any]:
@@ -539,7 +362,7 @@ def read_data(run: str | Path) -> dict[str, Any]:
     `in_chans`, `fit` and `eval_crop`. Raises CheckpointError where it is missing or damaged.
     """
     path = Path(run) / DATA
-    values = read_object(path)
+    values = read_json(path, CheckpointError)
     channels, size = values.get("in_chans"), values.get("img_size")
     good = (
         _list_of(values.get("classes"), str)
@@ -560,59 +383,3 @@ def _list_of(value: Any, kind: Any, length: int | None = None) -> bool:
         and len(value) == (len(value) if length is None else length)
         and all(isinstance(v, kind) for v in value)
     )
-
-
-# -- where it ran ---------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """`versions`, `hardware` and `git_commit` (of the working folder; None outside git)."""
-    import numpy as np
-    import torch
-
-    try:
-        own = importlib.metadata.version("vitc")
-    except importlib.metadata.PackageNotFoundError:  # run from the source tree
-        own = "unknown"
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return {
-        "versions": {
-            "vitc": own,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
-        "hardware": {
-            "platform": platform.platform(),
-            "cpu": _cpu_model(),
-            "cores": _cores(),
-            "threads": torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(i) for i in gpus],
-        },
-        "git_commit": _git_commit(),
-    }
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Cores this process may use, not those of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

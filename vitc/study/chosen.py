@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitc.config import read_json
-from vitc.runs.folder import write_atomically
+from vitc.files import read_json, write_json
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.runner import standing
 
@@ -53,5 +51,5 @@ def measure_chosen(
             f"{group.key}: draw {best.draw} was best on validation; test top1 "
             f"{result['top1']:.2f} % ({result['top1_low']:.1f}-{result['top1_high']:.1f})"
         )
-        write_atomically(folder.path / CHOSEN_FILE, json.dumps(found, indent=1) + "\n")
+        write_json(folder.path / CHOSEN_FILE, found, indent=1)
     return found

@@ -19,19 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from vitc.config import (
-    RunConfig,
-    all_leaf_types,
-    differences,
-    from_dict,
-    read_json,
-    to_dict,
-)
+from vitc.config import RunConfig, all_leaf_types, differences, from_dict, to_dict
 from vitc.data.sampling import uniform
 from vitc.errors import ConfigError
+from vitc.files import LOCK, read_json, write_json
 from vitc.plugins.consent import with_sources
 from vitc.plugins.names import STEM, Custom
-from vitc.runs.folder import LOCK, keep_sources, write_atomically
+from vitc.runs.folder import keep_sources
+from vitc.wording import short
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = 1
@@ -257,7 +252,9 @@ def mixed(plan: Plan) -> list[str]:
         where = f"{optim} at {point}" if point else optim
         for name, read in MUST_AGREE.items():
             if len(settings_of(groups, read)) > 1:
-                shown = ", ".join(f"{g.contender}: {_short(read(g.config))}" for g in groups)
+                shown = ", ".join(
+                    f"{g.contender}: {short(str(read(g.config)), 40)}" for g in groups
+                )
                 found.append(f"{where}: contenders differ in {name} ({shown})")
     return found
 
@@ -265,11 +262,6 @@ def mixed(plan: Plan) -> list[str]:
 def settings_of(groups: Iterable[Group], read: Callable[[RunConfig], Any]) -> set[str]:
     """The values that groups have of one of `MUST_AGREE`, as text to compare."""
     return {json.dumps(read(g.config), sort_keys=True) for g in groups}
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 # -- plan.json -------------------------------------------------------------------------------------
@@ -488,7 +480,7 @@ class StudyFolder:
         self._write(record)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        write_atomically(self.path / PLAN_FILE, json.dumps(record, indent=1) + "\n")
+        write_json(self.path / PLAN_FILE, record, indent=1)
 
 
 def _as_it_was(plan: Plan, old: Plan) -> Plan:

@@ -100,7 +100,7 @@ class Tries:
 
 def default_workers() -> int:
     """One a core on CPU; four a GPU, whose kernels on small models leave room for each other."""
-    from vitc.data.pixels import cores
+    from vitc.machine import cores
     from vitc.training.device import pick_device
 
     return cores() if pick_device().type == "cpu" else 4

@@ -92,7 +92,7 @@ class RayEngine:
             ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
-        from vitc.data.pixels import cores
+        from vitc.machine import cores
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         local: dict[str, Any] = {
@@ -145,7 +145,7 @@ class RayEngine:
         """Ask every node whether it sees the study's folder, and for its versions."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from vitc.runs.folder import environment
+        from vitc.machine import environment
 
         token = secrets.token_hex(8)
         marker = study.resolve() / f"{MARKER}{token}"
@@ -299,7 +299,7 @@ def _public(version: str) -> str:
 
 def _look(marker: str) -> dict[str, Any]:
     """What a node says of itself: whether it sees the file, its name, its versions."""
-    from vitc.runs.folder import environment
+    from vitc.machine import environment
 
     with contextlib.suppress(OSError):
         seen = Path(marker).read_text()

@@ -25,9 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitc.config import RunConfig, read_json
+from vitc.config import RunConfig
 from vitc.errors import ConfigError, RunError
-from vitc.runs.folder import CHECKPOINTS, LATEST, environment, read_summary, write_atomically
+from vitc.files import read_json, write_atomically, write_json
+from vitc.machine import environment
+from vitc.runs.folder import CHECKPOINTS, LATEST, read_summary
 from vitc.study.launch import Job, LocalEngine, Outcome, Tries
 from vitc.study.work import (
     LEFT,
@@ -448,7 +450,7 @@ class _Queue:
             "cluster": self.cluster,
             "jobs": {n: [j.id for j in b.jobs] for n, b in placed.items()},
         }
-        write_atomically(self.folder / QUEUED, json.dumps(values) + "\n")
+        write_json(self.folder / QUEUED, values, indent=None)
 
     def found_again(self, jobs: Mapping[str, Job]) -> dict[str, _Placed]:
         """Jobs of an earlier call that are still queued or running, with those trials of ours.

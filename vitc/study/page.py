@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vitc.errors import ConfigError
-from vitc.runs.folder import write_atomically
+from vitc.files import write_atomically
 from vitc.study.figures import Picture
 from vitc.study.measures.findings import Finding, Table
 from vitc.study.paper.claims import claims

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.errors import ConfigError
-from vitc.runs.folder import write_atomically
+from vitc.files import write_atomically
 from vitc.study.design import HPARAMS, StudyFolder
 from vitc.study.figures import INK, Picture, chart_pictures, pictures
 from vitc.study.measures.findings import Finding, Table

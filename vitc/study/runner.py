@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import signal
 import sys
@@ -21,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
+from vitc.files import FolderLock, write_json
+from vitc.machine import environment
 from vitc.models.config import (
     STEM_KINDS,
     CNNConfig,
@@ -32,21 +33,14 @@ from vitc.models.config import (
 from vitc.models.zoo import MODELS, build_model
 from vitc.plugins.consent import with_sources
 from vitc.plugins.names import STEM, Custom
-from vitc.progress import duration
 from vitc.recipes.ranges import study_ranges
-from vitc.runs.folder import (
-    CONFIG,
-    SUMMARY,
-    FolderLock,
-    environment,
-    read_metrics,
-    write_atomically,
-)
+from vitc.runs.folder import CONFIG, SUMMARY, read_metrics
 from vitc.study.controls import RangeRule, control_groups, shifted, with_range_rule
 from vitc.study.design import TUNING, Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.launch import Engine, Job, LocalEngine, Outcome, default_workers
 from vitc.study.runs import Run, read_run
 from vitc.study.work import LEFT
+from vitc.wording import duration
 
 MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
 
@@ -466,11 +460,11 @@ def record_failure(folder: StudyFolder, job: Job, error: str) -> None:
     if not (job.out / CONFIG).exists():
         from vitc.config import to_dict
 
-        write_atomically(job.out / CONFIG, json.dumps(to_dict(job.config), indent=2) + "\n")
+        write_json(job.out / CONFIG, to_dict(job.config))
     lines = read_metrics(job.out)
     step = int(lines[-1]["step"]) if lines else 0
     summary = {"status": "failed", "run": str(job.out), "error": error, "step": step}
-    write_atomically(job.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(job.out / "summary.json", summary)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitc.config import read_json
 from vitc.errors import ConfigError
+from vitc.files import read_json
 from vitc.runs.folder import CONFIG, EVENTS, read_metrics, read_summary
 
 ENDED = ("done", "diverged", "failed")  # a trial with such a status is never run again

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitc.progress import duration
 from vitc.stats.curves import Interval
 from vitc.study.design import HPARAMS, Plan
 from vitc.study.measures.findings import Finding, Table
@@ -18,6 +17,7 @@ from vitc.study.paper.claims import CLAIMS, claims_table
 from vitc.study.paper.exhibits import BESIDE, ORDER
 from vitc.study.results import PAPER_PRIMARY, WITHIN_POINTS, Comparison, GroupResult, Row, Section
 from vitc.study.runs import Run
+from vitc.wording import duration
 
 LEVEL = 0.05
 AGAINST_THE_PAPER = (CLAIMS, BESIDE, ORDER)  # tables that the terminal shows after the first

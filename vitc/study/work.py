@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitc.config import RunConfig, from_dict, read_json, to_dict
+from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError
+from vitc.files import LOCK, FolderLock, read_json, write_atomically, write_json
 from vitc.plugins.consent import TRUSTED_ENV, consent
-from vitc.runs.folder import LOCK, FolderLock, read_summary, write_atomically
+from vitc.runs.folder import read_summary
 from vitc.study.design import PLAN_FILE
 
 RESULTS = ("done", "diverged")  # such a trial has its result, and is not run again
@@ -156,7 +157,7 @@ def write_spec(config: RunConfig, out: Path, engine: str) -> Path:
     spec = spec_file(out)
     spec.parent.mkdir(exist_ok=True)
     values = {"config": to_dict(config), "out": str(out), "engine": engine}
-    write_atomically(spec, json.dumps(values) + "\n")
+    write_json(spec, values, indent=None)
     return spec
 
 

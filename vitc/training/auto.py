@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 from vitc.config import RunConfig, load_config, resolve_config, with_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import DataSet, Split, open_data
-from vitc.data.sources.folder import counted
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
 from vitc.optim.config import OptimConfig, SGDConfig
-from vitc.progress import duration
 from vitc.recipes import get_recipe
+from vitc.wording import counted, duration
 
 if TYPE_CHECKING:
     import torch
@@ -490,7 +489,8 @@ def _range(values: Sequence[int], noun: str) -> str:
 
 def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
     """The device: what `train.device` names, else the fastest there is."""
-    from vitc.data.pixels import cores, device_memory
+    from vitc.data.pixels import device_memory
+    from vitc.machine import cores
     from vitc.training.device import describe, pick_device
 
     device = pick_device(choices.fixed.get("train.device", "auto"))

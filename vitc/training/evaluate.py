@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitc.config import from_dict, read_json, with_data
+from vitc.config import from_dict, with_data
 from vitc.data.augment.device import finish
 from vitc.data.loader import open_eval
 from vitc.data.sources.base import open_data
 from vitc.errors import ConfigError, DataError
+from vitc.files import read_json
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
 from vitc.runs.checkpoint import check_fit, load_weights_of

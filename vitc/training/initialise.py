@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from vitc.config import RunConfig, from_dict, read_json
+from vitc.config import RunConfig, from_dict
 from vitc.errors import ConfigError
+from vitc.files import read_json
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import CONFIG
 from vitc.training.build import initial_model

@@ -19,18 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitc.config import RunConfig, from_dict, load_config, read_json
+from vitc.config import RunConfig, from_dict, load_config
 from vitc.data.loader import EvalLoader, TrainLoader, open_eval, open_train
-from vitc.data.pixels import Resident, cores
+from vitc.data.pixels import Resident
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.data.sources.base import DataSet, open_data
-from vitc.data.sources.folder import counted
 from vitc.errors import DivergedError, InterruptedRun, RunError
+from vitc.files import read_json
+from vitc.machine import cores, environment
 from vitc.optim.schedule import lr_at
 from vitc.plugins.consent import with_sources
-from vitc.progress import RunProgress, duration, what_limits
+from vitc.progress import RunProgress, what_limits
 from vitc.runs.checkpoint import latest_checkpoint
-from vitc.runs.folder import CONFIG, RunFolder, environment
+from vitc.runs.folder import CONFIG, RunFolder
 from vitc.training.build import batch_plan, fresh_state, step_settings
 from vitc.training.device import (
     Processes,
@@ -50,6 +51,7 @@ from vitc.training.metrics import wilson
 from vitc.training.precise_bn import norms_in_training, renew
 from vitc.training.probe import faster_precision
 from vitc.training.step import NormStatistics, ready_images, train_step
+from vitc.wording import counted, duration
 
 
 @dataclass(frozen=True)

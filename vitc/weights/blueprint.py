@@ -20,6 +20,7 @@ from vitc.config import leaves
 from vitc.errors import CheckpointError, VitcError
 from vitc.models.config import ModelConfig
 from vitc.models.zoo import build_model
+from vitc.wording import few, short
 
 SMALL = 1 << 16
 """An integer setting up to this needs no weights to justify it: an image's side, say."""
@@ -50,7 +51,10 @@ def blueprint(
     """
     problems = config.problems()
     if problems:
-        raise CheckpointError(f"{where}: the config of the model cannot work.\n" + _few(problems))
+        raise CheckpointError(
+            f"{where}: the config of the model cannot work.\n"
+            + few(map(short, problems), join="\n")
+        )
     _check_integers(config, there, where)
     most = 2 * len(there) + SPARE
     try:
@@ -60,7 +64,7 @@ def blueprint(
         if isinstance(error, VitcError):  # ConfigError is a ValueError
             raise
         raise CheckpointError(
-            f"{where}: the model it asks for cannot be built: {_short(str(error))}."
+            f"{where}: the model it asks for cannot be built: {short(str(error))}."
         ) from error
     check_fit(there, kinds(model.state_dict()), where)
     return model
@@ -70,7 +74,7 @@ def check_fit(there: Mapping[str, Kind], here: Mapping[str, Kind], where: str) -
     """Refuse tensors `there` that are not those of the model `here`, by name and shape."""
     problems = {
         "missing": [name for name in here if name not in there],
-        "unexpected": [_short(name) for name in there if name not in here],
+        "unexpected": [short(name) for name in there if name not in here],
         "of another shape or type": [
             f"{name} ({_said(there[name])} there, {_said(kind)} in the model)"
             for name, kind in here.items()
@@ -78,7 +82,9 @@ def check_fit(there: Mapping[str, Kind], here: Mapping[str, Kind], where: str) -
         ],
     }
     said = [
-        f"{len(names)} {what}: {_few(names, ', ')}" for what, names in problems.items() if names
+        f"{len(names)} {what}: {few(map(short, names))}"
+        for what, names in problems.items()
+        if names
     ]
     if said:
         raise CheckpointError(
@@ -94,7 +100,7 @@ def _check_integers(config: ModelConfig, there: Mapping[str, Kind], where: str) 
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not abs(number) <= most:  # nan too
                 raise CheckpointError(
-                    f"{where}: {name} {_short(str(number))} asks for a model that these weights "
+                    f"{where}: {name} {short(str(number))} asks for a model that these weights "
                     f"cannot be of."
                 )
 
@@ -129,13 +135,3 @@ def _at_most(parameters: int, where: str) -> Iterator[None]:
 
 def _said(kind: Kind) -> str:
     return f"{kind.shape}{'' if kind.floating else ' integers'}"
-
-
-def _few(lines: list[str], join: str = "\n", most: int = 5) -> str:
-    rest = len(lines) - most
-    return join.join(map(_short, lines[:most])) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _short(text: str, most: int = 200) -> str:
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
-    return text if len(text) <= most else text[:most] + "..."

@@ -32,11 +32,11 @@ from vitc.weights.load import (
     by_our_names,
     by_our_names_if_ours,
     dtype_name,
-    few,
     kind,
     read_stored,
     settings_of,
 )
+from vitc.wording import few
 
 ADAPTABLE = {
     "head": "another class count: the model keeps its own classifier, fresh",

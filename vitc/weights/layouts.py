@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError
+from vitc.wording import few
 
 Layout = Literal["vitc", "pycls", "pycls_branch", "torchvision", "timm"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -373,7 +374,7 @@ def from_vitc(
     if layout == "vitc":
         odd = [name for name in tensors if not _OURS.fullmatch(name)]
         if odd:
-            raise CheckpointError(f"No part of a ViT here: {_few(odd)}.")
+            raise CheckpointError(f"No part of a ViT here: {few(odd)}.")
         return dict(tensors)
     conv = "stem.layers.0.conv.weight" in tensors
     problem = _misfit(tensors, layout, conv, stem or {})
@@ -387,7 +388,7 @@ def from_vitc(
     if strangers:
         raise CheckpointError(
             f"These weights cannot be written for {layout}, which has no place for "
-            f"{_few(list(strangers))}."
+            f"{few(list(strangers))}."
         )
     pos = tensors["pos_embed"]
     if layout == "pycls":
@@ -424,8 +425,3 @@ def _misfit(
     convs = [t for n, t in tensors.items() if n.startswith("stem.") and n.endswith("conv.weight")]
     kernels = {conv.shape[-1] for conv in convs}
     return None if kernels == {3} else f"its stem has 3x3 convolutions, these have {kernels}"
-
-
-def _few(names: list[str], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

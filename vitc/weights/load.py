@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from vitc.data.preprocessing import Channels, Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
+from vitc.files import read_json, replacing
 from vitc.models.timm import import_peer
 from vitc.runs.checkpoint import DTYPES, STATE, _write_tensors, load_weights_of
-from vitc.runs.folder import CHECKPOINTS, TEMPORARY, read_data, read_object, sync_file, sync_folder
+from vitc.runs.folder import CHECKPOINTS, read_data
 from vitc.weights.files import SAFETENSORS, TORCH, no_weights_in, read_weights_file
 from vitc.weights.layouts import (
     LAYOUTS,
@@ -32,6 +32,7 @@ from vitc.weights.layouts import (
     to_vitc,
     without_wrappers,
 )
+from vitc.wording import few
 
 Average = Literal["ema", "raw"]
 OTHER = "other"  # tensors of no ViT known here, by whatever names they were stored
@@ -261,11 +262,6 @@ def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
 _STEM_SETTINGS = {"kind": "stem", "strides": "strides", "act": "act"}
 
 
-def few(names: list[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def kind(tensor: Tensor) -> str:
     return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
 
@@ -282,7 +278,9 @@ def _from_folder(path: Path, average: str) -> Weights:
         (path / "config.json").exists() and (path / CHECKPOINTS).is_dir()
     ):
         return _from_run(path, average)
-    config = read_object(path / "config.json") if (path / "config.json").exists() else {}
+    config = (
+        read_json(path / "config.json", CheckpointError) if (path / "config.json").exists() else {}
+    )
     names = ("model.safetensors", "pytorch_model.bin")
     file = next((path / n for n in names if (path / n).exists()), None)
     if file is None:
@@ -308,7 +306,7 @@ def _from_run(path: Path, average: str) -> Weights:
     )
     if not (run / "config.json").exists():
         return weights  # a step_N alone
-    config = read_object(run / "config.json")
+    config = read_json(run / "config.json", CheckpointError)
     data = read_data(run)
     kinds: dict[int, Channels] = {1: "gray", 3: "rgb"}
     pre = Preprocessing(
@@ -458,28 +456,24 @@ def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
     elif (layout, weights.source) != ("vitc", "vitc"):
         raise CheckpointError(
             f"{weights.where} holds no ViT that is known here: only those are converted.",
-            f"Its tensors have names as {few(list(tensors), 2)}.",
+            f"Its tensors have names as {few(tensors, 2)}.",
         )
     odd = [f"{n} ({kind(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
     if odd:
         raise CheckpointError(f"{weights.where} holds types that are not written: {few(odd)}.")
-    temporary = path.with_name(TEMPORARY + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if suffix in SAFETENSORS:
-            sha256 = _write_tensors(temporary, tensors, _metadata(weights, layout))
-        else:
-            plain = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
-            # pycls reads the epoch, and takes model_state where there are no errors to compare.
-            wrapped = {"epoch": 0, "model_state": plain} if "pycls" in layout else plain
-            torch.save(wrapped, temporary)
-            sync_file(temporary)
-            with open(temporary, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with replacing(path) as temporary:
+            if suffix in SAFETENSORS:
+                sha256 = _write_tensors(temporary, tensors, _metadata(weights, layout))
+            else:
+                plain = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
+                # pycls reads the epoch, and takes model_state where there are no errors to compare.
+                wrapped = {"epoch": 0, "model_state": plain} if "pycls" in layout else plain
+                torch.save(wrapped, temporary)
+                with open(temporary, "rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-        temporary.unlink(missing_ok=True)
         said = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"{path} cannot be written: {said}.") from error
     return sha256

@@ -18,15 +18,7 @@ from vitc.data.config import NEEDS_PATH, SOURCES, DataConfig
 from vitc.data.decode import CHANNELS, file_bytes, read_image, to_channels
 from vitc.data.sources.arrays import CIFAR10, CIFAR100, Arrays, read_cifar, read_idx_set
 from vitc.data.sources.custom import load_outside
-from vitc.data.sources.folder import (
-    SPLIT_WORDS,
-    FolderSplit,
-    counted,
-    name_key,
-    scan_folder,
-    shown,
-    some,
-)
+from vitc.data.sources.folder import SPLIT_WORDS, FolderSplit, name_key, scan_folder, shown, some
 from vitc.data.sources.index import Labelled, classes_of
 from vitc.data.sources.packed import PackedStore, as_array, open_pack, without_places
 from vitc.data.sources.parquet import read_list, read_tables
@@ -34,6 +26,7 @@ from vitc.data.sources.tar import read_tars
 from vitc.data.split import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
 from vitc.data.store import Names, Store, Stored
 from vitc.errors import ConfigError, DataError, unknown
+from vitc.wording import counted
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "fashion_mnist_12k.npz"
 FASHION_CLASSES = (

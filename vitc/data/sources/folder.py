@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitc.errors import ConfigError, DataError, suggest
+from vitc.wording import counted
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -89,11 +90,6 @@ def some(names: Iterable[str], limit: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(repr(shown(n)) for n in names[:limit]) + more
-
-
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """`1 image`, `2,000 images`."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def scan_folder(root: Path) -> Listing:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitc.data.sources.folder import SPLIT_WORDS, counted, name_key, some
+from vitc.data.sources.folder import SPLIT_WORDS, name_key, some
 from vitc.data.store import Ints, Names, OpenFiles, Ranges, Store
 from vitc.errors import DataError, suggest
+from vitc.files import write_atomically
+from vitc.wording import counted
 
 SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
@@ -175,13 +176,7 @@ def save_index(file: Path, index: Index) -> None:
     body += index.names.blob.tobytes()
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        number, temporary = tempfile.mkstemp(dir=file.parent)
-        try:
-            with os.fdopen(number, "wb") as f:
-                f.write(hashlib.sha256(body).digest() + body)
-            os.replace(temporary, file)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
+        write_atomically(file, hashlib.sha256(body).digest() + body)
 
 
 def load_index(file: Path, stamp: tuple[int, ...]) -> Index | None:

@@ -6,12 +6,10 @@ costs the decoding of hundreds: its images are copied, once, into the user's cac
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import MAX_FILE_BYTES
-from vitc.data.sources.folder import SPLIT_WORDS, counted, some
+from vitc.data.sources.folder import SPLIT_WORDS, some
 from vitc.data.sources.index import (
     SPLIT_OF,
     Index,
@@ -35,6 +33,8 @@ from vitc.data.sources.index import (
 from vitc.data.sources.tar import find_files
 from vitc.data.store import Ints, Names, label_codes, stamp
 from vitc.errors import ConfigError, DataError, VitcError, suggest, unknown
+from vitc.files import FolderLock, replacing
+from vitc.wording import counted
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "category", "fine_label")
@@ -378,29 +378,20 @@ def _copied(arrow: Any, path: str, columns: _Columns, cache: Path | None) -> tup
     key = f"{os.path.abspath(path)}\0{columns.image}\0{columns.label}"
     kept = cache_file("tables", key, cache)
     copy = kept.with_suffix(".images")
-    with _exclusive(kept.with_suffix(".lock")):
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(kept.parent, f"{kept.stem}.lock", wait=True)
+    except (OSError, ConfigError) as e:
+        raise ConfigError(
+            f"The images of parquet files are copied into a cache, and {kept.parent} cannot be "
+            f"written: {getattr(e, 'strerror', e)}.",
+            "Choose another place: XDG_CACHE_HOME=DIR.",
+        ) from e
+    with lock:
         index = load_index(kept, stamp(os.stat(path)))
         if index is None or not copy.is_file() or stamp(os.stat(copy)) != index.stamp[2:]:
             index = _copy(arrow, path, columns, kept, copy)
     return index, copy
-
-
-@contextlib.contextmanager
-def _exclusive(file: Path) -> Iterator[None]:
-    import fcntl
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.open("ab")
-    except OSError as e:
-        raise ConfigError(
-            f"The images of parquet files are copied into a cache, and {file.parent} cannot be "
-            f"written: {e.strerror}.",
-            "Choose another place: XDG_CACHE_HOME=DIR.",
-        ) from e
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _copy(arrow: Any, path: str, columns: _Columns, kept: Path, copy: Path) -> Index:
@@ -410,24 +401,18 @@ def _copy(arrow: Any, path: str, columns: _Columns, kept: Path, copy: Path) -> I
     sizes: list[int] = []
     with arrow.parquet.ParquetFile(path) as table:
         _check_room(table, columns, path, kept.parent)
-        number, temporary = tempfile.mkstemp(dir=kept.parent)
-        try:
-            with os.fdopen(number, "wb") as f:
-                wanted = [columns.image, columns.label]
-                for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
-                    image, paths = _image_arrays(_valid(batch, columns.image), columns, path)
-                    for i, value in enumerate(image):
-                        raw = value.as_buffer()
-                        if raw.size > MAX_FILE_BYTES:
-                            raise DataError(f"{path} has an image of {raw.size:,} bytes.")
-                        f.write(raw)
-                        sizes.append(raw.size)
-                        names.append(f"{len(names):08d}{'/' * bool(paths[i])}{paths[i]}")
-                    texts += _label_texts(_valid(batch, columns.label), columns, path)
-            os.replace(temporary, copy)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(copy) as temporary, temporary.open("wb") as f:
+            wanted = [columns.image, columns.label]
+            for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
+                image, paths = _image_arrays(_valid(batch, columns.image), columns, path)
+                for i, value in enumerate(image):
+                    raw = value.as_buffer()
+                    if raw.size > MAX_FILE_BYTES:
+                        raise DataError(f"{path} has an image of {raw.size:,} bytes.")
+                    f.write(raw)
+                    sizes.append(raw.size)
+                    names.append(f"{len(names):08d}{'/' * bool(paths[i])}{paths[i]}")
+                texts += _label_texts(_valid(batch, columns.label), columns, path)
     codes, labels = label_codes(texts)
     size = np.array(sizes, np.int64)
     index = Index(

@@ -6,13 +6,11 @@ none of them was chosen by.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitc.config import read_json
-from vitc.runs.folder import write_atomically
+from vitc.files import read_json, write_json
 from vitc.stats.effects import fit_line
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.measures.base import epochs_of
@@ -52,7 +50,7 @@ def measure_second(
         tell(
             f"{trial.label}: top1 {run.top1:.2f} % on validation, {result['top1']:.2f} % on {what}"
         )
-        write_atomically(file, json.dumps(found, indent=1) + "\n")
+        write_json(file, found, indent=1)
     return found
 
 

@@ -1,0 +1,99 @@
+"""What machine is this: its cores, memory and versions, as far as this process may use them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, by its affinity and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota, _, period = _first_line(CGROUP / "cpu.max").partition(" ")  # "max 100000": no quota
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
+
+
+def cores() -> int:
+    """This process's share of the usable cores, beside the others of a run on this machine."""
+    return max(1, usable_cores() // _processes_here())
+
+
+def memory() -> int:
+    """Bytes of memory of the machine or container: this process's share of them."""
+    if hasattr(os, "sysconf"):
+        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    else:
+        limits = [8 << 30]  # Windows gives no number (untested)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = _first_line(CGROUP / name)
+        limits += [int(text)] if text.isdigit() else []  # "max": no limit
+    return min(limits) // _processes_here()
+
+
+def _processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+
+
+def _first_line(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text().partition("\n")[0].strip()
+    return ""
+
+
+def environment() -> dict[str, Any]:
+    """`versions`, `hardware` and `git_commit` (of the working folder; None outside git)."""
+    import numpy as np
+    import torch
+
+    try:
+        own = importlib.metadata.version("vitc")
+    except importlib.metadata.PackageNotFoundError:  # run from the source tree
+        own = "unknown"
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {
+        "versions": {
+            "vitc": own,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": cpu_model(),
+            "cores": usable_cores(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+        },
+        "git_commit": git_commit(),
+    }
+
+
+def cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder; None outside git."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
