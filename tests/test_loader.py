@@ -29,6 +29,7 @@ from vitc.data.loader import MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import DataSet, Split
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
+from vitc.machine import cores
 
 CPU = torch.device("cpu")
 STRONG = AugmentConfig(crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -776,11 +777,11 @@ def test_processes_of_one_machine_share_its_cores_and_memory(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert resident.cores() == 8
+    assert cores() == 8
     memory = resident.device_memory(CPU)
     assert 1e8 < memory < 1e14
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert resident.cores() == 2
+    assert cores() == 2
     assert resident.device_memory(CPU) == memory // 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert resident.cores() == 1
+    assert cores() == 1

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.test_state import in_child
+from vitc import files
 from vitc.config import RunConfig, from_dict
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import FolderLock, read_json, write_atomically
@@ -360,7 +361,7 @@ def test_a_file_system_without_locks_is_said_and_used(
     def no_locks(number: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(runlog.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     with begin(tmp_path) as folder:
         assert not folder.resumed
         assert "no file locks here" in (tmp_path / "events.log").read_text()
@@ -371,7 +372,7 @@ def test_a_file_system_without_locks_is_said_and_used(
 def test_a_platform_without_fcntl_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runlog, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     begin(tmp_path).close()
     with begin(tmp_path) as folder:
         assert folder.resumed

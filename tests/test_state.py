@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitc import files
 from vitc.errors import CheckpointError
 from vitc.optim.config import EmaConfig, ScheduleConfig
 from vitc.optim.ema import Ema
 from vitc.runs import checkpoint as state_module
-from vitc.runs import folder as runlog
 from vitc.runs.checkpoint import TrainState, latest_checkpoint, load_weights_of
 
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "state.json")
@@ -455,7 +455,7 @@ def test_everything_is_synced_before_it_is_renamed(
         ("sync", "checkpoints/.tmp-step_0"),
         ("rename", "checkpoints/step_0"),
         ("sync", "checkpoints"),
-        ("sync", "checkpoints/.tmp-latest"),
+        ("sync", f"checkpoints/.tmp-{os.getpid()}-latest"),
         ("rename", "checkpoints/latest"),
         ("sync", "checkpoints"),
     ]
@@ -755,7 +755,7 @@ def test_a_state_json_of_absurd_size_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = small().save(tmp_path, {})
-    monkeypatch.setattr(runlog, "JSON_LIMIT", 100)
+    monkeypatch.setattr(files, "JSON_LIMIT", 100)
     with pytest.raises(CheckpointError, match="larger"):
         small().load(path)
 
