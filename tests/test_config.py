@@ -229,7 +229,7 @@ def test_a_recipe_is_found_by_its_name_and_by_itself() -> None:
     ("content", "words"),
     [
         ("{", ["not JSON", "line 1"]),
-        ("[1]", ["not an object"]),
+        ("[1]", ["not a JSON object"]),
         ('{"trian": {}}', ["'trian'"]),
         ('{"trian": {"epochs": 1}}', ["'trian'"]),
         ('{"optim": {"kind": "adan"}}', ["'adan'", "adamw"]),
