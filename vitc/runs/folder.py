@@ -42,11 +42,6 @@ from vitc.plugins.consent import copies
 from vitc.plugins.names import SOURCES
 from vitc.wording import printable, short
 
-try:
-    import fcntl
-except ImportError:  # Windows, untested: nothing there keeps two processes out of one folder
-    fcntl = None  # type: ignore[assignment]
-
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
 METRICS, EVENTS = "metrics.jsonl", "events.log"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
