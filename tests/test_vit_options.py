@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.test_models import CONV, PATCH, SMALL, filled, small
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
-from vitc.models.config import STEM_KINDS, OutsideStemConfig, ViTConfig
+from vitc.models.config import STEM_KINDS, CustomStemConfig, ViTConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import build_model, create_model
 
@@ -376,7 +376,7 @@ def test_a_stem_that_gives_another_shape_is_named_with_what_was_expected(
 
 @pytest.mark.parametrize("kind", sorted(STEM_KINDS.keys() - {"outside"}))
 def test_layers_name_every_parameter_once_from_input_to_output(kind: str) -> None:
-    assert STEM_KINDS[kind] is not OutsideStemConfig
+    assert STEM_KINDS[kind] is not CustomStemConfig
     model: Any = create_model("vit_c_tiny", 5, stem=kind, qk_norm=True, registers=2, depth=11)
     layers = model.layers()
     assert len(layers) == 1 + 11 + 1
