@@ -29,13 +29,13 @@ from vitc.runs.folder import CONFIG
 from vitc.study import launch_slurm as engine_slurm
 from vitc.study import load_runs
 from vitc.study import work as trial
+from vitc.study.analysis import analyse
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.launch import LOST_RETRIES, RETRIES, Job, LocalEngine, Outcome
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import Batch, SlurmEngine
 from vitc.study.placement import Placement
 from vitc.study.report import _conditions
-from vitc.study.results import analyse
 from vitc.study.runner import conduct, hparams_plan, standing
 from vitc.study.work import Span, Torchrun, deaf_children, run_trial, spec_file, write_spec
 

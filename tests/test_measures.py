@@ -21,6 +21,7 @@ from vitc.config import to_dict
 from vitc.errors import ConfigError, RunError
 from vitc.stats import effects
 from vitc.stats.curves import Interval, share_difference
+from vitc.study.analysis import analyse
 from vitc.study.design import Plan, StudyFolder, Trial, from_json, mixed, to_json
 from vitc.study.launch_slurm import SlurmEngine
 from vitc.study.measures.base import (
@@ -34,13 +35,10 @@ from vitc.study.measures.base import (
     tuning_plan,
     vary_points,
 )
-from vitc.study.measures.read import find
 from vitc.study.paper.claims import claims, pairs
 from vitc.study.paper.exhibits import EXHIBITS, PAPER_LENGTHS, beside, entry_groups, exhibit_plan
 from vitc.study.paper.numbers import TABLE2, TABLE3
-from vitc.study.paper.second import second_parts
 from vitc.study.report import report
-from vitc.study.results import analyse
 from vitc.study.runner import contenders_of
 
 HERE: dict[str, Any] = {
@@ -82,7 +80,7 @@ def invent(folder: StudyFolder, plan: Plan, error: Error) -> None:
 
 def found(tmp_path: Path, plan: Plan, error: Error) -> Any:
     invent(StudyFolder(tmp_path / "s"), plan, error)
-    return find(tmp_path / "s")
+    return analyse([tmp_path / "s"])[0]
 
 
 # -- plans -----------------------------------------------------------------------------------------
@@ -236,22 +234,22 @@ def falling(trial: Trial) -> float:
 
 
 def test_the_loss_by_shorter_training_is_paired_by_seed(tmp_path: Path) -> None:
-    finding = found(tmp_path, lengths(), falling)
-    delta = {(v["contender"], v["epochs"]): v["delta"] for v in finding.parts.values["lengths"]}
+    section = found(tmp_path, lengths(), falling)
+    delta = {(v["contender"], v["epochs"]): v["delta"] for v in section.finding.values["lengths"]}
     # the seeds add 0, .1, .2, .3 to both lengths, and as much again at one epoch
     assert delta["vit_p_tiny", 1]["estimate"] == pytest.approx(8.15)
     assert delta["vit_c_tiny", 1]["estimate"] == pytest.approx(2.15)
     assert delta["vit_p_tiny", 4]["estimate"] == 0
-    (c,) = finding.parts.values["comparisons"]
+    (c,) = section.finding.values["comparisons"]
     assert c["difference"]["estimate"] == pytest.approx(-6)
-    assert "vit_c_tiny loses 6.00 points less than vit_p_tiny" in finding.parts.sentences[0]
+    assert "vit_c_tiny loses 6.00 points less than vit_p_tiny" in section.finding.sentences[0]
 
 
 def test_one_seed_gives_no_interval_and_it_is_said(tmp_path: Path) -> None:
-    finding = found(tmp_path, lengths(seeds=1), falling)
-    assert "no difference" in finding.parts.sentences[0]
-    assert "(? to ?)" in finding.parts.sentences[0]
-    assert "One seed" in finding.parts.tables[0].note
+    section = found(tmp_path, lengths(seeds=1), falling)
+    assert "no difference" in section.finding.sentences[0]
+    assert "(? to ?)" in section.finding.sentences[0]
+    assert "One seed" in section.finding.tables[0].note
 
 
 def gap(trial: Trial) -> float | None:
@@ -262,36 +260,36 @@ def gap(trial: Trial) -> float | None:
 
 
 def test_a_diverged_run_is_chance_and_by_the_papers_rule_a_shorter_ones(tmp_path: Path) -> None:
-    finding = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
+    section = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
     row = next(
         v
-        for v in finding.parts.values["gaps"]
+        for v in section.finding.values["gaps"]
         if (v["contender"], v["epochs"]) == ("vit_p_tiny", 4)
     )
     assert row["diverged"] == 4
     assert row["gap"]["estimate"] == pytest.approx(90 - 32 - 0.15)
     assert row["gap_by_the_papers_rule"]["estimate"] == pytest.approx(37 - 32)  # 2 epochs of SGD
-    assert finding.parts.values["substituted"] == 4
-    line = next(x for x in finding.parts.charts[0].lines if x.label == "vit_p_tiny, sgd")
+    assert section.finding.values["substituted"] == 4
+    line = next(x for x in section.finding.charts[0].lines if x.label == "vit_p_tiny, sgd")
     assert line.substituted == [False, False, True]
-    assert "4 diverged runs" in " ".join(finding.parts.sentences)
-    assert any("count as chance error" in note for note in finding.notes)
+    assert "4 diverged runs" in " ".join(section.finding.sentences)
+    assert any("count as chance error" in note for note in section.finding.warnings)
 
 
 def test_without_a_shorter_schedule_the_rule_leaves_chance(tmp_path: Path) -> None:
-    finding = found(tmp_path, lengths("optimizer", at=(4,), optims=BOTH), gap)
-    row = next(v for v in finding.parts.values["gaps"] if v["contender"] == "vit_p_tiny")
+    section = found(tmp_path, lengths("optimizer", at=(4,), optims=BOTH), gap)
+    row = next(v for v in section.finding.values["gaps"] if v["contender"] == "vit_p_tiny")
     assert row["gap_by_the_papers_rule"] == row["gap"]
 
 
 def test_peak_puts_costs_beside_errors_and_says_that_two_models_are_few(tmp_path: Path) -> None:
-    finding = found(tmp_path, lengths("peak"), falling)
-    c = next(v for v in finding.parts.values["contenders"] if v["contender"] == "vit_c_tiny")
+    section = found(tmp_path, lengths("peak"), falling)
+    c = next(v for v in section.finding.values["contenders"] if v["contender"] == "vit_c_tiny")
     assert c["image_ms"] == 100 / 16  # models of one table may have other batches
     assert c["flops"] > 1e6
     assert c["errors"][4]["estimate"] == pytest.approx(30.15)
-    assert finding.parts.values["correlations"]["n"] == 2
-    assert "too few" in " ".join(finding.parts.sentences)
+    assert section.finding.values["correlations"]["n"] == 2
+    assert "too few" in " ".join(section.finding.sentences)
 
 
 def test_shares_of_variance_and_seeds_needed(tmp_path: Path) -> None:
@@ -300,19 +298,19 @@ def test_shares_of_variance_and_seeds_needed(tmp_path: Path) -> None:
     def error(trial: Trial) -> float:
         return 30 + wide[trial.point] * (-1) ** trial.draw
 
-    finding = found(tmp_path, seed_plan(groups(), seeds=10, name="m"), error)
-    share = {v["varied"]: v["variance_share"] for v in finding.parts.values["spreads"]}
+    section = found(tmp_path, seed_plan(groups(), seeds=10, name="m"), error)
+    share = {v["varied"]: v["variance_share"] for v in section.finding.values["spreads"]}
     assert share["init"]["estimate"] == pytest.approx(0.25)
     assert share["order"]["estimate"] == pytest.approx(1 / 16)
     assert share["augmentation"]["estimate"] == 0
-    assert "needs" in finding.parts.sentences[0]
+    assert "needs" in section.finding.sentences[0]
 
 
 def test_varied_settings_tell_error_and_share_of_diverged(tmp_path: Path) -> None:
     points = vary_points([], [("optim.lr", [1.0, 8.0])], [])
     plan = measure_plan("vary", groups(), points, seeds=4, name="m")
-    finding = found(tmp_path, plan, lambda t: None if "x8" in t.point and t.draw else 30.0)
-    at = {(v["contender"], v["point"]): v for v in finding.parts.values["points"]}
+    section = found(tmp_path, plan, lambda t: None if "x8" in t.point and t.draw else 30.0)
+    at = {(v["contender"], v["point"]): v for v in section.finding.values["points"]}
     assert at["vit_p_tiny", "lr x8"]["diverged"] == 3
     assert at["vit_p_tiny", "lr x8"]["diverged_share"]["estimate"] == 0.75
     assert at["vit_p_tiny", "lr x8"]["change"]["estimate"] == pytest.approx(45)
@@ -336,12 +334,13 @@ def test_a_measures_report_stands_alone_and_holds_its_numbers(tmp_path: Path) ->
 
 
 def test_the_optimizer_study_tells_the_loss_by_length_too(tmp_path: Path) -> None:
-    finding = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
+    section = found(tmp_path, lengths("optimizer", optims=BOTH), gap)
     told = {
-        (v["contender"], v["optim"], v["epochs"]) for v in finding.parts.values["length"]["lengths"]
+        (v["contender"], v["optim"], v["epochs"])
+        for v in section.finding.values["length"]["lengths"]
     }
     assert {("vit_c_tiny", "sgd", 2), ("vit_p_tiny", "adamw", 2)} <= told
-    assert "Error by length of training" in [t.title for t in finding.parts.tables]
+    assert "Error by length of training" in [t.title for t in section.finding.tables]
 
 
 # -- against the paper -----------------------------------------------------------------------------
@@ -357,8 +356,8 @@ def test_a_claim_agrees_disagrees_or_stays_open_by_its_interval(tmp_path: Path) 
 
     def verdicts(ahead: float) -> dict[str, str]:
         plan = lengths("optimizer", optims=BOTH, seeds=4)
-        finding = found(tmp_path / str(ahead), plan, error(ahead))
-        return {c.what: c.verdict for c in claims(finding)}
+        section = found(tmp_path / str(ahead), plan, error(ahead))
+        return {c.what: c.verdict for c in claims(section)}
 
     what = "SGD - AdamW at 4 epochs"
     assert verdicts(3.0)[what] == "agrees"
@@ -382,15 +381,15 @@ def test_a_contender_that_never_trains_is_not_called_stable(tmp_path: Path) -> N
             return None
         return 30 + 5 / t.config.train.epochs + 0.1 * t.draw
 
-    finding = found(tmp_path, lengths("optimizer", optims=BOTH), never_p)
-    text = " ".join(finding.parts.sentences)
+    section = found(tmp_path, lengths("optimizer", optims=BOTH), never_p)
+    text = " ".join(section.finding.sentences)
     assert "vit_p_tiny under sgd: 4 of 4 seeds diverged at 4 epochs" in text
-    losses = {(v["contender"], v["optim"]) for v in finding.parts.values["length"]["comparisons"]}
+    losses = {(v["contender"], v["optim"]) for v in section.finding.values["length"]["comparisons"]}
     assert losses == {("vit_c_tiny", "adamw")}
-    gap = next(v for v in finding.parts.values["gaps"] if v["contender"] == "vit_p_tiny")
+    gap = next(v for v in section.finding.values["gaps"] if v["contender"] == "vit_p_tiny")
     assert gap["gap"]["estimate"] > 50  # AdamW trains: that SGD does not is the gap
-    assert finding.parts.values["substituted"] == 0  # nothing shorter trained either
-    assert {c.verdict for c in claims(finding) if c.optim == "both"} == {"agrees"}
+    assert section.finding.values["substituted"] == 0  # nothing shorter trained either
+    assert {c.verdict for c in claims(section) if c.optim == "both"} == {"agrees"}
 
 
 def test_draws_that_all_diverge_are_not_near_their_best(tmp_path: Path) -> None:
@@ -408,8 +407,8 @@ def test_the_order_of_the_optimizers_changes_no_verdict(tmp_path: Path) -> None:
         return 30 + 0.1 * t.draw + gap * (t.optim == "sgd")
 
     for i, optims in enumerate((("adamw", "sgd"), ("sgd", "adamw"))):
-        finding = found(tmp_path / str(i), lengths("optimizer", optims=optims), error)
-        assert [c.verdict for c in claims(finding) if c.optim == "both"] == ["agrees"]
+        section = found(tmp_path / str(i), lengths("optimizer", optims=optims), error)
+        assert [c.verdict for c in claims(section) if c.optim == "both"] == ["agrees"]
 
 
 def test_a_pair_of_the_paper_differs_by_the_block_the_stem_replaces() -> None:
@@ -434,10 +433,10 @@ def test_a_noisier_contender_is_not_called_more_sensitive(tmp_path: Path) -> Non
     )
     called = 0
     for i in range(20):
-        finding = found(
+        section = found(
             tmp_path / str(i), plan, lambda t: 30 + float(rng.normal(0, noise[t.contender]))
         )
-        called += "against vit_p_tiny's" in finding.parts.sentences[0]
+        called += "against vit_p_tiny's" in section.finding.sentences[0]
     assert called <= 4  # 5 % of 20, with room: P(more than 4) is 0.3 %
 
 
@@ -448,8 +447,8 @@ def test_of_many_equal_contenders_few_are_called_different(tmp_path: Path) -> No
     plan = measure_plan("length", ten, length_points([2, 4]), seeds=3, name="m")
     called = 0
     for i in range(20):
-        finding = found(tmp_path / str(i), plan, lambda t: 30 + float(rng.normal(0, 1)))
-        called += any("than c9" in sentence for sentence in finding.parts.sentences)
+        section = found(tmp_path / str(i), plan, lambda t: 30 + float(rng.normal(0, 1)))
+        called += any("than c9" in sentence for sentence in section.finding.sentences)
     assert called <= 4
 
 
@@ -466,10 +465,10 @@ def test_the_papers_order_is_held_against_ours_with_its_sign(tmp_path: Path) -> 
     entries = EXHIBITS["fig7"].small.entries
     plan = exhibit_plan("fig7", "small", entry_groups(entries, None), count=4)
     better = {"vit_c_tiny": 2.0, "vit_c_tiny(ln)": -1.0}
-    finding = found(
+    section = found(
         tmp_path, plan, lambda t: 30 + 0.01 * t.draw * len(t.contender) - better.get(t.contender, 0)
     )
-    order = {row[0]: row for row in beside(finding)[1].rows}
+    order = {row[0]: row for row in beside(section)[1].rows}
     assert order["vit_c_4gf"][5] == "-2.3"
     assert order["vit_c_4gf"][-1] == "agrees"
     assert order["vit_c_ln_4gf"][-1] == "disagrees"
@@ -907,9 +906,9 @@ def test_the_second_test_set_is_held_against_the_last_epoch(protocol: Any, tmp_p
         top1[trial.id] = summary["top1"] - 2 - (trial.contender == "vit_c_tiny")
         file.write_text(json.dumps(summary | {"top1_best": summary["top1"] + 5 + trial.draw}))
     (folder.path / "second.json").write_text(json.dumps({"data": "another", "top1": top1}))
-    parts = second_parts(find(folder.path, protocol))
-    assert parts is not None
-    table, _, sentence, _ = parts
+    (section,) = analyse([folder.path], protocol)
+    (table,) = (t for t in section.finding.tables if t.title == "A second test set")
+    sentence = section.finding.sentences[-1]
     assert {row[0]: row[3].split()[0] for row in table.rows} == {
         "vit_c_tiny": "30.15",
         "vit_p_tiny": "30.15",

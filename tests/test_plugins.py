@@ -32,8 +32,8 @@ from vitc.plugins import consent, load, trust
 from vitc.plugins.consent import name_class, with_sources
 from vitc.plugins.names import SOURCE, Custom, Kind, parse, sha
 from vitc.plugins.names import STEM as A_STEM
+from vitc.study.analysis import analyse
 from vitc.study.design import StudyFolder, config_hash
-from vitc.study.results import analyse
 from vitc.study.runner import hparams_plan
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_stem.py"
@@ -955,7 +955,10 @@ def test_the_plan_of_a_study_keeps_a_copy_for_the_trials_still_to_come(
     assert marker.exists()
     assert (folder.trial(trial) / "sources").is_dir()
     (section,) = analyse([folder.path])
-    assert section.groups[0].flops == complexity(create_model("vit_p_tiny", 10)).flops
+    assert (
+        section.finding.values["groups"][0]["flops"]
+        == complexity(create_model("vit_p_tiny", 10)).flops
+    )
 
     moved = tmp_path / "moved.py"
     moved.write_text(STEM)
@@ -1013,8 +1016,12 @@ def test_the_example_goes_through_a_study_of_two_draws(tmp_path: Path) -> None:
         run(trial.config, folder.trial(trial), quiet=True)
     (section,) = analyse([folder.path])
     assert section.unfinished == 0
-    assert [g.contender for g in section.groups] == ["vit_p_tiny+patchify", "vit_p_tiny+MyStem"]
-    assert section.groups[0].params != section.groups[1].params
+    assert [g.contender for g in section.finding.draws] == [
+        "vit_p_tiny+patchify",
+        "vit_p_tiny+MyStem",
+    ]
+    one, two = section.finding.values["groups"]
+    assert one["params"] != two["params"]
 
 
 @pytest.mark.slow

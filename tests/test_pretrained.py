@@ -347,7 +347,11 @@ def test_settings_that_make_no_sense_together_are_refused(trained: Path, tmp_pat
         (tiny(), {"classes": ["a"]}, "1 classes for 4 outputs"),
         (tiny(), {"preprocessing": {"mean": [0.5]}}, "'std' is missing"),
         (tiny(), {"preprocessing": PREPARED | {"mean": [0.5]}}, "is not 3 numbers"),
-        (tiny(), {"preprocessing": PREPARED | {"channels": "gray"}}, "'gray', but the model takes 3"),
+        (
+            tiny(),
+            {"preprocessing": PREPARED | {"channels": "gray"}},
+            "'gray', but the model takes 3",
+        ),
         (tiny(), {"preprocessing": PREPARED | {"size": 3}}, "'size' is unknown"),
         (tiny(), {"preprocessing": "rgb"}, "preprocessing is a str; it must be a table"),
         (tiny(), {"classes": "abcd"}, "no list of texts"),

@@ -17,11 +17,11 @@ import pytest
 
 from vitc.config import to_dict
 from vitc.errors import ConfigError
+from vitc.study.analysis import analyse
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.report import report
-from vitc.study.results import Section, analyse
+from vitc.study.results import Section
 from vitc.study.runner import hparams_plan
-from vitc.study.summary import readings, verdict
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
@@ -90,16 +90,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Section]]
 
 def test_a_real_difference_is_said_with_its_interval(made: tuple[Path, list[Section]]) -> None:
     section = made[1][0]
-    text = verdict(section)
+    text = section.finding.sentences[0]
     assert "vit_c_tiny's error is lower than vit_p_tiny's by 6." in text
     assert "95 % interval 5.9 to 6." in text
     assert len(re.findall(r"[a-z)]\. ", text + " ")) == 2  # two sentences
-    assert any("reaches what" in line for line in readings(section))
+    assert any("reaches what" in line for line in section.finding.sentences)
 
 
 def test_diverged_runs_count_as_chance_and_are_listed(made: tuple[Path, list[Section]]) -> None:
     page, sections = made
-    p = next(g for g in sections[0].groups if g.contender == "vit_p_tiny")
+    p = next(g for g in sections[0].finding.draws if g.contender == "vit_p_tiny")
     assert p.count("diverged") == 1
     assert max(p.errors) == 90  # ten classes
     assert "Diverged at &lt;b&gt;step 3" in page.read_text()
@@ -109,7 +109,7 @@ def test_no_difference_says_how_many_draws_would_show_one(tmp_path: Path) -> Non
     def noise(contender: str, optim: str, draw: int) -> float:
         return 40 + (7 if contender == "vit_c_tiny" else 3) * (draw + 1) % 10
 
-    text = verdict(analyse([invented(tmp_path / "s", noise)])[0])
+    text = analyse([invented(tmp_path / "s", noise)])[0].finding.sentences[0]
     assert "no difference" in text
     assert "draws" in text
 
@@ -120,7 +120,7 @@ def test_crossing_distributions_are_said(tmp_path: Path) -> None:
         return 50 + spread * (draw - 31.5) / 2
 
     section = analyse([invented(tmp_path / "s", crossing, draws=64, control=False)])[0]
-    assert any("cross (beyond noise)" in line for line in readings(section))
+    assert any("cross (beyond noise)" in line for line in section.finding.sentences)
 
 
 def test_the_papers_protocol_takes_the_best_epoch_and_says_so(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_papers_protocol_takes_the_best_epoch_and_says_so(tmp_path: Path) ->
     last, (before,) = report([study])
     paper, (after,) = report([study], protocol="paper")
     assert (last.parent.name, paper.parent.name) == ("report", "report_paper")
-    for a, b in zip(before.rows, after.rows, strict=True):
+    for a, b in zip(before.results, after.results, strict=True):
         assert a.error is not None
         assert b.error == pytest.approx(a.error - (5 if a.status == "done" else 0))
     assert json.loads((paper.parent / "results.json").read_text())["protocol"] == "paper"
@@ -176,7 +176,7 @@ def test_a_page_is_markdown_and_takes_no_others_folder(tmp_path: Path, name: str
 
 def test_the_control_is_read_out(made: tuple[Path, list[Section]]) -> None:
     section = made[1][0]
-    assert any(line.startswith("Control: vit_p_tiny again") for line in readings(section))
+    assert any(line.startswith("Control: vit_p_tiny again") for line in section.finding.sentences)
 
 
 def test_an_unfinished_study_reports_what_it_has(tmp_path: Path) -> None:
@@ -213,12 +213,12 @@ def test_studies_of_other_versions_or_precision_are_not_joined(tmp_path: Path) -
     record["environment"]["versions"]["torch"] = "2.1.0"
     (b / "plan.json").write_text(json.dumps(record))
     first, second = analyse([a, b])
-    assert first.notes == []
-    assert f"Not joined with {a}: they differ in versions." in second.notes
+    assert first.finding.warnings == []
+    assert f"Not joined with {a}: they differ in versions." in second.finding.warnings
     record["environment"] = {**HERE, "hardware": {"cpu": "another", "cores": 2}}
     (b / "plan.json").write_text(json.dumps(record))
     (joined,) = analyse([a, b])
-    assert f"{b} ran on other hardware than {a}." in joined.notes
+    assert f"{b} ran on other hardware than {a}." in joined.finding.warnings
 
 
 def test_studies_on_the_same_draws_are_joined(tmp_path: Path) -> None:
@@ -227,7 +227,10 @@ def test_studies_on_the_same_draws_are_joined(tmp_path: Path) -> None:
     _, sections = report([one, two], tmp_path / "both")
     assert len(sections) == 1
     assert "mine" in sections[0].plan.contenders
-    assert {c.contender for c in sections[0].comparisons} >= {"vit_c_tiny", "mine"}
+    assert {c["contender"] for c in sections[0].finding.values["comparisons"]} >= {
+        "vit_c_tiny",
+        "mine",
+    }
     with pytest.raises(ConfigError, match="--out"):
         report([one, two])
 

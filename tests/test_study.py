@@ -355,7 +355,7 @@ def test_a_model_that_cannot_be_counted_takes_no_report(tmp_path: Path) -> None:
     assert counts["vit_p_tiny+Odd"] == (None, None, None)
     assert all(counts["vit_p_tiny+Measured"]), "made with data, where it cannot be without"
     assert all(counts["vit_p_tiny+patchify"])
-    (told,) = [n for n in section.notes if "could not be counted" in n]
+    (told,) = [n for n in section.finding.warnings if "could not be counted" in n]
     assert told.startswith("vit_p_tiny+Odd: ")
     assert "item()" in told
     assert told in values["notes"]

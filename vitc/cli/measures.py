@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vitc.study.bench import Bench
     from vitc.study.design import Group, Plan, StudyFolder
     from vitc.study.measures.base import Points
-    from vitc.study.measures.findings import Table
     from vitc.study.paper.exhibits import Scale
+    from vitc.study.results import Table
 
 EPILOG = STUDY_EPILOG.replace("--draws", "--seeds")
 CHOSEN = (
@@ -453,8 +453,8 @@ def _bench(args: Namespace) -> int:
 
 def bench_table(results: Sequence[Bench], imagenet: bool = True) -> Table:
     """Times of models beside the paper's minutes an epoch; those only of models for `imagenet`."""
-    from vitc.study.measures.findings import Table
     from vitc.study.paper.numbers import TABLE2
+    from vitc.study.results import Table
 
     rows = [
         [

@@ -283,7 +283,7 @@ def report_on(
 
     page, sections = report(folders, out, markdown, protocol)
     unfinished = sum(section.unfinished for section in sections)
-    failed = sum(row.status == "failed" for section in sections for row in section.rows)
+    failed = sum(row.status == "failed" for section in sections for row in section.results)
     code = int(ran and bool(failed or unfinished))
     if as_json:
         say_json(read_json(page.parent / "results.json") | {"report": str(page)})

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from vitc.stats import curves as st
 from vitc.study.design import Range
-from vitc.study.measures.findings import Chart, Finding, Line
-from vitc.study.results import GroupResult, Section
+from vitc.study.measures.hparams import GroupDraws
+from vitc.study.results import Chart, Line, Section
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color) and a grey: told apart with any colour vision;
 # line style and marker repeat the distinction for print.
@@ -58,13 +58,20 @@ class Picture:
 
 def pictures(section: Section, index: int) -> Iterator[Picture]:
     """All figures of a section, in the report's order; `part` groups them."""
+    yield from draws_pictures(section, index)
+    yield from chart_pictures(section, index)
+
+
+def draws_pictures(section: Section, index: int) -> Iterator[Picture]:
+    """The error distributions of random draws."""
     with mpl.rc_context(STYLE):
         for optim in section.plan.optims:
-            groups = [g for g in section.of(optim) if len(g.errors)]
+            mine = [g for g in section.finding.draws if g.optim == optim]
+            groups = [g for g in mine if g.known]
             if not groups:
                 continue
             stem = f"{index}_{optim}"
-            looks = {g.contender: i for i, g in enumerate(section.of(optim))}
+            looks = {g.contender: i for i, g in enumerate(mine)}
             yield Picture(
                 f"tuning_{stem}",
                 "tuning",
@@ -126,10 +133,10 @@ def pictures(section: Section, index: int) -> Iterator[Picture]:
                 )
 
 
-def chart_pictures(finding: Finding, index: int) -> Iterator[Picture]:
+def chart_pictures(section: Section, index: int) -> Iterator[Picture]:
     """The charts of a measure that hold anything."""
     with mpl.rc_context(STYLE):
-        for chart in finding.parts.charts:
+        for chart in section.finding.charts:
             if any(line.x for line in chart.lines):
                 name = f"{chart.name}_{index}"
                 yield Picture(name, "chart", "", chart.title, _chart(chart))
@@ -214,7 +221,7 @@ def _colour_and_style(i: int) -> tuple[str, Any]:
     return COLOURS[i % len(COLOURS)], STYLES[(i + i // len(COLOURS)) % len(STYLES)]
 
 
-def _tuning(groups: list[GroupResult], looks: dict[str, int], compute: bool) -> Figure:
+def _tuning(groups: list[GroupDraws], looks: dict[str, int], compute: bool) -> Figure:
     figure, axes = _axes()
     for g in groups:
         t = g.tuning
@@ -232,7 +239,7 @@ def _tuning(groups: list[GroupResult], looks: dict[str, int], compute: bool) -> 
     return figure
 
 
-def _tight_y(axes: Any, groups: list[GroupResult]) -> None:
+def _tight_y(axes: Any, groups: list[GroupDraws]) -> None:
     """The curves fill the figure; where so few draws bound nothing, the band runs off it."""
     means = np.concatenate([g.tuning.mean for g in groups if g.tuning is not None])
     low, high = float(means.min()), float(means.max())
@@ -240,7 +247,7 @@ def _tight_y(axes: Any, groups: list[GroupResult]) -> None:
     axes.set_ylim(max(0.0, low - 0.35 * room), min(100.0, high + 0.35 * room))
 
 
-def _edf(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
+def _edf(groups: list[GroupDraws], looks: dict[str, int]) -> Figure:
     figure, axes = _axes()
     for g in groups:
         look = _look(looks[g.contender])
@@ -263,7 +270,7 @@ def _edf(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
     return figure
 
 
-def _delta(groups: list[GroupResult], looks: dict[str, int]) -> Figure:
+def _delta(groups: list[GroupDraws], looks: dict[str, int]) -> Figure:
     figure, axes = _axes()
     for g in groups:
         x, share = st.edf_delta(g.errors)
@@ -292,13 +299,13 @@ def _product(values: dict[str, float]) -> float:
 
 
 def _scatter(
-    groups: list[GroupResult], looks: dict[str, int], name: str, read: Any, log: bool
+    groups: list[GroupDraws], looks: dict[str, int], name: str, read: Any, log: bool
 ) -> Figure:
     figure, axes = _axes()
     bars = ""
     for g in groups:
         i = looks[g.contender]
-        rows = [r for r in g.rows if r.error is not None]
+        rows = [r for r in g.results if r.error is not None]
         x = np.array([read(r.values) for r in rows])
         y = np.array([r.error for r in rows])
         diverged = np.array([r.status == "diverged" for r in rows])
@@ -333,13 +340,13 @@ Curves = list[tuple[list[float], list[float]]]  # (epochs, values) of each trial
 
 
 def _curves(
-    groups: list[GroupResult], looks: dict[str, int], curves: list[Curves], ylabel: str
+    groups: list[GroupDraws], looks: dict[str, int], curves: list[Curves], ylabel: str
 ) -> Figure:
     figure, axes = _axes()
     for g, mine in zip(groups, curves, strict=True):
         look = _look(looks[g.contender])
         for row, (epochs, values) in zip(
-            [r for r in g.rows if r.error is not None], mine, strict=True
+            [r for r in g.results if r.error is not None], mine, strict=True
         ):
             chosen = row is g.best
             axes.plot(

@@ -13,18 +13,14 @@ from urllib.parse import quote
 from vitc.errors import ConfigError
 from vitc.files import write_atomically
 from vitc.study.figures import Picture
-from vitc.study.measures.findings import Finding, Table
 from vitc.study.paper.claims import claims
-from vitc.study.results import Section
+from vitc.study.results import Section, Table
 from vitc.study.summary import (
     deviations,
     facts,
     ranges,
-    readings,
-    section_tables,
     troubles,
     unfinished_text,
-    verdict,
 )
 
 DPI = 110  # beside each other on a page of a repository, a few tens of kilobytes each
@@ -46,7 +42,7 @@ def check_page(page: Path) -> None:
 
 def write_page(
     page: Path,
-    sections: Sequence[Section | Finding],
+    sections: Sequence[Section],
     drawn: Sequence[Sequence[Picture]],
     files: dict[str, str],
 ) -> None:
@@ -70,14 +66,9 @@ def _shown(drawn: Sequence[Picture]) -> list[Picture]:
     return [p for p in drawn if p.part == "chart" or p.name.startswith(SHOWN)]
 
 
-def _told(s: Section | Finding, drawn: Sequence[Picture], folder: str, page: Path) -> str:
-    if isinstance(s, Section):
-        first, rest = verdict(s), readings(s)
-        tables = section_tables(s)
-        notes = [*s.notes, *s.plan.about]
-    else:
-        first, *rest = s.parts.sentences
-        tables, notes = s.parts.tables, s.notes
+def _told(s: Section, drawn: Sequence[Picture], folder: str, page: Path) -> str:
+    first, *rest = s.finding.sentences
+    notes = [*s.plan.about, *s.finding.warnings]
     figures = "\n".join(f"![{_text(p.title)}]({quote(folder)}/{p.name}.png)" for p in drawn)
     return "\n\n".join(
         filter(
@@ -89,7 +80,7 @@ def _told(s: Section | Finding, drawn: Sequence[Picture], folder: str, page: Pat
                 _list(rest),
                 _agreement(s),
                 figures,
-                *(_table(t) for t in tables),
+                *(_table(t) for t in s.finding.tables),
                 _list(notes),
                 _table(troubles(s)),
                 _table(_conditions(s, page)),
@@ -100,7 +91,7 @@ def _told(s: Section | Finding, drawn: Sequence[Picture], folder: str, page: Pat
     )
 
 
-def _title(s: Section | Finding) -> str:
+def _title(s: Section) -> str:
     from vitc.study.paper.exhibits import EXHIBITS
 
     name, _, scale = s.plan.exhibit.partition(" ")
@@ -110,7 +101,7 @@ def _title(s: Section | Finding) -> str:
     return f"{s.name}: random draws of {' and '.join(drawn)}" if drawn else s.name
 
 
-def _agreement(s: Section | Finding) -> str:
+def _agreement(s: Section) -> str:
     """Empty where the study bears on none of the paper's claims."""
     verdicts = [c.verdict for c in claims(s)]
     if not verdicts:
@@ -128,7 +119,7 @@ def _agreement(s: Section | Finding) -> str:
     )
 
 
-def _conditions(s: Section | Finding, page: Path) -> Table:
+def _conditions(s: Section, page: Path) -> Table:
     told = facts(s)
     rows = [
         [a, f"{b} --page {shlex.quote(str(page))}" if a == "made again by" else b]

@@ -8,36 +8,19 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vitc.errors import ConfigError
 from vitc.files import write_atomically
-from vitc.study.design import HPARAMS, StudyFolder
-from vitc.study.figures import INK, Picture, chart_pictures, pictures
-from vitc.study.measures.findings import Finding, Table
-from vitc.study.measures.read import find
+from vitc.study.analysis import analyse
+from vitc.study.design import HPARAMS
+from vitc.study.figures import INK, Picture, pictures
 from vitc.study.page import check_page, write_page
-from vitc.study.paper.claims import claim_values, claims_table
-from vitc.study.results import (
-    Protocol,
-    Section,
-    analyse,
-    results_json,
-)
-from vitc.study.summary import (
-    deviations,
-    facts,
-    ranges,
-    readings,
-    section_tables,
-    troubles,
-    unfinished_text,
-    verdict,
-)
+from vitc.study.results import Protocol, Section, Table
+from vitc.study.summary import deviations, facts, ranges, troubles, unfinished_text
 
 
 def report(
@@ -45,7 +28,7 @@ def report(
     out: Path | None = None,
     page: Path | None = None,
     protocol: Protocol = "last",
-) -> tuple[Path, list[Section | Finding]]:
+) -> tuple[Path, list[Section]]:
     """Write report.html, figures/, trials.csv, table.tex and results.json.
 
     Returns the HTML file and what it shows. `out` defaults to <study>/report for one study, or
@@ -59,24 +42,19 @@ def report(
         if len(folders) != 1:
             raise ConfigError("Several studies need a place for their report.", "Add --out DIR.")
         out = folders[0] / ("report" if protocol == "last" else "report_paper")
-    drawn_ones = [f for f in folders if StudyFolder(f).read()[0].measure == HPARAMS]
-    studies = analyse(drawn_ones, protocol) if drawn_ones or not folders else []
-    findings = [_whole(find(f, protocol)) for f in folders if f not in drawn_ones]
-    sections: list[Section | Finding] = [*studies, *findings]
+    sections = analyse(folders, protocol)
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = [
-        list(pictures(s, i) if isinstance(s, Section) else chart_pictures(s, i))
-        for i, s in enumerate(sections)
-    ]
+    drawn = [list(pictures(s, i)) for i, s in enumerate(sections)]
     svgs = {p.name: _save_figure(p, figures) for ps in drawn for p in ps}
     trials = trials_csv(sections)
     write_atomically(out / "trials.csv", trials)
-    write_atomically(out / "table.tex", table_tex(studies) + tables_tex(findings))
-    values = {"protocol": protocol, **results_json(studies)}
-    for value, section in zip(values["sections"], studies, strict=True):
-        value["claims"] = claim_values(section)
-    values["findings"] = [_finding_values(f) for f in findings]
+    write_atomically(out / "table.tex", table_tex(sections) + tables_tex(sections))
+    values = {
+        "protocol": protocol,
+        "sections": [_values(s) for s in sections if s.plan.measure == HPARAMS],
+        "findings": [_values(s) for s in sections if s.plan.measure != HPARAMS],
+    }
     numbers = json.dumps(_finite(values), indent=1)
     write_atomically(out / "results.json", numbers)
     write_atomically(out / "report.html", _page(sections, drawn, svgs))
@@ -94,40 +72,24 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list) else value
 
 
-def _whole(f: Finding) -> Finding:
-    """With the second test set where one was read, and the paper's numbers beside ours."""
-    from vitc.study.paper.exhibits import beside
-    from vitc.study.paper.second import second_parts
-
-    parts = f.parts
-    second = second_parts(f)
-    if second is not None:
-        table, chart, sentence, values = second
-        parts = replace(
-            parts,
-            tables=[*parts.tables, table],
-            charts=[*parts.charts, chart],
-            sentences=[*parts.sentences, sentence],
-            values={**parts.values, "second_test_set": values},
-        )
-    claimed = claims_table(f)
-    tables = [*parts.tables, *([claimed] if claimed else []), *beside(f)]
-    values = {**parts.values, "claims": claim_values(f)}
-    return replace(f, parts=replace(parts, tables=tables, values=values))
-
-
-def _finding_values(f: Finding) -> dict[str, Any]:
+def _values(s: Section) -> dict[str, Any]:
+    """A section for results.json."""
+    values: dict[str, Any] = {
+        "name": s.name,
+        "folders": s.folders,
+        "plan_hashes": [r["hash"] for r in s.records],
+        "unfinished_trials": s.unfinished,
+        "chance_error": s.plan.chance_error,
+        **s.finding.values,
+    }
+    if s.plan.measure == HPARAMS:
+        return {**values, "notes": s.finding.warnings}
     return {
-        "name": f.name,
-        "measure": f.plan.measure,
-        "folders": f.folders,
-        "plan_hashes": [r["hash"] for r in f.records],
-        "unfinished_trials": f.unfinished,
-        "chance_error": f.plan.chance_error,
-        "seeds": f.plan.draws,
-        **f.parts.values,
-        "exhibit": f.plan.exhibit or None,
-        "notes": f.notes,
+        **values,
+        "measure": s.plan.measure,
+        "seeds": s.plan.draws,
+        "exhibit": s.plan.exhibit or None,
+        "notes": [*s.plan.about, *s.finding.warnings],
     }
 
 
@@ -154,9 +116,9 @@ def _save_figure(picture: Picture, folder: Path) -> str:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def trials_csv(sections: Sequence[Section | Finding]) -> str:
+def trials_csv(sections: Sequence[Section]) -> str:
     """Tidy: one row a trial, one column a drawn setting."""
-    rows = [r for s in sections for r in s.rows]
+    rows = [r for s in sections for r in s.results]
     settings = list(dict.fromkeys(n for r in rows for n in r.values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -221,7 +183,8 @@ def _cell(value: Any) -> Any:
 
 def table_tex(sections: Sequence[Section]) -> str:
     """The table of contenders for a paper; needs the booktabs package."""
-    if not sections:
+    groups = [g for s in sections for g in s.finding.draws]
+    if not groups:
         return ""
     lines = [
         "% error: top-1 error in percent; median with its 95 % interval",
@@ -231,7 +194,7 @@ def table_tex(sections: Sequence[Section]) -> str:
         r"step (ms) \\",
         r"\midrule",
     ]
-    for g in (g for s in sections for g in s.groups):
+    for g in groups:
         median = (
             "--"
             if g.median is None
@@ -246,17 +209,21 @@ def table_tex(sections: Sequence[Section]) -> str:
             str(g.count("diverged")),
             best,
             median,
-            *([f"{g.flops / 1e6:.1f}", f"{g.params / 1e6:.3f}"] if g.cost else ["--"] * 2),
+            *(
+                [f"{g.cost.flops / 1e6:.1f}", f"{g.cost.params / 1e6:.3f}"]
+                if g.cost
+                else ["--"] * 2
+            ),
             step,
         ]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def tables_tex(findings: Sequence[Finding]) -> str:
+def tables_tex(sections: Sequence[Section]) -> str:
     """The tables of the measures, one tabular each."""
     lines = []
-    for table in (t for f in findings for t in f.parts.tables):
+    for table in (t for s in sections if not s.finding.draws for t in s.finding.tables):
         lines += [
             f"% {_tex(table.title)}",
             rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
@@ -293,16 +260,13 @@ def _tex(text: str) -> str:
 
 
 def _page(
-    sections: Sequence[Section | Finding],
+    sections: Sequence[Section],
     drawn: Sequence[Sequence[Picture]],
     svgs: dict[str, str],
 ) -> str:
     title = " + ".join(s.name for s in sections)
     style = resources.files("vitc.study").joinpath("report.css").read_text(encoding="utf-8")
-    body = "".join(
-        _section(s, ps, svgs) if isinstance(s, Section) else _finding_page(s, ps, svgs)
-        for s, ps in zip(sections, drawn, strict=True)
-    )
+    body = "".join(_section(s, ps, svgs) for s, ps in zip(sections, drawn, strict=True))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -327,55 +291,50 @@ def _section(s: Section, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
                 for p in drawn
                 if (p.part, p.optim) == (part, optim)
             )
-            for optim in s.plan.optims
+            for optim in (*s.plan.optims, "")
         ]
         return "".join(f'<div class="figures">{row}</div>' for row in rows if row)
 
-    read_out = "".join(f"<li>{_e(line)}</li>" for line in readings(s))
-    notes = "".join(f"<li>{_e(line)}</li>" for line in s.notes)
+    verdict, *others = s.finding.sentences
+    charts = figures("chart")
     parts = [
         f"<h1>{_e(s.name)}</h1>{_unfinished(s)}",
-        f'<p class="verdict">{_e(verdict(s))}</p>',
-        f"<ul>{read_out}</ul>" if read_out else "",
-        f'<ul class="warning">{notes}</ul>' if notes else "",
+        f'<p class="verdict">{_e(verdict)}</p>',
+        _list(others),
+        _list(s.finding.warnings, ' class="warning"'),
         "".join(f"<p>{_e(line)}</p>" for line in s.plan.about),
-        "<h2>Error against number of draws, and against compute</h2>"
-        "<p>Expected best top-1 error after k random draws, with simultaneous 95 % bands.</p>",
-        figures("tuning"),
-        "<h2>All draws</h2><p>Share of draws at or below an error, with 95 % Kolmogorov bands; and "
-        "the same against each contender's own best draw.</p>",
-        figures("edf"),
-        "<h2>Where the good settings lie</h2>",
-        figures("scatter"),
-        f"<h2>Learning curves</h2>{figures('curves')}" if figures("curves") else "",
-        *(_shown(t, 2 + (i > 0)) for i, t in enumerate(section_tables(s))),
+        charts,
+        _draws_figures(figures) if s.finding.draws else "",
+        *(_shown(t, 2 + bool(s.finding.draws and i)) for i, t in enumerate(s.finding.tables)),
         _shown(troubles(s)),
         f"<h2>Plan, deviations and conditions</h2>{_conditions(s)}",
     ]
     return f"<section>{''.join(parts)}</section>"
 
 
-def _finding_page(f: Finding, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
-    figures = "".join(
-        f"<figure>{svgs[p.name]}<figcaption>{_e(p.title)}</figcaption></figure>" for p in drawn
+def _draws_figures(figures: Callable[[str], str]) -> str:
+    curves = figures("curves")
+    return "".join(
+        [
+            "<h2>Error against number of draws, and against compute</h2>"
+            "<p>Expected best top-1 error after k random draws, with simultaneous 95 % bands.</p>",
+            figures("tuning"),
+            "<h2>All draws</h2><p>Share of draws at or below an error, with 95 % Kolmogorov bands; "
+            "and the same against each contender's own best draw.</p>",
+            figures("edf"),
+            "<h2>Where the good settings lie</h2>",
+            figures("scatter"),
+            f"<h2>Learning curves</h2>{curves}" if curves else "",
+        ]
     )
-    verdict_, *others = f.parts.sentences
-    parts = [
-        f"<h1>{_e(f.name)}</h1>{_unfinished(f)}",
-        f'<p class="verdict">{_e(verdict_)}</p>',
-        f"<ul>{''.join(f'<li>{_e(x)}</li>' for x in others)}</ul>" if others else "",
-        f'<ul class="warning">{"".join(f"<li>{_e(x)}</li>" for x in f.notes)}</ul>'
-        if f.notes
-        else "",
-        f'<div class="figures">{figures}</div>' if figures else "",
-        *map(_shown, f.parts.tables),
-        _shown(troubles(f)),
-        f"<h2>Plan, deviations and conditions</h2>{_conditions(f)}",
-    ]
-    return f"<section>{''.join(parts)}</section>"
 
 
-def _unfinished(s: Section | Finding) -> str:
+def _list(lines: Sequence[str], attributes: str = "") -> str:
+    items = "".join(f"<li>{_e(line)}</li>" for line in lines)
+    return f"<ul{attributes}>{items}</ul>" if items else ""
+
+
+def _unfinished(s: Section) -> str:
     text = unfinished_text(s)
     return f'<p class="warning">{_e(text)}</p>' if text else ""
 
@@ -395,7 +354,7 @@ def _shown(table: Table, level: int = 2) -> str:
     return title + body + (f"<p>{_e(table.note)}</p>" if table.note else "")
 
 
-def _conditions(s: Section | Finding) -> str:
+def _conditions(s: Section) -> str:
     drawn = ranges(s.plan)
     settings = json.dumps(
         {

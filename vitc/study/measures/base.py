@@ -8,9 +8,10 @@ is tuned first is an ordinary study of random draws in the folder `tuning` insid
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitc.config import RunConfig, leaves, load_config
 from vitc.errors import ConfigError, RunError
@@ -24,6 +25,9 @@ from vitc.study.runner import (
     reference_of,
     standing,
 )
+
+if TYPE_CHECKING:
+    from vitc.study.results import Finding, Result
 
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of the recipe's epochs: the paper's 50 to 400
 SEED_PARTS: dict[str, tuple[str, ...]] = {
@@ -43,6 +47,21 @@ class Times:
 
 
 Points = Mapping[str, Mapping[str, Any]]  # label -> settings there
+
+
+class Measure(ABC):
+    """One kind of study: which trials it plans, and what is concluded from their results.
+
+    A new one is a class like these and an entry in `vitc.study.measures.MEASURES`.
+    """
+
+    name: ClassVar[str]
+    joins: ClassVar[bool] = False
+    """Several studies of it on the same draws are read as one."""
+
+    @abstractmethod
+    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
+        """What the results give so far, finished or not."""
 
 
 def measure_plan(

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vitc.models.complexity import Complexity
 from vitc.stats import effects
-from vitc.study.design import Plan
-from vitc.study.measures.base import epochs_of
-from vitc.study.measures.findings import (
-    Chart,
-    Line,
-    Parts,
-    Table,
-    against_reference,
-    cells,
+from vitc.stats.curves import Interval
+from vitc.study.design import Group, Plan
+from vitc.study.measures.base import Measure, epochs_of
+from vitc.study.measures.cells import (
+    Cells,
     contender_optims,
-    diverged_count,
-    errors_of,
+    difference_sentences,
+    difference_tables,
+    differences,
     level,
     line_of,
     points_of,
@@ -28,139 +27,149 @@ from vitc.study.measures.findings import (
     values_of,
     verdict_of,
 )
-from vitc.study.results import Row, cost_of, uncounted_note
+from vitc.study.results import Chart, Finding, Result, Table, cost_of, uncounted_note
 
 
-def peak(plan: Plan, rows: Sequence[Row]) -> Parts:
-    """Error of the long runs against what the models cost; what time goes with (Figures 6, 9)."""
-    by = cells(rows)
-    points = points_of(plan)
-    last = points[-1]
-    table, values, costs = [], [], []
-    uncounted: dict[str, str] = {}
-    finals: dict[tuple[str, str], dict[int, float]] = {}
-    lines: dict[str, list[Line]] = {
-        "ms an image": [],
-        "Gflops": [],
-        "params (M)": [],
-        "activations (M)": [],
-    }
-    for look, (contender, optim) in enumerate(contender_optims(plan)):
-        group = next(g for g in plan.groups if (g.contender, g.optim) == (contender, optim))
-        cost, why = cost_of(group, plan.classes)
-        if cost is None:
-            uncounted[contender] = why
-        cell = by.get((contender, optim, last), {})
-        images = group.config.train.batch  # models of one table may differ in it
-        each = [
-            1e3 * r.train_seconds / r.steps / images
-            for r in cell.values()
-            if r.train_seconds and r.steps
+class Peak(Measure):
+    """Error of the long runs against what the models cost (Figures 6, 9)."""
+
+    name = "peak"
+
+    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
+        cells = Cells.of(plan, results)
+        points = points_of(plan)
+        last = points[-1]
+        contenders = [_contender(cells, *key) for key in contender_optims(plan)]
+        finals = {(c.group.contender, "", ""): c.final for c in contenders}
+        found = differences(plan, finals)
+        head = [
+            "contender",
+            "optimizer",
+            "lr / weight decay",
+            *(f"error % at {p} (95 %)" for p in points),
+            "diverged",
+            "Mflops",
+            "params (M)",
+            "activations (M)",
+            "ms an image",
         ]
-        image_ms = float(np.median(each)) if each else None
-        final = errors_of(cell)
-        finals[contender, ""] = final
-        m = level(final)
-        lr, decay = group.config.optim.lr, group.config.optim.weight_decay
-        table.append(
+        note = f"{seeds_note(plan)} Time: of training steps as the trials ran, several at a time."
+        costs = [
+            (c.cost.params, c.cost.flops, c.cost.activations, c.image_ms)
+            for c in contenders
+            if c.cost is not None and c.image_ms is not None
+        ]
+        correlated, sentence = time_correlations(costs)
+        sentences = difference_sentences(found, f"the error at {last}", "errs")
+        return Finding(
             [
-                contender,
-                optim,
-                f"{lr:.3g} / {decay:.3g}",
-                *(shown(level(errors_of(by.get((contender, optim, p), {})))) for p in points),
-                str(diverged_count(by, (contender, optim, last))),
-                *(
-                    ["-"] * 3
-                    if cost is None
-                    else [
-                        f"{cost.flops / 1e6:,.1f}",
-                        f"{cost.params / 1e6:,.3f}",
-                        f"{cost.activations / 1e6:,.3f}",
-                    ]
-                ),
-                "-" if image_ms is None else f"{image_ms:.3f}",
-            ]
-        )
-        values.append(
-            {
-                "contender": contender,
-                "optim": optim,
-                "lr": lr,
-                "weight_decay": decay,
-                "flops": cost and cost.flops,
-                "params": cost and cost.params,
-                "activations": cost and cost.activations,
-                "image_ms": image_ms,
-                "n": len(final),
-                "errors": {
-                    epochs_of(p): values_of(level(errors_of(by.get((contender, optim, p), {}))))
-                    for p in points
-                },
-            }
-        )
-        if image_ms is not None:
-            lines["ms an image"].append(line_of(contender, look, [image_ms], [m]))
-        if cost is None:
-            continue
-        if image_ms is not None:
-            costs.append((cost.params, cost.flops, cost.activations, image_ms))
-        lines["Gflops"].append(line_of(contender, look, [cost.flops / 1e9], [m]))
-        lines["params (M)"].append(line_of(contender, look, [cost.params / 1e6], [m]))
-        lines["activations (M)"].append(line_of(contender, look, [cost.activations / 1e6], [m]))
-    found, against, differences = against_reference(plan, finals, f"the error at {last}", "errs")
-    tables = [
-        Table(
-            "Peak performance",
-            [
-                "contender",
-                "optimizer",
-                "lr / weight decay",
-                *(f"error % at {p} (95 %)" for p in points),
-                "diverged",
-                "Mflops",
-                "params (M)",
-                "activations (M)",
-                "ms an image",
+                *verdict_of(sentences, plan),
+                sentence,
+                *(uncounted_note(c.group.contender, c.why) for c in contenders if c.cost is None),
             ],
-            table,
-            f"{seeds_note(plan)} Time: of training steps as the trials ran, several at a time.",
+            [
+                Table("Peak performance", head, [c.row for c in contenders], note, brief=True),
+                *difference_tables(
+                    found,
+                    f"Error at {last}, against the reference",
+                    "Negative: the contender is better.",
+                ),
+                correlated,
+            ],
+            _charts(contenders, last),
+            {
+                "contenders": [c.values for c in contenders],
+                "comparisons": [d.values for d in found],
+                "correlations": correlation_values(costs),
+            },
         )
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A contender's errors by point beside what its model costs."""
+
+    group: Group
+    cost: Complexity | None
+    why: str
+    """Why the model could not be counted."""
+    image_ms: float | None
+    final: dict[int, float]
+    levels: dict[str, Interval | None]
+    diverged: int
+
+    @property
+    def row(self) -> list[str]:
+        optim, cost = self.group.config.optim, self.cost
+        return [
+            self.group.contender,
+            self.group.optim,
+            f"{optim.lr:.3g} / {optim.weight_decay:.3g}",
+            *map(shown, self.levels.values()),
+            str(self.diverged),
+            f"{cost.flops / 1e6:,.1f}" if cost else "-",
+            f"{cost.params / 1e6:,.3f}" if cost else "-",
+            f"{cost.activations / 1e6:,.3f}" if cost else "-",
+            "-" if self.image_ms is None else f"{self.image_ms:.3f}",
+        ]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {
+            "contender": self.group.contender,
+            "optim": self.group.optim,
+            "lr": self.group.config.optim.lr,
+            "weight_decay": self.group.config.optim.weight_decay,
+            "flops": self.cost and self.cost.flops,
+            "params": self.cost and self.cost.params,
+            "activations": self.cost and self.cost.activations,
+            "image_ms": self.image_ms,
+            "n": len(self.final),
+            "errors": {epochs_of(p): values_of(i) for p, i in self.levels.items()},
+        }
+
+
+def _contender(cells: Cells, contender: str, optim: str) -> _Contender:
+    plan = cells.plan
+    points = points_of(plan)
+    group = next(g for g in plan.groups if (g.contender, g.optim) == (contender, optim))
+    cost, why = cost_of(group, plan.classes)
+    images = group.config.train.batch  # models of one table may differ in it
+    each = [
+        1e3 * r.train_seconds / r.steps / images
+        for r in cells.at(contender, optim, points[-1]).values()
+        if r.train_seconds and r.steps
     ]
-    if against:
-        tables.append(
-            Table(
-                f"Error at {last}, against the reference",
-                ["contender", "against", "optimizer", "seeds", "difference, points"],
-                against,
-                "Negative: the contender is better.",
-            )
-        )
-    correlated, sentence = time_correlations(costs)
-    return Parts(
-        [
-            *verdict_of(found, plan),
-            sentence,
-            *(uncounted_note(contender, why) for contender, why in uncounted.items()),
-        ],
-        [*tables, correlated],
-        [
-            Chart(
-                f"peak_{n}",
-                f"Error at {last} against {what}",
-                what,
-                "top-1 error (%)",
-                at,
-                log_x=True,
-            )
-            for n, (what, at) in enumerate(lines.items())
-            if at
-        ],
-        {
-            "contenders": values,
-            "comparisons": differences,
-            "correlations": correlation_values(costs),
-        },
+    return _Contender(
+        group=group,
+        cost=cost,
+        why=why,
+        image_ms=float(np.median(each)) if each else None,
+        final=cells.errors(contender, optim, points[-1]),
+        levels={p: level(cells.errors(contender, optim, p)) for p in points},
+        diverged=cells.diverged(contender, optim, points[-1]),
     )
+
+
+def _charts(contenders: Sequence[_Contender], last: str) -> list[Chart]:
+    """Error against each cost that is known."""
+    costs: list[tuple[str, Callable[[_Contender], float | None]]] = [
+        ("ms an image", lambda c: c.image_ms),
+        ("Gflops", lambda c: c.cost.flops / 1e9 if c.cost else None),
+        ("params (M)", lambda c: c.cost.params / 1e6 if c.cost else None),
+        ("activations (M)", lambda c: c.cost.activations / 1e6 if c.cost else None),
+    ]
+    found = []
+    for n, (what, cost) in enumerate(costs):
+        lines = [
+            line_of(c.group.contender, look, [x], [c.levels[last]])
+            for look, c in enumerate(contenders)
+            if (x := cost(c)) is not None
+        ]
+        if lines:
+            title = f"Error at {last} against {what}"
+            found.append(Chart(f"peak_{n}", title, what, "top-1 error (%)", lines, log_x=True))
+    return found
 
 
 COSTS = ("params", "flops", "activations")

@@ -17,19 +17,10 @@ from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.stats import curves as st
 from vitc.stats.curves import Interval
-from vitc.study.design import Plan
+from vitc.study.design import HPARAMS, Plan
 from vitc.study.measures.base import epochs_of
-from vitc.study.measures.findings import (
-    Finding,
-    Table,
-    cells,
-    errors_of,
-    mean,
-    paired,
-    shown,
-    trained,
-)
-from vitc.study.results import GroupResult, Row, Section
+from vitc.study.measures.cells import Cells, contender_optims, mean, paired, points_of, shown
+from vitc.study.results import Result, Section, Table
 
 CLAIMS = "Against the paper's claims"  # title of the table
 NEAR = 4.0  # points: "about 60 % of runs within 4 % of its best", section 5.3
@@ -61,13 +52,13 @@ def agreement(difference: Interval, expected: float) -> Verdict:
     return "agrees" if low > 0 else "disagrees" if high < 0 else "open"
 
 
-def claims(s: Section | Finding) -> list[Claim]:
+def claims(s: Section) -> list[Claim]:
     """Those that a study of this measure bears on; none without a ViT_C and its ViT_P."""
-    found = _of_draws(s) if isinstance(s, Section) else _of_runs(s)
+    found = _of_draws(s) if s.plan.measure == HPARAMS else _of_runs(s)
     return [c for c in found if not math.isnan(c.difference.estimate)]
 
 
-def claims_table(s: Section | Finding) -> Table | None:
+def claims_table(s: Section) -> Table | None:
     """None: the study bears on no claim."""
     found = claims(s)
     if not found:
@@ -97,10 +88,10 @@ def claims_table(s: Section | Finding) -> Table | None:
         "Open: the interval holds zero. Every interval is of its own row, not corrected for their "
         "number. The paper's claims are of larger models on ImageNet."
     )
-    return Table(CLAIMS, head, rows, note)
+    return Table(CLAIMS, head, rows, note, brief=s.plan.measure != HPARAMS)
 
 
-def claim_values(s: Section | Finding) -> list[dict[str, Any]]:
+def claim_values(s: Section) -> list[dict[str, Any]]:
     return [asdict(c) | {"verdict": c.verdict} for c in claims(s)]
 
 
@@ -145,11 +136,14 @@ def _is_p(m: ViTConfig) -> bool:
 def _of_draws(s: Section) -> Iterator[Claim]:
     for c, p in pairs(s.plan):
         for optim in s.plan.optims:
-            at = {g.contender: _ended(g) for g in s.of(optim)}
-            shared = at.get(c, {}).keys() & at.get(p, {}).keys()
+            at: dict[str, dict[int, Result]] = {c: {}, p: {}}
+            for r in s.results:
+                if r.optim == optim and r.contender in at and r.error is not None:
+                    at[r.contender][r.draw] = r
+            shared = sorted(at[c].keys() & at[p].keys())
             if not shared:
                 continue
-            mine, theirs = (_near_best([at[x][i] for i in sorted(shared)]) for x in (c, p))
+            mine, theirs = (_near_best([at[x][i] for i in shared]) for x in (c, p))
             difference = st.share_difference(mine, theirs)
             yield Claim(
                 says="more of the draws of lr and weight decay come near its best (5.3)",
@@ -164,27 +158,18 @@ def _of_draws(s: Section) -> Iterator[Claim]:
             )
 
 
-def _ended(g: GroupResult) -> dict[int, Row]:
-    return {r.draw: r for r in g.rows if r.error is not None}
-
-
-def _near_best(rows: Sequence[Row]) -> Interval:
+def _near_best(results: Sequence[Result]) -> Interval:
     """Share of the draws that trained and came within `NEAR` points of the best of them."""
-    errors = [r.error for r in rows if r.error is not None and r.status != "diverged"]
+    errors = [r.error for r in results if r.error is not None and r.status != "diverged"]
     near = sum(e <= min(errors) + NEAR + 1e-9 for e in errors)
-    return st.share(near, len(rows))
+    return st.share(near, len(results))
 
 
-def _of_runs(f: Finding) -> Iterator[Claim]:
-    by = cells(f.rows)
-    points = list(dict.fromkeys(g.point for g in f.plan.groups))
-    measure = f.plan.measure
+def _of_runs(s: Section) -> Iterator[Claim]:
+    cells, points, measure = Cells.of(s.plan, s.results), points_of(s.plan), s.plan.measure
     if measure not in ("length", "optimizer", "peak"):
         return
     first, last = points[0], points[-1]
-
-    def at(contender: str, optim: str, point: str) -> dict[int, Row]:
-        return by.get((contender, optim, point), {})
 
     def claim(
         says: str, what: str, c: str, p: str, optim: str, values: Sequence[dict[int, float]]
@@ -194,20 +179,18 @@ def _of_runs(f: Finding) -> Iterator[Claim]:
         if m is not None:
             yield Claim(says, what, c, p, optim, len(difference), m, -1)
 
-    for c, p in pairs(f.plan):
+    for c, p in pairs(s.plan):
         if measure == "peak":
-            mine, theirs = (
-                next(g.optim for g in f.plan.groups if g.contender == x) for x in (c, p)
-            )
+            mine, theirs = (dict(contender_optims(s.plan))[x] for x in (c, p))
             yield from claim(
                 "its error is lower at the end (6)",
                 f"error at {last}",
                 c,
                 p,
                 mine if mine == theirs else f"{mine}, {theirs}",
-                [errors_of(at(c, mine, last)), errors_of(at(p, theirs, last))],
+                [cells.errors(c, mine, last), cells.errors(p, theirs, last)],
             )
-        elif len(points) > 1 and "adamw" in f.plan.optims:  # section 5.1 trains ViTs with AdamW
+        elif len(points) > 1 and "adamw" in s.plan.optims:  # section 5.1 trains ViTs with AdamW
             yield from claim(
                 "it loses less when training is shorter (5.1)",
                 f"loss from {epochs_of(last)} to {epochs_of(first)} epochs",
@@ -215,11 +198,11 @@ def _of_runs(f: Finding) -> Iterator[Claim]:
                 p,
                 "adamw",
                 [
-                    paired(errors_of(at(x, "adamw", first)), trained(at(x, "adamw", last)))
+                    paired(cells.errors(x, "adamw", first), cells.trained(x, "adamw", last))
                     for x in (c, p)
                 ],
             )
-        if measure == "optimizer" and {"adamw", "sgd"} <= set(f.plan.optims):
+        if measure == "optimizer" and {"adamw", "sgd"} <= set(s.plan.optims):
             yield from claim(
                 "its gap between AdamW and SGD is smaller (5.2)",
                 f"SGD - AdamW at {last}",
@@ -227,7 +210,7 @@ def _of_runs(f: Finding) -> Iterator[Claim]:
                 p,
                 "both",
                 [
-                    paired(errors_of(at(x, "sgd", last)), trained(at(x, "adamw", last)))
+                    paired(cells.errors(x, "sgd", last), cells.trained(x, "adamw", last))
                     for x in (c, p)
                 ],
             )

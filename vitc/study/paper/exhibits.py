@@ -24,18 +24,10 @@ from vitc.study.measures.base import (
     measure_plan,
     tuning_plan,
 )
-from vitc.study.measures.findings import (
-    Finding,
-    Table,
-    cells,
-    errors_of,
-    mean,
-    paired,
-    shown,
-    trained,
-)
+from vitc.study.measures.cells import Cells, mean, paired, shown
 from vitc.study.paper.claims import agreement
 from vitc.study.paper.numbers import FIGURE7_100_EPOCHS, TABLE2, TABLE3, TABLE4, TABLE5
+from vitc.study.results import Section, Table
 
 Name = Literal["full", "small"]
 BESIDE, ORDER = "Beside the paper", "In the paper's order?"  # titles of tables
@@ -656,13 +648,13 @@ class Ours:
     values: dict[int, float]
 
 
-def beside(finding: Finding) -> list[Table]:
+def beside(section: Section) -> list[Table]:
     """The paper's printed numbers with ours, and whether contenders come in its order.
 
     Nothing where it prints none, or the study is no exhibit.
     """
-    name, _, scale = finding.plan.exhibit.partition(" ")
-    found = _ours(finding, name, scale) if name in EXHIBITS else []
+    name, _, scale = section.plan.exhibit.partition(" ")
+    found = _ours(section, name, scale) if name in EXHIBITS else []
     if not found:
         return []
     whats = {
@@ -687,17 +679,17 @@ def beside(finding: Finding) -> list[Table]:
     if scale != "full":
         note += " Ours are tiny models on other images: only signs and orders can be compared."
     head = ["paper's model", "optimizer", "epochs", "what", "paper", "ours", "epochs", "(95 %)"]
-    table = Table(BESIDE, head, rows, note)
+    table = Table(BESIDE, head, rows, note, brief=True)
     order = _order(found, whats)
     return [table, order] if order.rows else [table]
 
 
-def _ours(finding: Finding, name: str, scale: str) -> list[Ours]:
+def _ours(section: Section, name: str, scale: str) -> list[Ours]:
     exhibit = EXHIBITS[name]
-    by = cells(finding.rows)
+    cells = Cells.of(section.plan, section.results)
     entries = scale_of(exhibit, "full" if scale == "full" else "small").entries
     ours_of = {e.stands_for or e.label: e.label for e in entries}
-    measured = sorted({g.config.train.epochs for g in finding.plan.groups})
+    measured = sorted({g.config.train.epochs for g in section.plan.groups})
     longest = measured[-1]
     paper_lengths = sorted({p.epochs for p in exhibit.printed} | set(exhibit.full.lengths))
     found = []
@@ -708,14 +700,14 @@ def _ours(finding: Finding, name: str, scale: str) -> list[Ours]:
         epochs = p.epochs
         if scale != "full" and len(measured) == len(paper_lengths):
             epochs = measured[paper_lengths.index(p.epochs)]
-        optim = p.optim or next((o for c, o, _ in by if c == mine), "")
-        at = errors_of(by.get((mine, optim, f"{epochs} epochs"), {}))
+        optim = p.optim or next((o for c, o, _ in cells.runs if c == mine), "")
+        at = cells.errors(mine, optim, f"{epochs} epochs")
         if p.what == "delta":
             if scale == "full" and longest != paper_lengths[-1]:
                 continue  # the paper's is measured from its own longest schedule
-            at = paired(at, trained(by.get((mine, optim, f"{longest} epochs"), {})))
+            at = paired(at, cells.trained(mine, optim, f"{longest} epochs"))
         elif p.what == "gap":
-            at = paired(at, trained(by.get((mine, "adamw", f"{epochs} epochs"), {})))
+            at = paired(at, cells.trained(mine, "adamw", f"{epochs} epochs"))
         found.append(Ours(p, mine, optim, epochs, at))
     return found
 
@@ -753,7 +745,7 @@ def _order(found: Sequence[Ours], whats: Mapping[str, str]) -> Table:
         "sign",
     ]
     note = "Open: our interval holds zero. Intervals are not corrected for the number of rows."
-    return Table(ORDER, head, rows, note)
+    return Table(ORDER, head, rows, note, brief=True)
 
 
 def _is_base(base: Ours, of: Ours) -> bool:

@@ -6,7 +6,8 @@ none of them was chosen by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from vitc.files import read_json, write_json
 from vitc.stats.effects import fit_line
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.measures.base import epochs_of
-from vitc.study.measures.findings import Chart, Finding, Line, Table, cells, mean, shown
-from vitc.study.results import Row, rows_of
+from vitc.study.measures.cells import Cells, mean, points_of, shown
+from vitc.study.results import Chart, Line, Section, Table, results_of
 from vitc.study.runner import standing
 
 SECOND_FILE = "second.json"
@@ -54,37 +55,40 @@ def measure_second(
     return found
 
 
-def second_parts(finding: Finding) -> tuple[Table, Chart, str, dict[str, Any]] | None:
-    """Table, chart, sentence and values of the fit; None: no second set was read.
+def with_second_test_set(section: Section) -> Section:
+    """The section with table, chart, sentence and values of the fit; itself: no second set was
+    read.
 
     Errors are those after the last epoch under either protocol: the second set was read then.
     """
-    study = StudyFolder(Path(finding.folders[0]))
+    study = StudyFolder(Path(section.folders[0]))
     file = study.path / SECOND_FILE
     if not file.exists():
-        return None
+        return section
     found = read_json(file)
-    rows = finding.rows
-    if finding.protocol != "last":
-        rows = rows_of(study, study.with_sources(finding.plan))
     top1: dict[str, float] = found["top1"]
-    table, x, y, lines = [], [], [], []
-    longest = max((p for *_, p in cells(rows)), key=epochs_of)
-    for look, ((contender, optim, point), cell) in enumerate(cells(rows).items()):
-        if point != longest:
+    results = section.results
+    if section.protocol != "last":
+        results = results_of(study, study.with_sources(section.plan))
+    cells = Cells.of(section.plan, results)
+    longest = max(points_of(section.plan), key=epochs_of)
+    rows, x, y, lines = [], [], [], []
+    for look, (contender, optim, point) in enumerate(cells.runs):
+        both = [r for r in cells.at(contender, optim, point).values() if r.id in top1]
+        if point != longest or not both:
             continue
-        first, second = _errors(list(cell.values()), top1)
-        a, b = mean(dict(enumerate(first))), mean(dict(enumerate(second)))
+        a = mean({r.draw: r.error for r in both if r.error is not None})
+        b = mean({r.draw: 100 - top1[r.id] for r in both})
         if a is None or b is None:
             continue
-        table.append([contender, optim, str(len(first)), shown(a), shown(b)])
+        rows.append([contender, optim, str(len(both)), shown(a), shown(b)])
         x.append(a.estimate)
         y.append(b.estimate)
         lines.append(Line(contender, look, [a.estimate], [b.estimate]))
     fit = fit_line(x, y) if x else None
+    values: dict[str, Any] = {"data": found["data"], "fit": None}
     if fit is None:
         sentence = "Too few contenders were read on the second test set for a line."
-        values: dict[str, Any] = {"data": found["data"], "fit": None}
     else:
         sentence = (
             f"Error on {found['data']} over validation error, {fit.n} contenders: slope "
@@ -94,17 +98,14 @@ def second_parts(finding: Finding) -> tuple[Table, Chart, str, dict[str, Any]] |
         ends = [min(x), max(x)]
         at = [fit.slope.estimate * e + fit.intercept.estimate for e in ends]
         lines.append(Line("fit", len(lines), ends, at, marker="_"))
-        values = {
-            "data": found["data"],
-            "fit": {
-                "slope": fit.slope.__dict__,
-                "intercept": fit.intercept.__dict__,
-                "r": fit.r,
-                "residual_deviation": fit.spread,
-                "n": fit.n,
-            },
+        values["fit"] = {
+            "slope": asdict(fit.slope),
+            "intercept": asdict(fit.intercept),
+            "r": fit.r,
+            "residual_deviation": fit.spread,
+            "n": fit.n,
         }
-    if finding.protocol != "last":
+    if section.protocol != "last":
         sentence += " Here both errors are those after the last epoch."
     head = [
         "contender",
@@ -113,20 +114,13 @@ def second_parts(finding: Finding) -> tuple[Table, Chart, str, dict[str, Any]] |
         "validation error % (95 %)",
         "second set, error % (95 %)",
     ]
-    return (
-        Table("A second test set", head, table, sentence),
-        Chart(
-            "second",
-            "Error on a second test set",
-            "validation error (%)",
-            f"error on {found['data']} (%)",
-            lines,
-        ),
-        sentence,
-        values,
+    title, on = "Error on a second test set", f"error on {found['data']} (%)"
+    f = section.finding
+    finding = replace(
+        f,
+        sentences=[*f.sentences, sentence],
+        tables=[*f.tables, Table("A second test set", head, rows, sentence)],
+        charts=[*f.charts, Chart("second", title, "validation error (%)", on, lines)],
+        values={**f.values, "second_test_set": values},
     )
-
-
-def _errors(rows: Sequence[Row], top1: dict[str, float]) -> tuple[list[float], list[float]]:
-    both = [r for r in rows if r.id in top1 and r.error is not None]
-    return [r.error for r in both if r.error is not None], [100 - top1[r.id] for r in both]
+    return replace(section, finding=finding)

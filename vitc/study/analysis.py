@@ -1,0 +1,141 @@
+"""From study folders to the sections of a report: results, what they show, the paper beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitc.errors import ConfigError
+from vitc.study.design import HPARAMS, MUST_AGREE, Plan, StudyFolder, settings_of
+from vitc.study.measures import measure_of
+from vitc.study.paper.claims import claim_values, claims_table
+from vitc.study.paper.exhibits import beside
+from vitc.study.paper.second import with_second_test_set
+from vitc.study.results import (
+    Protocol,
+    Result,
+    Section,
+    protocol_notes,
+    results_of,
+    unsuccessful,
+)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """One study, or several that are read as one, before anything is concluded."""
+
+    plan: Plan
+    records: list[dict[str, Any]]
+    folders: list[Path]
+    results: list[Result]
+    notes: list[str]
+
+
+def analyse(folders: Sequence[Path], protocol: Protocol = "last") -> list[Section]:
+    """One section a study; random draws with the same ranges, seed and budget become one.
+
+    `protocol`: a run's error is that after its last epoch, or the least of all its epochs ("paper",
+    as in the authors' sweeps). Finished or not. Raises ConfigError: no folder, one that is not a
+    study, or of an unknown measure.
+    """
+    if not folders:
+        raise ConfigError("No study is given.", "For example: vitc report studies/quick")
+    studies: list[_Study] = []
+    for folder in folders:
+        study = _read(folder, protocol)
+        others = [s for s in studies if s.plan.measure == study.plan.measure]
+        if not measure_of(study.plan.measure).joins:
+            studies.append(study)
+            continue
+        apart = {id(s): _apart(s, study) for s in others}
+        home = next((s for s in others if not apart[id(s)]), None)
+        if home is not None:
+            studies[studies.index(home)] = _joined(home, study)
+        else:
+            why = [
+                f"Not joined with {s.folders[0]}: they differ in {', '.join(apart[id(s)])}."
+                for s in others
+            ]
+            studies.append(replace(study, notes=why))
+    studies.sort(key=lambda s: s.plan.measure != HPARAMS)
+    return [_section(s, protocol) for s in studies]
+
+
+def _read(folder: Path, protocol: Protocol) -> _Study:
+    study = StudyFolder(folder)
+    plan, record = study.read()
+    measure_of(plan.measure)
+    plan = study.with_sources(plan)
+    return _Study(plan, [record], [folder], results_of(study, plan, protocol), [])
+
+
+def _apart(a: _Study, b: _Study) -> list[str]:
+    """What keeps two studies from being one: their contenders would form no fair pairs."""
+    same_draws = (a.plan.ranges, a.plan.seed) == (b.plan.ranges, b.plan.seed)
+    found = [] if same_draws else ["draws"]
+    if any(g.ranges is not None for g in (*a.plan.groups, *b.plan.groups)):
+        found.append("ranges of single contenders")
+    found += [
+        name
+        for name, read in MUST_AGREE.items()
+        if settings_of(a.plan.groups, read) != settings_of(b.plan.groups, read)
+    ]
+    if _environment(a)["versions"] != _environment(b)["versions"]:
+        found.append("versions")
+    return found
+
+
+def _environment(study: _Study) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = study.records[0]["environment"]
+    return found
+
+
+def _joined(home: _Study, new: _Study) -> _Study:
+    """Both as one study; a contender that both have takes the new one's name as well."""
+    taken = set(home.plan.contenders)
+    names = {c: f"{c} ({new.plan.name})" if c in taken else c for c in new.plan.contenders}
+    groups = [replace(g, contender=names[g.contender]) for g in new.plan.groups]
+    notes = list(home.notes)
+    if _environment(home)["hardware"] != _environment(new)["hardware"]:
+        notes.append(f"{new.folders[0]} ran on other hardware than {home.folders[0]}.")
+    return _Study(
+        plan=replace(
+            home.plan,
+            name=f"{home.plan.name} + {new.plan.name}",
+            groups=(*home.plan.groups, *groups),
+            draws=max(home.plan.draws, new.plan.draws),
+        ),
+        records=[*home.records, *new.records],
+        folders=[*home.folders, *new.folders],
+        results=[
+            *home.results,
+            *(replace(r, contender=names[r.contender]) for r in new.results),
+        ],
+        notes=notes,
+    )
+
+
+def _section(study: _Study, protocol: Protocol) -> Section:
+    """What the measure finds, with the second test set, the claims and the paper's numbers."""
+    plan, results = study.plan, study.results
+    finding = measure_of(plan.measure).read(plan, results)
+    notes = [*study.notes, *protocol_notes(plan, protocol), *finding.warnings]
+    if plan.measure != HPARAMS:
+        notes += unsuccessful(results)
+    section = Section(
+        plan=plan,
+        records=study.records,
+        folders=[str(f) for f in study.folders],
+        results=results,
+        finding=replace(finding, warnings=notes),
+        protocol=protocol,
+    )
+    section = with_second_test_set(section)
+    claimed = claims_table(section)
+    finding = section.finding
+    tables = [*finding.tables, *([claimed] if claimed else []), *beside(section)]
+    values = {**finding.values, "claims": claim_values(section)}
+    return replace(section, finding=replace(finding, tables=tables, values=values))

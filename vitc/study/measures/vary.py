@@ -1,0 +1,137 @@
+"""How sensitive is a contender to a setting? Errors over its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitc.stats import curves as st
+from vitc.study.design import Plan
+from vitc.study.measures.base import Measure
+from vitc.study.measures.cells import (
+    Cells,
+    Difference,
+    Errors,
+    Key,
+    contender_optims,
+    difference_tables,
+    differences,
+    level,
+    line_of,
+    mean,
+    name_of,
+    paired,
+    percent,
+    points_of,
+    seeds_note,
+    shown,
+    untrained,
+    values_of,
+    verdict_of,
+)
+from vitc.study.results import Chart, Finding, Result, Table
+
+
+class Vary(Measure):
+    """Error and share of diverged runs at each point, and the change from the first point.
+
+    Contenders are compared by that change, point by point: the distance from their best to their
+    worst point would be larger for the noisier one, sensitive or not.
+    """
+
+    name = "vary"
+
+    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
+        cells = Cells.of(plan, results)
+        points = points_of(plan)
+        rows, values, lines = [], [], []
+        extremes: list[str] = []
+        changes: dict[Key, Errors] = {}
+        for look, (contender, optim) in enumerate(contender_optims(plan)):
+            first = cells.trained(contender, optim, points[0])
+            means = []
+            for point in points:
+                error = cells.errors(contender, optim, point)
+                change = paired(error, first)
+                m, n = level(error), len(error)
+                gone = cells.diverged(contender, optim, point)
+                share = st.share(gone, n) if n else None
+                means.append(m)
+                if point != points[0]:
+                    changes[contender, optim, point] = change
+                rows.append(
+                    [
+                        contender,
+                        optim,
+                        point,
+                        str(n),
+                        shown(m),
+                        "-" if point == points[0] else shown(mean(change), signed=True),
+                        "-" if share is None else f"{gone} of {n}: {percent(share)}",
+                    ]
+                )
+                values.append(
+                    {
+                        "contender": contender,
+                        "optim": optim,
+                        "point": point,
+                        "n": n,
+                        "error": values_of(m),
+                        "change": values_of(mean(change)),
+                        "diverged": gone,
+                        "diverged_share": values_of(share),
+                    }
+                )
+            name = name_of(plan, contender, optim)
+            known = [(m.estimate, p) for m, p in zip(means, points, strict=True) if m is not None]
+            if known:
+                (best, at), (most, where) = min(known), max(known)
+                extremes.append(
+                    f"{name}: best at {at} ({best:.2f} %), worst at {where} ({most:.2f} %)."
+                )
+            lines.append(line_of(name, look, [float(i) for i in range(len(points))], means))
+        found = sorted(differences(plan, changes), key=lambda d: points.index(d.point))
+        baseless = {(c, o): cells.diverged(c, o, points[0]) for c, o in contender_optims(plan)}
+        head = [
+            "contender",
+            "optimizer",
+            "point",
+            "seeds",
+            "error % (95 %)",
+            f"against {points[0]} (95 %)",
+            "diverged",
+        ]
+        note = (
+            "Negative: the contender's error rises less. The intervals hold together with 95 % "
+            "(Bonferroni)."
+        )
+        axis = "top-1 error (%); diverged = chance"
+        return Finding(
+            [
+                *verdict_of(_sentences(plan, found), plan),
+                *extremes,
+                *untrained(baseless, plan.draws, f"at {points[0]}"),
+            ],
+            [
+                Table("Error at each point", head, rows, seeds_note(plan), brief=True),
+                *difference_tables(found, f"Change from {points[0]}, against the reference", note),
+            ],
+            [Chart("vary", "Error at each point", "", axis, lines, ticks=points)],
+            {"points": values, "comparisons": [d.values for d in found]},
+        )
+
+
+def _sentences(plan: Plan, found: Sequence[Difference]) -> list[str]:
+    """The changes that differ from the reference's; one sentence where none is shown to."""
+    first = points_of(plan)[0]
+    certain = [
+        f"{name_of(plan, d.contender, d.optim)}: from {first} to {d.point} its error changes by "
+        f"{shown(d.difference, signed=True)} points against {d.reference}'s."
+        for d in found
+        if d.certain
+    ]
+    if certain or not found:
+        return certain
+    return [
+        f"No point changes a contender's error otherwise than {found[0].reference}'s, as far as "
+        f"{plan.draws} seeds show."
+    ]
