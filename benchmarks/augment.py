@@ -44,6 +44,7 @@ from vitc.data.loader import TrainReader
 from vitc.data.pixels import cut
 from vitc.data.sampling import BatchPlan, requests, uniform
 from vitc.data.sources.base import Split
+from vitc.data.store import Files
 from vitc.models.timm import import_peer
 from vitc.training.device import describe, pick_device
 
@@ -298,7 +299,8 @@ def our_pipeline(files: list[Path], augment: AugmentConfig) -> Callable[[], obje
         drop_path_rate=0.0,
     )
     labels = np.zeros(n, np.int64)
-    reader = TrainReader(Split(labels, [f.name for f in files], files=files), config, plan)
+    store = Files(Path(), map(str, files))
+    reader = TrainReader(Split(labels, store.names, store=store), config, plan)
     asked = requests(plan, config, labels, 0, 1_000_000)
 
     def run() -> object:

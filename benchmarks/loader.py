@@ -50,10 +50,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitc.data.augment.device import finish
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.dataset import IMAGENET_MEAN, IMAGENET_STD, DataSet, read_source
 from vitc.data.loader import TrainReader, open_train
 from vitc.data.pack import PackOptions, pack
 from vitc.data.sampling import BatchPlan, requests
-from vitc.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split, read_source
+from vitc.data.sources.base import Split
 from vitc.machine import cores
 from vitc.models.timm import import_peer
 from vitc.training.device import describe, pick_device

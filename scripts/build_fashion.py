@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.data.sources.arrays import read_idx
-from vitc.data.sources.base import EMBEDDED
+from vitc.data.sources.embedded import EMBEDDED
 from vitc.data.split import by_class, hashed
 
 SEED = 0

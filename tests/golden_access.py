@@ -29,8 +29,8 @@ RENAMED: dict[str, str] = {}
 def batches(recipe: str, steps: int, settings: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
     """What the first steps of a run train on: `raw` uint8, `images` float32 and `targets`."""
     from vitc.data.augment.mixing import mix
+    from vitc.data.dataset import open_data
     from vitc.data.loader import open_train
-    from vitc.data.sources.base import open_data
     from vitc.training.build import batch_plan, step_settings
     from vitc.training.device import Processes
     from vitc.training.step import ready_images

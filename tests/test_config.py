@@ -17,7 +17,6 @@ from vitc.config import (
     base_config,
     differences,
     from_dict,
-    guess_source,
     leaf_types,
     leaves,
     load_config,
@@ -27,6 +26,7 @@ from vitc.config import (
     with_model,
 )
 from vitc.data.config import DataConfig
+from vitc.data.sources import guess_source
 from vitc.errors import ConfigError
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.optim.config import AdamWConfig, SGDConfig

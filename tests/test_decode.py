@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 from tests.mutants import photo
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.dataset import DataSet
 from vitc.data.decode import (
     Box,
     crop_resize,
@@ -35,7 +36,8 @@ from vitc.data.decode import (
 from vitc.data.loader import open_eval, open_train
 from vitc.data.pixels import cut_stored, whole
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources.base import DataSet, Split
+from vitc.data.sources.base import Split
+from vitc.data.store import Files
 from vitc.errors import BrokenFileError, ConfigError
 
 Pixels = NDArray[np.uint8]
@@ -623,7 +625,9 @@ def test_the_training_loader_decodes_at_a_fraction_and_the_evaluation_loader_ful
     files = [tmp_path / f"{i}.jpg" for i in range(4)]
     for i, file in enumerate(files):
         file.write_bytes(saved(photo(260, 260, i), "JPEG"))
-    split = Split(np.arange(4) % 2, [f.name for f in files], files=files)
+    split = Split(
+        np.arange(4) % 2, [f.name for f in files], store=Files(tmp_path, [f.name for f in files])
+    )
     third = (1 / 3, 1 / 3, 1 / 3)
     data = DataSet("folder", ("a", "b"), {"train": split}, third, third, (), "")
     crop = AugmentConfig(crop="random_resized", scale=(0.9, 1.0))

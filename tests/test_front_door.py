@@ -22,8 +22,8 @@ from PIL import Image
 import vitc.training.probe as probing
 from vitc.config import RunConfig, from_dict, load_config, to_dict
 from vitc.data.config import DataConfig
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
-from vitc.data.sources.base import DataSet, open_data
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.config import ConvStemConfig
 from vitc.models.zoo import model_config

@@ -25,9 +25,11 @@ from vitc.data.augment import ops_torch
 from vitc.data.augment.device import erase, finish
 from vitc.data.augment.mixing import mix
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.dataset import DataSet
 from vitc.data.loader import MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources.base import DataSet, Split
+from vitc.data.sources.base import Split
+from vitc.data.store import Files
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.machine import cores
 
@@ -58,6 +60,10 @@ def data_set(split: Split) -> DataSet:
     return DataSet("folder", ("a", "b", "c"), {"train": split}, (0.5,) * 3, (0.2,) * 3, (), "")
 
 
+def stored_in(files: Sequence[Path]) -> Files:
+    return Files(files[0].parent, [f.name for f in files])
+
+
 def files_of(folder: Path, sizes: Sequence[tuple[int, int]], suffix: str = "jpg") -> DataSet:
     """One image a size (width, height), each of another colour and with some texture."""
     rng = np.random.default_rng(0)
@@ -67,7 +73,7 @@ def files_of(folder: Path, sizes: Sequence[tuple[int, int]], suffix: str = "jpg"
         files.append(folder / f"image_{i:03d}.{suffix}")
         Image.fromarray(pixels.astype(np.uint8)).save(files[-1])
     labels = np.arange(len(files), dtype=np.int64) % 3
-    return data_set(Split(labels=labels, names=[f.name for f in files], files=files))
+    return data_set(Split(labels=labels, names=[f.name for f in files], store=stored_in(files)))
 
 
 @pytest.fixture
@@ -90,10 +96,10 @@ def pixel_set(n: int = 30, size: tuple[int, int] = (32, 24)) -> DataSet:
 
 
 def breaks(data: DataSet, *indices: int) -> DataSet:
-    files = data.splits["train"].files
-    assert files is not None
+    store = data.splits["train"].store
+    assert isinstance(store, Files)
     for i in indices:
-        files[i].write_bytes(files[i].read_bytes()[:100])
+        store.path(i).write_bytes(store.read(i)[:100])
     return data
 
 
@@ -643,7 +649,7 @@ def test_no_process_is_left_when_the_program_is_ended(
         "from tests.test_loader import *\n"
         f"files = sorted(Path({str(tmp_path)!r}).glob('*.jpg'))\n"
         "data = data_set(Split(labels=np.zeros(len(files), np.int64),"
-        " names=[f.name for f in files], files=files))\n"
+        " names=[f.name for f in files], store=stored_in(files)))\n"
         "with open_train(data, config(workers=2), plan(), CPU, 0, 1_000_000) as batches:\n"
         "    for i, _ in enumerate(batches):\n"
         "        if i == 3: print(*workers_now(), flush=True)\n"
@@ -677,8 +683,8 @@ def test_memory_of_the_processes_is_flat_over_epochs(tmp_path: Path) -> None:
     names = [f"{i:05d}.png" for i in range(3000)]
     for name in names:
         os.link(tmp_path / "one.png", tmp_path / name)
-    files = [tmp_path / name for name in names]
-    data = data_set(Split(labels=np.arange(3000) % 3, names=names, files=files))
+    store = Files(tmp_path, names)
+    data = data_set(Split(labels=np.arange(3000) % 3, names=names, store=store))
     epoch, seen = 3000 // 200, []
     where = plan(batch=200, micro=200, size=(8, 8))
     with open_train(data, config(workers=2, **SERVED), where, CPU, 0, 5 * epoch) as batches:
@@ -732,7 +738,7 @@ def test_a_program_that_forgets_to_close_still_ends(photos: DataSet, tmp_path: P
         f"folder = Path({str(tmp_path)!r})\n"
         "files = sorted(folder.glob('*.jpg'))\n"
         "data = data_set(Split(labels=np.zeros(len(files), np.int64),"
-        " names=[f.name for f in files], files=files))\n"
+        " names=[f.name for f in files], store=stored_in(files)))\n"
         "steps = iter(open_train(data, config(workers=2), plan(), CPU, 0, 1000))\n"
         "next(steps)\n"
         "print(*workers_now())\n"

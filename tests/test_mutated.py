@@ -19,10 +19,12 @@ from PIL import Image
 from tests.mutants import WAYS, Mutant, encoded, mutants, photo
 from vitc.data.check import check
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.dataset import DataSet
 from vitc.data.decode import MAX_PIXELS, read_image
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources.base import DataSet, Split
+from vitc.data.sources.base import Split
+from vitc.data.store import Files
 from vitc.errors import BrokenFileError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF")
@@ -101,7 +103,7 @@ def loaders_skip(paths: Sequence[Path], broken: set[str], workers: int) -> None:
     names = [path.name for path in paths]
     sizes = np.zeros(len(paths), np.int64)
     labels = np.arange(len(paths)) % 2
-    split = Split(labels, names, files=paths, sizes=sizes)
+    split = Split(labels, names, store=Files(Path(), map(str, paths)), sizes=sizes)
     third = (1 / 3, 1 / 3, 1 / 3)
     data = DataSet("folder", ("a", "b"), {"train": split, "val": split}, third, third, (), "")
     config = DataConfig(

@@ -27,11 +27,11 @@ from PIL import Image
 from vitc.cli.main import main
 from vitc.config import RunConfig, load_config, with_data
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.decode import read_image
 from vitc.data.loader import EvalReader, _Images, open_train
 from vitc.data.pack import Packed, PackOptions, pack, shrunk
 from vitc.data.sampling import BatchPlan
-from vitc.data.sources.base import DataSet, open_data
 from vitc.data.sources.packed import HEADER, PackedStore, open_pack, verify
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
@@ -699,5 +699,5 @@ def test_images_of_a_pack_decode_to_the_files_pixels(photo_folder: Photos, tmp_p
     store = PackedStore(open_pack(tmp_path / "x.vitc"))
     stored = store.read(0)
     assert isinstance(stored, bytes)
-    file = root / store.name(0)
+    file = root / store.pack.names[0]
     assert (read_image(stored, 3, "x") == read_image(file, 3, "x")).all()

@@ -23,7 +23,7 @@ from torch import nn
 from vitc import complexity, create_model, load_config, train
 from vitc.cli.main import main
 from vitc.config import RunConfig, differences, from_dict, to_dict
-from vitc.data.sources.base import open_data
+from vitc.data.dataset import open_data
 from vitc.errors import ConfigError
 from vitc.models.config import CustomStemConfig, ViTConfig
 from vitc.models.custom import load_stem

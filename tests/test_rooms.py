@@ -44,7 +44,7 @@ MAY: dict[str, set[str]] = {
     "models": BASE | CONFIGS | {"plugins"},
     "data": BASE | CONFIGS | {"plugins"},
     "optim": BASE | CONFIGS | {"plugins"},
-    "config": BASE | CONFIGS | {"plugins"},
+    "config": BASE | CONFIGS | {"plugins", "data.sources", "data.sources.base"},
     "recipes": BASE | CONFIGS | {"config", "models.zoo"},
     "resolve": BASE | CONFIGS | {"plugins", "config", "recipes"},
     "runs": BELOW_RUNS,

@@ -21,7 +21,7 @@ from PIL import Image
 import vitc.data.sources.parquet
 from vitc.config import load_config
 from vitc.data.config import DataConfig
-from vitc.data.sources.base import DataSet, open_data
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.sources.index import cache_folder
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
@@ -414,7 +414,7 @@ def test_processes_of_one_run_share_one_copy(tmp_path: Path) -> None:
 
     pq.write_table(table(3000), tmp_path / "t.parquet")
     code = (
-        "import sys; from vitc.data.sources.base import open_data;"
+        "import sys; from vitc.data.dataset import open_data;"
         "from vitc.data.config import DataConfig; print('ready', flush=True); sys.stdin.readline();"
         "split = open_data(DataConfig(source='parquet', path=sys.argv[1])).splits['train'];"
         "sys.stdin.readline(); [split.stored(i) for i in range(len(split))]"

@@ -20,10 +20,9 @@ from PIL import Image
 import vitc.data.sources.tar
 from vitc.config import load_config
 from vitc.data.config import DataConfig
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
-from vitc.data.sources.base import DataSet, open_data
-from vitc.data.sources.index import cache_folder
-from vitc.data.sources.tar import braces, find_files
+from vitc.data.sources.index import braces, cache_folder, find_files
 from vitc.data.store import OPEN_FILES
 from vitc.errors import BrokenFileError, ConfigError, DataError
 

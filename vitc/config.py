@@ -14,16 +14,9 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitc.data.config import (
-    NEEDS_PATH,
-    SOURCES,
-    SUFFIXES,
-    DataConfig,
-    absolute_path,
-    is_pattern,
-)
+from vitc.data.config import DataConfig
 from vitc.errors import ConfigError, suggest, unknown
 from vitc.files import read_json
 from vitc.models.config import (
@@ -35,9 +28,12 @@ from vitc.models.config import (
     carried,
 )
 from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
-from vitc.plugins.consent import name_class, with_sources
-from vitc.plugins.names import SOURCE, STEM, Custom, class_parts
+from vitc.plugins.consent import with_sources
+from vitc.plugins.names import STEM, Custom
 from vitc.training.config import InitConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from vitc.data.sources.base import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +62,12 @@ class RunConfig:
         ]
         if found:
             return found  # comparisons with nan would let it pass below
+        from vitc.data.sources import source_problems  # late: it imports numpy
+
         found += [
             *self.model.problems(),
             *self.data.problems(),
+            *source_problems(self.data),
             *self.optim.problems(),
             *self.train.problems(),
             *self.init.problems(),
@@ -401,69 +400,20 @@ def with_model(config: RunConfig, name: str) -> RunConfig:
 
 def with_data(config: RunConfig, data: str) -> RunConfig:
     """The same run on other images: a source's name, or what one can be guessed from."""
-    kept: dict[str, Any] = dict.fromkeys(("path", "mean", "std", "image_column", "label_column"))
-    kept["path_sha256"] = ""
+    from vitc.data.sources import SOURCES, guess_source
+
+    own: dict[str, Any] = dict.fromkeys(("path", "mean", "std", "image_column", "label_column"))
+    own["path_sha256"] = ""
     if data in SOURCES:
-        kept["path"] = config.data.path if data in NEEDS_PATH else None
-        kept["source"] = data
-    else:
-        kept |= {"source": guess_source(data), "path": data}
-    config = _located(dataclasses.replace(config, data=dataclasses.replace(config.data, **kept)))
-    return _with_named_data(config) if kept["source"] == "outside" and data != "outside" else config
+        own["path"] = config.data.path if SOURCES[data].path else None
+        return _located(_with(config, source=data, **own))
+    source = guess_source(data)
+    config = _located(_with(config, **{**own, "source": source, "path": data}))
+    return dataclasses.replace(config, data=SOURCES[source].named(config.data))
 
 
-def guess_source(data: str | Path) -> str:
-    """Which source a folder, a file, a pattern of files or a class is for, by its name and names.
-
-    Raises ConfigError: nothing of that name, or of no kind that is known.
-    """
-    text, path = str(data), Path(data).expanduser()
-    if path.is_dir():
-        return _guess_folder(path)
-    for suffix, source in SUFFIXES.items():
-        if text.lower().endswith(suffix) and (path.is_file() or is_pattern(text)):
-            return source
-    if class_parts(text):
-        return "outside"
-    if path.exists():
-        raise ConfigError(f"{text} is of no kind that can be trained on.", _DATA_HINT)
-    try:
-        beside = [str(path.parent / p.name) for p in path.parent.iterdir()]
-    except OSError:
-        beside = []
-    raise unknown("data", text, [*SOURCES, *beside], _DATA_HINT)
-
-
-_DATA_HINT = (
-    f"Give a folder, a file or pattern of files ({', '.join(f'*{s}' for s in SUFFIXES)}), a class "
-    f"(my.py:Class), or one of: {', '.join(SOURCES)}."
-)
-
-
-def _guess_folder(folder: Path) -> str:
-    names = {p.name for p in folder.iterdir()}
-    if any(n.startswith("data_batch_1") for n in names) or names & {
-        "cifar-10-batches-py",
-        "cifar-10-batches-bin",
-    }:
-        return "cifar10"
-    if (
-        {"train", "test", "meta"} <= names
-        or {"train.bin", "test.bin"} <= names
-        or names & {"cifar-100-python", "cifar-100-binary"}
-    ):
-        return "cifar100"
-    if any("-ubyte" in n for n in names):
-        return "idx"
-    if names & {"dataset_dict.json", "state.json"}:  # of datasets' save_to_disk
-        return "parquet"
-    data = folder / "data"  # of the Hugging Face hub
-    inside = {p.name for p in data.iterdir()} if data.is_dir() else set()
-    if any(n.endswith(".parquet") for n in names | inside):
-        return "parquet"
-    if any(n.endswith(".tar") for n in names) and not any(p.is_dir() for p in folder.iterdir()):
-        return "tar"
-    return "folder"
+def _with(config: RunConfig, **data: Any) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
 def load_config(
@@ -508,18 +458,26 @@ def resolve_config(
     if isinstance(flat.get("init"), str):  # --init RUN
         flat["init.weights"] = flat.pop("init")
     config = _named(_located(from_dict(flat, config)), flat)
-    if config.data.source == "outside" and "data.path" in flat:
-        config = _with_named_data(config)
+    if "data.path" in flat:
+        source = _source(config.data)
+        if source is not None:
+            config = dataclasses.replace(config, data=source.named(config.data))
     if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
         config = with_sources(config, path_or_recipe, strict=False)
     return config
 
 
+def _source(config: DataConfig) -> Source | None:
+    from vitc.data.sources import SOURCES
+
+    return SOURCES.get(config.source)
+
+
 def _located(config: RunConfig) -> RunConfig:
     """The same with absolute paths: a run is resumed from any working directory."""
-    if config.data.path is not None:
-        data = dataclasses.replace(config.data, path=absolute_path(config.data))
-        config = dataclasses.replace(config, data=data)
+    path, source = config.data.path, _source(config.data)
+    if path is not None and source is not None:
+        config = _with(config, path=source.absolute(path))
     weights = config.init.weights
     if weights and not weights.startswith("timm:"):
         init = dataclasses.replace(config.init, weights=_absolute(weights))
@@ -544,15 +502,6 @@ def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
             "Leave it out: it is filled in when a stem is named.",
         )
     return dataclasses.replace(config, model=dataclasses.replace(model, stem=stem))
-
-
-def _with_named_data(config: RunConfig) -> RunConfig:
-    """The same with a custom source that the user has just named."""
-    if config.data.path is None:
-        return config
-    one = name_class(SOURCE, config.data.path)
-    data = dataclasses.replace(config.data, path=one.source, path_sha256=one.sha256)
-    return dataclasses.replace(config, data=data)
 
 
 def _absolute(path: str) -> str:

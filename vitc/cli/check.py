@@ -71,6 +71,8 @@ def _check(args: Namespace) -> int:
 
 
 def _config(path: str, settings: dict[str, Any]) -> DataConfig:
+    from vitc.data.sources import source_problems
+
     other = [name for name in settings if not name.startswith("data.")]
     if other:
         raise ConfigError(
@@ -79,7 +81,7 @@ def _config(path: str, settings: dict[str, Any]) -> DataConfig:
             "and others of --data.",
         )
     config = resolve_config(with_data(RunConfig(), path), **settings).data
-    problems = config.problems()
+    problems = [*config.problems(), *source_problems(config)]
     if problems:
         raise ConfigError(" ".join(problems))
     return config

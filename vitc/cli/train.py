@@ -13,7 +13,6 @@ from typing import Any
 
 from vitc.cli.parser import Parser, Verb, emit, emit_json, note, seconds, settings_help
 from vitc.config import RunConfig, load_config, resolve_config, to_dict
-from vitc.data.config import SUFFIXES, is_pattern
 from vitc.errors import ConfigError, suggest
 
 # What people change most; `--help-all` lists every setting.
@@ -107,10 +106,13 @@ def _help(parser: Parser, args: Namespace) -> None:
 
 def _plan(args: Namespace) -> tuple[RunConfig, Path, list[str]]:
     """The config, the run's folder, and the reasons for what was chosen automatically."""
+    from vitc.data.sources import SUFFIXES
+    from vitc.data.sources.base import is_pattern
+
     what = Path(args.what)
     if _is_images(args.what):
         return _images_plan(args, what)
-    if is_pattern(args.what) and args.what.endswith(tuple(SUFFIXES)):
+    if is_pattern(args.what) and args.what.endswith(SUFFIXES):
         raise ConfigError(
             f"{args.what!r} is a pattern; settings are chosen for one folder or file.",
             f"Name a recipe: vitc train cifar10_vit_c --data {shlex.quote(args.what)}; or pack the "
@@ -138,7 +140,9 @@ def _is_images(what: str) -> bool:
     path = Path(what)
     if path.is_dir():
         return not (path / "config.json").exists() and not _is_recipe(what)
-    return path.is_file() and what.lower().endswith(tuple(SUFFIXES))
+    from vitc.data.sources import SUFFIXES  # late: it imports numpy
+
+    return path.is_file() and what.lower().endswith(SUFFIXES)
 
 
 def _images_plan(args: Namespace, images: Path) -> tuple[RunConfig, Path, list[str]]:

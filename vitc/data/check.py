@@ -29,20 +29,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.config import WITH_NAMES, DataConfig
+from vitc.data.config import DataConfig
+from vitc.data.dataset import open_data, read_source
 from vitc.data.decode import Header, examined, header, to_channels
 from vitc.data.near_duplicates import MINI, miniature, near_groups, perceptual_hash, small_grey
-from vitc.data.sources.base import Files, Found, Split, open_data, read_source
-from vitc.data.sources.folder import (
-    IMAGE_SUFFIXES,
-    SPLIT_WORDS,
-    FolderSplit,
-    name_key,
-    shown,
-    some,
-    survey_folder,
-)
-from vitc.data.store import Ints, Names
+from vitc.data.sources import SOURCES
+from vitc.data.sources.base import IMAGE_SUFFIXES, SPLIT_WORDS, Found, Split, some
+from vitc.data.sources.folder import survey_folder
+from vitc.data.store import Ints, Names, name_key, shown
 from vitc.errors import BrokenFileError, DataError, RunError
 from vitc.machine import cores
 from vitc.wording import counted
@@ -253,19 +247,8 @@ def _as_it_lies(config: DataConfig) -> Found | None:
         return None
     root = Path(config.path).expanduser()
     with contextlib.suppress(DataError):
-        listing = survey_folder(root)
-        splits = {name: _files(root, part) for name, part in listing.splits.items()}
-        return Found(listing.classes, splits, listing.notes)
+        return survey_folder(root)
     return None
-
-
-def _files(root: Path, part: FolderSplit) -> Split:
-    return Split(
-        labels=np.array(part.labels, dtype=np.int64),
-        names=[shown(n) for n in part.names],
-        files=Files(root, part.names),
-        sizes=np.array(part.sizes, dtype=np.int64),
-    )
 
 
 # -- one image -------------------------------------------------------------------------------------
@@ -699,7 +682,7 @@ def _copy_finding(
 
 
 def _copy_cure(report: Report, where: int) -> str:
-    if report.config.source not in WITH_NAMES:
+    if "group" not in SOURCES[report.config.source].settings:
         return "none here, where images have no files: know that the score is a little too good"
     together = "" if where == 1 or report.config.group is not None else f"; {_TOGETHER}"
     return f"{_CURES[where]} (--csv FILE lists them){together}"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitc.data.check import Finding, Report, to_values
-from vitc.data.sources.folder import shown
+from vitc.data.store import shown
 from vitc.errors import BrokenFileError
 from vitc.wording import counted
 

@@ -2,48 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 from typing import Literal
-
-from vitc.plugins.names import class_parts, is_path
-
-SOURCES = (
-    "fashion",
-    "cifar10",
-    "cifar100",
-    "idx",
-    "folder",
-    "packed",
-    "tar",
-    "parquet",
-    "list",
-    "outside",
-    "synthetic",
-)
-NEEDS_PATH = {  # source -> what data.path is for it
-    "cifar10": "a folder: --data.path DIR",
-    "cifar100": "a folder: --data.path DIR",
-    "idx": "a folder: --data.path DIR",
-    "folder": "a folder: --data.path DIR",
-    "packed": "a packed file: --data.path FILE.vitc",
-    "tar": "tar shards: --data.path 'train-{000..012}.tar', a pattern with *, or a folder of them",
-    "parquet": "a .parquet or .arrow file, a pattern with *, or a folder: --data.path PATH",
-    "list": "a list: --data.path FILE.csv (or .tsv, .jsonl)",
-    "outside": "a class: --data.path path/to/file.py:Class or package.module:Class",
-}
-SUFFIXES = {
-    ".vitc": "packed",
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
-    ".parquet": "parquet",
-    ".arrow": "parquet",
-    ".csv": "list",
-    ".tsv": "list",
-    ".jsonl": "list",
-}
-WITH_NAMES = ("folder", "packed", "tar", "parquet", "list", "outside")  # of one's own, an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +140,7 @@ class AugmentConfig:
 class DataConfig:
     """One data set: its source, how it is split, and how an image reaches the model's size."""
 
-    source: Literal[
-        "fashion",
-        "cifar10",
-        "cifar100",
-        "idx",
-        "folder",
-        "packed",
-        "tar",
-        "parquet",
-        "list",
-        "outside",
-        "synthetic",
-    ] = "fashion"
+    source: str = "fashion"
     """fashion is shipped inside the package; synthetic is made; the others need path
     (docs/sources.md)."""
     path: str | None = None
@@ -238,17 +186,6 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         found = self.augment.problems()
-        if self.source in NEEDS_PATH and self.path is None:
-            found.append(f"data.source {self.source!r} needs {NEEDS_PATH[self.source]}.")
-        if self.source not in NEEDS_PATH and self.path is not None:
-            found.append(f"data.path has no effect with data.source {self.source!r}.")
-        if self.group is not None and self.source not in WITH_NAMES:
-            found.append(f"data.group has no effect with data.source {self.source!r}.")
-        for name in ("image_column", "label_column"):
-            if getattr(self, name) is not None and self.source not in ("parquet", "list"):
-                found.append(f"data.{name} has no effect with data.source {self.source!r}.")
-        if self.path_sha256 and self.source != "outside":
-            found.append(f"data.path_sha256 has no effect with data.source {self.source!r}.")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"data.{name} {getattr(self, name)} must be in [0, 1).")
@@ -272,24 +209,3 @@ class DataConfig:
         if self.std is not None and min(self.std, default=0) <= 0:
             found.append(f"data.std {self.std} must be above 0.")
         return found
-
-
-def is_pattern(path: str) -> bool:
-    """Whether a path stands for several files: *, ?, [..], a brace range, or parts with ::."""
-    return any(mark in path for mark in ("*", "?", "[", "{", "::"))
-
-
-def absolute_path(config: DataConfig) -> str | None:
-    """data.path from the root of the file system, in each of its parts."""
-    if config.path is None:
-        return None
-    outside = class_parts(config.path) if config.source == "outside" else None
-    if outside is not None:
-        where, name, call = outside
-        return f"{_absolute(where) if is_path(where) else where}:{name}{call}"
-    parts = config.path.split("::") if config.source == "tar" else [config.path]
-    return "::".join(_absolute(part) for part in parts)
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))

@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -38,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vitc.data.augment import ops
 from vitc.data.augment.device import Erased, erased, to_device
 from vitc.data.config import DataConfig
+from vitc.data.dataset import DataSet
 from vitc.data.pixels import Fetched, Resident, cut_stored, hold, settle, whole
 from vitc.data.sampling import (
     BatchPlan,
@@ -54,7 +54,7 @@ from vitc.data.sampling import (
     requests,
     steps_per_epoch,
 )
-from vitc.data.sources.base import DataSet, Files, Split
+from vitc.data.sources.base import Split
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
 from vitc.machine import cores
@@ -324,10 +324,7 @@ class _Images:
     """
 
     def __init__(self, split: Split, in_chans: int) -> None:
-        files = split.files
-        if files is not None and not isinstance(files, Files):
-            files = Files(Path(), [os.fspath(file) for file in files])
-        self.split = replace(split, names=Names.of(split.names), files=files)
+        self.split = replace(split, names=Names.of(split.names))
         self.in_chans = in_chans
         self.note: Callable[[int], None] = _nothing
 

@@ -32,10 +32,10 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
+from vitc.data.dataset import read_source
 from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
-from vitc.data.sources.base import Found, Split, read_source
-from vitc.data.sources.folder import some
-from vitc.data.sources.packed import HEADER, SPLITS, SUFFIX, About, Encoding, open_pack, write_index
+from vitc.data.sources.base import SPLITS, Found, Split, some
+from vitc.data.sources.packed import HEADER, SUFFIX, About, Encoding, open_pack, write_index
 from vitc.data.store import Ints, Names, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.files import sync_folder
@@ -127,7 +127,7 @@ def pack(
             done = _Done.read(payload, log, len(work), _digest(found, order, work))
             resumed = done.count
             skipped = _write(work, payload, log, done, workers, options.bad_files, progress)
-            about = _about(found, order, config, work, done, skipped)
+            about = _about(found, order, work, done, skipped)
             names, labels = work.kept(done.good)
             write_index(payload, about, names, labels, done.entries[done.good])
             size = payload.tell() if payload.seek(0, os.SEEK_END) else 0
@@ -205,7 +205,6 @@ def _digest(found: Found, order: list[str], work: _Work) -> bytes:
 def _about(
     found: Found,
     order: list[str],
-    config: DataConfig,
     work: _Work,
     done: _Done,
     skipped: tuple[str, ...],
@@ -220,7 +219,7 @@ def _about(
         classes=found.classes,
         counts={name: count for name, count in counts.items() if count},
         encoding=work.form.encoding,
-        origin=found.origin or config.source,
+        origin=found.origin,
         lossless=work.lossless and not found.content,
         channels=work.form.channels,
         short_side=work.form.short_side,

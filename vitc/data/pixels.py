@@ -19,6 +19,7 @@ from torch import Tensor
 from vitc.data.augment.device import mirror, resample, shift, to_device
 from vitc.data.augment.ops_torch import change
 from vitc.data.config import DataConfig
+from vitc.data.dataset import DataSet
 from vitc.data.decode import Box, crop_resize, eval_image, read_cut, read_image, to_channels
 from vitc.data.sampling import (
     BatchPlan,
@@ -27,7 +28,7 @@ from vitc.data.sampling import (
     shift_offsets,
     stand_ins,
 )
-from vitc.data.sources.base import DataSet, Split
+from vitc.data.sources.base import Split
 from vitc.data.store import Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.machine import cores, memory

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitc.data.decode import file_bytes
 from vitc.errors import BrokenFileError
 
 Ints = NDArray[np.int64]
@@ -33,9 +36,6 @@ class Store(Protocol):
 
     def read(self, place: int) -> Stored:
         """The bytes of an image file, or pixels uint8 (H, W, C). Raises BrokenFileError."""
-
-    def name(self, place: int) -> str:
-        """A short name for messages."""
 
 
 class Names(Sequence[str]):
@@ -113,6 +113,39 @@ def label_codes(texts: Iterable[str]) -> tuple[Ints, list[str]]:
     known: dict[str, int] = {}
     codes = np.fromiter((known.setdefault(text, len(known)) for text in texts), np.int64)
     return codes, list(known)
+
+
+def name_key(name: str) -> str:
+    """The name as it compares equal on any system: macOS may store é as e and an accent."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def shown(name: str) -> str:
+    """The name with bytes that are not text escaped, so that it can be printed and saved."""
+    if name.isascii():
+        return name
+    return name_key(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# -- one file an image ----------------------------------------------------------------------------
+
+
+class Files:
+    """A store of image files below a folder; a million Path objects would take a gigabyte.
+
+    names: their paths below the root, with "/"; shown: those names as they can be printed.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root, self.names = root, Names.of(names)
+        printable = Names.of(map(shown, self.names))
+        self.shown = self.names if printable == self.names else printable
+
+    def path(self, place: int) -> Path:
+        return self.root / self.names[place]
+
+    def read(self, place: int) -> bytes:
+        return file_bytes(self.path(place), self.shown[place])
 
 
 # -- files that stay open -------------------------------------------------------------------------
@@ -194,6 +227,3 @@ class Ranges:
     def read(self, place: int) -> bytes:
         where = int(self.file[place]), int(self.offset[place]), int(self.size[place])
         return self.files.read(*where, self.names[place])
-
-    def name(self, place: int) -> str:
-        return self.names[place]

@@ -128,7 +128,7 @@ def _fresh(name: str, settings: Mapping[str, Any]) -> Subject:
     import torch
 
     from vitc.data.config import DataConfig
-    from vitc.data.sources.base import IMAGENET_MEAN, IMAGENET_STD
+    from vitc.data.dataset import IMAGENET_MEAN, IMAGENET_STD
     from vitc.models.zoo import build_model
 
     config = model_with(name, settings)

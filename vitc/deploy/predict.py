@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.sources.folder import IMAGE_SUFFIXES
+from vitc.data.sources.base import IMAGE_SUFFIXES
 from vitc.errors import BrokenFileError, ConfigError, suggest
 
 if TYPE_CHECKING:

@@ -347,7 +347,7 @@ def _horizon_epochs(config: RunConfig, steps: int | None) -> float | None:
 
 def count_images(config: RunConfig) -> int | None:
     """How many images the run trains on; None where they are not at hand."""
-    from vitc.data.sources.base import open_data
+    from vitc.data.dataset import open_data
 
     try:
         return len(open_data(config.data, config.model.in_chans).splits["train"])

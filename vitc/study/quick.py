@@ -87,7 +87,7 @@ def _keep_contenders(settings: Mapping[str, Any]) -> None:
 
 def trial_seconds(config: RunConfig) -> float:
     """About how long one trial takes on one worker, from a few real steps."""
-    from vitc.data.sources.base import open_data
+    from vitc.data.dataset import open_data
     from vitc.training.device import pick_device
     from vitc.training.probe import probe
 

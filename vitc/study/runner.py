@@ -286,7 +286,7 @@ def one_precision(groups: list[Group]) -> list[Group]:
 
 def count_classes(config: RunConfig) -> int:
     """Classes of the data a run would see; opens it."""
-    from vitc.data.sources.base import open_data
+    from vitc.data.dataset import open_data
 
     return len(open_data(config.data, config.model.in_chans).classes)
 

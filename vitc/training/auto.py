@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import RunConfig, load_config, resolve_config, with_data
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
-from vitc.data.sources.base import DataSet, Split, open_data
+from vitc.data.sources.base import Split
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vitc.config import from_dict, with_data
 from vitc.data.augment.device import finish
+from vitc.data.dataset import open_data
 from vitc.data.loader import open_eval
-from vitc.data.sources.base import open_data
 from vitc.errors import ConfigError, DataError
 from vitc.files import read_json
 from vitc.models.zoo import build_model

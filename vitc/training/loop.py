@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig, from_dict, load_config
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.loader import EvalLoader, TrainLoader, open_eval, open_train
 from vitc.data.pixels import Resident
 from vitc.data.sampling import BatchPlan, steps_per_epoch
-from vitc.data.sources.base import DataSet, open_data
 from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.files import read_json
 from vitc.machine import cores, environment

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from vitc.config import RunConfig
+from vitc.data.dataset import DataSet
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sampling import steps_per_epoch
-from vitc.data.sources.base import DataSet
 from vitc.models.config import ViTConfig
 from vitc.training.build import batch_plan, fresh_state, initial_model, step_settings
 from vitc.training.device import Processes, autocast, machine_settings, peak_memory

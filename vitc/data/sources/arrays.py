@@ -9,31 +9,78 @@ import math
 import pickle
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vitc.data.config import DataConfig
+from vitc.data.sources.base import Found, Source, Split, entries
+from vitc.data.store import Ints, Pixels
 from vitc.errors import ConfigError, DataError
 
 MAX_BYTES = 2 * 1024**3  # of one file, unpacked; EMNIST's largest holds 0.55 GB
 DEFLATE_RATIO = 1032  # gzip cannot pack tighter: https://www.zlib.net/zlib_tech.html
 DOWNLOAD_AGAIN = "The file is incomplete or damaged: download it again."
 
-Pixels = NDArray[np.uint8]
-Ints = NDArray[np.int64]
+Parts = dict[str, tuple[Pixels, Ints]]  # "train", "test": pixels (n, H, W, C), labels (n,)
 
 
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """classes in order of label; parts "train", and "test" where there is one: pixels uint8
-    (n, H, W, C) and labels int64 (n,)."""
+class Idx(Source):
+    """MNIST and its kin: the files train-images-idx3-ubyte and so on, gzipped or not."""
 
-    classes: tuple[str, ...]
-    parts: dict[str, tuple[Pixels, Ints]]
-    notes: tuple[str, ...] = ()
+    kind = origin = "idx"
+    path = "a folder: --data.path DIR"
+
+    def matches(self, path: str) -> bool:
+        return any("-ubyte" in name for name in entries(path))
+
+    def read(self, config: DataConfig) -> Found:
+        path = Path(str(config.path)).expanduser()
+        if not path.is_dir() and not (path.parent.is_dir() and path.parent != path):
+            raise ConfigError(f"There is no folder {path}.", "idx data must lie there.")
+        return read_idx_set(path)
+
+
+class Cifar10(Source):
+    """CIFAR-10, in its Python or its binary version."""
+
+    kind = origin = "cifar10"
+    path = "a folder: --data.path DIR"
+
+    def matches(self, path: str) -> bool:
+        names = entries(path)
+        return any(n.startswith("data_batch_1") for n in names) or not names.isdisjoint(
+            CIFAR10.folders
+        )
+
+    def read(self, config: DataConfig) -> Found:
+        return _read_cifar(config, CIFAR10)
+
+
+class Cifar100(Source):
+    """CIFAR-100 with its fine labels, in its Python or its binary version."""
+
+    kind = origin = "cifar100"
+    path = "a folder: --data.path DIR"
+
+    def matches(self, path: str) -> bool:
+        names = entries(path)
+        whole = {"train", "test", "meta"} <= names or {"train.bin", "test.bin"} <= names
+        return whole or not names.isdisjoint(CIFAR100.folders)
+
+    def read(self, config: DataConfig) -> Found:
+        return _read_cifar(config, CIFAR100)
+
+
+def _found(classes: tuple[str, ...], parts: Parts, notes: Iterable[str]) -> Found:
+    splits = {
+        part: Split(labels, [f"{part}/{i}" for i in range(len(labels))], pixels)
+        for part, (pixels, labels) in parts.items()
+    }
+    return Found(classes, splits, tuple(notes))
 
 
 # ---------------------------------------------------------------------------------------- IDX
@@ -80,7 +127,7 @@ def read_idx(file: Path) -> Pixels:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def read_idx_set(path: Path) -> Arrays:
+def read_idx_set(path: Path) -> Found:
     """The MNIST-like set in a folder (or its `raw`), or the one of several named FOLDER/PREFIX.
 
     EMNIST's images, stored with rows and columns exchanged, are turned upright, and its classes
@@ -123,7 +170,7 @@ def _idx_sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path
     return sets
 
 
-def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) -> Arrays:
+def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) -> Found:
     raw: dict[str, tuple[Pixels, Pixels]] = {}
     for part in ("train", "test"):
         missing = [kind for kind in ("images", "labels") if (part, kind) not in files]
@@ -159,7 +206,7 @@ def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) ->
             raise DataError(f"The {part} labels of {place} hold {strange[0]}, not in training.")
         upright = images.transpose(0, 2, 1) if transposed else images
         parts[part] = upright[..., None], np.searchsorted(values, labels).astype(np.int64)
-    return Arrays(_idx_classes(place, prefix, values), parts, tuple(notes))
+    return _found(_idx_classes(place, prefix, values), parts, notes)
 
 
 def _idx_classes(place: Path, prefix: str, values: Pixels) -> tuple[str, ...]:
@@ -219,11 +266,11 @@ CIFAR100 = _Cifar(
 )
 
 
-def read_cifar(path: Path, kind: _Cifar) -> Arrays:
-    """CIFAR-10 or CIFAR-100 (fine labels) in its Python or its binary version.
-
-    Raises ConfigError: the files are not there; DataError: one is missing or damaged.
-    """
+def _read_cifar(config: DataConfig, kind: _Cifar) -> Found:
+    """Raises ConfigError: the files are not there; DataError: one is missing or damaged."""
+    path = Path(str(config.path)).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"There is no folder {path}.", f"{config.source} data must lie there.")
     for folder in (path, *(path / f for f in kind.folders)):
         for suffix in ("", ".bin"):
             if (folder / (kind.train[0] + suffix)).is_file():
@@ -236,7 +283,7 @@ def read_cifar(path: Path, kind: _Cifar) -> Arrays:
     )
 
 
-def _cifar_arrays(folder: Path, suffix: str, kind: _Cifar) -> Arrays:
+def _cifar_arrays(folder: Path, suffix: str, kind: _Cifar) -> Found:
     read = _cifar_binary if suffix else _cifar_python
     train = [read(folder / (name + suffix), kind) for name in kind.train]
     parts = {
@@ -255,7 +302,7 @@ def _cifar_arrays(folder: Path, suffix: str, kind: _Cifar) -> Arrays:
                 f"{kind.num_classes} classes.",
                 DOWNLOAD_AGAIN,
             )
-    return Arrays(_cifar_classes(folder, suffix, kind), parts, tuple(notes))
+    return _found(_cifar_classes(folder, suffix, kind), parts, notes)
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Images from a custom source: a class of the user's own (docs/sources.md).
+"""How is a custom source of images (docs/sources.md) named, made and read?
 
 How its class is trusted and imported: `vitc.plugins`.
 """
@@ -6,6 +6,7 @@ How its class is trusted and imported: `vitc.plugins`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,73 @@ from typing import Any
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.sources.folder import SPLIT_WORDS, some
+from vitc.data.sources.base import SPLITS, Found, Source, Split, some
 from vitc.data.store import Ints, Names, Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
+from vitc.plugins.consent import name_class
 from vitc.plugins.load import build, load
-from vitc.plugins.names import SOURCE, Custom, locate, sha
+from vitc.plugins.names import SOURCE, Custom, class_parts, is_path, locate, sha
+
+
+class CustomSource(Source):
+    """A class of the user's own, `FILE.py:Class` or `package.module:Class`."""
+
+    kind = origin = "outside"
+    path = "a class: --data.path path/to/file.py:Class or package.module:Class"
+    settings = frozenset({"group", "path_sha256"})
+
+    def matches(self, path: str) -> bool:
+        return not os.path.isdir(path) and class_parts(path) is not None
+
+    def absolute(self, path: str) -> str:
+        parts = class_parts(path)
+        if parts is None:
+            return super().absolute(path)
+        where, name, call = parts
+        return f"{super().absolute(where) if is_path(where) else where}:{name}{call}"
+
+    def named(self, config: DataConfig) -> DataConfig:
+        """With the hash of the class's file filled in; the file is trusted, and read but not run.
+
+        Raises ConfigError: no such file, module or class (with suggestions), settings that are not
+        literals.
+        """
+        if config.path is None:
+            return config
+        one = name_class(SOURCE, config.path)
+        return replace(config, path=one.source, path_sha256=one.sha256)
+
+    def read(self, config: DataConfig) -> Found:
+        """Raises ConfigError: not trusted (see `vitc.plugins.trust`), changed, or no such class;
+        DataError: what it holds is invalid."""
+        made = _made(config)
+        sha256 = sha(locate(_custom(config))[1])
+        config = replace(config, path_sha256=sha256)  # every process makes it from these bytes
+        where = str(config.path)
+        classes = _classes(made, where)
+        labels = _labels(made, classes, where)
+        names = _names(made, labels, where)
+        store = CustomStore(config, labels, names, made)
+        splits, first = {}, 0
+        for name, of_split in labels.items():
+            places = np.arange(first, first + len(of_split), dtype=np.int64)
+            first += len(of_split)
+            unknown = np.full(len(of_split), -1, np.int64)
+            splits[name] = Split(of_split, names.take(places), None, store, places, unknown)
+        mark = str(getattr(made, "fingerprint", "")) or f"{Path(where).name} {sha256}"
+        return Found(classes, splits, content=mark.encode())
 
 
 @dataclass(eq=False)
-class Outside:
-    """A custom source, checked, as a `Store`: splits one after another.
+class CustomStore:
+    """The images of a custom source, split after split, as a `Store`.
 
-    labels: int64 (n,) of each split; content: bytes that tell its images from others'.
+    labels: int64 (n,) of each split.
     """
 
     config: DataConfig
-    classes: tuple[str, ...]
     labels: dict[str, Ints]
     names: Names
-    content: bytes
     _made: Any = field(default=None, repr=False)
     _process: int = field(default_factory=os.getpid, repr=False)
 
@@ -40,7 +89,7 @@ class Outside:
 
     def read(self, place: int) -> Stored:
         """Raises BrokenFileError: the source raises, or gives no image."""
-        name = self.name(place)
+        name = self.names[place]
         split, index = "", place
         for split, labels in self.labels.items():  # noqa: B007
             if index < len(labels):
@@ -76,56 +125,51 @@ class Outside:
             "read() gives the bytes of an image file, or a numpy array uint8 (H, W, 1 | 3 | 4).",
         )
 
-    def name(self, place: int) -> str:
-        return self.names[place]
 
-
-def load_outside(config: DataConfig) -> Outside:
-    """The source that `config.path` names, made and asked what it has.
-
-    Raises ConfigError: not trusted (see `vitc.plugins.trust`), changed, or no such class;
-    DataError: what it has cannot be.
-    """
-    made = _made(config)
-    _, content = locate(_custom(config))
-    config = replace(config, path_sha256=sha(content))  # every process makes it from these bytes
-    where = str(config.path)
+def _classes(made: Any, where: str) -> tuple[str, ...]:
     classes = tuple(_attribute(made, "classes", where))
     if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
         raise DataError(
             f"{where} has the classes {some(map(str, classes), 5)}; they must be two "
             "or more different texts."
         )
+    return classes
+
+
+def _labels(made: Any, classes: Sequence[str], where: str) -> dict[str, Ints]:
+    """int64 (n,) of each split, in the order of SPLITS."""
     given = dict(_attribute(made, "labels", where))
-    unknown_splits = [name for name in given if name not in SPLIT_WORDS]
-    if "train" not in given or unknown_splits:
+    if "train" not in given or not given.keys() <= set(SPLITS):
         raise DataError(
             f"{where} has labels of the splits {some(map(str, given))}; 'train' is "
             "needed, and 'val' and 'test' are known."
         )
-    labels = {
-        name: _labels(given[name], name, len(classes), where)
-        for name in SPLIT_WORDS
-        if name in given
-    }
-    absent = np.setdiff1d(np.arange(len(classes)), labels["train"])
+    found = {}
+    for split in [name for name in SPLITS if name in given]:
+        labels = np.asarray(given[split])
+        if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"{where} has {split} labels that are no list of integers (one label an image)."
+            )
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise DataError(f"{where} has {split} labels outside 0 ... {len(classes) - 1}.")
+        found[split] = labels.astype(np.int64)
+    absent = np.setdiff1d(np.arange(len(classes)), found["train"])
     if len(absent):
         raise DataError(f"{where} has no training image of {some(classes[i] for i in absent)}.")
+    return found
+
+
+def _names(made: Any, labels: dict[str, Ints], where: str) -> Names:
+    """One for each image, split after split: the source's own, or `train/0` and so on."""
     named = dict(getattr(made, "names", {}))
     names: list[str] = []
     for split, of_split in labels.items():
-        mine = (
-            [str(n) for n in named[split]]
-            if split in named
-            else [f"{split}/{i}" for i in range(len(of_split))]
-        )
-        if len(mine) != len(of_split):
-            raise DataError(
-                f"{where} has {len(of_split):,} {split} labels and {len(mine):,} names."
-            )
-        names += mine
-    told = str(getattr(made, "fingerprint", "")) or f"{Path(where).name} {config.path_sha256}"
-    return Outside(config, classes, labels, Names.of(names), told.encode(), made)
+        own = [str(name) for name in named.get(split, ())]
+        if split in named and len(own) != len(of_split):
+            raise DataError(f"{where} has {len(of_split):,} {split} labels and {len(own):,} names.")
+        names += own or [f"{split}/{i}" for i in range(len(of_split))]
+    return Names.of(names)
 
 
 def _attribute(made: Any, name: str, where: str) -> Any:
@@ -135,17 +179,6 @@ def _attribute(made: Any, name: str, where: str) -> Any:
             f"{where} has no {name if value is None else 'read(split, index)'}.", SOURCE.contract
         )
     return value
-
-
-def _labels(values: Any, split: str, classes: int, where: str) -> Ints:
-    labels = np.asarray(values)
-    if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{where} has {split} labels that are no list of whole numbers (one label an image)."
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise DataError(f"{where} has {split} labels outside 0 ... {classes - 1}.")
-    return labels.astype(np.int64)
 
 
 def _made(config: DataConfig) -> Any:

@@ -3,66 +3,37 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from vitc.data.config import DataConfig
+from vitc.data.sources.base import IMAGE_SUFFIXES, SPLIT_OF, SPLITS, Found, Source, Split, some
+from vitc.data.store import Files, Names, name_key, shown
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-IMAGE_SUFFIXES = frozenset(
-    (
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "bmp",
-        "dib",
-        "gif",
-        "webp",
-        "tif",
-        "tiff",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "jp2",
-        "j2k",
-        "avif",
-        "ico",
-    )
-)
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # litter of file managers
 _LAYOUTS = (
     "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg with val and test beside train."
 )
 
 
-@dataclass(frozen=True)
-class FolderSplit:
-    """The images of one split, in order of class and name: path below the root with "/", label,
-    size in bytes."""
+class Folder(Source):
+    """A folder of class folders, or of splits with class folders in them."""
 
-    names: list[str]
-    labels: list[int]
-    sizes: list[int]
+    kind = origin = "folder"
+    path = "a folder: --data.path DIR"
+    settings = frozenset({"group"})
 
+    def matches(self, path: str) -> bool:
+        return os.path.isdir(path)
 
-@dataclass(frozen=True)
-class Listing:
-    """classes in order of name; splits: "train", or with the folder's own "val" and "test"."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, FolderSplit]
-    notes: tuple[str, ...]
+    def read(self, config: DataConfig) -> Found:
+        return scan_folder(Path(str(config.path)).expanduser())
 
 
 @dataclass
@@ -73,26 +44,7 @@ class _Class:
     others: list[str] = field(default_factory=list)
 
 
-def name_key(name: str) -> str:
-    """The name as it compares equal on any system: macOS may hand out é as e and an accent."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def shown(name: str) -> str:
-    """The name with bytes that are no text spelt out, so that it can be printed and saved."""
-    if name.isascii():
-        return name
-    return name_key(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """`'a', 'b', 'c' and 4 more`."""
-    names = list(names)
-    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(repr(shown(n)) for n in names[:limit]) + more
-
-
-def scan_folder(root: Path) -> Listing:
+def scan_folder(root: Path) -> Found:
     """Every image below `root` with its class and split.
 
     A class is a sub-folder, whatever lies nested in it; hidden files and file managers' litter
@@ -103,16 +55,16 @@ def scan_folder(root: Path) -> Listing:
     found, notes = _found(root)
     _check_classes(root, found)
     classes = sorted(found["train"], key=name_key)
-    splits = {split: _gather(classes, part) for split, part in found.items()}
     notes += _gaps(classes, found)
-    files = [f for s in splits.values() for f in zip(s.names, s.sizes, strict=True)]
-    empty = [name for name, size in files if size == 0]
+    images = [image for part in found.values() for c in part.values() for image in c.images]
+    empty = [name for name, size in images if size == 0]
     if empty:
         notes.append(f"{counted(len(empty), 'image file')} of 0 bytes, broken: {some(empty)}.")
-    return Listing(tuple(shown(c) for c in classes), splits, tuple(notes))
+    splits = {split: _gather(root, classes, part) for split, part in found.items()}
+    return Found(tuple(map(shown, classes)), splits, tuple(notes))
 
 
-def survey_folder(root: Path) -> Listing:
+def survey_folder(root: Path) -> Found:
     """As `scan_folder`, but with every class of any split, however unfit: to tell what is wrong.
 
     Raises ConfigError: no such folder; DataError: nothing in it is a class.
@@ -120,9 +72,9 @@ def survey_folder(root: Path) -> Listing:
     found, notes = _found(root)
     names = {name_key(name): name for part in reversed(found.values()) for name in part}
     classes = [names[key] for key in sorted(names)]
-    splits = {split: _gather(classes, part) for split, part in found.items()}
-    splits = {split: part for split, part in splits.items() if part.names}
-    return Listing(tuple(shown(c) for c in classes), splits, tuple(notes))
+    splits = {split: _gather(root, classes, part) for split, part in found.items()}
+    splits = {split: part for split, part in splits.items() if len(part)}
+    return Found(tuple(map(shown, classes)), splits, tuple(notes))
 
 
 def _found(root: Path) -> tuple[dict[str, dict[str, _Class]], list[str]]:
@@ -185,8 +137,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
     dirs, files = _entries(str(root))
     if not dirs:
         raise _no_classes(root, files)
-    word_of = {w: split for split, words in SPLIT_WORDS.items() for w in words}
-    named = {d: word_of[d.lower()] for d in dirs if d.lower() in word_of}
+    named = {d: SPLIT_OF[d.lower()] for d in dirs if d.lower() in SPLIT_OF}
     inside = {d: _entries(str(root / d)) for d in named}
     split_dirs = [d for d in named if inside[d][0]]
     if not named:
@@ -216,7 +167,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
             f"cannot serve as the {named[d]} split."
         )
     places: dict[str, str] = {}
-    for split in SPLIT_WORDS:
+    for split in SPLITS:
         mine = [d for d in split_dirs if named[d] == split]
         if len(mine) > 1:
             raise DataError(
@@ -387,12 +338,16 @@ def _gaps(classes: Sequence[str], found: dict[str, dict[str, _Class]]) -> list[s
     return notes
 
 
-def _gather(classes: Sequence[str], part: dict[str, _Class]) -> FolderSplit:
+def _gather(root: Path, classes: Sequence[str], part: dict[str, _Class]) -> Split:
+    """The images of one split, in order of class and name."""
     by_key = {name_key(name): c for name, c in part.items()}
-    split = FolderSplit([], [], [])
-    for label, name in enumerate(classes):
-        images = by_key[name_key(name)].images if name_key(name) in by_key else []
-        split.names.extend(n for n, _ in images)
-        split.sizes.extend(size for _, size in images)
-        split.labels.extend([label] * len(images))
-    return split
+    empty = _Class()
+    images = [by_key.get(name_key(name), empty).images for name in classes]
+    store = Files(root, Names.of(name for of_class in images for name, _ in of_class))
+    sizes = [size for of_class in images for _, size in of_class]
+    return Split(
+        labels=np.repeat(np.arange(len(classes)), [len(of_class) for of_class in images]),
+        names=store.shown,
+        store=store,
+        sizes=np.array(sizes, dtype=np.int64),
+    )

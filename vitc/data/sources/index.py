@@ -1,29 +1,31 @@
-"""Where images lie in large files, with their labels and splits; kept in the user's cache.
+"""Where are the images inside large files? What tar shards and tables have in common.
 
-What tar shards and tables have in common. Free of torch.
+The files that a pattern stands for, the images of several files as one, and the index of each file,
+which is kept in the user's cache.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from vitc.data.sources.folder import SPLIT_WORDS, name_key, some
-from vitc.data.store import Ints, Names, OpenFiles, Ranges, Store
-from vitc.errors import DataError, suggest
+from vitc.data.sources.base import Split
+from vitc.data.store import Ints, Names, OpenFiles, Ranges
+from vitc.errors import ConfigError, suggest
 from vitc.files import write_atomically
-from vitc.wording import counted
 
-SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+MAX_BRACES = 1_000_000  # files that one pattern may stand for
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,38 +47,16 @@ class Index:
         return len(self.offset)
 
 
-class Labelled(NamedTuple):
-    """Images with their labels as texts, before there are classes.
-
-    In a store, or files below root by their names. codes: int64 (n,), which of `labels`; splits:
-    int64 (n,), which of `SPLIT_WORDS`; sizes: int64 (n,) bytes; order: the classes in order of
-    label, where the source says it.
-    """
-
-    store: Store | None
-    names: Names
-    sizes: Ints
-    labels: list[str]
-    codes: Ints
-    splits: Ints
-    notes: list[str]
-    order: list[str] | None = None
-    root: Path = Path()
-
-
 def joined(
     paths: Sequence[str],
     places: Sequence[str],
     stamps: Sequence[tuple[int, ...]],
     parts: Sequence[Index],
-    splits: Ints,
-    notes: list[str],
-    order: list[str] | None = None,
-) -> Labelled:
-    """The images of several files as one.
+) -> tuple[Split, list[str]]:
+    """The images of several files as one, and the texts that their labels are indices into.
 
-    paths: of the files, with which the names begin, as far as they differ; places: of what is read
-    for them.
+    paths: of the files; the images' names begin with them, as far as they differ. places: of the
+    files that are read in their stead.
     """
     known: dict[str, int] = {}
     codes = [
@@ -95,55 +75,65 @@ def joined(
         size=np.concatenate([part.size for part in parts]),
         names=names,
     )
-    return Labelled(
-        store, names, store.size, list(known), np.concatenate(codes), splits, notes, order
-    )
+    return Split(np.concatenate(codes), names, store=store, sizes=store.size), list(known)
 
 
-def split_of_name(path: str) -> int:
-    """The split that a word in a file's name tells, as an index into `SPLIT_WORDS`; else train."""
-    words = re.split(r"[^a-z]+", os.path.basename(path).lower())
-    told = [SPLIT_OF[word] for word in words if word in SPLIT_OF]
-    return list(SPLIT_WORDS).index(told[0]) if told else 0
+# -- which files -----------------------------------------------------------------------------------
 
 
-def classes_of(found: Labelled, where: str) -> tuple[tuple[str, ...], Ints]:
-    """The classes, and the label of each image, int64 (n,).
+def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
+    """The files that a path or pattern stands for, in order. Raises ConfigError: none, or gone."""
+    found: list[str] = []
+    for part in spec.split("::"):
+        for path in braces(os.path.expanduser(part)):
+            if os.path.isdir(path):
+                inside = [e.name for e in os.scandir(path) if e.name.endswith(tuple(suffixes))]
+                matches = [os.path.join(path, name) for name in inside]
+            elif os.path.exists(path):  # a name may have brackets in it
+                matches = [path]
+            else:
+                matches = glob.glob(path) if glob.has_magic(path) else []
+            if not matches:
+                raise _no_files(path, suffixes)
+            found += sorted(matches)
+    doubled = len(found) - len(set(found))
+    if doubled:
+        raise ConfigError(f"{spec!r} names {doubled:,} files twice.")
+    return found
 
-    Classes are those of training images, in the order the source says; or else by number where all
-    are numbers, by name otherwise. Raises DataError: one class, or others outside training.
-    """
-    present = np.zeros((len(SPLIT_WORDS), len(found.labels)), np.bool_)
-    present[found.splits, found.codes] = True
-    train = [text for text, there in zip(found.labels, present[0], strict=True) if there]
-    if not train:
-        raise DataError(
-            f"{where} has no training images.",
-            "The split of each image: train, val or test; without, train.",
+
+def _no_files(path: str, suffixes: Sequence[str]) -> ConfigError:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return ConfigError(f"There is no folder {folder}.")
+    near = suggest(Path(path).name, [p.name for p in folder.iterdir()])
+    what = "file" if not glob.has_magic(path) and not os.path.isdir(path) else "file like"
+    return ConfigError(f"There is no {what} {path}.{near}", f"Read are: {', '.join(suffixes)}.")
+
+
+def braces(pattern: str) -> list[str]:
+    """`a{00..02}.tar` -> a00.tar, a01.tar, a02.tar; `{x,y}` -> x, y; several multiply."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[Sequence[str]] = []
+    count = 1
+    for i, piece in enumerate(pieces):
+        choice = [piece] if i % 2 == 0 else _alternatives(piece, MAX_BRACES // count)
+        count *= len(choice)
+        choices.append(choice)
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _alternatives(inside: str, limit: int) -> Sequence[str]:
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
+    if numbers is None:
+        return inside.split(",") if "," in inside else ["{" + inside + "}"]
+    first, last = int(numbers[1]), int(numbers[2])
+    if first > last or last - first >= limit:
+        raise ConfigError(
+            f"The range {{{inside}}} must go up, and stand for at most {MAX_BRACES:,} files in all."
         )
-    strange = [
-        text for i, text in enumerate(found.labels) if present[:, i].any() and not present[0, i]
-    ]
-    if strange:
-        raise DataError(
-            f"{where} has {counted(len(strange), 'class', 'classes')} outside training only: "
-            f"{some(strange, 5)}.{suggest(strange[0], train)}",
-            f"Those of training: {some(sorted(train), 10)}.",
-        )
-    if len(train) < 2:
-        raise DataError(
-            f"{where} has one class only, {train[0]!r}: there is nothing to tell apart.",
-            "Labels may stand where they were not looked for: docs/sources.md.",
-        )
-    if found.order is not None:
-        classes = [text for text in found.order if text in set(train)]
-    elif all(re.fullmatch(r"0|[1-9][0-9]{0,17}", text) for text in train):
-        classes = sorted(train, key=int)
-    else:
-        classes = sorted(train, key=name_key)
-    place = {text: i for i, text in enumerate(classes)}
-    order = np.array([place.get(text, -1) for text in found.labels], np.int64)
-    return tuple(classes), order[found.codes]
+    width = len(numbers[1]) if numbers[1].startswith("0") else 0
+    return [f"{i:0{width}d}" for i in range(first, last + 1)]
 
 
 # -- the cache -------------------------------------------------------------------------------------
@@ -155,10 +145,10 @@ def cache_folder() -> Path:
     return Path(place if os.path.isabs(place) else os.path.expanduser("~/.cache")) / "vitc"
 
 
-def cache_file(kind: str, path: str, cache: Path | None = None) -> Path:
+def cache_file(kind: str, path: str) -> Path:
     """The index of the file `path` in the cache."""
     key = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:32]
-    return (cache or cache_folder()) / kind / f"{key}.index"
+    return cache_folder() / kind / f"{key}.index"
 
 
 def save_index(file: Path, index: Index) -> None:

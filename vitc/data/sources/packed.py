@@ -20,7 +20,9 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vitc.data.config import DataConfig
 from vitc.data.decode import CHANNELS, MAX_FILE_BYTES, MAX_PIXELS
+from vitc.data.sources.base import SPLITS, Found, Source, Split
 from vitc.data.store import Ints, Names, OpenFiles, Pixels, Stored, stamp, unreadable
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
@@ -33,7 +35,6 @@ RECORD = 4 * len(COLUMNS)
 FOOTER = 32 + len(END)  # SHA-256 of header and index
 MAX_ABOUT = 16 << 20  # bytes of JSON: 21,000 classes take half of one
 MAX_INDEX = 8 << 30  # bytes, 100 million images; a sparse file can be of any size and cost nothing
-SPLITS = ("train", "val", "test")
 AGAIN = "The pack is incomplete or damaged: copy it again, or pack the images again."
 
 Encoding = Literal["source", "jpeg", "raw"]
@@ -221,6 +222,33 @@ def _about(path: Path, raw: bytes, n: int) -> About:
     return About(**values)
 
 
+class Packed(Source):
+    """A data set in one file."""
+
+    kind = origin = "packed"
+    path = "a packed file: --data.path FILE.vitc"
+    suffixes = (SUFFIX,)
+    settings = frozenset({"group"})
+
+    def read(self, config: DataConfig) -> Found:
+        pack = open_pack(Path(str(config.path)).expanduser())
+        about, store, sizes = pack.about, PackedStore(pack), pack.lengths
+        splits = {}
+        for name, part in pack.parts().items():
+            places = np.arange(part.start, part.stop, dtype=np.int64)
+            labels, names = pack.labels[places], pack.names.take(places)
+            pixels = as_array(pack, part)
+            if pixels is not None:
+                splits[name] = Split(labels, names, pixels)
+            else:
+                splits[name] = Split(labels, names, None, store, places, sizes[places])
+        if about.lossless:
+            return Found(about.classes, splits, about.notes, origin=about.origin)
+        made = replace(about, made={}, notes=(), skipped=())  # how its images were made
+        content = made.to_json() + pack.crc32.tobytes()
+        return Found(about.classes, splits, about.notes, content=content)
+
+
 # -- reading images -------------------------------------------------------------------------------
 
 
@@ -250,14 +278,11 @@ class PackedStore:
     def read(self, place: int) -> Stored:
         start, end = int(self.pack.ends[place - 1]) if place else HEADER.size, self.pack.ends[place]
         if self.pack.about.encoding != "raw":
-            return self._files.read(0, start, int(end) - start, self.name(place))
+            return self._files.read(0, start, int(end) - start, self.pack.names[place])
         if self._pixels is None:
             self._pixels = mapped(self.pack)
         shape = int(self.pack.height[place]), int(self.pack.width[place]), -1
         return self._pixels[start:end].reshape(shape)
-
-    def name(self, place: int) -> str:
-        return self.pack.names[place]
 
 
 def mapped(pack: Pack) -> Pixels:
@@ -340,8 +365,3 @@ def write_index(
     f.write(head)
     f.flush()
     os.fsync(f.fileno())
-
-
-def without_places(about: About) -> About:
-    """What matters of a pack for its fingerprint: how its images were made."""
-    return replace(about, made={}, notes=(), skipped=())

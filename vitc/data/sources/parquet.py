@@ -1,4 +1,4 @@
-"""Images in tables: parquet and Arrow files with image bytes, and lists of paths (CSV, JSON lines).
+"""Which images do parquet and Arrow files hold?
 
 Arrow files are read where they lie. Parquet is compressed in groups of rows, so that one image
 costs the decoding of hundreds: its images are copied, once, into the user's cache.
@@ -6,12 +6,10 @@ costs the decoding of hundreds: its images are copied, once, into the user's cac
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,70 +17,80 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import MAX_FILE_BYTES
-from vitc.data.sources.folder import SPLIT_WORDS, some
-from vitc.data.sources.index import (
+from vitc.data.sources.base import (
+    LABEL_COLUMNS,
     SPLIT_OF,
+    SPLITS,
+    Found,
+    Source,
+    by_label,
+    entries,
+    split_of_name,
+)
+from vitc.data.sources.index import (
     Index,
-    Labelled,
     cache_file,
+    find_files,
     joined,
     load_index,
     save_index,
-    split_of_name,
 )
-from vitc.data.sources.tar import find_files
 from vitc.data.store import Ints, Names, label_codes, stamp
-from vitc.errors import ConfigError, DataError, VitcError, suggest, unknown
+from vitc.errors import ConfigError, DataError, VitcError, unknown
 from vitc.files import FolderLock, replacing
 from vitc.wording import counted
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "category", "fine_label")
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
-SPLIT_COLUMNS = ("split", "subset", "partition")
 MAX_JSON = 16 << 20  # bytes, of what a table says of itself
 MAX_GROUP = 8 << 30  # bytes of a row group's images, unpacked
-MAX_LINE = 1 << 20  # bytes of one line of a list
-MAX_LIST = 4 << 30  # bytes of a list
 BATCH = 256  # rows at a time
 
 
-# -- parquet and Arrow -----------------------------------------------------------------------------
+class Parquet(Source):
+    """Parquet or Arrow files: one, a pattern, or a folder (of the Hugging Face hub, or of
+    `datasets`' save_to_disk)."""
 
+    kind = origin = "parquet"
+    path = "a .parquet or .arrow file, a pattern with *, or a folder: --data.path PATH"
+    suffixes = (".parquet", ".arrow")
+    settings = frozenset({"group", "image_column", "label_column"})
 
-def read_tables(config: DataConfig, cache: Path | None = None) -> Labelled:
-    """The images in parquet or Arrow files: a file, a pattern, or a folder (of the Hugging Face
-    hub, or of `datasets`' save_to_disk).
+    def matches(self, path: str) -> bool:
+        if not os.path.isdir(path):
+            return super().matches(path)
+        names = entries(path)
+        if not names.isdisjoint(("dataset_dict.json", "state.json")):
+            return True
+        return any(n.endswith(".parquet") for n in names | entries(os.path.join(path, "data")))
 
-    Raises ConfigError: pyarrow is missing, no such files, or the columns are not plain to see;
-    DataError: damaged, rows without bytes, or several labels an image.
-    """
-    arrow = _pyarrow()
-    assert config.path is not None
-    files = _table_files(config.path)
-    parts, places, stamps = [], [], []
-    columns: _Columns | None = None
-    for path, _ in files:
-        try:
-            columns = _columns(_schema(arrow, path), config, path, columns)
-            if path.endswith(".parquet"):
-                part, copy = _copied(arrow, path, columns, cache)
-                places.append(str(copy))
-                stamps.append(part.stamp[2:])
-            else:
-                part = _arrow_index(arrow, path, columns)
-                places.append(path)
-                stamps.append(part.stamp)
-        except VitcError:
-            raise
-        except (arrow.ArrowException, OSError, ValueError, MemoryError) as e:
-            raise DataError(f"{path} cannot be read: {e}.") from e
-        parts.append(part)
-    if columns is None or not any(len(part) for part in parts):
-        raise DataError(f"{config.path} holds no images.")
-    splits = np.repeat(np.array([s for _, s in files], np.int64), [len(part) for part in parts])
-    paths = [path for path, _ in files]
-    return joined(paths, places, stamps, parts, splits, [], columns.classes)
+    def read(self, config: DataConfig) -> Found:
+        """Raises ConfigError: pyarrow is missing, no such files, or ambiguous columns; DataError:
+        damaged, rows without bytes, or several labels an image."""
+        arrow = _pyarrow()
+        files = _table_files(str(config.path))
+        parts, places, stamps = [], [], []
+        columns: _Columns | None = None
+        for path, _ in files:
+            try:
+                columns = _columns(_schema(arrow, path), config, path, columns)
+                if path.endswith(".parquet"):
+                    part, copy = _copied(arrow, path, columns)
+                    places.append(str(copy))
+                    stamps.append(part.stamp[2:])
+                else:
+                    part = _arrow_index(arrow, path, columns)
+                    places.append(path)
+                    stamps.append(part.stamp)
+            except VitcError:
+                raise
+            except (arrow.ArrowException, OSError, ValueError, MemoryError) as e:
+                raise DataError(f"{path} cannot be read: {e}.") from e
+            parts.append(part)
+        if columns is None or not any(len(part) for part in parts):
+            raise DataError(f"{config.path} holds no images.")
+        splits = np.repeat(np.array([s for _, s in files], np.int64), [len(p) for p in parts])
+        images, texts = joined([path for path, _ in files], places, stamps, parts)
+        return by_label(str(config.path), images, texts, splits, order=columns.classes)
 
 
 def _pyarrow() -> Any:
@@ -99,7 +107,7 @@ def _pyarrow() -> Any:
 
 
 def _table_files(path: str) -> list[tuple[str, int]]:
-    """(file, its split as an index into SPLIT_WORDS), in order."""
+    """(file, its split as an index into SPLITS), in order."""
     folder = Path(path)
     if not folder.is_dir():
         return [(file, split_of_name(file)) for file in find_files(path, (".parquet", ".arrow"))]
@@ -115,7 +123,7 @@ def _table_files(path: str) -> list[tuple[str, int]]:
                 "save the set with such names.",
             )
         return [
-            (file, list(SPLIT_WORDS).index(SPLIT_OF[name.lower()]))
+            (file, SPLITS.index(SPLIT_OF[name.lower()]))
             for name in names
             for file in _saved_files(folder / name)
         ]
@@ -370,13 +378,13 @@ def _ranges(image: Any, whole: Any, path: str) -> tuple[Ints, Ints]:
     return at + edges[:-1], np.diff(edges)
 
 
-def _copied(arrow: Any, path: str, columns: _Columns, cache: Path | None) -> tuple[Index, Path]:
+def _copied(arrow: Any, path: str, columns: _Columns) -> tuple[Index, Path]:
     """The images of a parquet file in the cache, copied there if they are not.
 
     One process copies; others, as the processes of one run, wait for it.
     """
     key = f"{os.path.abspath(path)}\0{columns.image}\0{columns.label}"
-    kept = cache_file("tables", key, cache)
+    kept = cache_file("tables", key)
     copy = kept.with_suffix(".images")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -449,181 +457,3 @@ def _check_room(table: Any, columns: _Columns, path: str, folder: Path) -> None:
             f"{free / 1e9:.1f} GB are free.",
             "Choose another place: XDG_CACHE_HOME=DIR.",
         )
-
-
-# -- lists -----------------------------------------------------------------------------------------
-
-
-def read_list(config: DataConfig) -> Labelled:
-    """The images of a CSV, TSV or JSON-lines list with a path, a label and maybe a split each.
-
-    Raises ConfigError: no such file or columns; DataError: a line that cannot be, a file that is
-    missing or listed twice, or several labels an image.
-    """
-    assert config.path is not None
-    file = Path(config.path)
-    paths: list[str] = []
-    texts: list[str] = []
-    splits: list[int] = []
-    several = 0
-    order = list(SPLIT_WORDS)
-    for number, path, label, split in _rows(file, config):
-        if isinstance(label, list) or "|" in label:
-            several += 1
-            continue
-        if not path or not label or "\0" in path:
-            raise DataError(f"{file}, line {number}: {'no path' if not path else 'no label'}.")
-        if split.lower() not in SPLIT_OF:
-            near = suggest(split, SPLIT_OF)
-            raise DataError(
-                f"{file}, line {number}: the split {split!r}.{near}",
-                "Known: train, val (validation, dev), test.",
-            )
-        paths.append(path)
-        texts.append(label)
-        splits.append(order.index(SPLIT_OF[split.lower()]))
-    if several:
-        raise DataError(
-            f"{file} gives {counted(several, 'image')} several labels. Training takes one label an "
-            "image: its loss, mixing and accuracy are those of one class each.",
-            "Give one label a line. Several labels an image are not supported.",
-        )
-    if not paths:
-        raise DataError(f"{file} lists no images.")
-    return _found_on_disk(config, file.parent, paths, texts, splits)
-
-
-def _found_on_disk(
-    config: DataConfig, root: Path, paths: list[str], texts: list[str], splits: list[int]
-) -> Labelled:
-    twice = len(paths) - len(set(paths))
-    if twice:
-        seen: set[str] = set()
-        again = [p for p in paths if p in seen or seen.add(p)]  # type: ignore[func-returns-value]
-        raise DataError(
-            f"{counted(twice, 'path')} listed twice: {some(again)}.",
-            "List each image once; --data.balance weighs classes.",
-        )
-    with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
-        sizes = np.fromiter(pool.map(lambda p: _size(root, p), paths, chunksize=1024), np.int64)
-    notes = []
-    gone = sizes < 0
-    if gone.any():
-        missing = [paths[i] for i in np.flatnonzero(gone).tolist()]
-        text = f"{counted(len(missing), 'listed file')} missing: {some(missing)}."
-        if config.bad_files == "stop":
-            raise DataError(
-                text,
-                "Paths are relative to the list's folder. --data.bad_files skip leaves them out.",
-            )
-        notes.append(text)
-    there = np.flatnonzero(~gone)
-    codes, labels = label_codes(texts)
-    return Labelled(
-        store=None,
-        root=root,
-        names=Names.of(paths).take(there),
-        sizes=sizes[there],
-        labels=labels,
-        codes=codes[there],
-        splits=np.array(splits, np.int64)[there],
-        notes=notes,
-    )
-
-
-def _size(root: Path, path: str) -> int:
-    try:
-        return os.stat(os.path.join(root, path)).st_size
-    except OSError:
-        return -1
-
-
-def _rows(file: Path, config: DataConfig) -> Iterator[tuple[int, str, str | list[str], str]]:
-    """(line, path, label or labels, split) of each row."""
-    try:
-        if file.stat().st_size > MAX_LIST:
-            raise DataError(f"{file} is larger than {MAX_LIST:,} bytes.")
-        with file.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as f:
-            if file.suffix.lower() == ".jsonl":
-                yield from _json_rows(file, f, config)
-            else:
-                yield from _csv_rows(file, f, config)
-    except FileNotFoundError as e:
-        raise ConfigError(f"There is no list {file}.") from e
-    except OSError as e:
-        raise DataError(f"{file} cannot be read: {e.strerror}.") from e
-
-
-def _csv_rows(
-    file: Path, f: Iterable[str], config: DataConfig
-) -> Iterator[tuple[int, str, str | list[str], str]]:
-    rows = csv.reader(f, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        path, label, split = _list_columns(file, header, config)
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{file}, line {rows.line_num}: {len(row)} values under {len(header)} headings."
-                )
-            told = row[split].strip() if split is not None else "train"
-            yield rows.line_num, row[path].strip(), row[label].strip(), told
-    except csv.Error as e:
-        raise DataError(f"{file}, line {rows.line_num}: {e}.") from e
-
-
-def _list_columns(file: Path, header: list[str], config: DataConfig) -> tuple[int, int, int | None]:
-    def column(setting: str, wanted: str | None, usual: Sequence[str]) -> int:
-        if wanted is not None and wanted not in header:
-            raise unknown(f"data.{setting}", wanted, header)
-        near = [name for name in usual if name in header]
-        if wanted is None and not near:
-            raise ConfigError(
-                f"{file} has no column {' or '.join(usual[:2])}; its first line is "
-                f"{', '.join(map(repr, header[:6])) or 'empty'}.",
-                f"The first line names the columns: path,label or path,label,split. Or choose: "
-                f"--data.{setting} NAME.",
-            )
-        return header.index(wanted if wanted is not None else near[0])
-
-    path = column("image_column", config.image_column, PATH_COLUMNS)
-    label = column("label_column", config.label_column, LABEL_COLUMNS)
-    split = next((header.index(name) for name in SPLIT_COLUMNS if name in header), None)
-    return path, label, split
-
-
-def _json_rows(
-    file: Path, f: Any, config: DataConfig
-) -> Iterator[tuple[int, str, str | list[str], str]]:
-    number = 0
-    while line := f.readline(MAX_LINE):
-        number += 1
-        if not line.strip():
-            continue
-        if len(line) == MAX_LINE:
-            raise DataError(f"{file}, line {number} is longer than {MAX_LINE:,} bytes.")
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{file}, line {number} is not JSON: {e}.") from e
-        if not isinstance(values, dict):
-            raise DataError(
-                f"{file}, line {number} is no object.",
-                'For example: {"path": "a.jpg", "label": "cat"}',
-            )
-        path, label, split = _list_columns(file, list(values), config)
-        row = list(values.values())
-        told = "train" if split is None else row[split]
-        if isinstance(row[label], list):
-            row[label] = [str(v) for v in row[label]]
-        elif isinstance(row[label], int) and not isinstance(row[label], bool):
-            row[label] = str(row[label])
-        good = isinstance(row[path], str) and isinstance(row[label], str | list)
-        if not good or not isinstance(told, str):
-            raise DataError(
-                f"{file}, line {number}: path, label and split must be texts (a label "
-                "may be a whole number)."
-            )
-        yield number, row[path], row[label], told

@@ -9,36 +9,42 @@ elsewhere and two members of one name are refused, though nothing is ever writte
 from __future__ import annotations
 
 import contextlib
-import glob
-import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from vitc.data.sources.folder import IMAGE_SUFFIXES, SPLIT_WORDS, shown, some
-from vitc.data.sources.index import (
+from vitc.data.config import DataConfig
+from vitc.data.sources.base import (
+    IMAGE_SUFFIXES,
     SPLIT_OF,
+    SPLITS,
+    Found,
+    Source,
+    by_label,
+    entries,
+    some,
+    split_of_name,
+)
+from vitc.data.sources.index import (
     Index,
-    Labelled,
     cache_file,
+    find_files,
     joined,
     load_index,
     save_index,
-    split_of_name,
 )
-from vitc.data.store import Ints, Names, stamp
-from vitc.errors import ConfigError, DataError, suggest
+from vitc.data.store import Ints, Names, shown, stamp
+from vitc.errors import DataError
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20  # bytes of a pax header or a long name
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
 MAX_MEMBERS = 10_000_000  # of one shard; each takes some 300 bytes of memory while it is indexed
-MAX_BRACES = 1_000_000  # files that one pattern may stand for
 LABEL_KEYS = ("label", "cls", "class", "class_name", "class_id")  # of a .json member
 _PACKERS = {
     b"\x1f\x8b": "gzip: gunzip",
@@ -48,98 +54,56 @@ _PACKERS = {
 }
 
 
-def read_tars(spec: str, cache: Path | None = None) -> Labelled:
-    """The images in the tar files that `spec` stands for.
-
-    `spec`: a file, a folder, a pattern with *, ?, [..] or brace ranges {000..012} and {a,b}, or
-    several of those joined by `::`.
-
-    An image's label is its key's .cls or .json, or else the folder its key lies in. Its split is a
-    folder train, val or test around that, or such a word in the shard's name; without, train.
-    Raises ConfigError: no such files; DataError: compressed, damaged or not to be trusted.
-    """
-    paths = find_files(spec, (".tar", ".tar.gz", ".tgz"))
-    parts = [_indexed(path, cache) for path in paths]
-    if not any(len(part) for part in parts):
-        raise DataError(f"No images in {some(paths)}.", _LAYOUT)
-    others = sum(part.others for part in parts)
-    notes = [f"{others:,} members of the tar files belong to no image."] if others else []
-    splits = np.concatenate([_splits(p, part) for p, part in zip(paths, parts, strict=True)])
-    return joined(paths, paths, [part.stamp for part in parts], parts, splits, notes)
-
-
 _LAYOUT = (
     "Expected KEY.jpg with KEY.cls or KEY.json beside it (WebDataset's layout), or CLASS/KEY.jpg."
 )
 
 
-# -- which files -----------------------------------------------------------------------------------
+class Tar(Source):
+    """The images in tar files: one, a folder of them, a pattern, or several joined by `::`.
 
+    An image's label is its key's .cls or .json, or else the folder its key lies in. Its split is a
+    folder train, val or test around that, or such a word in the shard's name; without, train.
+    """
 
-def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
-    """The files that a path or pattern stands for, in order. Raises ConfigError: none, or gone."""
-    found: list[str] = []
-    for part in spec.split("::"):
-        for path in braces(os.path.expanduser(part)):
-            if os.path.isdir(path):
-                inside = [e.name for e in os.scandir(path) if e.name.endswith(tuple(suffixes))]
-                matches = [os.path.join(path, name) for name in inside]
-            elif os.path.exists(path):  # a name may have brackets in it
-                matches = [path]
-            else:
-                matches = glob.glob(path) if glob.has_magic(path) else []
-            if not matches:
-                raise _no_files(path, suffixes)
-            found += sorted(matches)
-    doubled = len(found) - len(set(found))
-    if doubled:
-        raise ConfigError(f"{spec!r} names {doubled:,} files twice.")
-    return found
+    kind = origin = "tar"
+    path = "tar shards: --data.path 'train-{000..012}.tar', a pattern with *, or a folder of them"
+    suffixes = (".tar", ".tar.gz", ".tgz")
+    settings = frozenset({"group"})
 
-
-def _no_files(path: str, suffixes: Sequence[str]) -> ConfigError:
-    folder = Path(path).parent
-    if not folder.is_dir():
-        return ConfigError(f"There is no folder {folder}.")
-    near = suggest(Path(path).name, [p.name for p in folder.iterdir()])
-    what = "file" if not glob.has_magic(path) and not os.path.isdir(path) else "file like"
-    return ConfigError(f"There is no {what} {path}.{near}", f"Read are: {', '.join(suffixes)}.")
-
-
-def braces(pattern: str) -> list[str]:
-    """`a{00..02}.tar` -> a00.tar, a01.tar, a02.tar; `{x,y}` -> x, y; several multiply."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices: list[Sequence[str]] = []
-    count = 1
-    for i, piece in enumerate(pieces):
-        choice = [piece] if i % 2 == 0 else _alternatives(piece, MAX_BRACES // count)
-        count *= len(choice)
-        choices.append(choice)
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _alternatives(inside: str, limit: int) -> Sequence[str]:
-    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
-    if numbers is None:
-        return inside.split(",") if "," in inside else ["{" + inside + "}"]
-    first, last = int(numbers[1]), int(numbers[2])
-    if first > last or last - first >= limit:
-        raise ConfigError(
-            f"The range {{{inside}}} must go up, and stand for at most {MAX_BRACES:,} files in all."
+    def matches(self, path: str) -> bool:
+        if not os.path.isdir(path):
+            return super().matches(path)
+        names = entries(path)
+        return any(name.endswith(".tar") for name in names) and not any(
+            os.path.isdir(os.path.join(path, name)) for name in names
         )
-    width = len(numbers[1]) if numbers[1].startswith("0") else 0
-    return [f"{i:0{width}d}" for i in range(first, last + 1)]
+
+    def absolute(self, path: str) -> str:
+        return "::".join(map(super().absolute, path.split("::")))
+
+    def read(self, config: DataConfig) -> Found:
+        """Raises ConfigError: no such files; DataError: compressed, damaged or not trustworthy."""
+        paths = find_files(str(config.path), self.suffixes)
+        parts = [_indexed(path) for path in paths]
+        if not any(len(part) for part in parts):
+            raise DataError(f"No images in {some(paths)}.", _LAYOUT)
+        others = sum(part.others for part in parts)
+        notes = [f"{others:,} members of the tar files belong to no image."] if others else []
+        splits = np.concatenate([_splits(p, part) for p, part in zip(paths, parts, strict=True)])
+        images, texts = joined(paths, paths, [part.stamp for part in parts], parts)
+        return by_label(str(config.path), images, texts, splits, notes)
 
 
 # -- the index of one shard ------------------------------------------------------------------------
 
 
-def _indexed(path: str, cache: Path | None) -> Index:
+def _indexed(path: str) -> Index:
     """The shard's index: from the cache, or made and put there."""
     try:
         mark = stamp(os.stat(path))
         with open(path, "rb") as f:
-            kept = cache_file("tars", path, cache)
+            kept = cache_file("tars", path)
             index = load_index(kept, mark)
             if index is None or not _agrees(index, f):
                 index = _make_index(path, f, mark)
@@ -243,14 +207,13 @@ def _class_folder(key: str) -> str | None:
 
 
 def _splits(path: str, part: Index) -> Ints:
-    """The split of each image, as an index into `SPLIT_WORDS`."""
-    order = list(SPLIT_WORDS)
+    """The split of each image, as an index into SPLITS."""
     shard = split_of_name(path)
     found = np.full(len(part), shard, np.int64)
     for i, name in enumerate(part.names):
         first, _, rest = name.partition("/")
         if "/" in rest and first.lower() in SPLIT_OF:
-            found[i] = order.index(SPLIT_OF[first.lower()])
+            found[i] = SPLITS.index(SPLIT_OF[first.lower()])
     return found
 
 

@@ -1,0 +1,295 @@
+"""Which images does a run use, with which labels, in which split? Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vitc.data.config import DataConfig
+from vitc.data.decode import CHANNELS, to_channels
+from vitc.data.sources import SOURCES, source_problems
+from vitc.data.sources.base import Found, Split, some
+from vitc.data.split import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
+from vitc.data.store import Pixels, name_key
+from vitc.errors import ConfigError, DataError
+from vitc.wording import counted
+
+# Of ImageNet's training images in RGB, as the field has used them since Torch7's fb.resnet.torch.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's "L"
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set, opened: what its classes are and which image is in which split.
+
+    splits: always "train"; "val" and "test" where there is such a split, never an empty one.
+    mean, std: in [0, 1], one a channel. notes: what was decided or noticed, one sentence each, for
+    the caller to say aloud. fingerprint: 32 hex digits, the same for the same images, classes and
+    splits on any machine; a pack that holds its source's images as they were has the source's.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+
+
+def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
+    """The data set that `config` names, split three ways, with pixels in `in_chans` channels.
+
+    What the source itself divides stays so. Validation images are held out from training where it
+    has none; test images too where it has neither (with its own train and val it keeps those two:
+    a number on that val is what others compare with). Raises ConfigError: a wrong path or setting;
+    DataError: what is there cannot be trained on.
+    """
+    if in_chans not in CHANNELS:
+        raise ConfigError(
+            f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
+            "1: grey; 3: RGB; 4: RGB and opacity.",
+        )
+    found = read_source(config)
+    classes, notes = found.classes, list(found.notes)
+    splits = _split(config, classes, found.splits, notes)
+    splits["train"] = _at_most(config, classes, splits["train"], notes)
+    fingerprint = _fingerprint(found.origin, classes, splits, found.content)
+    splits = {name: _with_channels(split, in_chans) for name, split in splits.items()}
+    mean, std = _moments(splits["train"].pixels, in_chans)
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
+        if len(mean) != in_chans or len(std) != in_chans:
+            raise ConfigError(
+                f"data.mean {mean} and data.std {std} must have {in_chans} "
+                f"entries each, as model.in_chans."
+            )
+    return DataSet(config.source, classes, splits, mean, std, tuple(notes), fingerprint)
+
+
+def read_source(config: DataConfig) -> Found:
+    """The data set that `config` names, before anything is held out, in the source's own channels.
+
+    Raises as `open_data`.
+    """
+    problems = source_problems(config)
+    if problems:
+        raise ConfigError(" ".join(problems))
+    source = SOURCES[config.source]
+    found = source.read(config)
+    return found if found.origin else replace(found, origin=source.origin)
+
+
+# --------------------------------------------------------------------- three splits, and how many
+
+
+def _split(
+    config: DataConfig, classes: tuple[str, ...], given: dict[str, Split], notes: list[str]
+) -> dict[str, Split]:
+    """The given splits, and those held out from the training images."""
+    val = 0.0 if "val" in given else config.val_fraction
+    test = 0.0 if "val" in given or "test" in given else config.test_fraction
+    train = given["train"]
+    if "val" in given and "test" not in given:
+        notes.append(
+            "No test split: train and val are kept as they came, and data.test_fraction takes "
+            "nothing from them. Choices made on val make its own number a little too good; "
+            "a test folder beside it gives one that is not."
+        )
+    elif "test" not in given and not test:
+        notes.append("No test split: data.test_fraction is 0.")
+    if "val" not in given and not val:
+        notes.append("No validation split: data.val_fraction is 0, nothing is there to choose by.")
+    groups = None
+    if config.group is not None:
+        groups = {name: _groups(config.group, split, name, notes) for name, split in given.items()}
+        if not any(g is not None for part in groups.values() for g in part):
+            raise ConfigError(
+                f"data.group {config.group!r} is found in no file name, e.g. not in "
+                f"{train.names[0]!r}.",
+                "It is searched for in the path below the data folder, with / between folders.",
+            )
+    if not val and not test:
+        splits = dict(given)
+    else:
+        mine = None if groups is None else groups["train"]
+        splits = _held_out(config, classes, given, mine, (val, test), notes)
+    if groups is not None:
+        _say_groups_across(groups, notes)
+    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+
+
+def _held_out(
+    config: DataConfig,
+    classes: tuple[str, ...],
+    given: dict[str, Split],
+    groups: list[str | None] | None,
+    fractions: tuple[float, float],
+    notes: list[str],
+) -> dict[str, Split]:
+    train, (val, test) = given["train"], fractions
+    units = "image" if groups is None else "group"
+    keys = None if groups is None else [f"\0{i}" if g is None else g for i, g in enumerate(groups)]
+    counts = np.bincount(train.labels, minlength=len(classes))
+    if keys is not None:
+        pairs = {(label, key) for label, key in zip(train.labels.tolist(), keys, strict=True)}
+        counts = np.bincount([label for label, _ in pairs], minlength=len(classes))
+    single = [c for c, n in zip(classes, counts, strict=True) if n < 2]
+    if single:
+        raise DataError(
+            f"{counted(len(single), 'class', 'classes')} with one {units} only: "
+            f"{some(single, 5)}. It cannot both train and {'validate' if val else 'test'}.",
+            f"Add a second {units}, remove the class, or bring your own splits: "
+            "FOLDER/train/<class>, FOLDER/val/<class>, FOLDER/test/<class>.",
+        )
+
+    if keys is None:
+        names = [name_key(n) for n in train.names]
+        side = hold_out(train.labels, names, val, test, config.split_seed)
+    else:
+        side = hold_out_groups(train.labels, keys, val, test, config.split_seed)
+    sides = {"train": TRAIN, "val": VAL, "test": TEST}
+    splits = {name: split for name, split in given.items() if name != "train"}
+    for name, code in sides.items():
+        if (side == code).any():
+            splits[name] = train.take(np.flatnonzero(side == code))
+
+    purposes = {"val": "validation", "test": "the test"}
+    parts = [
+        f"{len(splits[name]):,} for {purpose}"
+        for name, purpose in purposes.items()
+        if name in splits and name not in given
+    ]
+    how = "class by class" if keys is None else f"by the groups of data.group {config.group!r}"
+    notes.append(
+        f"Held out of {counted(len(train), 'training image')}, {how}, seeded "
+        f"(data.split_seed {config.split_seed}): {' and '.join(parts)}."
+    )
+    for name, fraction in (("train", 1.0), ("val", val), ("test", test)):
+        there = set(splits[name].labels.tolist()) if fraction and name in splits else set()
+        absent = [c for i, c in enumerate(classes) if fraction and i not in there]
+        if absent and name == "test":
+            notes.append(f"Too few {units}s to be in the test: {some(absent, 5)}.")
+        elif absent:  # groups of several classes only; single ones are refused above
+            raise DataError(
+                f"The groups of data.group {config.group!r} tie the classes together so that "
+                f"{some(absent, 5)} cannot be in the {name} split too.",
+                "Choose an expression that makes smaller groups, or bring your own splits.",
+            )
+    return splits
+
+
+def _groups(pattern: str, split: Split, name: str, notes: list[str]) -> list[str | None]:
+    """Each image's group: what the pattern's first group, or all of it, matches in its path."""
+    try:
+        find = re.compile(pattern)
+    except re.error as e:
+        raise ConfigError(f"data.group {pattern!r} is no regular expression: {e}.") from e
+    groups: list[str | None] = []
+    for path in split.names:
+        match = find.search(path)
+        groups.append(match[1 if find.groups else 0] if match else None)
+    alone = [path for path, group in zip(split.names, groups, strict=True) if group is None]
+    if alone and len(alone) < len(groups):
+        notes.append(
+            f"data.group is not found in {counted(len(alone), f'{name} image')}, each taken as "
+            f"its own group: {some(alone)}."
+        )
+    return groups
+
+
+def _say_groups_across(groups: dict[str, list[str | None]], notes: list[str]) -> None:
+    """Groups that the source's own splits tear apart; held-out ones are whole by construction."""
+    members = {name: {g for g in part if g is not None} for name, part in groups.items()}
+    for a, b in itertools.combinations(members, 2):
+        torn = sorted(members[a] & members[b])
+        if torn:
+            notes.append(
+                f"LEAK: {counted(len(torn), 'group')} of data.group in both {a} and {b}: "
+                f"{some(torn)}. The {b} number will be too good."
+            )
+
+
+def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: list[str]) -> Split:
+    """At most data.max_train training images, the classes as equal as they can be."""
+    count = config.max_train
+    if count is None:
+        return train
+    if count < len(classes):
+        raise ConfigError(
+            f"data.max_train {count} is less than one image for each of the {len(classes)} classes."
+        )
+    if count >= len(train):
+        notes.append(
+            f"data.max_train {count:,} changes nothing: there are {len(train):,} training images."
+        )
+        return train
+    names = [name_key(n) for n in train.names]
+    subset = train.take(balanced_subset(train.labels, names, count, config.split_seed))
+    notes.append(
+        f"{count:,} of {len(train):,} training images are used (data.max_train), the classes "
+        f"as equal as they can be, seeded (data.split_seed {config.split_seed})."
+    )
+    return subset
+
+
+# --------------------------------------------------------------- channels, moments, fingerprint
+
+
+def _with_channels(split: Split, in_chans: int) -> Split:
+    if split.pixels is None:
+        return split
+    pixels = np.ascontiguousarray(to_channels(split.pixels, in_chans))
+    return replace(split, pixels=pixels if pixels.flags.writeable else pixels.copy())
+
+
+def _moments(pixels: Pixels | None, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: of the pixels, or ImageNet's for files.
+
+    ImageNet's grey: the mean of a luminance is the luminance of the means; its deviation is taken
+    as if the channels moved together, which they nearly do. Opacity, mostly 1, is mapped to ±1.
+    """
+    if pixels is None:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if in_chans == 1:
+            grey = [sum(w * v for w, v in zip(LUMINANCE, c, strict=True)) for c in (mean, std)]
+            return (round(grey[0], 4),), (round(grey[1], 4),)
+    else:
+        colours = pixels[..., :3]
+        total = np.zeros(colours.shape[1:], np.int64)
+        squares = np.zeros(colours.shape[1:], np.int64)
+        for start in range(0, len(colours), 1024):  # 1024 * 255² fits 32 bits
+            block = colours[start : start + 1024].astype(np.uint32)
+            total += block.sum(axis=0, dtype=np.uint32)
+            squares += (block * block).sum(axis=0, dtype=np.uint32)
+        means = total.mean(axis=(0, 1)) / len(colours)
+        variances = squares.mean(axis=(0, 1)) / len(colours) - means**2
+        stds = np.sqrt(np.maximum(variances, 1.0))  # at least one step of 255
+        mean = tuple(round(v / 255, 4) for v in means.tolist())
+        std = tuple(round(v / 255, 4) for v in stds.tolist())
+    return (*mean, 0.5)[:in_chans], (*std, 0.5)[:in_chans]
+
+
+def _fingerprint(
+    origin: str, classes: tuple[str, ...], splits: dict[str, Split], content: bytes = b""
+) -> str:
+    """A hash of pixels (as the source stores them) or names and sizes, of classes and splits."""
+    counts = {name: len(split) for name, split in splits.items()}
+    h = hashlib.sha256(json.dumps([origin, classes, counts]).encode() + content)
+    for split in splits.values():
+        h.update(split.labels.astype("<i8").tobytes())
+        if split.pixels is not None:
+            h.update(str(split.pixels.shape).encode())
+            h.update(np.ascontiguousarray(split.pixels).data)
+        else:
+            assert split.sizes is not None
+            names = "\0".join(name_key(n) for n in split.names)
+            h.update(names.encode("utf-8", "surrogateescape"))
+            h.update(split.sizes.astype("<i8").tobytes())
+    return h.hexdigest()[:32]

@@ -1,0 +1,205 @@
+"""Which images does a list name? CSV, TSV or JSON lines with a path and a label each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitc.data.config import DataConfig
+from vitc.data.sources.base import (
+    LABEL_COLUMNS,
+    SPLIT_OF,
+    SPLITS,
+    Found,
+    Source,
+    Split,
+    by_label,
+    some,
+)
+from vitc.data.store import Files, Names, label_codes
+from vitc.errors import ConfigError, DataError, suggest, unknown
+from vitc.wording import counted
+
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
+SPLIT_COLUMNS = ("split", "subset", "partition")
+MAX_LINE = 1 << 20  # bytes of one line of a list
+MAX_LIST = 4 << 30  # bytes of a list
+
+
+class List(Source):
+    """A CSV, TSV or JSON-lines file with a path, a label and maybe a split for each image."""
+
+    kind = origin = "list"
+    path = "a list: --data.path FILE.csv (or .tsv, .jsonl)"
+    suffixes = (".csv", ".tsv", ".jsonl")
+    settings = frozenset({"group", "image_column", "label_column"})
+
+    def read(self, config: DataConfig) -> Found:
+        """Raises ConfigError: no such file or columns; DataError: an invalid line, a file that is
+        missing or listed twice, or several labels an image."""
+        file = Path(str(config.path))
+        paths: list[str] = []
+        texts: list[str] = []
+        splits: list[int] = []
+        several = 0
+        for number, path, label, split in _rows(file, config):
+            if isinstance(label, list) or "|" in label:
+                several += 1
+                continue
+            if not path or not label or "\0" in path:
+                raise DataError(f"{file}, line {number}: {'no path' if not path else 'no label'}.")
+            if split.lower() not in SPLIT_OF:
+                near = suggest(split, SPLIT_OF)
+                raise DataError(
+                    f"{file}, line {number}: the split {split!r}.{near}",
+                    "Known: train, val (validation, dev), test.",
+                )
+            paths.append(path)
+            texts.append(label)
+            splits.append(SPLITS.index(SPLIT_OF[split.lower()]))
+        if several:
+            raise DataError(
+                f"{file} gives {counted(several, 'image')} several labels. Training takes one "
+                "label an image: its loss, mixing and accuracy are those of one class each.",
+                "Give one label a line. Several labels an image are not supported.",
+            )
+        if not paths:
+            raise DataError(f"{file} lists no images.")
+        return _found_on_disk(config, paths, texts, splits)
+
+
+def _found_on_disk(
+    config: DataConfig, paths: list[str], texts: list[str], splits: list[int]
+) -> Found:
+    root = Path(str(config.path)).parent
+    twice = len(paths) - len(set(paths))
+    if twice:
+        seen: set[str] = set()
+        again = [p for p in paths if p in seen or seen.add(p)]  # type: ignore[func-returns-value]
+        raise DataError(
+            f"{counted(twice, 'path')} listed twice: {some(again)}.",
+            "List each image once; --data.balance weighs classes.",
+        )
+    with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
+        sizes = np.fromiter(pool.map(lambda p: _size(root, p), paths, chunksize=1024), np.int64)
+    notes = []
+    gone = sizes < 0
+    if gone.any():
+        missing = [paths[i] for i in np.flatnonzero(gone).tolist()]
+        text = f"{counted(len(missing), 'listed file')} missing: {some(missing)}."
+        if config.bad_files == "stop":
+            raise DataError(
+                text,
+                "Paths are relative to the list's folder. --data.bad_files skip leaves them out.",
+            )
+        notes.append(text)
+    there = np.flatnonzero(~gone)
+    codes, labels = label_codes(texts)
+    store = Files(root, Names.of(paths).take(there))
+    images = Split(codes[there], store.names, store=store, sizes=sizes[there])
+    return by_label(str(config.path), images, labels, np.array(splits, np.int64)[there], notes)
+
+
+def _size(root: Path, path: str) -> int:
+    try:
+        return os.stat(os.path.join(root, path)).st_size
+    except OSError:
+        return -1
+
+
+def _rows(file: Path, config: DataConfig) -> Iterator[tuple[int, str, str | list[str], str]]:
+    """(line, path, label or labels, split) of each row."""
+    try:
+        if file.stat().st_size > MAX_LIST:
+            raise DataError(f"{file} is larger than {MAX_LIST:,} bytes.")
+        with file.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as f:
+            if file.suffix.lower() == ".jsonl":
+                yield from _json_rows(file, f, config)
+            else:
+                yield from _csv_rows(file, f, config)
+    except FileNotFoundError as e:
+        raise ConfigError(f"There is no list {file}.") from e
+    except OSError as e:
+        raise DataError(f"{file} cannot be read: {e.strerror}.") from e
+
+
+def _csv_rows(
+    file: Path, f: Iterable[str], config: DataConfig
+) -> Iterator[tuple[int, str, str | list[str], str]]:
+    rows = csv.reader(f, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        path, label, split = _list_columns(file, header, config)
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"{file}, line {rows.line_num}: {len(row)} values under {len(header)} headings."
+                )
+            told = row[split].strip() if split is not None else "train"
+            yield rows.line_num, row[path].strip(), row[label].strip(), told
+    except csv.Error as e:
+        raise DataError(f"{file}, line {rows.line_num}: {e}.") from e
+
+
+def _list_columns(file: Path, header: list[str], config: DataConfig) -> tuple[int, int, int | None]:
+    def column(setting: str, wanted: str | None, usual: Sequence[str]) -> int:
+        if wanted is not None and wanted not in header:
+            raise unknown(f"data.{setting}", wanted, header)
+        near = [name for name in usual if name in header]
+        if wanted is None and not near:
+            raise ConfigError(
+                f"{file} has no column {' or '.join(usual[:2])}; its first line is "
+                f"{', '.join(map(repr, header[:6])) or 'empty'}.",
+                f"The first line names the columns: path,label or path,label,split. Or choose: "
+                f"--data.{setting} NAME.",
+            )
+        return header.index(wanted if wanted is not None else near[0])
+
+    path = column("image_column", config.image_column, PATH_COLUMNS)
+    label = column("label_column", config.label_column, LABEL_COLUMNS)
+    split = next((header.index(name) for name in SPLIT_COLUMNS if name in header), None)
+    return path, label, split
+
+
+def _json_rows(
+    file: Path, f: Any, config: DataConfig
+) -> Iterator[tuple[int, str, str | list[str], str]]:
+    number = 0
+    while line := f.readline(MAX_LINE):
+        number += 1
+        if not line.strip():
+            continue
+        if len(line) == MAX_LINE:
+            raise DataError(f"{file}, line {number} is longer than {MAX_LINE:,} bytes.")
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{file}, line {number} is not JSON: {e}.") from e
+        if not isinstance(values, dict):
+            raise DataError(
+                f"{file}, line {number} is no object.",
+                'For example: {"path": "a.jpg", "label": "cat"}',
+            )
+        path, label, split = _list_columns(file, list(values), config)
+        row = list(values.values())
+        told = "train" if split is None else row[split]
+        if isinstance(row[label], list):
+            row[label] = [str(v) for v in row[label]]
+        elif isinstance(row[label], int) and not isinstance(row[label], bool):
+            row[label] = str(row[label])
+        good = isinstance(row[path], str) and isinstance(row[label], str | list)
+        if not good or not isinstance(told, str):
+            raise DataError(
+                f"{file}, line {number}: path, label and split must be texts (a label "
+                "may be a whole number)."
+            )
+        yield number, row[path], row[label], told
