@@ -29,10 +29,10 @@ from vitc.models.config import ConvStemConfig
 from vitc.models.zoo import model_config
 from vitc.optim.config import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
+from vitc.stats.proportions import wilson
 from vitc.training import auto as front_door
 from vitc.training.auto import Look, Proposal, propose
 from vitc.training.config import TrainConfig
-from vitc.training.metrics import wilson
 from vitc.training.probe import Probe, faster_precision, probe
 
 PHOTOS = Callable[..., Path]

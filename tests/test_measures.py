@@ -20,7 +20,7 @@ from vitc.cli.main import main
 from vitc.config import to_dict
 from vitc.errors import ConfigError, RunError
 from vitc.stats import effects
-from vitc.stats.curves import Interval, share_difference
+from vitc.stats.proportions import Interval, share_difference
 from vitc.study.analysis import analyse
 from vitc.study.design import Plan, StudyFolder, Trial, from_json, mixed, to_json
 from vitc.study.launch_slurm import SlurmEngine

@@ -18,8 +18,9 @@ import pytest
 from scipy import integrate, special, stats
 
 from vitc.errors import ConfigError
+from vitc.stats import compare, proportions
 from vitc.stats import curves as statistics
-from vitc.stats.curves import Interval
+from vitc.stats.proportions import Interval
 
 FloatArray = npt.NDArray[np.float64]
 Curve = Callable[[FloatArray], FloatArray]
@@ -291,7 +292,7 @@ def test_a_confidence_out_of_range_is_refused(confidence: float) -> None:
 
 @pytest.mark.parametrize("n", [9, 16, 32, 64, 128])
 def test_shares_are_covered_in_at_least_95_percent_whatever_the_true_share(n: int) -> None:
-    found = [statistics.share(k, n) for k in range(n + 1)]
+    found = [proportions.share(k, n) for k in range(n + 1)]
     low, high = np.array([i.low for i in found]), np.array([i.high for i in found])
     p = np.linspace(0.001, 0.999, 999)[:, None]
     covered = stats.binom.pmf(np.arange(n + 1), n, p) * ((low <= p) & (p <= high))
@@ -301,18 +302,18 @@ def test_shares_are_covered_in_at_least_95_percent_whatever_the_true_share(n: in
 def test_shares_within_a_known_best_are_covered_in_simulated_studies() -> None:
     law = LAWS["a quarter diverged"]
     truth = float(law.cdf(np.array(32.0)))
-    make = lambda g: statistics.share_within(law.draw(g, 32), 28.0, 4.0)  # noqa: E731
+    make = lambda g: proportions.share_within(law.draw(g, 32), 28.0, 4.0)  # noqa: E731
     assert coverage(make, truth) >= 0.95
 
 
 def test_share_within_counts_the_border_in_and_takes_its_own_best_if_none_is_given() -> None:
-    found = statistics.share_within([31.2, 35.2, 35.3, 90.0], None, 4)
+    found = proportions.share_within([31.2, 35.2, 35.3, 90.0], None, 4)
     assert found.estimate == 0.5
     assert found.low < 0.5 < found.high
     with pytest.raises(ConfigError):
-        statistics.share_within([1.0], None, -1)
+        proportions.share_within([1.0], None, -1)
     with pytest.raises(ConfigError):
-        statistics.share(3, 2)
+        proportions.share(3, 2)
 
 
 # ---- the best of k draws ------------------------------------------------------------------------
@@ -434,7 +435,7 @@ def test_the_paired_median_difference_is_covered_in_92_to_97_percent(n: int) -> 
     def make(rng: np.random.Generator) -> Interval:
         a, b = shared_draws(rng, n, gap=2.0)
         smooth = rng.uniform(-0.05, 0.05, n)  # undoes the steps of 0.1, on which coverage is more
-        return statistics.paired_median_difference(a + smooth, b)
+        return compare.paired_median_difference(a + smooth, b)
 
     assert -2.5 < truth < -1.5
     assert 0.92 <= coverage(make, truth) <= 0.97
@@ -442,32 +443,32 @@ def test_the_paired_median_difference_is_covered_in_92_to_97_percent(n: int) -> 
 
 def test_the_paired_difference_needs_the_same_draws_and_differs_from_that_of_medians() -> None:
     a, b = [1.0, 2.0, 9.0], [0.0, 5.0, 6.0]
-    assert statistics.paired_median_difference(a, b).estimate == 1.0
+    assert compare.paired_median_difference(a, b).estimate == 1.0
     assert np.median(a) - np.median(b) == -3.0
     with pytest.raises(ConfigError, match="3 runs"):
-        statistics.paired_median_difference(a, [1.0])
+        compare.paired_median_difference(a, [1.0])
 
 
 @pytest.mark.parametrize("n", [8, 12, 32])
 def test_two_identical_contenders_are_called_different_in_3_to_7_percent(n: int) -> None:
     rng = np.random.default_rng(9)
-    called = [statistics.paired_test(*shared_draws(rng, n)).p < 0.05 for _ in range(STUDIES)]
+    called = [compare.paired_test(*shared_draws(rng, n)).p < 0.05 for _ in range(STUDIES)]
     assert 0.03 <= np.mean(called) <= 0.07
 
 
 def test_a_real_difference_is_found_with_the_power_it_was_planned_for() -> None:
     rng = np.random.default_rng(10)
     pilot = rng.normal(0, 4, 2000)
-    n = statistics.draws_needed(pilot, gap=2.0, power=0.8)
+    n = compare.draws_needed(pilot, gap=2.0, power=0.8)
     assert n == pytest.approx(33, abs=3)  # (1.96 + 0.84)^2 (4/2)^2 pi/3 for normal differences
-    found = [statistics.paired_test(rng.normal(2, 4, n), np.zeros(n)).p < 0.05 for _ in range(1000)]
+    found = [compare.paired_test(rng.normal(2, 4, n), np.zeros(n)).p < 0.05 for _ in range(1000)]
     assert 0.74 <= np.mean(found) <= 0.9
 
 
 def test_draws_needed_grows_with_power_falls_with_the_gap_and_survives_diverged_runs() -> None:
     rng = np.random.default_rng(0)
     seen = rng.normal(1, 2, 64)
-    needed = statistics.draws_needed
+    needed = compare.draws_needed
     small, large = needed(seen, gap=0.5), needed(seen, gap=2.0)
     assert small is not None
     assert large is not None
@@ -491,7 +492,7 @@ def test_the_paired_test_is_scipys_exact_one_without_ties() -> None:
     rng = np.random.default_rng(0)
     for n in (6, 9, 20, 50):
         d = rng.normal(0.4, 1, n)
-        ours, theirs = statistics.paired_test(d, np.zeros(n)), stats.wilcoxon(d, method="exact")
+        ours, theirs = compare.paired_test(d, np.zeros(n)), stats.wilcoxon(d, method="exact")
         assert ours.p == pytest.approx(theirs.pvalue)
         assert min(ours.statistic, n * (n + 1) / 2 - ours.statistic) == theirs.statistic
 
@@ -502,40 +503,40 @@ def test_the_paired_test_is_exact_with_ties_by_enumerating_every_sign_flip() -> 
     sums = np.array([np.dot(s, ranks) for s in itertools.product([0, 1], repeat=8)])
     observed = ranks[d[d != 0] > 0].sum()
     expected = 2 * min((sums <= observed).mean(), (sums >= observed).mean())
-    found = statistics.paired_test(d + 30, np.full(10, 30.0))
+    found = compare.paired_test(d + 30, np.full(10, 30.0))
     assert found.p == pytest.approx(expected)
     assert (found.statistic, found.n) == (observed, 8)
 
 
 def test_the_paired_test_sees_ties_through_binary_fractions_and_ignores_its_order() -> None:
     a, b = np.array([31.2, 41.2, 51.2, 20.0]), np.array([30.0, 40.0, 50.0, 21.2])
-    assert statistics.paired_test(a, b).statistic == 7.5  # four mid-ranks of 2.5
-    assert statistics.paired_test(a, b).p == statistics.paired_test(b, a).p
+    assert compare.paired_test(a, b).statistic == 7.5  # four mid-ranks of 2.5
+    assert compare.paired_test(a, b).p == compare.paired_test(b, a).p
 
 
 def test_contenders_without_any_difference_have_p_one_and_few_draws_no_verdict() -> None:
-    same = statistics.paired_test([90.0, 30.0], [90.0, 30.0])
+    same = compare.paired_test([90.0, 30.0], [90.0, 30.0])
     assert (same.p, same.n) == (1.0, 0)
-    assert statistics.paired_test(np.zeros(5), np.arange(1.0, 6.0)).p == 0.0625
-    assert statistics.paired_test(np.zeros(6), np.arange(1.0, 7.0)).p == 0.03125
+    assert compare.paired_test(np.zeros(5), np.arange(1.0, 6.0)).p == 0.0625
+    assert compare.paired_test(np.zeros(6), np.arange(1.0, 7.0)).p == 0.03125
 
 
 def test_many_draws_use_the_normal_limit_and_join_the_exact_law() -> None:
     d = np.random.default_rng(0).normal(0.1, 1, 401)
-    approximate = statistics.paired_test(d, np.zeros(401))
-    exact = statistics.paired_test(d[:400], np.zeros(400))
+    approximate = compare.paired_test(d, np.zeros(401))
+    exact = compare.paired_test(d[:400], np.zeros(400))
     assert "approximation" in approximate.method
     assert "exact" in exact.method
     assert exact.p == pytest.approx(stats.wilcoxon(d[:400], method="approx").pvalue, rel=0.01)
 
 
 def test_holm_adjusts_step_by_step_and_keeps_the_order() -> None:
-    assert statistics.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert statistics.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
-    assert statistics.holm([0.02]).tolist() == [0.02]
+    assert compare.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert compare.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+    assert compare.holm([0.02]).tolist() == [0.02]
     for bad in ([1.2], [-0.1], [], [math.nan]):
         with pytest.raises(ConfigError):
-            statistics.holm(bad)
+            compare.holm(bad)
 
 
 def test_holm_keeps_false_calls_among_identical_contenders_below_five_percent() -> None:
@@ -543,25 +544,25 @@ def test_holm_keeps_false_calls_among_identical_contenders_below_five_percent() 
     for _ in range(500):
         base = SKEWED.draw(rng, 24)
         runs = base + rng.normal(size=(4, 24))
-        p = [statistics.paired_test(x, y).p for x, y in itertools.combinations(runs, 2)]
-        calls += bool(statistics.holm(p).min() < 0.05)
+        p = [compare.paired_test(x, y).p for x, y in itertools.combinations(runs, 2)]
+        calls += bool(compare.holm(p).min() < 0.05)
     assert calls / 500 <= 0.05 + 2.6 * math.sqrt(0.0475 / 500)  # uncorrected: 0.2
 
 
 def test_crossings_are_found_where_the_lead_changes() -> None:
     a, b = [10.0, 20.0, 30.0, 40.0], [15.0, 16.0, 17.0, 50.0]
-    seen = statistics.edfs_cross(a, b).seen
+    seen = compare.edfs_cross(a, b).seen
     # A leads from 10 to 15, B from 16 to 30, A from 40; between these the two are equal.
-    assert seen == [statistics.Crossing(15.0, 16.0, "a"), statistics.Crossing(30.0, 40.0, "b")]
+    assert seen == [compare.Crossing(15.0, 16.0, "a"), compare.Crossing(30.0, 40.0, "b")]
 
 
 def test_equal_or_ordered_distributions_do_not_cross() -> None:
     a = NORMAL.draw(np.random.default_rng(0), 32)
-    assert statistics.edfs_cross(a, a).seen == []
-    assert statistics.edfs_cross(a, a + 1).seen == []
+    assert compare.edfs_cross(a, a).seen == []
+    assert compare.edfs_cross(a, a + 1).seen == []
     with pytest.raises(ConfigError):
-        statistics.edfs_cross(a, a[:20])
-    assert statistics.edfs_cross(a, a[:20] + 3, paired=False).noise > 0.2
+        compare.edfs_cross(a, a[:20])
+    assert compare.edfs_cross(a, a[:20] + 3, paired=False).noise > 0.2
 
 
 def test_crossings_beyond_noise_are_rare_without_and_usual_with_a_true_crossing() -> None:
@@ -570,9 +571,9 @@ def test_crossings_beyond_noise_are_rare_without_and_usual_with_a_true_crossing(
         setting = rng.normal(size=64)
         a, b = (35 + 5 * setting + rng.normal(size=64) for _ in range(2))
         b = np.where(b > 35, b + 4, b)  # equal on the good half, A better on the bad one
-        false += bool(statistics.edfs_cross(a, b).beyond_noise)
+        false += bool(compare.edfs_cross(a, b).beyond_noise)
         steady, wild = (35 + s * setting + 0.5 * rng.normal(size=64) for s in (3, 7))
-        found = statistics.edfs_cross(steady, wild).beyond_noise
+        found = compare.edfs_cross(steady, wild).beyond_noise
         true += len(found) == 1
         holds += len(found) == 1 and found[0].low <= 35 <= found[0].high
     assert false <= 10
@@ -681,7 +682,7 @@ def test_wide_coverage_of_the_share_within_the_studys_own_best(law: Law, n: int)
     rng, held = np.random.default_rng(13), 0
     for _ in range(4000):
         values = law.draw(rng, n)
-        found = statistics.share_within(values, None, 4.0)
+        found = proportions.share_within(values, None, 4.0)
         held += bool(found.low <= law.cdf(values.min() + 4.0) <= found.high)
     assert held / 4000 >= 0.95
 

@@ -129,7 +129,7 @@ def results_of(run: Path, weights: str) -> dict[str, Any] | None:
     Percent, with Wilson's 95 % interval; None: the run has not ended, or had nothing to measure on.
     """
     from vitc.runs.folder import read_metrics, read_summary
-    from vitc.training.metrics import wilson
+    from vitc.stats.proportions import wilson
 
     summary = read_summary(run) or {}
     evals = [m for m in read_metrics(run, "eval") if m.get("split", "val") == "val"]

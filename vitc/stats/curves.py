@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,71 +28,17 @@ import numpy.typing as npt
 from scipy import optimize, special, stats
 
 from vitc.errors import ConfigError
-
-FloatArray = npt.NDArray[np.float64]
+from vitc.stats.proportions import (
+    FloatArray,
+    Interval,
+    checked,
+    checked_confidence,
+    checked_pair,
+)
 
 RESAMPLES = 2000  # an interval's end moves by 2 % of its width (1 sigma) between seeds: measured
 FEWEST_TO_RESAMPLE = 12  # fewer runs hold too little of the tails: Student's t covers as much
 MOST_TO_RESAMPLE = 4000  # beyond, skewness no longer matters and the weights would take 64 MB
-MOST_FOR_EXACT_TEST = 400  # draws; beyond, the law's table grows and its normal limit is as good
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate between two bounds, in the unit of the values.
-
-    A bound is infinite where so few runs cannot bound it at that confidence.
-    """
-
-    low: float
-    estimate: float
-    high: float
-    confidence: float = 0.95
-    method: str = ""
-
-
-# ---- what comes in ------------------------------------------------------------------------------
-
-
-def _checked(values: npt.ArrayLike, name: str = "values") -> FloatArray:
-    """(n,) finite floats, n >= 1. Raises ConfigError; its hint says how to count a diverged run."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise ConfigError(
-            f"{name} has shape {array.shape}; allowed is one number a run, at least one run."
-        )
-    if not np.isfinite(array).all():
-        raise ConfigError(
-            f"{name} holds {int((~np.isfinite(array)).sum())} values that are not finite.",
-            hint="Count a diverged run as chance error, 100 * (1 - 1/num_classes).",
-        )
-    return array
-
-
-def _checked_pair(
-    a: npt.ArrayLike, b: npt.ArrayLike, names: tuple[str, str] = ("a", "b")
-) -> tuple[FloatArray, FloatArray]:
-    """Two (n,) arrays whose entries i belong to the same draw. Raises ConfigError."""
-    first, second = _checked(a, names[0]), _checked(b, names[1])
-    if first.size != second.size:
-        raise ConfigError(
-            f"{names[0]} has {first.size} runs, {names[1]} {second.size}; they must be the same.",
-            hint="Give the draws that both have, in the same order.",
-        )
-    return first, second
-
-
-def _differences(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
-    first, second = _checked_pair(a, b)
-    # Rounding restores the ties that binary fractions break: 31.2 - 30.0 is not 41.2 - 40.0.
-    rounded: FloatArray = np.round(first - second, 9)
-    return rounded
-
-
-def _checked_confidence(confidence: float) -> float:
-    if not 0.5 <= confidence < 1:
-        raise ConfigError(f"confidence is {confidence}; allowed is 0.5 to below 1, such as 0.95.")
-    return confidence
 
 
 # ---- the error distribution ---------------------------------------------------------------------
@@ -107,7 +52,7 @@ def edf(values: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     its worst error. The two differ at the jumps alone. Source: paper section 4, pycls `plot_edf`.
     Raises ConfigError if a value is missing or not finite.
     """
-    x, counts = np.unique(_checked(values), return_counts=True)
+    x, counts = np.unique(checked(values), return_counts=True)
     return x, np.cumsum(counts) / counts.sum()
 
 
@@ -118,7 +63,7 @@ def edf_delta(values: npt.ArrayLike, best: float | None = None) -> tuple[FloatAr
     it the best of these draws is taken, which is itself random: a band around this curve is then
     conditional on that best, and contenders with unequal numbers of draws are not comparable.
     """
-    array = _checked(values)
+    array = checked(values)
     return edf(array - (array.min() if best is None else best))
 
 
@@ -157,9 +102,9 @@ def edf_band(values: npt.ArrayLike, confidence: float = 0.95, kind: BandKind = "
     Coverage is at least nominal, also with ties and an atom of diverged runs: a discrete
     distribution only removes places where a band could fail. Raises ConfigError.
     """
-    array = np.sort(_checked(values))
+    array = np.sort(checked(values))
     x, F = edf(array)
-    low, high = _band_by_count(array.size, _checked_confidence(confidence), kind)
+    low, high = _band_by_count(array.size, checked_confidence(confidence), kind)
     counts = np.searchsorted(array, x, side="right")
     return Band(x, F, low[counts], high[counts], float(high[0]), kind, confidence)
 
@@ -234,7 +179,7 @@ def interval(
     `median` uses order statistics (see `median`), `mean` a bootstrap (see `area`), whose resamples
     `seed` fixes. Raises ConfigError for another statistic.
     """
-    array = _checked(values)
+    array = checked(values)
     if statistic == "median":
         return median(array, confidence)
     if statistic == "mean":
@@ -278,9 +223,9 @@ def median(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     It is more where many runs share the median's very value (steps of 1 point: 99 %; more than half
     diverged: 100 %), as for any interval. Bounds are infinite from fewer than 6 runs at 95 %.
     """
-    x = np.sort(_checked(values))
+    x = np.sort(checked(values))
     n, estimate, method = x.size, float(np.median(x)), "order statistics, interpolated"
-    depth, weight = _median_depth(n, _checked_confidence(confidence))
+    depth, weight = _median_depth(n, checked_confidence(confidence))
     if depth == 0:
         return Interval(-math.inf, estimate, math.inf, confidence, method)
     low = (1 - weight) * x[depth - 1] + weight * x[depth]
@@ -323,7 +268,7 @@ def area(
     """
     if not -math.inf < low < high < math.inf:
         raise ConfigError(f"area from {low} to {high}; allowed are finite limits, low < high.")
-    return _mean_interval(np.clip(_checked(values), low, high) - low, confidence, seed, high - low)
+    return _mean_interval(np.clip(checked(values), low, high) - low, confidence, seed, high - low)
 
 
 def _mean_interval(
@@ -332,12 +277,12 @@ def _mean_interval(
     """The mean of (n,) values with its interval, kept within [0, most] if `most` is given."""
     n, mean = x.size, float(x.mean())
     floor, ceiling = (-math.inf, math.inf) if most is None else (0.0, most)
-    tail = (1 - _checked_confidence(confidence)) / 2
+    tail = (1 - checked_confidence(confidence)) / 2
     if n == 1:
         return Interval(floor, mean, ceiling, confidence, "one run bounds nothing")
     if FEWEST_TO_RESAMPLE <= n <= MOST_TO_RESAMPLE:
         centred = x - mean
-        replicates = _resample_weights(n, seed) @ centred
+        replicates = resample_weights(n, seed) @ centred
         low, high = _bca_bounds(replicates, 0.0, -centred / (n - 1), confidence)
         method = "BCa bootstrap"
     else:
@@ -347,64 +292,10 @@ def _mean_interval(
 
 
 @lru_cache(maxsize=4)
-def _resample_weights(n: int, seed: int) -> FloatArray:
+def resample_weights(n: int, seed: int) -> FloatArray:
     """(RESAMPLES, n): the share each run has in each bootstrap resample; the same on every call."""
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     return counts / n
-
-
-def share(count: int, n: int, confidence: float = 0.95) -> Interval:
-    """`count` of n runs, such as the diverged ones, as a share in [0, 1] with its interval.
-
-    Wilson's score with continuity correction. Plain Wilson covers 95 % only on average over the
-    true share: computed exactly at n = 32 it swings between 92 and 97 % for shares in [0.05, 0.95]
-    and falls to 84 % outside. Corrected, the least coverage over all shares is 95.3 % at n = 32 and
-    at least 95.0 % for every other n tried from 9 to 256 (94.9 % at 8), for 10 % more width at
-    n = 32 and 4 % at 256. Raises ConfigError unless 0 <= count <= n and n >= 1.
-    """
-    if not (0 <= count <= n and n >= 1):
-        raise ConfigError(f"{count} of {n} runs; allowed are 0 <= count <= n and n >= 1.")
-    level = _checked_confidence(confidence)
-    found = stats.binomtest(count, n).proportion_ci(level, method="wilsoncc")
-    method = "Wilson, continuity-corrected"
-    return Interval(float(found.low), count / n, float(found.high), confidence, method)
-
-
-def share_within(
-    values: npt.ArrayLike, best: float | None, points: float, confidence: float = 0.95
-) -> Interval:
-    """Share of draws, in [0, 1], whose error is within `points` of the best one; see `share`.
-
-    The paper's sentence "60 % of runs within 4 % of the best" (section 5.3). `best` is an error in
-    percent, known from elsewhere; None takes the best of these draws. That makes the threshold
-    random, which no binomial theory covers; measured with normal and lognormal errors, 32 and 64
-    draws: the share of all further draws under that threshold is covered in 95.7 to 97.0 %.
-    """
-    array = _checked(values)
-    if not points >= 0:
-        raise ConfigError(f"points is {points}; allowed is a distance of 0 or more.")
-    threshold = (array.min() if best is None else best) + points
-    close = int((array <= threshold + 1e-9).sum())  # 31.2 + 4 counts an error of 35.2
-    return share(close, array.size, confidence)
-
-
-def share_difference(a: Interval, b: Interval) -> Interval:
-    """a - b of two shares, each with its interval, by Newcombe's hybrid rule.
-
-    Each bound takes the distance from the estimates to their own bounds, added in squares (method
-    10 of Newcombe, Statistics in Medicine 17, 1998; 11 where, as `share`'s, they are continuity-
-    corrected). For shares of the same draws, which go
-    together, it is wider than need be.
-    """
-    d = a.estimate - b.estimate
-    low = d - math.hypot(a.estimate - a.low, b.high - b.estimate)
-    high = d + math.hypot(a.high - a.estimate, b.estimate - b.low)
-    return Interval(low, d, high, a.confidence, "Newcombe, of " + a.method)
-
-
-def scaled(i: Interval, factor: float) -> Interval:
-    """In another unit, such as percent; `factor` above 0."""
-    return Interval(i.low * factor, i.estimate * factor, i.high * factor, i.confidence, i.method)
 
 
 # ---- the best of k draws ------------------------------------------------------------------------
@@ -445,7 +336,7 @@ def tuning_curve(
     in percent that no error can leave. Source: Lourie, Cho, He 2023, arXiv 2311.09480 (opda, which
     the tests compare with). Raises ConfigError for k outside 1..n or values outside the support.
     """
-    x = np.sort(_checked(values))
+    x = np.sort(checked(values))
     n, (floor, ceiling) = x.size, support
     counts = np.arange(1, n + 1) if ks is None else np.asarray(ks)
     whole = counts.ndim == 1 and counts.size > 0 and counts.dtype.kind in "iu"
@@ -456,7 +347,7 @@ def tuning_curve(
             f"Values from {x[0]:g} to {x[-1]:g} do not lie in a finite support, {support}.",
             hint="Give support=(lowest, highest) value a run can possibly have.",
         )
-    low, high = _band_by_count(n, _checked_confidence(confidence), "equal_precision")
+    low, high = _band_by_count(n, checked_confidence(confidence), "equal_precision")
     k = counts[:, None]
     below = np.arange(n + 1)  # how many draws are at or below the error
     reached = 1 - 0.5 ** (1 / counts)  # the quantile of one draw that is the best of k's median
@@ -517,182 +408,6 @@ def draws_to_reach(curve_a: TuningCurve, curve_b: TuningCurve, k: int) -> Reach:
     )
 
 
-# ---- two contenders on the same draws -----------------------------------------------------------
-
-
-def paired_median_difference(
-    a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = 0.95
-) -> Interval:
-    """Median of a_i - b_i over shared draws, in points; negative means A is better.
-
-    Pairing takes out the spread of the draws themselves, usually most of it. The interval is that
-    of `median`, with its coverage. It is not the difference of the two medians.
-    Raises ConfigError unless a and b have the same draws.
-    """
-    return median(_differences(a, b), confidence)
-
-
-class PairedTest(NamedTuple):
-    """Two-sided p, the rank sum of the positive differences, and the draws that differ at all."""
-
-    p: float
-    statistic: float
-    n: int
-    method: str
-
-
-def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> PairedTest:
-    """Is one contender better on shared draws? Wilcoxon's signed-rank test, exact also with ties.
-
-    Null hypothesis: on every draw the two could have been swapped. Then each difference has either
-    sign with chance 1/2, whatever its size, so the law of the rank sum is known exactly; ties take
-    mid-ranks (scipy's own exact law assumes none). Draws without a difference, such as those on
-    which both diverged, say nothing and are left out, which keeps the test exact. Beyond 400 draws:
-    scipy's normal approximation.
-
-    The law is discrete, so the level is at most 5 %, not 5 %: without ties 3.1 % at 6 draws, 3.9 %
-    at 8, 4.9 % at 10, 4.3 % at 12, 4.9 to 5.0 % from 32. Fewer than 6 differing draws can never
-    reach p < 0.05. Its power at a given gap: `draws_needed`. Raises ConfigError if unpaired.
-    """
-    differences = _differences(a, b)
-    differences = differences[differences != 0]
-    n = differences.size
-    if n == 0:
-        return PairedTest(1.0, 0.0, 0, "no draw differs")
-    ranks = stats.rankdata(np.abs(differences))
-    statistic = float(ranks[differences > 0].sum())
-    if n > MOST_FOR_EXACT_TEST:
-        p = float(stats.wilcoxon(differences, method="approx").pvalue)
-        return PairedTest(p, statistic, n, "Wilcoxon signed-rank, normal approximation")
-    chance = _rank_sum_law(tuple(np.sort(np.round(2 * ranks).astype(int)).tolist()))
-    at = round(2 * statistic)
-    p = min(1.0, 2 * min(float(chance[: at + 1].sum()), float(chance[at:].sum())))
-    return PairedTest(p, statistic, n, "Wilcoxon signed-rank, exact")
-
-
-@lru_cache(maxsize=16)
-def _rank_sum_law(doubled_ranks: tuple[int, ...]) -> FloatArray:
-    """P(sum = s) for s = 0..total when each rank counts with chance 1/2; mid-ranks come doubled."""
-    law = np.zeros(sum(doubled_ranks) + 1)
-    law[0] = 1.0
-    for rank in doubled_ranks:
-        law[rank:] = (law[rank:] + law[:-rank]) / 2
-        law[:rank] /= 2
-    return law
-
-
-def holm(pvalues: npt.ArrayLike) -> FloatArray:
-    """Holm's step-down adjusted p-values, (m,) in the order given.
-
-    Calling those below 0.05 keeps the chance of any false call among m comparisons below 5 %,
-    however they depend on each other (Holm 1979, https://www.jstor.org/stable/4615733).
-    Raises ConfigError for anything outside [0, 1].
-    """
-    p = _checked(pvalues, "pvalues")
-    if ((p < 0) | (p > 1)).any():
-        raise ConfigError(f"pvalues run from {p.min():g} to {p.max():g}; allowed is 0 to 1.")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1.0)
-    return adjusted
-
-
-def draws_needed(
-    differences: npt.ArrayLike,
-    gap: float | None = None,
-    power: float = 0.8,
-    level: float = 0.05,
-) -> int | None:
-    """Shared draws after which `paired_test` finds a gap: what would change an open verdict.
-
-    The spread comes from the paired differences seen so far, their shape included: Noether's
-    formula (JASA 82, 1987, pp. 645-647) needs only how often the sum of two differences has the
-    gap's sign, so a few diverged runs do not blow it up as they would a standard deviation. Asked
-    for power 0.8 it gave 0.77 to 0.87, measured, and 0.95 for a gap as large as the spread.
-
-    `gap` is in points, the median difference worth finding; None takes what was observed, which is
-    optimistic right after a study that looked promising. For m contenders under Holm plan with
-    level = 0.05 / m. Draws without a difference stay without one and are paid for.
-    None: no number of draws is enough, because the gap is 0 or the differences lean the other way.
-    Raises ConfigError for less than two differing draws or a power or level outside (0, 1).
-    """
-    seen = np.round(_checked(differences, "differences"), 9)
-    differing = seen[seen != 0]
-    if not (0 < level < power < 1):
-        raise ConfigError(f"power {power} and level {level}; allowed are 0 < level < power < 1.")
-    if differing.size < 2:
-        raise ConfigError(f"{differing.size} of {seen.size} draws differ; at least 2 are needed.")
-    if gap is not None:
-        differing = differing - np.median(differing) + gap
-    i, j = np.triu_indices(differing.size, 1)
-    pair_sums = differing[i] + differing[j]
-    lean = abs(float((np.sign(pair_sums)).mean())) / 2  # |P(sum > 0) - 1/2|
-    if lean < 1e-9 or (gap is not None and np.sign(pair_sums).sum() * gap <= 0):
-        return None
-    z = float(stats.norm.isf(level / 2) + stats.norm.isf(1 - power))
-    fewest = math.ceil(1 - math.log2(level) + 1e-9)  # 2^(1-n), the least p of n draws, is below
-    wanted: float = max(z**2 / (3 * lean**2), fewest) * seen.size / differing.size
-    return math.ceil(wanted)
-
-
-class Crossing(NamedTuple):
-    """Two EDFs change places between the errors `low` and `high`.
-
-    `leader`, "a" or "b", has more runs at or below an error on the side of the smaller errors.
-    """
-
-    low: float
-    high: float
-    leader: str
-
-
-class Crossings(NamedTuple):
-    """Every sign change seen, those beyond noise, and the noise: a difference of shares."""
-
-    seen: list[Crossing]
-    beyond_noise: list[Crossing]
-    noise: float
-
-
-def edfs_cross(
-    a: npt.ArrayLike,
-    b: npt.ArrayLike,
-    paired: bool = True,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Crossings:
-    """Where two error distributions cross, so that neither contender is better throughout.
-
-    EDFs of finite samples cross all the time. A crossing is beyond noise when each contender leads
-    by more than `noise` on its own side; then it lies anywhere between the two leads. `noise` is
-    the bootstrap quantile of the greatest deviation of F_a - F_b over all errors, resampling shared
-    draws together if `paired` (pairing matters: EDFs of paired runs move together).
-    Measured, contenders equal on the good half of the errors and A better on the bad half: a false
-    crossing in 0.2 % of studies. Spreads of 3 and 7 points around one median: found in 95 % of
-    studies with 64 paired draws, 34 % with 32. Raises ConfigError if paired runs differ in number.
-    """
-    first, second = _checked_pair(a, b) if paired else (_checked(a, "a"), _checked(b, "b"))
-    x = np.union1d(first, second)
-    below_a, below_b = (np.less_equal.outer(runs, x) for runs in (first, second))  # (n, len(x))
-    lead = below_a.mean(axis=0) - below_b.mean(axis=0)
-    weights_a = _resample_weights(first.size, seed)
-    weights_b = weights_a if paired else _resample_weights(second.size, seed + 1)
-    deviation = np.abs(weights_a @ below_a - weights_b @ below_b - lead).max(axis=1)
-    noise = float(np.quantile(deviation, _checked_confidence(confidence), method="higher"))
-    return Crossings(_sign_changes(x, lead, 1e-12), _sign_changes(x, lead, noise), noise)
-
-
-def _sign_changes(x: FloatArray, lead: FloatArray, noise: float) -> list[Crossing]:
-    """Changes of sign in `lead`, a step function on (len(x),), where |lead| <= noise has none."""
-    (clear,) = np.nonzero(np.abs(lead) > noise)
-    return [
-        # the earlier lead ends at the next step, the later one starts at its own
-        Crossing(float(x[i + 1]), float(x[j]), "a" if lead[i] > 0 else "b")
-        for i, j in pairwise(clear)
-        if lead[i] * lead[j] < 0
-    ]
-
-
 # ---- the hyper-parameters of the good runs ------------------------------------------------------
 
 
@@ -719,7 +434,7 @@ def best_range(
     for the optimum. Source: pycls `sweep/analysis.py` get_filters, paper Figures 4 and 5, top.
     Raises ConfigError if the two differ in number, or no run would be drawn.
     """
-    errors, settings = _checked_pair(values, metric, ("values", "metric"))
+    errors, settings = checked_pair(values, metric, ("values", "metric"))
     size = int(errors.size * fraction)
     if not (b >= 1 and 1 <= size <= errors.size):
         raise ConfigError(
@@ -755,7 +470,7 @@ def on_border(
     look, not a finding. Several equally good draws count with their median position; if all are
     equal there is no best. Raises ConfigError if a draw lies outside [low, high].
     """
-    settings, values = _checked_pair(draws, errors, ("draws", "errors"))
+    settings, values = checked_pair(draws, errors, ("draws", "errors"))
     if not (low < high and (low > 0 or not log) and 0 < margin < 0.5):
         raise ConfigError(
             f"Range {low} to {high} (log={log}) with margin {margin}; allowed are low < high, "

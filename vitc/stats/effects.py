@@ -13,7 +13,8 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from vitc.errors import ConfigError
-from vitc.stats.curves import RESAMPLES, Interval
+from vitc.stats.curves import RESAMPLES
+from vitc.stats.proportions import Interval
 
 FEWEST_FOR_CORRELATION = 4  # Fisher's z has the standard error 1 / sqrt(n - 3)
 FEWEST_TO_BOOTSTRAP = 12

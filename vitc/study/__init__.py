@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitc.stats.curves import Interval, edf, interval
+    from vitc.stats.compare import Comparison, compare
+    from vitc.stats.curves import edf, interval
+    from vitc.stats.proportions import Interval
     from vitc.study.report import report
     from vitc.study.runs import Run, load_runs
 
-__all__ = ["Interval", "Run", "edf", "interval", "load_runs", "report"]
+__all__ = ["Comparison", "Interval", "Run", "compare", "edf", "interval", "load_runs", "report"]
 
 _MODULES = {
-    "Interval": "stats.curves",
+    "Comparison": "stats.compare",
+    "Interval": "stats.proportions",
     "Run": "study.runs",
+    "compare": "stats.compare",
     "edf": "stats.curves",
     "interval": "stats.curves",
     "load_runs": "study.runs",

@@ -19,9 +19,10 @@ from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
 from vitc.runs.checkpoint import check_fit, load_weights_of
 from vitc.runs.folder import read_data
+from vitc.stats.proportions import wilson
 from vitc.training.build import batch_plan, step_settings
 from vitc.training.device import Processes, autocast, describe, pick_device
-from vitc.training.metrics import Counts, wilson
+from vitc.training.metrics import Counts
 from vitc.training.step import StepSettings
 
 EVAL_BATCH = 256  # images; larger ones measure no faster

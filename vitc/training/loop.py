@@ -32,6 +32,7 @@ from vitc.plugins.consent import with_sources
 from vitc.progress import RunProgress, what_limits
 from vitc.runs.checkpoint import latest_checkpoint
 from vitc.runs.folder import CONFIG, RunFolder
+from vitc.stats.proportions import wilson
 from vitc.training.build import batch_plan, fresh_state, step_settings
 from vitc.training.device import (
     Processes,
@@ -47,7 +48,6 @@ from vitc.training.device import (
 from vitc.training.evaluate import EVAL_BATCH, evaluate
 from vitc.training.freeze import train_mode
 from vitc.training.initialise import begin, check_weights, with_preparation
-from vitc.training.metrics import wilson
 from vitc.training.precise_bn import norms_in_training, renew
 from vitc.training.probe import faster_precision
 from vitc.training.step import NormStatistics, ready_images, train_step

@@ -40,16 +40,3 @@ class Counts:
         n, loss, top1, top5 = self.sums.tolist()
         per = 1 / n if n else math.nan
         return {"n": n, "loss": loss * per, "top1": 100 * top1 * per, "top5": 100 * top5 * per}
-
-
-def wilson(percent: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's 95 % interval, in percent, of an accuracy measured on n images.
-
-    Source: E. B. Wilson, JASA 22 (1927).
-    """
-    if n < 1 or not math.isfinite(percent):
-        return 0.0, 100.0
-    p = percent / 100
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)

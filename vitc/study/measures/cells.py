@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vitc.stats import curves as st
-from vitc.stats.curves import Interval
+from vitc.stats.proportions import Interval
 from vitc.study.design import Plan
 from vitc.study.results import Line, Result, Table
 

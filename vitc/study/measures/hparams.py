@@ -16,8 +16,9 @@ import numpy as np
 
 from vitc.errors import ConfigError
 from vitc.runs.folder import read_metrics
+from vitc.stats import compare, proportions
 from vitc.stats import curves as st
-from vitc.stats.curves import Interval
+from vitc.stats.proportions import Interval
 from vitc.study.design import Group, Plan
 from vitc.study.measures.base import Measure
 from vitc.study.results import Finding, Result, Table, cost_of, uncounted_note
@@ -105,7 +106,7 @@ class DrawsComparison:
     """Median of (contender's error - reference's), points; negative: the contender is better."""
     p: float
     p_holm: float
-    crossings: st.Crossings
+    crossings: compare.Crossings
     reach: st.Reach | None
     draws_needed: int | None
     is_control: bool
@@ -171,7 +172,7 @@ def _group(plan: Plan, g: Group, results: list[Result], best: float) -> GroupDra
         losses=[_curve(lines, "train", "loss") for lines in metrics],
         median=st.median(errors) if any_ else None,
         area=st.area(errors, best, plan.chance_error) if many else None,
-        share=st.share_within(errors, best, WITHIN_POINTS) if any_ else None,
+        share=proportions.share_within(errors, best, WITHIN_POINTS) if any_ else None,
         tuning=st.tuning_curve(errors, support=(0.0, 100.0)) if any_ else None,
         borders={
             n: st.on_border([r.values[n] for r in known], errors, r.low, r.high, log=r.log)
@@ -225,7 +226,7 @@ def _compare(plan: Plan, groups: Sequence[GroupDraws]) -> list[DrawsComparison]:
             continue
         a, b = (np.array(x) for x in zip(*shared, strict=True))
         try:
-            needed = st.draws_needed(a - b, level=LEVEL / len(rivals))  # as Holm's first
+            needed = compare.draws_needed(a - b, level=LEVEL / len(rivals))  # as Holm's first
         except ConfigError:
             needed = None
         found.append(
@@ -234,16 +235,16 @@ def _compare(plan: Plan, groups: Sequence[GroupDraws]) -> list[DrawsComparison]:
                 reference=reference,
                 optim=g.optim,
                 n=len(shared),
-                difference=st.paired_median_difference(a, b),
-                p=st.paired_test(a, b).p,
+                difference=compare.paired_median_difference(a, b),
+                p=compare.paired_test(a, b).p,
                 p_holm=1.0,
-                crossings=st.edfs_cross(a, b),
+                crossings=compare.edfs_cross(a, b),
                 reach=_reach(g, base),
                 draws_needed=needed,
                 is_control=g.is_control,
             )
         )
-    adjusted = st.holm([c.p for c in found]).tolist() if found else []
+    adjusted = compare.holm([c.p for c in found]).tolist() if found else []
     return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitc.models.complexity import Complexity
 from vitc.stats import effects
-from vitc.stats.curves import Interval
+from vitc.stats.proportions import Interval
 from vitc.study.design import Group, Plan
 from vitc.study.measures.base import Measure, epochs_of
 from vitc.study.measures.cells import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitc.stats import effects
-from vitc.stats.curves import Interval
+from vitc.stats.proportions import Interval
 from vitc.study.design import Plan
 from vitc.study.measures.base import Measure
 from vitc.study.measures.cells import (

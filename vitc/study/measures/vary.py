@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitc.stats import curves as st
+from vitc.stats import proportions
 from vitc.study.design import Plan
 from vitc.study.measures.base import Measure
 from vitc.study.measures.cells import (
@@ -54,7 +54,7 @@ class Vary(Measure):
                 change = paired(error, first)
                 m, n = level(error), len(error)
                 gone = cells.diverged(contender, optim, point)
-                share = st.share(gone, n) if n else None
+                share = proportions.share(gone, n) if n else None
                 means.append(m)
                 if point != points[0]:
                     changes[contender, optim, point] = change

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
-from vitc.stats import curves as st
-from vitc.stats.curves import Interval
+from vitc.stats import proportions
+from vitc.stats.proportions import Interval
 from vitc.study.design import HPARAMS, Plan
 from vitc.study.measures.base import epochs_of
 from vitc.study.measures.cells import Cells, contender_optims, mean, paired, points_of, shown
@@ -144,7 +144,7 @@ def _of_draws(s: Section) -> Iterator[Claim]:
             if not shared:
                 continue
             mine, theirs = (_near_best([at[x][i] for i in shared]) for x in (c, p))
-            difference = st.share_difference(mine, theirs)
+            difference = proportions.share_difference(mine, theirs)
             yield Claim(
                 says="more of the draws of lr and weight decay come near its best (5.3)",
                 what=f"share within {NEAR:g} points of its own best: {100 * mine.estimate:.0f} % "
@@ -153,7 +153,7 @@ def _of_draws(s: Section) -> Iterator[Claim]:
                 reference=p,
                 optim=optim,
                 n=len(shared),
-                difference=st.scaled(difference, 100),
+                difference=proportions.scaled(difference, 100),
                 expected=1,
             )
 
@@ -162,7 +162,7 @@ def _near_best(results: Sequence[Result]) -> Interval:
     """Share of the draws that trained and came within `NEAR` points of the best of them."""
     errors = [r.error for r in results if r.error is not None and r.status != "diverged"]
     near = sum(e <= min(errors) + NEAR + 1e-9 for e in errors)
-    return st.share(near, len(results))
+    return proportions.share(near, len(results))
 
 
 def _of_runs(s: Section) -> Iterator[Claim]:
