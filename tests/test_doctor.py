@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.mutants import encoded, photo, png_bomb
-from vitc.cli.check import CHECK_VERB
+from vitc.cli.data import DATA_VERBS
 from vitc.cli.main import main
-from vitc.data import check as doctor
-from vitc.data.check import Finding, Report, check, rows, to_values
+from vitc.data import check_images
+from vitc.data.check import check
 from vitc.data.check_page import page
+from vitc.data.check_report import Finding, Report, rows, to_values
 from vitc.data.config import DataConfig
 from vitc.data.near_duplicates import (
     NEAR_BITS,
@@ -422,14 +423,14 @@ def test_a_process_that_dies_ends_the_check_and_is_named(
 ) -> None:
     for i in range(40):
         shutil.copy(folder / "cat/00.jpg", folder / f"cat/more{i}.jpg")
-    original = doctor._record
+    original = check_images._record
 
     def fatal(split: Any, index: int) -> Any:
         if split.names[index] == "cat/more3.jpg":
             os._exit(9)  # as the kernel ends a process that takes too much memory
         return original(split, index)
 
-    monkeypatch.setattr(doctor, "_record", fatal)
+    monkeypatch.setattr(check_images, "_record", fatal)
     with pytest.raises(RunError, match=r"process died on 'cat/.*or one of the \d+ images after"):
         check(DataConfig(source="folder", path=str(folder)), workers=2)
 
@@ -597,5 +598,5 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, wid
 
 
 def test_the_help_states_the_thresholds_that_hold() -> None:
-    assert f"at most {NEAR_BITS} of the 64 bits" in CHECK_VERB.epilog
-    assert f"by {NEAR_GREY:g} of 255 grey levels" in CHECK_VERB.epilog
+    assert f"at most {NEAR_BITS} of the 64 bits" in DATA_VERBS["check"].epilog
+    assert f"by {NEAR_GREY:g} of 255 grey levels" in DATA_VERBS["check"].epilog

@@ -1,17 +1,151 @@
-"""The verbs of the data room: `vitc data pack | verify`."""
+"""The verbs on data sets: `vitc data check | pack | verify`."""
 
 from __future__ import annotations
 
+import csv
+import sys
+import textwrap
 import time
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vitc.cli.check import CHECK_VERB
-from vitc.cli.parser import Parser, Verb, count, note, say, say_json
-from vitc.config import RunConfig, with_data
-from vitc.wording import counted
+from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note
+from vitc.config import RunConfig, resolve_config, with_data
+from vitc.errors import ConfigError
+from vitc.wording import counted, printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from vitc.data.check_report import Report
+    from vitc.data.config import DataConfig
 
 PLAIN_EVERY_SECONDS = 10.0  # between plain progress lines
+WORDS = {"stop": "STOP", "warn": "warn", "note": "note"}
+COMMAND_WIDTH = 100
+
+
+# -- check -----------------------------------------------------------------------------------------
+
+
+def _check_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("path", metavar="PATH", help="a folder of images, or whatever --data takes")
+    add(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        help="write a page with the findings in pictures",
+    )
+    add("--csv", metavar="FILE", type=Path, help="write the files of every finding, one per row")
+    add(
+        "--sample",
+        metavar="N",
+        type=count,
+        help="check only N images, evenly spaced (default: all)",
+    )
+    add("--workers", metavar="N", type=count, help="processes (default: one per core)")
+    add("--json", action="store_true", help="print the report as one line of JSON, last on stdout")
+
+
+def _check(args: Namespace) -> int:
+    config = _config(args.path, args.settings)
+    for file in (args.html, args.csv):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ConfigError(f"There is no folder {file.absolute().parent} to write {file} into.")
+    from vitc.data.check import check
+    from vitc.data.check_report import COLUMNS, rows, to_values
+
+    with _Progress("checked") as progress:
+        report = check(config, workers=args.workers, sample=args.sample, progress=progress)
+    if args.csv is not None:
+        with args.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out:
+            table = csv.writer(out)
+            table.writerow(COLUMNS)
+            table.writerows(rows(report))
+    if args.html is not None:
+        from vitc.data.check_page import page
+
+        args.html.write_text(page(report), encoding="utf-8")
+    if args.json:
+        emit_json(to_values(report))
+    else:
+        _print_report(report)
+        for file in (args.html, args.csv):
+            if file is not None:
+                emit(f"Written: {file}")
+    return 1 if report.fails else 0
+
+
+def _config(path: str, settings: dict[str, Any]) -> DataConfig:
+    from vitc.data.sources import source_problems
+
+    other = [name for name in settings if not name.startswith("data.")]
+    if other:
+        raise ConfigError(
+            f"--{other[0]} has no effect on vitc data check.",
+            "It takes data settings: --data.bad_files, --data.group, --data.val_fraction, ...",
+        )
+    config = resolve_config(with_data(RunConfig(), path), **settings).data
+    problems = [*config.problems(), *source_problems(config)]
+    if problems:
+        raise ConfigError(" ".join(problems))
+    return config
+
+
+def _print_report(report: Report) -> None:
+    """The report as text: what there is, the findings worst first, the verdict."""
+    from vitc.data.check_report import to_values
+
+    values = to_values(report)
+    splits = ", ".join(f"{n:,} {name}" for name, n in values["images"].items())
+    emit(
+        f"{report.config.path or report.config.source}: "
+        f"{counted(len(report.classes), 'class', 'classes')}, "
+        f"{counted(sum(values['images'].values()), 'image')} ({splits or 'none'}), "
+        f"{values['examined']:,} examined, {values['broken']:,} broken."
+    )
+    if values["sizes"]:
+        for side, numbers in values["sizes"].items():
+            low, *_, middle, _, _, high = (f"{n:,}" for n in numbers)
+            emit(f"  {side.replace('_', ' ')}: {low} to {high} pixels, half up to {middle}")
+        emit("  formats: " + ", ".join(f"{k} {n:,}" for k, n in values["formats"].items()))
+        emit("  modes: " + ", ".join(f"{k} {n:,}" for k, n in values["modes"].items()))
+    if values["speed"]:
+        speed = values["speed"]
+        emit(
+            f"  reading and decoding here: {speed['images_per_second_a_core']:,.0f} images/s a "
+            f"core, so {counted(speed['processes'], 'loader process', 'loader processes')} can "
+            f"give at most "
+            f"{speed['images_per_second']:,.0f}"
+        )
+    for text in values["notes"]:
+        emit(f"  {text}")
+    emit("")
+    for finding in report.findings:
+        head = f"{WORDS[finding.severity]}  "
+        blank = " " * len(head)
+        emit(
+            textwrap.fill(
+                finding.text,
+                COMMAND_WIDTH,
+                initial_indent=head,
+                subsequent_indent=blank,
+                break_on_hyphens=False,
+            )
+        )
+        if finding.places is not None:
+            for example in finding.examples[:3]:
+                emit(f"{blank}{printable(example)}")
+            if len(finding.examples) > 3:
+                emit(f"{blank}...")
+        emit(f"{blank}-> {finding.cure}")
+    if report.fails:
+        emit("Training would fail: see STOP.")
+    else:
+        emit("Training can start." if report.findings else "No problems found.")
 
 
 # -- pack ------------------------------------------------------------------------------------------
@@ -31,23 +165,23 @@ def _pack_options(parser: Parser) -> None:
     add(
         "--raw",
         action="store_true",
-        help="store pixels, shorter side at most --short-side (default: 256)",
+        help="store decoded pixels, shorter side at most --short-side (default: 256)",
     )
     add(
         "--channels",
         metavar="1|3|4",
         type=count,
-        help="of images made anew (default: 3): grey, RGB, with --raw also opacity",
+        help="of images that are re-encoded: 1 grey, 3 RGB (default), with --raw 4 RGBA",
     )
-    add("--workers", metavar="N", type=count, help="processes (default: one a core)")
+    add("--workers", metavar="N", type=count, help="processes (default: one per core)")
     add(
         "--bad-files",
         choices=("stop", "skip"),
         default="stop",
-        help="a broken image: stop (default), or leave out, named and counted",
+        help="a broken image: stop (default), or leave it out and report it",
     )
-    add("--overwrite", action="store_true", help="replace OUT.vitc, and begin anew")
-    add("--json", action="store_true", help="the result on one line, last on stdout")
+    add("--overwrite", action="store_true", help="replace OUT.vitc and start over")
+    add("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
 
 
 def _pack(args: Namespace) -> int:
@@ -62,23 +196,24 @@ def _pack(args: Namespace) -> int:
     )
     options.check()
     config = with_data(RunConfig(), args.source).data
-    made = pack(
-        config,
-        args.out,
-        options,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        progress=_Lines(),
-    )
+    with _Progress("packed") as progress:
+        made = pack(
+            config,
+            args.out,
+            options,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            progress=lambda done, total, size: progress(done, total, f"  {size / 1e6:,.0f} MB"),
+        )
     if made.resumed:
-        note(f"Went on after {counted(made.resumed, 'image')} made before.")
+        note(f"Resumed after {counted(made.resumed, 'image')} packed earlier.")
     for name in made.skipped:
         note(f"broken, left out: {name!r}")
     if made.skipped:
         were = "was" if len(made.skipped) == 1 else "were"
         note(f"{counted(len(made.skipped), 'broken image')} {were} left out.")
     if args.json:
-        say_json(
+        emit_json(
             {
                 "status": "done",
                 "pack": str(made.path),
@@ -89,32 +224,9 @@ def _pack(args: Namespace) -> int:
             }
         )
     else:
-        say(f"{made.path}: {describe(made.path)}; {made.bytes / 1e6:,.1f} MB.")
-        say(f"Next: vitc train RECIPE --data {made.path}")
+        emit(f"{made.path}: {describe(made.path)}; {made.bytes / 1e6:,.1f} MB.")
+        emit(f"Next: vitc train RECIPE --data {made.path}")
     return 0
-
-
-class _Lines:
-    """A plain line now and then: how many, how fast, how long still."""
-
-    def __init__(self) -> None:
-        self.started = self.told = time.monotonic()
-        self.first: int | None = None
-
-    def __call__(self, done: int, total: int, size: int) -> None:
-        now = time.monotonic()
-        if self.first is None:  # what an earlier pack had made is no speed of this one
-            self.first, self.started = done, now
-            return
-        if now - self.told < PLAIN_EVERY_SECONDS or done == self.first:
-            return
-        self.told = now
-        rate = (done - self.first) / (now - self.started)
-        left = (total - done) / rate
-        note(
-            f"packed {done:,} of {total:,}  {size / 1e6:,.0f} MB  {rate:,.0f} img/s  "
-            f"{left // 60:.0f}:{left % 60:02.0f} left"
-        )
 
 
 # -- verify ----------------------------------------------------------------------------------------
@@ -122,7 +234,7 @@ class _Lines:
 
 def _verify_options(parser: Parser) -> None:
     parser.add_argument("pack", metavar="PACK", type=Path, help="a .vitc file")
-    parser.add_argument("--json", action="store_true", help="the result on one line, on stdout")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
 
 
 def _verify(args: Namespace) -> int:
@@ -131,14 +243,87 @@ def _verify(args: Namespace) -> int:
     made = verify(args.pack)
     if args.json:
         size = args.pack.stat().st_size
-        say_json({"status": "done", "pack": str(args.pack), "images": len(made), "bytes": size})
+        emit_json({"status": "done", "pack": str(args.pack), "images": len(made), "bytes": size})
     else:
-        say(f"{args.pack} is whole: the index and all {len(made):,} images match their checksums.")
+        emit(f"{args.pack} is intact: index and {len(made):,} images match their checksums.")
     return 0
 
 
+# -- progress --------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A bar with rate and time left on a terminal's stderr, elsewhere a line now and then."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started = self.printed = time.monotonic()
+        self.first: int | None = None
+        self.stack = ExitStack()
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def __call__(self, done: int, total: int, more: str = "") -> None:
+        now = time.monotonic()
+        if self.first is None:  # images that an earlier command packed do not count for the rate
+            self.first, self.started = done, now
+        rate = (done - self.first) / max(1e-9, now - self.started)
+        if sys.stderr.isatty():
+            self._show(done, total, f"{rate:,.0f} img/s{more}")
+        elif now - self.printed >= PLAIN_EVERY_SECONDS and done > self.first:
+            self.printed = now
+            left = (total - done) / rate
+            note(
+                f"{self.verb} {done:,} of {total:,}{more}  {rate:,.0f} img/s  "
+                f"{left // 60:.0f}:{left % 60:02.0f} left"
+            )
+
+    def _show(self, done: int, total: int, text: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        if self.bar is None:
+            columns = (
+                TextColumn(self.verb),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            console = Console(file=sys.stderr)
+            self.bar = self.stack.enter_context(Progress(*columns, console=console, transient=True))
+            self.bar.add_task("", total=total, text="")
+        self.bar.update(self.bar.task_ids[0], completed=done, text=text)
+
+
 DATA_VERBS: dict[str, Verb] = {
-    "check": CHECK_VERB,
+    "check": Verb(
+        summary="Find problems in a data set before training on it, and how to fix them.",
+        usage="PATH [options] [--data.SETTING VALUE ...]",
+        example="vitc data check ~/photos\n"
+        "vitc data check ~/photos --html findings.html --csv files.csv\n"
+        "vitc data check ~/imagenet --sample 100000 --data.bad_files skip",
+        options=_check_options,
+        run=_check,
+        takes_settings=True,
+        epilog="Every image is read as in training. Reported are broken, doubtful and odd files;\n"
+        "duplicates, exact and near, within a class, across classes (label conflicts) and across\n"
+        "splits (leaks); class balance and names; image sizes; stray files. Nothing is changed.\n"
+        "Near duplicates differ in at most 4 of the 64 bits of a perceptual hash, and by at most\n"
+        "6 of 255 grey levels on average.\n"
+        "Exit code 1 if training would fail with the same --data. settings, 0 if it can start.",
+    ),
     "pack": Verb(
         summary="Pack a data set into one file that trains the same, faster.",
         usage="SRC OUT.vitc [options]",
@@ -147,9 +332,9 @@ DATA_VERBS: dict[str, Verb] = {
         "vitc data pack ~/imagenet imagenet_raw.vitc --raw --bad-files skip",
         options=_pack_options,
         run=_pack,
-        epilog="Without options the files' own bytes are stored. Order, labels, splits and names\n"
-        "stay, so a run on the pack sees the same images in the same order. Interrupted, the\n"
-        "same command goes on. The format: docs/pack-format.md",
+        epilog="Without options, files are stored as they are. Order, labels, splits and names\n"
+        "are kept, so a run on the pack sees the same images in the same order. If interrupted,\n"
+        "run the same command again to resume. The format: docs/pack-format.md",
     ),
     "verify": Verb(
         summary="Check every checksum of a packed file.",
@@ -157,6 +342,6 @@ DATA_VERBS: dict[str, Verb] = {
         example="vitc data verify photos.vitc",
         options=_verify_options,
         run=_verify,
-        epilog="Exit code 1 names the first record that does not match.",
+        epilog="Exit code 1, with the first record that does not match, if the file is damaged.",
     ),
 }

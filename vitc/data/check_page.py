@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vitc.data.check import Finding, Report, to_values
+from vitc.data.check_report import Finding, Report, to_values
 from vitc.data.store import shown
 from vitc.errors import BrokenFileError
 from vitc.wording import counted

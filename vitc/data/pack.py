@@ -11,19 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import struct
-import sys
-import threading
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -34,6 +28,7 @@ from numpy.typing import NDArray
 from vitc.data.config import DataConfig
 from vitc.data.dataset import read_source
 from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
+from vitc.data.pool import in_order
 from vitc.data.sources.base import SPLITS, Found, Split, some
 from vitc.data.sources.packed import HEADER, SUFFIX, About, Encoding, open_pack, write_index
 from vitc.data.store import Ints, Names, Pixels
@@ -345,6 +340,9 @@ class _Work:
             places
         ]
 
+    def make_all(self, indices: range) -> list[_Made]:
+        return [self.make(i) for i in indices]
+
     def make(self, index: int) -> _Made:
         for split in self.splits:
             if index < len(split):
@@ -417,7 +415,9 @@ def _write(
 
     skipped = [name(i) for i in np.flatnonzero(~done.good[: done.count]).tolist()]
     told = time.monotonic()
-    with contextlib.closing(_all_made(work, done.count, workers)) as chunks:
+    tasks = [range(i, min(i + CHUNK, len(work))) for i in range(done.count, len(work), CHUNK)]
+    start = None if work.form.short_side is None else _single_thread
+    with contextlib.closing(in_order(work.make_all, tasks, workers, start)) as chunks:
         for chunk in chunks:
             entries: list[bytes] = []
             for made in chunk:
@@ -451,52 +451,11 @@ def _stopped(
     )
 
 
-def _all_made(work: _Work, start: int, workers: int) -> Generator[list[_Made], None, None]:
-    """All images from `start` on, in order, made by so many processes (1: this one)."""
-    chunks = [range(i, min(i + CHUNK, len(work))) for i in range(start, len(work), CHUNK)]
-    if workers <= 1 or len(chunks) <= 1:
-        for chunk in chunks:
-            yield [work.make(i) for i in chunk]
-        return
-    method = "fork" if sys.platform.startswith("linux") else "spawn"
-    pool = ProcessPoolExecutor(
-        workers, get_context(method), initializer=_start_worker, initargs=(work, os.getpid())
-    )
-    waiting: deque[Future[list[_Made]]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_make_chunk, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _single_thread() -> None:
+    """Of a worker that resizes images: the others use the other cores."""
+    import torch
 
-
-_worker_work: _Work | None = None  # of a worker process, which serves one pack
-
-
-def _start_worker(work: _Work, parent: int) -> None:
-    global _worker_work
-    _worker_work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
-    if work.form.short_side is not None:
-        import torch
-
-        torch.set_num_threads(1)
-    threading.Thread(target=_end_when_orphaned, args=(parent,), daemon=True).start()
-
-
-def _end_when_orphaned(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _make_chunk(chunk: range) -> list[_Made]:
-    assert _worker_work is not None
-    return [_worker_work.make(i) for i in chunk]
+    torch.set_num_threads(1)
 
 
 def describe(path: Path) -> str:

@@ -1,0 +1,213 @@
+"""What is each image of a data set like? Free of torch.
+
+Every image is read as training would read it, by several processes, and leaves a record of a few
+hundred bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.data.decode import Header, examined, header, to_channels
+from vitc.data.near_duplicates import MINI, miniature, perceptual_hash, small_grey
+from vitc.data.pool import in_order
+from vitc.data.sources.base import IMAGE_SUFFIXES, Split
+from vitc.data.store import Ints, shown
+from vitc.errors import BrokenFileError, RunError
+
+Progress = Callable[[int, int], None]  # images done, of how many
+CHUNK = 32  # images a task
+FORMAT_OF = {
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
+    "png": "PNG",
+    "gif": "GIF",
+    **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM"),
+    "webp": "WEBP",
+    "avif": "AVIF",
+    **dict.fromkeys(("tif", "tiff"), "TIFF"),
+    **dict.fromkeys(("jp2", "j2k"), "JPEG2000"),
+    "bmp": "BMP",
+    "dib": "BMP",
+    "ico": "ICO",
+}
+
+
+class Mark(IntFlag):
+    """What one image is. Those of the first line could not be read."""
+
+    EMPTY, UNREADABLE, NO_IMAGE, TOO_LARGE, DAMAGED = 1, 2, 4, 8, 16
+    DOUBT, SUFFIX, ANIMATED, ROTATED, DEEP, PALETTE, ALPHA, INKS, GREY, FLAT = (
+        1 << i for i in range(5, 15)
+    )
+
+
+BROKEN = Mark.EMPTY | Mark.UNREADABLE | Mark.NO_IMAGE | Mark.TOO_LARGE | Mark.DAMAGED
+RECORD = np.dtype(
+    [
+        ("marks", "<u4"),
+        ("height", "<u4"),
+        ("width", "<u4"),
+        ("format", "S9"),
+        ("mode", "S16"),
+        ("content", "<u8", 2),
+        ("pixels", "<u8", 2),
+        ("hash", "<u8"),
+        ("seconds", "<f4"),
+    ]
+)
+
+
+# -- one image -------------------------------------------------------------------------------------
+
+
+def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
+    """An image's RECORD (), its miniature, and why it is broken or doubted."""
+    record, mini = np.zeros((), RECORD), np.zeros(MINI * MINI, np.uint8)
+    name = split.names[index]
+    started = time.perf_counter()
+    try:
+        stored = split.stored(index)
+    except BrokenFileError as e:
+        mark = (
+            Mark.EMPTY if split.sizes is not None and split.sizes[index] == 0 else Mark.UNREADABLE
+        )
+        record["marks"] = mark
+        return record, mini, _why(e)
+    said: Header | None = None
+    try:
+        if isinstance(stored, bytes):
+            pixels, doubt = examined(stored, 3, name)
+        else:
+            pixels, doubt = to_channels(stored, 3), ""
+    except BrokenFileError as e:
+        assert isinstance(stored, bytes)
+        said = header(stored)
+        record["marks"] = _broken_mark(said, e)
+        return record, mini, _why(e)
+    marks = Mark.DOUBT if doubt else Mark(0)
+    if isinstance(stored, bytes):
+        record["seconds"] = time.perf_counter() - started
+        said = header(stored)
+        record["content"] = _digest(stored)
+    if said is not None:
+        marks |= _marks(said, name)
+        record["format"], record["mode"] = said.format.encode(), said.mode.encode()
+    else:
+        record["format"], record["mode"] = b"pixels", b"stored"
+    record["height"], record["width"] = pixels.shape[:2]
+    record["pixels"] = _digest(str(pixels.shape).encode(), np.ascontiguousarray(pixels).data)
+    grey = small_grey(pixels)
+    mini = miniature(grey)
+    if mini.min() == mini.max() and (pixels == pixels[0, 0]).all():
+        marks |= Mark.FLAT
+    record["hash"], record["marks"] = perceptual_hash(grey), marks
+    return record, mini, doubt
+
+
+def _why(error: BrokenFileError) -> str:
+    return error.message.partition(" cannot be used: ")[2].removesuffix(".") or error.message
+
+
+def _broken_mark(said: Header | None, error: BrokenFileError) -> Mark:
+    if "exceed" in error.message and "exceed 16 bits" not in error.message:
+        return Mark.TOO_LARGE
+    return Mark.NO_IMAGE if said is None and "no image" in error.message else Mark.DAMAGED
+
+
+def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        h.update(part)
+    return np.frombuffer(h.digest(), "<u8")
+
+
+def _marks(said: Header, name: str) -> Mark:
+    suffix = name.rpartition(".")[2].lower() if "." in name else ""
+    is_of = {"DIB": "BMP"}.get(said.format, said.format)
+    whether = {
+        Mark.SUFFIX: suffix in IMAGE_SUFFIXES and FORMAT_OF[suffix] != is_of,
+        Mark.ANIMATED: said.animated,
+        Mark.ROTATED: said.orientation != 1,
+        Mark.DEEP: said.bits > 8,
+        Mark.PALETTE: said.mode.startswith("P") and said.format != "GIF",
+        Mark.ALPHA: said.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "+" in said.mode,
+        Mark.INKS: said.mode in ("CMYK", "YCCK"),
+        Mark.GREY: said.mode in ("1", "L", "LA", "I", "F") or said.mode.startswith("I;16"),
+    }
+    marks = Mark(0)
+    for mark, is_so in whether.items():
+        if is_so:
+            marks |= mark
+    return marks
+
+
+# -- all images ------------------------------------------------------------------------------------
+
+
+class Looked(NamedTuple):
+    records: NDArray[Any]
+    minis: NDArray[np.uint8]
+    details: dict[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All images, one split after another, and what is to be known of them."""
+
+    splits: list[Split]
+
+    def find(self, position: int) -> tuple[Split, int]:
+        for split in self.splits:
+            if position < len(split):
+                return split, position
+            position -= len(split)
+        raise IndexError(position)
+
+    def name(self, position: int) -> str:
+        split, index = self.find(position)
+        return shown(split.names[index])
+
+    def look(self, positions: Sequence[int]) -> Looked:
+        records = np.zeros(len(positions), RECORD)
+        minis = np.zeros((len(positions), MINI * MINI), np.uint8)
+        details = {}
+        for row, position in enumerate(positions):
+            records[row], minis[row], why = _record(*self.find(position))
+            if why:
+                details[position] = why
+        return Looked(records, minis, details)
+
+
+def look_at_all(work: Work, positions: Ints, workers: int, progress: Progress | None) -> Looked:
+    """The records of the images at `positions`. Raises RunError: a process died on a file."""
+    records = np.zeros(len(positions), RECORD)
+    minis = np.zeros((len(positions), MINI * MINI), np.uint8)
+    details: dict[int, str] = {}
+    chunks = [positions[i : i + CHUNK].tolist() for i in range(0, len(positions), CHUNK)]
+    done = 0
+    try:
+        with contextlib.closing(in_order(work.look, chunks, workers)) as parts:
+            for part in parts:
+                records[done : done + len(part.records)] = part.records
+                minis[done : done + len(part.records)] = part.minis
+                details |= part.details
+                done += len(part.records)
+                if progress is not None:
+                    progress(done, len(positions))
+    except BrokenProcessPool as e:
+        raise RunError(
+            f"A worker process died on {work.name(int(positions[done]))!r} or one of the "
+            f"{2 * workers * CHUNK:,} images after it: out of memory, or a bug in a decoder.",
+            "Fewer --workers need less memory.",
+        ) from e
+    return Looked(records, minis, details)

@@ -1,0 +1,169 @@
+"""What was found in a data set? The findings of `vitc data check`, as records and as values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.data.check_images import BROKEN
+from vitc.data.config import DataConfig
+from vitc.data.sources.base import Split
+from vitc.data.store import Ints, Names, shown
+
+Severity = Literal["stop", "warn", "note"]  # training fails; results suffer; worth knowing
+SEVERITIES: tuple[Severity, ...] = ("stop", "warn", "note")
+EXAMPLES = 5  # of a finding
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One kind of thing that was found: how bad, how many, what cures it, and where.
+
+    places: int64 (n,), the images by their number in `Report.names`; groups: int64 (n,), equal for
+    images that belong together; names: what is not an image of the data set.
+    """
+
+    kind: str
+    severity: Severity
+    count: int
+    text: str
+    cure: str
+    examples: tuple[str, ...] = ()
+    places: Ints | None = None
+    groups: Ints | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What there is in a data set and what was found in it, worst first.
+
+    counts: int64 (classes,) for each split. positions: int64 (examined,), which of all images were
+    looked at; records: RECORD (examined,). names: of all images, split after split; details: why,
+    by number.
+    """
+
+    config: DataConfig
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    counts: dict[str, Ints]
+    names: Names
+    positions: Ints
+    records: NDArray[Any]
+    details: dict[int, str]
+    notes: tuple[str, ...]
+    cores: int
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def fails(self) -> bool:
+        """Whether training would fail."""
+        return any(f.severity == "stop" for f in self.findings)
+
+    @property
+    def status(self) -> str:
+        return "would fail" if self.fails else "findings" if self.findings else "good"
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        good: NDArray[np.bool_] = (self.records["marks"] & BROKEN) == 0
+        return good
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second that one core reads and decodes; None: pixels are stored."""
+        seen = self.records[self.readable]
+        seconds = float(seen["seconds"].sum(dtype=np.float64))
+        return len(seen) / seconds if seconds > 0 else None
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The split of an image, and its index there."""
+        for name, split in self.splits.items():
+            if number < len(split):
+                return name, number
+            number -= len(split)
+        raise IndexError(number)
+
+    def quantiles(self) -> dict[str, list[int]]:
+        """Short and long side, in pixels: smallest, 5 %, 25 %, 50 %, 75 %, 95 %, largest."""
+        seen = self.records[self.readable]
+        if not len(seen):
+            return {}
+        sides = np.stack([seen["height"], seen["width"]])
+        at = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+        return {
+            name: np.quantile(values, at, method="nearest").astype(int).tolist()
+            for name, values in (("short_side", sides.min(0)), ("long_side", sides.max(0)))
+        }
+
+    def tally(self, column: str) -> dict[str, int]:
+        """How many images are of each format, or mode, the most frequent first."""
+        tallied = Counter(v.decode() for v in self.records[self.readable][column].tolist())
+        return dict(sorted(tallied.items(), key=lambda item: (-item[1], item[0])))
+
+
+# -- as values -------------------------------------------------------------------------------------
+
+
+def to_values(report: Report) -> dict[str, Any]:
+    """The report as plain values, for JSON. All but `speed` is the same for any number of
+    processes."""
+    rate = report.rate
+    speed = None
+    if rate is not None:
+        processes = min(8, report.cores)
+        speed = {
+            "images_per_second_a_core": round(rate, 1),
+            "processes": processes,
+            "images_per_second": round(rate * processes, 1),
+        }
+    return {
+        "status": report.status,
+        "source": report.config.source,
+        "path": report.config.path,
+        "images": {name: len(split) for name, split in report.splits.items()},
+        "examined": len(report.positions),
+        "broken": int((~report.readable).sum()),
+        "classes": {
+            name: {split: int(counts[i]) for split, counts in report.counts.items()}
+            for i, name in enumerate(report.classes)
+        },
+        "sizes": report.quantiles(),
+        "formats": report.tally("format"),
+        "modes": report.tally("mode"),
+        "findings": [
+            {
+                "kind": f.kind,
+                "severity": f.severity,
+                "count": f.count,
+                "text": f.text,
+                "cure": f.cure,
+                "examples": list(f.examples),
+            }
+            for f in report.findings
+        ],
+        "notes": list(report.notes),
+        "speed": speed,
+    }
+
+
+COLUMNS = ("kind", "severity", "file", "split", "class", "detail", "group")
+
+
+def rows(report: Report) -> Iterator[tuple[str, ...]]:
+    """One row of COLUMNS for each file of each finding."""
+    for finding in report.findings:
+        head = finding.kind, finding.severity
+        for i, place in enumerate([] if finding.places is None else finding.places.tolist()):
+            split, index = report.place(place)
+            label = report.classes[int(report.splits[split].labels[index])]
+            group = "" if finding.groups is None else str(finding.groups[i])
+            why = report.details.get(place, "")
+            yield (*head, shown(report.names[place]), split, label, why, group)
+        for name in finding.names:
+            yield (*head, name, "", "", "", "")
