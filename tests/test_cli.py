@@ -32,7 +32,8 @@ from vitc.errors import (
 )
 from vitc.recipes import RECIPES
 from vitc.training.loop import RunResult
-from vitc.views.model import Page, Table, write
+from vitc.views.model import Table, Text
+from vitc.views.text import write
 
 REPOSITORY = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -744,12 +745,15 @@ def test_settings_of_what_has_run_already_cannot_be_changed(
 def test_a_table_is_plain_in_a_file_and_drawn_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    page = Page({}, ["words", Table("Title", ("name", "n"), [("[x]", "1,000"), ("yy", "2")])])
+    parts = [
+        Text("words"),
+        Table("Title", ("name", "n"), [("[x]", "1,000"), ("yy", "2")]),
+    ]
     plain = io.StringIO()
-    write(page, plain)
+    write(parts, plain)
     assert plain.getvalue() == "words\n\nTitle\n  name      n\n  [x]   1,000\n  yy        2\n"
     drawn = io.StringIO()
     monkeypatch.setattr(drawn, "isatty", lambda: True, raising=False)
-    write(page, drawn)
+    write(parts, drawn)
     assert "─" in drawn.getvalue()
     assert "[x]" in drawn.getvalue()

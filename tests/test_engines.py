@@ -35,8 +35,8 @@ from vitc.study.launch import LOST_RETRIES, RETRIES, Job, LocalEngine, Outcome
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import Batch, SlurmEngine
 from vitc.study.placement import Placement
-from vitc.study.report import _conditions
 from vitc.study.runner import conduct, hparams_plan, standing
+from vitc.study.summary import facts
 from vitc.study.work import Span, Torchrun, deaf_children, run_trial, spec_file, write_spec
 
 QUICKLY = {"train.epochs": 1, "train.batch": 64, "train.precision": "fp32", "train.device": "cpu"}
@@ -819,9 +819,10 @@ def test_a_study_moves_between_engines_and_the_report_says_so(tmp_path: Path) ->
     assert "continued with engine ray" in [entry["what"] for entry in record["history"]]
     assert sorted(place for run in now.runs.values() for place, _ in run.places) == ["local", "ray"]
     (section,) = analyse([folder.path])
-    page, host = _conditions(section), os.uname().nodename
-    assert f"local on {host}: 1 trial" in page
-    assert f"ray on {host}: 1 trial" in page
+    (places,) = [text for name, text in facts(section, "").rows if name == "trials ran"]
+    host = os.uname().nodename
+    assert f"local on {host}: 1 trial" in places
+    assert f"ray on {host}: 1 trial" in places
 
 
 def test_machines_with_other_versions_are_refused_unless_allowed(

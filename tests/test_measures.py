@@ -322,7 +322,7 @@ def test_a_measures_report_stands_alone_and_holds_its_numbers(tmp_path: Path) ->
     page, _ = report([folder.path])
     text = page.read_text()
     assert "<script" not in text
-    assert "by the paper&#x27;s rule" in text
+    assert "by the paper&#39;s rule" in text
     values = json.loads((page.parent / "results.json").read_text())
     assert values["findings"][0]["measure"] == "optimizer"
     assert r"\toprule" in (page.parent / "table.tex").read_text()
@@ -549,7 +549,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
 
     monkeypatch.setattr(cli_measures, "run_trials", run_trials)
     # Drawing takes most of the time; one test above draws.
-    monkeypatch.setattr("vitc.study.report._save_figure", lambda picture, folder: "<svg></svg>")
+    monkeypatch.setattr("vitc.study.report.save_figure", lambda chart, folder: (None, "<svg/>"))
     monkeypatch.chdir(tmp_path)
     return plans
 
@@ -800,7 +800,7 @@ def test_a_small_exhibit_runs_through_to_its_report(
     assert main([*words, "--out", "out"]) == 0
     page = (Path("out") / "report" / "report.html").read_text()
     title = EXHIBITS[name].title
-    assert title.replace("'", "&#x27;") in page
+    assert title.replace("'", "&#39;") in page
     printed = EXHIBITS[name].printed
     assert ("Beside the paper" in page) == bool(printed)
     assert main([*words, "--out", "out"]) == 0, "the same command goes on"

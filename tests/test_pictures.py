@@ -21,6 +21,7 @@ from vitc.deploy.predict import Predictor
 from vitc.errors import ConfigError
 from vitc.models.inspect import attention_distance, stem_filters
 from vitc.training.loop import run
+from vitc.views.model import Text
 
 CLASSES = (r"a$\frac{$", r"b$\frac{$", "\u732b $x$")  # no formula, and a script the font lacks
 Capture = pytest.CaptureFixture[str]
@@ -152,8 +153,8 @@ def test_title_and_json_name_the_image_and_its_class_verbatim(
     assert values["prediction"]["class"] in CLASSES
     page = picture_page(str(trained), {}, Request("attention", image))
     title = page.parts[0]
-    assert isinstance(title, str)
-    assert f"{image.name}: {values['prediction']['class']}, " in title
+    assert isinstance(title, Text)
+    assert f"{image.name}: {values['prediction']['class']}, " in title.text
 
 
 def test_a_strangers_name_is_one_short_printable_line() -> None:

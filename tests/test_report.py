@@ -138,7 +138,7 @@ def test_the_papers_protocol_takes_the_best_epoch_and_says_so(tmp_path: Path) ->
         assert b.error == pytest.approx(a.error - (5 if a.status == "done" else 0))
     assert json.loads((paper.parent / "results.json").read_text())["protocol"] == "paper"
     assert "minimum over epochs" in paper.read_text()
-    assert "minima over a run&#x27;s epochs" in paper.read_text()
+    assert "minima over a run&#39;s epochs" in paper.read_text()
     assert "minimum over epochs" not in last.read_text()
     assert f"vitc report {study} --protocol paper" in paper.read_text()
 

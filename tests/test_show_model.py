@@ -12,12 +12,13 @@ from vitc.cli.main import main
 from vitc.deploy.show import model_page, page
 from vitc.models.complexity import parts
 from vitc.models.zoo import create_model, model_config
-from vitc.views.model import Table, write
+from vitc.views.model import Table
+from vitc.views.text import write
 
 
 def told(shown: Any) -> str:
     stream = io.StringIO()
-    write(shown, stream)
+    write(shown.parts, stream)
     return stream.getvalue()
 
 

@@ -67,8 +67,9 @@ def _check(args: Namespace) -> int:
             table.writerows(rows(report))
     if args.html is not None:
         from vitc.data.check_page import page
+        from vitc.views import html
 
-        args.html.write_text(page(report), encoding="utf-8")
+        args.html.write_text(html.render(page(report)), encoding="utf-8")
     if args.json:
         emit_json(to_values(report))
     else:

@@ -33,9 +33,9 @@ def run(args: Namespace) -> int:
         emit_json(result)
         return 0
     from vitc.deploy.show import evaluation_page
-    from vitc.views.model import write
+    from vitc.views.text import write
 
-    write(evaluation_page(result), sys.stdout)
+    write(evaluation_page(result).parts, sys.stdout)
     return 0
 
 

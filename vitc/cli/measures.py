@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitc.study.design import Group, Plan, StudyFolder
     from vitc.study.measures.base import Points
     from vitc.study.paper.exhibits import Scale
-    from vitc.study.results import Table
+    from vitc.views.model import Table
 
 EPILOG = STUDY_EPILOG.replace("--draws", "--seeds")
 CHOSEN = (
@@ -413,7 +413,7 @@ def _bench(args: Namespace) -> int:
     from vitc.study.bench import bench, bench_config
     from vitc.study.measures.peak import correlation_values, time_correlations
     from vitc.study.paper.numbers import TABLE2
-    from vitc.study.summary import plain_table
+    from vitc.views.text import columns
 
     if "model" in args.settings:
         raise ConfigError("--model has no effect here.", "Name the models: vitc bench MODEL...")
@@ -445,16 +445,16 @@ def _bench(args: Namespace) -> int:
     if args.json:
         say_json(values)
         return 0
-    say(plain_table(bench_table(results)))
+    say(columns(bench_table(results)))
     if len(results) > 1:
-        say(plain_table(time_correlations(costs)[0]))
+        say(columns(time_correlations(costs)[0]))
     return 0
 
 
 def bench_table(results: Sequence[Bench], imagenet: bool = True) -> Table:
     """Times of models beside the paper's minutes an epoch; those only of models for `imagenet`."""
     from vitc.study.paper.numbers import TABLE2
-    from vitc.study.results import Table
+    from vitc.views.model import Table
 
     rows = [
         [
@@ -653,7 +653,7 @@ def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
     from vitc.study.bench import bench
     from vitc.study.measures.peak import correlation_values, time_correlations
     from vitc.study.paper.exhibits import CLASSES, get_exhibit, models_table
-    from vitc.study.summary import plain_table
+    from vitc.views.text import columns
 
     classes, imagenet = CLASSES[args.scale], args.scale == "full"
     table = models_table([g.config for g in groups], classes)
@@ -698,7 +698,7 @@ def _paper_bench(args: Namespace, groups: Sequence[Group], scale: Scale) -> int:
         return 0
     say(f"{args.exhibit}, {args.scale} scale. {exhibit.title}: {exhibit.about}")
     for each in shown:
-        say(plain_table(each))
+        say(columns(each))
     if args.dry_run:
         say(f"Nothing was timed. {len(groups)} models would be, on the device at hand.")
     return 0

@@ -36,7 +36,7 @@ def options(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     from vitc.deploy import show
-    from vitc.views.model import write
+    from vitc.views.text import write
 
     if args.list == (args.what is not None):
         raise ConfigError("Nothing to show: give one model, recipe or run folder, or --list alone.")
@@ -45,13 +45,18 @@ def run(args: Namespace) -> int:
     picture = _picture(args)
     if args.list and picture is not None:
         raise ConfigError(f"--{picture.kind} has no effect with --list.")
-    page = (
-        show.list_page() if args.list else show.page(args.what, args.settings, args.plot, picture)
-    )
+    if picture is not None:
+        from vitc.deploy.pictures import picture_page
+
+        page = picture_page(args.what, args.settings, picture, args.plot)
+    elif args.list:
+        page = show.list_page()
+    else:
+        page = show.page(args.what, args.settings, args.plot)
     if args.json:
         emit_json(page.values)
         return 0
-    write(page, sys.stdout)
+    write(page.parts, sys.stdout)
     return 0
 
 

@@ -185,7 +185,7 @@ def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig |
 def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) -> int:
     """Show what would run. Settings that were chosen automatically are saved, to train them."""
     from vitc.deploy.show import config_page
-    from vitc.views.model import write
+    from vitc.views.text import write
 
     page = config_page(config)
     saved = None
@@ -200,7 +200,7 @@ def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) ->
         where = f" --out {shlex.quote(str(out))}" if args.out else ""
         emit(f"Nothing was trained. Train these settings: vitc train {saved}{where}")
     else:
-        write(page, sys.stdout)
+        write(page.parts, sys.stdout)
         emit(f"Nothing was trained. Without --dry-run the run goes to {out}.")
     return 0
 

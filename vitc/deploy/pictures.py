@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import from_dict
+from vitc.deploy.show import check_plot, model_with
 from vitc.errors import BrokenFileError, ConfigError, suggest
 from vitc.files import read_json
-from vitc.views.model import Page, Table, model_with
+from vitc.views.model import Page, Part, Table, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +65,8 @@ def picture_page(
     such image or none that can be read; a block that does not exist. CheckpointError: a run
     without a checkpoint.
     """
+    if plot is not None:
+        check_plot(plot)
     file = Path(f"{request.kind}.png") if plot is None else plot
     if request.image is not None:
         _check_image(request)
@@ -74,12 +77,13 @@ def picture_page(
         "filters": _filters,
         "features": _features,
     }[request.kind]
-    figure, said, values = draw(subject, request)
+    figure, shown, values = draw(subject, request)
     with warnings.catch_warnings():  # a class name in a script that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, dpi=DPI)
     about = {"of": request.kind, "subject": what, "trained": subject.trained, "picture": str(file)}
-    return Page(about | values, [*said, f"{request.kind.capitalize()}: {file}"])
+    parts = [*shown, Text(f"{request.kind.capitalize()}: {file}")]
+    return Page(subject.name, parts, about | values)
 
 
 # -- of what ---------------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ def _short(text: str, length: int = 70) -> str:
 
 # -- attention -------------------------------------------------------------------------------------
 
-Drawn = tuple["Figure", list[str | Table], dict[str, Any]]
+Drawn = tuple["Figure", list[Part], dict[str, Any]]
 
 
 def _attention(subject: Subject, request: Request) -> Drawn:
@@ -248,7 +252,7 @@ def _attention(subject: Subject, request: Request) -> Drawn:
         ("block", "mean of the heads", "nearest", "farthest"),
         rows,
     )
-    said: list[str | Table] = [title, table]
+    said: list[Part] = [Text(title), table]
     return figure, said, {"prediction": prediction, "attention_distance": distance.tolist()}
 
 
@@ -345,7 +349,7 @@ def _positions(subject: Subject, request: Request) -> Drawn:
     bar.set_label("cosine similarity to the position embedding of each other patch")
     _set_title(figure, f"{_short(subject.name)}\nposition embeddings, {h}x{w} patches")
     strongest = f"The most alike two different patches get: {top:.3f} (cosine)."
-    return figure, [subject.name, strongest], {"grid": [h, w], "largest": top}
+    return figure, [Text(subject.name), Text(strongest)], {"grid": [h, w], "largest": top}
 
 
 def _spread(count: int) -> list[int]:
@@ -391,7 +395,8 @@ def _filters(subject: Subject, request: Request) -> Drawn:
         how = "" if c == 1 else f"mean over {c} channels"
     what = f"first convolution, {kernel[0]}x{kernel[1]}" + (f"; {how}" if how else "")
     _set_title(figure, f"{_short(subject.name)}\n{what}")
-    return figure, [f"{subject.name}: {d} filters of {c}x{kernel[0]}x{kernel[1]}"], values
+    text = f"{subject.name}: {d} filters of {c}x{kernel[0]}x{kernel[1]}"
+    return figure, [Text(text)], values
 
 
 def _filter_mosaic(filters: Array, aspect: float) -> Array:
@@ -439,8 +444,8 @@ def _features(subject: Subject, request: Request) -> Drawn:
     title = _title(subject, request.image, prediction)
     _set_title(figure, title)
     shapes = [(name, "x".join(map(str, maps.shape))) for name, maps in layers]
-    said: list[str | Table] = [
-        title,
+    said: list[Part] = [
+        Text(title),
         Table("Layers", ("layer", "channels x height x width"), shapes),
     ]
     return figure, said, {"prediction": prediction, "layers": dict(shapes)}

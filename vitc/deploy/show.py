@@ -12,24 +12,12 @@ from typing import TYPE_CHECKING, Any
 from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.files import read_json
-from vitc.views.model import Page, Table, model_with, write
+from vitc.views.model import Page, Part, Table, Text
 from vitc.wording import counted
-
-__all__ = [
-    "Page",
-    "Table",
-    "config_page",
-    "evaluation_page",
-    "list_page",
-    "model_page",
-    "page",
-    "write",
-]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vitc.deploy.pictures import Request
     from vitc.models.complexity import Complexity
     from vitc.models.config import ModelConfig
     from vitc.models.model_config import Reported
@@ -37,14 +25,11 @@ if TYPE_CHECKING:
 # -- what was asked for ----------------------------------------------------------------------------
 
 
-def page(
-    what: str, settings: Mapping[str, Any], plot: Path | None, picture: Request | None = None
-) -> Page:
+def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     """The page of a recipe, a model, a run folder or a config file, under changed settings.
 
-    `plot`: also draw a recipe's learning rate, or a run's curves, into that file; with `picture`
-    that picture of a model or run, and nothing else is shown. Raises
-    ConfigError: an unknown name, with a suggestion; settings or a plot that make no sense here.
+    `plot`: also draw a recipe's learning rate, or a run's curves, into that file. Raises
+    ConfigError: an unknown name, with a suggestion; settings or a plot that have no effect here.
     """
     from vitc.deploy.save import is_pretrained
     from vitc.models.zoo import MODELS
@@ -52,11 +37,7 @@ def page(
     from vitc.recipes import RECIPES, recipe_doc
 
     if plot is not None:
-        _check_plot(plot)
-    if picture is not None:
-        from vitc.deploy.pictures import picture_page
-
-        return picture_page(what, settings, picture, plot)
+        check_plot(plot)
     path = Path(what)
     if what in RECIPES:
         return _with_lr_plot(resolve_config(what, **settings), recipe_doc(what), plot)
@@ -92,12 +73,12 @@ def _saved_page(folder: Path) -> Page:
         **(saved.results or {}),
     }
     rows = [(name, _plain(value)) for name, value in about.items()]
-    parts: list[str | Table] = [
+    parts: list[Part] = [
         Table(f"The saved model {folder}", ("", "value"), rows),
         *shown.parts,
-        f"Use it: vitc predict {folder} IMAGE...",
+        Text(f"Use it: vitc predict {folder} IMAGE..."),
     ]
-    return Page({**shown.values, "saved": str(folder)}, parts)
+    return Page(str(folder), parts, {**shown.values, "saved": str(folder)})
 
 
 def list_page() -> Page:
@@ -118,7 +99,7 @@ def list_page() -> Page:
     header = ("model", "stem", "blocks", "dim", "heads", "image", "patch", "paper's flops")
     recipes = [(name, recipe_summary(name)) for name in RECIPES]
     return Page(
-        {"models": list(MODELS), "recipes": list(RECIPES)},
+        "Models and recipes",
         [
             Table("Models (vitc show MODEL)", header, models),
             Table(
@@ -128,6 +109,7 @@ def list_page() -> Page:
             ),
             Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
         ],
+        {"models": list(MODELS), "recipes": list(RECIPES)},
     )
 
 
@@ -152,6 +134,19 @@ def _cnn_row(m: ModelConfig, paper: Reported) -> tuple[str, ...]:
 
 
 # -- a model ---------------------------------------------------------------------------------------
+
+
+def model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
+    """The config of a named model under changed settings. Raises ConfigError: others than its."""
+    from vitc.models.zoo import model_config
+
+    foreign = [s for s in settings if not s.startswith("model.")]
+    if foreign:
+        raise ConfigError(f"--{foreign[0]} has no effect with a model: only --model.* has.")
+    config = resolve_config(RunConfig(model=model_config(name)), **settings).model
+    if config.problems():
+        raise ConfigError("\n".join(config.problems()))
+    return config
 
 
 def model_page(config: ModelConfig) -> Page:
@@ -196,9 +191,11 @@ def model_page(config: ModelConfig) -> Page:
     header = ("part", "times", "flops", "params", "activations")
     classes = 1000 if config.num_classes is None else config.num_classes
     size = f"{config.size[0]}x{config.size[1]}"
-    shown: list[str | Table] = [
-        f"{config.name}: {config.summary}, "
-        f"on {size} images with {config.in_chans} channels and {classes:,} classes",
+    shown: list[Part] = [
+        Text(
+            f"{config.name}: {config.summary}, "
+            f"on {size} images with {config.in_chans} channels and {classes:,} classes"
+        ),
         Table("Cost of one image; flops are multiply-adds, a part's cost is each", header, rows),
     ]
     as_in_paper = config == MODELS.get(config.name)
@@ -230,7 +227,7 @@ def model_page(config: ModelConfig) -> Page:
         )
     if as_in_paper and config.name in SLIPS:
         values["slip"] = SLIPS[config.name]
-        shown.append(SLIPS[config.name])
+        shown.append(Text(SLIPS[config.name]))
     match = twin_match(config.name) if as_in_paper else None
     if match is not None:
         values |= {"twin": match.twin, "flops_mismatch": match.flops_mismatch}
@@ -240,8 +237,8 @@ def model_page(config: ModelConfig) -> Page:
             if match is None
             else (f"; the whole {100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}")
         )
-        shown.append(f"Its stem costs {values['stem_over_block']:.2f} of one block{whole}.")
-    return Page(values, shown)
+        shown.append(Text(f"Its stem costs {values['stem_over_block']:.2f} of one block{whole}."))
+    return Page(config.name, shown, values)
 
 
 def _printed(paper: Reported) -> dict[str, float]:
@@ -282,20 +279,20 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
             f"train.batch {config.train.batch} exceeds the {schedule['train_images']} "
             "training images."
         )
-    parts: list[str | Table] = [
-        *([doc] if doc else []),
+    parts: list[Part] = [
+        *([Text(doc)] if doc else []),
         Table("Schedule", ("", "value", "why"), _schedule_rows(config, schedule)),
         Table("Settings (their meaning: vitc train RECIPE --help)", ("setting", "value"), rows),
     ]
     if problems:
-        parts.append("It cannot run yet:\n" + "\n".join(f"  {p}" for p in problems))
+        parts.append(Text("It cannot run yet:\n" + "\n".join(f"  {p}" for p in problems)))
     values = {
         "recipe": config.name,
         "settings": to_dict(config),
         "schedule": schedule,
         "problems": problems,
     }
-    return Page(values, parts)
+    return Page(config.name, parts, values)
 
 
 def schedule_numbers(config: RunConfig) -> dict[str, Any]:
@@ -451,16 +448,16 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
         rows.insert(2, ("stem", stem.source))
     left_out = ["status", "step", "epochs", "run", *(["top5"] if few else [])]
     rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in left_out]
-    parts: list[str | Table] = [Table(f"{run}", ("", "value"), rows)]
+    parts: list[Part] = [Table(f"{run}", ("", "value"), rows)]
     if evals:
         measures = ("top1", "top1_raw", *(() if few else ("top5",)), "loss")
         header = ("epoch", "step", *(m.replace("_", " ") for m in measures))
         parts.append(Table("Validation", header, [_eval_row(e, measures) for e in evals[-10:]]))
     if status != "done":
-        parts.append(f"Go on with: vitc train {run}")
+        parts.append(Text(f"Resume it: vitc train {run}"))
     if plot is not None:
         draw_run(metrics, plot, str(run))
-        parts.append(f"Curves: {plot}")
+        parts.append(Text(f"Curves: {plot}"))
     values = {
         "run": str(run),
         "status": status,
@@ -469,7 +466,7 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
         "summary": summary,
         "evals": evals,
     }
-    return Page(values, parts)
+    return Page(str(run), parts, values)
 
 
 def _tells_top5(classes: int) -> bool:
@@ -499,13 +496,13 @@ def evaluation_page(result: Mapping[str, Any]) -> Page:
     weights = "average (EMA)" if result["weights"] == "ema" else "raw"
     images = counted(result["n"], f"{result['split']} image")
     title = f"{result['run']}: {images}, {weights} weights"
-    return Page(dict(result), [Table(title, ("", "value"), rows)])
+    return Page(title, [Table(title, ("", "value"), rows)], dict(result))
 
 
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def _check_plot(file: Path) -> None:
+def check_plot(file: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = sorted(FigureCanvasBase.get_supported_filetypes())
@@ -522,7 +519,8 @@ def _with_lr_plot(config: RunConfig, doc: str, plot: Path | None) -> Page:
     if plot is None:
         return shown
     draw_lr(config, shown.values["schedule"], plot)
-    return Page({**shown.values, "plot": str(plot)}, [*shown.parts, f"Learning rate: {plot}"])
+    parts = [*shown.parts, Text(f"Learning rate: {plot}")]
+    return Page(shown.title, parts, {**shown.values, "plot": str(plot)})
 
 
 def draw_lr(config: RunConfig, schedule: Mapping[str, Any], file: Path) -> None:

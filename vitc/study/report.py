@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import math
-import re
-from collections.abc import Callable, Sequence
-from importlib import resources
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from vitc.errors import ConfigError
 from vitc.files import write_atomically
 from vitc.study.analysis import analyse
 from vitc.study.design import HPARAMS
-from vitc.study.figures import INK, Picture, pictures
-from vitc.study.page import check_page, write_page
-from vitc.study.results import Protocol, Section, Table
-from vitc.study.summary import deviations, facts, ranges, troubles, unfinished_text
+from vitc.study.figures import draw_figures
+from vitc.study.results import Protocol, Section
+from vitc.study.summary import (
+    agreement_text,
+    contenders_tex,
+    deviations,
+    facts,
+    ranges,
+    title_of,
+    troubles,
+    unfinished_text,
+)
+from vitc.views.model import Bullets, Chart, Details, Figures, Heading, Page, Part, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE_DPI = 110  # beside each other on a page of a repository, a few tens of kilobytes each
 
 
 def report(
@@ -33,34 +47,124 @@ def report(
 
     Returns the HTML file and what it shows. `out` defaults to <study>/report for one study, or
     report_paper by the paper's protocol (see `analysis.analyse`); several need one. `page`, a
-    Markdown file, is written as well. Nothing of the studies is changed, so it can be made again
-    at any time, also while trials run. Raises ConfigError.
+    Markdown file, is written as well, with its figures and numbers in a folder of its name.
+    Nothing of the studies is changed, so a report can be made at any time, also while trials run.
+    Raises ConfigError.
     """
+    from vitc.views import html, latex
+
     if page is not None:
-        check_page(page)
+        _check_page(page)
     if out is None:
         if len(folders) != 1:
             raise ConfigError("Several studies need a place for their report.", "Add --out DIR.")
         out = folders[0] / ("report" if protocol == "last" else "report_paper")
     sections = analyse(folders, protocol)
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    drawn = [list(pictures(s, i)) for i, s in enumerate(sections)]
-    svgs = {p.name: _save_figure(p, figures) for ps in drawn for p in ps}
-    trials = trials_csv(sections)
-    write_atomically(out / "trials.csv", trials)
-    write_atomically(out / "table.tex", table_tex(sections) + tables_tex(sections))
     values = {
         "protocol": protocol,
         "sections": [_values(s) for s in sections if s.plan.measure == HPARAMS],
         "findings": [_values(s) for s in sections if s.plan.measure != HPARAMS],
     }
-    numbers = json.dumps(_finite(values), indent=1)
-    write_atomically(out / "results.json", numbers)
-    write_atomically(out / "report.html", _page(sections, drawn, svgs))
+    files = {
+        "trials.csv": trials_csv(sections),
+        "results.json": json.dumps(_finite(values), indent=1),
+    }
+    parts = [part for i, s in enumerate(sections) for part in _parts(s, i, page)]
+    tables = [t for s in sections if not s.finding.draws for t in s.finding.tables]
+    tex = [contenders_tex(sections), *map(latex.tabular, tables)]
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    charts = [c for part in parts if isinstance(part, Figures) for c in part.charts]
+    drawn = {chart.name: save_figure(chart, out / "figures") for chart in charts}
+    for name, text in {**files, "table.tex": "\n".join(filter(None, tex))}.items():
+        write_atomically(out / name, text)
+    title = " + ".join(s.name for s in sections)
+    text = html.render(Page(title, parts), {name: svg for name, (_, svg) in drawn.items()})
+    write_atomically(out / "report.html", text)
     if page is not None:
-        write_page(page, sections, drawn, {"trials.csv": trials, "results.json": numbers})
+        _write_page(page, parts, {c.name: drawn[c.name][0] for c in charts if c.brief}, files)
     return out / "report.html", sections
+
+
+def save_figure(chart: Chart, folder: Path) -> tuple[Figure, str]:
+    """The chart's files in `folder`; the figure and the SVG of it for an HTML page."""
+    from vitc.views import figures
+
+    return figures.save(chart, folder)
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
+    """A study as parts of a page: the verdict first, how it was made last."""
+    f = s.finding
+    verdict, *others = f.sentences
+    if f.draws:
+        figures = draw_figures(s, index)
+    else:
+        charts = [replace(c, name=f"{c.name}_{index}") for c in f.charts]
+        charts = [c for c in charts if any(line.x for line in c.lines)]
+        figures = [Figures(charts)] if charts else []
+    unfinished, agreement = unfinished_text(s), agreement_text(s)
+    settings = {
+        "/".join(filter(None, (g["contender"], g["optim"], g.get("point")))): g["config"]
+        for r in s.records
+        for g in r["plan"]["groups"]
+    }
+    command = ["vitc", "report", *s.folders]
+    command += ["--protocol", "paper"] if s.protocol == "paper" else []
+    command += ["--page", str(page)] if page is not None else []
+    drawn_from = ranges(s.plan)
+    return [
+        Heading(title_of(s), level=1),
+        *([Text(unfinished, "warning")] if unfinished else []),
+        Text(verdict, "verdict"),
+        *([Bullets(others)] if others else []),
+        *([Text(agreement)] if agreement else []),
+        *([Bullets(f.warnings, "warning")] if f.warnings else []),
+        *map(Text, s.plan.about),
+        *figures,
+        *f.tables,
+        troubles(s),
+        Heading("Plan, deviations and conditions"),
+        facts(s, shlex.join(command)),
+        *([drawn_from] if drawn_from.rows else []),
+        deviations(s),
+        Details("Every setting of every contender", json.dumps(settings, indent=1)),
+    ]
+
+
+def _check_page(page: Path) -> None:
+    """Raises ConfigError: no Markdown file, or its folder is another's."""
+    if page.suffix != ".md":
+        raise ConfigError(f"--page {page} is not a Markdown file.", "Name it FILE.md.")
+    beside = page.with_suffix("")
+    if beside.exists() and not (beside.is_dir() and (beside / "trials.csv").is_file()):
+        raise ConfigError(
+            f"{beside} exists and holds no trials.csv of an earlier page: its figures and "
+            "numbers would go there.",
+            "Give the page another name.",
+        )
+
+
+def _write_page(
+    page: Path, parts: Sequence[Part], figures: dict[str, Figure], files: dict[str, str]
+) -> None:
+    """The Markdown page; in a folder of its name PNG figures and `files` (name -> text)."""
+    from vitc.views import markdown
+
+    beside = page.with_suffix("")
+    beside.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(beside / f"{name}.png", dpi=PAGE_DPI)
+    for name, text in files.items():
+        write_atomically(beside / name, text)
+    links = ", ".join(f"[{name}]({quote(beside.name)}/{name})" for name in files)
+    body = markdown.render(parts, beside.name)
+    write_atomically(page, f"{body}\nEvery trial and number: {links}.\n")
+
+
+# -- numbers --------------------------------------------------------------------------------------
 
 
 def _finite(value: Any) -> Any:
@@ -91,29 +195,6 @@ def _values(s: Section) -> dict[str, Any]:
         "exhibit": s.plan.exhibit or None,
         "notes": [*s.plan.about, *s.finding.warnings],
     }
-
-
-def _save_figure(picture: Picture, folder: Path) -> str:
-    """SVG, PNG and PDF on disk; returns the SVG for the page, in the page's own ink."""
-    import matplotlib as mpl
-
-    for suffix in ("png", "pdf"):
-        picture.figure.savefig(folder / f"{picture.name}.{suffix}", dpi=200)
-    buffer = io.StringIO()
-    # Ids are hashed with the salt, so that several pictures in one page never share one.
-    with mpl.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "none"}):
-        picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    label = html.escape(picture.title, quote=True)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-# -- tables ----------------------------------------------------------------------------------------
 
 
 def trials_csv(sections: Sequence[Section]) -> str:
@@ -179,195 +260,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"
     return value
-
-
-def table_tex(sections: Sequence[Section]) -> str:
-    """The table of contenders for a paper; needs the booktabs package."""
-    groups = [g for s in sections for g in s.finding.draws]
-    if not groups:
-        return ""
-    lines = [
-        "% error: top-1 error in percent; median with its 95 % interval",
-        r"\begin{tabular}{llrrrrrrr}",
-        r"\toprule",
-        r"contender & optimizer & draws & diverged & best & median & Mflops & params (M) & "
-        r"step (ms) \\",
-        r"\midrule",
-    ]
-    for g in groups:
-        median = (
-            "--"
-            if g.median is None
-            else (f"{g.median.estimate:.1f} [{g.median.low:.1f}, {g.median.high:.1f}]")
-        )
-        best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
-        step = f"{g.step_ms:.1f}" if g.step_ms else "--"
-        cells = [
-            _tex(g.contender),
-            _tex(g.optim),
-            str(len(g.errors)),
-            str(g.count("diverged")),
-            best,
-            median,
-            *(
-                [f"{g.cost.flops / 1e6:.1f}", f"{g.cost.params / 1e6:.3f}"]
-                if g.cost
-                else ["--"] * 2
-            ),
-            step,
-        ]
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def tables_tex(sections: Sequence[Section]) -> str:
-    """The tables of the measures, one tabular each."""
-    lines = []
-    for table in (t for s in sections if not s.finding.draws for t in s.finding.tables):
-        lines += [
-            f"% {_tex(table.title)}",
-            rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
-            r"\toprule",
-            " & ".join(map(_tex, table.head)) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(_tex, row)) + r" \\" for row in table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    return "\n".join(lines)
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in text if c.isprintable())
-
-
-# -- the page --------------------------------------------------------------------------------------
-
-
-def _page(
-    sections: Sequence[Section],
-    drawn: Sequence[Sequence[Picture]],
-    svgs: dict[str, str],
-) -> str:
-    title = " + ".join(s.name for s in sections)
-    style = resources.files("vitc.study").joinpath("report.css").read_text(encoding="utf-8")
-    body = "".join(_section(s, ps, svgs) for s, ps in zip(sections, drawn, strict=True))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # nothing may load or run, whatever a name in the page holds
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; img-src data:\">"
-        '<link rel="icon" href="data:,">'
-        f"<title>{_e(title)} - how easily it trains</title><style>{style}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _e(text: object) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _section(s: Section, drawn: Sequence[Picture], svgs: dict[str, str]) -> str:
-    def figures(part: str) -> str:
-        rows = [
-            "".join(
-                f"<figure>{svgs[p.name]}<figcaption>{_e(p.title)}</figcaption></figure>"
-                for p in drawn
-                if (p.part, p.optim) == (part, optim)
-            )
-            for optim in (*s.plan.optims, "")
-        ]
-        return "".join(f'<div class="figures">{row}</div>' for row in rows if row)
-
-    verdict, *others = s.finding.sentences
-    charts = figures("chart")
-    parts = [
-        f"<h1>{_e(s.name)}</h1>{_unfinished(s)}",
-        f'<p class="verdict">{_e(verdict)}</p>',
-        _list(others),
-        _list(s.finding.warnings, ' class="warning"'),
-        "".join(f"<p>{_e(line)}</p>" for line in s.plan.about),
-        charts,
-        _draws_figures(figures) if s.finding.draws else "",
-        *(_shown(t, 2 + bool(s.finding.draws and i)) for i, t in enumerate(s.finding.tables)),
-        _shown(troubles(s)),
-        f"<h2>Plan, deviations and conditions</h2>{_conditions(s)}",
-    ]
-    return f"<section>{''.join(parts)}</section>"
-
-
-def _draws_figures(figures: Callable[[str], str]) -> str:
-    curves = figures("curves")
-    return "".join(
-        [
-            "<h2>Error against number of draws, and against compute</h2>"
-            "<p>Expected best top-1 error after k random draws, with simultaneous 95 % bands.</p>",
-            figures("tuning"),
-            "<h2>All draws</h2><p>Share of draws at or below an error, with 95 % Kolmogorov bands; "
-            "and the same against each contender's own best draw.</p>",
-            figures("edf"),
-            "<h2>Where the good settings lie</h2>",
-            figures("scatter"),
-            f"<h2>Learning curves</h2>{curves}" if curves else "",
-        ]
-    )
-
-
-def _list(lines: Sequence[str], attributes: str = "") -> str:
-    items = "".join(f"<li>{_e(line)}</li>" for line in lines)
-    return f"<ul{attributes}>{items}</ul>" if items else ""
-
-
-def _unfinished(s: Section) -> str:
-    text = unfinished_text(s)
-    return f'<p class="warning">{_e(text)}</p>' if text else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls inside its own box on a narrow screen; cells are escaped here."""
-    top = "".join(f"<th>{_e(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{_e(c)}</td>" for c in row) + "</tr>" for row in rows)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _shown(table: Table, level: int = 2) -> str:
-    """A told table under its title; its note alone where it has no rows."""
-    title = f"<h{level}>{_e(table.title)}</h{level}>"
-    body = _table(table.head, table.rows) if table.rows else ""
-    return title + body + (f"<p>{_e(table.note)}</p>" if table.note else "")
-
-
-def _conditions(s: Section) -> str:
-    drawn = ranges(s.plan)
-    settings = json.dumps(
-        {
-            "/".join(filter(None, (g["contender"], g["optim"], g.get("point")))): g["config"]
-            for r in s.records
-            for g in r["plan"]["groups"]
-        },
-        indent=1,
-    )
-    return (
-        _table(["", ""], facts(s).rows)
-        + (_shown(drawn, 3) if drawn.rows else "")
-        + _shown(deviations(s), 3)
-        + f"<details><summary>Every setting of every contender</summary><pre>{_e(settings)}"
-        "</pre></details>"
-    )

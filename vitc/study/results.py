@@ -15,6 +15,7 @@ from vitc.errors import VitcError
 from vitc.study.chosen import read_chosen
 from vitc.study.design import Group, Plan, StudyFolder
 from vitc.study.runner import standing
+from vitc.views.model import Chart, Table
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
@@ -24,52 +25,7 @@ Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
 PAPER_PRIMARY = "minimum over epochs of the top-1 error of the EMA weights on validation"
 
 
-# -- what is shown ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are plain text, escaped where they are rendered.
-
-    `brief`: short enough, and important enough, for the terminal at the end of a study.
-    """
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    brief: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """One contender in a chart; `low` and `high` are its intervals, nan where unbounded.
-
-    `substituted` marks points that stand for a diverged run: drawn hollow, the way there dashed.
-    """
-
-    label: str
-    look: int
-    x: list[float]
-    y: list[float]
-    low: list[float] = field(default_factory=list)
-    high: list[float] = field(default_factory=list)
-    marker: str = "o"
-    substituted: list[bool] = field(default_factory=list)
-    joined: bool = True
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure of lines; with `ticks`, x are their places and the axis is not numeric."""
-
-    name: str
-    title: str
-    xlabel: str
-    ylabel: str
-    lines: list[Line]
-    log_x: bool = False
-    ticks: list[str] = field(default_factory=list)
+# -- what is concluded ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,53 @@
-"""What a study came to, in words and tables that know no markup.
-
-The HTML report, the Markdown page and the terminal show what is told here.
-"""
+"""What stands around a study's finding: its title, its trials, how it was planned and run."""
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from vitc.study.design import HPARAMS, Plan
-from vitc.study.results import PAPER_PRIMARY, Result, Section, Table
+from vitc.study.paper.claims import claims
+from vitc.study.paper.exhibits import EXHIBITS
+from vitc.study.results import PAPER_PRIMARY, Result, Section
 from vitc.study.runs import Run
+from vitc.views.latex import tabular
+from vitc.views.model import Table
+from vitc.views.text import columns
 from vitc.wording import duration
 
 
 def summary_text(section: Section) -> str:
     """What the terminal shows at the end of a study."""
     f = section.finding
-    tables = [plain_table(t) for t in f.tables if t.brief]
+    tables = [columns(t) for t in f.tables if t.brief]
     return "\n".join([*f.sentences, *section.plan.about, *f.warnings, *tables])
 
 
-def plain_table(table: Table) -> str:
-    """A table for the terminal, its columns in line."""
-    rows = [table.head, *table.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([f"{table.title}:", *lines])
+def title_of(s: Section) -> str:
+    name, _, scale = s.plan.exhibit.partition(" ")
+    if name in EXHIBITS:
+        return f"{EXHIBITS[name].title}: {name}, {scale} scale"
+    drawn = dict.fromkeys(n.removeprefix("optim.") for rs in s.plan.ranges.values() for n in rs)
+    return f"{s.name}: random draws of {' and '.join(drawn)}" if drawn else s.name
+
+
+def agreement_text(s: Section) -> str:
+    """Empty where the study bears on none of the paper's claims."""
+    verdicts = [c.verdict for c in claims(s)]
+    if not verdicts:
+        return ""
+    words = {
+        "agrees": "with the sign that the paper claims",
+        "disagrees": "with the opposite one",
+        "open": "open (the interval holds zero)",
+    }
+    counts = ", ".join(f"{sum(x == v for x in verdicts)} {w}" for v, w in words.items())
+    many = len(verdicts)
+    return (
+        f"On the paper's claims {many} difference{'s bear' if many > 1 else ' bears'}: {counts}; "
+        "see the table."
+    )
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -70,8 +87,11 @@ def _first_line(text: str) -> str:
 # -- conditions ------------------------------------------------------------------------------------
 
 
-def facts(s: Section) -> Table:
-    """Where, when, with what and by which command: name and value a row."""
+def facts(s: Section, command: str) -> Table:
+    """Where, when, with what and by which command: name and value a row.
+
+    `command`: the one that makes this report again.
+    """
     plan = s.plan
     record = s.records[0]
     versions = ", ".join(f"{k} {v}" for k, v in record["environment"]["versions"].items())
@@ -106,13 +126,9 @@ def facts(s: Section) -> Table:
         ["hardware", hardware],
         ["trials ran", _places(s)],
         ["commands", "; ".join(r["command"] for r in s.records if r["command"])],
-        [
-            "made again by",
-            f"vitc report {shlex.join(s.folders)}"
-            + (" --protocol paper" if s.protocol == "paper" else ""),
-        ],
+        ["made again by", command],
     ]
-    return Table("Conditions", ["", ""], rows)
+    return Table("Conditions", ["what", "value"], rows, level=3)
 
 
 def _all(configs: Sequence[object], name: str) -> str:
@@ -148,11 +164,33 @@ def ranges(plan: Plan) -> Table:
         if g.ranges is not None
         for n, r in g.ranges.items()
     ]
-    return Table("Ranges", ["optimizer", "setting", "low", "high", "law"], rows)
+    return Table("Ranges", ["optimizer", "setting", "low", "high", "law"], rows, level=3)
 
 
 def deviations(s: Section) -> Table:
     """What was changed after the first trial."""
     rows = [[h["when"], h["what"], h.get("command", "")] for r in s.records for h in r["history"]]
     note = "" if rows else "None: what was planned was run."
-    return Table("Deviations from the first plan", ["when", "what", "command"], rows, note)
+    return Table("Deviations from the first plan", ["when", "what", "command"], rows, note, level=3)
+
+
+def contenders_tex(sections: Sequence[Section]) -> str:
+    """The contenders of random draws as a table for a paper; empty where nothing was drawn."""
+    groups = [g for s in sections for g in s.finding.draws]
+    if not groups:
+        return ""
+    rows = []
+    for g in groups:
+        m = g.median
+        median = "--" if m is None else f"{m.estimate:.1f} [{m.low:.1f}, {m.high:.1f}]"
+        best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
+        cost = (
+            [f"{g.cost.flops / 1e6:.1f}", f"{g.cost.params / 1e6:.3f}"] if g.cost else ["--", "--"]
+        )
+        step = f"{g.step_ms:.1f}" if g.step_ms else "--"
+        counts = [str(len(g.errors)), str(g.count("diverged"))]
+        rows.append([g.contender, g.optim, *counts, best, median, *cost, step])
+    head = ["contender", "optimizer", "draws", "diverged", "best", "median", "Mflops"]
+    head += ["params (M)", "step (ms)"]
+    title = "error: top-1 error in percent; median with its 95 % interval"
+    return tabular(Table(title, head, rows), columns="llrrrrrrr")

@@ -1,94 +1,150 @@
-"""What `vitc show` and its like give: tables and sentences, for people and for machines."""
+"""What is shown to people, as plain data: text, tables and charts, and the page they stand on.
+
+Whoever has something to show builds these records once; `text`, `html`, `markdown`, `latex` and
+`figures` render them. Every string is plain text: a renderer escapes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from vitc.config import RunConfig, resolve_config
-from vitc.errors import ConfigError
+Tone = Literal["", "verdict", "verdict warn", "verdict stop", "warning", "stop", "warn", "note"]
 
-if TYPE_CHECKING:
-    from vitc.models.config import ModelConfig
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    kind: ClassVar = "text"
+    text: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The title of what follows. `label`: a word before it, in the colour of `tone`."""
+
+    kind: ClassVar = "heading"
+    text: str
+    level: int = 2
+    label: str = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Bullets:
+    kind: ClassVar = "bullets"
+    items: Sequence[str]
+    tone: Tone = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; cells that are numbers stand to the right."""
+    """Rows of cells under a head; without rows only its title and note are shown.
 
+    `brief`: also shown where there is room for the most important tables only.
+    """
+
+    kind: ClassVar = "table"
     title: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    brief: bool = False
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """One set of numbers in a chart, in the colour and style of the `look`-th contender.
+
+    points: markers joined by lines, with the intervals `low` to `high` (nan: unbounded);
+    curve, steps: a line; scatter: markers alone; band, step band: the area from `low` to `high`;
+    range: a bar along the axis from x[0] to x[2] with a tick at x[1].
+    `substituted` marks points that stand for a diverged run: hollow, and the way there dashed; in
+    a scatter a cross. Without a label a line is not in the legend.
+    """
+
+    label: str
+    look: int
+    x: Sequence[float]
+    y: Sequence[float] = ()
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    marker: str = "o"
+    substituted: Sequence[bool] = ()
+    form: Literal["points", "curve", "steps", "scatter", "band", "step band", "range"] = "points"
+    strength: Literal["normal", "faint", "strong"] = "normal"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure of lines. With `ticks`, x are their places and the axis is not numeric.
+
+    `name`: of its files. `brief`: also on a page that shows the main figures only.
+    """
+
+    name: str
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: Sequence[Line]
+    log_x: bool = False
+    ticks: Sequence[str] = ()
+    ylim: tuple[float | None, float | None] = (None, None)
+    brief: bool = True
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Charts beside each other, below a title and a note if they have one."""
+
+    kind: ClassVar = "figures"
+    charts: Sequence[Chart]
+    title: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture; None: there is none to show."""
+
+    caption: Sequence[str]
+    jpeg: bytes | None
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    kind: ClassVar = "thumbnails"
+    pictures: Sequence[Thumbnail]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars one below the other, each with its name and count."""
+
+    kind: ClassVar = "bars"
+    rows: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Details:
+    """Text of many lines that a reader opens on demand; pages of one glance leave it out."""
+
+    kind: ClassVar = "details"
+    title: str
+    text: str
+
+
+Part = Text | Heading | Bullets | Table | Figures | Thumbnails | Bars | Details
 
 
 @dataclass(frozen=True)
 class Page:
-    """Something shown: `values` for machines, `parts` for people."""
+    """What is shown: `parts` to people, `values` to machines."""
 
-    values: dict[str, Any]
-    parts: Sequence[str | Table]
-
-
-def write(page: Page, stream: TextIO) -> None:
-    """The page's parts: tables with lines on a terminal, plain columns elsewhere."""
-    for i, part in enumerate(page.parts):
-        if i:
-            stream.write("\n")
-        if isinstance(part, str):
-            stream.write(part + "\n")
-        elif stream.isatty():
-            _write_rich(part, stream)
-        else:
-            _write_plain(part, stream)
-
-
-def _write_rich(table: Table, stream: TextIO) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, right in zip(table.header, _right(table), strict=True):
-        drawn.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*map(Text, row))  # Text: a [name] in brackets is no markup
-    console = Console(file=stream, highlight=False)
-    console.print(Text(table.title, style="bold"), drawn)
-
-
-def _write_plain(table: Table, stream: TextIO) -> None:
-    lines = [table.header, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
-    stream.write(f"{table.title}\n")
-    for line in lines:
-        cells = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, _right(table), strict=True)
-        ]
-        stream.write(("  " + "  ".join(cells)).rstrip() + "\n")
-
-
-def _right(table: Table) -> list[bool]:
-    """Which columns hold numbers."""
-    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
-    return [any(column) and all(_numeric(cell) for cell in column) for column in columns]
-
-
-def _numeric(cell: str) -> bool:
-    bare = cell.strip("+-%×x GMk").replace(",", "").replace(" ", "")
-    return not bare or bare.replace(".", "", 1).replace("e-", "", 1).isdigit()
-
-
-def model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
-    """The config of a named model under changed settings. Raises ConfigError: others than its."""
-    from vitc.models.zoo import model_config
-
-    foreign = [s for s in settings if not s.startswith("model.")]
-    if foreign:
-        raise ConfigError(f"--{foreign[0]} has no effect with a model: only --model.* has.")
-    config = resolve_config(RunConfig(model=model_config(name)), **settings).model
-    if config.problems():
-        raise ConfigError("\n".join(config.problems()))
-    return config
+    title: str
+    parts: Sequence[Part]
+    values: dict[str, Any] = field(default_factory=dict)

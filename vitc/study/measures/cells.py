@@ -14,7 +14,8 @@ from typing import Any
 from vitc.stats import curves as st
 from vitc.stats.proportions import Interval
 from vitc.study.design import Plan
-from vitc.study.results import Line, Result, Table
+from vitc.study.results import Result
+from vitc.views.model import Line, Table
 
 Key = tuple[str, str, str]  # contender, optimizer, point
 Errors = Mapping[int, float]  # seed's index -> error, or a difference of errors

@@ -21,7 +21,8 @@ from vitc.stats import curves as st
 from vitc.stats.proportions import Interval
 from vitc.study.design import Group, Plan
 from vitc.study.measures.base import Measure
-from vitc.study.results import Finding, Result, Table, cost_of, uncounted_note
+from vitc.study.results import Finding, Result, cost_of, uncounted_note
+from vitc.views.model import Table
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity

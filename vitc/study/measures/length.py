@@ -26,7 +26,8 @@ from vitc.study.measures.cells import (
     values_of,
     verdict_of,
 )
-from vitc.study.results import Chart, Finding, Result, Table
+from vitc.study.results import Finding, Result
+from vitc.views.model import Chart, Table
 
 
 class Length(Measure):

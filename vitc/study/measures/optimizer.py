@@ -28,7 +28,8 @@ from vitc.study.measures.cells import (
     verdict_of,
 )
 from vitc.study.measures.length import Length
-from vitc.study.results import Chart, Finding, Line, Result, Table
+from vitc.study.results import Finding, Result
+from vitc.views.model import Chart, Line, Table
 
 Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether it is another's)
 

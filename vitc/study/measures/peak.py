@@ -27,7 +27,8 @@ from vitc.study.measures.cells import (
     values_of,
     verdict_of,
 )
-from vitc.study.results import Chart, Finding, Result, Table, cost_of, uncounted_note
+from vitc.study.results import Finding, Result, cost_of, uncounted_note
+from vitc.views.model import Chart, Table
 
 
 class Peak(Measure):

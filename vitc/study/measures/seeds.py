@@ -21,7 +21,8 @@ from vitc.study.measures.cells import (
     points_of,
     values_of,
 )
-from vitc.study.results import Chart, Finding, Result, Table
+from vitc.study.results import Finding, Result
+from vitc.views.model import Chart, Table
 
 GAPS = (0.5, 1.0, 2.0)  # points, for which the seeds needed are given
 

@@ -28,7 +28,8 @@ from vitc.study.measures.cells import (
     values_of,
     verdict_of,
 )
-from vitc.study.results import Chart, Finding, Result, Table
+from vitc.study.results import Finding, Result
+from vitc.views.model import Chart, Table
 
 
 class Vary(Measure):

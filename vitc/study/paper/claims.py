@@ -20,9 +20,9 @@ from vitc.stats.proportions import Interval
 from vitc.study.design import HPARAMS, Plan
 from vitc.study.measures.base import epochs_of
 from vitc.study.measures.cells import Cells, contender_optims, mean, paired, points_of, shown
-from vitc.study.results import Result, Section, Table
+from vitc.study.results import Result, Section
+from vitc.views.model import Table
 
-CLAIMS = "Against the paper's claims"  # title of the table
 NEAR = 4.0  # points: "about 60 % of runs within 4 % of its best", section 5.3
 Verdict = Literal["agrees", "disagrees", "open"]
 
@@ -88,7 +88,7 @@ def claims_table(s: Section) -> Table | None:
         "Open: the interval holds zero. Every interval is of its own row, not corrected for their "
         "number. The paper's claims are of larger models on ImageNet."
     )
-    return Table(CLAIMS, head, rows, note, brief=s.plan.measure != HPARAMS)
+    return Table("Against the paper's claims", head, rows, note, brief=s.plan.measure != HPARAMS)
 
 
 def claim_values(s: Section) -> list[dict[str, Any]]:

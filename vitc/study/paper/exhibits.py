@@ -27,10 +27,10 @@ from vitc.study.measures.base import (
 from vitc.study.measures.cells import Cells, mean, paired, shown
 from vitc.study.paper.claims import agreement
 from vitc.study.paper.numbers import FIGURE7_100_EPOCHS, TABLE2, TABLE3, TABLE4, TABLE5
-from vitc.study.results import Section, Table
+from vitc.study.results import Section
+from vitc.views.model import Table
 
 Name = Literal["full", "small"]
-BESIDE, ORDER = "Beside the paper", "In the paper's order?"  # titles of tables
 BENCH = "bench"  # an exhibit that trains nothing
 PAPER_LENGTHS = (50, 100, 200, 400)
 SMALL_LENGTHS = (5, 10, 20, 40)
@@ -679,7 +679,7 @@ def beside(section: Section) -> list[Table]:
     if scale != "full":
         note += " Ours are tiny models on other images: only signs and orders can be compared."
     head = ["paper's model", "optimizer", "epochs", "what", "paper", "ours", "epochs", "(95 %)"]
-    table = Table(BESIDE, head, rows, note, brief=True)
+    table = Table("Beside the paper", head, rows, note, brief=True)
     order = _order(found, whats)
     return [table, order] if order.rows else [table]
 
@@ -745,7 +745,7 @@ def _order(found: Sequence[Ours], whats: Mapping[str, str]) -> Table:
         "sign",
     ]
     note = "Open: our interval holds zero. Intervals are not corrected for the number of rows."
-    return Table(ORDER, head, rows, note, brief=True)
+    return Table("In the paper's order?", head, rows, note, brief=True)
 
 
 def _is_base(base: Ours, of: Ours) -> bool:

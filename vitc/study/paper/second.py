@@ -16,8 +16,9 @@ from vitc.stats.effects import fit_line
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.measures.base import epochs_of
 from vitc.study.measures.cells import Cells, mean, points_of, shown
-from vitc.study.results import Chart, Line, Section, Table, results_of
+from vitc.study.results import Section, results_of
 from vitc.study.runner import standing
+from vitc.views.model import Chart, Line, Table
 
 SECOND_FILE = "second.json"
 PAPER_FIT = "y = 1.31 x + 5.0, r 0.99 (ImageNet-V2 over validation, Figure 11)"

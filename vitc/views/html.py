@@ -1,0 +1,45 @@
+"""A page as one HTML file that refers to nothing outside itself and runs no script.
+
+Every string of the page is escaped by the template engine, whatever a file's or a contender's
+name holds; the policy in the head forbids a browser to load or run anything.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vitc.views.model import Page
+from vitc.wording import printable
+
+
+def render(page: Page, svgs: Mapping[str, str] | None = None) -> str:
+    """The page as HTML; `svgs`: the figure of every chart by the chart's name."""
+    return _environment().get_template("page.html").render(page=page, svgs=svgs or {})
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vitc.views"),
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Without control characters and halves of characters, which a file's name can hold."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    safe = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "\n".join(map(printable, safe.split("\n")))

@@ -1,0 +1,52 @@
+"""A page as Markdown for a repository: text, tables, and links to figures beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from vitc.views.model import Bullets, Figures, Heading, Part, Table, Text
+
+
+def render(parts: Sequence[Part], folder: str) -> str:
+    """The parts as Markdown; `folder`: where the PNG of every chart is, relative to the page.
+
+    Figures show their brief charts, and details are left out.
+    """
+    return "\n\n".join(filter(None, (_part(part, folder) for part in parts))) + "\n"
+
+
+def escape(text: str) -> str:
+    """Plain text on one line: what a name holds is shown and is no markup."""
+    return re.sub(r"([\\`*\[\]<>|~#&])", r"\\\1", " ".join(text.split()))
+
+
+def _part(part: Part, folder: str) -> str:
+    if isinstance(part, Text):
+        verdict = part.tone.startswith("verdict")
+        return f"**{escape(part.text)}**" if verdict else escape(part.text)
+    if isinstance(part, Heading):
+        return f"{'#' * part.level} {escape(part.text)}"
+    if isinstance(part, Bullets):
+        return "\n".join(f"- {escape(item)}" for item in part.items)
+    if isinstance(part, Figures):
+        links = [
+            f"![{escape(c.title)}]({quote(folder)}/{quote(c.name)}.png)"
+            for c in part.charts
+            if c.brief
+        ]
+        title = [f"## {escape(part.title)}"] if part.title else []
+        note = [escape(part.note)] if part.note else []
+        return "\n\n".join([*title, *note, "\n".join(links)]) if links else ""
+    return _table(part) if isinstance(part, Table) else ""
+
+
+def _table(table: Table) -> str:
+    title, note = f"{'#' * table.level} {escape(table.title)}", escape(table.note)
+    if not table.rows:
+        return f"{title}\n\n{note}"
+    head, *rows = ([escape(cell) for cell in row] for row in [table.head, *table.rows])
+    lines = [head, ["---"] * len(head), *rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(filter(None, [title, body, note]))
