@@ -465,7 +465,7 @@ def test_the_verb_says_findings_and_its_exit_code_whether_training_would_fail(
 ) -> None:
     command = ["data", "check", str(folder), "--workers", "1"]
     assert main(command) == 0
-    assert "Nothing was found" in capsys.readouterr().out
+    assert "No problems found" in capsys.readouterr().out
     broken_files(folder)
     assert main(command) == 1
     out = capsys.readouterr().out
@@ -602,4 +602,4 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, wid
 
 def test_the_help_states_the_thresholds_that_hold() -> None:
     assert f"at most {NEAR_BITS} of the 64 bits" in DATA_VERBS["check"].epilog
-    assert f"by {NEAR_GREY:g} of 255 grey levels" in DATA_VERBS["check"].epilog
+    assert f"{NEAR_GREY:g} of 255 grey levels" in DATA_VERBS["check"].epilog
