@@ -16,6 +16,7 @@ from vitc.errors import CheckpointError, ConfigError
 from vitc.models.zoo import create_model
 from vitc.training.build import initial_model
 from vitc.training.loop import run
+from vitc.weights import load as weights_module
 
 
 def short(**overrides: Any) -> RunConfig:
@@ -64,6 +65,29 @@ def test_a_run_starts_from_the_average_of_another(trained: Path, tmp_path: Path)
     assert f"starting from {trained}" in events(tmp_path / "r")
 
 
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_the_weights_are_read_and_hashed_once(
+    kind: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = trained
+    if kind == "file":
+        start = tmp_path / "w.safetensors"
+        assert main(["convert", str(trained), str(start)]) == 0
+    reads = []
+    for reader in ("load_weights_of", "read_weights_file", "_digest"):
+        original = getattr(weights_module, reader)
+
+        def counting(
+            *args: Any, original: Any = original, name: str = reader, **kwargs: Any
+        ) -> Any:
+            reads.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(weights_module, reader, counting)
+    first(still(init=str(start)), tmp_path / "r")
+    assert reads == (["load_weights_of", "_digest"] if kind == "run" else ["read_weights_file"])
+
+
 def test_the_average_starts_there_too(trained: Path, tmp_path: Path) -> None:
     ema = first(still(init=str(trained)), tmp_path / "r", "ema")
     assert close(ema["blocks.0.attn.qkv.weight"], average(trained)["blocks.0.attn.qkv.weight"])
@@ -94,7 +118,7 @@ def test_other_classes_leave_the_head_fresh_and_another_size_resamples(
     assert begun["pos_embed"].shape[1] == 1 + 36
     assert close(begun["blocks.1.mlp.fc1.weight"], average(trained)["blocks.1.mlp.fc1.weight"])
     said = events(tmp_path / "r")
-    assert "the head is fresh: the weights know other classes" in said
+    assert "the head is fresh: the weights have other classes" in said
     assert "pos_embed was resampled from 4x4 to 6x6" in said
 
 
@@ -150,9 +174,9 @@ def test_a_run_that_is_under_way_no_longer_needs_the_weights(trained: Path, tmp_
     assert result.status == "done"
 
 
-def test_weights_from_a_file_need_the_preparation_said(trained: Path, tmp_path: Path) -> None:
+def test_weights_from_a_file_need_mean_and_std(trained: Path, tmp_path: Path) -> None:
     save_file(average(trained), tmp_path / "bare.safetensors")
-    with pytest.raises(ConfigError, match=r"does not say with which mean.*\n.*--data\.mean"):
+    with pytest.raises(ConfigError, match=r"does not state the mean.*\n.*--data\.mean"):
         run(still(init=str(tmp_path / "bare.safetensors")), tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()
     said = {"data.mean": [0.5] * 3, "data.std": [0.25] * 3}
@@ -193,7 +217,7 @@ def test_a_fresh_head_hides_no_other_misfit(trained: Path, tmp_path: Path) -> No
 def test_the_runs_own_folder_is_no_start(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["train", "debug", "--init", str(trained), "--out", str(trained), "--overwrite"])
     assert code == 2
-    assert "the run itself would go to" in capsys.readouterr().err
+    assert "the run itself would be written to" in capsys.readouterr().err
     assert (trained / "summary.json").exists()
 
 

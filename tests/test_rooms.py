@@ -63,9 +63,6 @@ EXCEPTIONS: set[tuple[str, str]] = {
     ("config", "models.zoo"),
     ("config", "recipes"),
     ("deploy.save", ""),
-    ("weights.fit", "training.freeze"),
-    ("weights.hub", ""),
-    ("weights.hub", "deploy.save"),
 }
 WITHOUT_TORCH = [
     *sorted(CONFIGS),

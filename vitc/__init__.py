@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from vitc import errors, study
     from vitc.config import RunConfig, load_config
     from vitc.deploy.predict import Predictions, Predictor
+    from vitc.deploy.push import push_to_hub
     from vitc.deploy.save import from_pretrained, save_pretrained
     from vitc.models.complexity import Complexity, complexity
     from vitc.models.zoo import create_model, list_models
     from vitc.training.loop import RunResult, train
     from vitc.weights.fit import LoadReport, load_weights
-    from vitc.weights.hub import push_to_hub
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _MODULES = {
     "list_models": "vitc.models.zoo",
     "load_config": "vitc.config",
     "load_weights": "vitc.weights.fit",
-    "push_to_hub": "vitc.weights.hub",
+    "push_to_hub": "vitc.deploy.push",
     "save_pretrained": "vitc.deploy.save",
     "study": "",
     "train": "vitc.training.loop",

@@ -57,14 +57,10 @@ def environment() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    try:
-        own = importlib.metadata.version("vitc")
-    except importlib.metadata.PackageNotFoundError:  # run from the source tree
-        own = "unknown"
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "versions": {
-            "vitc": own,
+            "vitc": own_version(),
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
@@ -78,6 +74,14 @@ def environment() -> dict[str, Any]:
         },
         "git_commit": git_commit(),
     }
+
+
+def own_version() -> str:
+    """The version of vitc."""
+    try:
+        return importlib.metadata.version("vitc")
+    except importlib.metadata.PackageNotFoundError:  # run from the source tree
+        return "unknown"
 
 
 def cpu_model() -> str:

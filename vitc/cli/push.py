@@ -27,7 +27,7 @@ def run(args: Namespace) -> int:
     check_folder(args.source, "run folder or saved model")
     if args.dry_run:
         return _dry_run(args)
-    from vitc.weights.hub import push_to_hub
+    from vitc.deploy.push import push_to_hub
 
     note(f"pushing {args.source} to {args.repo_id}")
     address = push_to_hub(
@@ -46,7 +46,8 @@ def run(args: Namespace) -> int:
 
 
 def _dry_run(args: Namespace) -> int:
-    from vitc.weights.hub import check_repo_id, saved_folder
+    from vitc.deploy.push import saved_folder
+    from vitc.weights.hub import check_repo_id
 
     check_repo_id(args.repo_id)
     with tempfile.TemporaryDirectory(prefix="vitc-push-") as temporary:

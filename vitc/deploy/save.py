@@ -37,7 +37,7 @@ from vitc.runs.folder import read_data
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vitc.weights.blueprint import Kind
+    from vitc.weights.files import Kind
 
 
 FORMAT = 1
@@ -122,7 +122,7 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a run folder: config, weights, card."""
     from vitc.deploy.card import cost_of, results_of, run_card
     from vitc.runs.checkpoint import load_weights_of
-    from vitc.weights.blueprint import blueprint, kinds
+    from vitc.weights.files import blueprint, kinds
 
     check_run(run)
     config = with_sources(from_dict(read_json(run / CONFIG, CheckpointError)).model, run)
@@ -161,7 +161,7 @@ def _from_model(
 ) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a model in memory: config, weights, card."""
     from vitc.deploy.card import bare_card, cost_of
-    from vitc.weights.blueprint import blueprint, kinds
+    from vitc.weights.files import blueprint, kinds
 
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     config = getattr(model, "config", None)
@@ -384,7 +384,7 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
 
     Raises as `from_pretrained`.
     """
-    from vitc.weights.blueprint import blueprint
+    from vitc.weights.files import blueprint
 
     saved = read_pretrained(folder)
     file = folder / WEIGHTS
@@ -415,7 +415,7 @@ def _filled(skeleton: nn.Module, saved: Saved, tensors: dict[str, Tensor]) -> nn
 
 def _header(file: Path) -> dict[str, Kind]:
     """Names, shapes and kinds in a safetensors file; nothing of that size is read or allocated."""
-    from vitc.weights.blueprint import Kind
+    from vitc.weights.files import Kind
 
     with _opened(file) as opened:
         found = {}

@@ -334,3 +334,11 @@ def build_model(
 
     assert isinstance(config, TimmConfig)
     return build_timm(config)
+
+
+def classifier_name(model: nn.Module) -> str:
+    """The name of the module that gives the logits: `head`, or what a timm model names."""
+    if not hasattr(model, "get_classifier"):
+        return "head"
+    head = model.get_classifier()  # type: ignore[operator]
+    return next((name for name, module in model.named_modules() if module is head), "head")

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import nn
 
 from vitc.errors import ConfigError, suggest
+from vitc.models.zoo import classifier_name
 
 BACKBONE = "backbone"
 
@@ -43,14 +44,6 @@ def _belongs(name: str, part: str, model: nn.Module) -> bool:
         head = classifier_name(model)
         return not _belongs(name, head, model)
     return name == part or name.startswith(f"{part}.")
-
-
-def classifier_name(model: nn.Module) -> str:
-    """The name of the module that gives the logits: `head`, or as a timm model tells it."""
-    if not hasattr(model, "get_classifier"):
-        return "head"
-    head = model.get_classifier()  # type: ignore[operator]
-    return next((name for name, module in model.named_modules() if module is head), "head")
 
 
 def train_mode(model: nn.Module) -> None:

@@ -47,7 +47,12 @@ from vitc.training.device import (
 )
 from vitc.training.evaluate import EVAL_BATCH, evaluate
 from vitc.training.freeze import train_mode
-from vitc.training.initialise import begin, check_weights, with_preparation
+from vitc.training.initialise import (
+    InitialWeights,
+    begin,
+    check_weights,
+    with_preparation,
+)
 from vitc.training.precise_bn import norms_in_training, renew
 from vitc.training.probe import faster_precision
 from vitc.training.step import NormStatistics, ready_images, train_step
@@ -96,18 +101,19 @@ def run(
     if config.train.precision == "auto":
         config, why = _decided(config, out, device, overwrite)
         notes = [*notes, why]
-    config, prepared = with_preparation(config, out, overwrite)
+    initial = InitialWeights(config.init)
+    config, prepared = with_preparation(config, out, overwrite, initial)
     notes = [*notes, *prepared]
     with machine_settings(config.train, device), processes(device) as procs:
         data = open_data(config.data, config.model.in_chans)
         steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
         plan = batch_plan(config, procs)
-        check_weights(config, out, overwrite, data.classes)
+        check_weights(config, out, overwrite, data.classes, initial)
         folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
         procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder, contextlib.ExitStack() as stack:
             folder.write_data(data_record(config, data))
-            trainer = Trainer(config, folder, data, plan, steps, device, procs, quiet)
+            trainer = Trainer(config, folder, data, plan, steps, device, procs, quiet, initial)
             for note in notes:
                 folder.event(note)
             stop = stack.enter_context(StopSignal())
@@ -182,7 +188,9 @@ class Trainer:
         device: torch.device,
         procs: Processes,
         quiet: bool,
+        initial: InitialWeights,
     ) -> None:
+        self.initial = initial
         self.config, self.folder, self.data, self.plan = config, folder, data, plan
         self.device, self.procs = device, procs
         self.steps_per_epoch = steps
@@ -434,7 +442,7 @@ class Trainer:
             self._tell(trouble)
         if found is None:
             self.folder.cut_back(0)
-            for line in begin(self.config, self.state, self.data.classes):
+            for line in begin(self.initial, self.state, self.data.classes):
                 self._tell(line)
             return
         extra = self.state.load(found)

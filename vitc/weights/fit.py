@@ -16,8 +16,7 @@ from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
-from vitc.models.zoo import MODELS
-from vitc.training.freeze import classifier_name
+from vitc.models.zoo import MODELS, classifier_name
 from vitc.weights.layouts import (
     Shape,
     describe,
@@ -385,7 +384,7 @@ def _looks_like(weights: Weights) -> str:
     """What the tensors are of, and which models here are."""
     shape = describe(by_our_names_if_ours(weights).tensors)
     if shape is None:
-        return f"Its tensors have names as {few(list(weights.tensors), 2)}: no ViT known here."
+        return f"Its tensors have names as {few(weights.tensors, 2)}: no ViT known here."
     names = models_like(shape)
     return f"It looks like {shape} ({weights.source})." + (
         f" Models so: {', '.join(names)}." if names else ""

@@ -5,11 +5,9 @@ Its errors become one message each. None carries a token, nor a traceback that c
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitc.errors import CheckpointError, ConfigError, VitcError
 
@@ -44,74 +42,45 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         ) from None
 
 
-def push_to_hub(
-    run_or_folder: str | os.PathLike[str],
+def upload(
+    folder: Path,
     repo_id: str,
     *,
     private: bool = True,
     token: str | None = None,
-    message: str | None = None,
-    weights: Literal["ema", "raw"] = "ema",
+    message: str = "Upload with vitc",
 ) -> str:
-    """Put a run's model, or a folder of `save_pretrained`, on the hub; returns its address.
+    """Upload a saved model; returns its address.
 
-    `repo_id`: user/name; made if it is not there. `private`: who sees it; a repository that is
-    there already and is not so is refused, rather than shown or hidden. `token`: of the hub, with
-    the right to write; None: the one of `hf auth login` or HF_TOKEN. `message`: of the commit.
-    `weights`: of a run folder, "ema" or "raw".
-
-    Raises ConfigError: a name that is none, the extra missing, nothing to push; CheckpointError:
-    weights that are damaged; VitcError: the hub refuses or cannot be reached.
+    `repo_id`: user/name; created if it does not exist. `private`: an existing repository that
+    differs is refused, rather than shown or hidden. `token`: of the hub, with the right to write;
+    None: that of `hf auth login` or HF_TOKEN. `message`: of the commit. Raises ConfigError: an
+    invalid name, the extra missing; VitcError: the hub refuses or is offline.
     """
-    from vitc import __version__
-
     check_repo_id(repo_id)
     hub = _hub("The hub")
-    with tempfile.TemporaryDirectory(prefix="vitc-push-") as temporary:
-        folder = saved_folder(Path(run_or_folder), Path(temporary, "model"), weights)
-        said = message or f"Upload with vitc {__version__}"
-        try:
-            return _upload(hub.HfApi(token=token), folder, repo_id, private, said)
-        except VitcError:
-            raise
-        except Exception as error:
-            said, hint = explained(error, repo_id, None, token)
-            raise VitcError(f"{repo_id} was not pushed: {said}", hint) from None
-
-
-def saved_folder(run_or_folder: Path, target: Path, weights: Literal["ema", "raw"]) -> Path:
-    """The folder itself where it is a saved model that loads, else the run saved into `target`."""
-    from vitc.deploy.save import is_pretrained, load_pretrained, save_pretrained
-
-    if not is_pretrained(run_or_folder):
-        return save_pretrained(run_or_folder, target, weights=weights)
-    if weights != "ema":
-        raise ConfigError("weights has no effect with a saved model: it holds one set.")
-    linked = [p for p in run_or_folder.rglob("*") if p.is_symlink()]
-    if linked:  # a stranger's could lead to a file that is nobody's business
-        raise ConfigError(
-            f"{linked[0]} is a link; only plain files are pushed.", "Put a copy in its place."
+    try:
+        api = hub.HfApi(token=token)
+        address = str(api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model"))
+        existing = bool(api.model_info(repo_id).private)
+        if existing != private:
+            there, asked = ("private", "public") if existing else ("public", "private")
+            raise ConfigError(
+                f"{repo_id} exists on the hub and is {there}, not {asked}; nothing was pushed.",
+                f"Push with --{there} (private={existing}), or change it on {address}.",
+            )
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            repo_type="model",
+            commit_message=message,
+            allow_patterns=[*PATTERNS, "sources/*"],
         )
-    load_pretrained(run_or_folder)  # what cannot be loaded is not put before others
-    return run_or_folder
-
-
-def _upload(api: Any, folder: Path, repo_id: str, private: bool, message: str) -> str:
-    address = str(api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model"))
-    there = bool(api.model_info(repo_id).private)
-    if there != private:
-        is_there, asked = ("private", "public") if there else ("public", "private")
-        raise ConfigError(
-            f"{repo_id} is on the hub already and is {is_there}, not {asked}; nothing was pushed.",
-            f"Push with --{is_there} (private={there}), or change it on {address}.",
-        )
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=str(folder),
-        repo_type="model",
-        commit_message=message,
-        allow_patterns=[*PATTERNS, "sources/*"],
-    )
+    except VitcError:
+        raise
+    except Exception as error:
+        text, hint = explained(error, repo_id, None, token)
+        raise VitcError(f"{repo_id} was not pushed: {text}", hint) from None
     return address
 
 

@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vitc.data.preprocessing import Channels, Preprocessing
+from vitc.data.preprocessing import Fit, Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
 from vitc.files import read_json, replacing
 from vitc.models.timm import import_peer
@@ -116,7 +116,7 @@ def _checked_source(weights: Weights, source: str) -> Weights:
     if source != "auto" and not same and not by_any_name:
         raise CheckpointError(
             f"{weights.where} is not of {source}: it looks like {looks or 'no ViT known here'}.",
-            f"Its tensors have names as {few(list(weights.tensors), 2)}.",
+            f"Its tensors have names as {few(weights.tensors, 2)}.",
         )
     if looks is None:
         return replace(weights, source=weights.source if source == "auto" else source)
@@ -218,12 +218,15 @@ def _with_metadata(weights: Weights, metadata: Mapping[str, str]) -> Weights:
     return _with_record(weights, values)
 
 
-_METADATA = ("preprocessing", "classes", "model")
+_METADATA = ("preprocessing", "classes", "model", "fit")
 
 
 def _with_record(weights: Weights, values: Mapping[str, Any]) -> Weights:
     """Model config, classes and preprocessing as this package saves them beside the tensors."""
-    pre, classes, model = (values.get(k) for k in _METADATA)
+    pre, classes, model = (values.get(k) for k in _METADATA[:3])
+    fit = values.get("fit", "crop")
+    if fit not in get_args(Fit):
+        raise CheckpointError(f"{weights.where} is damaged: fit is none of {get_args(Fit)}.")
     if classes is not None and not (
         isinstance(classes, list) and all(isinstance(c, str) for c in classes)
     ):
@@ -233,7 +236,7 @@ def _with_record(weights: Weights, values: Mapping[str, Any]) -> Weights:
     return replace(
         weights,
         source="vitc",
-        preprocessing=None if pre is None else Preprocessing.from_dict(pre),
+        preprocessing=None if pre is None else Preprocessing.from_dict(pre, fit),
         classes=None if classes is None else tuple(classes),
         model=model,
         settings=weights.settings if model is None else settings_of(model),
@@ -308,20 +311,11 @@ def _from_run(path: Path, average: str) -> Weights:
         return weights  # a step_N alone
     config = read_json(run / "config.json", CheckpointError)
     data = read_data(run)
-    kinds: dict[int, Channels] = {1: "gray", 3: "rgb"}
-    pre = Preprocessing(
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        channels=kinds.get(data["in_chans"], "other"),
-        interpolation="bilinear",
-        crop=float(data["eval_crop"]) if data["fit"] == "crop" else None,
-        img_size=(data["img_size"][0], data["img_size"][1]),
-    )
     model = config.get("model")
     model = model if isinstance(model, dict) else {}
     return replace(
         weights,
-        preprocessing=pre,
+        preprocessing=Preprocessing.from_run(data),
         classes=tuple(data["classes"]),
         model=model,
         settings=settings_of(model),
@@ -484,6 +478,7 @@ def _metadata(weights: Weights, layout: str) -> dict[str, str]:
     values = {
         "source": {"layout": weights.source, "where": weights.where, "sha256": weights.sha256},
         "preprocessing": None if pre is None else pre.to_dict(),
+        "fit": None if pre is None or pre.fit == "crop" else pre.fit,
         "classes": None if weights.classes is None else list(weights.classes),
         "model": weights.model,
     }
