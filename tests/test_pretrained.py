@@ -553,7 +553,7 @@ def test_weights_of_another_model_are_named_tensor_by_tensor(folder: Path) -> No
     save_file(tensors, file)
     text = refused(folder, "1 missing: norm.weight").message
     assert "head.weight ((5, 64) in the file, (4, 64) in the model)" in text
-    assert "(64,) integers there" in text
+    assert "(64,) integers in the file" in text
     assert "\\x1b[31m" in text
     assert "\x1b" not in text
 
