@@ -385,7 +385,7 @@ def test_a_pack_killed_in_the_middle_goes_on_and_is_the_same(
 def interrupted(root: Path, out: Path, after: int) -> None:
     """A pack of `root` ended by Ctrl-C when `after` images or more are done."""
 
-    def stop(done: int, total: int, size: int) -> None:
+    def stop(done: int, total: int) -> None:
         if done >= after:
             raise KeyboardInterrupt
 

@@ -1,35 +1,49 @@
-"""What bounds the rate is said in one line, with what to change."""
+"""Progress: plain lines where stderr is no terminal, with rate and time left."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from vitc.progress import what_limits
+from vitc.progress import Progress
 
 
-@pytest.mark.parametrize(
-    ("wait", "workers", "device", "words"),
-    [
-        (0.5, 4, "cpu", ("computing limits", "5 %", "--model")),
-        (0.5, 4, "cuda", ("computing limits", "--train.compile")),
-        (
-            5.0,
-            2,
-            "cuda",
-            ("the loader limits", "50 %", "--data.workers 8 (now 2", "vitc data pack"),
-        ),
-        (5.0, 8, "cuda", ("the loader limits", "vitc data pack")),
-        (0.0, None, "cuda", ("computing limits", "held on cuda")),
-    ],
-)
-def test_the_line_names_the_limit_and_the_cure(
-    wait: float, workers: int | None, device: str, words: tuple[str, ...]
+def test_a_plain_line_counts_rate_and_time_left_from_where_it_began(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = what_limits(wait, 10.0, workers, 8, device)
-    for word in words:
-        assert word in line
-    assert "\n" not in line
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("packing") as progress:
+        progress.update(50, 250)  # 50 had been there before
+        clock[0] += 5
+        progress.update(60, 250)
+        assert capsys.readouterr().err == ""  # no line every moment
+        clock[0] += 5
+        progress.update(70, 250)
+    assert capsys.readouterr().err.split() == [
+        "packing",
+        "70/250",
+        "2",
+        "img/s",
+        "about",
+        "1",
+        "min",
+        "30",
+        "s",
+        "left",
+    ]
+    assert progress.left() == "about 1 min 30 s left"
 
 
-def test_no_more_processes_are_advised_than_there_are_cores() -> None:
-    assert "--data.workers" not in what_limits(9.0, 10.0, 8, 8, "cuda")
+def test_quiet_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("run", 10, "step", quiet=True, plain_seconds=0) as progress:
+        progress.line("a line")
+        progress.update(5, note="loss 1")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_keeps_brackets_and_length(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("run", 10) as progress:
+        progress.line(f"[3/4] {'long ' * 40}")
+    assert capsys.readouterr().err == f"[3/4] {'long ' * 40}\n"

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar with rate and ETA, or plain lines."""
+"""How far is it: a bar with rate and ETA on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -7,44 +7,50 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from vitc.wording import duration
 
+PLAIN_SECONDS = 10.0  # between plain lines
 
-class RunProgress:
-    """Progress of one run on stderr. `quiet` says nothing at all."""
 
-    PLAIN_EVERY_SECONDS = 10.0  # between plain progress lines
+class Progress:
+    """Progress on stderr of something that is done in `total` parts. `quiet` writes nothing.
 
-    def __init__(self, title: str, total_steps: int, quiet: bool = False) -> None:
-        self.quiet = quiet
+    `total` may come with the first update. `unit` is what is counted ("img", "step");
+    `plain_seconds` is the time between plain lines where stderr is no terminal.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int = 0,
+        unit: str = "img",
+        *,
+        quiet: bool = False,
+        plain_seconds: float = PLAIN_SECONDS,
+    ) -> None:
+        self.title, self.total, self.unit = title, total, unit
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
-        self.total, self.first = total_steps, 0
-        self.title = title
-        self.started = self.last_plain = time.monotonic()
-        self.bar: Progress | None = None
+        self.plain_seconds = plain_seconds
+        self.done = 0
+        self.start_at(0)
+        self.bar: Bar | None = None
         if self.console.is_terminal and not quiet:
-            self.bar = Progress(
+            self.bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=self.console,
                 transient=True,
             )
-            self.task = self.bar.add_task(title, total=total_steps, rate="")
+            self.task = self.bar.add_task(title, total=total, note="", left="")
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Progress:
         if self.bar is not None:
             self.bar.start()
         return self
@@ -58,48 +64,37 @@ class RunProgress:
         if self.bar is not None:
             self.bar.stop()
 
-    def start_at(self, step: int) -> None:
-        """The run begins, or goes on, after `step` steps: rate and ETA count from here."""
-        self.first, self.started = step, time.monotonic()
-        if self.bar is not None:
-            self.bar.reset(self.task, completed=step, total=self.total, rate="")
+    def start_at(self, done: int) -> None:
+        """`done` parts were there before: rate and ETA count from here."""
+        self.first = self.done = done
+        self.started = self.last_plain = time.monotonic()
 
-    def say(self, text: str) -> None:
-        """One line that stays."""
+    def line(self, text: str) -> None:
+        """Print one line that stays."""
         self.console.print(text, markup=False)
 
-    def step(self, step: int, loss: float, images_per_second: float) -> None:
-        """The run has taken `step` steps; called when metrics are read, not every step."""
-        rate = f"{images_per_second:,.0f} img/s  loss {loss:.3f}"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, rate=rate)
-            return
+    def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """`done` parts of `total` are finished; `note` stands in place of the rate."""
+        if total is not None:
+            if not self.total:  # the first update: what an earlier run had done is no speed
+                self.start_at(done)
+            self.total = total
+        self.done = done
         now = time.monotonic()
-        if now - self.last_plain < self.PLAIN_EVERY_SECONDS or step <= self.first:
-            return
-        self.last_plain = now
-        eta = (now - self.started) / (step - self.first) * (self.total - step)
-        self.say(f"{self.title}  step {step}/{self.total}  {rate}  {duration(eta)} left")
+        if note is None:
+            note = f"{(done - self.first) / max(now - self.started, 1e-9):,.0f} {self.unit}/s"
+        if self.bar is not None:
+            self.bar.update(
+                self.task, completed=done, total=self.total, note=note, left=self.left()
+            )
+        elif now - self.last_plain >= self.plain_seconds and done > self.first:
+            self.last_plain = now
+            self.line(f"{self.title}  {done:,}/{self.total:,}  {note}  {self.left()}")
 
-
-LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays
-
-
-def what_limits(wait: float, seconds: float, workers: int | None, cores: int, device: str) -> str:
-    """One line: is it reading images or computing that bounds the rate, and what to change.
-
-    `wait` of `seconds` were spent waiting for images; `workers` None: they are held on the device.
-    """
-    share = wait / max(seconds, 1e-9)
-    said = f"{100 * share:.0f} % of the time goes into waiting for images"
-    if workers is None:
-        return f"computing limits the rate: the images are held on {device} ({said})"
-    if share < LOADER_SHARE:
-        faster = "a smaller --model or --model.img_size" if device == "cpu" else "--train.compile"
-        return f"computing limits the rate, not the loader ({said}); faster: {faster}"
-    ways = ["pack the images once, smaller: vitc data pack SRC OUT --short-side 256"]
-    if workers < cores:
-        ways.insert(0, f"--data.workers {cores} (now {workers}, for {cores} cores)")
-    elif device == "cpu":
-        ways.append(f"loader and training share {cores} cores here")
-    return f"the loader limits the rate: {said}; to change it: {'; or '.join(ways)}"
+    def left(self) -> str:
+        """`about 3 min 20 s left`; empty while nothing is known."""
+        fresh = self.done - self.first
+        if fresh < 1:
+            return ""
+        seconds = (time.monotonic() - self.started) / fresh * (self.total - self.done)
+        return f"about {duration(seconds)} left"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import sys
 import textwrap
-import time
 from argparse import Namespace
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +14,9 @@ from vitc.errors import ConfigError
 from vitc.wording import counted, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from vitc.data.check_report import Report
     from vitc.data.config import DataConfig
 
-PLAIN_EVERY_SECONDS = 10.0  # between plain progress lines
 WORDS = {"stop": "STOP", "warn": "warn", "note": "note"}
 COMMAND_WIDTH = 100
 
@@ -57,9 +51,10 @@ def _check(args: Namespace) -> int:
             raise ConfigError(f"There is no folder {file.absolute().parent} to write {file} into.")
     from vitc.data.check import check
     from vitc.data.check_report import COLUMNS, rows, to_values
+    from vitc.progress import Progress
 
-    with _Progress("checked") as progress:
-        report = check(config, workers=args.workers, sample=args.sample, progress=progress)
+    with Progress("checking") as progress:
+        report = check(config, workers=args.workers, sample=args.sample, progress=progress.update)
     if args.csv is not None:
         with args.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out:
             table = csv.writer(out)
@@ -187,6 +182,7 @@ def _pack_options(parser: Parser) -> None:
 
 def _pack(args: Namespace) -> int:
     from vitc.data.pack import PackOptions, describe, pack
+    from vitc.progress import Progress
 
     options = PackOptions(
         short_side=args.short_side,
@@ -197,14 +193,14 @@ def _pack(args: Namespace) -> int:
     )
     options.check()
     config = with_data(RunConfig(), args.source).data
-    with _Progress("packed") as progress:
+    with Progress("packing") as progress:
         made = pack(
             config,
             args.out,
             options,
             workers=args.workers,
             overwrite=args.overwrite,
-            progress=lambda done, total, size: progress(done, total, f"  {size / 1e6:,.0f} MB"),
+            progress=progress.update,
         )
     if made.resumed:
         note(f"Resumed after {counted(made.resumed, 'image')} packed earlier.")
@@ -251,61 +247,6 @@ def _verify(args: Namespace) -> int:
 
 
 # -- progress --------------------------------------------------------------------------------------
-
-
-class _Progress:
-    """A bar with rate and time left on a terminal's stderr, elsewhere a line now and then."""
-
-    def __init__(self, verb: str) -> None:
-        self.verb = verb
-        self.started = self.printed = time.monotonic()
-        self.first: int | None = None
-        self.stack = ExitStack()
-        self.bar: Progress | None = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def __call__(self, done: int, total: int, more: str = "") -> None:
-        now = time.monotonic()
-        if self.first is None:  # images that an earlier command packed do not count for the rate
-            self.first, self.started = done, now
-        rate = (done - self.first) / max(1e-9, now - self.started)
-        if sys.stderr.isatty():
-            self._show(done, total, f"{rate:,.0f} img/s{more}")
-        elif now - self.printed >= PLAIN_EVERY_SECONDS and done > self.first:
-            self.printed = now
-            left = (total - done) / rate
-            note(
-                f"{self.verb} {done:,} of {total:,}{more}  {rate:,.0f} img/s  "
-                f"{left // 60:.0f}:{left % 60:02.0f} left"
-            )
-
-    def _show(self, done: int, total: int, text: str) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        if self.bar is None:
-            columns = (
-                TextColumn(self.verb),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-            )
-            console = Console(file=sys.stderr)
-            self.bar = self.stack.enter_context(Progress(*columns, console=console, transient=True))
-            self.bar.add_task("", total=total, text="")
-        self.bar.update(self.bar.task_ids[0], completed=done, text=text)
 
 
 DATA_VERBS: dict[str, Verb] = {

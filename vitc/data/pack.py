@@ -43,7 +43,7 @@ JOURNAL = struct.Struct("<6I")  # kept?, length, crc32, height, width, CRC-32 of
 JOURNAL_MAGIC = b"VITCJNL1"
 MAX_NAMED = 1000  # broken images whose names the pack keeps
 
-Progress = Callable[[int, int, int], None]  # images done, of how many, bytes written
+Progress = Callable[[int, int], None]  # images done, of how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -435,7 +435,7 @@ def _write(
             log.flush()
             if progress is not None and (time.monotonic() - told > 0.2 or done.count == len(work)):
                 told = time.monotonic()
-                progress(done.count, len(work), payload.tell())
+                progress(done.count, len(work))
     return tuple(skipped)
 
 

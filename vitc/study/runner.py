@@ -7,16 +7,11 @@ import dataclasses
 import itertools
 import math
 import signal
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
@@ -33,6 +28,7 @@ from vitc.models.config import (
 from vitc.models.zoo import MODELS, build_model
 from vitc.plugins.consent import with_sources
 from vitc.plugins.names import STEM, Custom
+from vitc.progress import Progress
 from vitc.recipes.ranges import study_ranges
 from vitc.runs.folder import CONFIG, SUMMARY, read_metrics
 from vitc.study.controls import RangeRule, control_groups, shifted, with_range_rule
@@ -429,17 +425,30 @@ def conduct(
 
 def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], engine: Engine, quiet: bool) -> None:
     total = len(trials_by_id(plan))
-    screen = StudyProgress(plan.name, total, total - len(jobs), len(jobs), engine, quiet)
+    before = total - len(jobs)
+    screen = Progress(plan.name, total, "trials", quiet=quiet, plain_seconds=math.inf)
+    screen.start_at(before)
+    resumed = f", {before} already there" if before else ""
+    screen.line(f"study {plan.name}: {total} trials{resumed}; {_places(engine)}")
 
     def done(outcome: Outcome) -> None:
         if outcome.status == "failed":
             path = outcome.job.out
             if not (read_run(path).ended if (path / CONFIG).exists() else False):
                 record_failure(folder, outcome.job, outcome.error or "unknown")
-        screen.ended(outcome)
+        if outcome.status == "interrupted":
+            return
+        if outcome.status == LEFT:
+            screen.line(f"{outcome.job.label}: left; {outcome.error}")
+            return
+        screen.update(screen.done + 1, note="")
+        screen.line(
+            f"[{screen.done}/{total}] {outcome.job.label}: {_end_line(outcome)} "
+            f"({duration(outcome.seconds)}; {screen.left()})"
+        )
 
     with screen, _stop_sets(engine) as caught:
-        engine.run(jobs, done, screen.tick)
+        engine.run(jobs, done, lambda _: screen.update(screen.done, note=""))
     if caught:
         number = caught[0]
         raise InterruptedRun(
@@ -528,73 +537,13 @@ def _note_once(folder: StudyFolder, record: Mapping[str, Any], what: str, comman
 # -- words -----------------------------------------------------------------------------------------
 
 
-class StudyProgress:
-    """Progress over all trials with ETA on stderr: a bar, or plain lines where no terminal."""
-
-    def __init__(
-        self, name: str, total: int, done: int, left: int, engine: Engine, quiet: bool
-    ) -> None:
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
-        self.name, self.total, self.finished, self.left = name, total, done, left
-        self.workers = max(1, min(engine.workers, left))
-        self.seconds: list[float] = []
-        self.started = time.monotonic()
-        self.bar: Progress | None = None
-        if self.console.is_terminal and not quiet:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[eta]}"),
-                console=self.console,
-                transient=True,
-            )
-            self.task = self.bar.add_task(name, total=total, completed=done, eta="")
-        again = f", {done} already there" if done else ""
-        self.console.print(f"study {name}: {total} trials{again}; {_places(engine)}", markup=False)
-
-    def __enter__(self) -> StudyProgress:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def eta(self) -> str:
-        if not self.seconds:
-            return ""
-        mean = sum(self.seconds) / len(self.seconds)
-        return f"about {duration(mean * self.left / self.workers)} left"
-
-    def tick(self, running: Sequence[Job]) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, eta=self.eta())
-
-    def ended(self, outcome: Outcome) -> None:
-        if outcome.status == "interrupted":
-            return
-        if outcome.status == LEFT:
-            self.console.print(f"{outcome.job.label}: left; {outcome.error}", markup=False)
-            return
-        self.finished += 1
-        self.left -= 1
-        self.seconds.append(outcome.seconds)
-        result = outcome.status
-        if outcome.status == "done":
-            top1 = read_run(outcome.job.out).top1
-            result = f"error {100 - top1:.2f} %" if top1 is not None else "done"
-        elif outcome.error:
-            result = f"{outcome.status}: {outcome.error.strip().splitlines()[-1]}"
-        self.console.print(
-            f"[{self.finished}/{self.total}] {outcome.job.label}: {result} "
-            f"({duration(outcome.seconds)}; {self.eta()})",
-            markup=False,
-        )
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.finished, eta=self.eta())
+def _end_line(outcome: Outcome) -> str:
+    """How a trial ended: its error on validation, or why it has none."""
+    if outcome.status == "done":
+        top1 = read_run(outcome.job.out).top1
+        return f"error {100 - top1:.2f} %" if top1 is not None else "done"
+    why = f": {outcome.error.strip().splitlines()[-1]}" if outcome.error else ""
+    return f"{outcome.status}{why}"
 
 
 def _places(engine: Engine) -> str:

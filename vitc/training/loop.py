@@ -29,7 +29,7 @@ from vitc.files import read_json
 from vitc.machine import cores, environment
 from vitc.optim.schedule import lr_at
 from vitc.plugins.consent import with_sources
-from vitc.progress import RunProgress, what_limits
+from vitc.progress import Progress
 from vitc.runs.checkpoint import latest_checkpoint
 from vitc.runs.folder import CONFIG, RunFolder
 from vitc.stats.proportions import wilson
@@ -55,6 +55,7 @@ from vitc.training.initialise import (
 )
 from vitc.training.precise_bn import norms_in_training, renew
 from vitc.training.probe import faster_precision
+from vitc.training.report import what_limits
 from vitc.training.step import NormStatistics, ready_images, train_step
 from vitc.wording import counted, duration
 
@@ -209,7 +210,9 @@ class Trainer:
 
     def run(self, stop: StopSignal) -> RunResult:
         forget_peak_memory(self.device)
-        with RunProgress(self.config.name, self.total_steps, self.quiet) as self.progress:
+        with Progress(
+            self.config.name, self.total_steps, "step", quiet=self.quiet
+        ) as self.progress:
             self._introduce()
             self._resume()
             self.progress.start_at(self.state.step)
@@ -336,7 +339,7 @@ class Trainer:
         }
         state.sums.update(loss=0.0, grad_norm=0.0, steps=0.0)
         self.folder.metric(line)
-        self.progress.step(state.step, loss, rate)
+        self.progress.update(state.step, note=f"{rate:,.0f} img/s  loss {loss:.3f}")
 
     def _evaluates(self, epoch: int) -> bool:
         if "val" not in self.data.splits:
@@ -369,7 +372,7 @@ class Trainer:
         state.last_eval = {k: v for k, v in line.items() if k != "kind"}
         self.folder.metric(line)
         which = "" if state.ema is None else f" (EMA; raw {raw['top1']:.2f})"
-        self.progress.say(
+        self.progress.line(
             f"epoch {line['epoch']:>3}/{self.config.train.epochs}  "
             f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"
         )
@@ -481,7 +484,7 @@ class Trainer:
     def _finish(self) -> RunResult:
         self._save()
         summary = self._close("done")
-        self.progress.say(
+        self.progress.line(
             f"done in {duration(self.state.seconds)}{self._in_words(summary)}  ->  "
             f"{self.folder.path}"
         )
@@ -538,7 +541,7 @@ class Trainer:
         if slow:
             self._tell(slow)
         images = ", ".join(f"{n} {count:,}" for n, count in counts.items())
-        self.progress.say(
+        self.progress.line(
             f"{self.config.name}: {self.config.model.name} on {self.data.source} "
             f"({images} images, {len(self.data.classes)} classes), "
             f"{counted(t.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}, "
@@ -552,4 +555,4 @@ class Trainer:
 
     def _tell(self, text: str) -> None:
         self.folder.event(text)
-        self.progress.say(text)
+        self.progress.line(text)
