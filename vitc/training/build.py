@@ -1,20 +1,77 @@
-"""From a config to the parts of a run: model, state, batch plan, step settings."""
+"""From a config and its images to the parts of a run: model, state, batch plan, step settings."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from vitc.config import RunConfig
-from vitc.data.sampling import BatchPlan
+from vitc.data.dataset import DataSet
+from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model
 from vitc.optim.ema import build_ema
 from vitc.optim.optimizers import build_optimizer
+from vitc.optim.schedule import lr_at
 from vitc.runs.checkpoint import TrainState
 from vitc.training.device import Processes
 from vitc.training.freeze import freeze
 from vitc.training.step import StepSettings
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of and never changes while it goes."""
+
+    config: RunConfig
+    data: DataSet
+    device: torch.device
+    procs: Processes
+    plan: BatchPlan
+    settings: StepSettings
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.config.train.epochs
+
+    def lr(self, step: int) -> float:
+        """The learning rate of the step that follows `step` finished ones."""
+        optim = self.config.optim
+        return lr_at(
+            step,
+            peak=optim.peak_lr(self.config.train.batch),
+            schedule=optim.schedule,
+            epochs=self.config.train.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+
+def set_up(config: RunConfig, data: DataSet, device: torch.device, procs: Processes) -> Setup:
+    settings = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+    steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
+    return Setup(config, data, device, procs, batch_plan(config, procs), settings, steps)
+
+
+def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """data.json: what predicting and evaluating need to know of the images."""
+    return {
+        "source": data.source,
+        "classes": list(data.classes),
+        "counts": {name: len(split.labels) for name, split in data.splits.items()},
+        "img_size": list(config.model.size),
+        "in_chans": config.model.in_chans,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "fit": config.data.fit,
+        "eval_crop": config.data.eval_crop,
+        "fingerprint": data.fingerprint,
+        "notes": list(data.notes),
+    }
 
 
 def initial_model(config: RunConfig, num_classes: int) -> nn.Module:

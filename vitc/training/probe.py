@@ -96,11 +96,11 @@ def _measure(
     with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
         before = time.perf_counter()
         for micros in batches:
-            loss, _ = train_step(state, model, micros, lr, norms, settings)
+            outcome = train_step(state, model, micros, lr, norms, settings)
             state.step = min(state.step + 1, steps * t.epochs)
             if state.ema is not None:
                 state.ema.update(model, state.step)
-            loss.item()  # the work is done when this is here
+            outcome["loss"].item()  # waits until the work is done
             times.append(time.perf_counter() - before)
             before = time.perf_counter()
             if sum(times[1:]) > seconds:  # the first step is not like the others

@@ -1,6 +1,143 @@
-"""What a run reports: its lines on the screen and in events.log, and its summary."""
+"""What a run reports: lines on the screen, metrics.jsonl, events.log and summary.json."""
 
 from __future__ import annotations
+
+import time
+from typing import Any
+
+from vitc.data.loader import TrainLoader
+from vitc.machine import cores, environment
+from vitc.progress import Progress
+from vitc.runs.checkpoint import TrainState
+from vitc.runs.folder import RunFolder
+from vitc.stats.proportions import wilson
+from vitc.training.build import Setup
+from vitc.training.device import describe, peak_memory, precision_note
+from vitc.wording import counted, duration
+
+
+class Report:
+    """Writes what happens in a run to its folder and to stderr."""
+
+    def __init__(self, setup: Setup, folder: RunFolder, progress: Progress) -> None:
+        self.setup, self.folder, self.progress = setup, folder, progress
+        self.started = time.monotonic()
+        self.noted: set[str] = set()
+        self.limit_noted = False
+
+    def note(self, text: str) -> None:
+        """A line for the screen and events.log."""
+        self.folder.event(text)
+        self.progress.line(text)
+
+    def note_once(self, text: str) -> None:
+        if text not in self.noted:
+            self.noted.add(text)
+            self.note(text)
+
+    def introduce(self) -> None:
+        """What is trained, on what, for how long, where."""
+        setup, t = self.setup, self.setup.config.train
+        for note in (*setup.data.notes, precision_note(t.precision, setup.device)):
+            if note:
+                self.note(note)
+        splits = ", ".join(f"{name} {len(s.labels):,}" for name, s in setup.data.splits.items())
+        self.progress.line(
+            f"{setup.config.name}: {setup.config.model.name} on {setup.data.source} "
+            f"({splits} images, {len(setup.data.classes)} classes), {counted(t.epochs, 'epoch')} "
+            f"of {counted(setup.steps_per_epoch, 'step')}, batch {t.batch}, {t.precision}, "
+            f"on {describe(setup.device)}"
+        )
+
+    def start(self, step: int) -> None:
+        """The first step is about to be taken after `step` earlier ones."""
+        self.started = time.monotonic()
+        self.progress.start_at(step)
+
+    def train_line(self, state: TrainState, lr: float) -> None:
+        """The means since the last such line, which begin again from zero."""
+        means = {name: state.sums[name] / state.sums["steps"] for name in ("loss", "grad_norm")}
+        state.sums.update(dict.fromkeys(state.sums, 0.0))
+        rate = self._rate(state)
+        self.folder.metric(
+            {
+                "kind": "train",
+                "step": state.step,
+                "epoch": round(state.step / self.setup.steps_per_epoch, 4),
+                **means,
+                "lr": lr,
+                "images_per_second": rate,
+                "seconds": round(state.seconds, 3),
+            }
+        )
+        note = f"{rate:,.0f} img/s  loss {means['loss']:.3f}"
+        self.progress.update(state.step, note=note)
+
+    def _rate(self, state: TrainState) -> float:
+        images = state.step * self.setup.config.train.batch
+        return round(images / max(state.seconds, 1e-9), 1)
+
+    def eval_line(self, state: TrainState, line: dict[str, Any]) -> None:
+        self.folder.metric(line)
+        which = "" if state.ema is None else f" (EMA; raw {line['top1_raw']:.2f})"
+        self.progress.line(
+            f"epoch {line['epoch']:>3}/{self.setup.config.train.epochs}  "
+            f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"
+        )
+
+    def limit(self, batches: TrainLoader) -> None:
+        """After the first epoch here: does reading images or computing limit the rate?"""
+        if self.limit_noted:
+            return
+        self.limit_noted = True
+        seconds, device = time.monotonic() - self.started, self.setup.device.type
+        self.note(what_limits(batches.wait_seconds, seconds, batches.workers, cores(), device))
+
+    def close(
+        self, state: TrainState, status: str, error: Exception | None = None
+    ) -> dict[str, Any]:
+        """Write summary.json, with the error where there was one; returns its content."""
+        setup, last = self.setup, state.last_eval
+        summary: dict[str, Any] = {
+            "status": status,
+            "run": str(self.folder.path),
+            "top1": last.get("top1"),
+            "top1_raw": last.get("top1_raw"),
+            "top1_best": state.best.get("top1"),
+            "top5": last.get("top5"),
+            "step": state.step,
+            "total_steps": setup.steps,
+            "epochs": setup.config.train.epochs,
+            "train_seconds": round(state.seconds, 3),
+            "images_per_second": self._rate(state),
+            "skipped_files": state.skipped,
+            "peak_memory_bytes": peak_memory(setup.device),
+            "data_fingerprint": setup.data.fingerprint,
+            "device": describe(setup.device),
+            **environment(),
+        }
+        if error is not None:
+            summary["error"] = str(error)
+            self.folder.event(f"{status}: {error}")
+        else:
+            self.folder.event(f"{status} at step {state.step}")
+        self.folder.write_summary(summary)
+        if error is None:
+            took, path = duration(state.seconds), self.folder.path
+            self.progress.line(f"done in {took}{_result(summary, last)}  ->  {path}")
+        return summary
+
+
+def _result(summary: dict[str, Any], last: dict[str, Any]) -> str:
+    if summary["top1"] is None:
+        return "; there were no validation images to measure it on"
+    n = int(last["n"])
+    low, high = wilson(summary["top1"], n)
+    return (
+        f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
+        f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
+    )
+
 
 LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays
 

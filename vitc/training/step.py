@@ -41,13 +41,13 @@ def train_step(
     lr: float,
     norms: NormStatistics,
     s: StepSettings,
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """Advance `state` by one step over this process's micro-batches.
 
-    `forward` is the model, or the model compiled or wrapped for several processes. Returns the
-    loss averaged over the micro-batches of all processes and the gradient norm before clipping,
-    both 0-d float32 on the device: the caller decides when to read them. A step whose gradient is
-    not finite changes no weight.
+    `forward` is the model, or the model compiled or wrapped for several processes. Returns
+    `loss`, averaged over the micro-batches of all processes, and `grad_norm`, before clipping:
+    0-d float32 on the device, for the caller to read when it waits for the device anyway. A step
+    whose loss or gradient is not finite changes no weight.
     """
     set_lr(state.optimizer, lr)
     total = torch.zeros((), device=s.device)
@@ -73,7 +73,7 @@ def train_step(
     total /= s.procs.world
     _guarded_update(state.optimizer, finite=torch.isfinite(total) & torch.isfinite(grad_norm))
     state.optimizer.zero_grad(set_to_none=True)
-    return total, grad_norm
+    return {"loss": total, "grad_norm": grad_norm}
 
 
 def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
