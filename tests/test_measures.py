@@ -533,7 +533,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
     """The verbs as they are, but every trial's result is made up: error falls with length."""
     plans: list[Plan] = []
 
-    def run_trials(args: Any, folder: StudyFolder, plan: Plan) -> None:
+    def run_trials(args: Any, folder: StudyFolder, plan: Plan) -> Plan:
         plans.append(plan)
         invent(
             folder,
@@ -546,6 +546,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
                 + (t.contender == "vit_p_tiny")
             ),
         )
+        return plan
 
     monkeypatch.setattr(cli_measures, "run_trials", run_trials)
     # Drawing takes most of the time; one test above draws.

@@ -212,7 +212,6 @@ def test_a_fresh_study_has_the_same_plan_trials_and_numbers(tmp_path: Path) -> N
     assert not differences(stored["plan"], fresh["plan"], 0.0)
     for a, b in zip(stored["plan"]["groups"], fresh["plan"]["groups"], strict=True):
         assert not config_differences(a, b)
-    assert fresh["hash"] == old["hash"]
     if SAME_MACHINE:
         assert new == old["trials"]
         timeless = cases.without(old["results"], cases.WALL)

@@ -19,7 +19,7 @@ import pytest
 
 from tests.test_state import in_child
 from vitc import files
-from vitc.config import RunConfig, from_dict
+from vitc.config import RunConfig, from_dict, read_config
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import FolderLock, read_json, write_atomically
 from vitc.machine import environment
@@ -77,9 +77,7 @@ def test_a_new_run_writes_its_config_first(tmp_path: Path, exists: bool) -> None
         assert not folder.resumed
         assert folder.path == path
         assert folder.checkpoints == path / "checkpoints"
-        assert from_dict(read_json(path / "config.json")) == config(
-            train__epochs=3, model__stem="conv", optim="sgd"
-        )
+        assert read_config(path) == config(train__epochs=3, model__stem="conv", optim="sgd")
         assert read_metrics(path) == []
         assert read_summary(path) is None
 
@@ -140,7 +138,7 @@ def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) 
     with begin(tmp_path, **changed) as folder:
         assert folder.resumed
     assert "train.device: auto -> cpu" in (tmp_path / "events.log").read_text()
-    assert from_dict(read_json(tmp_path / "config.json")) == config(**changed)
+    assert read_config(tmp_path) == config(**changed)
     assert {k.replace("__", ".") for k in changed} - {"data.source"} == runlog.HARMLESS
 
 
@@ -165,7 +163,7 @@ def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path: Path)
         end(folder)
     with begin(tmp_path, overwrite=True, train__epochs=9) as folder:
         assert not folder.resumed
-    assert from_dict(read_json(tmp_path / "config.json")) == config(train__epochs=9)
+    assert read_config(tmp_path) == config(train__epochs=9)
     assert set(everything(tmp_path)) == {
         ".lock",
         "config.json",

@@ -1,4 +1,8 @@
-"""RunConfig = model + data + optim + train: load, override, check, save. Free of torch."""
+"""RunConfig = model + data + optim + train: load, override, check, save under a schema.
+
+Saved JSON carries `"schema"`. A setting that is renamed, moved or retired later goes into `CHANGES`
+under a new schema, and `upgrade` brings every older file up to date. Free of torch.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ import os
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.data.config import DataConfig
-from vitc.errors import ConfigError, suggest, unknown
+from vitc.errors import ConfigError, VitcError, suggest, unknown
 from vitc.files import read_json
 from vitc.models.config import (
     MODEL_KINDS,
@@ -157,9 +162,15 @@ def setting_docs(config: Any, path: str = "") -> dict[str, str]:
     return out
 
 
+@cache
+def _hints(cls: Hashable) -> dict[str, Any]:
+    """The annotated types of a class's fields; slow to read, and the same every time."""
+    return typing.get_type_hints(cls)
+
+
 def leaf_types(config: Any, path: str = "") -> dict[str, Any]:
     """The annotated type of every setting, by its dotted name as in `leaves`."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(config.__class__)
     out: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -170,6 +181,7 @@ def leaf_types(config: Any, path: str = "") -> dict[str, Any]:
     return out
 
 
+@cache
 def all_leaf_types() -> dict[str, Any]:
     """The same over every kind of model, stem and optimizer: what may stand on a command line."""
     out = leaf_types(RunConfig())
@@ -209,7 +221,7 @@ def flat_values(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _overlay(config: Any, flat: Mapping[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(config.__class__)
     groups: dict[str, dict[str, Any]] = {}  # first part of the name -> {rest, or "": value}
     for name, value in flat.items():
         head, _, rest = name.partition(".")
@@ -350,6 +362,94 @@ def type_name(hint: Any) -> str:
     return names.get(hint, str(hint))
 
 
+# -- saved configs and their schema ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How settings of the schema before are called in this one, by their dotted names."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Old name -> new name; the name of a component moves all its settings."""
+    values: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
+    """Name (the new one) -> old value -> new value."""
+    retired: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Name -> the values that mean what is done today without the setting; a file with another
+    value cannot be repeated. Empty: the setting never changed a result, so any value will do."""
+
+
+SCHEMA = 2
+CHANGES: dict[int, Changes] = {2: Changes()}  # schema -> what it changed; 1: files without a schema
+
+
+def upgrade(values: Mapping[str, Any], schema: int | None = None) -> dict[str, Any]:
+    """Saved settings, nested or dotted, under today's names: dotted, with today's `schema`.
+
+    `schema`: that of the values where they do not carry it themselves; without any it is 1.
+    Raises ConfigError: a newer schema, or a retired setting that changed results.
+    """
+    flat = flat_values(values)
+    found = flat.pop("schema", 1 if schema is None else schema)
+    if type(found) is not int or found < 1:
+        raise ConfigError(f"schema is {found!r}; it must be a whole number of at least 1.")
+    if found > SCHEMA:
+        raise ConfigError(
+            f"The settings are of schema {found}; this version of vitc reads schemas up to "
+            f"{SCHEMA}.",
+            "Use the version of vitc that wrote them, or a newer one.",
+        )
+    for number in range(found + 1, SCHEMA + 1):
+        flat = _changed(flat, CHANGES[number])
+    return {"schema": SCHEMA, **flat}
+
+
+def _changed(flat: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in flat.items():
+        same = changes.retired.get(name)
+        if same is not None:
+            if same and value not in same:
+                raise ConfigError(
+                    f"{name} is {value!r}, but the setting was retired; what is done today is that "
+                    f"of {' or '.join(map(repr, same))}.",
+                    "Use the version of vitc that wrote the file.",
+                )
+            continue
+        moved = [old for old in changes.renamed if name == old or name.startswith(f"{old}.")]
+        if moved:
+            old = max(moved, key=len)
+            name = changes.renamed[old] + name[len(old) :]
+        single = isinstance(value, str | int | float)
+        out[name] = changes.values.get(name, {}).get(value, value) if single else value
+    return out
+
+
+def to_saved(config: RunConfig) -> dict[str, Any]:
+    """What is written to disk: `to_dict` under its schema."""
+    return {"schema": SCHEMA, **to_dict(config)}
+
+
+def from_saved(values: Mapping[str, Any], where: object) -> RunConfig:
+    """The config that was saved as `values`, of this or an older schema.
+
+    Raises ConfigError, which names `where`: a newer schema, or a setting that neither today's
+    components nor `CHANGES` know.
+    """
+    try:
+        flat = upgrade(values)
+        del flat["schema"]
+        return from_dict(flat)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", error.hint) from error
+
+
+def read_config(path: Path, error: type[VitcError] = ConfigError) -> RunConfig:
+    """The config in a file, or in the folder of a run. Raises ConfigError, which names the file;
+    `error` where it cannot be read."""
+    file = path / "config.json" if path.is_dir() else path
+    return from_saved(read_json(file, error), file)
+
+
 def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
     """The config behind a recipe's name, a config file or a run folder, before overrides.
 
@@ -370,7 +470,7 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
             f"{'.' if is_there else f'; nothing of that name exists.{near}'}",
             "All recipes: vitc show --list",
         )
-    config = from_dict(read_json(file))
+    config = read_config(file)
     if optim is not None:
         config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
     return config

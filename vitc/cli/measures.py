@@ -128,8 +128,7 @@ def _tuned(
         groups, points, draws=draws, seed=args.seed, name=f"{folder.path.name} tuning"
     )
     plan = before_measuring(plan)
-    run_trials(args, inside, plan)
-    return best_values(inside, plan)
+    return best_values(inside, run_trials(args, inside, plan))
 
 
 def _plan(
@@ -606,13 +605,13 @@ def _paper_study(
         about = [f"lr and weight decay are the best of {tune} draws of {epochs} epochs, {CHOSEN}"]
         steps.append((StudyFolder(folder.path / TUNING), first))
         if not args.dry_run:
-            run_trials(args, *steps[0])
-            chosen, _ = best_values(*steps[0])
+            inside, first = steps[0]
+            chosen, _ = best_values(inside, run_trials(args, inside, first))
             about = [f"{about[0]}: {_told(chosen)}"]
     plan = measured()
     if args.dry_run:
-        return _paper_dry_run(args, [*steps, (folder, plan)])
-    run_trials(args, folder, plan)
+        return _paper_dry_run(args, [*steps, (folder, folder.joined(plan))])
+    plan = run_trials(args, folder, plan)
     if args.exhibit == "fig11":
         from vitc.study.paper.second import measure_second
 

@@ -242,10 +242,11 @@ def _ranges(args: Namespace) -> dict[str, dict[str, Range]]:
     return found
 
 
-def run_trials(args: Namespace, folder: StudyFolder, plan: Plan) -> None:
-    """Run what is missing of a plan, as the words of `shared_options` say."""
+def run_trials(args: Namespace, folder: StudyFolder, plan: Plan) -> Plan:
+    """Run what is missing of a plan, as the options of `shared_options` ask; the plan as stored."""
     from vitc.study.runner import conduct
 
+    plan = folder.joined(plan)
     engine = engine_of(args, plan)
     if args.dry_run:
         only_say(folder, plan, engine)
@@ -257,10 +258,11 @@ def run_trials(args: Namespace, folder: StudyFolder, plan: Plan) -> None:
         retry_failed=args.retry_failed,
         command=shlex.join(["vitc", *sys.argv[1:]]),
     )
+    return plan
 
 
 def _conduct(args: Namespace, folder: StudyFolder, plan: Plan) -> int:
-    run_trials(args, folder, plan)
+    plan = run_trials(args, folder, plan)
     if args.test:
         from vitc.study.chosen import measure_chosen
 

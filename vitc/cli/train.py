@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.cli.parser import Parser, Verb, emit, emit_json, note, seconds, settings_help
-from vitc.config import RunConfig, load_config, resolve_config, to_dict
+from vitc.config import RunConfig, load_config, resolve_config, to_saved
 from vitc.errors import ConfigError, suggest
 
 # What people change most; `--help-all` lists every setting.
@@ -192,7 +192,7 @@ def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) ->
     if notes:
         saved = Path(f"{out}.json")
         saved.parent.mkdir(parents=True, exist_ok=True)
-        saved.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+        saved.write_text(json.dumps(to_saved(config), indent=2) + "\n", encoding="utf-8")
     if args.json:
         about = {"out": str(out), "notes": notes, "config": str(saved) if saved else None}
         emit_json({**page.values, **about})

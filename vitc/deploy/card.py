@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
+from vitc.config import RunConfig, flat_values, read_config, resolve_config, to_dict
 from vitc.errors import CheckpointError, VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.wording import counted
@@ -71,10 +71,9 @@ def run_card(
     `cost`: the model's, or None and `why_not`. `numbers`: how many the weights hold, buffers
     included. Raises CheckpointError: the folder's files are damaged.
     """
-    from vitc.files import read_json
-    from vitc.runs.folder import CONFIG, read_data, read_summary
+    from vitc.runs.folder import read_data, read_summary
 
-    config, record = from_dict(read_json(run / CONFIG, CheckpointError)), read_data(run)
+    config, record = read_config(run, CheckpointError), read_data(run)
     summary, results = read_summary(run) or {}, results_of(run, weights)
     return _written(
         _front(config.model, record, results),

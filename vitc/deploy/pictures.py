@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.config import from_dict
+from vitc.config import read_config
 from vitc.deploy.show import check_plot, model_with
 from vitc.errors import BrokenFileError, ConfigError, suggest
-from vitc.files import read_json
 from vitc.views.model import Page, Part, Table, Text
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def _trained(run: Path) -> Subject:
         model, record, _ = predictor_parts(run)
         return Subject(f"the saved model {_place(run)}", model, record, True)
     model, record = load_model(run, "ema")
-    name = from_dict(read_json(run / "config.json")).model.name
+    name = read_config(run).model.name
     return Subject(f"{name} of {_place(run)}, EMA weights", model, record, True)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitc.config import RunConfig, from_dict, to_dict
+from vitc.config import SCHEMA, RunConfig, from_saved, read_config, to_dict
 from vitc.data.preprocessing import KEYS as PREPROCESSING
 from vitc.data.preprocessing import Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
@@ -125,7 +125,7 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     from vitc.weights.files import blueprint, kinds
 
     check_run(run)
-    config = with_sources(from_dict(read_json(run / CONFIG, CheckpointError)).model, run)
+    config = with_sources(read_config(run, CheckpointError).model, run)
     record = read_data(run)
     k = len(record["classes"])
     tensors = load_weights_of(run, ema=weights == "ema")
@@ -289,6 +289,7 @@ def _config_values(saved: Saved) -> dict[str, Any]:
         "format": FORMAT,
         "library": LIBRARY,
         "vitc_version": __version__,
+        "schema": SCHEMA,
         "model": to_dict(RunConfig(model=config))["model"],
         "num_classes": saved.num_classes,
         "classes": saved.classes,
@@ -486,7 +487,7 @@ def read_pretrained(folder: Path) -> Saved:
         raise CheckpointError(f"{file} is damaged: {problem}.")
     classes = values["classes"]
     return Saved(
-        _model_config(values["model"], file),
+        _model_config(values["model"], values.get("schema", 1), file),
         values["num_classes"],
         None if classes is None else tuple(classes),
         values["preprocessing"],
@@ -497,7 +498,7 @@ def read_pretrained(folder: Path) -> Saved:
 
 def _problem(values: Mapping[str, Any]) -> str | None:
     """What is wrong with the values beside `model`, in words."""
-    unknown = [k for k in values if k not in KEYS]
+    unknown = [k for k in values if k not in (*KEYS, "schema")]
     missing = [k for k in KEYS if k not in values]
     if unknown or missing:
         return f"{unknown[0][:60]!r} is unknown" if unknown else f"it has no {missing[0]!r}"
@@ -529,9 +530,9 @@ def _preprocessing_problem(values: Any, in_chans: Any) -> str | None:
     return None if problem is None else f"preprocessing: {problem}"
 
 
-def _model_config(values: dict[str, Any], file: Path) -> ModelConfig:
+def _model_config(values: dict[str, Any], schema: Any, file: Path) -> ModelConfig:
     try:
-        return from_dict({"model": values}).model
+        return from_saved({"schema": schema, "model": values}, file).model
     except (ConfigError, RecursionError, AttributeError, TypeError) as error:
         what = error.message if isinstance(error, ConfigError) else "nested in no known way"
         raise CheckpointError(

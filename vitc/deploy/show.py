@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig, flat_values, from_dict, resolve_config, to_dict
+from vitc.config import RunConfig, flat_values, read_config, resolve_config, to_dict
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.files import read_json
 from vitc.views.model import Page, Part, Table, Text
@@ -429,7 +429,7 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
     from vitc.models.config import CustomStemConfig
     from vitc.runs.folder import DATA, read_metrics, read_summary
 
-    config = from_dict(read_json(run / "config.json"))
+    config = read_config(run)
     classes = read_json(run / DATA).get("classes") if (run / DATA).exists() else None
     few = isinstance(classes, list) and not _tells_top5(len(classes))
     summary, metrics = read_summary(run), read_metrics(run)

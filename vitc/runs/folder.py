@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vitc.config import RunConfig, differences, from_dict, to_dict
+from vitc.config import RunConfig, differences, read_config, to_saved
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import (
     LOCK,
@@ -167,7 +167,7 @@ class RunFolder:
     def _continue(self, config: RunConfig) -> None:
         """Go on with the run that is there, or say why not."""
         try:
-            old = from_dict(read_json(self.path / CONFIG))
+            old = read_config(self.path)
         except ConfigError as error:
             raise ConfigError(
                 f"The run in {self.path} has a config of another version: {error.message}",
@@ -294,7 +294,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _config_text(config: RunConfig) -> str:
-    return to_json(to_dict(config), indent=2) + "\n"
+    return to_json(to_saved(config), indent=2) + "\n"
 
 
 def _is_run(path: Path) -> bool:

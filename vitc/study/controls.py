@@ -47,7 +47,8 @@ def control_groups(
 
 def _with(group: Group, what: str, **settings: object) -> Group:
     config = load_config(group.config, **settings)
-    return dataclasses.replace(group, contender=f"{group.contender}, {what}", config=config)
+    named = dataclasses.replace(group, contender=f"{group.contender}, {what}")
+    return named.with_config(config)
 
 
 def _smaller_patch(group: Group) -> Group | None:

@@ -12,14 +12,25 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitc.config import RunConfig, all_leaf_types, differences, from_dict, to_dict
+from vitc.config import (
+    SCHEMA,
+    RunConfig,
+    differences,
+    flat_values,
+    from_dict,
+    from_saved,
+    to_dict,
+    upgrade,
+)
 from vitc.data.sampling import uniform
 from vitc.errors import ConfigError
 from vitc.files import LOCK, read_json, write_json
@@ -29,7 +40,6 @@ from vitc.runs.folder import keep_sources
 from vitc.wording import short
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 1
 RECORD = {
     "plan": dict,
     "hash": str,
@@ -41,6 +51,14 @@ RECORD = {
 TUNING_SEEDS = 250_000  # where its seeds start; the A/A control's are 500,000 on
 TUNING = "tuning"  # folder of a first study whose best settings the measured one takes
 HPARAMS = "hparams"  # the measure of a plan that says none
+_NO_RESULT = (  # settings that decide no result: where a trial runs, how often it saves
+    "train.device",
+    "train.save_every_seconds",
+    "train.save_every_steps",
+    "train.keep_checkpoints",
+    "data.workers",
+)
+NOT_HASHED = {1: _NO_RESULT, 2: _NO_RESULT}  # by schema, with its names
 PRIMARY = "top-1 error of the EMA weights on validation after the last epoch"
 DIVERGED = "a run whose loss stops being finite counts as chance error and stays in the statistics"
 
@@ -84,23 +102,54 @@ class Group:
     """What the draw seeds; every other seed is then the same in all draws."""
     ranges: dict[str, Range] | None = None
     """Its own ranges, drawn from at the same quantiles; None: those of the plan."""
+    stored: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The config as plan.json has it, under the plan's schema: what trial ids are hashes of. None:
+    the group is not on disk yet."""
 
     @property
     def key(self) -> str:
         return "/".join(x for x in (self.contender, self.optim, self.point) if x)
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The config as plan.json has it, or will have it."""
+        return to_dict(self.config) if self.stored is None else self.stored
+
+    def with_config(self, config: RunConfig) -> Group:
+        """The group with other settings: its trials are others."""
+        return dataclasses.replace(self, config=config, stored=None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run of the study; `id` is the hash of its resolved config."""
+    """One run of the study; `id` is the hash of its settings as the plan has them."""
 
     id: str
-    contender: str
-    optim: str
+    group: Group
     draw: int
     values: dict[str, float]
-    config: RunConfig
-    point: str = ""
+    """What was drawn, by the names of the plan's schema."""
+    seeds: dict[str, int]
+    schema: int = SCHEMA
+
+    @property
+    def contender(self) -> str:
+        return self.group.contender
+
+    @property
+    def optim(self) -> str:
+        return self.group.optim
+
+    @property
+    def point(self) -> str:
+        return self.group.point
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Built when it is asked for: a report of thousands of trials needs few of them."""
+        settings = upgrade({**self.values, **self.seeds}, self.schema)
+        del settings["schema"]
+        return from_dict(settings, self.group.config)
 
     @property
     def label(self) -> str:
@@ -125,11 +174,13 @@ class Plan:
     measure: str = HPARAMS
     """What is measured; it decides how the report reads the trials (`reading.MEASURES`)."""
     about: tuple[str, ...] = ()
-    """Sentences on how the settings were come by, for the report."""
+    """Sentences for the report on where the settings come from; no part of the hash."""
     exhibit: str = ""
     """The figure or table of the paper that this is (`paper.EXHIBITS`), and at which scale."""
     seed_start: int = 0
     """Added to every seed: draws that only choose settings are no run that is measured after."""
+    schema: int = SCHEMA
+    """The schema of the groups' stored settings and of the names in the ranges."""
 
     @property
     def chance_error(self) -> float:
@@ -159,26 +210,36 @@ class Plan:
         if not ranges:
             return {}
         u = uniform(self.seed, f"study {optim}", 0, np.array([draw]), len(ranges))[0]
-        types = all_leaf_types()
         values = {name: r.at(float(x)) for (name, r), x in zip(ranges.items(), u, strict=True)}
-        return {n: round(v) if types.get(n) is int else v for n, v in values.items()}
+        whole = self._whole.get(optim, set())
+        return {n: round(v) if n in whole else v for n, v in values.items()}
+
+    @cached_property
+    def _whole(self) -> dict[str, set[str]]:
+        """Optimizer -> the settings of its groups that are whole numbers."""
+        found: dict[str, set[str]] = {}
+        for group in self.groups:
+            flat = flat_values(group.settings)
+            found.setdefault(group.optim, set()).update(
+                n for n, v in flat.items() if type(v) is int
+            )
+        return found
 
     def trials(self) -> Iterator[Trial]:
         """All trials, draw by draw: an unfinished study then holds whole pairs."""
+        settings = [hashed_settings(group.settings, self.schema) for group in self.groups]
         for draw in range(self.draws):
-            for group in self.groups:
+            for group, stored in zip(self.groups, settings, strict=True):
                 values = self.draw_values(group.optim, draw, group.ranges)
                 base = 1000 * self.seed + self.seed_start + group.seed_shift
                 seeds = {"train.seed": base, **dict.fromkeys(group.seed_names, base + draw)}
-                config = from_dict({**values, **seeds}, group.config).checked()
                 yield Trial(
-                    id=config_hash(config),
-                    contender=group.contender,
-                    optim=group.optim,
+                    id=_sha(_with(stored, {**values, **seeds}))[:12],
+                    group=group,
                     draw=draw,
                     values=values,
-                    config=config,
-                    point=group.point,
+                    seeds=seeds,
+                    schema=self.schema,
                 )
 
     def checked(self) -> Plan:
@@ -205,20 +266,34 @@ class Plan:
             )
         if found:
             raise ConfigError("\n".join(found), "See: vitc study hparams --help")
-        next(self.trials())  # a setting that no config has is refused here, not at trial 1
+        next(self.trials()).config.checked()
         return self
 
+    def check_trials(self) -> None:
+        """Refuse draws that no run can have before the first one is run. Raises ConfigError."""
+        for trial in self.trials():
+            trial.config.checked()
 
-def config_hash(config: RunConfig) -> str:
-    """12 hex digits of what decides a run's result; where and how often it logs does not."""
-    values = to_dict(config)
-    for name in ("device", "save_every_seconds", "save_every_steps", "keep_checkpoints"):
-        values["train"].pop(name)
-    values["data"].pop("workers")
+
+def hashed_settings(stored: Mapping[str, Any], schema: int) -> dict[str, Any]:
+    """What decides a run's result; where and how often it saves does not."""
+    values = json.loads(json.dumps(stored))
+    for name in NOT_HASHED[schema]:
+        component, _, leaf = name.rpartition(".")
+        values[component].pop(leaf, None)
     stem = values["model"].get("stem", {})
-    if stem.get("sha256"):  # of a stem from outside the content counts, not where it lies
+    if stem.get("sha256"):  # of a custom stem the content counts, wherever its file is
         stem["source"] = Custom(STEM, stem["source"]).what
-    return _sha(values)[:12]
+    return typing.cast(dict[str, Any], values)
+
+
+def _with(values: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others by their dotted names; what is not changed is shared."""
+    out = dict(values)
+    for name, value in changed.items():
+        head, _, rest = name.partition(".")
+        out[head] = _with(out.get(head, {}), {rest: value}) if rest else value
+    return out
 
 
 def _sha(values: Any) -> str:
@@ -278,7 +353,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "contender": g.contender,
                 "optim": g.optim,
                 "seed_shift": g.seed_shift,
-                "config": to_dict(g.config),
+                "config": g.settings,
                 **_group_extras(g),
             }
             for g in plan.groups
@@ -286,23 +361,21 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "ranges": {
             o: {n: dataclasses.asdict(r) for n, r in rs.items()} for o, rs in plan.ranges.items()
         },
-        "draws": [
-            {"optim": o, "draw": i, **plan.draw_values(o, i)}
-            for o in plan.optims
-            for i in range(plan.draws)
-        ],
+        "draws": _draws(plan),
         "draw_count": plan.draws,
         "seed": plan.seed,
         "classes": plan.classes,
         "batch": sorted({g.config.train.batch for g in plan.groups}),
         "budget_epochs": sorted({g.config.train.epochs for g in plan.groups}),
-        "primary_metric": PRIMARY,
-        "divergence_rule": DIVERGED,
         **({} if plan.measure == HPARAMS else {"measure": plan.measure}),
-        **({"about": list(plan.about)} if plan.about else {}),
         **({"exhibit": plan.exhibit} if plan.exhibit else {}),
         **({"seed_start": plan.seed_start} if plan.seed_start else {}),
     }
+
+
+def _draws(plan: Plan) -> list[dict[str, Any]]:
+    every = ((o, i) for o in plan.optims for i in range(plan.draws))
+    return [{"optim": o, "draw": i, **plan.draw_values(o, i)} for o, i in every]
 
 
 def _group_extras(g: Group) -> dict[str, Any]:
@@ -317,8 +390,8 @@ def _group_extras(g: Group) -> dict[str, Any]:
     return extras
 
 
-def from_json(values: Mapping[str, Any]) -> Plan:
-    """The plan that `to_json` wrote. Raises ConfigError where it is not one."""
+def from_json(values: Mapping[str, Any], schema: int = SCHEMA, about: Sequence[str] = ()) -> Plan:
+    """The plan that `to_json` wrote under a schema. Raises ConfigError where it is not one."""
     try:
         return Plan(
             name=values["name"],
@@ -327,7 +400,8 @@ def from_json(values: Mapping[str, Any]) -> Plan:
                     contender=g["contender"],
                     optim=g["optim"],
                     seed_shift=g["seed_shift"],
-                    config=from_dict(g["config"]),
+                    config=from_saved({"schema": schema, **g["config"]}, g["contender"]),
+                    stored=g["config"],
                     point=g.get("point", ""),
                     seed_names=tuple(g.get("seed_names", ("train.seed",))),
                     ranges={n: Range(**r) for n, r in g["ranges"].items()}
@@ -344,7 +418,8 @@ def from_json(values: Mapping[str, Any]) -> Plan:
             reference=values["reference"],
             classes=values["classes"],
             measure=values.get("measure", HPARAMS),
-            about=tuple(values.get("about", ())),
+            about=tuple(values.get("about", about)),
+            schema=schema,
             exhibit=values.get("exhibit", ""),
             seed_start=values.get("seed_start", 0),
         )
@@ -384,6 +459,12 @@ class StudyFolder:
         file = self.path / PLAN_FILE
         try:
             record = read_json(file)
+            schema = record.get("schema", 1)
+            if type(schema) is int and schema > SCHEMA:
+                raise ConfigError(
+                    f"{file} is of schema {schema}; this version reads schemas up to {SCHEMA}.",
+                    "Use the version of vitc that began the study, or a newer one.",
+                )
             lacking = [name for name, kind in RECORD.items() if type(record.get(name)) is not kind]
             if lacking:
                 raise ConfigError(f"{file} is damaged: it has no {', '.join(lacking)}.")
@@ -394,48 +475,29 @@ class StudyFolder:
         except ConfigError as error:
             raise ConfigError(
                 error.message,
-                "Restore it from a copy, or start a new study with another --out. The trials are "
-                f"runs of their own, in {self.trials}.",
+                error.hint
+                or "Restore it from a copy, or start a new study with another --out. The trials "
+                f"are runs of their own, in {self.trials}.",
             ) from error
-        return from_json(record["plan"]), record
+        try:
+            plan = from_json(record["plan"], schema, record.get("about", ()))
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error.message}", error.hint) from error
+        return plan, record
 
-    def start(self, plan: Plan, environment: Mapping[str, Any], command: str) -> dict[str, Any]:
-        """Write the plan before the first trial, or join the study that is there.
+    def joined(self, plan: Plan) -> Plan:
+        """The plan that its command runs here: as it is, or the stored one with its draws.
 
-        The same plan continues; the same plan with more draws is extended, which is noted in the
-        history. Anything else is refused with what differs.
+        What is stored stays, under the schema it was stored in, so that its trials are found.
+        Raises ConfigError: a setting differs, or there are fewer draws than before.
         """
-        names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        if not self.exists() and names - {LOCK, TUNING}:
-            raise ConfigError(
-                f"{self.path} is not empty and is not a study.", "Give another --out."
-            )
-        values = to_json(plan)
         if not self.exists():
-            record: dict[str, Any] = {
-                "version": PLAN_VERSION,
-                "hash": _sha(values),
-                "first_hash": _sha(values),
-                "created": _now(),
-                "command": command,
-                "environment": dict(environment),
-                "plan": values,
-                "history": [],
-            }
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._write(record)
-            self._keep_sources(plan)
-            return record
-        old, record = self.read()
-        self._keep_sources(plan)
-        # sentences may be worded better since: they decide no trial
-        plan = dataclasses.replace(_as_it_was(plan, old), about=old.about)
-        values = to_json(plan)
-        if record["hash"] == _sha(values):
-            return record
-        if _sha(to_json(dataclasses.replace(plan, draws=old.draws))) != record["hash"]:
+            return plan
+        old, _ = self.read()
+        differing = plan_differences(old, plan)
+        if differing:
             raise ConfigError(
-                f"{self.path} holds another study: {_plan_difference(record['plan'], values)}.",
+                f"{self.path} holds another study:\n  " + "\n  ".join(differing),
                 "Give another --out, or the settings it was started with.",
             )
         if plan.draws < old.draws:
@@ -444,20 +506,51 @@ class StudyFolder:
                 "taken back.",
                 f"Use --draws {old.draws} or more.",
             )
-        record["plan"], record["hash"] = values, _sha(values)
-        record["history"].append(
-            {
-                "when": _now(),
-                "what": f"extended from {old.draws} to {plan.draws} draws",
-                "command": command,
-            }
-        )
-        self._write(record)
-        return record
+        here = {g.key: g.config for g in plan.groups}  # a custom stem may have moved since
+        groups = tuple(dataclasses.replace(g, config=here[g.key]) for g in old.groups)
+        return dataclasses.replace(old, draws=plan.draws, groups=groups)
 
-    def _keep_sources(self, plan: Plan) -> None:
+    def start(self, plan: Plan, environment: Mapping[str, Any], command: str) -> dict[str, Any]:
+        """Write the plan before the first trial, or join the study that is there; its record.
+
+        The same plan continues; the same plan with more draws is extended, which is noted in the
+        history. Anything else is refused with what differs (`joined`).
+        """
+        names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        if not self.exists() and names - {LOCK, TUNING}:
+            raise ConfigError(
+                f"{self.path} is not empty and is not a study.", "Give another --out."
+            )
+        if self.exists():
+            joined, (old, record) = self.joined(plan), self.read()
+            if joined.draws > old.draws:
+                joined.check_trials()
+                record["plan"] |= {"draws": _draws(joined), "draw_count": joined.draws}
+                record["hash"] = _sha(record["plan"])
+                what = f"extended from {old.draws} to {joined.draws} draws"
+                record["history"].append({"when": _now(), "what": what, "command": command})
+                self._write(record)
+        else:
+            plan.check_trials()
+            values = to_json(plan)
+            record = {
+                "schema": SCHEMA,
+                "hash": _sha(values),
+                "first_hash": _sha(values),
+                "created": _now(),
+                "command": command,
+                "environment": dict(environment),
+                "plan": values,
+                "about": list(plan.about),
+                "primary_metric": PRIMARY,
+                "divergence_rule": DIVERGED,
+                "history": [],
+            }
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write(record)
         for group in plan.groups:
             keep_sources(self.path, group.config)
+        return record
 
     def with_sources(self, plan: Plan) -> Plan:
         """The plan with its stems from outside found again: their files, or the study's copies.
@@ -483,19 +576,41 @@ class StudyFolder:
         write_json(self.path / PLAN_FILE, record, indent=1)
 
 
-def _as_it_was(plan: Plan, old: Plan) -> Plan:
-    """The plan with the old configs where nothing but the place of a stem's file differs."""
+def plan_differences(old: Plan, new: Plan) -> list[str]:
+    """What differs between two plans by meaning, by the name of the setting; draws may be added."""
+    found = [
+        f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
+        for name in ("name", "measure", "reference", "seed", "classes", "exhibit", "seed_start")
+        if getattr(old, name) != getattr(new, name)
+    ]
+    for optim in dict.fromkeys([*old.ranges, *new.ranges]):
+        lines = _range_differences(old.ranges.get(optim), new.ranges.get(optim), old.schema)
+        found += [f"{optim}: {line}" for line in lines]
+    before, after = ({g.key: g for g in plan.groups} for plan in (old, new))
+    found += [f"contender {key} is not in the study" for key in after if key not in before]
+    found += [f"contender {key} is missing" for key in before if key not in after]
+    for key in before.keys() & after.keys():
+        a, b = before[key], after[key]
+        found += [f"{key}: {line}" for line in differences(a.config, b.config)]
+        found += [f"{key}: {line}" for line in _range_differences(a.ranges, b.ranges, old.schema)]
+        found += [
+            f"{key}: {name} {getattr(a, name)} -> {getattr(b, name)}"
+            for name in ("seed_shift", "seed_names")
+            if getattr(a, name) != getattr(b, name)
+        ]
+    return found
 
-    def before(group: Group) -> Group:
-        same = [g for g in old.groups if dataclasses.replace(g, config=group.config) == group]
-        return next((g for g in same if not differences(g.config, group.config)), group)
 
-    return dataclasses.replace(plan, groups=tuple(map(before, plan.groups)))
-
-
-def _plan_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    names = [k for k in new if old.get(k) != new[k] and k not in ("draws", "draw_count")]
-    return f"it differs in {', '.join(names)}"
+def _range_differences(
+    old: Mapping[str, Range] | None, new: Mapping[str, Range] | None, schema: int
+) -> list[str]:
+    before, after = upgrade(old or {}, schema), upgrade(new or {}, SCHEMA)
+    absent = "(not drawn)"
+    return [
+        f"range of {name}: {before.get(name, absent)} -> {after.get(name, absent)}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config
+from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config, to_saved
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.files import FolderLock, write_json
 from vitc.machine import environment
@@ -78,7 +78,7 @@ def hparams_plan(
     plain = contenders_of(recipes, models, optims, stems, **overrides)
     reference = reference_of(plain, reference)
     plain += control_groups(plain, controls, reference, old)
-    groups = [dataclasses.replace(g, config=for_study(g.config)) for g in plain]
+    groups = [g.with_config(for_study(g.config)) for g in plain]
     groups = one_precision([*groups, *(again(groups, reference) if control else [])])
     # of the recipe itself: a contender's setting, such as one of its stem, need not be one of its
     kept = {n: v for n, v in overrides.items() if n == "model" or n.startswith("optim.")}
@@ -273,7 +273,7 @@ def one_precision(groups: list[Group]) -> list[Group]:
         ) from error
     precision, _ = faster_precision(first, device)
     return [
-        dataclasses.replace(g, config=load_config(g.config, **{"train.precision": precision}))
+        g.with_config(load_config(g.config, **{"train.precision": precision}))
         if g in undecided
         else g
         for g in groups
@@ -395,6 +395,7 @@ def conduct(
     here["engine"] = engine.name
     folder.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder.path):
+        plan = folder.joined(plan)
         record = folder.start(plan, here, command)
         _same_machine(folder, record, here, allow_mixed, command)
         if differing:
@@ -467,9 +468,7 @@ def record_failure(folder: StudyFolder, job: Job, error: str) -> None:
         folder.note(f"{job.label} failed ({error}); {job.out}: {refused.strerror}", "")
         return
     if not (job.out / CONFIG).exists():
-        from vitc.config import to_dict
-
-        write_json(job.out / CONFIG, to_dict(job.config))
+        write_json(job.out / CONFIG, to_saved(job.config))
     lines = read_metrics(job.out)
     step = int(lines[-1]["step"]) if lines else 0
     summary = {"status": "failed", "run": str(job.out), "error": error, "step": step}

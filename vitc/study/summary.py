@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitc.study.design import HPARAMS, Plan
+from vitc.study.design import DIVERGED, HPARAMS, PRIMARY, Plan
 from vitc.study.paper.claims import claims
 from vitc.study.paper.exhibits import EXHIBITS
 from vitc.study.results import PAPER_PRIMARY, Result, Section
@@ -103,11 +103,9 @@ def facts(s: Section, command: str) -> Table:
     rows = [
         [
             "primary metric",
-            record["plan"]["primary_metric"]
-            if s.protocol == "last"
-            else f"{PAPER_PRIMARY}; planned: {record['plan']['primary_metric']}",
+            PRIMARY if s.protocol == "last" else f"{PAPER_PRIMARY}; planned: {PRIMARY}",
         ],
-        ["diverged runs", record["plan"]["divergence_rule"]],
+        ["diverged runs", DIVERGED],
         [f"{count_word(plan)} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
         [
             "budget",

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitc.config import RunConfig, from_dict, to_dict
+from vitc.config import RunConfig, from_saved, to_saved
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError
 from vitc.files import LOCK, FolderLock, read_json, write_atomically, write_json
 from vitc.plugins.consent import TRUSTED_ENV, consent
@@ -156,7 +156,7 @@ def write_spec(config: RunConfig, out: Path, engine: str) -> Path:
     """Write the spec of a trial beside the study's trials; returns its path."""
     spec = spec_file(out)
     spec.parent.mkdir(exist_ok=True)
-    values = {"config": to_dict(config), "out": str(out), "engine": engine}
+    values = {"config": to_saved(config), "out": str(out), "engine": engine}
     write_json(spec, values, indent=None)
     return spec
 
@@ -209,7 +209,8 @@ def _end_with_parent() -> None:
 def main(spec: Path) -> int:
     """One of the processes: run the trial; the first one leaves the answer."""
     values = read_json(spec)
-    status, error = run_trial(from_dict(values["config"]), Path(values["out"]), values["engine"])
+    config = from_saved(values["config"], spec)
+    status, error = run_trial(config, Path(values["out"]), values["engine"])
     good = status in (*RESULTS, "interrupted")
     if os.environ.get("RANK", "0") == "0":
         answer = json.dumps({"status": status, "error": error})

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vitc.config import RunConfig, from_dict
-from vitc.files import read_json
+from vitc.config import RunConfig, read_config
 from vitc.runs.folder import CONFIG
 from vitc.training.initialise import InitialWeights, with_preparation
 from vitc.training.probe import faster_precision
@@ -29,7 +28,7 @@ def decided(
     reasons = []
     if config.train.precision == "auto":
         if (out / CONFIG).exists() and not overwrite:
-            saved = from_dict(read_json(out / CONFIG))
+            saved = read_config(out)
             precision, why = saved.train.precision, "the run began with it"
         else:
             precision, why = faster_precision(config, device)

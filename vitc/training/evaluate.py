@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitc.config import from_dict, with_data
+from vitc.config import read_config, with_data
 from vitc.data.augment.device import finish
 from vitc.data.dataset import open_data
 from vitc.data.loader import open_eval
 from vitc.errors import ConfigError, DataError
-from vitc.files import read_json
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
 from vitc.runs.checkpoint import check_fit, load_weights_of
@@ -45,7 +44,7 @@ def evaluate(
 
 def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, Any]]:
     """The model of a run folder on CPU in eval mode, with its data.json."""
-    config = from_dict(read_json(run / "config.json"))
+    config = read_config(run)
     record = read_data(run)
     model = build_model(with_sources(config.model, run), len(record["classes"]))
     values = load_weights_of(run, ema=weights == "ema")
@@ -67,7 +66,7 @@ def evaluate_run(
     `top5` (percent), `loss`, `n`, the 95 % interval `top1_low`, `top1_high`, and what was
     measured. Raises ConfigError, DataError, CheckpointError.
     """
-    config = from_dict(read_json(run / "config.json"))
+    config = read_config(run)
     where = pick_device(device)
     model, record = load_model(run, weights)
     if data is not None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from vitc.config import RunConfig, from_dict
+from vitc.config import RunConfig, read_config
 from vitc.errors import ConfigError
-from vitc.files import read_json
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import CONFIG
 from vitc.training.build import initial_model
@@ -53,7 +52,7 @@ def with_preparation(
         )
     notes: list[str] = []
     if (out / CONFIG).exists() and not overwrite:
-        before = from_dict(read_json(out / CONFIG)).data
+        before = read_config(out).data
         mean, std = before.mean, before.std
     else:
         mean, std, notes = _preparation(config, initial.weights)

@@ -118,7 +118,7 @@ def _at(
                 raise ConfigError(f"--times {setting}: its value {base!r} is no number.")
             value = type(base)(base * value.factor)
         resolved[setting] = value
-    return dataclasses.replace(here, config=for_study(load_config(config, **resolved)))
+    return here.with_config(for_study(load_config(config, **resolved)))
 
 
 def default_lengths(epochs: int) -> list[int]:
@@ -155,7 +155,8 @@ def _varying(group: Group, names: tuple[str, ...], seed: int) -> Group:
         for (name,) in SEED_PARTS.values()
         if names != SEED_PARTS["all"] and name not in ("train.seed", *names)
     }
-    return dataclasses.replace(group, seed_names=names, config=load_config(group.config, **fixed))
+    varied = dataclasses.replace(group, seed_names=names)
+    return varied.with_config(load_config(group.config, **fixed))
 
 
 # -- tuning first ----------------------------------------------------------------------------------
@@ -199,9 +200,7 @@ def with_precision(groups: Sequence[Group], plan: Plan) -> list[Group]:
     Precision auto is measured: once more for another plan of theirs, it could come out otherwise.
     """
     return [
-        dataclasses.replace(
-            g, config=load_config(g.config, **{"train.precision": p.config.train.precision})
-        )
+        g.with_config(load_config(g.config, **{"train.precision": p.config.train.precision}))
         for g, p in zip(groups, plan.groups, strict=False)
     ]
 

@@ -43,7 +43,7 @@ def measure_second(
     runs = standing(folder, plan).runs
     for trial in plan.trials():
         run = runs.get(trial.id)
-        new = trial.id not in found["top1"] and trial.config.train.epochs == longest
+        new = trial.id not in found["top1"] and trial.group.config.train.epochs == longest
         if run is None or run.top1 is None or not new:
             continue
         split = "test" if data is None else "val"
