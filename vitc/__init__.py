@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitc import errors, study
     from vitc.config import RunConfig, load_config
+    from vitc.deploy.evaluation import Evaluation, evaluate
     from vitc.deploy.predict import Predictions, Predictor
     from vitc.deploy.push import push_to_hub
     from vitc.deploy.save import from_pretrained, save_pretrained
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Complexity": "vitc.models.complexity",
+    "Evaluation": "vitc.deploy.evaluation",
     "LoadReport": "vitc.weights.fit",
     "Predictions": "vitc.deploy.predict",
     "Predictor": "vitc.deploy.predict",
@@ -32,6 +34,7 @@ _MODULES = {
     "complexity": "vitc.models.complexity",
     "create_model": "vitc.models.zoo",
     "errors": "",
+    "evaluate": "vitc.deploy.evaluation",
     "from_pretrained": "vitc.deploy.save",
     "list_models": "vitc.models.zoo",
     "load_config": "vitc.config",
@@ -43,6 +46,7 @@ _MODULES = {
 }
 __all__ = [
     "Complexity",
+    "Evaluation",
     "LoadReport",
     "Predictions",
     "Predictor",
@@ -51,6 +55,7 @@ __all__ = [
     "complexity",
     "create_model",
     "errors",
+    "evaluate",
     "from_pretrained",
     "list_models",
     "load_config",

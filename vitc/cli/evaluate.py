@@ -26,16 +26,16 @@ def options(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     check_run(args.run_folder)
-    from vitc.training.evaluate import evaluate_run
-
-    result = evaluate_run(args.run_folder, args.data, args.split, args.weights, args.device)
-    if args.json:
-        emit_json(result)
-        return 0
-    from vitc.deploy.show import evaluation_page
+    from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 
-    write(evaluation_page(result).parts, sys.stdout)
+    page = evaluation_page(
+        evaluate(args.run_folder, args.data, args.split, args.weights, args.device)
+    )
+    if args.json:
+        emit_json(page.values)
+    else:
+        write(page.parts, sys.stdout)
     return 0
 
 

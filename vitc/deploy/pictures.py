@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.config import read_config
 from vitc.deploy.show import check_plot, model_with
 from vitc.errors import BrokenFileError, ConfigError, suggest
 from vitc.views.model import Page, Part, Table, Text
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor, nn
+
+    from vitc.deploy.classifier import Classifier
 
 Kind = Literal["attention", "positions", "filters", "features"]
 Array = NDArray[Any]
@@ -42,16 +43,6 @@ class Request:
     kind: Kind
     image: Path | None = None
     block: int | None = None
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model in eval mode on CPU and how it is fed. `record`: a run's data.json, or like one."""
-
-    name: str
-    model: nn.Module
-    record: Mapping[str, Any]
-    trained: bool
 
 
 def picture_page(
@@ -100,7 +91,8 @@ def _check_image(request: Request) -> None:
         )
 
 
-def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Subject:
+def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Classifier:
+    from vitc.deploy.classifier import Classifier
     from vitc.models.zoo import MODELS
     from vitc.recipes import RECIPES
 
@@ -116,7 +108,7 @@ def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Subject:
     if path.is_dir() and (path / "config.json").exists():
         if settings:
             raise ConfigError(f"Settings have no effect on what {what} has run already.")
-        return _trained(path)
+        return Classifier.load(path, "cpu")
     if path.is_file():
         raise ConfigError(
             f"--{kind} has no effect with {what}: a config file has no weights.",
@@ -127,64 +119,56 @@ def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Subject:
     raise ConfigError(f"{what} is {what_is_it}.{near}", "Models: vitc show --list")
 
 
-def _fresh(name: str, settings: Mapping[str, Any]) -> Subject:
+def _fresh(name: str, settings: Mapping[str, Any]) -> Classifier:
+    """A named model with fresh weights, always the same."""
     import torch
 
+    from vitc.config import RunConfig
     from vitc.data.config import DataConfig
     from vitc.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+    from vitc.data.preprocessing import Preprocessing
+    from vitc.deploy.classifier import Classifier
     from vitc.models.zoo import build_model
 
     config = model_with(name, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = build_model(config)
-    colours = config.in_chans == 3
-    record = {
-        "classes": (),
-        "img_size": config.size,
-        "in_chans": config.in_chans,
-        "mean": IMAGENET_MEAN if colours else (0.5,) * config.in_chans,
-        "std": IMAGENET_STD if colours else (0.5,) * config.in_chans,
-        "fit": DataConfig.fit,
-        "eval_crop": DataConfig.eval_crop,
-    }
-    return Subject(f"{name}: fresh weights, not trained", model.eval(), record, False)
+    colours, grey = config.in_chans == 3, (0.5,) * config.in_chans
+    return Classifier(
+        name=f"{name}: fresh weights, not trained",
+        model=model.eval(),
+        device=torch.device("cpu"),
+        config=RunConfig(model=config),
+        classes=(),
+        preprocessing=Preprocessing(
+            mean=IMAGENET_MEAN if colours else grey,
+            std=IMAGENET_STD if colours else grey,
+            channels="rgb" if colours else "other",
+            crop=DataConfig.eval_crop,
+            img_size=config.size,
+            fit=DataConfig.fit,
+        ),
+        trained=False,
+    )
 
 
-def _trained(run: Path) -> Subject:
-    from vitc.deploy.save import is_pretrained, predictor_parts
-    from vitc.training.evaluate import load_model
-
-    if is_pretrained(run):
-        model, record, _ = predictor_parts(run)
-        return Subject(f"the saved model {_place(run)}", model, record, True)
-    model, record = load_model(run, "ema")
-    name = read_config(run).model.name
-    return Subject(f"{name} of {_place(run)}, EMA weights", model, record, True)
-
-
-def _read(subject: Subject, request: Request) -> tuple[Array, Tensor]:
-    """The image as the model sees it: uint8 (H, W, C), and normalised (1, C, H, W).
-
-    The same steps as a Predictor's.
-    """
-    from vitc.data.augment.device import finish
-    from vitc.data.decode import eval_image, read_image
+def _read(subject: Classifier, request: Request) -> tuple[Array, Tensor]:
+    """The image as the model sees it: uint8 (H, W, C), and normalised (1, C, H, W)."""
+    from vitc.data.decode import read_image
 
     assert request.image is not None
-    r, name = subject.record, str(request.image)
     try:
-        pixels = read_image(request.image, r["in_chans"], name)
+        pixels = read_image(request.image, subject.in_chans, str(request.image))
     except BrokenFileError as error:
         raise ConfigError(
             f"--{request.kind}: {error.message}", "Give one image, such as a JPEG or PNG."
         ) from error
-    fitted = eval_image(pixels, tuple(r["img_size"]), r["fit"], r["eval_crop"])
-    x = finish(fitted[None], None, tuple(r["mean"]), tuple(r["std"]), channels_last=False)
-    return fitted.permute(1, 2, 0).numpy(), x
+    image = subject.prepare(pixels)
+    return image.permute(1, 2, 0).numpy(), subject.normalise(image[None])
 
 
-def _prediction(subject: Subject, x: Tensor) -> dict[str, Any] | None:
+def _prediction(subject: Classifier, x: Tensor) -> dict[str, Any] | None:
     """The likeliest class and its probability; None for weights that were never trained."""
     import torch
 
@@ -192,20 +176,14 @@ def _prediction(subject: Subject, x: Tensor) -> dict[str, Any] | None:
         return None
     with torch.inference_mode():
         probability, k = subject.model(x).float().softmax(dim=1)[0].max(dim=0)
-    return {"class": subject.record["classes"][int(k)], "probability": float(probability)}
+    return {"class": subject.classes[int(k)], "probability": float(probability)}
 
 
-def _title(subject: Subject, image: Path, prediction: Mapping[str, Any] | None) -> str:
+def _title(subject: Classifier, image: Path, prediction: Mapping[str, Any] | None) -> str:
     second = _short(image.name)
     if prediction is not None:
         second += f": {_short(prediction['class'])}, {100 * prediction['probability']:.1f} %"
     return f"{_short(subject.name)}\n{second}"
-
-
-def _place(folder: Path) -> str:
-    """A folder's name with as much of the way to it as a title has room for."""
-    text = str(folder)
-    return text if len(text) <= 40 else f"…{text[-39:]}"
 
 
 def _short(text: str, length: int = 70) -> str:
@@ -219,7 +197,7 @@ def _short(text: str, length: int = 70) -> str:
 Drawn = tuple["Figure", list[Part], dict[str, Any]]
 
 
-def _attention(subject: Subject, request: Request) -> Drawn:
+def _attention(subject: Classifier, request: Request) -> Drawn:
     """The image, each block's attention, the rollout; below, the heads of one block if asked."""
     from vitc.models.inspect import attention_distance, attention_rollout, class_attention
 
@@ -322,7 +300,7 @@ def _show_overlay(ax: Axes, pixels: Array, values: Array, low: float, high: floa
 # -- positions -------------------------------------------------------------------------------------
 
 
-def _positions(subject: Subject, request: Request) -> Drawn:
+def _positions(subject: Classifier, request: Request) -> Drawn:
     """For every patch a small map: how alike the other patches' position embeddings are."""
     from vitc.models.inspect import pos_embed_similarity
 
@@ -361,7 +339,7 @@ def _spread(count: int) -> list[int]:
 # -- filters ---------------------------------------------------------------------------------------
 
 
-def _filters(subject: Subject, request: Request) -> Drawn:
+def _filters(subject: Classifier, request: Request) -> Drawn:
     """The strongest filters of the first convolution; of whole patches, what they are made of."""
     from vitc.models.inspect import filter_components, stem_filters
 
@@ -420,7 +398,7 @@ def _largest(weights: Array) -> float:
 # -- feature maps ----------------------------------------------------------------------------------
 
 
-def _features(subject: Subject, request: Request) -> Drawn:
+def _features(subject: Classifier, request: Request) -> Drawn:
     """Of every layer of the stem the channels that vary most over the image."""
     from vitc.models.inspect import stem_features
 

@@ -112,26 +112,10 @@ class Predictor:
         device: Literal["auto", "cuda", "mps", "cpu"] = "auto",
         weights: Literal["ema", "raw"] = "ema",
     ) -> None:
-        from vitc.deploy.save import is_pretrained, predictor_parts
-        from vitc.training.device import pick_device
-        from vitc.training.evaluate import load_model
+        from vitc.deploy.classifier import Classifier
 
-        if weights not in ("ema", "raw"):
-            raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
-        self.device = pick_device(device)
-        self.notes: tuple[str, ...] = ()
-        """What there is to know of a saved model whose config does not tell all."""
-        if is_pretrained(Path(path)):
-            if weights != "ema":
-                raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
-            model, record, self.notes = predictor_parts(Path(path))
-        else:
-            model, record = load_model(Path(path), weights)
-        self.model = model.to(self.device).eval()
-        self.classes: tuple[str, ...] = tuple(record["classes"])
-        self.size: tuple[int, int] = (record["img_size"][0], record["img_size"][1])
-        self.in_chans: int = record["in_chans"]
-        self._record = record
+        self.classifier = c = Classifier.load(path, device, weights)
+        self.model, self.device, self.classes, self.notes = c.model, c.device, c.classes, c.notes
 
     def __call__(self, images: Source | Iterable[Source], batch: int = 64) -> Predictions:
         """Class probabilities of images: paths (a folder: all in it), PIL, or uint8 arrays.
@@ -163,34 +147,16 @@ class Predictor:
             while group := list(itertools.islice(named, batch)):
                 loaded = list(pool.map(self._load, group))
                 good = [pixels for pixels in loaded if not isinstance(pixels, BrokenFileError)]
-                rows = iter(self._probabilities(good))
+                rows = iter(self.classifier.probabilities(good))
                 for (name, _), pixels in zip(group, loaded, strict=True):
                     yield name, pixels if isinstance(pixels, BrokenFileError) else next(rows)
 
     def _load(self, named: tuple[str, Source]) -> Tensor | BrokenFileError:
         """One image as the model takes it: uint8 (C, H, W)."""
-        from vitc.data.decode import eval_image
-
         try:
-            pixels = _pixels(*named, self.in_chans)
+            return self.classifier.prepare(_pixels(*named, self.classifier.in_chans))
         except BrokenFileError as error:
             return error
-        return eval_image(pixels, self.size, self._record["fit"], self._record["eval_crop"])
-
-    def _probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
-        """uint8 (C, H, W) each -> (N, K)."""
-        import torch
-
-        from vitc.data.augment.device import finish
-
-        if not images:
-            return np.zeros((0, len(self.classes)), np.float32)
-        mean, std = tuple(self._record["mean"]), tuple(self._record["std"])
-        with torch.inference_mode():
-            batch = torch.stack(list(images)).to(self.device)
-            logits = self.model(finish(batch, None, mean, std, channels_last=False))
-            probs: NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
-        return probs
 
 
 def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:

@@ -1,16 +1,14 @@
-"""A model to hand on: one folder with its config, its weights and its card. No code in it runs.
+"""How is a model saved for use elsewhere, and loaded: one folder of config, weights and card.
 
     config.json         {"format", "library", "vitc_version", "model", "num_classes", "classes",
                          "preprocessing", "fit", "results"}
     model.safetensors   the state_dict under this library's names
     README.md           the model card
-    sources/            a copy of the stem's source, where it is from outside the package
+    sources/            a copy of the source of a custom stem
 
-A folder is read without network and without any extra; a name on the hub (user/name) needs the
-extra `hub`. Preprocessing is a dict: `mean` and `std` (one number a channel, of pixels in [0, 1]),
-`channels` (rgb, bgr, gray or other), `interpolation`, `crop` (share of the shorter side that is
-kept) and `img_size` [H, W]; the last three may be null: not known. `fit` is what is done to another
-aspect ratio: crop, pad or squash.
+No code in it runs. A folder is read without network and without any extra; a name on the hub
+(user/name) needs the extra `hub`. `preprocessing` and `fit` are a
+`vitc.data.preprocessing.Preprocessing`, or null.
 """
 
 from __future__ import annotations
@@ -66,8 +64,7 @@ class Saved:
     num_classes: int
     """K; 0: no head."""
     classes: tuple[str, ...] | None
-    preprocessing: dict[str, Any] | None
-    fit: str
+    preprocessing: Preprocessing | None
     results: dict[str, Any] | None
 
 
@@ -134,9 +131,8 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
         cost = cost_of(blueprint(config, k, kinds(tensors), str(run)), config)
     except ConfigError as error:  # needs timm, which is not there
         why_not = error.message
-    preprocessing = Preprocessing.from_run(record).to_dict()
-    results = results_of(run, weights)
-    saved = Saved(config, k, tuple(record["classes"]), preprocessing, record["fit"], results)
+    preprocessing, results = Preprocessing.from_run(record), results_of(run, weights)
+    saved = Saved(config, k, tuple(record["classes"]), preprocessing, results)
     numbers = sum(t.numel() for t in tensors.values())
     return saved, tensors, run_card(run, weights, cost, numbers, why_not)
 
@@ -176,8 +172,8 @@ def _from_model(
     k = 1000 if k is None else int(k)
     config = dataclasses.replace(config, num_classes=None)
     names = classes if classes is None or isinstance(classes, str) else tuple(classes)
-    prepared = None if preprocessing is None else _plain_values(preprocessing)
-    problem = _classes_problem(names, k) or _preprocessing_problem(prepared, config.in_chans)
+    values = None if preprocessing is None else _plain_values(preprocessing)
+    problem = _classes_problem(names, k) or _preprocessing_problem(values, config.in_chans)
     if problem is not None:
         raise ConfigError(f"{problem[:1].upper()}{problem[1:]}.")
     tensors = dict(model.state_dict())
@@ -193,9 +189,10 @@ def _from_model(
             f"{type(twin.stem).__name__}.",
             _own_stem_hint(),
         )
-    saved = Saved(config, k, None if names is None else tuple(names), prepared, "crop", None)
+    prepared = None if values is None else Preprocessing.from_dict(values)
+    saved = Saved(config, k, None if names is None else tuple(names), prepared, None)
     numbers = sum(t.numel() for t in tensors.values())
-    card = bare_card(config, k, names, prepared, cost_of(twin, config), numbers)
+    card = bare_card(config, k, names, values, cost_of(twin, config), numbers)
     return saved, tensors, card
 
 
@@ -285,6 +282,7 @@ def _config_values(saved: Saved) -> dict[str, Any]:
     config = dataclasses.replace(saved.config, num_classes=None)  # num_classes stands beside it
     if isinstance(config, ViTConfig) and isinstance(config.stem, CustomStemConfig):
         config = dataclasses.replace(config, stem=_without_folder(config.stem))
+    p = saved.preprocessing
     return {
         "format": FORMAT,
         "library": LIBRARY,
@@ -293,8 +291,8 @@ def _config_values(saved: Saved) -> dict[str, Any]:
         "model": to_dict(RunConfig(model=config))["model"],
         "num_classes": saved.num_classes,
         "classes": saved.classes,
-        "preprocessing": saved.preprocessing,
-        "fit": saved.fit,
+        "preprocessing": p and p.to_dict(),
+        "fit": p.fit if p else "crop",
         "results": saved.results,
     }
 
@@ -485,13 +483,12 @@ def read_pretrained(folder: Path) -> Saved:
     problem = _problem(values)
     if problem is not None:
         raise CheckpointError(f"{file} is damaged: {problem}.")
-    classes = values["classes"]
+    classes, prepared = values["classes"], values["preprocessing"]
     return Saved(
         _model_config(values["model"], values.get("schema", 1), file),
         values["num_classes"],
         None if classes is None else tuple(classes),
-        values["preprocessing"],
-        values["fit"],
+        None if prepared is None else Preprocessing.from_dict(prepared, values["fit"]),
         values["results"],
     )
 
@@ -539,47 +536,3 @@ def _model_config(values: dict[str, Any], schema: Any, file: Path) -> ModelConfi
             f"{file} describes no model that this vitc knows: {what[:300]}",
             "It may be of a newer vitc, or damaged.",
         ) from error
-
-
-# -- for the predictor -----------------------------------------------------------------------------
-
-
-def predictor_parts(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
-    """The model, how its images are prepared as a run's data.json tells, and notes to say.
-
-    Raises as `from_pretrained`; also ConfigError where the folder does not tell enough.
-    """
-    model, saved = load_pretrained(folder)
-    prepared = saved.preprocessing
-    if prepared is None or (prepared["crop"] is None and saved.fit == "crop"):
-        raise ConfigError(
-            f"{folder} does not tell how images are prepared for its model.",
-            "Save it again with preprocessing=..., from where its weights come from.",
-        )
-    if prepared["channels"] == "bgr":
-        raise ConfigError(
-            f"The model in {folder} takes channels in the order blue, green, red; images here "
-            "are red, green, blue.",
-            "Convert its weights (vitc convert), which turns the first layer round.",
-        )
-    if saved.num_classes == 0:
-        raise ConfigError(f"The model in {folder} has no head: it predicts no classes.")
-    notes = []
-    names = saved.classes
-    if names is None:
-        names = tuple(f"class {i}" for i in range(saved.num_classes))
-        notes.append("The saved model does not tell its classes: they are numbered.")
-    if prepared["interpolation"] != "bilinear":
-        how = prepared["interpolation"]
-        said = "in a way it does not tell" if how is None else f"by {how[:20]!r}"
-        notes.append(f"The saved model's images were resized {said}; here they are bilinearly.")
-    record = {
-        "classes": list(names),
-        "img_size": prepared["img_size"] or list(saved.config.size),
-        "in_chans": saved.config.in_chans,
-        "mean": prepared["mean"],
-        "std": prepared["std"],
-        "fit": saved.fit,
-        "eval_crop": prepared["crop"],
-    }
-    return model, record, tuple(notes)

@@ -68,8 +68,8 @@ def _saved_page(folder: Path) -> Page:
     saved = read_pretrained(folder)
     shown = model_page(dataclasses.replace(saved.config, num_classes=saved.num_classes or None))
     about = {
-        "classes": ", ".join(saved.classes) if saved.classes else "not said",
-        **(saved.preprocessing or {"preprocessing": "not said"}),
+        "classes": ", ".join(saved.classes) if saved.classes else "unknown",
+        **(saved.preprocessing.to_dict() if saved.preprocessing else {"preprocessing": "unknown"}),
         **(saved.results or {}),
     }
     rows = [(name, _plain(value)) for name, value in about.items()]
@@ -480,23 +480,6 @@ def _eval_row(line: Mapping[str, Any], measures: Sequence[str]) -> tuple[str, ..
         for m in measures
     ]
     return (str(line.get("epoch", "")), f"{line['step']:,}", *cells)
-
-
-def evaluation_page(result: Mapping[str, Any]) -> Page:
-    """What an evaluation measured."""
-    rows = [
-        (
-            "top-1",
-            f"{result['top1']:.2f} %"
-            f"  (95 % interval {result['top1_low']:.2f} to {result['top1_high']:.2f})",
-        ),
-        *([("top-5", f"{result['top5']:.2f} %")] if _tells_top5(result["classes"]) else []),
-        ("loss", f"{result['loss']:.4f}"),
-    ]
-    weights = "average (EMA)" if result["weights"] == "ema" else "raw"
-    images = counted(result["n"], f"{result['split']} image")
-    title = f"{result['run']}: {images}, {weights} weights"
-    return Page(title, [Table(title, ("", "value"), rows)], dict(result))
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitc.config import read_config, with_data
+from vitc.config import RunConfig, read_config, with_data
 from vitc.data.augment.device import finish
 from vitc.data.dataset import open_data
-from vitc.data.loader import open_eval
+from vitc.data.loader import EvalLoader, open_eval
 from vitc.errors import ConfigError, DataError
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
@@ -28,15 +29,26 @@ EVAL_BATCH = 256  # images; larger ones measure no faster
 
 
 @torch.inference_mode()
-def evaluate(
+def logits_of(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], s: StepSettings
-) -> dict[str, float]:
-    """`n`, `loss`, `top1`, `top5` of `model` in eval mode; batches: uint8 (B, C, H, W), labels."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, labels) of every batch, the model in eval mode; batches: uint8 (B, C, H, W), labels.
+
+    The label is -1 for what does not count: a broken file, or padding of the last batch.
+    """
     model.eval()
-    counts = Counts(s.device)
     for images, labels in batches:
         with autocast(s.precision, s.device):
             logits = model(finish(images, None, s.mean, s.std, s.channels_last))
+        yield logits, labels
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], s: StepSettings
+) -> dict[str, float]:
+    """`n`, `loss`, `top1`, `top5` of the model; batches as in `logits_of`."""
+    counts = Counts(s.device)
+    for logits, labels in logits_of(model, batches, s):
         counts.add(logits, labels)
     s.procs.sum_(counts.sums)
     return counts.result()
@@ -69,25 +81,9 @@ def evaluate_run(
     config = read_config(run)
     where = pick_device(device)
     model, record = load_model(run, weights)
-    if data is not None:
-        config = with_data(config, data)
-    images = open_data(config.data, config.model.in_chans)
-    if images.classes != tuple(record["classes"]):
-        differ = sorted(set(images.classes) ^ set(record["classes"]))
-        raise DataError(
-            f"The classes of {data or 'the data'} are not those of the run: "
-            f"{', '.join(differ[:5]) or 'another order'}.",
-            "Evaluate on images with the same class folders.",
-        )
-    if split not in images.splits:
-        raise ConfigError(
-            f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
-        )
-    mean, std = tuple(record["mean"]), tuple(record["std"])
-    settings = step_settings(config, where, Processes(), mean, std, len(record["classes"]))
-    plan = batch_plan(config, Processes())
-    batches = open_eval(images.splits[split], images, config.data, plan, where, batch=EVAL_BATCH)
-    result: dict[str, Any] = evaluate(model.to(where), batches, settings)
+    norm = tuple(record["mean"]), tuple(record["std"])
+    opened = open_split(config, record["classes"], norm, where, data, split)
+    result: dict[str, Any] = evaluate(model.to(where), opened.batches, opened.settings)
     low, high = wilson(result["top1"], int(result["n"]))
     return {
         "run": str(run),
@@ -98,6 +94,47 @@ def evaluate_run(
         "n": int(result["n"]),
         "top1_low": low,
         "top1_high": high,
-        "data_fingerprint": images.fingerprint,
+        "data_fingerprint": opened.fingerprint,
         "device": describe(where),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSplit:
+    """A split that is ready to be evaluated."""
+
+    batches: EvalLoader
+    settings: StepSettings
+    fingerprint: str
+
+
+def open_split(
+    config: RunConfig,
+    classes: Sequence[str],
+    norm: tuple[tuple[float, ...], tuple[float, ...]],
+    device: torch.device,
+    data: str | None,
+    split: str,
+) -> OpenSplit:
+    """A split of the run's data, or of `data`, prepared as for this run; `norm`: mean and std.
+
+    Raises DataError: its classes are not the run's; ConfigError: there is no such split.
+    """
+    if data is not None:
+        config = with_data(config, data)
+    images = open_data(config.data, config.model.in_chans)
+    if images.classes != tuple(classes):
+        differ = sorted(set(images.classes) ^ set(classes))
+        raise DataError(
+            f"The classes of {data or 'the data'} are not those of the run: "
+            f"{', '.join(differ[:5]) or 'another order'}.",
+            "Evaluate on images with the same class folders.",
+        )
+    if split not in images.splits:
+        raise ConfigError(
+            f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
+        )
+    settings = step_settings(config, device, Processes(), *norm, len(classes))
+    plan = batch_plan(config, Processes())
+    batches = open_eval(images.splits[split], images, config.data, plan, device, batch=EVAL_BATCH)
+    return OpenSplit(batches, settings, images.fingerprint)

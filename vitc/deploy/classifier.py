@@ -1,0 +1,147 @@
+"""A trained model with all that its answers depend on: weights, classes, preprocessing.
+
+Prediction, evaluation and pictures stand on it, and ask it alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitc.config import RunConfig, read_config
+from vitc.data.augment.device import finish
+from vitc.data.preprocessing import Preprocessing
+from vitc.deploy.save import is_pretrained, load_pretrained
+from vitc.errors import ConfigError
+from vitc.training.device import pick_device
+from vitc.training.evaluate import load_model
+
+LONGEST_PLACE = 40  # characters of a folder in a title
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model in evaluation mode on `device`, with its K classes and its preprocessing.
+
+    `config`: of the run, or the settings that a saved model implies. `notes`: what is uncertain
+    about a saved model. `trained`: whether its predictions mean anything.
+    """
+
+    name: str
+    model: nn.Module
+    device: torch.device
+    config: RunConfig
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights: str = "ema"
+    notes: tuple[str, ...] = ()
+    trained: bool = True
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: str = "auto", weights: str = "ema"
+    ) -> Classifier:
+        """That of a run folder (its last checkpoint) or of a folder of `save_pretrained`.
+
+        Raises ConfigError (no such folder, unknown device or weights, a saved model that lacks
+        what prediction needs), CheckpointError (none, or damaged).
+        """
+        if weights not in ("ema", "raw"):
+            raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
+        folder, where = Path(path), pick_device(device)
+        if is_pretrained(folder):
+            if weights != "ema":
+                raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
+            return _saved(folder, where)
+        model, record = load_model(folder, weights)
+        config = read_config(folder)
+        kind = "EMA" if weights == "ema" else "raw"
+        return cls(
+            name=f"{config.model.name} of {_place(folder)}, {kind} weights",
+            model=model.to(where),
+            device=where,
+            config=config,
+            classes=tuple(record["classes"]),
+            preprocessing=Preprocessing.from_run(record),
+            weights=weights,
+        )
+
+    @property
+    def in_chans(self) -> int:
+        return self.config.model.in_chans
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Pixels (H, W, C) of any size as the model's uint8 image (C, h, w)."""
+        return self.preprocessing.prepare(pixels)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Prepared images, uint8 (B, C, h, w), as the model's input on its device."""
+        p = self.preprocessing
+        return finish(images.to(self.device), None, p.mean, p.std, channels_last=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Prepared images, uint8 (B, C, h, w) -> float32 (B, K) on the device.
+
+        Computed in fp32, whatever the run trained in, so that an image's answer does not depend
+        on the machine beyond rounding.
+        """
+        with torch.inference_mode():
+            found: Tensor = self.model(self.normalise(images)).float()
+        return found
+
+    def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Prepared images, uint8 (C, h, w) each -> (N, K)."""
+        if not images:
+            return np.zeros((0, len(self.classes)), np.float32)
+        found: NDArray[np.float32] = self.logits(torch.stack(list(images))).softmax(1).cpu().numpy()
+        return found
+
+
+def _saved(folder: Path, device: torch.device) -> Classifier:
+    model, saved = load_pretrained(folder)
+    p = saved.preprocessing
+    if p is None or (p.crop is None and p.fit == "crop"):
+        raise ConfigError(
+            f"The preprocessing of the model in {folder} is not known.",
+            "Save it again with preprocessing=..., as documented where its weights come from.",
+        )
+    if p.channels == "bgr":
+        raise ConfigError(
+            f"The model in {folder} takes channels in the order blue, green, red; images here "
+            "are red, green, blue.",
+            "Convert its weights with vitc convert, which reverses the first layer's channels.",
+        )
+    if saved.num_classes == 0:
+        raise ConfigError(f"The model in {folder} has no head: it predicts no classes.")
+    notes, classes = [], saved.classes
+    if classes is None:
+        classes = tuple(f"class {i}" for i in range(saved.num_classes))
+        notes.append("The saved model has no class names: its classes are numbered.")
+    if p.interpolation != "bilinear":
+        how = "unknown" if p.interpolation is None else repr(p.interpolation[:20])
+        notes.append(f"The saved model's interpolation is {how}; here it is bilinear.")
+    config = RunConfig(model=saved.config)
+    crop = config.data.eval_crop if p.crop is None else p.crop
+    data = replace(config.data, fit=p.fit, eval_crop=crop)
+    return Classifier(
+        name=f"the saved model {_place(folder)}",
+        model=model.to(device),
+        device=device,
+        config=replace(config, data=data),
+        classes=classes,
+        preprocessing=replace(p, img_size=p.img_size or saved.config.size),
+        notes=tuple(notes),
+    )
+
+
+def _place(folder: Path) -> str:
+    """A folder's name with as much of its path as a title has room for."""
+    text = str(folder)
+    return text if len(text) <= LONGEST_PLACE else f"…{text[1 - LONGEST_PLACE :]}"
