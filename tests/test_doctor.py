@@ -550,7 +550,7 @@ def test_a_hostile_name_reaches_no_terminal_as_it_is(
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_read(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="found in no file name"):
+    with pytest.raises(ConfigError, match="does not match any file name"):
         examine(folder, group="absent(x)")
 
 

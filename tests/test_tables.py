@@ -140,10 +140,10 @@ def test_lists_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) 
     ("line", "said"),
     [
         ("{", "line 1 is not JSON"),
-        ("[1]", "no object"),
+        ("[1]", "not an object"),
         ("[" * 100_000, "not JSON"),
-        ('{"path": 3, "label": "a"}', "must be texts"),
-        ('{"path": "a", "label": true}', "texts"),
+        ('{"path": 3, "label": "a"}', "must be strings"),
+        ('{"path": "a", "label": true}', "strings"),
         ('{"path": "in/1.png", "label": ["a", "b"]}', "several labels"),
         ('{"path": "' + "x" * 2_000_000 + '", "label": "a"}', "is longer than"),
     ],

@@ -311,7 +311,7 @@ def test_compressed_tars_are_refused_with_the_reason(
         ({"a.json": b"{"}, "cannot be read"),
         ({"a.json": b"[" * 100_000}, "cannot be read"),
         ({"a.cls": b"\xff\xfe"}, "cannot be read"),
-        ({"a.json": b'{"label": [1, 2]}'}, "several labels"),
+        ({"a.json": b'{"label": [1, 2]}'}, "multi-label"),
         ({"a.cls": b" "}, "not a number"),
         ({"a.json": b'{"label": 1.5}'}, "not a number"),
         ({"a.json": b'{"width": 3}'}, "no label"),

@@ -20,7 +20,7 @@ _CURES = (
     "decide which label is right and remove the others",
     "remove all but one, where the others only weigh it more",
 )
-_TOGETHER = "--data.group REGEX, where their names tell, keeps copies on one side of a split"
+_TOGETHER = "--data.group REGEX keeps copies on one side of a split, where their names agree"
 
 
 def copy_findings(report: Report, minis: NDArray[np.uint8]) -> Iterator[Finding]:

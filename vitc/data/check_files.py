@@ -29,7 +29,7 @@ _LEAVE_OUT = "--data.bad_files skip leaves them out; or replace or remove them (
 _BY_MARK: tuple[tuple[Mark, str, Severity, str, str], ...] = (
     (Mark.UNREADABLE, "unreadable", "stop", "cannot be opened or read", _LEAVE_OUT),
     (Mark.DAMAGED, "damaged", "stop", "that cannot be decoded", _LEAVE_OUT),
-    (Mark.NO_IMAGE, "no_image", "stop", "of no kind that is read", _LEAVE_OUT),
+    (Mark.NO_IMAGE, "no_image", "stop", "not in a supported format", _LEAVE_OUT),
     (Mark.EMPTY, "empty", "stop", "of 0 bytes", _LEAVE_OUT),
     (
         Mark.TOO_LARGE,
@@ -50,7 +50,7 @@ _BY_MARK: tuple[tuple[Mark, str, Severity, str, str], ...] = (
         Mark.SUFFIX,
         "suffix",
         "note",
-        "of another format than the suffix says; the content counts",
+        "in another format than the suffix; the content counts",
         "nothing to do; other programs may want them renamed",
     ),
     (
@@ -86,8 +86,8 @@ _BY_MARK: tuple[tuple[Mark, str, Severity, str, str], ...] = (
         Mark.ROTATED,
         "rotated",
         "note",
-        "turned upright as EXIF says",
-        "nothing to do; other programs may show them lying",
+        "turned upright by their EXIF orientation",
+        "nothing to do; other programs may show them on their side",
     ),
 )
 
@@ -240,7 +240,7 @@ def litter_findings(report: Report) -> Iterator[Finding]:
     if found["loose"]:
         known = set(report.names)
         found["loose"] = [name for name in found["loose"] if shown(name) not in known]
-    told: tuple[tuple[str, Severity, str, str], ...] = (
+    kinds_of: tuple[tuple[str, Severity, str, str], ...] = (
         (
             "loose",
             "warn",
@@ -278,7 +278,7 @@ def litter_findings(report: Report) -> Iterator[Finding]:
             "nothing to do, unless they are images: then rename them",
         ),
     )
-    for kind, severity, words, cure in told:
+    for kind, severity, words, cure in kinds_of:
         names = sorted(found[kind])
         if names:
             one, several = words.split("/")
@@ -301,7 +301,7 @@ def _strangers(root: Path) -> Iterator[tuple[str, str]]:
             seen.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError:
-            continue  # opening the data set tells of it
+            continue  # reported when the data set is opened
         for entry in entries:
             path, is_image = below + entry.name, _named_as_image(entry.name)
             if entry.name.startswith("."):

@@ -83,7 +83,7 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
         )
         record["marks"] = mark
         return record, mini, _why(e)
-    said: Header | None = None
+    found: Header | None = None
     try:
         if isinstance(stored, bytes):
             pixels, doubt = examined(stored, 3, name)
@@ -91,17 +91,17 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
             pixels, doubt = to_channels(stored, 3), ""
     except BrokenFileError as e:
         assert isinstance(stored, bytes)
-        said = header(stored)
-        record["marks"] = _broken_mark(said, e)
+        found = header(stored)
+        record["marks"] = _broken_mark(found, e)
         return record, mini, _why(e)
     marks = Mark.DOUBT if doubt else Mark(0)
     if isinstance(stored, bytes):
         record["seconds"] = time.perf_counter() - started
-        said = header(stored)
+        found = header(stored)
         record["content"] = _digest(stored)
-    if said is not None:
-        marks |= _marks(said, name)
-        record["format"], record["mode"] = said.format.encode(), said.mode.encode()
+    if found is not None:
+        marks |= _marks(found, name)
+        record["format"], record["mode"] = found.format.encode(), found.mode.encode()
     else:
         record["format"], record["mode"] = b"pixels", b"stored"
     record["height"], record["width"] = pixels.shape[:2]
@@ -118,10 +118,10 @@ def _why(error: BrokenFileError) -> str:
     return error.message.partition(" cannot be used: ")[2].removesuffix(".") or error.message
 
 
-def _broken_mark(said: Header | None, error: BrokenFileError) -> Mark:
+def _broken_mark(found: Header | None, error: BrokenFileError) -> Mark:
     if "exceed" in error.message and "exceed 16 bits" not in error.message:
         return Mark.TOO_LARGE
-    return Mark.NO_IMAGE if said is None and "no image" in error.message else Mark.DAMAGED
+    return Mark.NO_IMAGE if found is None and "no image" in error.message else Mark.DAMAGED
 
 
 def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:
@@ -131,18 +131,18 @@ def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:
     return np.frombuffer(h.digest(), "<u8")
 
 
-def _marks(said: Header, name: str) -> Mark:
+def _marks(found: Header, name: str) -> Mark:
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
-    is_of = {"DIB": "BMP"}.get(said.format, said.format)
+    is_of = {"DIB": "BMP"}.get(found.format, found.format)
     whether = {
         Mark.SUFFIX: suffix in IMAGE_SUFFIXES and FORMAT_OF[suffix] != is_of,
-        Mark.ANIMATED: said.animated,
-        Mark.ROTATED: said.orientation != 1,
-        Mark.DEEP: said.bits > 8,
-        Mark.PALETTE: said.mode.startswith("P") and said.format != "GIF",
-        Mark.ALPHA: said.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "+" in said.mode,
-        Mark.INKS: said.mode in ("CMYK", "YCCK"),
-        Mark.GREY: said.mode in ("1", "L", "LA", "I", "F") or said.mode.startswith("I;16"),
+        Mark.ANIMATED: found.animated,
+        Mark.ROTATED: found.orientation != 1,
+        Mark.DEEP: found.bits > 8,
+        Mark.PALETTE: found.mode.startswith("P") and found.format != "GIF",
+        Mark.ALPHA: found.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "+" in found.mode,
+        Mark.INKS: found.mode in ("CMYK", "YCCK"),
+        Mark.GREY: found.mode in ("1", "L", "LA", "I", "F") or found.mode.startswith("I;16"),
     }
     marks = Mark(0)
     for mark, is_so in whether.items():

@@ -29,9 +29,9 @@ class DataSet:
     """A data set, opened: what its classes are and which image is in which split.
 
     splits: always "train"; "val" and "test" where there is such a split, never an empty one.
-    mean, std: in [0, 1], one a channel. notes: what was decided or noticed, one sentence each, for
-    the caller to say aloud. fingerprint: 32 hex digits, the same for the same images, classes and
-    splits on any machine; a pack that holds its source's images as they were has the source's.
+    mean, std: in [0, 1], one per channel. notes: what was decided or noticed, one sentence each,
+    for the caller to print. fingerprint: 32 hex digits, the same for the same images, classes and
+    splits on any machine; a pack of unchanged images has the fingerprint of its source.
     """
 
     source: str
@@ -46,10 +46,10 @@ class DataSet:
 def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     """The data set that `config` names, split three ways, with pixels in `in_chans` channels.
 
-    What the source itself divides stays so. Validation images are held out from training where it
-    has none; test images too where it has neither (with its own train and val it keeps those two:
-    a number on that val is what others compare with). Raises ConfigError: a wrong path or setting;
-    DataError: what is there cannot be trained on.
+    Splits of the source are kept. Where it has no validation split, one is held out from training;
+    where it has no test split either, that too (one with train and val keeps those two: results on
+    its val are what others compare with). Raises ConfigError: a wrong path or setting; DataError:
+    data that cannot be trained on.
     """
     if in_chans not in CHANNELS:
         raise ConfigError(
@@ -86,7 +86,7 @@ def read_source(config: DataConfig) -> Found:
     return found if found.origin else replace(found, origin=source.origin)
 
 
-# --------------------------------------------------------------------- three splits, and how many
+# -- three splits, and how many --------------------------------------------------------------------
 
 
 def _split(
@@ -98,20 +98,20 @@ def _split(
     train = given["train"]
     if "val" in given and "test" not in given:
         notes.append(
-            "No test split: train and val are kept as they came, and data.test_fraction takes "
-            "nothing from them. Choices made on val make its own number a little too good; "
-            "a test folder beside it gives one that is not."
+            "No test split: the source's own train and val are kept, and data.test_fraction has "
+            "no effect. Choices made on val make its result a little too good; a test split gives "
+            "an unbiased one."
         )
     elif "test" not in given and not test:
         notes.append("No test split: data.test_fraction is 0.")
     if "val" not in given and not val:
-        notes.append("No validation split: data.val_fraction is 0, nothing is there to choose by.")
+        notes.append("No validation split: data.val_fraction is 0.")
     groups = None
     if config.group is not None:
         groups = {name: _groups(config.group, split, name, notes) for name, split in given.items()}
         if not any(g is not None for part in groups.values() for g in part):
             raise ConfigError(
-                f"data.group {config.group!r} is found in no file name, e.g. not in "
+                f"data.group {config.group!r} does not match any file name, e.g. "
                 f"{train.names[0]!r}.",
                 "It is searched for in the path below the data folder, with / between folders.",
             )
@@ -121,7 +121,7 @@ def _split(
         mine = None if groups is None else groups["train"]
         splits = _held_out(config, classes, given, mine, (val, test), notes)
     if groups is not None:
-        _say_groups_across(groups, notes)
+        _note_groups_across(groups, notes)
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
@@ -178,8 +178,8 @@ def _held_out(
             notes.append(f"Too few {units}s to be in the test: {some(absent, 5)}.")
         elif absent:  # groups of several classes only; single ones are refused above
             raise DataError(
-                f"The groups of data.group {config.group!r} tie the classes together so that "
-                f"{some(absent, 5)} cannot be in the {name} split too.",
+                f"The groups of data.group {config.group!r} connect the classes, so that "
+                f"{some(absent, 5)} cannot be in the {name} split as well.",
                 "Choose an expression that makes smaller groups, or bring your own splits.",
             )
     return splits
@@ -190,7 +190,7 @@ def _groups(pattern: str, split: Split, name: str, notes: list[str]) -> list[str
     try:
         find = re.compile(pattern)
     except re.error as e:
-        raise ConfigError(f"data.group {pattern!r} is no regular expression: {e}.") from e
+        raise ConfigError(f"data.group {pattern!r} is not a regular expression: {e}.") from e
     groups: list[str | None] = []
     for path in split.names:
         match = find.search(path)
@@ -198,14 +198,14 @@ def _groups(pattern: str, split: Split, name: str, notes: list[str]) -> list[str
     alone = [path for path, group in zip(split.names, groups, strict=True) if group is None]
     if alone and len(alone) < len(groups):
         notes.append(
-            f"data.group is not found in {counted(len(alone), f'{name} image')}, each taken as "
-            f"its own group: {some(alone)}."
+            f"data.group does not match {counted(len(alone), f'{name} image')}; each is a "
+            f"group of its own: {some(alone)}."
         )
     return groups
 
 
-def _say_groups_across(groups: dict[str, list[str | None]], notes: list[str]) -> None:
-    """Groups that the source's own splits tear apart; held-out ones are whole by construction."""
+def _note_groups_across(groups: dict[str, list[str | None]], notes: list[str]) -> None:
+    """Groups that are in several of the source's own splits; held-out splits never share one."""
     members = {name: {g for g in part if g is not None} for name, part in groups.items()}
     for a, b in itertools.combinations(members, 2):
         torn = sorted(members[a] & members[b])
@@ -227,7 +227,7 @@ def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: 
         )
     if count >= len(train):
         notes.append(
-            f"data.max_train {count:,} changes nothing: there are {len(train):,} training images."
+            f"data.max_train {count:,} has no effect: there are {len(train):,} training images."
         )
         return train
     names = [name_key(n) for n in train.names]
@@ -239,7 +239,7 @@ def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: 
     return subset
 
 
-# --------------------------------------------------------------- channels, moments, fingerprint
+# -- channels, moments, fingerprint ----------------------------------------------------------------
 
 
 def _with_channels(split: Split, in_chans: int) -> Split:

@@ -1,5 +1,5 @@
-"""Which pictures are nearly the same? Small fingerprints of a million, compared without comparing
-each with each. Free of torch.
+"""Which images are near duplicates? A million small fingerprints, compared without comparing all
+pairs. Free of torch.
 
 A picture is reduced to the signs of its 64 lowest frequencies (a perceptual hash) and to a 16 x 16
 grey miniature. Two are near duplicates where at most NEAR_BITS of the signs differ and the
@@ -25,9 +25,9 @@ BITS = 64
 NEAR_BITS = 4  # of 64
 NEAR_GREY = 6.0  # of 255
 MINI = 16  # side of a miniature
-FLAT_GREY = 2.0  # standard deviation of a miniature below which it tells nothing
+FLAT_GREY = 2.0  # standard deviation of a miniature below which it is not compared
 SIDE = 32  # of the picture whose frequencies are taken
-BUCKET = 512  # pictures compared each with each; more are first told apart by other bits
+BUCKET = 512  # pictures compared each with each; larger groups are first split by other bits
 DEEPEST = 3  # how often
 MAX_PAIRS = 2**21  # kept before they are merged into groups
 
@@ -80,9 +80,9 @@ def near_groups(hashes: Hashes, minis: NDArray[np.uint8]) -> Ints:
     agree on one of NEAR_BITS + 1 bands of bits: only pictures that agree on a band are compared.
     """
     group = np.arange(len(hashes))
-    told = np.flatnonzero(_spread(minis) >= FLAT_GREY)
+    distinct = np.flatnonzero(_spread(minis) >= FLAT_GREY)
     found: list[Ints] = []
-    for part in _candidates(hashes, told, DEEPEST):
+    for part in _candidates(hashes, distinct, DEEPEST):
         found += _near(hashes, minis, part)
         if sum(pairs.shape[1] for pairs in found) > MAX_PAIRS:
             group, found = _tied(group, found), []
@@ -112,7 +112,7 @@ def _spread(minis: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _candidates(hashes: Hashes, members: Ints, depth: int) -> Iterator[Ints]:
     """Sets of positions that agree on a band, each small enough to be compared with each other."""
     edges = np.linspace(0, BITS, NEAR_BITS + 2).astype(int)
-    # Deeper, other cuts: bits that one level has used up tell nothing more.
+    # Deeper levels cut elsewhere: the bits of the level above are equal within a bucket.
     edges = (edges + 5 * (DEEPEST - depth)).tolist()
     for low, high in itertools.pairwise(edges):
         turned = _turned(hashes[members], low % BITS) & np.uint64((1 << (high - low)) - 1)

@@ -1,4 +1,4 @@
-"""Where a million images and their names lie, in a few flat arrays. Free of torch.
+"""How are a million images and their names held in a few flat arrays? Free of torch.
 
 A list of a million Python strings takes 100 MB in the main process and, page by page as reading
 one writes to its reference count, the same again in every forked loader process. Arrays are shared.
@@ -39,7 +39,7 @@ class Store(Protocol):
 
 
 class Names(Sequence[str]):
-    """Texts as one array of UTF-8 and one of where each ends; bytes that are no text survive.
+    """Strings as one array of UTF-8 and one of their ends; bytes that are not text are kept.
 
     blob: uint8; ends: int64 (n,).
     """
@@ -49,7 +49,7 @@ class Names(Sequence[str]):
 
     @staticmethod
     def of(texts: Iterable[str]) -> Names:
-        """The same texts, flat; Names as they are."""
+        """The same strings, flat; Names are returned unchanged."""
         if isinstance(texts, Names):
             return texts
         raw = [text.encode("utf-8", "surrogateescape") for text in texts]
@@ -109,7 +109,7 @@ def _text(raw: bytes) -> str:
 
 
 def label_codes(texts: Iterable[str]) -> tuple[Ints, list[str]]:
-    """Which of the distinct texts each is, int64 (n,), and those in order of first appearance."""
+    """For each string its index, int64 (n,), in the distinct ones, in order of appearance."""
     known: dict[str, int] = {}
     codes = np.fromiter((known.setdefault(text, len(known)) for text in texts), np.int64)
     return codes, list(known)
@@ -206,14 +206,13 @@ def stamp(status: os.stat_result) -> tuple[int, int]:
 def unreadable(name: str, why: str) -> BrokenFileError:
     return BrokenFileError(
         f"{name!r} cannot be used: {why}.",
-        "Start again where the files have changed; training leaves broken images out with "
-        "--data.bad_files skip.",
+        "If the files have changed, start again. --data.bad_files skip leaves broken images out.",
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """A store of image files that lie as they are inside larger files: tar shards, Arrow files.
+    """A store of image files inside larger files: tar shards, Arrow files.
 
     file: int32 (n,); offset, size: int64 (n,) in bytes; names of n.
     """

@@ -1,5 +1,5 @@
-"""What do IDX and CIFAR files hold? They come from strangers: nothing in them is executed, and no
-size they declare is believed before it is compared with the file's."""
+"""What do IDX and CIFAR files hold? They may come from strangers: nothing in them is executed, and
+every size they declare is checked against the file's before memory is allocated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pickle
 import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,14 +21,34 @@ from vitc.data.store import Ints, Pixels
 from vitc.errors import ConfigError, DataError
 
 MAX_BYTES = 2 * 1024**3  # of one file, unpacked; EMNIST's largest holds 0.55 GB
-DEFLATE_RATIO = 1032  # gzip cannot pack tighter: https://www.zlib.net/zlib_tech.html
+DEFLATE_RATIO = 1032  # the most that gzip can pack: https://www.zlib.net/zlib_tech.html
 DOWNLOAD_AGAIN = "The file is incomplete or damaged: download it again."
-
 Parts = dict[str, tuple[Pixels, Ints]]  # "train", "test": pixels (n, H, W, C), labels (n,)
 
 
+def _found(classes: Iterable[str], parts: Parts, notes: Iterable[str]) -> Found:
+    splits = {
+        part: Split(labels, [f"{part}/{i}" for i in range(len(labels))], pixels)
+        for part, (pixels, labels) in parts.items()
+    }
+    return Found(tuple(classes), splits, tuple(notes))
+
+
+# -- IDX -------------------------------------------------------------------------------------------
+
+_IDX_NAME = re.compile(
+    r"(?P<prefix>.*?)(?P<part>train|t10k|test)-(?P<kind>images|labels)[.-]idx[13]-ubyte(\.gz)?$",
+    re.IGNORECASE,
+)
+
+
 class Idx(Source):
-    """MNIST and its kin: the files train-images-idx3-ubyte and so on, gzipped or not."""
+    """MNIST and its kin: train-images-idx3-ubyte and so on, gzipped or not.
+
+    The set in a folder (or its `raw`), or the one of several that is named FOLDER/PREFIX. EMNIST's
+    images, stored with rows and columns exchanged, are turned upright, and its classes are named by
+    its mapping file.
+    """
 
     kind = origin = "idx"
     path = "a folder: --data.path DIR"
@@ -38,63 +57,36 @@ class Idx(Source):
         return any("-ubyte" in name for name in entries(path))
 
     def read(self, config: DataConfig) -> Found:
+        """Raises ConfigError: not there, or several sets; DataError: a file is missing or damaged,
+        or images and labels do not match."""
         path = Path(str(config.path)).expanduser()
-        if not path.is_dir() and not (path.parent.is_dir() and path.parent != path):
-            raise ConfigError(f"There is no folder {path}.", "idx data must lie there.")
-        return read_idx_set(path)
-
-
-class Cifar10(Source):
-    """CIFAR-10, in its Python or its binary version."""
-
-    kind = origin = "cifar10"
-    path = "a folder: --data.path DIR"
-
-    def matches(self, path: str) -> bool:
-        names = entries(path)
-        return any(n.startswith("data_batch_1") for n in names) or not names.isdisjoint(
-            CIFAR10.folders
-        )
-
-    def read(self, config: DataConfig) -> Found:
-        return _read_cifar(config, CIFAR10)
-
-
-class Cifar100(Source):
-    """CIFAR-100 with its fine labels, in its Python or its binary version."""
-
-    kind = origin = "cifar100"
-    path = "a folder: --data.path DIR"
-
-    def matches(self, path: str) -> bool:
-        names = entries(path)
-        whole = {"train", "test", "meta"} <= names or {"train.bin", "test.bin"} <= names
-        return whole or not names.isdisjoint(CIFAR100.folders)
-
-    def read(self, config: DataConfig) -> Found:
-        return _read_cifar(config, CIFAR100)
-
-
-def _found(classes: tuple[str, ...], parts: Parts, notes: Iterable[str]) -> Found:
-    splits = {
-        part: Split(labels, [f"{part}/{i}" for i in range(len(labels))], pixels)
-        for part, (pixels, labels) in parts.items()
-    }
-    return Found(classes, splits, tuple(notes))
-
-
-# ---------------------------------------------------------------------------------------- IDX
-
-_IDX_NAME = re.compile(
-    r"(?P<prefix>.*?)(?P<part>train|t10k|test)-(?P<kind>images|labels)[.-]idx[13]-ubyte(\.gz)?$",
-    re.IGNORECASE,
-)
+        folder, wanted = (path, None) if path.is_dir() else (path.parent, path.name)
+        if not folder.is_dir() or path.parent == path:
+            raise ConfigError(f"There is no folder {path}.", "Give the folder of the IDX files.")
+        sets = _idx_sets(folder)
+        if wanted is not None:
+            sets = {k: v for k, v in sets.items() if k[1] == wanted}
+        if not sets:
+            raise ConfigError(
+                f"No IDX files in {path}."
+                if wanted is None
+                else f"{path} is neither a folder nor the beginning of IDX files' names.",
+                "Expected train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz or not).",
+            )
+        if len(sets) > 1:
+            names = ", ".join(sorted(str(f / p) for f, p in sets))
+            raise ConfigError(
+                f"{path} holds {len(sets)} IDX data sets: {names}.",
+                "Choose one of these as --data.path.",
+            )
+        ((place, prefix), files) = next(iter(sets.items()))
+        return _idx_arrays(place, prefix, files)
 
 
 def read_idx(file: Path) -> Pixels:
     """The array in an IDX file of bytes, gzipped or not (yann.lecun.com/exdb/mnist).
 
-    Raises DataError: not such a file, truncated, longer than it says, or beyond 2 GiB.
+    Raises DataError: not such a file, truncated, longer than declared, or beyond 2 GiB.
     """
     try:
         packed = file.stat().st_size
@@ -125,34 +117,6 @@ def read_idx(file: Path) -> Pixels:
         more = "more" if len(data) > size else f"only {len(data):,}"
         raise DataError(f"{file} declares {size:,} bytes and holds {more}.", DOWNLOAD_AGAIN)
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def read_idx_set(path: Path) -> Found:
-    """The MNIST-like set in a folder (or its `raw`), or the one of several named FOLDER/PREFIX.
-
-    EMNIST's images, stored with rows and columns exchanged, are turned upright, and its classes
-    named by its mapping file. Raises ConfigError: nothing there, or several sets; DataError: a
-    file is missing, damaged, or images and labels do not match.
-    """
-    folder, wanted = (path, None) if path.is_dir() else (path.parent, path.name)
-    sets = _idx_sets(folder)
-    if wanted is not None:
-        sets = {k: v for k, v in sets.items() if k[1] == wanted}
-    if not sets:
-        raise ConfigError(
-            f"No IDX files in {path}."
-            if wanted is None
-            else f"{path} is neither a folder nor what the names of IDX files begin with.",
-            "Expected train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz or not).",
-        )
-    if len(sets) > 1:
-        names = ", ".join(sorted(str(f / p) for f, p in sets))
-        raise ConfigError(
-            f"{path} holds {len(sets)} IDX data sets: {names}.",
-            "Choose one of these as --data.path.",
-        )
-    ((place, prefix), files) = next(iter(sets.items()))
-    return _idx_arrays(place, prefix, files)
 
 
 def _idx_sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
@@ -210,9 +174,9 @@ def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) ->
 
 
 def _idx_classes(place: Path, prefix: str, values: Pixels) -> tuple[str, ...]:
-    """The label's number, or the character that EMNIST's mapping file gives it.
+    """The labels' numbers, or the characters that EMNIST's mapping file gives them.
 
-    A line of it: the label, then the ASCII codes of the characters it stands for.
+    Each of its lines has a label, then the ASCII codes of the characters the label stands for.
     """
     numbers = tuple(str(v) for v in values.tolist())
     mapping = place / f"{prefix}-mapping.txt"
@@ -224,85 +188,148 @@ def _idx_classes(place: Path, prefix: str, values: Pixels) -> tuple[str, ...]:
     return named if len(set(named)) == len(named) else numbers
 
 
-# -------------------------------------------------------------------------------------- CIFAR
+# -- CIFAR -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Cifar:
-    """The file names of one CIFAR in its two versions (www.cs.toronto.edu/~kriz/cifar.html)."""
+class Cifar(Source):
+    """CIFAR in its Python or its binary version (www.cs.toronto.edu/~kriz/cifar.html).
 
-    name: str
-    num_classes: int
-    folders: tuple[str, str]  # Python, binary
-    train: tuple[str, ...]
-    test: str
-    label_key: str  # Python version
-    label_bytes: int  # binary version: bytes before the pixels, the last of them the label
-    meta: tuple[str, str]  # Python file, its key
-    words: str  # binary version's file of class names
+    A binary file holds records of the labels, one byte each, the last of them the fine one, and
+    32x32x3 bytes of pixels; a Python file is a pickled dictionary.
+    """
 
+    path = "a folder: --data.path DIR"
+    signs: ClassVar[tuple[set[str], ...]]  # files by which a folder is recognised
+    num_classes: ClassVar[int]
+    folders: ClassVar[tuple[str, str]]  # that the archives of the two versions unpack to
+    train: ClassVar[tuple[str, ...]]  # files; the binary ones end in .bin
+    test: ClassVar[str]
+    label_key: ClassVar[str]
+    label_bytes: ClassVar[int]
+    names_file: ClassVar[tuple[str, str]]  # of the Python version: file and key
+    names_text: ClassVar[str]  # the file of the binary version
 
-CIFAR10 = _Cifar(
-    "CIFAR-10",
-    10,
-    ("cifar-10-batches-py", "cifar-10-batches-bin"),
-    tuple(f"data_batch_{i}" for i in range(1, 6)),
-    "test_batch",
-    "labels",
-    1,
-    ("batches.meta", "label_names"),
-    "batches.meta.txt",
-)
-CIFAR100 = _Cifar(
-    "CIFAR-100",
-    100,
-    ("cifar-100-python", "cifar-100-binary"),
-    ("train",),
-    "test",
-    "fine_labels",
-    2,
-    ("meta", "fine_label_names"),
-    "fine_label_names.txt",
-)
+    def matches(self, path: str) -> bool:
+        names = entries(path)
+        return any(sign <= names for sign in self.signs) or not names.isdisjoint(self.folders)
 
+    def read(self, config: DataConfig) -> Found:
+        """Raises ConfigError: the files are not there; DataError: one is missing or damaged."""
+        path = Path(str(config.path)).expanduser()
+        if not path.is_dir():
+            raise ConfigError(f"There is no folder {path}.", f"Give the folder of {self.kind}.")
+        for folder in (path, *(path / f for f in self.folders)):
+            for suffix in ("", ".bin"):
+                if (folder / (self.train[0] + suffix)).is_file():
+                    return self._read(folder, suffix)
+        packed = sorted(p.name for p in path.iterdir() if p.name.endswith((".tar.gz", ".tgz")))
+        raise ConfigError(
+            f"No {self.kind} in {path}: neither {self.train[0]} nor {self.train[0]}.bin is there, "
+            f"nor in {' or '.join(self.folders)}.",
+            f"Unpack it first: tar -xzf {packed[0]}" if packed else None,
+        )
 
-def _read_cifar(config: DataConfig, kind: _Cifar) -> Found:
-    """Raises ConfigError: the files are not there; DataError: one is missing or damaged."""
-    path = Path(str(config.path)).expanduser()
-    if not path.is_dir():
-        raise ConfigError(f"There is no folder {path}.", f"{config.source} data must lie there.")
-    for folder in (path, *(path / f for f in kind.folders)):
-        for suffix in ("", ".bin"):
-            if (folder / (kind.train[0] + suffix)).is_file():
-                return _cifar_arrays(folder, suffix, kind)
-    packed = sorted(p.name for p in path.iterdir() if p.name.endswith((".tar.gz", ".tgz")))
-    raise ConfigError(
-        f"No {kind.name} in {path}: neither {kind.train[0]} nor {kind.train[0]}.bin is there, "
-        f"nor in {' or '.join(kind.folders)}.",
-        f"Unpack it first: tar -xzf {packed[0]}" if packed else None,
-    )
-
-
-def _cifar_arrays(folder: Path, suffix: str, kind: _Cifar) -> Found:
-    read = _cifar_binary if suffix else _cifar_python
-    train = [read(folder / (name + suffix), kind) for name in kind.train]
-    parts = {
-        "train": (np.concatenate([p for p, _ in train]), np.concatenate([n for _, n in train])),
-        "test": read(folder / (kind.test + suffix), kind),
-    }
-    notes = []
-    for part, expected in (("train", 50_000), ("test", 10_000)):
-        count = len(parts[part][1])
-        if count != expected:
-            notes.append(f"{kind.name} has {expected:,} {part} images; this copy has {count:,}.")
-        absent = kind.num_classes - len(np.unique(parts[part][1]))
-        if absent and part == "train":
+    def _read(self, folder: Path, suffix: str) -> Found:
+        batch = self._binary if suffix else self._pickled
+        train = [batch(folder / (name + suffix)) for name in self.train]
+        parts = {
+            "train": (np.concatenate([p for p, _ in train]), np.concatenate([n for _, n in train])),
+            "test": batch(folder / (self.test + suffix)),
+        }
+        present = len(np.unique(parts["train"][1]))
+        if present < self.num_classes:
             raise DataError(
-                f"{folder} has training images of only {kind.num_classes - absent} of the "
-                f"{kind.num_classes} classes.",
+                f"{folder} has training images of only {present} of the {self.num_classes} "
+                "classes.",
                 DOWNLOAD_AGAIN,
             )
-    return _found(_cifar_classes(folder, suffix, kind), parts, notes)
+        notes = [
+            f"{self.kind} has {expected:,} {part} images; this copy has {len(parts[part][1]):,}."
+            for part, expected in (("train", 50_000), ("test", 10_000))
+            if len(parts[part][1]) != expected
+        ]
+        return _found(self._classes(folder, suffix), parts, notes)
+
+    def _binary(self, file: Path) -> tuple[Pixels, Ints]:
+        data = _bytes_of(file)
+        record = self.label_bytes + 3072
+        if not data or len(data) % record:
+            raise DataError(
+                f"{file} has {len(data):,} bytes, not a multiple of {record:,} (label, 32x32x3).",
+                DOWNLOAD_AGAIN,
+            )
+        rows = np.frombuffer(data, np.uint8).reshape(-1, record)
+        labels = rows[:, self.label_bytes - 1].astype(np.int64)
+        return self._checked(file, rows[:, self.label_bytes :], labels)
+
+    def _pickled(self, file: Path) -> tuple[Pixels, Ints]:
+        batch = _unpickled(file)
+        data, labels = batch.get("data"), batch.get(self.label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+            raise DataError(f"{file} has no 'data' of n x 3,072 bytes.", DOWNLOAD_AGAIN)
+        if not isinstance(labels, list) or not labels or len(labels) != len(data):
+            labels = [None]
+        if not all(type(n) is int for n in labels):
+            raise DataError(
+                f"{file} has no {self.label_key!r} with an integer for each of its "
+                f"{len(data):,} images.",
+                f"Use --data.source {self.kind} for the files of {self.kind} only, or download "
+                "them again.",
+            )
+        known = [n if 0 <= n < self.num_classes else -1 for n in labels]  # n may exceed 64 bits
+        return self._checked(file, data, np.array(known, dtype=np.int64))
+
+    def _checked(self, file: Path, rows: Pixels, labels: Ints) -> tuple[Pixels, Ints]:
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise DataError(
+                f"{file} holds labels outside 0 ... {self.num_classes - 1} of {self.kind}.",
+                DOWNLOAD_AGAIN,
+            )
+        planes = rows.reshape(-1, 3, 32, 32)
+        return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
+
+    def _classes(self, folder: Path, suffix: str) -> list[str]:
+        """The names beside the data; the labels' numbers where that file is missing."""
+        file = folder / (self.names_text if suffix else self.names_file[0])
+        if not file.is_file():
+            return [str(i) for i in range(self.num_classes)]
+        if suffix:
+            names: Any = _bytes_of(file).decode("utf-8", "replace").split()
+        else:
+            names = _unpickled(file).get(self.names_file[1])
+            if isinstance(names, list):
+                names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
+        good = isinstance(names, list) and all(isinstance(n, str) for n in names)
+        if not good or not len(set(names)) == len(names) == self.num_classes:
+            raise DataError(
+                f"{file} does not name the {self.num_classes} classes of {self.kind}.",
+                DOWNLOAD_AGAIN,
+            )
+        return list(names)
+
+
+class Cifar10(Cifar):
+    """CIFAR-10."""
+
+    kind = origin = "cifar10"
+    signs = {"data_batch_1"}, {"data_batch_1.bin"}
+    num_classes = 10
+    folders = "cifar-10-batches-py", "cifar-10-batches-bin"
+    train, test = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
+    label_key, label_bytes = "labels", 1
+    names_file, names_text = ("batches.meta", "label_names"), "batches.meta.txt"
+
+
+class Cifar100(Cifar):
+    """CIFAR-100 with its fine labels."""
+
+    kind = origin = "cifar100"
+    signs = {"train", "test", "meta"}, {"train.bin", "test.bin"}
+    num_classes = 100
+    folders = "cifar-100-python", "cifar-100-binary"
+    train, test = ("train",), "test"
+    label_key, label_bytes = "fine_labels", 2
+    names_file, names_text = ("meta", "fine_label_names"), "fine_label_names.txt"
 
 
 def _bytes_of(file: Path) -> bytes:
@@ -315,66 +342,6 @@ def _bytes_of(file: Path) -> bytes:
         raise DataError(f"{file} is missing.", "Unpack the whole archive again.") from e
     except OSError as e:
         raise DataError(f"{file} cannot be read: {e.strerror}.") from e
-
-
-def _cifar_binary(file: Path, kind: _Cifar) -> tuple[Pixels, Ints]:
-    data = _bytes_of(file)
-    record = kind.label_bytes + 3072
-    if not data or len(data) % record:
-        raise DataError(
-            f"{file} has {len(data):,} bytes, not a multiple of {record:,} (label and 32x32x3).",
-            DOWNLOAD_AGAIN,
-        )
-    rows = np.frombuffer(data, np.uint8).reshape(-1, record)
-    labels = rows[:, kind.label_bytes - 1].astype(np.int64)
-    return _cifar_checked(file, rows[:, kind.label_bytes :], labels, kind)
-
-
-def _cifar_python(file: Path, kind: _Cifar) -> tuple[Pixels, Ints]:
-    batch = _unpickled(file)
-    data, labels = batch.get("data"), batch.get(kind.label_key)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-        raise DataError(f"{file} has no 'data' of n x 3,072 bytes.", DOWNLOAD_AGAIN)
-    if not isinstance(labels, list) or not labels or len(labels) != len(data):
-        labels = [None]
-    if not all(type(n) is int for n in labels):
-        raise DataError(
-            f"{file} has no {kind.label_key!r} with a whole number for each of its "
-            f"{len(data):,} images.",
-            f"For {kind.name} choose --data.source {kind.name.lower().replace('-', '')}, "
-            "or download it again.",
-        )
-    known = [n if 0 <= n < kind.num_classes else -1 for n in labels]  # n may exceed 64 bits
-    return _cifar_checked(file, data, np.array(known, dtype=np.int64), kind)
-
-
-def _cifar_checked(file: Path, rows: Pixels, labels: Ints, kind: _Cifar) -> tuple[Pixels, Ints]:
-    if labels.min() < 0 or labels.max() >= kind.num_classes:
-        raise DataError(
-            f"{file} holds labels outside 0 … {kind.num_classes - 1} of {kind.name}.",
-            DOWNLOAD_AGAIN,
-        )
-    planes = rows.reshape(-1, 3, 32, 32)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
-
-
-def _cifar_classes(folder: Path, suffix: str, kind: _Cifar) -> tuple[str, ...]:
-    """The names beside the data; the labels' numbers where that file is not there."""
-    file = folder / (kind.words if suffix else kind.meta[0])
-    if not file.is_file():
-        return tuple(str(i) for i in range(kind.num_classes))
-    if suffix:
-        names: Any = _bytes_of(file).decode("utf-8", "replace").split()
-    else:
-        names = _unpickled(file).get(kind.meta[1])
-        if isinstance(names, list):
-            names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
-    good = isinstance(names, list) and all(isinstance(n, str) for n in names)
-    if not good or len(set(names)) != kind.num_classes or len(names) != kind.num_classes:
-        raise DataError(
-            f"{file} does not name the {kind.num_classes} classes of {kind.name}.", DOWNLOAD_AGAIN
-        )
-    return tuple(names)
 
 
 def _unpickled(file: Path) -> dict[str, Any]:
@@ -400,11 +367,11 @@ def _unpickled(file: Path) -> dict[str, Any]:
 
 # A pickle is a program. These stand-ins are all it can reach: they hold no reference to anything
 # else, and their empty __slots__ leave it nothing to set. numpy's own functions are not among
-# them, since they allocate what a file tells them to.
+# them, since they allocate as much memory as the file asks for.
 
 
 class _Array:
-    """Where numpy's __setstate__ would fill an array: only bytes of the size the shape says."""
+    """Where numpy's __setstate__ would fill an array: only bytes, as many as its shape needs."""
 
     __slots__ = ("array",)
 
@@ -450,7 +417,7 @@ class _MakeBytes:
         return text.encode("latin1")
 
 
-_ADMITTED = {
+_ALLOWED = {
     "numpy.core.multiarray._reconstruct": _MakeArray,
     "numpy._core.multiarray._reconstruct": _MakeArray,
     "numpy.ndarray": object,  # only ever handed to _reconstruct
@@ -464,10 +431,10 @@ class _ArraysOnly(pickle._Unpickler):
     as long as the largest index that the file names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        admitted = _ADMITTED.get(f"{module}.{name}")
-        if admitted is None:
+        allowed = _ALLOWED.get(f"{module}.{name}")
+        if allowed is None:
             raise DataError(
-                f"it asks for {module}.{name}, and only arrays are admitted.",
+                f"it asks for {module}.{name}, and only arrays are allowed.",
                 "Take the file from www.cs.toronto.edu/~kriz/cifar.html, or the binary version.",
             )
-        return admitted()
+        return allowed()

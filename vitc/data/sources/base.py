@@ -196,7 +196,7 @@ def by_label(
     if not train:
         raise DataError(
             f"{where} has no training images.",
-            "The split of each image: train, val or test; without, train.",
+            "Images without a split are training images; the splits are train, val and test.",
         )
     strange = [text for i, text in enumerate(texts) if present[:, i].any() and not present[0, i]]
     if strange:
@@ -207,8 +207,8 @@ def by_label(
         )
     if len(train) < 2:
         raise DataError(
-            f"{where} has one class only, {train[0]!r}: there is nothing to tell apart.",
-            "Labels may stand where they were not looked for: docs/sources.md.",
+            f"{where} has one class only, {train[0]!r}; a classifier needs two or more.",
+            "Where labels are looked for: docs/sources.md.",
         )
     if order is not None:
         classes = [text for text in order if text in set(train)]

@@ -131,7 +131,7 @@ def _classes(made: Any, where: str) -> tuple[str, ...]:
     if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
         raise DataError(
             f"{where} has the classes {some(map(str, classes), 5)}; they must be two "
-            "or more different texts."
+            "or more different strings."
         )
     return classes
 
@@ -142,14 +142,14 @@ def _labels(made: Any, classes: Sequence[str], where: str) -> dict[str, Ints]:
     if "train" not in given or not given.keys() <= set(SPLITS):
         raise DataError(
             f"{where} has labels of the splits {some(map(str, given))}; 'train' is "
-            "needed, and 'val' and 'test' are known."
+            "required, 'val' and 'test' are optional."
         )
     found = {}
     for split in [name for name in SPLITS if name in given]:
         labels = np.asarray(given[split])
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
             raise DataError(
-                f"{where} has {split} labels that are no list of integers (one label an image)."
+                f"{where} has {split} labels that are not a list of integers (one per image)."
             )
         if labels.min() < 0 or labels.max() >= len(classes):
             raise DataError(f"{where} has {split} labels outside 0 ... {len(classes) - 1}.")

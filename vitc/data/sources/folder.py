@@ -16,7 +16,7 @@ from vitc.data.store import Files, Names, name_key, shown
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # litter of file managers
+_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # written by file managers
 _LAYOUTS = (
     "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg with val and test beside train."
 )
@@ -47,10 +47,10 @@ class _Class:
 def scan_folder(root: Path) -> Found:
     """Every image below `root` with its class and split.
 
-    A class is a sub-folder, whatever lies nested in it; hidden files and file managers' litter
-    are passed over, other files that are no images are named in the notes. Raises ConfigError:
-    no such folder; DataError: no classes, only one, an empty one, or classes that differ between
-    the splits.
+    A class is a sub-folder with everything nested in it. Hidden files and those of file managers
+    are skipped; other files that are not images are named in the notes. Raises ConfigError: no
+    such folder; DataError: no classes, only one, an empty one, or classes that differ between the
+    splits.
     """
     found, notes = _found(root)
     _check_classes(root, found)
@@ -65,7 +65,7 @@ def scan_folder(root: Path) -> Found:
 
 
 def survey_folder(root: Path) -> Found:
-    """As `scan_folder`, but with every class of any split, however unfit: to tell what is wrong.
+    """As `scan_folder`, but with every class of any split, usable or not: for `vitc data check`.
 
     Raises ConfigError: no such folder; DataError: nothing in it is a class.
     """
@@ -78,33 +78,32 @@ def survey_folder(root: Path) -> Found:
 
 
 def _found(root: Path) -> tuple[dict[str, dict[str, _Class]], list[str]]:
-    """The files of each class of each split, and what there is to say."""
-    _check_is_folder(root)
+    """The files of each class of each split, and notes."""
+    if not root.is_dir():
+        raise _no_folder(root)
     places, notes = _layout(root)
     found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
     strangers = [other for part in found.values() for c in part.values() for other in c.others]
     if strangers:
-        notes.append(f"{counted(len(strangers), 'file')} left out as no image: {some(strangers)}.")
+        notes.append(f"{counted(len(strangers), 'file')} skipped, not images: {some(strangers)}.")
     return found, notes
 
 
-def _check_is_folder(root: Path) -> None:
-    if root.is_dir():
-        return
+def _no_folder(root: Path) -> ConfigError:
     if root.exists():
         packed = root.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"))
-        raise ConfigError(
+        return ConfigError(
             f"{root} is a file, not a folder of images.",
             "Unpack it and give the folder." if packed else _LAYOUTS,
         )
     near = ""
     if root.parent.is_dir():
         near = suggest(root.name, (p.name for p in root.parent.iterdir() if p.is_dir()))
-    raise ConfigError(f"There is no folder {root}.{near}", _LAYOUTS)
+    return ConfigError(f"There is no folder {root}.{near}", _LAYOUTS)
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Names of the sub-folders and of the other entries, sorted, without hidden ones and litter."""
+    """Names of the sub-folders and of the other entries, sorted, but hidden ones and clutter."""
     try:
         with os.scandir(folder) as listing:
             kinds = [(e.name, _is_dir(e)) for e in listing if not _passed_over(e.name)]
@@ -129,11 +128,11 @@ def _is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
-# ------------------------------------------------------------------- which folder is which split
+# -- which folder is which split -------------------------------------------------------------------
 
 
 def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
-    """The folder of classes of each split ("train" alone: the root), and what there is to say."""
+    """The folder of classes of each split ("train" alone: the root), and notes."""
     dirs, files = _entries(str(root))
     if not dirs:
         raise _no_classes(root, files)
@@ -150,7 +149,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
             )
         only = next(iter(named))
         return {"train": str(root)}, [
-            f"{only!r} has no sub-folders, so it is taken as a class, not as a split."
+            f"{only!r} has no sub-folders, so it is a class, not a split."
         ]
 
     notes = []
@@ -163,7 +162,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
             )
         count = sum(_is_image(n) for n in inside[d][1])
         notes.append(
-            f"{d!r} was left out: it has no class sub-folders, so its {counted(count, 'image')} "
+            f"{d!r} was skipped: it has no class sub-folders, so its {counted(count, 'image')} "
             f"cannot serve as the {named[d]} split."
         )
     places: dict[str, str] = {}
@@ -171,7 +170,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
         mine = [d for d in split_dirs if named[d] == split]
         if len(mine) > 1:
             raise DataError(
-                f"{root} holds {some(mine)}: which of them is the {split} split?",
+                f"{root} holds {some(mine)}, several folders for the {split} split.",
                 "Keep one, or merge them.",
             )
         if mine:
@@ -183,7 +182,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
         )
     beside = [d for d in dirs if d not in named]
     if beside:
-        notes.append(f"{some(beside)} beside {some(split_dirs)} left out: no split has that name.")
+        notes.append(f"{some(beside)} beside {some(split_dirs)} skipped: no split has that name.")
     return places, notes
 
 
@@ -192,7 +191,7 @@ def _no_classes(root: Path, files: Sequence[str]) -> DataError:
     if images:
         return DataError(
             f"{root} holds {counted(images, 'image')} but no sub-folders: "
-            "one sub-folder for each class is what tells the classes apart.",
+            "the classes are the sub-folders.",
             _LAYOUTS,
         )
     packed = [n for n in files if n.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))]
@@ -202,7 +201,7 @@ def _no_classes(root: Path, files: Sequence[str]) -> DataError:
     )
 
 
-# ------------------------------------------------------------------------- the files of a class
+# -- the files of a class --------------------------------------------------------------------------
 
 
 def _classes_in(root: Path, folder: str, notes: list[str]) -> dict[str, _Class]:
@@ -213,7 +212,7 @@ def _classes_in(root: Path, folder: str, notes: list[str]) -> dict[str, _Class]:
         what = f"{counted(len(images), 'image')} of no class" if images else "no image"
         notes.append(
             f"{counted(len(files), 'file')} beside the class folders of {Path(folder).name!r} "
-            f"left out ({what}): {some(files)}."
+            f"skipped ({what}): {some(files)}."
         )
     below = os.path.relpath(folder, root).replace(os.sep, "/")
     prefix = "" if below == "." else f"{below}/"
@@ -261,20 +260,20 @@ def _size(entry: os.DirEntry[str]) -> int | None:
         return None
 
 
-# --------------------------------------------------------------------- do the classes make sense
+# -- are the classes usable ------------------------------------------------------------------------
 
 
 def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
     train = found["train"]
     if not any(c.images for c in train.values()):
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"No images in the class folders of {root}.", f"Read are: {kinds}.")
+        raise DataError(f"No images in the class folders of {root}.", f"Supported: {kinds}.")
     for split, part in found.items():
         _check_alike(split, part)
         if not any(c.images for c in part.values()):
             raise DataError(
                 f"The {split} folder of {root} holds class folders but no image.",
-                "Fill it, or remove it: it is then held out from the training images.",
+                "Add images, or remove it: the split is then held out from the training images.",
             )
     if len(train) == 1:
         raise _one_class(root, next(iter(train)))
@@ -284,7 +283,7 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
         raise DataError(
             f"{counted(len(empty), 'class', 'classes')} without any image to train on: "
             f"{some(empty, 5)}." + (f" There are other files: {some(others)}." if others else ""),
-            "Add images, or remove the folder. Nothing else makes it a class.",
+            "Add images, or remove the folder.",
         )
     known = {name_key(name) for name in train}
     for split, part in found.items():
@@ -298,7 +297,7 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
 
 
 def _check_alike(split: str, part: Iterable[str]) -> None:
-    """No two classes whose names are one name where case or accents' encoding do not count."""
+    """Raises DataError: two names that differ only in case or in how accents are encoded."""
     first: dict[str, str] = {}
     for name in part:
         other = first.setdefault(name_key(name).casefold(), name)
@@ -306,7 +305,7 @@ def _check_alike(split: str, part: Iterable[str]) -> None:
             raise DataError(
                 f"The {split} images have classes {shown(other)!r} and {shown(name)!r}, "
                 "names that differ only in upper and lower case.",
-                "Merge the folders, or rename one: some systems cannot tell them apart.",
+                "Merge the folders, or rename one: to some systems they are the same.",
             )
 
 
@@ -320,7 +319,7 @@ def _one_class(root: Path, name: str) -> DataError:
             f"If those are the classes, give {shown(str(inner))} as the folder.",
         )
     return DataError(
-        f"{root} holds one class only, {shown(name)!r}: there is nothing to tell apart.",
+        f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.",
         f"Add a sub-folder for each other class. {_LAYOUTS}",
     )
 

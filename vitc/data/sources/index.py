@@ -108,7 +108,7 @@ def _no_files(path: str, suffixes: Sequence[str]) -> ConfigError:
         return ConfigError(f"There is no folder {folder}.")
     near = suggest(Path(path).name, [p.name for p in folder.iterdir()])
     what = "file" if not glob.has_magic(path) and not os.path.isdir(path) else "file like"
-    return ConfigError(f"There is no {what} {path}.{near}", f"Read are: {', '.join(suffixes)}.")
+    return ConfigError(f"There is no {what} {path}.{near}", f"Supported: {', '.join(suffixes)}.")
 
 
 def braces(pattern: str) -> list[str]:
@@ -140,7 +140,7 @@ def _alternatives(inside: str, limit: int) -> Sequence[str]:
 
 
 def cache_folder() -> Path:
-    """Where what was found out about large files is kept; it may be deleted at any time."""
+    """The folder of indexes of large files; it may be deleted at any time."""
     place = os.environ.get("XDG_CACHE_HOME", "")
     return Path(place if os.path.isabs(place) else os.path.expanduser("~/.cache")) / "vitc"
 

@@ -58,7 +58,7 @@ class List(Source):
             if split.lower() not in SPLIT_OF:
                 near = suggest(split, SPLIT_OF)
                 raise DataError(
-                    f"{file}, line {number}: the split {split!r}.{near}",
+                    f"{file}, line {number}: unknown split {split!r}.{near}",
                     "Known: train, val (validation, dev), test.",
                 )
             paths.append(path)
@@ -66,9 +66,8 @@ class List(Source):
             splits.append(SPLITS.index(SPLIT_OF[split.lower()]))
         if several:
             raise DataError(
-                f"{file} gives {counted(several, 'image')} several labels. Training takes one "
-                "label an image: its loss, mixing and accuracy are those of one class each.",
-                "Give one label a line. Several labels an image are not supported.",
+                f"{file} gives {counted(several, 'image')} several labels.",
+                "Give one label per line: multi-label data is not supported.",
             )
         if not paths:
             raise DataError(f"{file} lists no images.")
@@ -85,7 +84,7 @@ def _found_on_disk(
         again = [p for p in paths if p in seen or seen.add(p)]  # type: ignore[func-returns-value]
         raise DataError(
             f"{counted(twice, 'path')} listed twice: {some(again)}.",
-            "List each image once; --data.balance weighs classes.",
+            "List each image once; --data.balance weights classes.",
         )
     with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
         sizes = np.fromiter(pool.map(lambda p: _size(root, p), paths, chunksize=1024), np.int64)
@@ -144,8 +143,8 @@ def _csv_rows(
                 raise DataError(
                     f"{file}, line {rows.line_num}: {len(row)} values under {len(header)} headings."
                 )
-            told = row[split].strip() if split is not None else "train"
-            yield rows.line_num, row[path].strip(), row[label].strip(), told
+            of = "train" if split is None else row[split].strip()
+            yield rows.line_num, row[path].strip(), row[label].strip(), of
     except csv.Error as e:
         raise DataError(f"{file}, line {rows.line_num}: {e}.") from e
 
@@ -186,20 +185,20 @@ def _json_rows(
             raise DataError(f"{file}, line {number} is not JSON: {e}.") from e
         if not isinstance(values, dict):
             raise DataError(
-                f"{file}, line {number} is no object.",
+                f"{file}, line {number} is not an object.",
                 'For example: {"path": "a.jpg", "label": "cat"}',
             )
         path, label, split = _list_columns(file, list(values), config)
         row = list(values.values())
-        told = "train" if split is None else row[split]
+        of = "train" if split is None else row[split]
         if isinstance(row[label], list):
             row[label] = [str(v) for v in row[label]]
         elif isinstance(row[label], int) and not isinstance(row[label], bool):
             row[label] = str(row[label])
         good = isinstance(row[path], str) and isinstance(row[label], str | list)
-        if not good or not isinstance(told, str):
+        if not good or not isinstance(of, str):
             raise DataError(
-                f"{file}, line {number}: path, label and split must be texts (a label "
-                "may be a whole number)."
+                f"{file}, line {number}: path, label and split must be strings; a label may "
+                "also be an integer."
             )
-        yield number, row[path], row[label], told
+        yield number, row[path], row[label], of

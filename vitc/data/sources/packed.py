@@ -1,8 +1,8 @@
-"""One file that holds a data set: `*.vitc`, as docs/pack-format.md describes it. Free of torch.
+"""What is in a pack, `*.vitc`, the one file of a data set? The format: docs/pack-format.md.
 
-A pack may come from a stranger. Every size in it is compared with the file's before memory is asked
-for, places follow from lengths alone (so that none can overlap or point outside), and the index is
-hashed. Names in it are for messages; no path is made of them.
+A pack may come from a stranger. Every size in it is checked against the file's before memory is
+allocated, offsets follow from lengths alone (so that records cannot overlap), and the index is
+hashed. Names in it are for messages; they are never used as paths.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ Encoding = Literal["source", "jpeg", "raw"]
 
 @dataclass(frozen=True)
 class About:
-    """What a pack says of itself, in JSON.
+    """The metadata of a pack, in JSON.
 
     counts: images of "train", then "val", "test" where there are such. encoding: source: the
-    files' own bytes; jpeg: made anew; raw: pixels. origin: the source they came from, as
-    `data.source`. lossless: the images are just those of the origin.
+    files' own bytes; jpeg: re-encoded; raw: pixels. origin: `Source.origin` of the source they came
+    from. lossless: the images are unchanged.
     """
 
     classes: tuple[str, ...]
@@ -122,7 +122,7 @@ def _read_index(path: Path, f: BinaryIO, mark: tuple[int, int]) -> Pack:
     head = f.read(HEADER.size)
     if len(head) < HEADER.size or head[:8] != MAGIC:
         raise DataError(
-            f"{path} is not a packed data set: it does not begin as one.",
+            f"{path} is not a packed data set: it does not start like one.",
             f"Expected a file made by vitc data pack (*{SUFFIX}).",
         )
     _, version, zero, payload, n, names_bytes, about_bytes = HEADER.unpack(head)
@@ -131,7 +131,7 @@ def _read_index(path: Path, f: BinaryIO, mark: tuple[int, int]) -> Pack:
             f"{path} is a pack of version {version}; this vitc reads {VERSION}.", "Update vitc."
         )
     if not n or not payload:
-        raise DataError(f"{path} was never finished.", "Run the vitc data pack that made it again.")
+        raise DataError(f"{path} was never finished.", "Run the same vitc data pack again.")
     size = HEADER.size + payload + RECORD * n + names_bytes + about_bytes + FOOTER
     index_bytes = RECORD * n + names_bytes
     if size != mark[0] or about_bytes > MAX_ABOUT or index_bytes > MAX_INDEX:
@@ -179,14 +179,12 @@ def _check_columns(path: Path, about: About, column: dict[str, NDArray[np.uint32
     if wrong.any():
         i = int(np.argmax(wrong))
         values = ", ".join(f"{name} {int(column[name][i]):,}" for name in COLUMNS[:5])
-        raise DataError(f"{path}: record {i:,} cannot be: {values}.", AGAIN)
+        raise DataError(f"{path}: record {i:,} is invalid: {values}.", AGAIN)
 
 
 def _about(path: Path, raw: bytes, n: int) -> About:
     """The JSON part. Raises DataError: a value that cannot be."""
-    wrong = DataError(
-        f"{path} is not a pack this vitc can read: what it says of itself is wrong.", AGAIN
-    )
+    wrong = DataError(f"{path} has invalid metadata.", AGAIN)
     try:
         values: Any = json.loads(raw)
     except (ValueError, RecursionError) as e:
@@ -350,13 +348,13 @@ def write_index(
     """
     payload = f.tell() - HEADER.size
     texts = names.blob.tobytes()
-    said = about.to_json()
-    if len(said) > MAX_ABOUT:
-        raise DataError(f"The class names take {len(said):,} bytes; {MAX_ABOUT:,} are allowed.")
-    head = HEADER.pack(MAGIC, VERSION, 0, payload, len(labels), len(texts), len(said))
+    metadata = about.to_json()
+    if len(metadata) > MAX_ABOUT:
+        raise DataError(f"The class names take {len(metadata):,} bytes; at most {MAX_ABOUT:,}.")
+    head = HEADER.pack(MAGIC, VERSION, 0, payload, len(labels), len(texts), len(metadata))
     name_lengths = np.diff(names.ends, prepend=0)
     columns = (entries[:, 0], entries[:, 1], labels, entries[:, 2], entries[:, 3], name_lengths)
-    index = b"".join(np.asarray(c).astype("<u4").tobytes() for c in columns) + texts + said
+    index = b"".join(np.asarray(c).astype("<u4").tobytes() for c in columns) + texts + metadata
     f.write(index)
     f.write(hashlib.sha256(head + index).digest() + END)
     f.flush()

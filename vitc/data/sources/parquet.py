@@ -1,7 +1,7 @@
 """Which images do parquet and Arrow files hold?
 
-Arrow files are read where they lie. Parquet is compressed in groups of rows, so that one image
-costs the decoding of hundreds: its images are copied, once, into the user's cache.
+Arrow files are read in place. Parquet is compressed in groups of rows, so that reading one image
+means decoding hundreds: its images are copied once into the user's cache.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vitc.files import FolderLock, replacing
 from vitc.wording import counted
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes", "pixel_values")
-MAX_JSON = 16 << 20  # bytes, of what a table says of itself
+MAX_JSON = 16 << 20  # bytes of a file's metadata
 MAX_GROUP = 8 << 30  # bytes of a row group's images, unpacked
 BATCH = 256  # rows at a time
 
@@ -149,7 +149,7 @@ def _saved_files(folder: Path) -> list[str]:
     )
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
-            raise DataError(f"{folder / 'state.json'} names {name!r}, which is no file in it.")
+            raise DataError(f"{folder / 'state.json'} names {name!r}, which is not a file in it.")
     if not names:
         raise DataError(f"{folder / 'state.json'} lists no files.")
     gone = [str(name) for name in names if not (folder / str(name)).is_file()]
@@ -166,13 +166,13 @@ def _small_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as e:
         raise DataError(f"{file} cannot be read: {e}.") from e
     if not isinstance(values, dict):
-        raise DataError(f"{file} holds no object.")
+        raise DataError(f"{file} does not hold an object.")
     return values
 
 
 class _Columns(NamedTuple):
     """Which column is the image, with bytes inside a struct or not, and which the label; the names
-    of classes where the schema says them."""
+    of classes where the schema has them."""
 
     image: str
     struct: bool
@@ -208,12 +208,12 @@ def _columns(schema: Any, config: DataConfig, path: str, before: _Columns | None
     kind = str(types[label])
     if kind.startswith(("list", "large_list", "fixed_size_list")):
         raise DataError(
-            f"The column {label!r} of {path} holds several labels an image ({kind}).",
-            "One label an image is supported.",
+            f"The column {label!r} of {path} holds several labels per image ({kind}).",
+            "Multi-label data is not supported.",
         )
     if not kind.startswith(("int", "uint", "string", "large_string", "dictionary")):
         raise ConfigError(
-            f"The column {label!r} of {path} holds {kind}: labels are whole numbers or texts."
+            f"The column {label!r} of {path} holds {kind}: labels must be integers or strings."
         )
     found = _Columns(image, _has_bytes(types[image]), label, named.get(label))
     if before is not None and found != before:
@@ -281,7 +281,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _valid(batch: Any, name: str) -> Any:
-    """A column whose every offset and text was checked: pyarrow itself believes them."""
+    """A column with every offset and string checked: pyarrow itself trusts the file."""
     column = batch.column(name)
     column.validate(full=True)
     return column

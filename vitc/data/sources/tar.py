@@ -1,9 +1,10 @@
 """Tar shards of images (WebDataset's layout), read in any order: nothing is unpacked.
 
-Every shard is read through once, header by header; where its images lie is kept in the user's cache
-and holds while the shard keeps its size and time of change. Tars may come from strangers, so they
-are parsed here, with every size compared before it is used: links, devices, names that lead
-elsewhere and two members of one name are refused, though nothing is ever written.
+Every shard is read through once, header by header; the index of its images is kept in the user's
+cache and is valid while the shard keeps its size and modification time. Tars may come from
+strangers, so they are parsed here, with every size checked before it is used: links, devices, names
+that lead out of the folder and two members of one name are refused, though nothing is ever written.
+(Python's tarfile read two of five members of a damaged file without an error.)
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _indexed(path: str) -> Index:
 
 
 def _agrees(index: Index, f: BinaryIO) -> bool:
-    """Whether the headers of some images are where the cache says, and of the size it says."""
+    """Whether the headers of some images are where the index has them, with the same size."""
     n = len(index.offset)
     for i in np.unique(np.linspace(0, n - 1, 16).astype(np.int64)).tolist() if n else []:
         f.seek(int(index.offset[i]) - BLOCK)
@@ -132,9 +133,9 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
         if start.startswith(magic):
             kind, _, tool = name.partition(": ")
             raise DataError(
-                f"{path} is compressed ({kind}): its images can only be read one after another, "
-                "and training takes them in a random order.",
-                f"Unpack it once ({tool} {Path(path).name}); images inside are compressed anyway.",
+                f"{path} is compressed ({kind}): its images can only be read in sequence, "
+                "and training reads them in random order.",
+                f"Decompress it once ({tool} {Path(path).name}); images are compressed already.",
             )
     images: dict[str, tuple[str, int, int]] = {}  # key -> name, offset, size
     labels: dict[str, str] = {}
@@ -167,7 +168,7 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
                 others += 1
     except _Damaged as e:
         raise DataError(
-            f"{path} is refused: {e}.", "Make the shards again, with plain files only."
+            f"{path} is refused: {e}.", "Write the shards again, with plain files only."
         ) from None
     return _gathered(path, mark, images, labels, others)
 
@@ -220,10 +221,10 @@ def _splits(path: str, part: Index) -> Ints:
 def _label(f: BinaryIO, offset: int, size: int, name: str, kind: str) -> str | None:
     if size > MAX_LABEL:
         raise _Damaged(f"the label {shown(name)!r} has {size:,} bytes")
-    back = f.tell()
+    position = f.tell()
     f.seek(offset)
     raw = f.read(size)
-    f.seek(back)
+    f.seek(position)
     try:
         text = raw.decode("utf-8").strip()
         if kind == "cls":
@@ -239,7 +240,7 @@ def _label(f: BinaryIO, offset: int, size: int, name: str, kind: str) -> str | N
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise _Damaged(
             f"the label {shown(name)!r} is {str(value)[:40]!r}, not a number or a name "
-            "(several labels an image are not supported)"
+            "(multi-label data is not supported)"
         )
     return str(value)
 
@@ -333,9 +334,9 @@ def _check_name(name: str) -> str:
 def _header(block: bytes) -> _Header:
     if len(block) < BLOCK:
         raise _Damaged("it is cut off")
-    told = block[148:156].split(b"\0")[0].strip()
+    checksum = block[148:156].split(b"\0")[0].strip()
     total = sum(block) - sum(block[148:156]) + 8 * 32
-    if not told.isdigit() or _octal(told) != total:
+    if not checksum.isdigit() or _octal(checksum) != total:
         raise _Damaged("a header does not match its checksum, or it is no tar file")
     size = block[124:136]
     if size[0] & 0x80:  # GNU: base 256
