@@ -630,7 +630,7 @@ def _paper_dry_run(args: Namespace, steps: Sequence[tuple[StudyFolder, Plan]]) -
         for line in lines:
             say(line)
     for folder, plan in steps if args.engine == "slurm" else ():
-        say_trials(folder, plan, engine_of(args, plan))
+        say_trials(folder, plan, engine_of(args))
     if args.json:
         say_json(
             {

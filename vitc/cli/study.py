@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitc.cli.engines import engine_of, engine_options, only_say, placed
+from vitc.cli.engines import engine_of, engine_options, only_say, placed, say_trials
 from vitc.cli.parser import Parser, Verb, count, note, say, say_json, seconds
 from vitc.errors import ConfigError, suggest
 from vitc.files import read_json
@@ -39,7 +40,6 @@ def shared_options(parser: Parser, out: str) -> None:
     add = parser.add_argument
     add("--out", metavar="DIR", type=Path, help=f"the study's folder (default: {out})")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
-    add("--workers", metavar="N", type=count, help="trials at a time (default: one a core)")
     add(
         "--allow-mixed",
         action="store_true",
@@ -247,7 +247,7 @@ def run_trials(args: Namespace, folder: StudyFolder, plan: Plan) -> Plan:
     from vitc.study.runner import conduct
 
     plan = folder.joined(plan)
-    engine = engine_of(args, plan)
+    engine = engine_of(args)
     if args.dry_run:
         only_say(folder, plan, engine)
     conduct(
@@ -326,6 +326,42 @@ def _status(args: Namespace) -> int:
     return 0
 
 
+def _work_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="DIR", type=Path, help="a study's folder, which other machines may share")
+    add(
+        "--slice",
+        metavar="I/N",
+        type=part,
+        default=(1, 1),
+        help="the I-th of N equal parts of the trials, as 1/4 (default: all)",
+    )
+    add("--allow-mixed", action="store_true", help="run trials though versions differ; reported")
+    engine_options(parser, shown=True)
+
+
+def part(text: str) -> tuple[int, int]:
+    """`2/4` as (2, 4)."""
+    first, _, last = text.partition("/")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, as 1/4")
+    return int(first), int(last)
+
+
+def _work(args: Namespace) -> int:
+    from vitc.study.design import StudyFolder
+    from vitc.study.runner import work_on
+
+    folder, engine = StudyFolder(args.folder), engine_of(args)
+    if args.dry_run:
+        say_trials(folder, folder.read()[0], engine)
+        return 0
+    now = work_on(folder, engine, part=args.slice, allow_mixed=args.allow_mixed)
+    counts = ", ".join(f"{n} {status}" for status, n in now.counts.items())
+    say(f"{folder.path}: {now.ended} of {now.total} trials have ended; {counts}")
+    return int(now.counts["failed"] > 0)
+
+
 def _report_options(parser: Parser) -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="DIR", type=Path, help="one or more studies")
@@ -374,6 +410,15 @@ STUDY_VERBS: dict[str, Verb] = {
         runs=("recipes", "out"),
         takes_settings=True,
         epilog=STUDY_EPILOG,
+    ),
+    "work": Verb(
+        summary="Run the unfinished trials of a study, on any machine that sees its folder.",
+        usage="DIR [--slice I/N] [options]",
+        example="vitc study work /shared/studies/lr --workers 4\n"
+        "vitc study work /shared/studies/lr --engine ray --ray-address auto",
+        options=_work_options,
+        run=_work,
+        runs=("folder",),
     ),
     "status": Verb(
         summary="Say how far a study is.",

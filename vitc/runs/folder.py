@@ -7,7 +7,9 @@
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.runs.checkpoint
     sources/        the file of a stem from outside the package, as it was
+    tries.json      of a study's trial: where it was run, and how each try ended
     .lock           held by the process that writes the folder
+    .claim          of a study's trial: held by the process that runs it
 
 JSON is strict: a float that is not finite is written as null. Names that start with `.tmp-` are
 unfinished writes of a process that died; whoever writes the folder next removes them.
@@ -44,6 +46,7 @@ from vitc.wording import printable, short
 
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
 METRICS, EVENTS = "metrics.jsonl", "events.log"
+CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
 
@@ -139,7 +142,7 @@ class RunFolder:
                 f"The run folder {self.path} cannot be made: {error.strerror}.",
                 "Choose another --out.",
             ) from error
-        if names - {LOCK} and not _is_run(self.path):
+        if names - {LOCK, CLAIM, TRIES} and not _is_run(self.path):
             raise ConfigError(
                 f"{self.path} is not empty and not a run folder; nothing in it was touched.",
                 "Choose another --out.",

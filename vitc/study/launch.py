@@ -1,101 +1,89 @@
-"""Who runs the trials. Here: persistent workers on this machine that take one after another.
+"""Who runs a study's trials, and with which flags? This machine, a Ray cluster or SLURM.
 
-An engine queues, places and retries; `vitc.study.work` runs, wherever it is. Engines for clusters
-are `engine_ray` and `engine_slurm`.
-
-A worker pays for `import torch` and the first optimizer step once, not once a trial. On CPU it is
-single-threaded, one a core: two such processes beat one with two threads by about a third on small
-models. The run folders are the only truth: an engine may die at any moment and lose nothing but
-the steps since the last checkpoints.
+An engine launches workers and waits; it queues and places nothing. Workers claim trials in the
+study's folder (`vitc.study.work`), which alone holds what was run, so an engine may die at any
+moment and lose nothing but the steps since the last checkpoints.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing as mp
-import os
-import signal
-import threading
+import dataclasses
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitc.config import RunConfig
-from vitc.errors import ConfigError
-from vitc.study.work import deaf_children, run_trial
-
-RETRIES = 1  # of a trial whose worker died; then it is recorded as failed
-LOST_RETRIES = 10  # of a trial whose machine went away, which is no fault of the trial's
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial to run: its config and the run folder to run it in."""
-
-    id: str
-    label: str
-    config: RunConfig
-    out: Path
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job: `status` as in summary.json, or `failed` with the reason, or `left`
-    with the reason why it was not run: then nothing is recorded of it."""
-
-    job: Job
-    status: str
-    seconds: float
-    error: str | None = None
+from vitc.errors import ConfigError, RunError
+from vitc.study.design import Plan, StudyFolder
+from vitc.study.launch_ray import RayEngine
+from vitc.study.launch_slurm import SlurmEngine
+from vitc.study.runs import ENDED
+from vitc.study.work import Pool, claimed, reached, read_tries, status_of
 
 
 class Engine(Protocol):
-    """What `conduct` asks of an engine."""
+    """What launches workers. Its fields are its flags, None where not given (`FLAGS`)."""
+
+    name: str
 
     @property
-    def name(self) -> str:
-        """As in --engine; it stands in the study's record and in every trial's events.log."""
-
-    @property
-    def workers(self) -> int:
+    def size(self) -> int:
         """About how many trials run at a time, for the estimate of the time left."""
 
-    @property
-    def stop(self) -> threading.Event:
-        """Set: `run` returns once the running trials have saved their state."""
+    def device(self, asked: str | None) -> str | None:
+        """The device of the trials, of those `asked` for; None: to be looked for on this machine.
 
-    def prepare(self, study: Path, devices: Collection[str]) -> list[str]:
-        """Before anything is run, for trials on these devices ("cpu", "cuda", "mps").
-
-        Returns in which versions the machines differ from this one. Raises ConfigError.
+        Raises ConfigError: the flags and `asked` contradict each other.
         """
 
-    def run(
-        self,
-        jobs: Sequence[Job],
-        done: Callable[[Outcome], None],
-        tick: Callable[[Sequence[Job]], None],
-    ) -> None:
-        """Run all jobs: `done` is told of each end, `tick` from time to time what is placed."""
+    def prepare(self, study: StudyFolder, device: str, allow_mixed: bool) -> None:
+        """Connect, before the first `run`, for trials on "cpu", "cuda" or "mps"; whether machines
+        with other versions than the study's may run them.
+
+        Raises ConfigError: the engine is not installed or not reachable, or has no such device.
+        """
+
+    def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
+        """Launch workers for these trials; return once all workers have ended.
+
+        `going()` is asked about twice a second; when it is False, running trials save their state
+        first. Trials may be left unfinished: they are launched again. Raises RunError, ConfigError:
+        workers cannot run.
+        """
 
     def close(self) -> None:
         """After the last `run`, also after an error; may be called twice."""
 
 
-class Tries:
-    """Counts how often jobs were lost, by their own fault or by their machine's."""
+@dataclass
+class LocalEngine:
+    """Worker processes on this machine."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[tuple[str, bool]] = Counter()
+    workers: int | None = None
+    name: str = dataclasses.field(default="local", init=False)
 
-    def again(self, job: Job, own_fault: bool) -> bool:
-        """Note one more loss; whether the job is to be tried again."""
-        self.counts[job.id, own_fault] += 1
-        return self.counts[job.id, own_fault] <= (RETRIES if own_fault else LOST_RETRIES)
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers} must be at least 1.")
+
+    @property
+    def size(self) -> int:
+        return self.workers or default_workers()
+
+    def device(self, asked: str | None) -> str | None:
+        return asked
+
+    def prepare(self, study: StudyFolder, device: str, allow_mixed: bool) -> None:
+        from vitc.training.device import pick_device
+
+        pick_device(device)
+
+    def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
+        Pool(study, ids, self.size).run(going)
+
+    def close(self) -> None:
+        """Nothing is left after `run`."""
 
 
 def default_workers() -> int:
@@ -106,184 +94,102 @@ def default_workers() -> int:
     return cores() if pick_device().type == "cpu" else 4
 
 
-@dataclass
-class _Worker:
-    process: Any
-    pipe: Connection
-    lifeline: Connection
-    job: Job | None = None
-    started: float = 0.0
+ENGINES: dict[str, type[LocalEngine] | type[RayEngine] | type[SlurmEngine]] = {
+    "local": LocalEngine,
+    "ray": RayEngine,
+    "slurm": SlurmEngine,
+}
 
 
-@dataclass
-class LocalEngine:
-    """Runs jobs on this machine in `workers` processes of `threads` threads each.
+@dataclass(frozen=True)
+class Flag:
+    """How a field of an engine is given on the command line."""
 
-    `gpus`, as CUDA_VISIBLE_DEVICES names them: worker i sees the i-th alone; empty: all see all.
-    """
-
-    workers: int
-    threads: int = 1
-    gpus: Sequence[str] = ()
-    name: str = "local"
-    stop: threading.Event = field(default_factory=threading.Event)
-    _pool: list[_Worker] = field(default_factory=list, init=False)
-
-    def prepare(self, study: Path, devices: Collection[str]) -> list[str]:
-        """Nothing to set up; raises ConfigError where a device of the trials' is not here."""
-        from vitc.training.device import pick_device
-
-        for device in devices:
-            pick_device(device)
-        return []
-
-    def close(self) -> None:
-        """Nothing is left after `run`."""
-
-    def run(
-        self,
-        jobs: Sequence[Job],
-        done: Callable[[Outcome], None],
-        tick: Callable[[Sequence[Job]], None],
-    ) -> None:
-        """Run all jobs; `done` is told of each end, `tick` about twice a second what runs.
-
-        Returns when all have ended, or once `stop` is set and the running ones have saved their
-        state. A worker that dies loses its trial only.
-        """
-        if self.workers < 1:
-            raise ConfigError(f"workers {self.workers} must be at least 1.")
-        waiting = deque(jobs)
-        tries = Tries()
-        self._pool = pool = [self._start(i) for i in range(min(self.workers, len(jobs)))]
-        try:
-            while waiting or any(w.job for w in pool):
-                if self.stop.is_set():
-                    break
-                for worker in pool:
-                    if worker.job is None and waiting:
-                        self._give(worker, waiting.popleft())
-                tick([w.job for w in pool if w.job])
-                for i, worker in enumerate(pool):
-                    outcome = self._ended(worker)
-                    if outcome is None:
-                        continue
-                    if outcome.status == "died":
-                        pool[i] = self._start(i)
-                        if tries.again(outcome.job, own_fault=True):
-                            waiting.appendleft(outcome.job)
-                            continue
-                        outcome = Outcome(outcome.job, "failed", outcome.seconds, outcome.error)
-                    done(outcome)
-                self._sleep(pool)
-        finally:
-            self._shut(pool, done)
-
-    def interrupt(self, seconds: float) -> None:
-        """Have the running trials save their state, and wait up to `seconds` until they have.
-
-        For a signal handler that stands in the way of `run`, which must not be gone on with.
-        """
-        end = time.monotonic() + seconds
-        busy = [w for w in self._pool if w.job is not None and w.process.is_alive()]
-        for worker in busy:
-            os.kill(worker.process.pid, signal.SIGTERM)
-        for worker in busy:
-            worker.process.join(max(0.0, end - time.monotonic()))
-
-    def _start(self, number: int) -> _Worker:
-        context = mp.get_context("spawn")  # fork copies torch's thread pools in an unknown state
-        ours, theirs = context.Pipe()
-        lifeline_read, lifeline_write = context.Pipe(duplex=False)
-        gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
-        process = context.Process(
-            target=_work, args=(theirs, lifeline_read, self.threads, gpu, self.name), daemon=False
-        )
-        with deaf_children():
-            process.start()
-        theirs.close()
-        lifeline_read.close()
-        return _Worker(process, ours, lifeline_write)
-
-    def _give(self, worker: _Worker, job: Job) -> None:
-        worker.job, worker.started = job, time.monotonic()
-        with contextlib.suppress(OSError):  # it died meanwhile: seen by _ended
-            worker.pipe.send((job.config, job.out))
-
-    def _ended(self, worker: _Worker) -> Outcome | None:
-        job = worker.job
-        if job is None:
-            return None
-        seconds = time.monotonic() - worker.started
-        try:
-            if worker.pipe.poll():
-                status, error = worker.pipe.recv()
-                worker.job = None
-                return Outcome(job, status, seconds, error)
-        except (EOFError, OSError):
-            pass
-        if worker.process.is_alive():
-            return None
-        worker.process.join()
-        code = worker.process.exitcode
-        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        worker.job = None
-        return Outcome(job, "died", seconds, f"its worker died ({why})")
-
-    @staticmethod
-    def _sleep(pool: Sequence[_Worker]) -> None:
-        busy = [w for w in pool if w.job]
-        wait([x for w in busy for x in (w.pipe, w.process.sentinel)], timeout=0.5)
-
-    @staticmethod
-    def _shut(pool: Sequence[_Worker], done: Callable[[Outcome], None]) -> None:
-        for worker in pool:
-            if worker.job is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, signal.SIGTERM)  # its run saves its state
-            else:
-                worker.lifeline.close()
-        for worker in pool:
-            job = worker.job
-            if job is not None:
-                try:
-                    if worker.pipe.poll(60):
-                        status, error = worker.pipe.recv()
-                        done(Outcome(job, status, time.monotonic() - worker.started, error))
-                except (EOFError, OSError):
-                    pass
-            worker.lifeline.close()
-            worker.process.join(10)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.pipe.close()
+    kind: type
+    metavar: str
+    help: str
+    choices: tuple[str, ...] = ()
 
 
-def _work(
-    pipe: Connection, lifeline: Connection, threads: int, gpu: str | None, engine: str
+FLAGS: dict[str, Flag] = {
+    "workers": Flag(int, "N", "trials at a time (default: one a core, four on a GPU)"),
+    "ray_address": Flag(str, "auto|HOST:PORT", "a running cluster (default: start a local one)"),
+    "gpus_per_trial": Flag(float, "N", "GPUs of a trial (default: 0); ray: also a share, as 0.25"),
+    "cpus_per_trial": Flag(int, "N", "cores of a trial (default: 1)"),
+    "nodes_per_trial": Flag(int, "N", "nodes of a trial (default: 1)"),
+    "pack": Flag(int, "N", "N trials of at most one GPU side by side in one whole-node job"),
+    "partition": Flag(str, "NAME", "as sbatch's"),
+    "account": Flag(str, "NAME", "as sbatch's"),
+    "qos": Flag(str, "NAME", "as sbatch's"),
+    "constraint": Flag(str, "NAME", "as sbatch's"),
+    "max_jobs": Flag(int, "N", "jobs at a time (default: 100)"),
+    "hours": Flag(float, "H", "wall time of a job; trials may take longer (default: 24)"),
+    "slurm_cluster": Flag(
+        str, "", "local: run the jobs on this machine, to try things out", ("slurm", "local")
+    ),
+}
+
+
+def engines_of(flag: str) -> list[str]:
+    """The engines on which a flag has an effect."""
+    return [n for n, e in ENGINES.items() if flag in {f.name for f in dataclasses.fields(e)}]
+
+
+def make_engine(name: str, flags: Mapping[str, Any]) -> Engine:
+    """The engine with these flags, None where not given. Raises ConfigError listing every problem:
+    flags without an effect, values that are not allowed."""
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    found = [
+        f"--{flag.replace('_', '-')} has no effect with --engine {name}; it is for: "
+        f"{', '.join(engines_of(flag))}."
+        for flag in given
+        if name not in engines_of(flag)
+    ]
+    if found:
+        raise ConfigError("\n".join(found))
+    engine: Engine = ENGINES[name](**given)
+    return engine
+
+
+def device_of(plan: Plan) -> str:
+    """The device of a plan's trials. Raises ConfigError: there are several."""
+    devices = {g.config.train.device for g in plan.groups}
+    if len(devices) > 1:
+        raise ConfigError(f"The trials are for several devices: {', '.join(sorted(devices))}.")
+    return devices.pop()
+
+
+def run_all(
+    study: StudyFolder,
+    ids: Sequence[str],
+    engine: Engine,
+    going: Callable[[], bool],
+    wait: bool = True,
 ) -> None:
-    """A worker's life: run what comes through the pipe until the engine is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle
-    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    import torch
+    """Launch what is unfinished, again and again, until all trials have ended or `going()` ends.
 
-    torch.set_num_threads(threads)
-    while True:
-        try:
-            config, out = pipe.recv()
-        except (EOFError, OSError):
+    Trials that another process has claimed are waited for, or left to it. Raises RunError:
+    launching workers changes nothing.
+    """
+    before: dict[str, tuple[int, str]] = {}
+    while going():
+        left = [i for i in ids if status_of(study.trials / i) not in ENDED]
+        free = [i for i in left if not claimed(study.trials / i)]
+        if not left or not (free or wait):
             return
-        status, error = run_trial(config, out, engine)
-        pipe.send((status, error))
-        if status == "interrupted":
-            return
+        if not free:
+            time.sleep(1.0)
+            continue
+        now = {i: _progress(study.trials / i) for i in free}
+        if now == before:
+            raise RunError(
+                f"{len(free)} of the trials cannot be run, the first in {study.trials / free[0]}.",
+                f"The reasons are above, or in the logs of engine {engine.name}.",
+            )
+        before = now
+        engine.run(study, free, going)
 
 
-def _die_with(lifeline: Connection) -> None:
-    """End this process when the engine's end of the lifeline closes, however the engine ended."""
-    try:
-        lifeline.recv()
-    except (EOFError, OSError):
-        os._exit(1)
+def _progress(out: Path) -> tuple[int, str]:
+    """What a launch changes at a trial that it does not finish: tries, or the checkpoint."""
+    return sum(t.get("ended") != "interrupted" for t in read_tries(out)), reached(out)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config, to_saved
+from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
-from vitc.files import FolderLock, write_json
+from vitc.files import FolderLock
 from vitc.machine import environment
 from vitc.models.config import (
     STEM_KINDS,
@@ -30,16 +30,20 @@ from vitc.plugins.consent import with_sources
 from vitc.plugins.names import STEM, Custom
 from vitc.progress import Progress
 from vitc.recipes.ranges import study_ranges
-from vitc.runs.folder import CONFIG, SUMMARY, read_metrics
+from vitc.runs.folder import CONFIG, SUMMARY
 from vitc.study.controls import RangeRule, control_groups, shifted, with_range_rule
 from vitc.study.design import TUNING, Group, Plan, Range, StudyFolder, Trial, mixed
-from vitc.study.launch import Engine, Job, LocalEngine, Outcome, default_workers
-from vitc.study.runs import Run, read_run
-from vitc.study.work import LEFT
+from vitc.study.launch import Engine, LocalEngine, device_of, run_all
+from vitc.study.runs import ENDED, Run, read_run
+from vitc.study.work import (
+    allow_again,
+    check_machine,
+    locks_work,
+    other_versions,
+    read_tries,
+    status_of,
+)
 from vitc.wording import duration
-
-MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
-
 
 # -- plans -----------------------------------------------------------------------------------------
 
@@ -391,7 +395,7 @@ def conduct(
             "Make them agree, or say --allow-mixed; the report will name it.",
         )
     here = environment()
-    engine = engine or LocalEngine(workers=workers or default_workers())
+    engine = engine or LocalEngine(workers=workers)
     here["engine"] = engine.name
     folder.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder.path):
@@ -404,86 +408,115 @@ def conduct(
         again = [i for i, r in before.runs.items() if r.status == "failed"] if retry_failed else []
         if again:
             folder.note(f"ran again after failure: {', '.join(again)}", command)
-        jobs = [
-            Job(t.id, t.label, t.config, folder.trial(t))
+            for name in again:
+                allow_again(folder.trials / name)
+        trials = [
+            t
             for t in trials_by_id(plan).values()
             if t.id in again or t.id not in before.runs or not before.runs[t.id].ended
         ]
-        if jobs:
+        if trials:
             with contextlib.closing(engine):
-                devices = {job.config.train.device for job in jobs}
-                other = engine.prepare(folder.path, devices)
-                if other and not allow_mixed:
-                    raise ConfigError(
-                        f"Machines of engine {engine.name} differ in {'; '.join(other)}.",
-                        "Install the same there, or say --allow-mixed; the report will name it.",
-                    )
-                if other:
-                    _note_once(folder, record, f"other versions: {'; '.join(other)}", command)
-                _run(folder, plan, jobs, engine, quiet)
+                engine.prepare(folder, device_of(plan), allow_mixed)
+                _run(folder, plan, trials, engine, quiet)
+            other = [c for t in trials for c in _other_machines(folder, record, t)]
+            if other:
+                what = f"other versions: {'; '.join(dict.fromkeys(other))}"
+                _note_once(folder, record, what, command)
     return standing(folder, plan)
 
 
-def _run(folder: StudyFolder, plan: Plan, jobs: list[Job], engine: Engine, quiet: bool) -> None:
+def work_on(
+    folder: StudyFolder,
+    engine: Engine,
+    *,
+    part: tuple[int, int] = (1, 1),
+    allow_mixed: bool = False,
+    quiet: bool = False,
+) -> Standing:
+    """Run the unfinished trials of a study that exists, or of the i-th of n equal parts of it.
+
+    Any number of machines may do so at a time: each takes the trials that no other has claimed,
+    and returns when there are none. Raises ConfigError: this machine does not see the study, has
+    other versions, or its file system has no locks; InterruptedRun, as `conduct`.
+    """
+    check_machine(folder, allow_mixed)
+    if part == (1, 1) and engine.name == "local" and not locks_work(folder.path):
+        raise ConfigError(
+            f"The file system of {folder.path} has no locks, so that two machines could run the "
+            "same trial.",
+            "Give each machine its part: --slice 1/2 and --slice 2/2, say.",
+        )
+    plan, _ = folder.read()
+    now = standing(folder, plan)
+    trials = list(trials_by_id(plan).values())[part[0] - 1 :: part[1]]
+    trials = [t for t in trials if t.id not in now.runs or not now.runs[t.id].ended]
+    if trials:
+        with contextlib.closing(engine):
+            engine.prepare(folder, device_of(plan), allow_mixed)
+            _run(folder, plan, trials, engine, quiet, wait=False)
+    return standing(folder, plan)
+
+
+def _run(
+    folder: StudyFolder,
+    plan: Plan,
+    trials: list[Trial],
+    engine: Engine,
+    quiet: bool,
+    wait: bool = True,
+) -> None:
     total = len(trials_by_id(plan))
-    before = total - len(jobs)
+    left = list(trials)
     screen = Progress(plan.name, total, "trials", quiet=quiet, plain_seconds=math.inf)
-    screen.start_at(before)
-    resumed = f", {before} already there" if before else ""
+    screen.start_at(total - len(left))
+    resumed = f", {total - len(left)} already there" if total > len(left) else ""
     screen.line(f"study {plan.name}: {total} trials{resumed}; {_places(engine)}")
+    looked = 0.0
 
-    def done(outcome: Outcome) -> None:
-        if outcome.status == "failed":
-            path = outcome.job.out
-            if not (read_run(path).ended if (path / CONFIG).exists() else False):
-                record_failure(folder, outcome.job, outcome.error or "unknown")
-        if outcome.status == "interrupted":
-            return
-        if outcome.status == LEFT:
-            screen.line(f"{outcome.job.label}: left; {outcome.error}")
-            return
-        screen.update(screen.done + 1, note="")
-        screen.line(
-            f"[{screen.done}/{total}] {outcome.job.label}: {_end_line(outcome)} "
-            f"({duration(outcome.seconds)}; {screen.left()})"
-        )
+    def going() -> bool:
+        nonlocal looked
+        if time.monotonic() > looked + 1:
+            looked = time.monotonic()
+            look()
+        return not caught
 
-    with screen, _stop_sets(engine) as caught:
-        engine.run(jobs, done, lambda _: screen.update(screen.done, note=""))
+    def look() -> None:
+        for trial in [t for t in left if status_of(folder.trial(t)) in ENDED]:
+            left.remove(trial)
+            screen.update(screen.done + 1, note="")
+            screen.line(f"[{screen.done}/{total}] {trial.label}: {_end(folder, trial)}")
+        screen.update(screen.done, note="")
+
+    with screen, _stop_signal() as caught:
+        run_all(folder, [t.id for t in trials], engine, going, wait)
+        look()
     if caught:
-        number = caught[0]
         raise InterruptedRun(
-            f"Stopped by {signal.Signals(number).name}; running trials saved their state.",
-            f"The same command goes on; how far it is: vitc study status {folder.path}",
-            number,
+            f"Stopped by {signal.Signals(caught[0]).name}; running trials saved their state.",
+            f"The same command resumes; to see progress: vitc study status {folder.path}",
+            caught[0],
         )
 
 
-def record_failure(folder: StudyFolder, job: Job, error: str) -> None:
-    """A trial that left no summary is kept as failed, with the reason: in its own folder, or in
-    the study's history where that folder cannot be made."""
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as refused:
-        folder.note(f"{job.label} failed ({error}); {job.out}: {refused.strerror}", "")
-        return
-    if not (job.out / CONFIG).exists():
-        write_json(job.out / CONFIG, to_saved(job.config))
-    lines = read_metrics(job.out)
-    step = int(lines[-1]["step"]) if lines else 0
-    summary = {"status": "failed", "run": str(job.out), "error": error, "step": step}
-    write_json(job.out / "summary.json", summary)
+def _other_machines(folder: StudyFolder, record: Mapping[str, Any], trial: Trial) -> list[str]:
+    """The versions of the machines that ran a trial, where they are not those of the start."""
+    then = record["environment"]["versions"]
+    return [
+        f"{change} on {entry['host']}"
+        for entry in read_tries(folder.trial(trial))
+        for change in other_versions(then, entry["versions"])
+    ]
 
 
 @contextlib.contextmanager
-def _stop_sets(engine: Engine) -> Iterator[list[int]]:
-    """SIGTERM or Ctrl-C asks the engine to stop; the second one is not held."""
+def _stop_signal() -> Iterator[list[int]]:
+    """A list that SIGTERM or Ctrl-C is put into; the second one is not held."""
     caught: list[int] = []
     before: dict[int, Any] = {}
 
     def handler(number: int, frame: object) -> None:
         caught.append(number)
-        engine.stop.set()
         restore()
 
     def restore() -> None:
@@ -506,11 +539,7 @@ def _same_machine(
     """Versions and hardware must be those of the start, or it is said and recorded; so is another
     engine, which needs no leave."""
     then = record["environment"]
-    changed = [
-        f"{k} {then['versions'].get(k)} -> {here['versions'].get(k)}"
-        for k in MUST_AGREE
-        if then["versions"].get(k) != here["versions"].get(k)
-    ]
+    changed = other_versions(then["versions"], here["versions"])
     engines = (then.get("engine", LocalEngine.name), here["engine"])
     if engines[0] != engines[1]:
         _note_once(folder, record, f"continued with engine {engines[1]}", cmd)
@@ -536,19 +565,20 @@ def _note_once(folder: StudyFolder, record: Mapping[str, Any], what: str, comman
 # -- words -----------------------------------------------------------------------------------------
 
 
-def _end_line(outcome: Outcome) -> str:
-    """How a trial ended: its error on validation, or why it has none."""
-    if outcome.status == "done":
-        top1 = read_run(outcome.job.out).top1
-        return f"error {100 - top1:.2f} %" if top1 is not None else "done"
-    why = f": {outcome.error.strip().splitlines()[-1]}" if outcome.error else ""
-    return f"{outcome.status}{why}"
+def _end(folder: StudyFolder, trial: Trial) -> str:
+    """How a trial ended: its error on validation, or why it has none, and its seconds."""
+    run = read_run(folder.trial(trial))
+    seconds = duration(float(run.summary.get("train_seconds") or 0.0))
+    if run.status == "done" and run.top1 is not None:
+        return f"error {100 - run.top1:.2f} % ({seconds})"
+    reason = str(run.summary.get("error") or "").strip().splitlines()
+    return f"{run.status}{': ' + reason[-1] if reason else ''} ({seconds})"
 
 
 def _places(engine: Engine) -> str:
     if engine.name == LocalEngine.name:
-        return f"{engine.workers} worker(s)"
-    return f"engine {engine.name}, at most {engine.workers} at a time"
+        return f"{engine.size} worker(s)"
+    return f"engine {engine.name}, at most {engine.size} at a time"
 
 
 def status_lines(folder: StudyFolder) -> list[str]:

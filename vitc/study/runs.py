@@ -9,7 +9,7 @@ from typing import Any
 
 from vitc.errors import ConfigError
 from vitc.files import read_json
-from vitc.runs.folder import CONFIG, EVENTS, read_metrics, read_summary
+from vitc.runs.folder import CONFIG, EVENTS, TRIES, read_metrics, read_summary
 
 ENDED = ("done", "diverged", "failed")  # a trial with such a status is never run again
 PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)
@@ -41,11 +41,14 @@ class Run:
     def places(self) -> list[tuple[str, str]]:
         """(engine, host) of each part of a trial, in order; one that was moved has several.
 
-        Empty for a run that no study's engine placed.
+        Empty for a run that no study's engine placed. Studies of version 0.1 have them in
+        events.log.
         """
         file = self.path / EVENTS
-        text = file.read_text(errors="replace") if file.is_file() else ""
-        return list(dict.fromkeys(PLACED.findall(text)))
+        found = PLACED.findall(file.read_text(errors="replace")) if file.is_file() else []
+        tries = self.path / TRIES
+        entries = read_json(tries).get("tries", []) if tries.is_file() else []
+        return list(dict.fromkeys([*found, *((e["engine"], e["host"]) for e in entries)]))
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, all or of one kind ("train", "eval")."""

@@ -1,203 +1,331 @@
-"""One trial, run the same way whoever places it: in a worker here, a Ray task or a SLURM job.
+"""How is a trial run, once, wherever it is placed? In worker processes here, or in a torchrun.
 
-`run_trial` runs it in this process. A trial over several processes is one `torchrun` of this very
-file, told by a spec: a JSON file in the study's folder that names the config and the run folder.
-The trial's run folder is all that it writes, exactly as on this machine.
+A trial is idempotent: whoever runs it holds its claim (a lock file in its run folder), finds its
+result or its last checkpoint there, and notes the try in `tries.json`. So any number of machines
+may work on one study folder, and what a killed process leaves is taken up by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
-from vitc.config import RunConfig, from_saved, to_saved
-from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError
-from vitc.files import LOCK, FolderLock, read_json, write_atomically, write_json
-from vitc.plugins.consent import TRUSTED_ENV, consent
-from vitc.runs.folder import read_summary
-from vitc.study.design import PLAN_FILE
+from vitc.config import RunConfig, to_saved
+from vitc.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    InterruptedRun,
+    RunError,
+    VitcError,
+)
+from vitc.files import LOCK, FolderLock, read_json, write_json
+from vitc.machine import environment
+from vitc.runs.folder import (
+    CHECKPOINTS,
+    CLAIM,
+    CONFIG,
+    LATEST,
+    SUMMARY,
+    TRIES,
+    read_metrics,
+    read_summary,
+)
+from vitc.study.design import StudyFolder, Trial
+from vitc.study.runs import ENDED
 
-RESULTS = ("done", "diverged")  # such a trial has its result, and is not run again
-LEFT = "left"  # a trial that could not be started where it was placed: nothing is said of it
-SPECS = "specs"  # the folder, in a study's, of trials that run in several processes
-LOCK_SECONDS = 60.0  # a lost worker may write a little longer than it is heard of
+BUSY = "busy"  # another process is running the trial
+STOPPED = 143  # exit code of a worker that was asked to stop: 128 + SIGTERM
+DEATHS = 2  # seen by the parent of its process, without a new checkpoint in between: give up
+LOSSES = 5  # the same, where the machine may be the reason: its process vanished unseen
+LOCK_SECONDS = 60.0  # a lost process may write a little longer than its parent lives
 SAVE_SECONDS = 120.0  # for a trial that was asked to stop, to save its state
-DEAF = {signal.SIGUSR1, signal.SIGUSR2}  # what SLURM sends to every process of a job at its end
+MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
 
 
-def run_trial(config: RunConfig, out: Path, engine: str) -> tuple[str, str | None]:
-    """Run a trial in its folder, from its last checkpoint: (status, error); raises no VitcError.
+# -- one trial -------------------------------------------------------------------------------------
 
-    A trial whose result is there is not run again. `engine` and this host are written to the
-    run's events.log (`vitc.study.runs.Run.places`).
+
+def run_trial(study: StudyFolder, trial: Trial, engine: str) -> str:
+    """Run a trial from its last checkpoint in this process; returns its status, or BUSY.
+
+    A trial that has ended is not run again. One whose process died too often without reaching a
+    new checkpoint is recorded as failed. Under torchrun the first process alone keeps the books.
+    Raises ConfigError, RunError: its folder cannot be written.
     """
+    out = study.trial(trial)
+    if status_of(out) in ENDED or os.environ.get("RANK", "0") != "0":
+        return status_of(out) if status_of(out) in ENDED else _train(trial.config, out)[0]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        claim = FolderLock(out, CLAIM)
+    except OSError as error:
+        raise RunError(f"The folder {out} cannot be made: {error.strerror}.") from error
+    except ConfigError as error:
+        if isinstance(error.__cause__, BlockingIOError):
+            return BUSY
+        raise
+    with claim:
+        if status_of(out) in ENDED:  # the process that had the claim before has finished it
+            return status_of(out)
+        if not _free(out):
+            return BUSY
+        tries = read_tries(out)
+        reason = _given_up(tries, reached(out))
+        if reason is not None:
+            record_failure(out, trial.config, reason)
+            return "failed"
+        tries.append(_new_try(engine, reached(out)))
+        _write_tries(out, tries)
+        try:
+            status, error_text = _train(trial.config, out)
+        except BaseException:  # Ctrl-C or SIGTERM where the run does not handle it yet
+            _write_tries(out, [*tries[:-1], tries[-1] | {"ended": "interrupted"}])
+            raise
+        if status == "failed":
+            record_failure(out, trial.config, error_text)
+        _write_tries(out, [*tries[:-1], tries[-1] | {"ended": status}])
+        return status
+
+
+def _train(config: RunConfig, out: Path) -> tuple[str, str]:
+    """Run a config in its folder: its status, and the reason where that is `failed`."""
     from vitc.training.loop import run
 
     try:
-        summary = read_summary(out) or {}
-        if summary.get("status") in RESULTS:
-            return str(summary["status"]), None
-        busy = _busy(out) if os.environ.get("RANK", "0") == "0" else None
-        if busy is not None:
-            return LEFT, busy
-        return run(config, out, quiet=True, notes=[placed(engine)]).status, None
-    except InterruptedRun as error:
-        return "interrupted", error.message
+        return run(config, out, quiet=True).status, ""
+    except InterruptedRun:
+        return "interrupted", ""
+    except DivergedError:
+        return "diverged", ""
     except VitcError as error:
-        return "diverged" if isinstance(error, DivergedError) else "failed", error.message
+        return "failed", error.message
     except Exception:
         return "failed", traceback.format_exc(limit=5)
 
 
-def placed(engine: str) -> str:
-    """The line of events.log that says where a part of a trial ran; read by `runs.PLACED`."""
-    return f"placed by engine {engine} on host {socket.gethostname()}"
+def status_of(out: Path) -> str:
+    """The status in a trial's summary.json, empty where there is none. Raises CheckpointError."""
+    return str((read_summary(out) or {}).get("status", ""))
 
 
-def unseen(out: Path) -> str | None:
-    """Why this machine cannot run the trial: it does not see the study's folder; else None."""
-    study = out.parents[1]
-    if (study / PLAN_FILE).exists():
+def claimed(out: Path) -> bool:
+    """Whether a process is running the trial in this folder, on any machine that sees it."""
+    if not (out / CLAIM).exists():
+        return False
+    try:
+        FolderLock(out, CLAIM).close()
+    except ConfigError as error:
+        return isinstance(error.__cause__, BlockingIOError)
+    return False
+
+
+def vanished(out: Path) -> bool:
+    """Whether the last process that ran a trial has gone without noting how its try ended."""
+    tries = read_tries(out)
+    return bool(tries) and "ended" not in tries[-1] and not claimed(out)
+
+
+def locks_work(folder: Path) -> bool:
+    """Whether the file system of a folder has locks, without which nothing can be claimed."""
+    try:
+        with FolderLock(folder, CLAIM) as lock:
+            return lock.held
+    except ConfigError as error:
+        return isinstance(error.__cause__, BlockingIOError)
+
+
+def _free(out: Path) -> bool:
+    """Wait until nobody writes the run folder: a lost process may still be saving its state."""
+    end = time.monotonic() + LOCK_SECONDS
+    while (out / LOCK).exists():
+        try:
+            FolderLock(out).close()
+            break
+        except ConfigError:
+            if time.monotonic() > end:
+                return False
+        time.sleep(0.2)
+    return True
+
+
+def record_failure(out: Path, config: RunConfig, error: str) -> None:
+    """Record a trial as failed, with the reason, where its run has not done so itself."""
+    if status_of(out) in ENDED:
+        return
+    if not (out / CONFIG).exists():
+        write_json(out / CONFIG, to_saved(config))
+    lines = read_metrics(out)
+    step = int(lines[-1]["step"]) if lines else 0
+    summary = {"status": "failed", "run": str(out), "error": error, "step": step}
+    write_json(out / SUMMARY, summary)
+
+
+# -- tries.json: where and when a trial was run, and how each try ended ----------------------------
+
+
+def read_tries(out: Path) -> list[dict[str, Any]]:
+    """The tries of a trial, the oldest first. Raises CheckpointError: the file is damaged."""
+    file = out / TRIES
+    return list(read_json(file, CheckpointError).get("tries", [])) if file.exists() else []
+
+
+def _write_tries(out: Path, tries: Sequence[Mapping[str, Any]]) -> None:
+    write_json(out / TRIES, {"schema": 1, "tries": list(tries)})
+
+
+def _new_try(engine: str, reached: str) -> dict[str, Any]:
+    versions = environment()["versions"]
+    return {
+        "engine": engine,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: versions.get(name) for name in MUST_AGREE},
+        "checkpoint": reached,
+    }
+
+
+def reached(out: Path) -> str:
+    """The name of a trial's last checkpoint, as step_40; empty before the first one."""
+    file = out / CHECKPOINTS / LATEST
+    return file.read_text(errors="replace").strip() if file.is_file() else ""
+
+
+def _given_up(tries: Sequence[Mapping[str, Any]], reached: str) -> str | None:
+    """Why a trial is not tried again: too many of its processes died at this checkpoint."""
+    here = [t for t in tries if t.get("checkpoint") == reached]
+    deaths = [t for t in here if t.get("ended") == "died"]
+    losses = [t for t in here if t.get("ended") is None]
+    if len(deaths) < DEATHS and len(deaths) + len(losses) < LOSSES:
         return None
+    last = (deaths or losses)[-1]
+    where = reached or "the first checkpoint"
+    reason = last.get("reason", "it left no trace")
     return (
-        f"{socket.gethostname()} does not see {study}: a study for several machines must lie "
-        "on a file system that all of them mount under the same name."
+        f"its process died in {len(deaths) + len(losses)} tries without getting beyond {where}; "
+        f"the last one on {last.get('host')}: {reason}"
     )
 
 
-def _busy(out: Path) -> str | None:
-    """Wait until nobody writes the run folder; who still does after that, else None."""
-    end = time.monotonic() + LOCK_SECONDS
-    while (out / LOCK).exists() and os.access(out / LOCK, os.W_OK):
-        try:
-            FolderLock(out).close()
-            return None
-        except ConfigError as error:
-            if time.monotonic() > end:
-                return error.message
-        time.sleep(0.2)
-    return None
+def _mark_death(study: StudyFolder, ids: Sequence[str], process: int | None, reason: str) -> bool:
+    """Note at the trial that a process of this machine (None: any) ran why that process died."""
+    for out in (study.trials / name for name in ids):
+        tries = read_tries(out)
+        last = tries[-1] if tries else {"ended": "never begun"}
+        here = last.get("host") == socket.gethostname() and "ended" not in last
+        if here and (not claimed(out) if process is None else last.get("process") == process):
+            tries[-1] |= {"ended": "died", "reason": reason}
+            _write_tries(out, tries)
+            return True
+    return False
 
 
-@contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
-    """Processes started meanwhile never hear SIGUSR1 and SIGUSR2: SLURM sends them to all, and
-    only the first process of a job knows what to do then."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def allow_again(out: Path) -> None:
+    """Make a failed trial one to run, whatever its tries came to."""
+    tries = read_tries(out)
+    if tries:
+        kept = [
+            t | {"ended": "died; retried"} if t.get("ended") in (None, "died") else t for t in tries
+        ]
+        _write_tries(out, kept)
+    (out / SUMMARY).unlink(missing_ok=True)
 
 
-# -- what a trial elsewhere has to be told ---------------------------------------------------------
-
-
-def trusted_words() -> str:
-    """The custom files that are trusted here, for a process on another machine."""
-    return consent()
-
-
-def trust_words(words: str) -> None:
-    """Trust in this process what `trusted_words` gave."""
-    os.environ[TRUSTED_ENV] = words
-
-
-# -- a trial in several processes ------------------------------------------------------------------
+# -- one trial over several processes --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Span:
-    """Over what one trial spreads: `processes` on each of `nodes` machines, this being `rank`."""
+    """Over what a trial spreads: `processes` on each of `nodes` machines, this one being `rank`."""
 
-    processes: int
+    processes: int = 1
     nodes: int = 1
     rank: int = 0
     address: str = ""
     port: int = 0
 
-    def command(self, spec: Path) -> list[str]:
-        """`torchrun` of the trial that the spec tells."""
-        where = (
-            ["--standalone"]
-            if self.nodes == 1
-            else [
+    @property
+    def single(self) -> bool:
+        return self.processes * self.nodes == 1
+
+    def command(self, study: Path, trial: str, engine: str) -> list[str]:
+        """The `torchrun` of a trial on this machine."""
+        where = ["--standalone"]
+        if self.nodes > 1:
+            where = [
                 f"--nnodes={self.nodes}",
                 f"--node-rank={self.rank}",
                 f"--master-addr={self.address}",
                 f"--master-port={self.port}",
             ]
+        where += [f"--nproc-per-node={self.processes}", "-m", "vitc.study.work"]
+        return [sys.executable, "-m", "torch.distributed.run", *where, str(study), trial, engine]
+
+
+def device_by_gpus(gpus: float | None, asked: str | None) -> str:
+    """The device of trials on other machines: by their GPUs, or else by train.device.
+
+    Raises ConfigError: the two contradict each other.
+    """
+    device = "cuda" if gpus or (gpus is None and asked == "cuda") else "cpu"
+    if asked not in (None, "auto", device):
+        raise ConfigError(
+            f"--train.device {asked} contradicts --gpus-per-trial {gpus or 0:g}.",
+            "Leave --train.device out: --gpus-per-trial decides.",
         )
-        where += [f"--nproc-per-node={self.processes}"]
-        module = ["-m", "vitc.study.work", str(spec)]
-        return [sys.executable, "-m", "torch.distributed.run", *where, *module]
+    return device
 
 
-def spec_file(out: Path) -> Path:
-    """Where the spec of the trial in `out` lies: beside the study's trials."""
-    return out.parents[1] / SPECS / f"{out.name}.json"
+def gpus_for(gpus: float | None, device: str) -> float:
+    """The GPUs of a trial on this device: by default one, or none. Raises ConfigError."""
+    if gpus is None:
+        return 1.0 if device == "cuda" else 0.0
+    if bool(gpus) != (device == "cuda"):
+        raise ConfigError(
+            f"The trials are for {device}, but get {gpus:g} GPUs each.",
+            "Give --gpus-per-trial as when the study was started, or another --out.",
+        )
+    return gpus
 
 
-def write_spec(config: RunConfig, out: Path, engine: str) -> Path:
-    """Write the spec of a trial beside the study's trials; returns its path."""
-    spec = spec_file(out)
-    spec.parent.mkdir(exist_ok=True)
-    values = {"config": to_saved(config), "out": str(out), "engine": engine}
-    write_json(spec, values, indent=None)
-    return spec
+def run_spread(study: StudyFolder, trial: str, engine: str, span: Span) -> str:
+    """Run a trial in the processes of `span`; returns its status, `` where they died.
 
-
-class Torchrun:
-    """One trial in several processes, from here until `wait` returns."""
-
-    def __init__(self, spec: Path, span: Span) -> None:
-        self.answer = spec.with_suffix(".answer")
-        if span.rank == 0:
-            self.answer.unlink(missing_ok=True)
-        with deaf_children():
-            self.process = subprocess.Popen(span.command(spec), preexec_fn=_end_with_parent)
-
-    def wait(self, stop_when: Callable[[], bool] = lambda: False) -> tuple[str, str | None]:
-        """(status, error) once it has ended; `died` where the processes left no word.
-
-        Once `stop_when` says so, or on a KeyboardInterrupt (how Ray asks a task to stop), its
-        state is saved first.
-        """
-        try:
-            while self.process.poll() is None and not stop_when():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(1.0)
-        except KeyboardInterrupt:
-            pass
-        self.stop()
-        if self.answer.exists():
-            values = read_json(self.answer)
-            return str(values["status"]), values["error"]
-        return "died", f"its processes ended with code {self.process.returncode} and left no word"
-
-    def stop(self) -> None:
-        """Ask it to save its state, and wait until it has ended."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)  # torchrun hands it on to its processes
-        try:
-            self.process.wait(SAVE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    A KeyboardInterrupt or SystemExit meanwhile is raised again once the trial has saved its state.
+    """
+    with deaf_children():
+        process = subprocess.Popen(
+            span.command(study.path, trial, engine), preexec_fn=_end_with_parent
+        )
+    try:
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)  # torchrun forwards it to its processes
+            try:
+                process.wait(SAVE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    if code and span.rank == 0:
+        _mark_death(study, [trial], None, f"torchrun ended with exit code {code}")
+    return status_of(study.trials / trial)
 
 
 def _end_with_parent() -> None:
@@ -206,19 +334,181 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def main(spec: Path) -> int:
-    """One of the processes: run the trial; the first one leaves the answer."""
-    values = read_json(spec)
-    config = from_saved(values["config"], spec)
-    status, error = run_trial(config, Path(values["out"]), values["engine"])
-    good = status in (*RESULTS, "interrupted")
-    if os.environ.get("RANK", "0") == "0":
-        answer = json.dumps({"status": status, "error": error})
-        write_atomically(spec.with_suffix(".answer"), answer)
-    elif not good:  # torchrun ends all processes with the first that fails: leave that one its word
-        time.sleep(5)
-    return 0 if good else 1
+def main(folder: str, name: str, engine: str) -> int:
+    """One of the processes of a trial's torchrun."""
+    (trial,) = trials_of(StudyFolder(Path(folder)), [name])
+    status = run_trial(StudyFolder(Path(folder)), trial, engine)
+    if status in ("done", "diverged", "interrupted"):
+        return 0
+    if os.environ.get("RANK", "0") != "0":  # torchrun ends all processes with the first that
+        time.sleep(5)  # fails: the one that writes the folder comes first
+    return 1
+
+
+# -- many trials on this machine -------------------------------------------------------------------
+
+
+def trials_of(study: StudyFolder, ids: Sequence[str]) -> list[Trial]:
+    """These trials of a study, in the plan's order, its custom classes found again."""
+    plan, _ = study.read()
+    wanted = set(ids)
+    found = {t.id: t for t in study.with_sources(plan).trials() if t.id in wanted}
+    return list(found.values())
+
+
+def check_machine(study: StudyFolder, allow_mixed: bool = False) -> None:
+    """Raises ConfigError: this machine does not see the study, or has other versions than it."""
+    host = socket.gethostname()
+    if not study.exists():
+        raise ConfigError(
+            f"{host} does not see the study {study.path}.",
+            "A study for several machines needs a file system that all of them mount under the "
+            "same name.",
+        )
+    differing = other_versions(study.read()[1]["environment"]["versions"])
+    if differing and not allow_mixed:
+        raise ConfigError(
+            f"{host} differs from where the study was started in {'; '.join(differing)}.",
+            "Install the same versions there, or give --allow-mixed; the report will name it.",
+        )
+
+
+def other_versions(then: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> list[str]:
+    """`torch 2.13.0 -> 2.14.0`: in what `here` (default: this machine) differs, builds aside."""
+    here = environment()["versions"] if here is None else here
+
+    def public(version: object) -> str:
+        return str(version).partition("+")[0]
+
+    return [
+        f"{name} {then.get(name)} -> {here.get(name)}"
+        for name in MUST_AGREE
+        if public(then.get(name)) != public(here.get(name))
+    ]
+
+
+@dataclass
+class _Worker:
+    process: Any
+    lifeline: Connection
+    number: int
+
+
+@dataclass
+class Pool:
+    """Worker processes that run the trials `ids` of a study; each takes the next one that is free.
+
+    Workers are persistent: `import torch` and the first step are paid once. On CPU each has one
+    thread: two such processes beat one with two threads by about a third on small models. `gpus`,
+    as CUDA_VISIBLE_DEVICES names them: worker i sees the i-th alone; empty: all see all.
+    """
+
+    study: StudyFolder
+    ids: Sequence[str]
+    workers: int
+    engine: str = "local"
+    gpus: Sequence[str] = ()
+    span: Span = field(default_factory=Span)
+
+    def run(self, going: Callable[[], bool]) -> None:
+        """Until no trial is left, or `going()`, asked about twice a second, is False.
+
+        Running trials then save their state. A worker that dies is replaced, and the reason noted
+        at its trial. Raises RunError: workers die before they run a trial.
+        """
+        pool = [self._start(i) for i in range(min(self.workers, len(self.ids)))]
+        early = 0
+        try:
+            while pool and going():
+                wait([w.process.sentinel for w in pool], timeout=0.5)
+                for worker in [w for w in pool if not w.process.is_alive()]:
+                    pool.remove(worker)
+                    code = worker.process.exitcode
+                    if code == 0:
+                        continue
+                    why = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+                    if code != STOPPED and not _mark_death(
+                        self.study, self.ids, worker.process.pid, why
+                    ):
+                        early += 1
+                    if early > 2:
+                        raise RunError(f"Workers die before they run a trial ({why}).")
+                    if going():
+                        pool.append(self._start(worker.number))
+        finally:
+            stop_processes([w.process for w in pool], SAVE_SECONDS)
+            for worker in pool:
+                worker.lifeline.close()
+
+    def _start(self, number: int) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # fork copies torch's thread pools half-way
+        lifeline_read, lifeline_write = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(self, number, lifeline_read))
+        with deaf_children():
+            process.start()
+        lifeline_read.close()
+        return _Worker(process, lifeline_write, number)
+
+
+def stop_processes(processes: Sequence[Any], seconds: float) -> None:
+    """Have the running trials of worker processes save their state, for at most `seconds`."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0.1, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _work(pool: Pool, number: int, lifeline: Connection) -> None:
+    """A worker process: run, one after another, the trials that no other process runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    if pool.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = pool.gpus[number % len(pool.gpus)]
+    import torch
+
+    torch.set_num_threads(1)
+    shared = locks_work(pool.study.path)
+    for index, trial in enumerate(trials_of(pool.study, pool.ids)):
+        if not shared and index % pool.workers != number:
+            continue  # no locks on this file system: the workers share the trials out beforehand
+        try:
+            if pool.span.single:
+                status = run_trial(pool.study, trial, pool.engine)
+            else:
+                status = run_spread(pool.study, trial.id, pool.engine, pool.span)
+        except VitcError as error:
+            print(f"{trial.label}: {error.message}", file=sys.stderr)
+            continue
+        if status == "interrupted":
+            sys.exit(STOPPED)
+
+
+def _die_with(lifeline: Connection) -> None:
+    """End this process when the parent's end of the lifeline closes, however the parent ended."""
+    try:
+        lifeline.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Block SIGUSR1 and SIGUSR2 in processes started meanwhile: SLURM sends them to every process
+    of a job, and only the first one can handle them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*sys.argv[1:]))
