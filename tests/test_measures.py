@@ -853,8 +853,8 @@ def test_draws_that_choose_settings_differ_in_nothing_else(
 def test_a_dry_run_for_slurm_has_the_job_scripts_of_tuning_and_measuring(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def script(engine: SlurmEngine, study: Path, jobs: int) -> str:
-        return f"#SBATCH {study.name} {jobs}"
+    def script(engine: SlurmEngine, study: Path, trials: int, device: str) -> str:
+        return f"#SBATCH {study.name} {trials}"
 
     monkeypatch.setattr(SlurmEngine, "script", script)
     monkeypatch.chdir(tmp_path)

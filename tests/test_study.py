@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,6 @@ from vitc.config import to_dict
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study import load_runs
 from vitc.study.design import TUNING, Plan, StudyFolder
-from vitc.study.launch import Job, LocalEngine, Outcome
 from vitc.study.measures.base import length_points, measure_plan, tuning_plan
 from vitc.study.quick import quick_plan
 from vitc.study.report import report
@@ -95,58 +89,6 @@ def test_a_study_stopped_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     for run in now.runs.values():
         if run.status == "interrupted":
             assert (run.path / "checkpoints" / "latest").exists()
-
-
-class Recorder:
-    """What an engine told while it ran."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.killed = 0
-
-    def done(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-
-
-def jobs(tmp_path: Path, count: int, epochs: int) -> list[Job]:
-    trials = list(plan(count, **{"train.epochs": epochs}).trials())[:count]
-    return [Job(t.id, f"draw {t.draw}", t.config, tmp_path / t.id) for t in trials]
-
-
-@pytest.mark.parametrize(
-    ("deaths", "status"), [(1, "done"), pytest.param(2, "failed", marks=pytest.mark.slow)]
-)
-def test_a_trial_whose_worker_dies_is_tried_once_more(
-    tmp_path: Path, deaths: int, status: str
-) -> None:
-    engine, told = LocalEngine(workers=1), Recorder()
-    first, second = jobs(tmp_path, 2, epochs=6)
-
-    def tick(running: Sequence[Job]) -> None:
-        metrics = first.out / "metrics.jsonl"
-        lines = metrics.read_text().count("\n") if metrics.exists() else 0
-        if running and running[0] is first and told.killed < deaths and lines > told.killed:
-            told.killed += 1
-            for child in multiprocessing.active_children():
-                os.kill(child.pid or 0, signal.SIGKILL)
-            time.sleep(0.1)
-
-    engine.run([first, second], told.done, tick)
-    assert told.killed == deaths
-    assert {o.job.id: o.status for o in told.outcomes} == {first.id: status, second.id: "done"}
-    assert not multiprocessing.active_children()
-
-
-def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
-    folder = StudyFolder(tmp_path / "s")
-    p = plan(1)
-    blocked = next(p.trials())
-    folder.trials.mkdir(parents=True)
-    folder.trial(blocked).write_text("a file where the run folder should be")
-    engine, told = LocalEngine(workers=1), Recorder()
-    work = [Job(t.id, t.contender, t.config, folder.trial(t)) for t in p.trials()]
-    engine.run(work, told.done, lambda running: None)
-    assert [o.status for o in told.outcomes] == ["failed", "done"]
 
 
 def test_mixed_contenders_are_refused_unless_allowed(tmp_path: Path) -> None:
@@ -399,66 +341,3 @@ def test_a_study_says_what_it_draws_from(
     assert "may not suit" not in said("fashion_vit_p", "--models", "vit_c_tiny", "vit_p_tiny")
     idle = said("debug", "--models", "vit_c_tiny", "vit_p_tiny", "--ranges", "separate")
     assert "--ranges separate changes nothing here" in idle
-
-
-STUDY = (
-    "import sys, torch; torch.set_num_threads(1); from vitc.cli.main import main; "
-    "sys.exit(main(sys.argv[1:]))"
-)
-
-
-@pytest.mark.slow
-def test_a_study_killed_twice_repeats_no_finished_trial(tmp_path: Path) -> None:
-    """16 draws; once `kill -9` of the engine and all its workers, once SIGTERM."""
-    out = tmp_path / "s"
-    words = [
-        "study",
-        "hparams",
-        "debug",
-        "--models",
-        "vit_c_tiny",
-        "vit_p_tiny",
-        "--draws",
-        "16",
-        "--train.epochs",
-        "2",
-        "--out",
-        str(out),
-    ]
-    command = [sys.executable, "-c", STUDY, *words]
-
-    def ended() -> dict[str, tuple[int, str]]:
-        """Folder inode and the first line of events.log, with its time, of finished trials."""
-        return {
-            p.parent.name: (
-                p.parent.stat().st_ino,
-                (p.parent / "events.log").read_text().splitlines()[0],
-            )
-            for p in out.glob("trials/*/summary.json")
-            if json.loads(p.read_text())["status"] in ("done", "diverged")
-        }
-
-    def stopped_after(count: int, number: int) -> dict[str, tuple[int, str]]:
-        process = subprocess.Popen(
-            command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        while len(ended()) < count and process.poll() is None:
-            time.sleep(0.05)
-        before = ended()
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        assert process.wait(120) == (-9 if number == signal.SIGKILL else 143)
-        return before
-
-    first = stopped_after(5, signal.SIGKILL)
-    time.sleep(0.5)
-    second = stopped_after(15, signal.SIGTERM)
-    done = subprocess.run([*command, "--json"], check=True, timeout=600, capture_output=True)
-    last = ended()
-    assert len(last) == 32
-    assert first.items() <= second.items() <= last.items()
-    assert json.loads(done.stdout.splitlines()[-1])["sections"][0]["unfinished_trials"] == 0
-    for events in out.glob("trials/*/events.log"):  # one start each; the stopped ones went on
-        assert events.read_text().count("  begun") == 1

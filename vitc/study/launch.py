@@ -168,10 +168,11 @@ def run_all(
 ) -> None:
     """Launch what is unfinished, again and again, until all trials have ended or `going()` ends.
 
-    Trials that another process has claimed are waited for, or left to it. Raises RunError:
-    launching workers changes nothing.
+    Trials that another process has claimed are waited for, or left to it. Raises RunError: two
+    launches change nothing.
     """
     before: dict[str, tuple[int, str]] = {}
+    unchanged = 0
     while going():
         left = [i for i in ids if status_of(study.trials / i) not in ENDED]
         free = [i for i in left if not claimed(study.trials / i)]
@@ -181,7 +182,8 @@ def run_all(
             time.sleep(1.0)
             continue
         now = {i: _progress(study.trials / i) for i in free}
-        if now == before:
+        unchanged = unchanged + 1 if now == before else 0
+        if unchanged == 2:
             raise RunError(
                 f"{len(free)} of the trials cannot be run, the first in {study.trials / free[0]}.",
                 f"The reasons are above, or in the logs of engine {engine.name}.",
