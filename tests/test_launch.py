@@ -32,8 +32,8 @@ from vitc.study.design import StudyFolder, Trial
 from vitc.study.launch import LocalEngine, make_engine, run_all
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import Slice, SlurmEngine
-from vitc.study.report import _conditions
 from vitc.study.runner import conduct, standing
+from vitc.study.summary import facts
 from vitc.study.work import Span, read_tries, run_trial, trials_of
 
 
@@ -238,9 +238,10 @@ def test_a_study_moves_between_engines_and_the_report_lists_them(tmp_path: Path)
     assert "continued with engine ray" in [entry["what"] for entry in record["history"]]
     assert sorted(place for run in now.runs.values() for place, _ in run.places) == ["local", "ray"]
     (section,) = analyse([folder.path])
-    page, host = _conditions(section), socket.gethostname()
-    assert f"local on {host}: 1 trial" in page
-    assert f"ray on {host}: 1 trial" in page
+    (places,) = [text for name, text in facts(section, "").rows if name == "trials ran"]
+    host = socket.gethostname()
+    assert f"local on {host}: 1 trial" in places
+    assert f"ray on {host}: 1 trial" in places
 
 
 def test_machines_with_other_versions_are_noted_where_they_are_allowed(tmp_path: Path) -> None:
