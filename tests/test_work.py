@@ -123,7 +123,8 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_again(
 ) -> None:
     folder, (trial,) = study(tmp_path)
     data = dataclasses.replace(trial.config.data, path="/not/there")
-    broken = dataclasses.replace(trial, config=dataclasses.replace(trial.config, data=data))
+    config = dataclasses.replace(trial.config, data=data)
+    broken = dataclasses.replace(trial, group=dataclasses.replace(trial.group, config=config))
     assert run_trial(folder, broken, "local") == "failed"
     summary = read_json(folder.trial(trial) / "summary.json")
     assert summary["status"] == "failed"

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
