@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from vitc import complexity, create_model, load_config, train
+from vitc import Predictor, complexity, create_model, from_pretrained, load_config, train
 from vitc.cli.main import main
 from vitc.config import SCHEMA, RunConfig, differences, from_dict, to_dict
 from vitc.data.dataset import open_data
@@ -704,6 +705,93 @@ def test_a_source_is_imported_without_torch(images: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLE.parents[1]
     )
     assert done.returncode == 0, done.stderr
+
+
+# -- custom models ---------------------------------------------------------------------------------
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, in_chans=3, width=8, dropout=0.0):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, width, 8, 8)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.drop(self.conv(x).mean(dim=(2, 3))))
+
+
+class Wrong(Net):
+    def forward(self, x):
+        return self.conv(x)
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    return path
+
+
+def test_a_custom_model_is_created_counted_and_described(net: Path) -> None:
+    model = create_model(f"{net}:Net(width=16)", 10, img_size=32)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    cost = complexity(model)
+    assert cost.params == 16 * 3 * 64 + 16 + 16 * 10 + 10
+    assert cost.flops == 16 * (3 * 64 + 1) * 16 + (16 + 1) * 10
+    assert create_model(f"{net}:Net", 10, img_size=32, in_chans=1)(
+        torch.zeros(1, 1, 32, 32)
+    ).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("Wrong", r"returns \(1, 8, 28, 28\).*must return \(1, 1000\)"),
+        ("Net(dropout=0.5)", "active dropout in drop"),
+        ("Net(depth=3)", "no setting 'depth'"),
+        ("Net(num_classes=3)", "cannot set num_classes itself"),
+        ("nn", "not a subclass of torch.nn.Module"),
+        ("Nett", "no class 'Nett'. Did you mean 'Net'"),
+    ],
+)
+def test_a_custom_model_that_cannot_work_is_one_clear_message(
+    call: str, words: str, net: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        create_model(f"{net}:{call}")
+
+
+def test_a_custom_model_is_trained_resumed_saved_and_predicts(
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    first = train("debug", run, model=f"{net}:Net(width=4)", **BRIEF)
+    assert first.status == "done"
+    net.write_text(NET + "# changed\n")  # from now on the copy is used
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["show", str(run)]) == 0
+    assert main(["show", "debug", "--model", f"{net}:Net"]) == 0
+    assert main(["save", str(run), str(tmp_path / "saved")]) == 0
+    loaded: Any = from_pretrained(tmp_path / "saved")
+    assert loaded.conv.out_channels == 4
+    images = [np.zeros((32, 32, 3), np.uint8)]
+    probs = [Predictor(place)(images).probs for place in (run, tmp_path / "saved")]
+    assert np.array_equal(*probs)
+    with pytest.raises(ConfigError, match="set_grad_checkpointing"):
+        train(
+            "debug",
+            tmp_path / "other",
+            model=f"{net}:Net",
+            **BRIEF,
+            **{"train.grad_checkpointing": True},
+        )
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def test_loading_leaves_the_random_numbers_of_others_alone(folder: Path) -> None
 
 
 def cnn_names() -> list[str]:
-    from vitc.models.cnn_zoo import CNNS
+    from vitc.models.zoo import CNNS
 
     return [name for name in ("resnet_50", "regnety_1gf", "effnet_b2") if name in CNNS]
 

@@ -11,7 +11,7 @@ import pytest
 
 from vitc.config import RunConfig, from_dict, load_config, to_dict
 from vitc.errors import ConfigError
-from vitc.models.cnn_zoo import CNNS
+from vitc.models.zoo import CNNS
 from vitc.optim.config import OPTIMIZERS
 from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
 

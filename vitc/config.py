@@ -611,13 +611,14 @@ def _absolute(path: str) -> str:
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """The settings in which two configs differ: `optim.lr: 0.001 -> 0.002`, in field order.
 
-    A custom stem whose file has moved is the same: its hash identifies it.
+    A custom class whose file has moved is the same: its hash identifies it.
     """
     x, y = flat_values(to_dict(a)), flat_values(to_dict(b))
-    source, sha256 = "model.stem.source", "model.stem.sha256"
-    same_file = x.get(sha256) and x.get(sha256) == y.get(sha256)
-    if same_file and Custom(STEM, x[source]).what == Custom(STEM, y[source]).what:
-        y[source] = x[source]
+    for table in ("model", "model.stem"):
+        source, sha256 = f"{table}.source", f"{table}.sha256"
+        same_file = x.get(sha256) and x.get(sha256) == y.get(sha256)
+        if same_file and Custom(STEM, x[source]).what == Custom(STEM, y[source]).what:
+            y[source] = x[source]
     absent = "(absent)"
     return [
         f"{k}: {x.get(k, absent)} -> {y.get(k, absent)}"

@@ -27,9 +27,9 @@ from vitc.data.preprocessing import KEYS as PREPROCESSING
 from vitc.data.preprocessing import Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
 from vitc.files import TEMPORARY, discard, read_json, sync_folder, to_json, write_file
-from vitc.models.config import CustomStemConfig, ModelConfig, TimmConfig, ViTConfig
-from vitc.plugins.consent import copies, with_sources
-from vitc.plugins.names import SOURCES, is_path
+from vitc.models.config import ModelConfig, TimmConfig
+from vitc.plugins.consent import copies, customs, with_sources, without_folders
+from vitc.plugins.names import SOURCES
 from vitc.runs.folder import read_data
 
 if TYPE_CHECKING:
@@ -279,9 +279,8 @@ def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str)
 def _config_values(saved: Saved) -> dict[str, Any]:
     from vitc import __version__
 
-    config = dataclasses.replace(saved.config, num_classes=None)  # num_classes stands beside it
-    if isinstance(config, ViTConfig) and isinstance(config.stem, CustomStemConfig):
-        config = dataclasses.replace(config, stem=_without_folder(config.stem))
+    # num_classes stands beside it
+    config = without_folders(dataclasses.replace(saved.config, num_classes=None))
     p = saved.preprocessing
     return {
         "format": FORMAT,
@@ -295,14 +294,6 @@ def _config_values(saved: Saved) -> dict[str, Any]:
         "fit": p.fit if p else "crop",
         "results": saved.results,
     }
-
-
-def _without_folder(stem: CustomStemConfig) -> CustomStemConfig:
-    """The stem by its file's name alone: its copy goes along, and the machine's folders do not."""
-    one = stem.custom
-    if not is_path(one.place):
-        return stem
-    return dataclasses.replace(stem, source=f"{Path(one.place).name}:{one.what}")
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -401,8 +392,7 @@ def _filled(skeleton: nn.Module, saved: Saved, tensors: dict[str, Tensor]) -> nn
     from vitc.models.zoo import build_model
 
     config = saved.config
-    outside = isinstance(config, ViTConfig) and isinstance(config.stem, CustomStemConfig)
-    if not outside and not isinstance(config, TimmConfig):
+    if not any(customs(config)) and not isinstance(config, TimmConfig):
         skeleton.load_state_dict(tensors, assign=True)
         if not any(b.is_meta for b in skeleton.buffers()):
             return skeleton

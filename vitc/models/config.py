@@ -25,6 +25,8 @@ from vitc.models.stem_config import (
     StemConfig,
     carried,
 )
+from vitc.plugins.consent import name_class
+from vitc.plugins.names import MODEL, Custom
 
 __all__ = [
     "MODEL_KINDS",
@@ -178,4 +180,40 @@ class TimmConfig(ModelConfig):
         return found
 
 
-MODEL_KINDS: dict[str, type[ModelConfig]] = {"vit": ViTConfig, "cnn": CNNConfig, "timm": TimmConfig}
+@dataclass(frozen=True, kw_only=True)
+class CustomModelConfig(ModelConfig):
+    """A custom model: a torch.nn.Module class of the user's own, by file or module."""
+
+    name: str = "custom"
+    """Name of the class, for messages and reports."""
+    source: str = ""
+    """path/to/file.py:Class or package.module:Class, with settings if it has any:
+    my.py:Net(width=32)."""
+    sha256: str = ""
+    """SHA-256 of the file that defines it; filled in when it is named."""
+
+    @classmethod
+    def named(cls, source: str) -> CustomModelConfig:
+        """The model that the user names; its file is trusted as it is. Raises ConfigError."""
+        one = name_class(MODEL, source)
+        return cls(name=one.what, source=one.source, sha256=one.sha256)
+
+    @property
+    def custom(self) -> Custom:
+        return Custom(MODEL, self.source, self.sha256)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.source:
+            found.append("model.source is empty; name the class: --model path/to/my.py:Net.")
+        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            found.append(f"model.sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits.")
+        return found
+
+
+MODEL_KINDS: dict[str, type[ModelConfig]] = {
+    "vit": ViTConfig,
+    "cnn": CNNConfig,
+    "timm": TimmConfig,
+    "custom": CustomModelConfig,
+}

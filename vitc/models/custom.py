@@ -1,4 +1,4 @@
-"""Is a custom stem what a stem must be? Built, checked and tried once before a run needs it."""
+"""Is a custom stem or model what it must be? Built, checked and run once before a run needs it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitc.errors import ConfigError, VitcError
-from vitc.models.stem_config import CustomStemConfig
+from vitc.models.config import CustomModelConfig, CustomStemConfig
 from vitc.plugins.load import build, load, why
-from vitc.plugins.names import STEM
+from vitc.plugins.names import MODEL, STEM, Kind
 
 
 def load_stem(config: CustomStemConfig, in_chans: int, embed_dim: int) -> nn.Module:
@@ -29,10 +29,7 @@ def make_stem(
 ) -> nn.Module:
     """`cls(in_chans=..., embed_dim=..., **settings)`. Raises ConfigError: it is not a stem."""
     label = label or getattr(cls, "__qualname__", repr(cls))
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ConfigError(f"The stem {label} is not a subclass of torch.nn.Module.", STEM.contract)
-    given = {"in_chans": in_chans, "embed_dim": embed_dim}
-    stem: nn.Module = build(STEM, cls, given, settings, label)
+    stem = _make(STEM, cls, {"in_chans": in_chans, "embed_dim": embed_dim}, settings, label)
     reduction = getattr(stem, "reduction", None)
     if type(reduction) is not int or reduction < 1:
         raise ConfigError(
@@ -40,44 +37,101 @@ def make_stem(
             f"the factor by which it reduces height and width.",
             STEM.contract,
         )
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in stem.parameters()):
-        raise ConfigError(
-            f"The stem {label} has parameters without a shape (a lazy module).",
-            "Give every layer its number of channels: in_chans and embed_dim are known.",
-        )
     return stem
 
 
 def try_stem(stem: nn.Module, in_chans: int, embed_dim: int, size: tuple[int, int]) -> None:
-    """Run a custom stem once, on zeros. Neither its statistics nor its mode change.
+    """Run a custom stem once, on zeros. Raises ConfigError: it fails, or returns another shape."""
+    reduction = stem.reduction
+    assert isinstance(reduction, int)
+    expected = (1, embed_dim, size[0] // reduction, size[1] // reduction)
+    _try(STEM, stem, (1, in_chans, *size), expected)
 
-    Raises ConfigError: its forward raises, or does not return (1, D, H / reduction, W / reduction)
-    in the dtype of the image.
+
+def load_model(config: CustomModelConfig) -> nn.Module:
+    """The model of a config: its class called with num_classes, with in_chans and img_size if it
+    takes them, and with its settings; then run once.
+
+    Raises ConfigError: as `load_stem`; it keeps dropout, fails, or does not return (B, K).
     """
-    cls, reduction = type(stem), stem.reduction
-    weight = next(iter(stem.parameters()), torch.empty(0))
-    image = torch.zeros(1, in_chans, *size, dtype=weight.dtype, device=weight.device)
-    modes = [(m, m.training) for m in stem.modules()]
+    cls, settings, label = load(config.custom)
+    classes = 1000 if config.num_classes is None else config.num_classes
+    given = {
+        "num_classes": classes,
+        "in_chans": config.in_chans,
+        "img_size": config.img_size,
+    }
+    model = _make(MODEL, cls, given, settings, label)
+    refuse_dropout(model, f"The model {label}")
+    describe(model, config)
+    _try(MODEL, model, (1, config.in_chans, *config.size), (1, classes) if classes else None)
+    return model
+
+
+def describe(model: nn.Module, config: Any) -> None:
+    """Give a model of others the attributes of ours: config, img_size, in_chans, num_classes."""
+    classes = 1000 if config.num_classes is None else config.num_classes
+    known = {"img_size": config.size, "in_chans": config.in_chans, "num_classes": classes}
+    for name, value in known.items():
+        if not hasattr(model, name):
+            setattr(model, name, value)
+    model.config = config
+
+
+def refuse_dropout(model: nn.Module, the: str) -> None:
+    """Raises ConfigError: the model draws random numbers, which are not the run's own."""
+    for name, module in model.named_modules():
+        dropout = getattr(module, "p", 0) and "Dropout" in type(module).__name__
+        if dropout or getattr(module, "drop_prob", 0):
+            raise ConfigError(
+                f"{the} has active dropout in {name}; a run with it could not be resumed exactly.",
+                "Build it without dropout.",
+            )
+
+
+def _make(
+    kind: Kind, cls: Any, given: Mapping[str, Any], settings: Mapping[str, Any], label: str
+) -> nn.Module:
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        the = f"The {kind.noun} {label}"
+        raise ConfigError(f"{the} is not a subclass of torch.nn.Module.", kind.contract)
+    module: nn.Module = build(kind, cls, given, settings, label)
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
+        raise ConfigError(
+            f"The {kind.noun} {label} has parameters without a shape (a lazy module).",
+            f"Give every layer its number of channels: {' and '.join(kind.given)} are known.",
+        )
+    return module
+
+
+def _try(
+    kind: Kind, module: nn.Module, image: tuple[int, ...], expected: tuple[int, ...] | None
+) -> None:
+    """Run a module once, on zeros; neither its statistics nor its mode change.
+
+    Raises ConfigError: its forward raises, or does not return the `expected` shape in the dtype of
+    the image.
+    """
+    the, size = f"The {kind.noun} {type(module).__name__}", f"images of {image[2]}x{image[3]}"
+    weight = next(iter(module.parameters()), torch.empty(0))
+    x = torch.zeros(*image, dtype=weight.dtype, device=weight.device)
+    modes = [(m, m.training) for m in module.modules()]
     try:
         with torch.no_grad():
-            out = stem.eval()(image)
+            out = module.eval()(x)
     except VitcError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"The stem {cls.__name__} fails on images of {size[0]}x{size[1]}: {why(error, cls)}",
-            STEM.contract,
+            f"{the} fails on {size}: {why(error, type(module))}", kind.contract
         ) from error
     finally:
-        for module, training in modes:
-            module.training = training
-    assert isinstance(reduction, int)
-    expected = (1, embed_dim, size[0] // reduction, size[1] // reduction)
-    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    if shape != expected or out.dtype != image.dtype:
-        dtype = f", {out.dtype}" if isinstance(out, torch.Tensor) else ""
+        for part, training in modes:
+            part.training = training
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if (shape != expected and expected is not None) or out.dtype != x.dtype:
+        dtype = f", {out.dtype}" if isinstance(out, Tensor) else ""
         raise ConfigError(
-            f"The stem {cls.__name__} returns {shape}{dtype} for images of {size[0]}x{size[1]}; it "
-            f"must return {expected}, {image.dtype}.",
-            STEM.contract,
+            f"{the} returns {shape}{dtype} for {size}; it must return {expected}, {x.dtype}.",
+            kind.contract,
         )

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from vitc.errors import ConfigError
 from vitc.models.config import Init
+from vitc.models.custom import load_stem
 from vitc.models.stem_config import (
     Act,
     ConvStemConfig,
@@ -417,7 +418,5 @@ STEMS: dict[type[StemConfig], Callable[..., Stem]] = {
 def build_stem(config: StemConfig, in_chans: int, embed_dim: int, init: Init = "2021") -> nn.Module:
     """The stem a config describes. Raises ConfigError, all problems at once."""
     if isinstance(config, CustomStemConfig):
-        from vitc.models.custom import load_stem
-
         return load_stem(config, in_chans, embed_dim)
     return STEMS[type(config)](config, in_chans, embed_dim, init)

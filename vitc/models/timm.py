@@ -14,6 +14,7 @@ from torch import nn
 
 from vitc.errors import ConfigError, suggest
 from vitc.models.config import TimmConfig
+from vitc.models.custom import describe, refuse_dropout
 
 
 def timm_config(name: str) -> TimmConfig:
@@ -64,21 +65,8 @@ def build_timm(config: TimmConfig) -> nn.Module:
             f"with {config.in_chans} channels and {classes} classes: {e}",
             f"Choose a model that takes that size, or set --model.img_size to its own ({own[0]}).",
         ) from e
-    random = [
-        name
-        for name, module in model.named_modules()
-        if (getattr(module, "p", 0) and "Dropout" in type(module).__name__)
-        or getattr(module, "drop_prob", 0)
-    ]
-    if random:
-        raise ConfigError(
-            f"{config.name} keeps dropout in {random[0]} that cannot be switched off; a run with "
-            f"it could not be resumed exactly."
-        )
-    for name, value in (("img_size", config.size), ("in_chans", config.in_chans)):
-        if not hasattr(model, name):
-            setattr(model, name, value)
-    model.config = config  # type: ignore[assignment]  # as our own models have it
+    refuse_dropout(model, config.name)
+    describe(model, config)
     return model
 
 

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vitc.errors import ConfigError
-from vitc.models.config import AttentionKind, ViTConfig
+from vitc.models.config import AttentionKind, CustomStemConfig, ViTConfig
+from vitc.models.custom import make_stem, try_stem
+from vitc.models.stems import build_stem
 
 NORM_EPS = 1e-6  # all configs of the authors' branch; pycls's default is 1e-5
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
@@ -399,6 +401,21 @@ class VisionTransformer(nn.Module):
             if isinstance(module, NORM_TYPES) or name == "bias" or p.ndim <= 1
         }
         return {name for name, p in self.named_parameters() if id(p) in exempt}
+
+
+def build_vit(
+    config: ViTConfig, stem: type[nn.Module] | nn.Module | None = None
+) -> VisionTransformer:
+    """The ViT of a config; `stem` replaces its own. A custom stem is checked, and run once."""
+    custom = stem is not None or isinstance(config.stem, CustomStemConfig)
+    if stem is None:
+        stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
+    elif isinstance(stem, type):
+        stem = make_stem(stem, config.in_chans, config.embed_dim, {})
+    model = VisionTransformer(config, stem)
+    if custom:
+        try_stem(stem, config.in_chans, config.embed_dim, config.size)
+    return model
 
 
 def drop_path_rates(depth: int, rate: float) -> list[float]:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
+from math import log
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.errors import ConfigError, unknown
-from vitc.models.cnn_zoo import CNNS, REPORTED_CNNS
-from vitc.models.config import CNNConfig, Init, ModelConfig, TimmConfig, ViTConfig
+from vitc.models.cnn_config import PAPER_SIZES
+from vitc.models.config import (
+    CNNConfig,
+    CustomModelConfig,
+    Init,
+    ModelConfig,
+    TimmConfig,
+    ViTConfig,
+)
 from vitc.models.model_config import Reported
 from vitc.models.stem_config import (
     STEM_KINDS,
@@ -75,7 +83,19 @@ REPORTED: dict[str, Reported] = {
     "vit_c_4gf": Reported(4.0, 17.8, 11.3),
     "vit_c_18gf": Reported(17.7, 81.6, 24.1),
     "vit_c_36gf": Reported(35.0, 167.8, 36.7),
-} | REPORTED_CNNS
+    # Table 2
+    "resnet_50": Reported(4.1, 25.6, 11.3),
+    "resnet_101": Reported(7.8, 44.5, 16.4),
+    "resnet_152": Reported(11.5, 60.2, 22.8),
+    "resnet_200": Reported(15.0, 64.7, 32.3),
+    "regnety_1gf": Reported(1.0, 9.6, 6.2),
+    "regnety_4gf": Reported(4.1, 22.4, 14.5),
+    "regnety_16gf": Reported(15.5, 72.3, 30.7),
+    "regnety_32gf": Reported(31.1, 128.6, 46.2),
+    "effnet_b2": Reported(1.0, 9.1, 13.8),
+    "effnet_b4": Reported(4.4, 19.3, 49.5),
+    "effnet_b5": Reported(10.3, 30.4, 98.9),
+}
 
 
 REPORTED_STEMS: dict[str, Reported] = {
@@ -145,6 +165,93 @@ ABLATIONS: list[ViTConfig] = [
     _ablation("vit_c_ln_4gf", _C, ConvStemConfig(norm="ln")),
 ]  # fmt: skip
 
+# -- CNNs of the paper's Table 2 -------------------------------------------------------------------
+# ResNets and RegNetYs are the authors' own configs (branch `vitconfigs` of
+# facebookresearch/pycls), the EfficientNets pycls's `dds_baselines`; all without dropout and drop
+# connect, as the paper (section 5.4) and those configs have it. The RegNetYs are not the ones of
+# pycls's published zoo that have the same names.
+
+
+def regnet_stages(
+    depth: int, w_0: int, w_a: float, w_m: float, group_width: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """(depths, widths, group widths) of a RegNet's stages (arXiv 2003.13678 section 3.3).
+
+    Block j wants w_0 + w_a * j channels; it gets the nearest w_0 * w_m^k, made a multiple of 8, and
+    blocks alike form a stage, whose width then becomes the nearest multiple of the group width.
+    """
+    widths = []
+    for j in range(depth):
+        k = round(log((w_0 + w_a * j) / w_0) / log(w_m))
+        widths.append(round(w_0 * w_m**k / 8) * 8)
+    stages = sorted(set(widths))
+    groups = tuple(min(group_width, w) for w in stages)
+    fitted = (max(1, round(w / g)) * g for w, g in zip(stages, groups, strict=True))
+    return tuple(widths.count(w) for w in stages), tuple(fitted), groups
+
+
+def _resnet(name: str, depths: tuple[int, ...]) -> CNNConfig:
+    return CNNConfig(name=name, img_size=PAPER_SIZES[name][0], depths=depths)
+
+
+def _regnety(
+    name: str, depths: tuple[int, ...], widths: tuple[int, ...], group_widths: tuple[int, ...]
+) -> CNNConfig:
+    return CNNConfig(
+        name=name,
+        img_size=PAPER_SIZES[name][0],
+        stem_type="simple",
+        stem_width=32,
+        depths=depths,
+        widths=widths,
+        strides=(2, 2, 2, 2),
+        bottleneck_ratio=1.0,
+        group_widths=group_widths,
+        se_ratio=0.25,
+    )
+
+
+def _effnet(
+    name: str, stem_width: int, depths: tuple[int, ...], widths: tuple[int, ...], head_width: int
+) -> CNNConfig:
+    return CNNConfig(
+        name=name,
+        img_size=PAPER_SIZES[name][0],
+        stem_type="simple",
+        stem_width=stem_width,
+        block="mbconv",
+        depths=depths,
+        widths=widths,
+        strides=(1, 2, 2, 2, 1, 2, 1),
+        kernel_sizes=(3, 3, 5, 3, 5, 5, 3),
+        expand_ratios=(1, 6, 6, 6, 6, 6, 6),
+        se_ratio=0.25,
+        head_width=head_width,
+        activation="silu",
+    )
+
+
+CNNS: dict[str, CNNConfig] = {
+    config.name: config
+    for config in (
+        _resnet("resnet_50", (3, 4, 6, 3)),
+        _resnet("resnet_101", (3, 4, 23, 3)),
+        _resnet("resnet_152", (3, 8, 36, 3)),
+        _resnet("resnet_200", (3, 24, 36, 3)),
+        _regnety("regnety_1gf", (1, 4, 10, 3), (40, 120, 328, 904), (4,) * 4),
+        _regnety("regnety_4gf", *regnet_stages(26, 88, 30.3, 2.404, 32)),
+        # The 4GF, scaled 4 and 8 times by the fast compound rule of arXiv 2103.06877
+        _regnety("regnety_16gf", (2, 7, 18, 2), (168, 336, 896, 2128), (56,) * 4),
+        _regnety("regnety_32gf", (2, 7, 20, 2), (216, 432, 1152, 2808), (72,) * 4),
+        _effnet("effnet_b2", 32, (2, 3, 3, 4, 4, 5, 2), (16, 24, 48, 88, 120, 208, 352), 1408),
+        _effnet("effnet_b4", 48, (2, 4, 4, 6, 6, 8, 2), (24, 32, 56, 112, 160, 272, 448), 1792),
+        _effnet("effnet_b5", 48, (3, 5, 5, 7, 7, 9, 3), (24, 40, 64, 128, 176, 304, 512), 2048),
+    )
+}
+
+
+# -- all ------------------------------------------------------------------------------------------
+
 _VITS = [config for size in SIZES for config in (_vit_p(size), _vit_c(size))]
 _PAPER = [config for config in _VITS if config.name.endswith("gf")]
 MODELS: dict[str, ModelConfig] = {config.name: config for config in [*_PAPER, *ABLATIONS, *_VITS]}
@@ -176,8 +283,8 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     """The config of a named model with some of its fields replaced.
 
     `timm:NAME` is a model of the timm library where that is installed; its own input size is taken
-    unless img_size is given. Raises ConfigError: unknown name or field (with a suggestion), values
-    of a wrong type or that cannot work.
+    unless img_size is given. FILE.py:Class is a custom model. Raises ConfigError: unknown name or
+    field (with a suggestion), values of a wrong type or that cannot work.
     """
     if not isinstance(name, str):
         raise ConfigError(f"The model's name is {name!r}; it must be one of list_models().")
@@ -185,6 +292,8 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
         from vitc.models.timm import timm_config
 
         config: ModelConfig = timm_config(name)
+    elif ":" in name or name.endswith(".py"):
+        config = CustomModelConfig.named(name)
     elif name in MODELS:
         config = MODELS[name]
     elif name.startswith("regnetz"):
@@ -206,15 +315,15 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
 def _typed(key: str, value: Any, own: Any) -> Any:
     """`value` for the model's setting `key`, if it is of the type of the model's `own`.
 
-    Only img_size, truths, numbers and words are looked at. Raises ConfigError: another type.
+    Only img_size, bools, numbers and strings are checked. Raises ConfigError: another type.
     """
     if key == "img_size":
         sides = list(value) if isinstance(value, tuple | list) else [value]
         good = len(sides) == (2 if isinstance(value, tuple | list) else 1)
         if not good or any(_whole(side) is None for side in sides):
             raise ConfigError(
-                f"model.img_size is {value!r}; it must be a whole number of pixels, or two: "
-                f"(height, width)."
+                f"model.img_size is {value!r}; it must be an integer number of pixels, or "
+                f"two: (height, width)."
             )
         return int(value) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
     kind = type(own)
@@ -227,11 +336,11 @@ def _typed(key: str, value: Any, own: Any) -> Any:
     return value
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 
 
 def _whole(value: object) -> int | None:
-    """The whole number that `value` is; truths and texts are none."""
+    """`value` as an integer; None if it is not one (neither are bools and strings)."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
@@ -245,18 +354,18 @@ def create_model(
 ) -> nn.Module:
     """A named model, its weights freshly drawn from torch's generator.
 
+    `name`: one of `list_models()`, timm:NAME, or a custom model as FILE.py:Class(setting=value).
     `img_size` None: the model's own, one side or (height, width) in pixels. `num_classes` 0: no
-    head, the model gives (B, D) features. `init` "2021" is the authors' code when the paper
+    head, the model returns (B, D) features. `init` "2021" is the authors' code when the paper
     appeared, "2022" pycls since; it concerns ViTs only. `overrides` are further fields of the
-    model's config; among them `stem`, for ViTs: a kind ("dual_patchnorm"), a config of one, a class
-    from outside ("path/to/my.py:MyStem"), a class that is called with in_chans and embed_dim, or a
-    built module.
-    Raises ConfigError: unknown name or setting (with a suggestion), values of a wrong type or that
-    cannot work.
+    model's config; among them `stem`, for ViTs: a kind ("dual_patchnorm"), a config of one, a
+    custom stem ("path/to/my.py:MyStem"), a class that is called with in_chans and embed_dim, or a
+    built module. Raises ConfigError: unknown name or setting (with a suggestion), values of a wrong
+    type or that cannot work.
     """
     if _whole(num_classes) is None or num_classes < 0:
         raise ConfigError(
-            f"num_classes is {num_classes!r}; it must be a whole number: 0 for no head, or more."
+            f"num_classes is {num_classes!r}; it must be an integer: 0 for no head, or more."
         )
     num_classes = int(num_classes)
     stem: str | type[nn.Module] | nn.Module | StemConfig | None = overrides.pop("stem", None)
@@ -265,7 +374,7 @@ def create_model(
     config = model_config(name, in_chans=in_chans, **overrides)
     if not isinstance(config, ViTConfig):
         if init != "2021" or stem is not None:
-            raise ConfigError(f"init and stem have no effect with {name}: it is no ViT.")
+            raise ConfigError(f"init and stem have no effect with {name}: it is not a ViT.")
         return build_model(config, num_classes)
     config = dataclasses.replace(config, init=init)
     if not (stem is None or isinstance(stem, str | StemConfig | type) or hasattr(stem, "forward")):
@@ -281,9 +390,9 @@ def create_model(
 
 
 def stem_config(name: str, old: StemConfig) -> StemConfig:
-    """The config behind a kind's name, or path/to/file.py:Class of a stem from outside.
+    """The config of a kind's name, or of a custom stem named path/to/file.py:Class.
 
-    A kind keeps what it can of `old`, the stem it stands in for: see `carried`.
+    A kind keeps what it can of `old`, the stem that it replaces: see `carried`.
     """
     if ":" in name or name.endswith(".py"):
         return CustomStemConfig.named(name)
@@ -300,9 +409,9 @@ def build_model(
 ) -> nn.Module:
     """The model a config describes, its weights freshly drawn from torch's generator.
 
-    `num_classes` stands in for the config's, which may be None; 1000 if both are, 0 for no head.
-    `stem` stands in for a ViT's config.stem: a module, or a class called with in_chans and
-    embed_dim. Raises ConfigError: values that cannot work, all at once.
+    `num_classes` replaces the config's, which may be None; 1000 if both are, 0 for no head. `stem`
+    replaces a ViT's config.stem: a module, or a class called with in_chans and embed_dim. Raises
+    ConfigError: values that cannot work, all at once.
     """
     problems = config.problems()
     if problems:
@@ -310,26 +419,17 @@ def build_model(
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     if isinstance(config, ViTConfig):
-        from vitc.models.stems import build_stem
-        from vitc.models.vit import VisionTransformer
+        from vitc.models.vit import build_vit
 
-        foreign = stem is not None or isinstance(config.stem, CustomStemConfig)
-        if stem is None:
-            stem = build_stem(config.stem, config.in_chans, config.embed_dim, config.init)
-        elif isinstance(stem, type):
-            from vitc.models.custom import make_stem
-
-            stem = make_stem(stem, config.in_chans, config.embed_dim, {})
-        model = VisionTransformer(config, stem)
-        if foreign:
-            from vitc.models.custom import try_stem
-
-            try_stem(stem, config.in_chans, config.embed_dim, config.size)
-        return model
+        return build_vit(config, stem)
     if isinstance(config, CNNConfig):
         from vitc.models.cnn import CNN
 
         return CNN(config)
+    if isinstance(config, CustomModelConfig):
+        from vitc.models.custom import load_model
+
+        return load_model(config)
     from vitc.models.timm import build_timm
 
     assert isinstance(config, TimmConfig)

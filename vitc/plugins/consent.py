@@ -256,6 +256,20 @@ def _found_again(one: Custom, folder: Path) -> tuple[str, str]:
     return f"{file}:{one.what}", digest
 
 
+def without_folders(config: _Config) -> _Config:
+    """The config with custom files by name alone, for a folder that holds their copies."""
+    config_: Any = config
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(config_):
+        value = getattr(config_, field.name)
+        if dataclasses.is_dataclass(value):
+            changed[field.name] = without_folders(value)
+    one = getattr(config_, "custom", None)
+    if isinstance(one, Custom) and is_path(one.place):
+        changed["source"] = f"{Path(one.place).name}:{one.what}"
+    return dataclasses.replace(config_, **changed)  # type: ignore[no-any-return]
+
+
 def copies(config: Any) -> dict[str, bytes]:
     """Name -> content of the files that a run folder keeps in `sources/`.
 

@@ -27,7 +27,7 @@ from vitc.models.config import (
     ViTConfig,
 )
 from vitc.models.zoo import MODELS, build_model
-from vitc.plugins.consent import with_sources
+from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom
 from vitc.progress import Progress
 from vitc.recipes.ranges import study_ranges
@@ -140,7 +140,7 @@ def contenders_of(
                 label = label if len(recipes) == 1 else f"{recipe} {label}"
                 groups.append(Group(contender=label, optim=optim, config=config))
     for model_config in {g.config.model for g in groups}:  # before a budget is spent on them
-        if isinstance(model_config, ViTConfig) and isinstance(model_config.stem, CustomStemConfig):
+        if any(customs(model_config)):
             build_model(model_config, 2)
     return groups
 

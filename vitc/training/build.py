@@ -11,6 +11,7 @@ from torch import nn
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
 from vitc.data.sampling import BatchPlan, steps_per_epoch
+from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model
 from vitc.optim.ema import build_ema
@@ -92,7 +93,14 @@ def fresh_state(
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(model, t.freeze)
     if t.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
+        enable = getattr(model, "set_grad_checkpointing", None)
+        if enable is None:
+            raise ConfigError(
+                f"train.grad_checkpointing needs a model with set_grad_checkpointing(); "
+                f"{config.model.name} has none.",
+                "Leave it out; --train.micro_batch saves memory too.",
+            )
+        enable(True)
     ema = build_ema(
         model,
         config.optim.ema,
