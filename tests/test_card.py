@@ -16,10 +16,12 @@ from markdown_it.token import Token
 import vitc
 from vitc.cli.parser import take_settings
 from vitc.config import RunConfig, load_config, resolve_config, to_dict
-from vitc.deploy.card import _results, code, quoted, results_of, training_command
+from vitc.deploy import card as cards
+from vitc.deploy.card import ModelFacts, results_of, training_command
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
 from vitc.training.loop import run as train
+from vitc.views.markdown import code, quoted
 
 EVIL = [
     "`code` **bold** _x_ ![i](http://evil/i.png) [l](javascript:alert(1))",
@@ -118,8 +120,8 @@ def test_the_front_matter_is_the_hubs_and_states_no_licence(trained: Path) -> No
 
 @pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
 def test_what_five_classes_cannot_miss_is_not_told(trained: Path, classes: int, told: bool) -> None:
-    found = results_of(trained, "ema")
-    lines = _results(trained, load_config(trained), {}, found, "ema", classes)
+    model = load_config(trained).model
+    lines = cards.card(ModelFacts(model, classes, None, None, None, 0), trained).splitlines()
     assert any(line.startswith("| top-5") for line in lines) == told
     assert any(line.startswith("| top-1") for line in lines)
 
@@ -150,7 +152,7 @@ def test_a_run_that_has_not_ended_has_no_results(run: Path) -> None:
     interrupted = model_card(run)
     (run / "summary.json").unlink()
     for card in (interrupted, model_card(run)):
-        assert "has not come to its end" in card
+        assert "The run has not finished" in card
         assert "metrics:" not in front_matter(card)
         assert "%" not in card.partition("## Results")[2].partition("## Cost")[0]
 
@@ -175,8 +177,8 @@ def test_values_of_the_wrong_kind_are_not_known(run: Path, value: Any) -> None:
     change(run / "summary.json", **dict.fromkeys(names, value))
     change(run / "data.json", counts=value, fingerprint=value, notes=value, source=value)
     card = model_card(run)
-    assert "how many is not known" in card or isinstance(value, dict)
-    assert "How long training took is not known" in card
+    assert "the number is not known" in card or isinstance(value, dict)
+    assert "Training time is not known" in card
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_a_model_without_a_run_says_that_the_rest_is_unknown(tmp_path: Path) -> 
     saved = vitc.save_pretrained(vitc.create_model("vit_p_tiny", 2), tmp_path / "saved")
     card = (saved / "README.md").read_text()
     assert "Not known: this was saved from a model in memory" in card
-    assert "How images must be prepared for it is not known" in card
+    assert "The preprocessing of its images is not known" in card
     assert "metrics:" not in front_matter(card)
     assert f"{vitc.complexity(vitc.create_model('vit_p_tiny', 2)).params:,}" in card
 

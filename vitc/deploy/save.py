@@ -117,7 +117,7 @@ def save_pretrained(
 
 def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a run folder: config, weights, card."""
-    from vitc.deploy.card import cost_of, results_of, run_card
+    from vitc.deploy.card import ModelFacts, card, cost_of, results_of
     from vitc.runs.checkpoint import load_weights_of
     from vitc.weights.files import blueprint, kinds
 
@@ -134,7 +134,8 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     preprocessing, results = Preprocessing.from_run(record), results_of(run, weights)
     saved = Saved(config, k, tuple(record["classes"]), preprocessing, results)
     numbers = sum(t.numel() for t in tensors.values())
-    return saved, tensors, run_card(run, weights, cost, numbers, why_not)
+    facts = ModelFacts(config, k, saved.classes, preprocessing, cost, numbers, why_not)
+    return saved, tensors, card(facts, run, weights)
 
 
 def check_run(run: Path) -> None:
@@ -156,7 +157,7 @@ def _from_model(
     preprocessing: Mapping[str, Any] | Preprocessing | None,
 ) -> tuple[Saved, dict[str, Tensor], str]:
     """What is to be written of a model in memory: config, weights, card."""
-    from vitc.deploy.card import bare_card, cost_of
+    from vitc.deploy.card import ModelFacts, card, cost_of
     from vitc.weights.files import blueprint, kinds
 
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
@@ -192,8 +193,8 @@ def _from_model(
     prepared = None if values is None else Preprocessing.from_dict(values)
     saved = Saved(config, k, None if names is None else tuple(names), prepared, None)
     numbers = sum(t.numel() for t in tensors.values())
-    card = bare_card(config, k, names, values, cost_of(twin, config), numbers)
-    return saved, tensors, card
+    facts = ModelFacts(config, k, saved.classes, prepared, cost_of(twin, config), numbers)
+    return saved, tensors, card(facts)
 
 
 def _own_stem_hint() -> str:

@@ -1,12 +1,16 @@
-"""A page as Markdown for a repository: text, tables, and links to figures beside it."""
+"""Markdown: a page for a repository with links to its figures, and documents by template."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from vitc.views.model import Bullets, Figures, Heading, Part, Table, Text
+from vitc.wording import counted, printable
 
 
 def render(parts: Sequence[Part], folder: str) -> str:
@@ -50,3 +54,44 @@ def _table(table: Table) -> str:
     lines = [head, ["---"] * len(head), *rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join(filter(None, [title, body, note]))
+
+
+# -- documents by template -------------------------------------------------------------------------
+
+
+def document(template: str, **values: object) -> str:
+    """A Markdown template with its values; whatever a stranger named goes through `code`."""
+    environment = Environment(
+        loader=PackageLoader("vitc.views"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "code": code,
+        "quoted": quoted,
+        "counted": counted,
+        "numbers": lambda values: ", ".join(f"{v:g}" for v in values),
+    }
+    return environment.get_template(template).render(values)
+
+
+def code(value: object, most: int = 120) -> str:
+    """Any text as a Markdown code span on one line, in which nothing of it is interpreted."""
+    text = _one_line(value, most) or " "
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if longest or text.startswith(" ") or text.endswith(" ") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def quoted(value: object) -> str:
+    """Any text as a double-quoted string of JSON, which YAML reads alike."""
+    return json.dumps(_one_line(value, 120), ensure_ascii=False)
+
+
+def _one_line(value: object, most: int) -> str:
+    text = str(value)
+    shown = printable(text[: most + 1])
+    return shown if len(shown) <= most else shown[:most] + "..."
