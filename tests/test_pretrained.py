@@ -434,7 +434,7 @@ def test_each_wrong_value_of_a_config_has_its_message(
 
 def test_a_config_that_lacks_a_value_is_refused(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
-    for name in values:
+    for name in values.keys() - {"schema"}:  # folders of the first schema have none
         rest = {k: v for k, v in values.items() if k != name}
         (folder / "config.json").write_text(json.dumps(rest))
         refused(folder, "another library" if name in ("format", "library") else f"no '{name}'")
