@@ -306,7 +306,7 @@ def test_state_files_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     state = folder / "train" / "state.json"
     for name in ("../../x.arrow", "/etc/passwd", "..", "", 3):
         state.write_text(json.dumps({"_data_files": [{"filename": name}]}))
-        with pytest.raises(DataError, match="no file in it"):
+        with pytest.raises(DataError, match="not a file in it"):
             opened(folder, "parquet")
     state.write_text(json.dumps({"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}))
     with pytest.raises(DataError, match="selection of rows"):
@@ -338,7 +338,7 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
     refused(good, "not image bytes", image_column="label")
     several = pa.array([[0, 1]] * 10)
     refused(good.set_column(1, "label", several), "several labels")
-    refused(good.set_column(1, "label", pa.array([0.5] * 10)), "whole numbers or texts")
+    refused(good.set_column(1, "label", pa.array([0.5] * 10)), "integers or strings")
     refused(good.set_column(1, "label", pa.array([None] + [1] * 9)), "1 image without a label")
     gone = pa.array([{"bytes": None, "path": "a.png"}] * 10, good.schema.field("image").type)
     refused(good.set_column(0, "image", gone), "10 rows without image bytes")

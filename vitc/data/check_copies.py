@@ -28,7 +28,9 @@ def copy_findings(report: Report, minis: NDArray[np.uint8]) -> Iterator[Finding]
     rows = np.flatnonzero(report.readable)
     if not len(rows):
         return
-    same = _first_equal(report.records["pixels"][rows])
+    digests = report.records["pixels"][rows]
+    _, first, inverse = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    same = first[inverse.reshape(-1)]  # for each image, the first of those equal to it
     firsts = np.flatnonzero(same == np.arange(len(rows)))
     near = firsts[near_groups(report.records["hash"][rows[firsts]], minis[rows[firsts]])]
     tied = np.arange(len(rows))
@@ -50,13 +52,6 @@ def copy_findings(report: Report, minis: NDArray[np.uint8]) -> Iterator[Finding]
         for where, (members, place) in enumerate(zip(chosen, _WHERE, strict=True)):
             if members.any():
                 yield _copy_finding(report, kind, where, rows[members], group[members], place)
-
-
-def _first_equal(digests: NDArray[np.uint64]) -> Ints:
-    """int64 (n,): for each of n digests (n, 2) the position of the first that equals it."""
-    _, first, inverse = np.unique(digests, axis=0, return_index=True, return_inverse=True)
-    found: Ints = first[inverse.reshape(-1)]
-    return found
 
 
 def _varies(group: Ints, values: Ints) -> NDArray[np.bool_]:

@@ -303,7 +303,9 @@ def _strangers(root: Path) -> Iterator[tuple[str, str]]:
         except OSError:
             continue  # reported when the data set is opened
         for entry in entries:
-            path, is_image = below + entry.name, _named_as_image(entry.name)
+            path = below + entry.name
+            suffix = entry.name.rpartition(".")[2].lower()
+            is_image = "." in entry.name and suffix in IMAGE_SUFFIXES
             if entry.name.startswith("."):
                 yield path, "hidden"
                 continue
@@ -322,7 +324,3 @@ def _strangers(root: Path) -> Iterator[tuple[str, str]]:
                 yield path, "other"
             elif not below or below[:-1].lower() in SPLIT_OF:
                 yield path, "loose"  # if it is not in a class of that name
-
-
-def _named_as_image(name: str) -> bool:
-    return "." in name and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES

@@ -61,7 +61,11 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     splits = _split(config, classes, found.splits, notes)
     splits["train"] = _at_most(config, classes, splits["train"], notes)
     fingerprint = _fingerprint(found.origin, classes, splits, found.content)
-    splits = {name: _with_channels(split, in_chans) for name, split in splits.items()}
+    for name, split in splits.items():
+        if split.pixels is not None:
+            pixels = np.ascontiguousarray(to_channels(split.pixels, in_chans))
+            writeable = pixels if pixels.flags.writeable else pixels.copy()
+            splits[name] = replace(split, pixels=writeable)
     mean, std = _moments(splits["train"].pixels, in_chans)
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
@@ -240,13 +244,6 @@ def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: 
 
 
 # -- channels, moments, fingerprint ----------------------------------------------------------------
-
-
-def _with_channels(split: Split, in_chans: int) -> Split:
-    if split.pixels is None:
-        return split
-    pixels = np.ascontiguousarray(to_channels(split.pixels, in_chans))
-    return replace(split, pixels=pixels if pixels.flags.writeable else pixels.copy())
 
 
 def _moments(pixels: Pixels | None, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -115,9 +115,12 @@ def _candidates(hashes: Hashes, members: Ints, depth: int) -> Iterator[Ints]:
     # Deeper levels cut elsewhere: the bits of the level above are equal within a bucket.
     edges = (edges + 5 * (DEEPEST - depth)).tolist()
     for low, high in itertools.pairwise(edges):
-        turned = _turned(hashes[members], low % BITS) & np.uint64((1 << (high - low)) - 1)
-        order = np.argsort(turned, kind="stable")
-        cuts = np.flatnonzero(np.diff(turned[order])) + 1
+        by = low % BITS  # rotated right, so that the band is in the lowest bits
+        right = hashes[members] >> np.uint64(by)
+        turned = right | (hashes[members] << np.uint64(BITS - by)) if by else right
+        band = turned & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        cuts = np.flatnonzero(np.diff(band[order])) + 1
         for bucket in np.split(members[order], cuts):
             if len(bucket) <= 1:
                 continue
@@ -125,13 +128,6 @@ def _candidates(hashes: Hashes, members: Ints, depth: int) -> Iterator[Ints]:
                 yield from _candidates(hashes, bucket, depth - 1)
             else:
                 yield bucket
-
-
-def _turned(hashes: Hashes, by: int) -> Hashes:
-    """Rotated right."""
-    if by == 0:
-        return hashes
-    return (hashes >> np.uint64(by)) | (hashes << np.uint64(BITS - by))
 
 
 def _near(hashes: Hashes, minis: NDArray[np.uint8], bucket: Ints) -> Iterator[Ints]:

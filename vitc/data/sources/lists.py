@@ -86,8 +86,15 @@ def _found_on_disk(
             f"{counted(twice, 'path')} listed twice: {some(again)}.",
             "List each image once; --data.balance weights classes.",
         )
+
+    def size(path: str) -> int:
+        try:
+            return os.stat(os.path.join(root, path)).st_size
+        except OSError:
+            return -1
+
     with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
-        sizes = np.fromiter(pool.map(lambda p: _size(root, p), paths, chunksize=1024), np.int64)
+        sizes = np.fromiter(pool.map(size, paths), np.int64)
     notes = []
     gone = sizes < 0
     if gone.any():
@@ -104,13 +111,6 @@ def _found_on_disk(
     store = Files(root, Names.of(paths).take(there))
     images = Split(codes[there], store.names, store=store, sizes=sizes[there])
     return by_label(str(config.path), images, labels, np.array(splits, np.int64)[there], notes)
-
-
-def _size(root: Path, path: str) -> int:
-    try:
-        return os.stat(os.path.join(root, path)).st_size
-    except OSError:
-        return -1
 
 
 def _rows(file: Path, config: DataConfig) -> Iterator[tuple[int, str, str | list[str], str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,12 @@ class Parquet(Source):
         columns: _Columns | None = None
         for path, _ in files:
             try:
-                columns = _columns(_schema(arrow, path), config, path, columns)
+                if path.endswith(".parquet"):
+                    schema = arrow.parquet.read_schema(path)
+                else:
+                    with arrow.memory_map(path) as source:
+                        schema = _reader(arrow, source).schema
+                columns = _columns(schema, config, path, columns)
                 if path.endswith(".parquet"):
                     part, copy = _copied(arrow, path, columns)
                     places.append(str(copy))
@@ -178,13 +183,6 @@ class _Columns(NamedTuple):
     struct: bool
     label: str
     classes: list[str] | None
-
-
-def _schema(arrow: Any, path: str) -> Any:
-    if path.endswith(".parquet"):
-        return arrow.parquet.read_schema(path)
-    with arrow.memory_map(path) as source:
-        return _reader(arrow, source).schema
 
 
 def _reader(arrow: Any, source: Any) -> Any:
@@ -331,8 +329,10 @@ def _arrow_index(arrow: Any, path: str, columns: _Columns) -> Index:
     offsets, sizes = [], []
     with arrow.memory_map(path) as source:
         whole = source.read_buffer()
-        reader = _reader(arrow, arrow.BufferReader(whole))
-        for batch in _batches(reader):
+        batches = _reader(arrow, arrow.BufferReader(whole))
+        if hasattr(batches, "num_record_batches"):  # not read at once: they may be compressed
+            batches = map(batches.get_batch, range(batches.num_record_batches))
+        for batch in batches:
             image, paths = _image_arrays(_valid(batch, columns.image), columns, path)
             start, size = _ranges(image, whole, path)
             offsets.append(start)
@@ -349,14 +349,6 @@ def _arrow_index(arrow: Any, path: str, columns: _Columns) -> Index:
         labels=tuple(labels),
         code=codes,
     )
-
-
-def _batches(reader: Any) -> Iterator[Any]:
-    if hasattr(reader, "num_record_batches"):
-        for i in range(reader.num_record_batches):
-            yield reader.get_batch(i)
-    else:
-        yield from reader
 
 
 def _ranges(image: Any, whole: Any, path: str) -> tuple[Ints, Ints]:

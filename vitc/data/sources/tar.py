@@ -39,7 +39,7 @@ from vitc.data.sources.index import (
     load_index,
     save_index,
 )
-from vitc.data.store import Ints, Names, shown, stamp
+from vitc.data.store import Ints, Names, label_codes, shown, stamp
 from vitc.errors import DataError
 
 BLOCK = 512
@@ -127,6 +127,7 @@ def _agrees(index: Index, f: BinaryIO) -> bool:
 
 
 def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
+    """The images of a shard, labelled by .cls, by .json, or by the folder of their key."""
     f.seek(0)
     start = f.read(8)
     for magic, name in _PACKERS.items():
@@ -137,74 +138,63 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
                 "and training reads them in random order.",
                 f"Decompress it once ({tool} {Path(path).name}); images are compressed already.",
             )
-    images: dict[str, tuple[str, int, int]] = {}  # key -> name, offset, size
-    labels: dict[str, str] = {}
-    seen: set[str] = set()
-    others = 0
     try:
-        for name, offset, size in _members(f, mark[0]):
-            if name in seen:
-                raise _Damaged(f"two members are named {shown(name)!r}")
-            seen.add(name)
-            if len(seen) > MAX_MEMBERS:
-                raise _Damaged(f"it has more than {MAX_MEMBERS:,} members")
-            folder, _, base = name.rpartition("/")
-            if base.startswith("."):
-                continue
-            stem, _, suffix = base.partition(".")
-            key, last = f"{folder}/{stem}", suffix.lower().rpartition(".")[2]
-            if last in IMAGE_SUFFIXES:
-                if key in images:
-                    raise _Damaged(
-                        f"{shown(key.lstrip('/'))!r} has two images: "
-                        f"{images[key][0]!r} and {shown(name)!r}"
-                    )
-                images[key] = name, offset, size
-            elif suffix.lower() in ("cls", "json"):
-                found = _label(f, offset, size, name, suffix.lower())
-                if found is not None and (suffix.lower() == "cls" or key not in labels):
-                    labels[key] = found
-            else:
-                others += 1
+        images, labels, others = _contents(f, mark[0])
     except _Damaged as e:
         raise DataError(
             f"{path} is refused: {e}.", "Write the shards again, with plain files only."
         ) from None
-    return _gathered(path, mark, images, labels, others)
-
-
-def _gathered(
-    path: str,
-    mark: tuple[int, int],
-    images: dict[str, tuple[str, int, int]],
-    labels: dict[str, str],
-    others: int,
-) -> Index:
-    known: dict[str, int] = {}
-    codes = []
+    texts = []
     for key, (name, _, _) in images.items():
-        text = labels.get(key)
-        if text is None:
-            text = _class_folder(key)
-        if text is None:
+        folders = [part for part in key.split("/")[:-1] if part]
+        if len(folders) > 1 and folders[0].lower() in SPLIT_OF:
+            folders = folders[1:]
+        if key not in labels and not folders:
             raise DataError(
                 f"{shown(name)!r} in {path} has no label: no .cls, no .json with "
                 f"{' or '.join(LABEL_KEYS)}, and no folder.",
                 _LAYOUT,
             )
-        codes.append(known.setdefault(text, len(known)))
+        texts.append(labels[key] if key in labels else shown(folders[0]))
+    code, known = label_codes(texts)
     where = np.array([image[1:] for image in images.values()], np.int64).reshape(-1, 2)
     names = Names.of(shown(image[0]) for image in images.values())
-    code = np.array(codes, np.int64)
     return Index(mark, names, where[:, 0].copy(), where[:, 1].copy(), tuple(known), code, others)
 
 
-def _class_folder(key: str) -> str | None:
-    """The first folder of a key, after one that names a split."""
-    folders = [part for part in key.split("/")[:-1] if part]
-    if len(folders) > 1 and folders[0].lower() in SPLIT_OF:
-        folders = folders[1:]
-    return shown(folders[0]) if folders else None
+def _contents(
+    f: BinaryIO, length: int
+) -> tuple[dict[str, tuple[str, int, int]], dict[str, str], int]:
+    """Key -> (name, offset, size) of each image, key -> label, and the number of other members."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, str] = {}
+    seen: set[str] = set()
+    others = 0
+    for name, offset, size in _members(f, length):
+        if name in seen:
+            raise _Damaged(f"two members are named {shown(name)!r}")
+        seen.add(name)
+        if len(seen) > MAX_MEMBERS:
+            raise _Damaged(f"it has more than {MAX_MEMBERS:,} members")
+        folder, _, base = name.rpartition("/")
+        if base.startswith("."):
+            continue
+        stem, _, suffix = base.partition(".")
+        key, last = f"{folder}/{stem}", suffix.lower().rpartition(".")[2]
+        if last in IMAGE_SUFFIXES:
+            if key in images:
+                raise _Damaged(
+                    f"{shown(key.lstrip('/'))!r} has two images: "
+                    f"{images[key][0]!r} and {shown(name)!r}"
+                )
+            images[key] = name, offset, size
+        elif suffix.lower() in ("cls", "json"):
+            found = _label(f, offset, size, name, suffix.lower())
+            if found is not None and (suffix.lower() == "cls" or key not in labels):
+                labels[key] = found
+        else:
+            others += 1
+    return images, labels, others
 
 
 def _splits(path: str, part: Index) -> Ints:
@@ -309,7 +299,10 @@ def _members(f: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
                 continue
             long_name = values.get("path", long_name)
             if "size" in values:
-                long_size = _number(values["size"])
+                digits = values["size"]
+                if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+                    raise _Damaged(f"a size of {digits[:40]!r}")
+                long_size = int(digits)
             continue
         long_name = long_size = None
         if kind == b"5":
@@ -354,12 +347,6 @@ def _octal(digits: bytes) -> int:
         return int(digits, 8)
     except ValueError:
         raise _Damaged("a header holds no numbers where they belong") from None
-
-
-def _number(digits: str) -> int:
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
-        raise _Damaged(f"a size of {digits[:40]!r}")
-    return int(digits)
 
 
 def _pax(raw: bytes) -> dict[str, str]:
