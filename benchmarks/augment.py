@@ -35,16 +35,15 @@ import torch
 from PIL import Image
 
 from vitc.data.augment import ops
-from vitc.data.augment.ops import CODE, Chain
-from vitc.data.augment.ops_torch import apply_chain
+from vitc.data.augment.crop import train_image
+from vitc.data.augment.ops import CODE, Chain, apply_chain
 from vitc.data.augment.policies import chain, chain_draws
 from vitc.data.config import AugmentConfig, DataConfig
-from vitc.data.decode import read_image
-from vitc.data.loader import TrainReader
-from vitc.data.pixels import cut
-from vitc.data.sampling import BatchPlan, requests, uniform
+from vitc.data.pixels import requests
+from vitc.data.sampling import BatchPlan, uniform
 from vitc.data.sources.base import Split
 from vitc.data.store import Files
+from vitc.data.workers import Reader
 from vitc.models.timm import import_peer
 from vitc.training.device import describe, pick_device
 
@@ -300,7 +299,7 @@ def our_pipeline(files: list[Path], augment: AugmentConfig) -> Callable[[], obje
     )
     labels = np.zeros(n, np.int64)
     store = Files(Path(), map(str, files))
-    reader = TrainReader(Split(labels, store.names, store=store), config, plan)
+    reader = Reader(Split(labels, store.names, store=store), config, plan)
     asked = requests(plan, config, labels, 0, 1_000_000)
 
     def run() -> object:
@@ -351,7 +350,7 @@ def main() -> None:
             ]
             files = found[: args.count]
         whole = DataConfig(augment=AugmentConfig(crop="none"))
-        cuts = [cut(read_image(f, 3, f.name), np.empty(0), SIZE, whole) for f in files]
+        cuts = [train_image(f.read_bytes(), f.name, 3, np.empty(0), SIZE, whole) for f in files]
         photos = [np.ascontiguousarray(c.permute(1, 2, 0).numpy()) for c in cuts]
         if args.part in ("operations", "all"):
             operations(photos, args.repeats, device, tv)

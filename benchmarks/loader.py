@@ -51,10 +51,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from vitc.data.augment.device import finish
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import IMAGENET_MEAN, IMAGENET_STD, DataSet, read_source
-from vitc.data.loader import TrainReader, open_train
+from vitc.data.loader import open_train
 from vitc.data.pack import PackOptions, pack
-from vitc.data.sampling import BatchPlan, requests
+from vitc.data.pixels import requests
+from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
+from vitc.data.workers import Reader
 from vitc.machine import cores
 from vitc.models.timm import import_peer
 from vitc.training.device import describe, pick_device
@@ -127,7 +129,7 @@ def ours(split: Split, stage: str, workers: int, device: torch.device) -> Batche
     config = DataConfig(source="folder", path=".", augment=augment, resident="off", workers=workers)
     plan = batch_plan()
     if workers == 0:
-        reader = TrainReader(split, config, plan)
+        reader = Reader(split, config, plan)
         for asked in requests(plan, config, split.labels, 0, LONG):
             answer = reader[asked]
             if isinstance(answer, Exception):

@@ -10,21 +10,20 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
-from vitc.data.augment.device import Erased, erase, erased, finish, noise, resample, shift
-from vitc.data.augment.mixing import mix, smooth, soft_cross_entropy
-from vitc.data.config import AugmentConfig
-from vitc.data.decode import crop_resize
-from vitc.data.sampling import (
-    BatchPlan,
-    Erasing,
+from vitc.data.augment.crop import random_resized_boxes, resample, shift
+from vitc.data.augment.device import Erased, Erasing, erase, erased, finish, noise
+from vitc.data.augment.mixing import (
     Mix,
-    Place,
     SampleMix,
     cutmix_box,
     draw_mix,
-    random_resized_boxes,
-    uniform,
+    mix,
+    smooth,
+    soft_cross_entropy,
 )
+from vitc.data.config import AugmentConfig
+from vitc.data.decode import crop_resize
+from vitc.data.sampling import BatchPlan, Place, uniform
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 

@@ -22,19 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tests.mutants import photo
+from vitc.data.augment.crop import eval_image, train_image
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet
-from vitc.data.decode import (
-    Box,
-    crop_resize,
-    eval_image,
-    examined,
-    read_cut,
-    read_image,
-    to_channels,
-)
+from vitc.data.decode import Box, crop_resize, examined, read_cut, read_image, to_channels
 from vitc.data.loader import open_eval, open_train
-from vitc.data.pixels import cut_stored, whole
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Files
@@ -612,10 +604,10 @@ def test_training_decodes_at_a_fraction_and_evaluation_never(
 ) -> None:
     data = saved(photo(512, 512, 5), "JPEG")
     config = DataConfig(augment=AugmentConfig(crop="random_resized", scale=(1.0, 1.0)))
-    cut_stored(data, "x", 3, np.zeros(22), (64, 64), config)
-    whole(read_image(data, 3, "x"), (64, 64), config)
+    train_image(data, "x", 3, np.zeros(22), (64, 64), config)
+    eval_image(read_image(data, 3, "x"), (64, 64), config.fit, config.eval_crop)
     padded = replace(config, fit="pad")
-    cut_stored(data, "x", 3, np.zeros(22), (64, 64), padded)
+    train_image(data, "x", 3, np.zeros(22), (64, 64), padded)
     assert decoded == [(64, 64), (512, 512), (512, 512)]
 
 

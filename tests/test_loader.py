@@ -19,17 +19,19 @@ import pytest
 import torch
 from PIL import Image
 
-from vitc.data import loader
-from vitc.data import pixels as resident
-from vitc.data.augment import ops_torch
+from vitc.data import pixels as pixels_module
+from vitc.data import workers as workers_module
+from vitc.data.augment import ops
 from vitc.data.augment.device import erase, finish
 from vitc.data.augment.mixing import mix
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet
 from vitc.data.loader import MicroBatch, open_eval, open_train
+from vitc.data.pixels import device_memory
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Files
+from vitc.data.workers import Served
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.machine import cores
 
@@ -281,7 +283,7 @@ def test_held_images_are_changed_as_the_loader_changes_them(
     policy: str, batched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cut is none or moved, so that both ways start from the same bytes."""
-    monkeypatch.setattr(ops_torch, "batches_are_faster", lambda device: batched)
+    monkeypatch.setattr(ops, "batches_are_faster", lambda device: batched)
     augment = AugmentConfig(crop="shift", policy=policy, jitter=(0.3, 0.3, 0.3))  # type: ignore[arg-type]
     data = pixel_set(60)
     changed = run(data, config(augment=augment), plan(), end=7)
@@ -342,7 +344,7 @@ def test_held_files_give_the_batches_of_the_loader(
     thumbs: DataSet, augment: AugmentConfig, pixels: int
 ) -> None:
     with open_train(thumbs, config(augment=augment), plan(), CPU, 0, 1) as batches:
-        assert "held on cpu" in batches.note
+        assert "resident on cpu" in batches.note
     held = run(thumbs, config(augment=augment), plan())
     read = run(thumbs, config(augment=augment, resident="off"), plan())
     assert_same_run(held, read, pixels)
@@ -395,12 +397,12 @@ def test_a_set_is_held_when_it_fits_a_quarter_of_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     need = 30 * 3 * 32 * 24
-    monkeypatch.setattr(resident, "device_memory", lambda device: 4 * need)
-    assert "30 images of 3 x 32 x 24 are held on cpu" in note(pixel_set(), config(), plan())
-    monkeypatch.setattr(resident, "device_memory", lambda device: 4 * need - 1)
+    monkeypatch.setattr(pixels_module, "device_memory", lambda device: 4 * need)
+    assert "30 images of 3 x 32 x 24 are resident on cpu" in note(pixel_set(), config(), plan())
+    monkeypatch.setattr(pixels_module, "device_memory", lambda device: 4 * need - 1)
     assert "more than a quarter of the 0.3 MB of cpu" in note(pixel_set(), config(), plan())
-    assert "are held" in note(pixel_set(), config(resident="on"), plan())
-    monkeypatch.setattr(resident, "device_memory", lambda device: need - 1)
+    assert "are resident" in note(pixel_set(), config(resident="on"), plan())
+    monkeypatch.setattr(pixels_module, "device_memory", lambda device: need - 1)
     with pytest.raises(ConfigError, match="resident on is not possible: 30 images of 3 x 32 x 24"):
         note(pixel_set(), config(resident="on"), plan())
 
@@ -408,7 +410,7 @@ def test_a_set_is_held_when_it_fits_a_quarter_of_the_memory(
 def test_all_splits_count_for_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pixel_set()
     data.splits["val"] = data.splits["train"]
-    monkeypatch.setattr(resident, "device_memory", lambda device: 4 * 30 * 3 * 32 * 24)
+    monkeypatch.setattr(pixels_module, "device_memory", lambda device: 4 * 30 * 3 * 32 * 24)
     assert "60 images of 3 x 32 x 24 take" in note(data, config(), plan())
 
 
@@ -433,7 +435,7 @@ def test_one_file_of_another_size_among_small_ones_turns_to_the_loader(tmp_path:
     sizes[1] = (25, 32)  # not among the sample
     data = files_of(tmp_path, sizes)
     assert "the images have different sizes" in note(data, config(), plan())
-    assert "are held" in note(data, config(augment=AugmentConfig(crop="shift")), plan())
+    assert "are resident" in note(data, config(augment=AugmentConfig(crop="shift")), plan())
     large = files_of(tmp_path, [*sizes[:1], (65, 32), *sizes[2:]])
     shifted = config(augment=AugmentConfig(crop="shift"))
     assert "more than 64 pixels" in note(large, shifted, plan())
@@ -608,13 +610,13 @@ def test_an_error_in_a_process_is_not_taken_for_its_death() -> None:
 def test_an_image_that_is_waited_for_long_is_named_once_and_comes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loader, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(workers_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(workers_module, "SLOW_SECONDS", 0.2)
     steps = run(trapped("0.8"), config(workers=2, **SERVED), plan(batch=20, micro=20), end=1)
     said = [r.message for r in caplog.records if r.name == "vitc"]
     assert len(said) == 1
-    assert "has been reading 'trap/007.jpg' for 0 s, and the run waits for it" in said[0]
-    monkeypatch.setattr(loader, "SLOW_SECONDS", 60.0)
+    assert "has been reading 'trap/007.jpg' for 0 s, and the run is waiting" in said[0]
+    monkeypatch.setattr(workers_module, "SLOW_SECONDS", 60.0)
     caplog.clear()
     again = run(trapped("0.1"), config(workers=2, **SERVED), plan(batch=20, micro=20), end=1)
     assert_same_run(steps, again)
@@ -622,11 +624,11 @@ def test_an_image_that_is_waited_for_long_is_named_once_and_comes(
 
 
 def test_a_stuck_process_is_not_waited_for_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "END_SECONDS", 0.2)
+    monkeypatch.setattr(workers_module, "END_SECONDS", 0.2)
     data = trapped("1000", n=8)
     with open_train(data, config(workers=2, **SERVED), plan(batch=8, micro=4), CPU, 0, 4) as some:
         steps = iter(some)
-        monkeypatch.setattr(loader._Watch, "say_slow", raise_key_error)
+        monkeypatch.setattr(workers_module._Watch, "warn_slow", raise_key_error)
         with pytest.raises(KeyError):
             list(steps)
         time.sleep(0.3)
@@ -771,11 +773,14 @@ def test_waiting_is_measured(photos: DataSet) -> None:
 
 
 def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "cores", lambda: 3)
-    assert loader._worker_count(config(workers=None)) == 3
-    monkeypatch.setattr(loader, "cores", lambda: 30)
-    assert loader._worker_count(config(workers=None)) == 8
-    assert loader._worker_count(config(workers=0)) == 0
+    def count(workers: int | None) -> int:
+        split = Split(labels=np.zeros(0, np.int64), names=[])
+        return Served(split, config(workers=workers), plan(), CPU, "").workers
+
+    monkeypatch.setattr(workers_module, "cores", lambda: 3)
+    assert count(None) == 3
+    monkeypatch.setattr(workers_module, "cores", lambda: 30)
+    assert (count(None), count(0)) == (8, 0)
 
 
 def test_processes_of_one_machine_share_its_cores_and_memory(
@@ -784,10 +789,10 @@ def test_processes_of_one_machine_share_its_cores_and_memory(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert cores() == 8
-    memory = resident.device_memory(CPU)
+    memory = device_memory(CPU)
     assert 1e8 < memory < 1e14
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert cores() == 2
-    assert resident.device_memory(CPU) == memory // 3
+    assert device_memory(CPU) == memory // 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert cores() == 1

@@ -29,11 +29,12 @@ from vitc.config import RunConfig, load_config, with_data
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.decode import read_image
-from vitc.data.loader import EvalReader, _Images, open_train
+from vitc.data.loader import open_train
 from vitc.data.pack import Packed, PackOptions, pack, shrunk
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.packed import HEADER, PackedStore, open_pack, verify
 from vitc.data.store import Names
+from vitc.data.workers import Reader
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 
 Photos = Callable[..., Path]
@@ -177,16 +178,16 @@ def test_grey_raw_packs_train_colour_models_and_the_reverse(
     assert (split.read(0, 1) == opened(root, "folder").splits["train"].read(0, 1)).all()
 
 
+PLAN = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1)
+
+
 def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_path: Path) -> None:
     root = photo_folder()
     packed(root, tmp_path / "x.vitc")
     config = DataConfig()
-    plan = BatchPlan(
-        batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1
-    )
     answers = []
     for data in (opened(tmp_path / "x.vitc"), opened(root, "folder")):
-        reader = pickle.loads(pickle.dumps(EvalReader(data.splits["train"], config, plan)))
+        reader = pickle.loads(pickle.dumps(Reader(data.splits["train"], config, PLAN)))
         answer = reader[np.arange(4)]
         assert not isinstance(answer, Exception)
         answers.append(answer.images)
@@ -658,9 +659,9 @@ def test_a_pack_of_many_images_opens_quickly_and_its_memory_is_flat(tmp_path: Pa
         )
     )
     assert held < 100 * n
-    images = _Images(opened(path).splits["train"], 3)
+    images = Reader(opened(path).splits["train"], DataConfig(), PLAN).split
     assert len(images) == round(n * 0.7)
-    assert images.read(0).shape == (4, 4, 3)
+    assert images.read(0, 3).shape == (4, 4, 3)
 
 
 def many_images(path: Path, n: int) -> Path:

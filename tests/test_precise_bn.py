@@ -74,18 +74,18 @@ def test_a_run_with_it_learns_and_differs_in_statistics_alone(tmp_path: Path) ->
     assert differ == {n for n in a if n.endswith(("running_mean", "running_var"))}
 
 
-def test_images_held_on_the_device_are_not_held_again_at_each_evaluation(
+def test_images_held_on_the_device_are_not_prepared_again_at_each_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = []
+    opened = []
 
     def counted(split: Split, *args: Any, training: bool) -> Resident | str:
-        held.append(training)
+        opened.append(training)
         return hold(split, *args, training=training)
 
     monkeypatch.setattr(loader, "hold", counted)
     run(short(**{"train.precise_bn_images": 64}), tmp_path / "run", quiet=True)
-    assert sorted(held) == [False, True]  # validation and training images, once each
+    assert sorted(opened) == [False, True]  # validation and training images, once each
 
 
 def test_less_than_a_batch_is_refused() -> None:

@@ -13,23 +13,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import betainc, chdtrc
 
+from vitc.data.augment.crop import draw_crop, random_resized_boxes, shift_offsets
+from vitc.data.augment.device import draw_flip
+from vitc.data.augment.mixing import cutmix_box, draw_mix
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.pixels import requests
 from vitc.data.sampling import (
     BatchPlan,
     Place,
-    beta,
-    cutmix_box,
-    draw_crop,
+    betas,
     draw_drop_path,
-    draw_flip,
-    draw_mix,
     drop_path_rates,
     epoch_indices,
     eval_batches,
     hashes,
-    random_resized_boxes,
-    requests,
-    shift_offsets,
     stand_ins,
     steps_per_epoch,
     uniform,
@@ -285,7 +282,7 @@ def test_evaluation_sees_every_image_once_over_all_processes(
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 0.8, 1.0, 2.0, 4.0, 32.0])
 def test_beta_inverts_its_distribution_function(alpha: float) -> None:
     us = (np.arange(2000) + 0.5) / 2000
-    xs = np.array([beta(alpha, u) for u in us.tolist()])
+    xs = betas(alpha, us)
     assert (np.diff(xs) >= 0).all()
     assert np.array_equal(xs, 1 - xs[::-1])
     step = 2.0**-20  # to which it is rounded; that matters where the density is infinite
@@ -294,7 +291,7 @@ def test_beta_inverts_its_distribution_function(alpha: float) -> None:
 
 
 def test_beta_draws_have_the_distribution() -> None:
-    us = np.sort([beta(0.8, u) for u in uniform(0, "mix", 0, np.arange(4000), 1)[:, 0].tolist()])
+    us = np.sort(betas(0.8, uniform(0, "mix", 0, np.arange(4000), 1)[:, 0]))
     distance = np.abs(betainc(0.8, 0.8, us) - (np.arange(4000) + 0.5) / 4000).max()
     assert distance < 1.63 / np.sqrt(4000)  # Kolmogorov-Smirnov, p = 0.01
 

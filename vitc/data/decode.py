@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # top, left, height, width, in pixels
-Fit = Literal["crop", "pad", "squash"]
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
 MAX_PIXELS = 2**27  # 134 million, 403 MB as RGB: a 108-megapixel photo passes
@@ -382,7 +381,7 @@ def crop_resize(image: Pixels, box: Box, size: tuple[int, int]) -> Tensor:
     """
     top, bottom = _edges(box[0], box[2], image.shape[0])
     left, right = _edges(box[1], box[3], image.shape[1])
-    return _resize(image[top:bottom, left:right], size)
+    return resize(image[top:bottom, left:right], size)
 
 
 def read_cut(
@@ -476,7 +475,7 @@ def _edges(start: float, length: float, limit: int) -> tuple[int, int]:
     return first, last
 
 
-def _resize(image: Pixels, size: tuple[int, int]) -> Tensor:
+def resize(image: Pixels, size: tuple[int, int]) -> Tensor:
     import torch
 
     if not image.flags.writeable or min(image.strides) < 0:
@@ -490,37 +489,3 @@ def _resize(image: Pixels, size: tuple[int, int]) -> Tensor:
         pixels, size=size, mode="bilinear", antialias=True
     )
     return resized[0]
-
-
-def eval_image(image: Pixels, size: tuple[int, int], fit: Fit, eval_crop: float) -> Tensor:
-    """An image (H, W, C) as evaluation sees it: uint8 (C, *size), nothing left to chance.
-
-    crop: the middle, `eval_crop` of what `size` could cover at most (up to whole pixels the field's
-    "shorter side to size / eval_crop, then the centre"), so smaller images are enlarged.
-    pad: scaled down until it fits, or up by a whole factor, then centred on zeros: a fraction more,
-    28 to 32 pixels, would only blur. squash: both sides to `size`, whatever the aspect ratio.
-    An image that has the size already is left as it is.
-    """
-    height, width = image.shape[:2]
-    if (height, width) == tuple(size) or fit == "squash":
-        return _resize(image, size)
-    if fit == "crop":
-        scale = eval_crop * min(height / size[0], width / size[1])
-        cut = size[0] * scale, size[1] * scale
-        return crop_resize(image, ((height - cut[0]) / 2, (width - cut[1]) / 2, *cut), size)
-    if fit == "pad":
-        return _padded(image, size)
-    raise ConfigError(f"data.fit {fit!r} must be crop, pad or squash.")
-
-
-def _padded(image: Pixels, size: tuple[int, int]) -> Tensor:
-    import torch
-
-    height, width = image.shape[:2]
-    scale = min(size[0] / height, size[1] / width)
-    scale = float(int(scale)) if scale >= 1 else scale
-    inner = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    canvas = torch.zeros((image.shape[2], *size), dtype=torch.uint8)
-    canvas[:, top : top + inner[0], left : left + inner[1]] = _resize(image, inner)
-    return canvas

@@ -82,7 +82,7 @@ class Preprocessing:
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Pixels (H, W, C) of any size as a uint8 tensor (C, *img_size), as in evaluation."""
-        from vitc.data.decode import eval_image  # needs torch
+        from vitc.data.augment.crop import eval_image
 
         if self.img_size is None:
             raise ValueError("the preprocessing has no img_size")

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from vitc.config import RunConfig, load_config
+from vitc.data.augment.mixing import Mix
 from vitc.data.loader import MicroBatch
-from vitc.data.sampling import Mix
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
 from vitc.models.config import ViTConfig

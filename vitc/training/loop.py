@@ -211,7 +211,7 @@ class Trainer:
     def _evaluate(self, batches: TrainLoader) -> None:
         """Measure on validation; its time is not training time."""
         self._count_time()
-        line = self.validation.measure(batches.held)
+        line = self.validation.measure(batches.provider)
         for name in self.validation.skipped:
             self.report.note_once(f"not evaluated on broken file {name}")
         self.report.eval_line(self.state, line)

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from vitc.data.loader import EvalLoader, open_eval, open_train
-from vitc.data.pixels import Resident
+from vitc.data.pixels import Provider
 from vitc.runs.checkpoint import TrainState
 from vitc.training.build import Setup
 from vitc.training.device import autocast
@@ -27,13 +27,13 @@ class Validation:
         here = "val" in self.setup.data.splits
         return here and (epoch % t.eval_every_epochs == 0 or epoch == t.epochs)
 
-    def measure(self, held: Resident | str | None) -> dict[str, Any]:
+    def measure(self, provider: Provider) -> dict[str, Any]:
         """The line for metrics.jsonl; models are left in eval mode.
 
-        `held`: where the training images are, for BatchNorm's statistics.
+        `provider`: of the training images, for BatchNorm's statistics.
         """
         setup, state = self.setup, self.state
-        self._renew_norms(held)
+        self._renew_norms(provider)
         raw = main = evaluate(state.model, self._batches, setup.settings)
         if state.ema is not None:
             main = evaluate(state.ema.module, self._batches, setup.settings)
@@ -62,7 +62,7 @@ class Validation:
         split = s.data.splits["val"]
         return open_eval(split, s.data, s.config.data, s.plan, s.device, batch=EVAL_BATCH)
 
-    def _renew_norms(self, held: Resident | str | None) -> None:
+    def _renew_norms(self, provider: Provider) -> None:
         """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""
         setup, state = self.setup, self.state
         t, s = setup.config.train, setup.settings
@@ -79,7 +79,7 @@ class Validation:
                 setup.device,
                 state.step,
                 state.step + steps,
-                held=held,
+                provider=provider,
             ) as batches,
             autocast(s.precision, s.device),
         ):

@@ -1,7 +1,7 @@
-"""What happens to a batch of uint8 images on the device: cut, mirror, light, normalise, erase.
+"""What is done to every batch on the device? Mirror, PCA lighting, normalisation, random erasing.
 
-Shapes: B batch, C channels, H W pixels. All shapes are static (but that of the erased images, whose
-number the host has drawn), nothing waits for the device.
+Shapes: B batch, C channels, H W pixels. All shapes are static (but for the number of erased images,
+which the host has drawn), and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitc.data.augment.policies import normal
-from vitc.data.sampling import Erasing
+from vitc.data.config import AugmentConfig
+from vitc.data.sampling import BatchPlan, Place, hashes, normal, power_of
 
 PINNED_FROM = 1 << 15  # bytes
+# Covariance of ImageNet's RGB values in [0, 1]: standard deviations along its main axes and the
+# axes, in columns (Krizhevsky et al., 2012; the numbers of fb.resnet.torch and pycls).
+PCA_STD = np.array([0.2175, 0.0188, 0.0045])
+PCA_AXES = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)
+ERASE_TRIES = 10  # for a rectangle before the image is left whole, as in timm
+ERASE_DRAWS = 2 * ERASE_TRIES + 2
 
 
 def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
-    """Host values on the device; CUDA is not waited for.
+    """Host values on the device, without waiting for CUDA.
 
-    It stages small values that are not pinned at once, and may wait with larger ones for its
+    CUDA stages small values that are not pinned at once, but may make larger ones wait for its
     stream; those are pinned first (torch's allocator keeps them until they are copied).
     """
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
@@ -42,11 +49,11 @@ def finish(
     channels_last: bool,
     lighting: Tensor | None = None,
 ) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 (B, C, H, W), mirrored where `flip` and normalised.
+    """uint8 (B, C, H, W) -> float32 (B, C, H, W), mirrored where `flip` is set, and normalised.
 
     flip: bool (B,) or None; mean, std: one a channel, for pixels in [0, 1]; channels_last: the
-    memory format of the result; lighting: float32 (B, C), added to pixels in [0, 1] before they
-    are normalised.
+    memory format of the result; lighting: float32 (B, C), added to pixels in [0, 1] before
+    normalisation.
     """
     if flip is not None:
         images = mirror(images, flip)
@@ -58,8 +65,13 @@ def finish(
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
+def draw_flip(plan: BatchPlan, augment: AugmentConfig, place: Place) -> NDArray[np.bool_]:
+    """bool (micro,): which samples are mirrored left to right."""
+    return plan.uniforms("flip", place, 1)[:, 0] < augment.flip
+
+
 def mirror(images: Tensor, flip: Tensor) -> Tensor:
-    """(B, C, H, W), those where `flip` (bool (B,)) turned left to right."""
+    """(B, C, H, W), mirrored left to right where `flip` (bool (B,)) is set."""
     both = torch.cat([images, images.flip(-1)])
     rows = torch.arange(len(images), device=images.device)
     return both.index_select(0, rows + len(images) * flip)
@@ -70,73 +82,79 @@ def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(1, C, 1, 1) factors that take a pixel in [0, 255] to (pixel / 255 - mean) / std."""
-    with torch.inference_mode(False):  # cached: training will use what evaluation made
+    with torch.inference_mode(False):  # cached: training uses it after evaluation
         m = torch.tensor(mean, dtype=torch.float64)
         s = torch.tensor(std, dtype=torch.float64)
         scale, offset = 1 / (255 * s), -m / s
         return tuple(t.float().view(1, -1, 1, 1).to(device) for t in (scale, offset))  # type: ignore[return-value]
 
 
-def shift(images: Tensor, offsets: Tensor, pixels: int) -> Tensor:
-    """uint8 (B, C, H, W) padded by `pixels` of black on every side and cut back to (H, W).
-
-    offsets: int64 (B, 2), the cut's top and left in the padded image, in [0, 2 * pixels].
-    """
-    b, c, h, w = images.shape
-    padded = F.pad(images, (pixels,) * 4)
-    high, wide = h + 2 * pixels, w + 2 * pixels
-    device = images.device
-    # Each row of the result is a run of w bytes in `padded`: select it from the view of all runs.
-    plane = torch.arange(b * c, device=device).view(b, c, 1) * (high * wide)
-    top, left = offsets[:, 0].view(b, 1, 1), offsets[:, 1].view(b, 1, 1)
-    start = plane + (top + torch.arange(h, device=device)) * wide + left  # (B, C, H)
-    runs = padded.as_strided((padded.numel() - w + 1, w), (1, 1))
-    return runs.index_select(0, start.view(-1)).view(b, c, h, w)
-
-
-def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cuts of uint8 (B, C, H, W), each resized to `size`: uint8 (B, C, *size).
-
-    boxes: int64 (B, 4) of top, left, height, width in pixels. Antialiased bilinear filtering as
-    `decode.crop_resize`, with every pixel within 1 of it: here in float32, as two batched matrix
-    products; there in torch's 8-bit fixed-point kernel, rounded between the two directions.
-    """
-    b, c, high, wide = images.shape
-    boxes = boxes.float()
-    down = _taps(boxes[:, 0], boxes[:, 2], high, size[0])  # (B, h, H)
-    across = _taps(boxes[:, 1], boxes[:, 3], wide, size[1])  # (B, w, W)
-    with torch.autocast(images.device.type, enabled=False):
-        rows = images.transpose(1, 2).float().reshape(b, high, c * wide)
-        rows = torch.bmm(down, rows).view(b, size[0] * c, wide)
-        out = torch.bmm(rows, across.transpose(1, 2)).view(b, size[0], c, size[1])
-    # Within [0, 255.5), as the weights are those of a mean: the cast rounds.
-    return out.add_(0.5).to(torch.uint8).transpose(1, 2).contiguous()
-
-
-def _taps(start: Tensor, length: Tensor, pixels: int, out: int) -> Tensor:
-    """float32 (B, out, pixels): how much of each pixel each output takes along one axis.
-
-    A triangle around the output's centre, as wide as an output is where that is more than a
-    pixel, cut off at the box and normalised.
-    """
-    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
-    scale = length / out
-    slope = 1 / scale.clamp(min=1)
-    centre = start + (torch.arange(out, device=start.device).view(-1, 1) + 0.5) * scale
-    pixel = torch.arange(pixels, device=start.device) + 0.5
-    inside = (pixel > start) & (pixel < start + length)  # (B, 1, pixels)
-    triangle = (pixel * slope - centre * slope).abs_().sub_(1).clamp_(max=0).mul_(inside)
-    return triangle.div_(triangle.sum(-1, keepdim=True))  # both below 0
+def draw_lighting(
+    plan: BatchPlan, augment: AugmentConfig, place: Place
+) -> NDArray[np.float32] | None:
+    """float32 (micro, in_chans): what is added to each sample's channels, for pixels in [0, 1]; 0
+    for opacity. None without lighting."""
+    if augment.lighting == 0:
+        return None
+    along = augment.lighting * normal(plan.uniforms("lighting", place, 3)) * PCA_STD
+    added = np.zeros((plan.micro, plan.in_chans), np.float32)
+    for c in range(3):  # not a matrix product, which may add in another order elsewhere
+        red, green, blue = (along[:, k] * PCA_AXES[c, k] for k in range(3))
+        added[:, c] = red + green + blue
+    return added
 
 
 # -- erasing --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Erasing:
+    """The rectangles to erase from a micro-batch: int64 (micro, 4) of top, left, bottom, right, all
+    0 for none, and int64 (micro,) 32-bit keys of the noise that fills them."""
+
+    boxes: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+def draw_erasing(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Erasing | None:
+    """Random erasing (arXiv 1708.04896); None without it."""
+    if augment.erase == 0:
+        return None
+    u = plan.uniforms("erase", place, 1 + ERASE_DRAWS)
+    boxes = erase_boxes(u[:, 1:], plan.size, augment)
+    boxes[u[:, 0] >= augment.erase] = 0
+    positions = place.positions(plan.micro)
+    keys = hashes(plan.seed_augment, "erase_noise", place.epoch, positions, 1)[:, 0]
+    return Erasing(boxes, (keys >> np.uint64(32)).astype(np.int64))
+
+
+def erase_boxes(
+    u: NDArray[np.float64], size: tuple[int, int], augment: AugmentConfig
+) -> NDArray[np.int64]:
+    """int64 (n, 4): top, left, bottom, right of the rectangles to erase from images of `size`.
+
+    `u` holds (n, ERASE_DRAWS) uniforms. The share of the area is uniform in `erase_area`, height /
+    width log-uniform in `erase_ratio`; the first of ten tries that is smaller than the image in
+    both directions is placed anywhere in it; if none is, the box is empty (as in timm).
+    """
+    area, aspect = u[:, :ERASE_TRIES], u[:, ERASE_TRIES : 2 * ERASE_TRIES]
+    (least, most), (low, high) = augment.erase_area, augment.erase_ratio
+    pixels = (least + area * (most - least)) * (size[0] * size[1])
+    ratio = low * power_of(high / low, aspect)
+    tall, wide = np.rint(np.sqrt(pixels * ratio)), np.rint(np.sqrt(pixels / ratio))
+    fits = (tall < size[0]) & (wide < size[1])
+    rows, first = np.arange(len(u)), fits.argmax(axis=1)
+    h, w = tall[rows, first], wide[rows, first]
+    top, left = np.floor(u[:, -2] * (size[0] - h + 1)), np.floor(u[:, -1] * (size[1] - w + 1))
+    boxes = np.stack([top, left, top + h, left + w], axis=1).astype(np.int64)
+    boxes[~fits[rows, first]] = 0
+    return boxes
+
+
 @dataclass(frozen=True, eq=False)
 class Erased:
-    """What is erased from a micro-batch, on the device: int64 (E,) the images, int64 (E, 4) the
-    rectangle of each (top, left, bottom, right), int32 (E,) the keys of their noise, or None for
-    the mean colour."""
+    """`Erasing` on the device: int64 (E,) rows of the images, int64 (E, 4) their rectangles (top,
+    left, bottom, right), int32 (E,) the keys of their noise, or None for the mean colour."""
 
     rows: Tensor
     boxes: Tensor
@@ -144,7 +162,7 @@ class Erased:
 
 
 def erased(erasing: Erasing, fill: Literal["noise", "mean"], device: torch.device) -> Erased | None:
-    """The drawn rectangles on the device; None where there is none."""
+    """The drawn rectangles on the device; None if there are none."""
     top, left, bottom, right = erasing.boxes.T
     rows = np.flatnonzero((bottom > top) & (right > left))
     if len(rows) == 0:
@@ -158,8 +176,8 @@ def erased(erasing: Erasing, fill: Literal["noise", "mean"], device: torch.devic
 
 
 def erase(images: Tensor, what: Erased | None) -> Tensor:
-    """Normalised images, float32 (B, C, H, W), with the rectangles overwritten in place: by 0, the
-    data's mean colour, or by `noise`."""
+    """Normalised images, float32 (B, C, H, W), with the rectangles overwritten in place: with 0,
+    the data's mean colour, or with `noise`."""
     if what is None:
         return images
     h, w = images.shape[2:]
@@ -174,10 +192,10 @@ def erase(images: Tensor, what: Erased | None) -> Tensor:
 
 def noise(keys: Tensor, shape: torch.Size) -> Tensor:
     """float32 (E, *shape), standard normal to 16 bits: a number is a hash of its image's key,
-    int32 (E,), and its place, and so the same in any batch and on any device.
+    int32 (E,), and its place, so it is the same in any batch and on any device.
 
-    The hash is "lowbias32" (github.com/skeeto/hash-prospector, public domain), whose products
-    wrap around; its upper 16 bits choose a quantile, so the largest number is 4.3.
+    The hash is "lowbias32" (github.com/skeeto/hash-prospector, public domain), with
+    products that wrap around; its upper 16 bits choose a quantile, so the largest number is 4.3.
     """
     place = torch.arange(shape.numel(), dtype=torch.int32, device=keys.device)
     x = _lowbias32(_lowbias32(keys.clone())[:, None] ^ place)
@@ -186,7 +204,7 @@ def noise(keys: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _lowbias32(x: Tensor) -> Tensor:
-    """Overwrites `x`, int32. A shift to the right must bring in zeros, hence the masks."""
+    """Overwrites `x`, int32. The masks make the shifts logical: zeros enter from the left."""
     x.bitwise_xor_((x >> 16) & 0xFFFF).mul_(0x7FEB352D)
     x.bitwise_xor_((x >> 15) & 0x1FFFF).mul_(0x846CA68B - 2**32)
     return x.bitwise_xor_((x >> 16) & 0xFFFF)
@@ -194,7 +212,7 @@ def _lowbias32(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _normal_quantiles(device: torch.device) -> Tensor:
-    """float32 (65536,): the middles of as many equal parts of a standard normal distribution."""
+    """float32 (65536,): the medians of 65,536 equally likely parts of a standard normal."""
     values = normal((np.arange(1 << 16) + 0.5) / (1 << 16))
     with torch.inference_mode(False):
         return torch.from_numpy(values.astype(np.float32)).to(device)

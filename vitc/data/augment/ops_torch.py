@@ -1,20 +1,17 @@
-"""The operations of `ops` for whole batches on the device, with the same results.
+"""How does torch change a whole batch? The device back end of `ops`, with Pillow's results.
 
-Shapes: n images, C channels, H W pixels. Every kind of operation that a batch needs runs over the
-whole of it, neutral where an image has another: shapes are static, and codes and arguments stay on
-the host, so that nothing waits for the device. That suits a GPU. A CPU is two to ten times faster
-one image at a time for images above 32 pixels, and about as fast there (benchmarks/augment.py).
+Shapes: n images, C channels, H W pixels; one argument an image, neutral where it has another
+operation.
 
-Point operations, colour, sharpness and blur are in whole numbers, or in float32 in Pillow's order
-of operations: bit-equal to `ops.apply`. Moves are an affine gather, of the nearest pixel in
-Pillow's fixed point, or bilinear in float64 as Pillow computes: equal too, but for a value or two
-in a thousand by 1 where its compiler has fused multiplications and additions.
+Point operations, colour, sharpness and blur use integers, or float32 in Pillow's order of
+operations: bit-equal to Pillow. Moves are an affine gather, of the nearest pixel in Pillow's fixed
+point, or bilinear in float64 as in Pillow: equal too, except for one or two values in a thousand
+that differ by 1 where Pillow's compiler has fused multiplications and additions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,80 +20,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitc.data.augment.device import to_device
-from vitc.data.augment.ops import (
-    CODE,
-    FILL,
-    FIXED,
-    GEOMETRIC,
-    MAX_BLUR,
-    POINT,
-    Chain,
-    apply,
-    changes_nothing,
-    fixed_table,
-    matrix,
-)
+from vitc.data.augment.ops_pillow import FILL
 
 BLOCK = 2**23  # values that a bilinear move holds in float64 at a time: 64 MB
 
-Codes = NDArray[np.int8]
 Args = NDArray[np.float64]
-Change = Callable[[Tensor, Codes, Args], Tensor]
 
 
-def change(images: Tensor, chain: Chain) -> Tensor:
-    """uint8 (n, C, H, W) after each image's operations, by the faster back end for its device."""
-    if batches_are_faster(images.device):
-        return apply_chain(images, chain)
-    pixels = images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
-    rows = zip(pixels, chain.codes.tolist(), chain.args.tolist(), strict=True)
-    changed = np.stack([apply(image, c, a, chain.bilinear) for image, c, a in rows])
-    return torch.from_numpy(changed).permute(0, 3, 1, 2).contiguous().to(images.device)
-
-
-def batches_are_faster(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def apply_chain(images: Tensor, chain: Chain) -> Tensor:
-    """uint8 (n, C, H, W) after each image's operations, in order; a new tensor or, where nothing
-    changes, the same."""
-    move = _move_bilinear if chain.bilinear else _move_nearest
-    kinds: list[tuple[frozenset[int], Change]] = [
-        (GEOMETRIC, move),
-        (POINT, _look_up),
-        (frozenset({CODE["color"]}), _colour),
-        (frozenset({CODE["sharpness"]}), _sharpen),
-        (frozenset({CODE["blur"]}), _blur),
-    ]
-    for codes, args in zip(chain.codes.T, chain.args.T, strict=True):
-        pairs = zip(codes.tolist(), args.tolist(), strict=True)
-        neutral = [changes_nothing(code, arg) for code, arg in pairs]
-        for kind, run in kinds:
-            own = np.isin(codes, list(kind)) & ~np.array(neutral)
-            if own.any():
-                images = run(images, np.where(own, codes, CODE["identity"]).astype(np.int8), args)
-    return images
-
-
-def _colours(images: Tensor) -> int:
+def colours(images: Tensor) -> int:
+    """How many of the channels are colours, and not opacity."""
     return min(images.shape[1], 3)
 
 
-def _factors(codes: Codes, args: Args, name: str, device: torch.device) -> Tensor:
-    """float32 (n, 1, 1, 1): the factors of one operation, 1 for images that have another."""
-    factors = np.where(codes == CODE[name], args, 1.0).astype(np.float32)
-    return to_device(factors, device).view(-1, 1, 1, 1)
+def _factors(args: Args, device: torch.device) -> Tensor:
+    return to_device(args.astype(np.float32), device).view(-1, 1, 1, 1)
 
 
 def _blend(low: Tensor, high: Tensor, factors: Tensor) -> Tensor:
-    """low + factor (high - low) in float32, cut off to uint8, as Pillow's Image.blend."""
+    """low + factor (high - low) in float32, clipped to uint8, as Pillow's Image.blend."""
     low, high = low.float(), high.float()
     return (high - low).mul_(factors).add_(low).clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """uint8 (n, 1, H, W): luminance, as Pillow has it."""
+    """uint8 (n, 1, H, W): luminance, as Pillow computes it."""
     if images.shape[1] == 1:
         return images
     red, green, blue = (images[:, i : i + 1].int() for i in range(3))
@@ -106,39 +53,14 @@ def _grey(images: Tensor) -> Tensor:
 # -- point operations: a table of 256 values for each image and channel ---------------------------
 
 
-def _look_up(images: Tensor, codes: Codes, args: Args) -> Tensor:
-    colours = _colours(images)
-    tables = _tables(images, codes, args)
-    out = tables.gather(2, images[:, :colours].flatten(2).long())
-    return torch.cat([out.view_as(images[:, :colours]), images[:, colours:]], dim=1)
+def look_up(images: Tensor, tables: Tensor) -> Tensor:
+    """The colours of images through tables, uint8 (n, colours, 256)."""
+    c = colours(images)
+    out = tables.gather(2, images[:, :c].flatten(2).long())
+    return torch.cat([out.view_as(images[:, :c]), images[:, c:]], dim=1)
 
 
-def _tables(images: Tensor, codes: Codes, args: Args) -> Tensor:
-    """uint8 (n, colours, 256): where each value goes."""
-    device, colours = images.device, _colours(images)
-    fixed = np.tile(np.arange(256, dtype=np.uint8), (len(codes), 1))
-    for row in np.flatnonzero(np.isin(codes, list(FIXED))).tolist():
-        fixed[row] = fixed_table(int(codes[row]), float(args[row]))
-    tables = to_device(fixed, device)[:, None].expand(-1, colours, -1)
-    spread, stretch = codes == CODE["equalize"], codes == CODE["auto_contrast"]
-    if spread.any() or stretch.any():
-        counts = _histograms(images[:, :colours])
-        tables = torch.where(_rows(spread, device), _equalized(counts), tables)
-        tables = torch.where(_rows(stretch, device), _stretched(counts), tables)
-    contrast = codes == CODE["contrast"]
-    if contrast.any():
-        factors = _factors(codes, args, "contrast", device)[..., 0]  # (n, 1, 1)
-        ramp = torch.arange(256, device=device).view(1, 1, 256)
-        own = _blend(_mean_grey(images), ramp, factors)
-        tables = torch.where(_rows(contrast, device), own, tables)
-    return tables.contiguous()
-
-
-def _rows(which: NDArray[np.bool_], device: torch.device) -> Tensor:
-    return to_device(which, device).view(-1, 1, 1)
-
-
-def _histograms(images: Tensor) -> Tensor:
+def histograms(images: Tensor) -> Tensor:
     """int64 (n, C, 256): how often each value occurs."""
     n, c = images.shape[:2]
     plane = torch.arange(n * c, device=images.device).view(n, c, 1) * 256
@@ -148,18 +70,20 @@ def _histograms(images: Tensor) -> Tensor:
     return counts.view(n, c, 256)
 
 
-def _equalized(counts: Tensor) -> Tensor:
-    """uint8 (n, C, 256) from histograms: as `ops.equalized`."""
+def equalized(counts: Tensor) -> Tensor:
+    """uint8 (n, C, 256): the tables that spread histograms (n, C, 256) evenly, as Pillow's
+    equalize."""
     ramp = torch.arange(256, device=counts.device)
     highest = torch.where(counts > 0, ramp, 0).amax(2, keepdim=True)
     before = counts.cumsum(2) - counts
-    step = before.gather(2, highest) // 255
+    step = before.gather(2, highest) // 255  # 0: one value alone, or hardly a pixel of the others
     even = ((before + step // 2) // step.clamp(min=1)).clamp_(max=255)
     return torch.where(step > 0, even, ramp).to(torch.uint8)
 
 
-def _stretched(counts: Tensor) -> Tensor:
-    """uint8 (n, C, 256) from histograms: as `ops.stretched`."""
+def stretched(counts: Tensor) -> Tensor:
+    """uint8 (n, C, 256): the tables that map the lowest value present in histograms (n, C, 256) to
+    0 and the highest to 255, as Pillow's autocontrast."""
     ramp = torch.arange(256, device=counts.device)
     low = torch.where(counts > 0, ramp, 255).amin(2, keepdim=True)
     high = torch.where(counts > 0, ramp, 0).amax(2, keepdim=True)
@@ -169,52 +93,50 @@ def _stretched(counts: Tensor) -> Tensor:
     return torch.where(high > low, wide, ramp).to(torch.uint8)
 
 
-def _mean_grey(images: Tensor) -> Tensor:
-    """int64 (n, 1, 1): the mean luminance, rounded to a whole value."""
+def contrast_tables(images: Tensor, factors: Args) -> Tensor:
+    """uint8 (n, 1, 256): away from (above 1) or towards (below) the mean luminance, rounded."""
     grey = _grey(images).flatten(1)
-    mean = grey.long().sum(1).double() / grey.shape[1]
-    return (mean + 0.5).long().view(-1, 1, 1)
+    mean = (grey.long().sum(1).double() / grey.shape[1] + 0.5).long().view(-1, 1, 1)
+    ramp = torch.arange(256, device=images.device).view(1, 1, 256)
+    return _blend(mean, ramp, _factors(factors, images.device)[..., 0])
 
 
 # -- colour, sharpness, blur ----------------------------------------------------------------------
 
 
-def _colour(images: Tensor, codes: Codes, args: Args) -> Tensor:
-    colours = _colours(images)
-    factors = _factors(codes, args, "color", images.device)
-    out = _blend(_grey(images), images[:, :colours], factors)
-    return torch.cat([out, images[:, colours:]], dim=1)
+def colour(images: Tensor, factors: Args) -> Tensor:
+    """Away from (above 1) or towards (below) the grey image."""
+    c = colours(images)
+    out = _blend(_grey(images), images[:, :c], _factors(factors, images.device))
+    return torch.cat([out, images[:, c:]], dim=1)
 
 
-def _sharpen(images: Tensor, codes: Codes, args: Args) -> Tensor:
-    colours = _colours(images)
-    factors = _factors(codes, args, "sharpness", images.device)
+def sharpen(images: Tensor, factors: Args) -> Tensor:
+    """Away from (above 1) or towards (below) `ops_pillow.smoothed`; the edge is unchanged."""
+    c = colours(images)
     out = images.clone()
-    wide = images[:, :colours].int()
+    wide = images[:, :c].int()
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth = (2 * (total + 4 * wide[:, :, 1:-1, 1:-1]) + 13) // 26
-    inner = images[:, :colours, 1:-1, 1:-1]
-    out[:, :colours, 1:-1, 1:-1] = _blend(smooth, inner, factors)
+    inner = images[:, :c, 1:-1, 1:-1]
+    out[:, :c, 1:-1, 1:-1] = _blend(smooth, inner, _factors(factors, images.device))
     return out
 
 
-def _blur(images: Tensor, codes: Codes, args: Args) -> Tensor:
-    """Three running means along each row, then along each column, which come near a Gaussian:
+def blur(images: Tensor, sigmas: Args) -> Tensor:
+    """Three running means along each row, then along each column, which approximate a Gaussian:
     Pillow's GaussianBlur (Gwosdek et al., 2011), in its fixed point."""
-    weights = np.zeros((len(codes), 3), np.int64)
-    weights[:, 0] = 1 << 24
-    for row in np.flatnonzero(codes == CODE["blur"]).tolist():
-        weights[row] = _box(float(args[row]))
-    own = to_device(weights.astype(np.float64), images.device)
+    weights = np.array([_box(sigma) for sigma in sigmas.tolist()], np.float64)
+    own = to_device(weights, images.device)
     across = _means(images.double(), own)
     return _means(across.mT, own).mT.to(torch.uint8).contiguous()
 
 
 def _means(values: Tensor, weights: Tensor) -> Tensor:
-    """float64 (n, C, H, W) of whole numbers: thrice the mean over five neighbours in a row, the
-    edge repeated, whose weights (n, 3) in 2^-24 are those of the distances 0, 1 and 2. Exact: the
-    sums need 32 of the 53 bits."""
+    """float64 (n, C, H, W) of integers: three times the mean over five neighbours in a row, the
+    edge repeated; weights (n, 3) in 2^-24 for the distances 0, 1 and 2. Exact: the sums need 32 of
+    the 53 bits."""
     at, one, two = (weights[:, i].view(-1, 1, 1, 1) for i in range(3))
     for _ in range(3):
         wide = F.pad(values, (2, 2, 0, 0), mode="replicate")
@@ -226,9 +148,8 @@ def _means(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _box(sigma: float) -> tuple[int, int, int]:
-    """Weights in 2^-24 of the distances 0, 1, 2: the box of a fractional radius up to 2 of which
-    three in a row have the variance sigma^2, in float32 as Pillow computes it."""
-    assert sigma <= MAX_BLUR
+    """Weights in 2^-24 of the distances 0, 1, 2, for sigma in [0, 2]: the box with a fractional
+    radius up to 2 that, applied three times, has the variance sigma^2; in float32 as in Pillow."""
     one = np.float32
     variance = one(one(sigma) * one(sigma) / one(3))
     length = one(math.sqrt(12.0 * float(variance) + 1.0))
@@ -244,10 +165,14 @@ def _box(sigma: float) -> tuple[int, int, int]:
 # -- moves ----------------------------------------------------------------------------------------
 
 
-def _matrices(images: Tensor, codes: Codes, args: Args) -> NDArray[np.float64]:
-    h, w = images.shape[2:]
-    pairs = zip(codes.tolist(), args.tolist(), strict=True)
-    return np.array([matrix(code, arg, h, w) for code, arg in pairs], np.float64)
+def move(images: Tensor, matrices: Args, bilinear: bool) -> Tensor:
+    """The images resampled at the places given by affine matrices, float64 (n, 6)."""
+    if not bilinear:
+        return _nearest(images, matrices)
+    few = max(1, BLOCK // images[0].numel())
+    own = to_device(matrices, images.device)
+    pairs = zip(torch.split(images, few), torch.split(own, few), strict=True)
+    return torch.cat([_bilinear(part, where) for part, where in pairs])
 
 
 def _gathered(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -263,9 +188,9 @@ def _filled(moved: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside[:, None], moved, fill.view(1, c, 1, 1))
 
 
-def _move_nearest(images: Tensor, codes: Codes, args: Args) -> Tensor:
+def _nearest(images: Tensor, matrices: Args) -> Tensor:
     h, w = images.shape[2:]
-    a, b, c, d, e, f = _matrices(images, codes, args).T
+    a, b, c, d, e, f = matrices.T
     terms = np.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5])
     whole = np.floor(terms * 65536 + 0.5).astype(np.int64)  # 2^-16 pixels
     a_, b_, c_, d_, e_, f_ = (t.view(-1, 1, 1) for t in to_device(whole, images.device))
@@ -274,13 +199,6 @@ def _move_nearest(images: Tensor, codes: Codes, args: Args) -> Tensor:
     from_x, from_y = (c_ + a_ * x + b_ * y) >> 16, (f_ + d_ * x + e_ * y) >> 16
     inside = (from_x >= 0) & (from_x < w) & (from_y >= 0) & (from_y < h)
     return _filled(_gathered(images, from_y.clamp(0, h - 1), from_x.clamp(0, w - 1)), inside)
-
-
-def _move_bilinear(images: Tensor, codes: Codes, args: Args) -> Tensor:
-    matrices = to_device(_matrices(images, codes, args), images.device)
-    few = max(1, BLOCK // images[0].numel())
-    pairs = zip(torch.split(images, few), torch.split(matrices, few), strict=True)
-    return torch.cat([_bilinear(part, where) for part, where in pairs])
 
 
 def _bilinear(images: Tensor, matrices: Tensor) -> Tensor:

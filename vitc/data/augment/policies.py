@@ -1,19 +1,19 @@
-"""Augmentation policies: which operations, how strong, from uniform numbers alone.
+"""Which operations does a policy apply, and how strongly? From uniform numbers alone.
 
-Each is a pure function of uniforms (n, draws) in [0, 1), one row an image, to a `Chain`. Sources
-and what differs from the originals: docs/augment.md.
+A policy maps uniforms (n, draws) in [0, 1), one row an image, to a `Chain`. Sources and differences
+from the originals: docs/augment.md.
 """
 
 from __future__ import annotations
 
 import itertools
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.augment.ops import CODE, MAX_BLUR, SCALES, Chain
+from vitc.data.augment.ops import CODE, MAX_BLUR, OPERATIONS, Chain
 from vitc.data.config import AugmentConfig
+from vitc.data.sampling import BatchPlan, Place, normal
 
 Uniforms = NDArray[np.float64]
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]  # operation, probability, level
@@ -111,11 +111,18 @@ TRIVIAL_OPS = (
 )
 TRIVIAL_LEVELS = 31
 JITTERED = ("brightness", "contrast", "color")  # in the order of data.augment.jitter
-BILINEAR = {"v0", "randaugment"}  # the others take the nearest pixel, as their authors' code does
+BILINEAR = {"v0", "randaugment"}  # the others take the nearest pixel, as in their authors' code
+
+
+def draw_chain(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Chain | None:
+    """Each sample's operations of the policy and of colour jitter; None if there are none."""
+    if not augment.alters:
+        return None
+    return chain(augment, plan.uniforms("policy", place, chain_draws(augment)), plan.size)
 
 
 def chain_draws(augment: AugmentConfig) -> int:
-    """How many uniforms an image's operations take."""
+    """How many uniforms an image's operations need."""
     policy = {
         "none": 0,
         "autoaugment": 5,
@@ -128,7 +135,7 @@ def chain_draws(augment: AugmentConfig) -> int:
 
 
 def chain(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Chain:
-    """The operations of images of `size` (H, W) that follow from uniforms (n, chain_draws)."""
+    """The operations on images of `size` (H, W), from uniforms (n, chain_draws)."""
     codes = np.zeros((len(u), 0), np.int8)
     args = np.zeros((len(u), 0))
     if augment.policy in ("autoaugment", "v0"):
@@ -159,7 +166,7 @@ def _searched(name: str, u: Uniforms, size: tuple[int, int]) -> Steps:
 
 
 def _rand(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
-    """`rand_ops` of the fifteen, each drawn anew and applied with probability `rand_prob`."""
+    """`rand_ops` of the fifteen, each drawn independently and applied with `rand_prob`."""
     which, taken, strength, minus = np.split(u[:, : 4 * augment.rand_ops], 4, axis=1)
     ops = np.array([CODE[n] for n in RAND_OPS], np.int8)[_pick(which, len(RAND_OPS))]
     m = np.full(strength.shape, augment.rand_magnitude)
@@ -184,7 +191,7 @@ def _three(u: Uniforms) -> Steps:
 
 
 def _jitter(amounts: tuple[float, float, float], u: Uniforms) -> Steps:
-    """Three factors in one of the six orders; where an amount is 0, the factor is 1."""
+    """Three factors in one of the six orders; the factor is 1 if its amount is 0."""
     most = np.array(amounts)
     low = np.maximum(1 - most, 0)
     factors = low + u[:, 1:] * (1 + most - low)
@@ -205,21 +212,11 @@ def _settled(
     scales: str,
     size: tuple[int, int],
 ) -> Steps:
-    """Codes and arguments, all (n, S); what is not taken becomes the identity."""
+    """Codes and arguments, all (n, S); the identity where an operation is not taken."""
     ops = np.where(taken, ops, CODE["identity"]).astype(np.int8)
     args = np.zeros(ops.shape)
-    for name, scale in SCALES[scales].items():
-        here = ops == CODE[name]
-        args[here] = scale.argument(m[here], minus[here], size)
+    for code, op in enumerate(OPERATIONS):
+        if scales in op.ranges:
+            here = ops == code
+            args[here] = op.ranges[scales].argument(m[here], minus[here], size)
     return ops, args
-
-
-def normal(u: Uniforms) -> NDArray[np.float64]:
-    """What a standard normal variable stays below with probability `u`, rounded to 2^-20: the last
-    bits of the machine's logarithms do not show. Within 8.3 of 0."""
-    inside = np.clip(u, 2.0**-53, 1 - 2.0**-53).ravel().tolist()
-    values = np.array([_quantile(x) for x in inside]).reshape(u.shape)
-    return np.round(values * 2**20) / 2**20
-
-
-_quantile = NormalDist().inv_cdf
