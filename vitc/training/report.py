@@ -145,7 +145,7 @@ LOADER_SHARE = 0.15  # of the time waited for images, above which more loader sp
 def what_limits(wait: float, seconds: float, workers: int | None, cores: int, device: str) -> str:
     """One line: is it reading images or computing that bounds the rate, and what to change.
 
-    `wait` of `seconds` were spent waiting for images; `workers` None: they are resident on the device.
+    `wait` of `seconds` were spent waiting for images; `workers` None: they are resident.
     """
     share = wait / max(seconds, 1e-9)
     said = f"{100 * share:.0f} % of the time goes into waiting for images"
