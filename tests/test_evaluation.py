@@ -12,7 +12,7 @@ from vitc.config import load_config
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import evaluate, predict_split
 from vitc.errors import ConfigError
-from vitc.runs.folder import read_metrics
+from vitc.runs.folder import Run
 from vitc.training.evaluate import evaluate_run
 from vitc.training.loop import run
 
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_has_the_numbers_of_the_runs_last_evaluation_and_adds_up(trained: Path) -> None:
     found = vitc.evaluate(trained)
     assert found.to_dict() == evaluate_run(trained)
-    last = read_metrics(trained, "eval")[-1]
+    last = Run(trained).metrics("eval")[-1]
     assert (found.n, found.top1) == (last["n"], last["top1"])
     assert found.interval[0] < found.top1 < found.interval[1]
     correct = sum(c.correct for c in found.per_class)

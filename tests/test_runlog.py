@@ -24,7 +24,7 @@ from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import FolderLock, read_json, write_atomically
 from vitc.machine import environment
 from vitc.runs import folder as runlog
-from vitc.runs.folder import RunFolder, read_data, read_metrics, read_summary
+from vitc.runs.folder import Run, RunFolder
 
 DATA = {
     "source": "folder",
@@ -78,8 +78,8 @@ def test_a_new_run_writes_its_config_first(tmp_path: Path, exists: bool) -> None
         assert folder.path == path
         assert folder.checkpoints == path / "checkpoints"
         assert read_config(path) == config(train__epochs=3, model__stem="conv", optim="sgd")
-        assert read_metrics(path) == []
-        assert read_summary(path) is None
+        assert Run(path).metrics() == []
+        assert Run(path).summary == {}
 
 
 @pytest.mark.parametrize("status", [None, "failed", "interrupted", "diverged"])
@@ -91,8 +91,8 @@ def test_an_unfinished_run_of_the_same_config_continues(tmp_path: Path, status: 
         assert not folder.finished
     with begin(tmp_path, train__epochs=3) as folder:
         assert folder.resumed
-        assert read_metrics(tmp_path) == [{"kind": "train", "step": 1}]
-        assert read_summary(tmp_path) is None  # the old one was of the part before
+        assert Run(tmp_path).metrics() == [{"kind": "train", "step": 1}]
+        assert Run(tmp_path).summary == {}  # the old one was of the part before
 
 
 def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
@@ -265,16 +265,16 @@ def test_a_kill_at_any_instant_of_a_beginning_leaves_a_whole_run_or_none(
         path = prepare(tmp_path / str(instant))
         action = lambda path=path: begin(path, overwrite).close()  # noqa: E731
         assert in_child(action, die_after=instant) == -1
-        if (read_summary(path) or {}).get("status") == "done":
+        if Run(path).summary.get("status") == "done":
             with pytest.raises(ConfigError, match="is finished"):
                 begin(path)
         else:
             begin(path).close()
-            steps = [m["step"] for m in read_metrics(path)]
+            steps = [m["step"] for m in Run(path).metrics()]
             kept = sorted(p.name for p in path.glob("checkpoints/step_*"))
             assert steps == [1, 2] or not kept  # metrics reach at least as far as checkpoints
         begin(path, overwrite=True).close()
-        assert read_metrics(path) == []
+        assert Run(path).metrics() == []
         assert not list(path.glob("checkpoints/*"))
         assert not list(path.glob(".tmp-*"))
 
@@ -387,9 +387,9 @@ def test_metrics_come_back_with_all_their_bits(run: RunFolder) -> None:
     ]
     for line in lines:
         run.metric(line)
-    assert read_metrics(run.path) == lines
-    assert read_metrics(str(run.path), "eval") == [lines[1]]
-    assert math.copysign(1, read_metrics(run.path, "train")[1]["loss"]) == -1
+    assert Run(run.path).metrics() == lines
+    assert Run(run.path).metrics("eval") == [lines[1]]
+    assert math.copysign(1, Run(run.path).metrics("train")[1]["loss"]) == -1
 
 
 def test_what_is_not_finite_is_written_as_null(run: RunFolder) -> None:
@@ -397,10 +397,10 @@ def test_what_is_not_finite_is_written_as_null(run: RunFolder) -> None:
     run.write_summary({"status": "diverged", "loss": math.inf})
     for name in ("metrics.jsonl", "summary.json"):
         json.loads((run.path / name).read_text(), parse_constant=pytest.fail)
-    assert read_metrics(run.path) == [
+    assert Run(run.path).metrics() == [
         {"kind": "train", "step": 1, "loss": None, "more": [None, {"x": None}]}
     ]
-    assert read_summary(run.path) == {"status": "diverged", "loss": None}
+    assert Run(run.path).summary == {"status": "diverged", "loss": None}
 
 
 @pytest.mark.parametrize("tail", ["", '{"kind": "train", "st', '{"a": 1}\n', "\0" * 600, "\n\n"])
@@ -419,14 +419,14 @@ def test_cutting_back_keeps_the_bytes_up_to_the_step_and_drops_torn_lines(
     assert (run.path / "metrics.jsonl").read_bytes() == expected
     assert "cut back to step 2: 2 later lines" in (run.path / "events.log").read_text()
     run.metric({"kind": "train", "step": 3})
-    assert [line["step"] for line in read_metrics(run.path)] == [1, 1, 2, 2, 3]
+    assert [line["step"] for line in Run(run.path).metrics()] == [1, 1, 2, 2, 3]
 
 
 def test_a_last_line_that_lacks_only_its_end_is_kept(run: RunFolder) -> None:
     run.metric({"kind": "train", "step": 1})
     whole = (run.path / "metrics.jsonl").read_bytes()
     (run.path / "metrics.jsonl").write_bytes(whole[:-1])
-    assert read_metrics(run.path) == [{"kind": "train", "step": 1}]
+    assert Run(run.path).metrics() == [{"kind": "train", "step": 1}]
     run.cut_back(5)
     assert (run.path / "metrics.jsonl").read_bytes() == whole
 
@@ -443,7 +443,7 @@ def test_a_half_written_last_line_is_left_out_by_readers(run: RunFolder) -> None
     run.metric({"kind": "train", "step": 1})
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "step": 2, "lo')
-    assert read_metrics(run.path) == [{"kind": "train", "step": 1}]
+    assert Run(run.path).metrics() == [{"kind": "train", "step": 1}]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"step": 1}', '{"kind": "train", "step": "1"}'])
@@ -453,9 +453,9 @@ def test_damage_before_the_last_line_is_said_with_its_place(run: RunFolder, line
         file.write(line + "\n")
     run.metric({"kind": "train", "step": 2})
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged at line 2"):
-        read_metrics(run.path)
+        Run(run.path).metrics()
     run.cut_back(2)  # continuing the run repairs it
-    assert [v["step"] for v in read_metrics(run.path)] == [1, 2]
+    assert [v["step"] for v in Run(run.path).metrics()] == [1, 2]
 
 
 def test_a_metrics_file_of_absurd_size_is_not_read(
@@ -464,7 +464,7 @@ def test_a_metrics_file_of_absurd_size_is_not_read(
     run.metric({"kind": "train", "step": 1})
     monkeypatch.setattr(runlog, "METRICS_LIMIT", 10)
     with pytest.raises(CheckpointError, match="larger"):
-        read_metrics(run.path)
+        Run(run.path).metrics()
 
 
 # -- the other files ------------------------------------------------------------------------------
@@ -481,20 +481,19 @@ def test_events_are_one_line_each_with_the_time_and_nothing_a_terminal_obeys(
 
 def test_data_json_says_how_images_are_prepared(run: RunFolder) -> None:
     run.write_data(DATA)
-    assert read_data(run.path) == DATA
-    assert read_data(str(run.path)) == DATA
+    assert Run(run.path).data == DATA
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "classes"])
 def test_a_run_does_not_go_on_with_other_images(run: RunFolder, key: str) -> None:
     run.write_data(DATA)
     run.write_data({**DATA, "notes": ["found again"], "classes": tuple(DATA["classes"])})
-    assert read_data(run.path)["notes"] == ["found again"]
+    assert Run(run.path).data["notes"] == ["found again"]
     with pytest.raises(DataError, match=key) as caught:
         run.write_data({**DATA, key: ["other"] * 100})
     assert "--data.path" in (caught.value.hint or "")
     assert len(caught.value.message) < 400
-    assert read_data(run.path)["notes"] == ["found again"]
+    assert Run(run.path).data["notes"] == ["found again"]
 
 
 @pytest.mark.parametrize(
@@ -516,22 +515,22 @@ def test_a_data_json_that_does_not_say_enough_is_refused(
 ) -> None:
     (run.path / "data.json").write_text(json.dumps(DATA | change))
     with pytest.raises(CheckpointError, match=r"data\.json"):
-        read_data(run.path)
+        assert Run(run.path).data
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\0"])
 def test_damaged_files_are_named(run: RunFolder, text: str) -> None:
-    for name, read in (("data.json", read_data), ("summary.json", read_summary)):
+    for name in ("data.json", "summary.json"):
         (run.path / name).write_text(text)
         with pytest.raises(CheckpointError, match=re.escape(str(run.path / name))):
-            read(run.path)
+            getattr(Run(run.path), name.removesuffix(".json"))
 
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == []
-    assert read_summary(tmp_path) is None
+    assert Run(tmp_path).metrics() == []
+    assert Run(tmp_path).summary == {}
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_data(tmp_path)
+        assert Run(tmp_path).data
 
 
 def test_the_summary_is_replaced_as_a_whole(
@@ -547,7 +546,7 @@ def test_the_summary_is_replaced_as_a_whole(
             patch.setattr(os, call, refuse)
             with pytest.raises(RunError, match="No space left"):
                 run.write_summary({"status": "done", "top1": 99.0})
-        assert read_summary(run.path) == {"status": "failed", "top1": 1.5}
+        assert Run(run.path).summary == {"status": "failed", "top1": 1.5}
         assert not run.finished
         assert not list(run.path.glob(".tmp-*"))
 
@@ -624,5 +623,6 @@ def test_the_commit_is_that_of_the_working_folder(
 
 
 def test_reading_a_run_needs_no_torch() -> None:
-    code = "import sys, vitc.runs.folder as r; r.read_metrics('.'); exit('torch' in sys.modules)"
+    code = "import sys; from vitc.runs.folder import Path, Run; Run(Path('.')).metrics()"
+    code += "; exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import vitc
 from vitc.config import RunConfig, load_config
 from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun
-from vitc.runs.folder import read_metrics
+from vitc.runs.folder import Run
 from vitc.training.loop import run
 
 WALL = {"seconds", "images_per_second"}  # the fields of a metrics line that time decides
@@ -38,7 +38,7 @@ def tiny(**overrides: Any) -> RunConfig:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in m.items() if k not in WALL} for m in read_metrics(path)]
+    return [{k: v for k, v in m.items() if k not in WALL} for m in Run(path).metrics()]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def test_debug_run_learns_and_writes_everything(tmp_path: Path) -> None:
         "events.log",
         "checkpoints",
     }
-    kinds = [m["kind"] for m in read_metrics(tmp_path / "r")]
+    kinds = [m["kind"] for m in Run(tmp_path / "r").metrics()]
     assert kinds.count("eval") == 6
 
 
@@ -271,7 +271,7 @@ def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
 
 def test_losses_are_finite_numbers_in_the_log(tmp_path: Path) -> None:
     run(tiny(), tmp_path / "r", quiet=True)
-    train = [m for m in read_metrics(tmp_path / "r") if m["kind"] == "train"]
+    train = [m for m in Run(tmp_path / "r").metrics() if m["kind"] == "train"]
     assert all(math.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in train)
     assert [m["step"] for m in train] == list(range(1, len(train) + 1))
 

@@ -66,7 +66,7 @@ class Preprocessing:
 
     @classmethod
     def from_run(cls, record: Mapping[str, Any]) -> Preprocessing:
-        """That of a run, from its data.json as `runs.folder.read_data` returns it."""
+        """That of a run, from its data.json as `runs.folder.Run.data` returns it."""
         fit: Fit = record["fit"]
         height, width = record["img_size"]
         channels: dict[int, Channels] = {1: "gray", 3: "rgb"}

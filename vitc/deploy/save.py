@@ -30,7 +30,7 @@ from vitc.files import TEMPORARY, discard, read_json, sync_folder, to_json, writ
 from vitc.models.config import ModelConfig, TimmConfig
 from vitc.plugins.consent import copies, customs, with_sources, without_folders
 from vitc.plugins.names import SOURCES
-from vitc.runs.folder import read_data
+from vitc.runs.folder import Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,7 +123,7 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
 
     check_run(run)
     config = with_sources(read_config(run, CheckpointError).model, run)
-    record = read_data(run)
+    record = Run(run).data
     k = len(record["classes"])
     tensors = load_weights_of(run, ema=weights == "ema")
     cost, why_not = None, ""
@@ -245,7 +245,7 @@ def _target(folder: Path, overwrite: bool) -> Path:
 
 def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str) -> None:
     """Everything into a folder beside `target`, which then takes its name."""
-    from vitc.runs.checkpoint import DTYPES, _write_tensors
+    from vitc.runs.tensors import DTYPES, write_tensors
 
     odd = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if odd:
@@ -259,7 +259,7 @@ def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str)
         text = to_json(_config_values(saved), indent=2) + "\n"
         write_file(temporary / CONFIG, [text.encode("utf-8", "replace")])
         write_file(temporary / CARD, [card.encode("utf-8", "replace")])
-        _write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})  # as its readers expect
+        write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})  # as its readers expect
         if sources:
             (temporary / SOURCES).mkdir()
             for name, content in sources.items():

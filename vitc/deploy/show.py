@@ -427,12 +427,12 @@ def _plain(value: Any) -> str:
 def run_page(run: Path, plot: Path | None = None) -> Page:
     """What a run is, how far it came and with what result."""
     from vitc.models.config import CustomStemConfig
-    from vitc.runs.folder import DATA, read_metrics, read_summary
+    from vitc.runs.folder import DATA, Run
 
     config = read_config(run)
     classes = read_json(run / DATA).get("classes") if (run / DATA).exists() else None
     few = isinstance(classes, list) and not _tells_top5(len(classes))
-    summary, metrics = read_summary(run), read_metrics(run)
+    summary, metrics = Run(run).summary, Run(run).metrics()
     evals = [m for m in metrics if m["kind"] == "eval"]
     step = metrics[-1]["step"] if metrics else 0
     status = summary["status"] if summary else "unfinished"
@@ -447,7 +447,7 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
     if isinstance(stem, CustomStemConfig):
         rows.insert(2, ("stem", stem.source))
     left_out = ["status", "step", "epochs", "run", *(["top5"] if few else [])]
-    rows += [(k, _plain(v)) for k, v in (summary or {}).items() if k not in left_out]
+    rows += [(k, _plain(v)) for k, v in summary.items() if k not in left_out]
     parts: list[Part] = [Table(f"{run}", ("", "value"), rows)]
     if evals:
         measures = ("top1", "top1_raw", *(() if few else ("top5",)), "loss")
@@ -463,7 +463,7 @@ def run_page(run: Path, plot: Path | None = None) -> Page:
         "status": status,
         "step": step,
         "settings": to_dict(config),
-        "summary": summary,
+        "summary": summary or None,
         "evals": evals,
     }
     return Page(str(run), parts, values)

@@ -20,13 +20,12 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitc.errors import CheckpointError
@@ -42,26 +41,21 @@ from vitc.files import (
 )
 from vitc.optim.ema import Ema
 from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST
+from vitc.runs.tensors import (
+    dtype_shape,
+    fill,
+    is_dense,
+    odd_strides,
+    read_tensors,
+    row_major,
+    write_tensors,
+)
 from vitc.training.config import TrainConfig
 from vitc.wording import few
 
 FORMAT = 1
 STATE = "state.json"
 MODEL, EMA, OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
-
-# Names of the safetensors format (https://github.com/huggingface/safetensors, "Format").
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass(eq=False)
@@ -121,7 +115,7 @@ class TrainState:
         parts = {MODEL: _module_tensors(self.model), OPTIM: tensors}
         if self.ema is not None:
             parts[EMA] = _module_tensors(self.ema.module)
-        sha256 = {name: _write_tensors(folder / name, part) for name, part in parts.items()}
+        sha256 = {name: write_tensors(folder / name, part) for name, part in parts.items()}
         state = {
             "format": FORMAT,
             "step": self.step,
@@ -136,7 +130,7 @@ class TrainState:
                 "groups": [_numbers(group) for group in self.optimizer.param_groups],
                 "scalars": scalars,
             },
-            "memory_formats": {name: _strides(part) for name, part in parts.items()},
+            "memory_formats": {name: odd_strides(part) for name, part in parts.items()},
             "sha256": sha256,
         }
         text = _encode(state)
@@ -161,14 +155,14 @@ class TrainState:
         fills = []
         for name, module in modules.items():
             targets = _module_tensors(module)
-            values = _read_tensors(path / name)
+            values = read_tensors(path / name)
             check_fit(path / name, values, targets)
             fills.append((targets, values, _checked_strides(path, state, name, values)))
         entries = _optimizer_entries(path, state, self.model, self.optimizer)
 
         for targets, values, strides in fills:
             for name, target in targets.items():
-                _fill(target, values[name], strides[name])
+                fill(target, values[name], strides[name])
         _restore_optimizer(self.optimizer, entries, state["optimizer"]["groups"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.best, self.last_eval = state["best"], state["last_eval"]
@@ -222,7 +216,7 @@ def load_weights_of(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
         others = []
     try:
         state = _verified(path, only=(EMA, MODEL) if ema else (MODEL,))
-        return _read_tensors(path / (EMA if ema and EMA in state["sha256"] else MODEL))
+        return read_tensors(path / (EMA if ema and EMA in state["sha256"] else MODEL))
     except CheckpointError as error:
         raise CheckpointError(error.message, _name_one(others)) from error
 
@@ -391,48 +385,6 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.state_dict(keep_vars=True))
 
 
-def _write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> str:
-    """Write a safetensors file, one tensor in memory at a time; returns its SHA-256.
-
-    The library's own writer makes files that only their owner can read, hides the disk's error
-    number, and would have to be read back for the checksum.
-    """
-    names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # keeps all aligned
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    end = 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    def chunks() -> Iterator[bytes | memoryview]:
-        yield len(text).to_bytes(8, "little")
-        yield text
-        for name in names:
-            if tensors[name].numel():
-                flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-                yield flat.view(torch.uint8).numpy().data
-
-    return write_file(path, chunks())
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file on CPU: views of the file, so not all of it in memory."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from error
-
-
 def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly those of the model, by name, shape and dtype."""
     both = [name for name in expected if name in values]
@@ -440,9 +392,9 @@ def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
         "missing": [name for name in expected if name not in values],
         "unexpected": [name for name in values if name not in expected],
         "different": [
-            f"{name} ({_kind(values[name])} there, {_kind(expected[name])} here)"
+            f"{name} ({dtype_shape(values[name])} there, {dtype_shape(expected[name])} here)"
             for name in both
-            if _kind(values[name]) != _kind(expected[name])
+            if dtype_shape(values[name]) != dtype_shape(expected[name])
         ],
     }
     if any(problems.values()):
@@ -452,51 +404,11 @@ def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
         )
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _fill(target: Tensor, value: Tensor, stride: tuple[int, ...]) -> None:
-    """Copy `value` into a parameter or buffer, which takes on the memory format it had."""
-    if target.stride() != stride:
-        target.data = torch.empty_strided(
-            target.shape, stride, dtype=target.dtype, device=target.device
-        )
-    with torch.no_grad():
-        target.copy_(value)
-
-
-# -- memory formats -------------------------------------------------------------------------------
-
-
-def _row_major(shape: torch.Size) -> tuple[int, ...]:
-    return torch.empty(shape, device="meta").stride()
-
-
-def _is_dense(shape: torch.Size, stride: Sequence[int]) -> bool:
-    """Whether the strides are a permutation of row-major ones: no gaps, nothing twice."""
-    expected = 1
-    for step, size in sorted((t, s) for s, t in zip(shape, stride, strict=True) if s != 1):
-        if step != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _strides(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """The strides of the tensors that are not row-major, channels_last ones say."""
-    return {
-        name: list(t.stride())
-        for name, t in tensors.items()
-        if t.stride() != _row_major(t.shape) and _is_dense(t.shape, t.stride())
-    }
-
-
 def _checked_strides(
     path: Path, state: dict[str, Any], part: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
     """The strides that each tensor of a part had; a forged entry must not reach the allocator."""
-    found = {name: _row_major(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: row_major(tensor.shape) for name, tensor in tensors.items()}
     saved = state["memory_formats"].get(part)
     for name, stride in saved.items() if isinstance(saved, dict) else ():
         good = (
@@ -504,7 +416,7 @@ def _checked_strides(
             and isinstance(stride, list)
             and len(stride) == tensors[name].ndim
             and all(type(s) is int and 0 <= s < 1 << 62 for s in stride)
-            and _is_dense(tensors[name].shape, stride)
+            and is_dense(tensors[name].shape, stride)
         )
         if not good:
             raise CheckpointError(f"{path / STATE} is damaged: {stride!r} is no stride of {name}.")
@@ -550,14 +462,14 @@ def _optimizer_entries(
             "Continue with the config the run began with.",
         )
     owned = _owned(model, optimizer)
-    values = _read_tensors(path / OPTIM)
+    values = read_tensors(path / OPTIM)
     strides = _checked_strides(path, state, OPTIM, values)
     found: dict[Tensor, dict[str, Any]] = {}
     for full, value in values.items():
         name, _, key = full.rpartition("/")
         if name not in owned or value.shape not in (owned[name][0].shape, torch.Size()):
             raise CheckpointError(
-                f"{path / OPTIM} is of another model: it holds {full}, {_kind(value)}.",
+                f"{path / OPTIM} is of another model: it holds {full}, {dtype_shape(value)}.",
                 "Use the config the checkpoint was made with.",
             )
         parameter, group = owned[name]

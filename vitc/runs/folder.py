@@ -21,7 +21,9 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ METRICS, EVENTS = "metrics.jsonl", "events.log"
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
+ENDED = ("done", "diverged", "failed")  # a trial with such a status is never run again
+PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)
 
 HARMLESS = frozenset(
     {
@@ -184,7 +188,7 @@ class RunFolder:
                 f"{self.path} holds a run of another config:\n{lines}",
                 "--overwrite starts anew; or choose another --out.",
             )
-        summary = read_summary(self.path) or {}
+        summary = Run(self.path).summary
         if summary.get("status") == "done":
             top1 = summary.get("top1")
             result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
@@ -322,57 +326,114 @@ def _metric(line: bytes) -> dict[str, Any] | None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read_metrics(run: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl in order, all or of one kind; none before the first.
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it stands, read only: each file when it is first asked for, and once.
 
-    What was not finite is None. A half-written last line is left out, as the run may be going on;
-    any other damage raises CheckpointError.
+    Files that are not there raise ConfigError, damaged ones CheckpointError.
     """
-    path = Path(run) / METRICS
-    if not path.exists():
-        return []
-    try:
-        if path.stat().st_size > METRICS_LIMIT:
-            raise CheckpointError(f"{path} is larger than {METRICS_LIMIT >> 30} GiB: not ours.")
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        values = _metric(line)
-        if values is not None:
-            found.append(values)
-        elif line and number < len(lines):  # the last piece may lack its end
-            raise CheckpointError(f"{path} is damaged at line {number}.")
-    return [v for v in found if kind is None or v["kind"] == kind]
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, as it is stored."""
+        return read_json(self.path / CONFIG)
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """data.json, with what preprocessing needs checked.
+
+        Holds at least `classes` (texts), `mean` and `std` (one number a channel), `img_size`
+        ([H, W]), `in_chans`, `fit` and `eval_crop`.
+        """
+        values = read_json(self.path / DATA, CheckpointError)
+        channels, size = values.get("in_chans"), values.get("img_size")
+        good = (
+            _list_of(values.get("classes"), str)
+            and type(channels) is int
+            and all(_list_of(values.get(k), int | float, channels) for k in ("mean", "std"))
+            and _list_of(size, int, 2)
+            and values.get("fit") in ("crop", "pad", "squash")
+            and isinstance(values.get("eval_crop"), int | float)
+        )
+        if not good:
+            raise CheckpointError(
+                f"{self.path / DATA} is damaged: the preprocessing of the images is incomplete."
+            )
+        return values
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty while the run has none."""
+        file = self.path / SUMMARY
+        return read_json(file, CheckpointError) if file.exists() else {}
+
+    @property
+    def status(self) -> str:
+        """done | diverged | interrupted | failed; running while there is no summary."""
+        return str(self.summary.get("status", "running"))
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def top1(self) -> float | None:
+        """EMA weights, last epoch, validation, percent; None unless the run is done."""
+        return self.summary.get("top1") if self.status == "done" else None
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl in order, all or of one kind ("train", "eval").
+
+        What was not finite is None. A half-written last line is left out, as the run may be
+        writing it; any other damage raises CheckpointError.
+        """
+        return [line for line in self._metrics if kind is None or line["kind"] == kind]
+
+    @cached_property
+    def _metrics(self) -> list[dict[str, Any]]:
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        try:
+            if path.stat().st_size > METRICS_LIMIT:
+                raise CheckpointError(f"{path} is larger than {METRICS_LIMIT >> 30} GiB.")
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        found = []
+        for number, line in enumerate(lines, 1):
+            values = _metric(line)
+            if values is not None:
+                found.append(values)
+            elif line and number < len(lines):  # the last piece may lack its end
+                raise CheckpointError(f"{path} is damaged at line {number}.")
+        return found
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """(engine, host) of each part of a trial, in order; one that was moved has several.
+
+        Empty for a run that no study's engine placed. Studies of version 0.1 have them in
+        events.log.
+        """
+        file = self.path / EVENTS
+        found = PLACED.findall(file.read_text(errors="replace")) if file.is_file() else []
+        tries = self.path / TRIES
+        entries = read_json(tries).get("tries", []) if tries.is_file() else []
+        return list(dict.fromkeys([*found, *((e["engine"], e["host"]) for e in entries)]))
 
 
-def read_summary(run: str | Path) -> dict[str, Any] | None:
-    """A run's summary.json; None while it has none. Raises CheckpointError where damaged."""
-    path = Path(run) / SUMMARY
-    return read_json(path, CheckpointError) if path.exists() else None
-
-
-def read_data(run: str | Path) -> dict[str, Any]:
-    """A run's data.json, with what preprocessing needs checked.
-
-    Holds at least `classes` (texts), `mean` and `std` (one number a channel), `img_size` ([H, W]),
-    `in_chans`, `fit` and `eval_crop`. Raises CheckpointError where it is missing or damaged.
-    """
-    path = Path(run) / DATA
-    values = read_json(path, CheckpointError)
-    channels, size = values.get("in_chans"), values.get("img_size")
-    good = (
-        _list_of(values.get("classes"), str)
-        and type(channels) is int
-        and all(_list_of(values.get(k), int | float, channels) for k in ("mean", "std"))
-        and _list_of(size, int, 2)
-        and values.get("fit") in ("crop", "pad", "squash")
-        and isinstance(values.get("eval_crop"), int | float)
-    )
-    if not good:
-        raise CheckpointError(f"{path} is damaged: it does not say how the images were prepared.")
-    return values
+def load_runs(folder: str | Path) -> list[Run]:
+    """Every run folder below `folder` (or itself), by path. Raises ConfigError: there is none."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"{root} is not a folder.", "Give a run, a study, or a folder of runs.")
+    found = sorted(p.parent for p in root.rglob(CONFIG) if (p.parent / CONFIG).is_file())
+    if not found:
+        raise ConfigError(f"There is no run in {root}.", "A run folder holds a config.json.")
+    return [Run(path) for path in found]
 
 
 def _list_of(value: Any, kind: Any, length: int | None = None) -> bool:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitc.runs.folder import Run, load_runs
     from vitc.stats.compare import Comparison, compare
     from vitc.stats.curves import edf, interval
     from vitc.stats.proportions import Interval
     from vitc.study.report import report
-    from vitc.study.runs import Run, load_runs
 
 __all__ = ["Comparison", "Interval", "Run", "compare", "edf", "interval", "load_runs", "report"]
 
 _MODULES = {
     "Comparison": "stats.compare",
     "Interval": "stats.proportions",
-    "Run": "study.runs",
+    "Run": "runs.folder",
     "compare": "stats.compare",
     "edf": "stats.curves",
     "interval": "stats.curves",
-    "load_runs": "study.runs",
+    "load_runs": "runs.folder",
     "report": "study.report",
 }
 

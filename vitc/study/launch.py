@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitc.errors import ConfigError, RunError
+from vitc.runs.folder import ENDED
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import SlurmEngine
-from vitc.study.runs import ENDED
 from vitc.study.work import Pool, claimed, reached, read_tries, status_of
 
 

@@ -25,8 +25,8 @@ from typing import Any
 
 from vitc.errors import ConfigError, RunError
 from vitc.plugins.consent import TRUSTED_ENV, consent
+from vitc.runs.folder import ENDED
 from vitc.study.design import StudyFolder
-from vitc.study.runs import ENDED
 from vitc.study.work import (
     SAVE_SECONDS,
     Pool,

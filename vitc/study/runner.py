@@ -31,11 +31,10 @@ from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom
 from vitc.progress import Progress
 from vitc.recipes.ranges import study_ranges
-from vitc.runs.folder import CONFIG, SUMMARY
+from vitc.runs.folder import CONFIG, ENDED, SUMMARY, Run
 from vitc.study.controls import RangeRule, control_groups, shifted, with_range_rule
 from vitc.study.design import TUNING, Group, Plan, Range, StudyFolder, Trial, mixed
 from vitc.study.launch import Engine, LocalEngine, device_of, run_all
-from vitc.study.runs import ENDED, Run, read_run
 from vitc.study.work import (
     allow_again,
     check_machine,
@@ -356,7 +355,7 @@ def standing(folder: StudyFolder, plan: Plan) -> Standing:
 def _run_in(path: Path) -> Run:
     numbers = ("top1", "top1_raw", "top1_best", "train_seconds", "step", "peak_memory_bytes")
     try:
-        run = read_run(path)
+        run = Run(path)
         for name in numbers:
             value = run.summary.get(name)
             if not isinstance(value, int | float | None):
@@ -568,7 +567,7 @@ def _note_once(folder: StudyFolder, record: Mapping[str, Any], what: str, comman
 
 def _end(folder: StudyFolder, trial: Trial) -> str:
     """How a trial ended: its error on validation, or why it has none, and its seconds."""
-    run = read_run(folder.trial(trial))
+    run = Run(folder.trial(trial))
     seconds = duration(float(run.summary.get("train_seconds") or 0.0))
     if run.status == "done" and run.top1 is not None:
         return f"error {100 - run.top1:.2f} % ({seconds})"

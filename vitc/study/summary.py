@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitc.runs.folder import Run
 from vitc.study.design import DIVERGED, HPARAMS, PRIMARY, Plan
 from vitc.study.paper.claims import claims
 from vitc.study.paper.exhibits import EXHIBITS
 from vitc.study.results import PAPER_PRIMARY, Result, Section
-from vitc.study.runs import Run
 from vitc.views.latex import tabular
 from vitc.views.model import Table
 from vitc.views.text import columns
@@ -136,9 +136,7 @@ def _all(configs: Sequence[object], name: str) -> str:
 def _places(s: Section) -> str:
     """Which engine ran how many trials on which host; a trial that was moved counts in each."""
     counts = Counter(
-        f"{engine} on {host}"
-        for row in s.results
-        for engine, host in Run(Path(row.folder), {}, {}).places
+        f"{engine} on {host}" for row in s.results for engine, host in Run(Path(row.folder)).places
     )
     return "; ".join(f"{place}: {n} trial{'s' if n > 1 else ''}" for place, n in counts.items())
 

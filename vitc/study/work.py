@@ -36,18 +36,8 @@ from vitc.errors import (
 )
 from vitc.files import LOCK, FolderLock, read_json, write_json
 from vitc.machine import environment
-from vitc.runs.folder import (
-    CHECKPOINTS,
-    CLAIM,
-    CONFIG,
-    LATEST,
-    SUMMARY,
-    TRIES,
-    read_metrics,
-    read_summary,
-)
+from vitc.runs.folder import CHECKPOINTS, CLAIM, CONFIG, ENDED, LATEST, SUMMARY, TRIES, Run
 from vitc.study.design import StudyFolder, Trial
-from vitc.study.runs import ENDED
 
 BUSY = "busy"  # another process is running the trial
 STOPPED = 143  # exit code of a worker that was asked to stop: 128 + SIGTERM
@@ -121,7 +111,7 @@ def _train(config: RunConfig, out: Path) -> tuple[str, str]:
 
 def status_of(out: Path) -> str:
     """The status in a trial's summary.json, empty where there is none. Raises CheckpointError."""
-    return str((read_summary(out) or {}).get("status", ""))
+    return str(Run(out).summary.get("status", ""))
 
 
 def claimed(out: Path) -> bool:
@@ -170,7 +160,7 @@ def record_failure(out: Path, config: RunConfig, error: str) -> None:
         return
     if not (out / CONFIG).exists():
         write_json(out / CONFIG, to_saved(config))
-    lines = read_metrics(out)
+    lines = Run(out).metrics()
     step = int(lines[-1]["step"]) if lines else 0
     summary = {"status": "failed", "run": str(out), "error": error, "step": step}
     write_json(out / SUMMARY, summary)

@@ -18,7 +18,7 @@ from vitc.errors import ConfigError, DataError
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
 from vitc.runs.checkpoint import check_fit, load_weights_of
-from vitc.runs.folder import read_data
+from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson
 from vitc.training.build import batch_plan, step_settings
 from vitc.training.device import Processes, autocast, describe, pick_device
@@ -57,7 +57,7 @@ def evaluate(
 def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, Any]]:
     """The model of a run folder on CPU in eval mode, with its data.json."""
     config = read_config(run)
-    record = read_data(run)
+    record = Run(run).data
     model = build_model(with_sources(config.model, run), len(record["classes"]))
     values = load_weights_of(run, ema=weights == "ema")
     check_fit(run, values, model.state_dict())

@@ -17,6 +17,7 @@ from vitc.errors import CheckpointError, ConfigError, suggest, unknown
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import MODELS, classifier_name
+from vitc.runs.tensors import dtype_shape
 from vitc.weights.layouts import (
     Shape,
     describe,
@@ -31,7 +32,6 @@ from vitc.weights.load import (
     by_our_names,
     by_our_names_if_ours,
     dtype_name,
-    kind,
     read_stored,
     settings_of,
 )
@@ -357,7 +357,7 @@ def _misfit(
         "missing": missing,
         "unexpected": unexpected,
         "of another shape": [
-            f"{n} ({kind(values[n])} there, {kind(wanted[n])} here)" for n in rest
+            f"{n} ({dtype_shape(values[n])} there, {dtype_shape(wanted[n])} here)" for n in rest
         ],
     }
     if not any(groups.values()):

@@ -19,8 +19,9 @@ from vitc.data.preprocessing import Fit, Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
 from vitc.files import read_json, replacing
 from vitc.models.timm import import_peer
-from vitc.runs.checkpoint import DTYPES, STATE, _write_tensors, load_weights_of
-from vitc.runs.folder import CHECKPOINTS, read_data
+from vitc.runs.checkpoint import STATE, load_weights_of
+from vitc.runs.folder import CHECKPOINTS, Run
+from vitc.runs.tensors import DTYPES, dtype_shape, write_tensors
 from vitc.weights.files import SAFETENSORS, TORCH, no_weights_in, read_weights_file
 from vitc.weights.layouts import (
     LAYOUTS,
@@ -246,7 +247,7 @@ def _with_record(weights: Weights, values: Mapping[str, Any]) -> Weights:
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(f"{name} {kind(tensors[name])}\n".encode())
+        digest.update(f"{name} {dtype_shape(tensors[name])}\n".encode())
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         if flat.numel():
             digest.update(flat.view(torch.uint8).numpy().data)
@@ -263,10 +264,6 @@ def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _STEM_SETTINGS = {"kind": "stem", "strides": "strides", "act": "act"}
-
-
-def kind(tensor: Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -310,7 +307,7 @@ def _from_run(path: Path, average: str) -> Weights:
     if not (run / "config.json").exists():
         return weights  # a step_N alone
     config = read_json(run / "config.json", CheckpointError)
-    data = read_data(run)
+    data = Run(run).data
     model = config.get("model")
     model = model if isinstance(model, dict) else {}
     return replace(
@@ -452,14 +449,14 @@ def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
             f"{weights.where} holds no ViT that is known here: only those are converted.",
             f"Its tensors have names as {few(tensors, 2)}.",
         )
-    odd = [f"{n} ({kind(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
+    odd = [f"{n} ({dtype_shape(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
     if odd:
         raise CheckpointError(f"{weights.where} holds types that are not written: {few(odd)}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             if suffix in SAFETENSORS:
-                sha256 = _write_tensors(temporary, tensors, _metadata(weights, layout))
+                sha256 = write_tensors(temporary, tensors, _metadata(weights, layout))
             else:
                 plain = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
                 # pycls reads the epoch, and takes model_state where there are no errors to compare.

@@ -10,12 +10,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitc.errors import ConfigError
-from vitc.runs.folder import read_metrics
+from vitc.runs.folder import Run
 from vitc.stats import compare, proportions
 from vitc.stats import curves as st
 from vitc.stats.proportions import Interval
@@ -161,7 +162,7 @@ def _group(plan: Plan, g: Group, results: list[Result], best: float) -> GroupDra
     any_ = bool(known)
     many = len(known) >= st.FEWEST_TO_RESAMPLE and best < plan.chance_error
     cost, uncounted = cost_of(g, plan.classes)
-    metrics = [read_metrics(r.folder) for r in known]
+    metrics = [Run(Path(r.folder)).metrics() for r in known]
     return GroupDraws(
         contender=g.contender,
         optim=g.optim,
