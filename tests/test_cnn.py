@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import vitc
 from vitc.config import load_config
-from vitc.deploy.show import list_page, model_page
+from vitc.deploy.show import list_page
+from vitc.deploy.show_model import model_page
 from vitc.errors import ConfigError
 from vitc.models.cnn import CNN
 from vitc.models.cnn_config import CNNConfig

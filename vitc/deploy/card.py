@@ -91,13 +91,13 @@ def card(facts: ModelFacts, run: Path | None = None, weights: str = "ema") -> st
 
 def _run_facts(run: Path) -> dict[str, Any]:
     """What a run's files hold for its card; values of the wrong kind are as if missing."""
-    config, record = read_config(run, CheckpointError), Run(run).data
-    summary = Run(run).summary
+    config, files = read_config(run, CheckpointError), Run(run)
+    record, summary = files.data, files.summary
     source, counts, notes = (record.get(k) for k in ("source", "counts", "notes"))
     good = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
     hardware, versions = summary.get("hardware"), summary.get("versions")
     cpu = hardware.get("cpu") if isinstance(hardware, dict) else None
-    tests = [m for m in Run(run).metrics("eval") if m.get("split") == "test"]
+    tests = [m for m in files.metrics("eval") if m.get("split") == "test"]
     test = [_number(tests[-1].get(k)) for k in ("top1", "n")] if tests else [None]
     start = config.init.weights
     return {
@@ -134,8 +134,9 @@ def results_of(run: Path, weights: str) -> dict[str, Any] | None:
 
     Percent, with Wilson's 95 % interval; None: the run has not ended, or had nothing to measure on.
     """
-    summary = Run(run).summary
-    evals = [m for m in Run(run).metrics("eval") if m.get("split", "val") == "val"]
+    files = Run(run)
+    summary = files.summary
+    evals = [m for m in files.metrics("eval") if m.get("split", "val") == "val"]
     if summary.get("status") != "done" or not evals or evals[-1]["step"] != summary.get("step"):
         return None
     last, suffix = evals[-1], "" if weights == "ema" else "_raw"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.deploy.show import check_plot, model_with
+from vitc.deploy.show import check_plot
+from vitc.deploy.show_model import model_with
 from vitc.errors import BrokenFileError, ConfigError, suggest
 from vitc.views.model import Page, Part, Table, Text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +47,45 @@ def draw(chart: Chart) -> Figure:
     """The chart without a window system and without pyplot's global state."""
     with mpl.rc_context(STYLE):
         figure = Figure(layout="constrained")
-        axes = figure.subplots()
-        for line in chart.lines:
-            if len(line.x):
-                _draw_points(axes, line) if line.form == "points" else _draw_line(axes, line)
-        if chart.log_x:
-            _log_axis(axes)
-            measured = sorted({x for line in chart.lines for x in line.x})
-            if len(measured) <= MOST_TICKS and all(float(x).is_integer() for x in measured):
-                axes.set_xticks(measured)  # lengths in epochs: those that were run
-                axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        if chart.ticks:
-            places = range(len(chart.ticks))
-            axes.set_xticks(places, chart.ticks, rotation=25, ha="right", fontsize=8)
-        axes.set_xlabel(chart.xlabel)
-        axes.set_ylabel(chart.ylabel)
-        bottom, top = chart.ylim
-        if top is not None:
-            axes.set_ylim(top=top)
-        if bottom is not None:
-            axes.set_ylim(bottom=bottom)
+        _draw_on(figure.subplots(), chart)
         labels = sum(bool(line.label) for line in chart.lines)
         figure.legend(loc="outside lower center", ncols=2 if labels > 1 else 1, fontsize=8)
     return figure
+
+
+def save_row(charts: Sequence[Chart], file: Path) -> None:
+    """Charts beside each other in one file, the title of the first above them."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5 * len(charts), 3.5), layout="constrained")
+        row = figure.subplots(1, len(charts), squeeze=False)[0]
+        for axes, chart in zip(row, charts, strict=True):
+            _draw_on(axes, chart)
+            if any(line.label for line in chart.lines):
+                axes.legend()
+        row[0].set_title(charts[0].title)
+    figure.savefig(file, dpi=150)
+
+
+def _draw_on(axes: Any, chart: Chart) -> None:
+    for line in chart.lines:
+        if len(line.x):
+            _draw_points(axes, line) if line.form == "points" else _draw_line(axes, line)
+    if chart.log_x:
+        _log_axis(axes)
+        measured = sorted({x for line in chart.lines for x in line.x})
+        if len(measured) <= MOST_TICKS and all(float(x).is_integer() for x in measured):
+            axes.set_xticks(measured)  # lengths in epochs: those that were run
+            axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    if chart.ticks:
+        places = range(len(chart.ticks))
+        axes.set_xticks(places, chart.ticks, rotation=25, ha="right", fontsize=8)
+    axes.set_xlabel(chart.xlabel)
+    axes.set_ylabel(chart.ylabel)
+    bottom, top = chart.ylim
+    if top is not None:
+        axes.set_ylim(top=top)
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
 
 
 def save(chart: Chart, folder: Path) -> tuple[Figure, str]:
