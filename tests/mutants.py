@@ -121,3 +121,9 @@ def _mutated(data: bytes, way: str, kind: str, rng: random.Random) -> bytes:
     elif way == "tail":  # something behind the picture
         raw += rng.randbytes(rng.randint(1, 300))
     return bytes(raw)
+
+
+def resaved(pixels: NDArray[np.uint8], scale: float = 1.0, quality: int = 60) -> bytes:
+    image = Image.fromarray(pixels)
+    size = round(image.width * scale), round(image.height * scale)
+    return encoded(image.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=quality)

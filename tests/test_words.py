@@ -29,16 +29,21 @@ QUOTING = {"docs/words.md", "tests/test_words.py"}
 NOT_YET = {
     "docs/clusters.md",
     "docs/results",
-    "docs/sources.md",
     "docs/stems.md",
     "vitc/cli/convert.py",
-    "vitc/cli/data.py",
     "vitc/cli/engines.py",
     "vitc/cli/measures.py",
     "vitc/cli/parser.py",
     "vitc/cli/study.py",
     "vitc/config.py",
-    "vitc/data",
+    "vitc/data/augment",
+    "vitc/data/config.py",
+    "vitc/data/decode.py",
+    "vitc/data/loader.py",
+    "vitc/data/pack.py",
+    "vitc/data/pixels.py",
+    "vitc/data/preprocessing.py",
+    "vitc/data/sampling.py",
     "vitc/deploy",
     "vitc/models",
     "vitc/optim",
@@ -76,7 +81,7 @@ def test_no_banned_word_is_used(file: Path) -> None:
         f"{name}:{number} ({what}): {line.strip()}"
         for number, line in enumerate(lines, start=1)
         for what, pattern in BANNED.items()
-        if re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", line)
+        if re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", line.replace(".tell()", ""))
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -1,4 +1,4 @@
-"""Lists of paths, and parquet and Arrow files with image bytes."""
+"""Parquet and Arrow files with image bytes."""
 
 from __future__ import annotations
 
@@ -42,128 +42,13 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def opened(path: Path | str, source: Any = "list", **settings: Any) -> DataSet:
+def opened(path: Path | str, **settings: Any) -> DataSet:
     whole = {"val_fraction": 0.0, "test_fraction": 0.0}
-    return open_data(DataConfig(source=source, path=str(path), **(whole | settings)))
+    return open_data(DataConfig(source="parquet", path=str(path), **(whole | settings)))
 
 
 def counts(data: DataSet) -> dict[str, int]:
     return {name: len(split) for name, split in data.splits.items()}
-
-
-# -- lists ----------------------------------------------------------------------------------------
-
-
-def images(folder: Path, count: int = 6) -> None:
-    (folder / "in").mkdir(exist_ok=True)
-    for i in range(count):
-        (folder / "in" / f"{i}.png").write_bytes(png(i))
-
-
-def listed(folder: Path, text: str, name: str = "list.csv") -> Path:
-    images(folder)
-    (folder / name).write_text(text, encoding="utf-8")
-    return folder / name
-
-
-def test_a_list_names_files_labels_and_splits(tmp_path: Path) -> None:
-    rows = [
-        f"in/{i}.png,{'cat' if i % 2 else 'dog'},{'val' if i > 3 else 'train'}" for i in range(6)
-    ]
-    file = listed(tmp_path, "\ufeffpath,label,split\n" + "\n".join(rows) + "\n")
-    data = opened(file)
-    assert data.classes == ("cat", "dog")
-    assert counts(data) == {"train": 4, "val": 2}
-    split = data.splits["train"]
-    assert split.labels.tolist() == [1, 0, 1, 0]
-    assert split.names == [f"in/{i}.png" for i in range(4)]
-    assert [split.stored(i) for i in range(4)] == [png(i) for i in range(4)]
-    assert load_config("debug", data=str(file)).data.source == "list"
-
-
-def test_csv_tsv_and_json_lines_say_the_same(tmp_path: Path) -> None:
-    pairs = [(f"in/{i}.png", str(i % 3)) for i in range(6)]
-    csv = listed(tmp_path, "label,path\r\n" + "".join(f'{b},"{a}"\r\n' for a, b in pairs))
-    tsv = listed(tmp_path, "path\tlabel\n" + "".join(f"{a}\t{b}\n" for a, b in pairs), "l.tsv")
-    lines = [json.dumps({"label": int(b), "path": a, "more": [1]}) for a, b in pairs]
-    jsonl = listed(tmp_path, "\n".join(lines) + "\n\n", "l.jsonl")
-    assert len({opened(file).fingerprint for file in (csv, tsv, jsonl)}) == 1
-
-
-def test_absolute_paths_and_other_columns_are_read(tmp_path: Path) -> None:
-    rows = [f"{tmp_path}/in/{i}.png,{i % 2},{i % 3}" for i in range(6)]
-    file = listed(tmp_path, "where,label,species\n" + "\n".join(rows))
-    data = opened(file, image_column="where", label_column="species")
-    assert data.classes == ("0", "1", "2")
-    assert data.splits["train"].stored(5) == png(5)
-    with pytest.raises(ConfigError, match="no column path or file"):
-        opened(file)
-    with pytest.raises(ConfigError, match=r"specie'.*Did you mean 'species'"):
-        opened(file, image_column="where", label_column="specie")
-
-
-def test_files_that_are_missing_stop_or_are_left_out_and_named(tmp_path: Path) -> None:
-    rows = [f"in/{i}.png,{i % 2}" for i in range(6)]
-    file = listed(tmp_path, "path,label\n" + "\n".join([*rows, "in/gone.png,1"]))
-    with pytest.raises(DataError, match=r"1 listed file missing: 'in/gone\.png'"):
-        opened(file)
-    data = opened(file, bad_files="skip")
-    assert counts(data) == {"train": 6}
-    assert "in/gone.png" in "\n".join(data.notes)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("path,label\nin/1.png,a|b\nin/2.png,a\n", "1 image several labels"),
-        ("path,label\nin/1.png,a\nin/1.png,a\n", "1 path listed twice"),
-        ("path,label\nin/1.png\n", "line 2: 1 values under 2 headings"),
-        ("path,label\n,a\n", "line 2: no path"),
-        ("path,label\nx.png,\n", "line 2: no label"),
-        ("path,label,split\nin/1.png,a,trian\n", r"'trian'\. Did you mean 'train'"),
-        ("path,label\n", "lists no images"),
-        ("path,label\nin/1.png,a\n", "one class only"),
-        (
-            "path,label,split\nin/1.png,a,train\nin/2.png,b,train\nin/3.png,c,val\n",
-            "outside training",
-        ),
-        ("path,label,split\nin/1.png,a,val\n", "no training images"),
-        ("path,label\n" + "x" * 200_000 + ",a\n", "field larger"),
-    ],
-)
-def test_lists_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        opened(listed(tmp_path, text))
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "line 1 is not JSON"),
-        ("[1]", "not an object"),
-        ("[" * 100_000, "not JSON"),
-        ('{"path": 3, "label": "a"}', "must be strings"),
-        ('{"path": "a", "label": true}', "strings"),
-        ('{"path": "in/1.png", "label": ["a", "b"]}', "several labels"),
-        ('{"path": "' + "x" * 2_000_000 + '", "label": "a"}', "is longer than"),
-    ],
-    ids=range(7),
-)
-def test_json_lines_that_cannot_be_are_refused(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        opened(listed(tmp_path, line + "\n", "l.jsonl"))
-
-
-def test_a_list_that_is_not_there_or_has_no_header_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="There is no list"):
-        opened(tmp_path / "gone.csv")
-    with pytest.raises(ConfigError, match="its first line is"):
-        opened(listed(tmp_path, "in/1.png,a\nin/2.png,b\n"))
-    with pytest.raises(ConfigError, match="its first line is empty"):
-        opened(listed(tmp_path, ""))
-
-
-# -- parquet and Arrow ----------------------------------------------------------------------------
 
 
 def test_without_pyarrow_the_line_that_installs_it_is_said(
@@ -178,7 +63,7 @@ def test_without_pyarrow_the_line_that_installs_it_is_said(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match="needs pyarrow") as error:
-        opened(tmp_path / "x.parquet", "parquet")
+        opened(tmp_path / "x.parquet")
     assert error.value.hint == "pip install 'vitc[data]'"
 
 
@@ -223,7 +108,7 @@ def test_images_and_labels_are_read_from_tables(tmp_path: Path, form: str, plain
         file = tmp_path / "t.parquet"
         pq.write_table(made, file, compression=form, row_group_size=4)
     for _ in range(2):  # the second time from the cache
-        data = opened(file, "parquet")
+        data = opened(file)
         split = data.splits["train"]
         assert data.classes == ("dog", "cat")
         assert split.labels.tolist() == [i % 2 for i in range(10)]
@@ -239,7 +124,7 @@ def test_parquet_and_arrow_of_the_same_rows_differ_in_names_only(tmp_path: Path)
 
     pq.write_table(table(), tmp_path / "t.parquet")
     write_arrow(tmp_path / "t.arrow", table())
-    a, b = (opened(tmp_path / f"t.{s}", "parquet").splits["train"] for s in ("parquet", "arrow"))
+    a, b = (opened(tmp_path / f"t.{s}").splits["train"] for s in ("parquet", "arrow"))
     assert (a.sizes == b.sizes).all()  # type: ignore[union-attr]
     assert [n.partition("/")[2] for n in a.names] == [n.partition("/")[2] for n in b.names]
 
@@ -254,7 +139,7 @@ def test_the_hub_s_layout_is_read_with_its_splits(tmp_path: Path) -> None:
         pq.write_table(table(count, names=["a", "b"]), data / f"{split}-00000-of-00001.parquet")
     config = load_config("debug", data=str(tmp_path / "set"))
     assert config.data.source == "parquet"
-    assert counts(opened(tmp_path / "set", "parquet")) == {"train": 8, "val": 4, "test": 2}
+    assert counts(opened(tmp_path / "set")) == {"train": 8, "val": 4, "test": 2}
 
 
 def saved(folder: Path, splits: dict[str, int]) -> Path:
@@ -273,8 +158,8 @@ def saved(folder: Path, splits: dict[str, int]) -> Path:
 def test_a_saved_data_set_is_read_where_it_lies(tmp_path: Path) -> None:
     folder = saved(tmp_path / "set", {"train": 8, "validation": 4})
     assert load_config("debug", data=str(folder)).data.source == "parquet"
-    assert counts(opened(folder, "parquet")) == {"train": 8, "val": 4}
-    assert counts(opened(folder / "train", "parquet")) == {"train": 8}
+    assert counts(opened(folder)) == {"train": 8, "val": 4}
+    assert counts(opened(folder / "train")) == {"train": 8}
     assert not (cache_folder() / "tables").exists()
 
 
@@ -294,7 +179,7 @@ def test_what_datasets_itself_saves_is_read(tmp_path: Path) -> None:
     made = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(str(tmp_path / "set"))
     made.to_parquet(str(tmp_path / "x.parquet"))
-    for data in (opened(tmp_path / "set", "parquet"), opened(tmp_path / "x.parquet", "parquet")):
+    for data in (opened(tmp_path / "set"), opened(tmp_path / "x.parquet")):
         split = data.splits["train"]
         assert data.classes == ("cat", "dog")
         assert [split.stored(i) for i in range(8)] == [png(i) for i in range(8)]
@@ -307,16 +192,16 @@ def test_state_files_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     for name in ("../../x.arrow", "/etc/passwd", "..", "", 3):
         state.write_text(json.dumps({"_data_files": [{"filename": name}]}))
         with pytest.raises(DataError, match="not a file in it"):
-            opened(folder, "parquet")
+            opened(folder)
     state.write_text(json.dumps({"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}))
     with pytest.raises(DataError, match="selection of rows"):
-        opened(folder, "parquet")
+        opened(folder)
     state.write_text("[" * 100_000)
     with pytest.raises(DataError, match="cannot be read"):
-        opened(folder, "parquet")
+        opened(folder)
     (folder / "dataset_dict.json").write_text('{"splits": ["extra"]}')
     with pytest.raises(DataError, match="a split 'extra'"):
-        opened(folder, "parquet")
+        opened(folder)
 
 
 @needs_pyarrow
@@ -330,7 +215,7 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
     def refused(made: Any, said: str, **settings: Any) -> None:
         pq.write_table(made, file)
         with pytest.raises((DataError, ConfigError), match=said):
-            opened(file, "parquet", **settings)
+            opened(file, **settings)
 
     refused(good.drop(["image"]), "No column .* can be the image")
     refused(good.drop(["label"]), "No column .* can be the label")
@@ -346,15 +231,15 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
     two = good.append_column("img", good["image"]).rename_columns(["a", "label", "b"])
     refused(two, "Several columns")
     pq.write_table(two, file)
-    assert len(opened(file, "parquet", image_column="b").splits["train"]) == 10
+    assert len(opened(file, image_column="b").splits["train"]) == 10
     raw = bytearray(file.read_bytes())
     for cut in (b"", b"PAR1", bytes(raw[: len(raw) // 2]), bytes(raw[:-4]) + b"PARX"):
         file.write_bytes(cut)
         with pytest.raises(DataError, match="cannot be read"):
-            opened(file, "parquet", image_column="b")
+            opened(file, image_column="b")
     compressed = write_arrow(tmp_path / "t.arrow", good, compression="zstd")
     with pytest.raises(DataError, match="compressed batches"):
-        opened(compressed, "parquet")
+        opened(compressed)
 
 
 @needs_pyarrow
@@ -374,7 +259,7 @@ def test_damaged_tables_are_refused_or_read_but_never_crash(tmp_path: Path, suff
         raw[int(rng.integers(0, len(raw)))] ^= 1 << int(rng.integers(0, 8))
         file.write_bytes(raw[: int(rng.integers(1, len(raw)))] if rng.random() < 0.3 else raw)
         try:
-            split = opened(file, "parquet").splits["train"]
+            split = opened(file).splits["train"]
         except (DataError, ConfigError):
             continue
         for i in range(len(split)):
@@ -390,19 +275,19 @@ def test_a_copy_is_made_once_and_again_when_it_or_the_file_changes(
 
     file = tmp_path / "t.parquet"
     pq.write_table(table(), file)
-    first = opened(file, "parquet").fingerprint
+    first = opened(file).fingerprint
     made: list[Any] = []
     really = vitc.data.sources.parquet._copy
     monkeypatch.setattr("vitc.data.sources.parquet._copy", lambda *a: made.append(1) or really(*a))
-    assert opened(file, "parquet").fingerprint == first
+    assert opened(file).fingerprint == first
     assert made == []
     (copy,) = (cache_folder() / "tables").glob("*.images")
     copy.write_bytes(copy.read_bytes()[:-1])
-    assert opened(file, "parquet").splits["train"].stored(9) == png(9)
+    assert opened(file).splits["train"].stored(9) == png(9)
     assert len(made) == 1
     pq.write_table(table(12), file)
     os.utime(file, (1, 1))
-    assert len(opened(file, "parquet").splits["train"]) == 12
+    assert len(opened(file).splits["train"]) == 12
     assert len(made) == 2
     there = sorted(p.suffix for p in (cache_folder() / "tables").iterdir())
     assert there == [".images", ".index", ".lock"]
@@ -443,7 +328,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     pq.write_table(table(), tmp_path / "t.parquet")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "t.parquet"))
     with pytest.raises(ConfigError, match="cannot be written"):
-        opened(tmp_path / "t.parquet", "parquet")
+        opened(tmp_path / "t.parquet")
 
 
 @needs_pyarrow
@@ -455,12 +340,12 @@ def test_a_full_disk_and_a_huge_row_group_are_refused(
     pq.write_table(table(), tmp_path / "t.parquet")
     monkeypatch.setattr("vitc.data.sources.parquet.MAX_GROUP", 10)
     with pytest.raises(DataError, match="row group"):
-        opened(tmp_path / "t.parquet", "parquet")
+        opened(tmp_path / "t.parquet")
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Disk())
     with pytest.raises(ConfigError, match="are free"):
-        opened(tmp_path / "t.parquet", "parquet")
+        opened(tmp_path / "t.parquet")
 
 
 class _Disk:

@@ -1,0 +1,257 @@
+"""What a folder of images is taken for, whatever lies in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.source_folders import PNG, Tree, counts, notes, opened, plant, refusal
+from vitc.data.sources.folder import scan_folder
+from vitc.data.store import Files, Names
+from vitc.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize(
+    ("tree", "split", "noted"),
+    [
+        ({"a": 40, "b": 20}, [[28, 14], [6, 3], [6, 3]], "9 for validation and 9 for the test"),
+        ({"train/a": 20, "train/b": 20}, [[14, 14], [3, 3], [3, 3]], "Held out of 40"),
+        ({"train/a": 20, "train/b": 20, "test/a": 5, "test/b": 5}, [[17, 17], [3, 3], [5, 5]], ""),
+        ({"train/a": 20, "train/b": 20, "val/a": 5, "val/b": 5}, [[20, 20], [5, 5]], "No test"),
+        (
+            {"Training/a": 5, "Training/b": 4, "VALID/a": 2, "VALID/b": 1, "testing/a": 3},
+            [[5, 4], [2, 1], [3, 0]],
+            "The test split has no image of 1 class: 'b'.",
+        ),
+        (
+            {"TRAIN/a": 5, "TRAIN/b": 4, "validation/a": 2, "Test/a": 3},
+            [[5, 4], [2, 0], [3, 0]],
+            "",
+        ),
+        ({"train/a": 5, "train/b": 4, "dev/a": 2, "test/b": 3}, [[5, 4], [2, 0], [0, 3]], ""),
+        (
+            {"train/a": 20, "train/b": 20, "test": 7},
+            [[14, 14], [3, 3], [3, 3]],
+            "'test' was skipped: it has no class sub-folders, so its 7 images",
+        ),
+        (
+            {"train/a": 9, "train/b": 9, "extra/c": 3, "masks": 2},
+            [[7, 7], [1, 1], [1, 1]],
+            "'extra', 'masks' beside 'train' skipped",
+        ),
+        (
+            {"a": 20, "b": 20, "pair": 2, "three": 3},
+            [[14, 14, 1, 1], [3, 3, 1, 1], [3, 3, 0, 1]],
+            "Too few images to be in the test: 'pair'.",
+        ),
+        ({"a": 5, "b": 5, ".": 2}, [[3, 3], [1, 1], [1, 1]], "2 files beside the class folders"),
+        ({"train/a": 9, "train/b": 1, "val/a": 2, "test/b": 1}, [[9, 1], [2, 0], [0, 1]], ""),
+    ],
+)
+def test_splits_are_the_folder_s_own_or_held_out_class_by_class(
+    tmp_path: Path, tree: Tree, split: list[list[int]], noted: str
+) -> None:
+    data = opened(plant(tmp_path, tree))
+    assert counts(data) == dict(zip(("train", "val", "test"), split, strict=False))
+    assert noted in notes(data)
+    names = [name for part in data.splits.values() for name in part.names]
+    assert len(names) == len(set(names))
+    for part in data.splits.values():
+        assert isinstance(part.store, Files)
+        for i, (name, label) in enumerate(zip(part.names, part.labels, strict=True)):
+            place = i if part.places is None else int(part.places[i])
+            assert part.store.path(place) == tmp_path / name
+            assert data.classes[label] in name.split("/")
+
+
+def test_a_folder_s_names_are_flat_in_the_process_and_its_workers(tmp_path: Path) -> None:
+    split = opened(plant(tmp_path, {"a": 20, "ü": 20})).splits["train"]
+    assert isinstance(split.names, Names)
+    assert isinstance(split.store, Files)
+    assert isinstance(split.store.names, Names)
+
+
+def test_the_split_depends_on_its_seed_and_hardly_on_new_images(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 40, "b": 40})
+    first, again = opened(tmp_path), opened(tmp_path)
+    assert first.splits["val"].names == again.splits["val"].names
+    assert first.fingerprint == again.fingerprint
+    assert opened(tmp_path, split_seed=1).splits["val"].names != first.splits["val"].names
+    (tmp_path / "a" / "new.png").write_bytes(PNG.getvalue())
+    kept = set(opened(tmp_path).splits["val"].names) & set(first.splits["val"].names)
+    assert len(kept) >= len(first.splits["val"]) - 1
+
+
+def test_fractions_of_zero_hold_nothing_out_and_say_so(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 20, "b": 20})
+    no_test = opened(tmp_path, test_fraction=0.0)
+    assert counts(no_test) == {"train": [17, 17], "val": [3, 3]}
+    assert "No test split: data.test_fraction is 0." in notes(no_test)
+    neither = opened(tmp_path, test_fraction=0.0, val_fraction=0.0)
+    assert counts(neither) == {"train": [20, 20]}
+    assert "No validation split" in notes(neither)
+
+
+def test_a_flat_folder_named_like_a_split_beside_classes_is_a_class(tmp_path: Path) -> None:
+    data = opened(plant(tmp_path, {"bus": 9, "car": 9, "train": 9}))
+    assert data.classes == ("bus", "car", "train")
+    assert "'train' has no sub-folders, so it is a class" in notes(data)
+
+
+def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
+    data = opened(plant(tmp_path, {"a/2023/may": 5, "a/2024": 5, "a": 2, "b/x/y/z": 4}))
+    assert sum(counts(data)[k][0] for k in data.splits) == 12
+    assert "a/2023/may/000.png" in [n for s in data.splits.values() for n in s.names]
+
+
+def test_litter_is_passed_over_and_other_files_are_counted_and_named(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 5, "b": 5, ".git": 3, "__MACOSX/a": 5, "a/.cache": 3, "@eaDir": 1})
+    for litter in (".DS_Store", "a/Thumbs.db", "b/._000.png", "b/desktop.ini"):
+        (tmp_path / litter).write_bytes(b"x")
+    assert len(opened(tmp_path).notes) == 1  # the hold-out
+    for name in ("a/notes.txt", "a/clip.mp4", "b/IMG.HEIC", "b/x.csv", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    noted = notes(opened(tmp_path))
+    assert "4 files skipped, not images: 'a/clip.mp4', 'a/notes.txt', 'b/IMG.HEIC' and 1 m" in noted
+    assert "1 file beside the class folders" in noted
+    assert "'README'" in noted
+
+
+def test_empty_image_files_are_named_at_once(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "a" / "zero.jpg").touch()
+    assert "1 image file of 0 bytes, broken: 'a/zero.jpg'." in notes(opened(tmp_path))
+
+
+def test_links_in_circles_end_and_linked_folders_are_read(tmp_path: Path) -> None:
+    plant(tmp_path, {"data/a": 3, "data/b": 3, "elsewhere": 4})
+    root = tmp_path / "data"
+    (root / "a" / "loop").symlink_to(root, target_is_directory=True)
+    (root / "b" / "self").symlink_to(root / "b" / "self")
+    (root / "b" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    listing = scan_folder(root)
+    names = listing.splits["train"].names
+    assert "b/more/000.png" in names
+    assert "b/gone.png" not in names
+    assert len(names) < 20
+
+
+def test_special_files_are_never_opened_as_images(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 3, "b": 3})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    assert "'a/pipe.png'" in notes(opened(tmp_path))
+
+
+def test_odd_names_are_fine(tmp_path: Path) -> None:
+    odd = ["größe", "猫 ", "it's; $(rm)", "tab\tname", "100%"]
+    data = opened(plant(tmp_path, dict.fromkeys(odd, 3)))
+    assert set(data.classes) == set(odd)
+
+
+def test_names_that_are_no_text_can_still_be_printed_and_opened(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 4})
+    raw = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(raw)
+    except OSError:
+        pytest.skip("this file system takes text only")
+    for i in range(4):
+        with open(raw + b"/\xff%d.png" % i, "wb") as f:
+            f.write(PNG.getvalue())
+    data = opened(tmp_path)
+    assert data.classes == ("a", "caf\\xe9")
+    for split in data.splits.values():
+        "\n".join(split.names).encode()
+        assert all(split.read(i, 3).shape == (4, 4, 3) for i in range(len(split)))
+
+
+def test_accents_written_in_two_ways_are_one_class_with_one_fingerprint(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    rest = {"train/b": 4, "val/b": 2}
+    one = opened(plant(tmp_path / "x", {f"train/{composed}": 4, f"val/{apart}": 2} | rest))
+    two = opened(plant(tmp_path / "y", {f"train/{apart}": 4, f"val/{composed}": 2} | rest))
+    assert counts(one) == {"train": [4, 4], "val": [2, 2]}
+    assert one.classes == two.classes == ("b", composed)
+    assert one.fingerprint == two.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({".": 5}, "holds 5 images but no sub-folders"),
+        ({".": 0}, "no image and no sub-folder"),
+        ({"cat": 9}, "one class only, 'cat'"),
+        ({"flowers/rose": 9, "flowers/daisy": 9}, "'daisy', 'rose'"),
+        ({"flowers/train/a": 9, "flowers/val/a": 9}, "flowers as the folder"),
+        ({"a": 9, "b": 9, "c": 0}, "1 class without any image to train on: 'c'."),
+        ({"a": 9, "b": 9, "lonely": 1}, "1 class with one image only: 'lonely'. It cannot both"),
+        ({"train/cat": 5, "train/dog": 5, "val/cta": 2}, "'cta'. Did you mean 'cat'?"),
+        ({"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1}, "several folders for the val"),
+        ({"val/a": 3, "test/a": 3}, "no train folder"),
+        ({"train": 3, "test": 3}, "have no sub-folders"),
+        ({"train": 3, "test/a": 3}, "train has no sub-folders"),
+        ({"train/a": 3, "train/b": 3, "val/a": 0, "val/b": 0}, "The val folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_is_refused(
+    tmp_path: Path, tree: Tree, said: str
+) -> None:
+    assert said in refusal(plant(tmp_path, tree))
+
+
+def test_what_lies_there_instead_of_images_is_named(tmp_path: Path) -> None:
+    plant(tmp_path / "x", {".": 0})
+    (tmp_path / "x" / "photos.tar.gz").write_bytes(b"x")
+    assert "Unpack 'photos.tar.gz' first" in refusal(tmp_path / "x")
+    message = refusal(plant(tmp_path / "y", {"a": 3, "b": 3}, suffix=".txt"))
+    assert "No images in the class folders" in message
+    assert "jpeg" in message
+    plant(tmp_path / "z", {"a": 9, "b": 9, "empty": 0})
+    (tmp_path / "z" / "empty" / "IMG_1.HEIC").write_bytes(b"x")
+    assert "'empty/IMG_1.HEIC'" in refusal(tmp_path / "z")
+
+
+def test_a_wrong_path_is_a_config_error_with_a_suggestion(tmp_path: Path) -> None:
+    plant(tmp_path, {"photos/a": 2, "photos/b": 2})
+    message = refusal(tmp_path / "photo", ConfigError)
+    assert "There is no folder" in message
+    assert "Did you mean 'photos'?" in message
+
+
+def test_an_archive_instead_of_a_folder_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    assert "Unpack it" in refusal(tmp_path / "photos.zip", ConfigError)
+    (tmp_path / "one.jpg").write_bytes(b"x")
+    assert "is a file, not a folder" in refusal(tmp_path / "one.jpg", ConfigError)
+
+
+def test_names_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 3, "dog": 3})
+    try:
+        (tmp_path / "Cat").mkdir()
+    except FileExistsError:
+        pytest.skip("this file system cannot tell them apart")
+    plant(tmp_path, {"Cat": 3})
+    message = refusal(tmp_path)
+    assert "'Cat' and 'cat'" in message
+    assert "upper and lower case" in message
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path, {"a": 3, "secret": 3})
+    scandir = os.scandir
+
+    def refuse(place: str) -> Any:
+        if place.endswith("secret"):
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"secret' cannot be read: Permission denied"):
+        opened(tmp_path)
