@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 
 from tests.source_folders import counts, plant
 from vitc.config import load_config
-from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data
 from vitc.errors import BrokenFileError, ConfigError, VitcError
 
@@ -87,34 +84,6 @@ def test_every_process_makes_its_own_object(custom: Path) -> None:
     assert store._made is not first
 
 
-def test_naming_runs_nothing_and_a_foreign_config_is_not_imported(
-    custom: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    config = DataConfig(
-        source="outside",
-        path=f"{custom}:Stripes",
-        path_sha256=hashlib.sha256(CUSTOM.encode()).hexdigest(),
-    )
-    with pytest.raises(ConfigError, match="not trusted on this machine"):
-        open_data(config)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"data": dataclasses.asdict(config)}))
-    with pytest.raises(ConfigError, match="not trusted on this machine"):
-        open_data(load_config(file).data)
-    with pytest.raises(ConfigError, match="not trusted on this machine"):
-        open_data(load_config(file, data="outside").data)
-    load_config("debug", data=f"{custom}:Stripes")
-    assert "imported" not in capsys.readouterr().out
-    open_data(load_config(file).data)  # now it is known
-
-
-def test_a_class_that_has_changed_since_is_not_imported(custom: Path) -> None:
-    config = load_config("debug", data=f"{custom}:Stripes").data
-    custom.write_text(CUSTOM + "\n# changed\n")
-    with pytest.raises(ConfigError, match="has changed since it was named"):
-        open_data(config)
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -137,17 +106,6 @@ def test_custom_classes_that_cannot_be_are_refused(
     custom.write_text(CUSTOM.replace(old, new, 1))
     with pytest.raises(VitcError, match=said):
         open_data(load_config("debug", data=f"{custom}:Stripes").data)
-
-
-def test_settings_of_a_custom_class_are_checked(custom: Path) -> None:
-    with pytest.raises(ConfigError, match="no setting 'width'"):
-        open_data(load_config("debug", data=f"{custom}:Stripes(width=3)").data)
-    with pytest.raises(ConfigError, match="are invalid"):
-        load_config("debug", data=f"{custom}:Stripes(height=open('x'))")
-    with pytest.raises(ConfigError, match=r"no class 'Stripe'\. Did you mean 'Stripes'"):
-        load_config("debug", data=f"{custom}:Stripe")
-    with pytest.raises(ConfigError, match=r"mime\.py.*Did you mean 'mine\.py'"):
-        load_config("debug", data=f"{custom.parent}/mime.py:Stripes")
 
 
 def test_the_example_of_the_page_on_sources_is_a_source(

@@ -138,8 +138,8 @@ class Files:
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root, self.names = root, Names.of(names)
-        printable = Names.of(map(shown, self.names))
-        self.shown = self.names if printable == self.names else printable
+        plain = bool((self.names.blob < 128).all())  # ASCII, as most are: quickly decided
+        self.shown = self.names if plain else Names.of(map(shown, self.names))
 
     def path(self, place: int) -> Path:
         return self.root / self.names[place]
