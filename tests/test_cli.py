@@ -13,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-import vitc.training.evaluate
+import vitc.deploy.evaluation
 import vitc.training.loop
 from vitc.cli.main import VERBS, main
 from vitc.cli.parser import seconds, take_settings
 from vitc.cli.train import COMMON_SETTINGS
 from vitc.config import RunConfig, differences, load_config, to_dict
+from vitc.deploy.evaluation import ClassResult, Evaluation
 from vitc.errors import (
     BrokenFileError,
     CheckpointError,
@@ -578,28 +580,30 @@ def test_a_pattern_of_shards_names_the_command_to_use(
 # -- eval ------------------------------------------------------------------------------------------
 
 
-def test_eval_asks_for_what_was_said_and_shows_it(
+def test_evaluate_passes_its_options_on_and_shows_the_result(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     asked = []
     classes = 6
 
-    def evaluate_run(*args: Any) -> dict[str, Any]:
+    def evaluate(*args: Any) -> Evaluation:
         asked.append(args)
-        return {
-            "run": "r",
-            "split": args[2],
-            "weights": args[3],
-            "n": 1234,
-            "top1": 12.345,
-            "top5": 50.0,
-            "loss": 2.0,
-            "top1_low": 10.0,
-            "top1_high": 15.0,
-            "classes": classes,
-        }
+        return Evaluation(
+            run="r",
+            split=args[2],
+            weights=args[3],
+            n=1234,
+            top1=12.345,
+            top5=50.0,
+            loss=2.0,
+            interval=(10.0, 15.0),
+            per_class=(ClassResult("c", 0, 0),) * classes,
+            confusion=np.zeros((classes, classes), np.int64),
+            data_fingerprint="",
+            device="cpu",
+        )
 
-    monkeypatch.setattr(vitc.training.evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(vitc.deploy.evaluation, "evaluate", evaluate)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
     assert main(words) == 0
     assert asked == [(finished_run, "cifar10", "test", "raw", "auto")]
