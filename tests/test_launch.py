@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.test_work import LONGER, nothing_twice, plan, results, study
+from vitc.cli.engines import FLAGS
 from vitc.cli.main import main
 from vitc.errors import ConfigError, InterruptedRun, RunError
 from vitc.files import write_json
@@ -29,7 +31,7 @@ from vitc.study import launch_slurm as slurm_module
 from vitc.study import load_runs
 from vitc.study.analysis import analyse
 from vitc.study.design import StudyFolder, Trial
-from vitc.study.launch import LocalEngine, make_engine, run_all
+from vitc.study.launch import ENGINES, LocalEngine, run_all
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import Slice, SlurmEngine
 from vitc.study.runner import conduct, standing
@@ -109,6 +111,12 @@ def test_a_flag_without_effect_or_sense_is_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_fields_of_an_engine_are_its_flags(name: str) -> None:
+    fields = {f.name for f in dataclasses.fields(ENGINES[name]) if f.init}
+    assert fields == {flag for flag, about in FLAGS.items() if name in about.engines}
+
+
 def test_quick_on_a_cluster_needs_draws_as_its_budget_is_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +149,7 @@ def test_without_its_package_an_engine_shows_the_line_that_installs_it(
 def test_the_device_of_trials_elsewhere_follows_from_their_gpus(
     engine: str, gpus: float | None, asked: str | None, device: str
 ) -> None:
-    assert make_engine(engine, {"gpus_per_trial": gpus}).device(asked) == device
+    assert ENGINES[engine](gpus_per_trial=gpus).device(asked) == device  # type: ignore[call-arg]
 
 
 def test_trials_for_a_gpu_are_planned_where_none_is(tmp_path: Path) -> None:
@@ -159,8 +167,8 @@ def test_what_can_only_be_measured_on_the_gpu_is_asked_for(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("engine", ["ray", "slurm"])
 def test_a_study_for_the_cpu_gets_no_gpus_later(engine: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="are for cpu, but get 2 GPUs"):
-        make_engine(engine, {"gpus_per_trial": 2}).prepare(StudyFolder(tmp_path), "cpu", False)
+    with pytest.raises(ConfigError, match="are for cpu, which contradicts --gpus-per-trial 2"):
+        ENGINES[engine](gpus_per_trial=2).prepare(StudyFolder(tmp_path), "cpu", False)  # type: ignore[call-arg]
 
 
 # -- any engine ------------------------------------------------------------------------------------
@@ -201,7 +209,7 @@ def test_what_is_unfinished_is_launched_again_and_nothing_else(tmp_path: Path) -
 
 def test_an_engine_that_changes_nothing_is_not_launched_for_ever(tmp_path: Path) -> None:
     folder, (trial,) = study(tmp_path, 1)
-    engine = Fake(lambda folder, ids, n: note(folder, ids[0], ended="interrupted"))
+    engine = Fake(lambda folder, ids, n: None)
     with pytest.raises(RunError, match=trial.id):
         run_all(folder, [trial.id], engine, always)
     assert len(engine.launched) == 2
@@ -487,7 +495,6 @@ def slice_of(folder: StudyFolder, trials: Sequence[Trial], **changed: Any) -> Sl
         "workers": 1,
         "span": Span(),
         "gpus": False,
-        "wall_seconds": 100.0,
         "save_seconds": 1.0,
         "trusted": "{}",
         "allow_mixed": False,
@@ -516,24 +523,6 @@ def test_two_trials_of_an_array_meet_at_two_ports(
         spans.append(part._span())
     assert spans[0].port == spans[1].port != spans[2].port
     assert [(s.rank, s.address) for s in spans] == [(0, "a"), (1, "a"), (0, "a")]
-
-
-@pytest.mark.parametrize(("step", "requeued"), [("step_9", True), ("step_5", False)])
-def test_a_task_is_requeued_only_if_its_time_sufficed_for_a_checkpoint(
-    step: str, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake: Any = ModuleType("submitit")
-    fake.helpers = SimpleNamespace(DelayedSubmission=lambda part: part)
-    monkeypatch.setitem(sys.modules, "submitit", fake)
-    folder, trials = study(tmp_path, 1)
-    part = slice_of(folder, trials)
-    latest = folder.trial(trials[0]) / "checkpoints" / "latest"
-    latest.parent.mkdir(parents=True)
-    latest.write_text("step_5\n")
-    part._began, part._reached_then = time.monotonic() - 95, part._reached()
-    latest.write_text(f"{step}\n")
-    again = part.checkpoint()
-    assert (again == part) if requeued else again is None
 
 
 # -- Ray -------------------------------------------------------------------------------------------

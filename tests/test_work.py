@@ -29,7 +29,6 @@ from vitc.study.runner import conduct, hparams_plan, standing, work_on
 from vitc.study.work import (
     BUSY,
     DEATHS,
-    LOSSES,
     Pool,
     Span,
     allow_again,
@@ -140,9 +139,10 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_again(
     [
         (["died"] * (DEATHS - 1), False),
         (["died"] * DEATHS, True),
-        ([None] * (LOSSES - 1), False),
-        ([None] * LOSSES, True),
-        (["interrupted"] * 20, False),
+        ([None] * (work.MOST_TRIES - 1), False),
+        ([None] * work.MOST_TRIES, True),
+        (["interrupted"] * (work.MOST_TRIES - 1), False),
+        (["interrupted"] * work.MOST_TRIES, True),
     ],
 )
 def test_a_trial_whose_process_dies_too_often_is_given_up_with_the_reason(

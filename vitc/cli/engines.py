@@ -6,27 +6,60 @@ import argparse
 import functools
 from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.cli.parser import Parser, count, say
+from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitc.study.design import Plan, StudyFolder
     from vitc.study.launch import Engine
 
 
+class Flag(NamedTuple):
+    """A flag of engines; the engine's class has a field of its name."""
+
+    engines: tuple[str, ...]
+    kind: Callable[[str], Any]
+    metavar: str | None
+    help: str
+    choices: tuple[str, ...] | None = None
+
+
+_CLUSTERS, _SLURM = ("ray", "slurm"), ("slurm",)
+FLAGS: dict[str, Flag] = {
+    "workers": Flag(("local",), count, "N", "trials at a time (default: one a core, or four)"),
+    "ray_address": Flag(
+        ("ray",), str, "auto|HOST:PORT", "a running cluster (default: start a local one)"
+    ),
+    "gpus_per_trial": Flag(
+        _CLUSTERS, float, "N", "GPUs of a trial (default: 0); ray: also a share, as 0.25"
+    ),
+    "cpus_per_trial": Flag(_CLUSTERS, count, "N", "cores of a trial (default: 1)"),
+    "nodes_per_trial": Flag(_SLURM, count, "N", "nodes of a trial (default: 1)"),
+    "pack": Flag(_SLURM, count, "N", "N trials of at most one GPU in one whole-node job"),
+    "partition": Flag(_SLURM, str, "NAME", "as sbatch's"),
+    "account": Flag(_SLURM, str, "NAME", "as sbatch's"),
+    "qos": Flag(_SLURM, str, "NAME", "as sbatch's"),
+    "constraint": Flag(_SLURM, str, "NAME", "as sbatch's"),
+    "max_jobs": Flag(_SLURM, count, "N", "jobs at a time (default: 100)"),
+    "hours": Flag(_SLURM, float, "H", "wall time of a job; trials may take longer (default: 24)"),
+    "slurm_cluster": Flag(
+        _SLURM, str, None, "local: run the jobs on this machine, as a test", ("slurm", "local")
+    ),
+}
+
+
 def engine_options(parser: Parser, shown: bool = False) -> None:
     """What every verb that runs trials takes; no part of a study's plan. The flags of the engines
     are `shown` in the help of `vitc study work` alone."""
-    from vitc.study.launch import FLAGS, engines_of
-
     add = parser.add_argument_group("where the trials run (docs/clusters.md)").add_argument
     add(
         "--engine",
         choices=("local", "ray", "slurm"),
         default="local",
-        help="this machine (default), a Ray cluster, or SLURM; a study may change it. Their flags: "
-        "vitc study work --help",
+        help="this machine (default), a Ray cluster, or SLURM; a study may change it"
+        + ("" if shown else ". Their flags: vitc study work --help"),
     )
     add(
         "--dry-run",
@@ -34,21 +67,32 @@ def engine_options(parser: Parser, shown: bool = False) -> None:
         help="show how many trials would run, with slurm the job script; run nothing",
     )
     for name, flag in FLAGS.items():
-        about = f"{', '.join(engines_of(name))}: {flag.help}"
         add(
             f"--{name.replace('_', '-')}",
-            type=count if flag.kind is int else flag.kind,
-            metavar=None if flag.choices else flag.metavar,
-            choices=flag.choices or None,
-            help=about if shown or name == "workers" else argparse.SUPPRESS,
+            type=flag.kind,
+            metavar=flag.metavar,
+            choices=flag.choices,
+            help=f"{', '.join(flag.engines)}: {flag.help}"
+            if shown or name == "workers"
+            else argparse.SUPPRESS,
         )
 
 
 def engine_of(args: Namespace) -> Engine:
-    """The engine with its flags, checked. Raises ConfigError."""
-    from vitc.study.launch import FLAGS, make_engine
+    """The engine with its flags. Raises ConfigError listing flags without an effect."""
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    found = [
+        f"--{name.replace('_', '-')} has no effect with --engine {args.engine}; it is for: "
+        f"{', '.join(FLAGS[name].engines)}."
+        for name in given
+        if args.engine not in FLAGS[name].engines
+    ]
+    if found:
+        raise ConfigError("\n".join(found))
+    from vitc.study.launch import ENGINES
 
-    return make_engine(args.engine, {name: getattr(args, name) for name in FLAGS})
+    engine: Engine = ENGINES[args.engine](**given)
+    return engine
 
 
 class _OnlySaid(Exception):

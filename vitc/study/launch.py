@@ -1,4 +1,4 @@
-"""Who runs a study's trials, and with which flags? This machine, a Ray cluster or SLURM.
+"""Who runs a study's trials? This machine, a Ray cluster or SLURM.
 
 An engine launches workers and waits; it queues and places nothing. Workers claim trials in the
 study's folder (`vitc.study.work`), which alone holds what was run, so an engine may die at any
@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vitc.errors import ConfigError, RunError
 from vitc.runs.folder import ENDED
 from vitc.study.design import Plan, StudyFolder
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import SlurmEngine
-from vitc.study.work import Pool, claimed, reached, read_tries, status_of
+from vitc.study.work import Pool, claimed, read_tries, status_of
 
 
 class Engine(Protocol):
-    """What launches workers. Its fields are its flags, None where not given (`FLAGS`)."""
+    """What launches workers. Its fields are its flags on the command line (`cli.engines.FLAGS`)."""
 
     name: str
 
@@ -101,56 +100,6 @@ ENGINES: dict[str, type[LocalEngine] | type[RayEngine] | type[SlurmEngine]] = {
 }
 
 
-@dataclass(frozen=True)
-class Flag:
-    """How a field of an engine is given on the command line."""
-
-    kind: type
-    metavar: str
-    help: str
-    choices: tuple[str, ...] = ()
-
-
-FLAGS: dict[str, Flag] = {
-    "workers": Flag(int, "N", "trials at a time (default: one a core, four on a GPU)"),
-    "ray_address": Flag(str, "auto|HOST:PORT", "a running cluster (default: start a local one)"),
-    "gpus_per_trial": Flag(float, "N", "GPUs of a trial (default: 0); ray: also a share, as 0.25"),
-    "cpus_per_trial": Flag(int, "N", "cores of a trial (default: 1)"),
-    "nodes_per_trial": Flag(int, "N", "nodes of a trial (default: 1)"),
-    "pack": Flag(int, "N", "N trials of at most one GPU side by side in one whole-node job"),
-    "partition": Flag(str, "NAME", "as sbatch's"),
-    "account": Flag(str, "NAME", "as sbatch's"),
-    "qos": Flag(str, "NAME", "as sbatch's"),
-    "constraint": Flag(str, "NAME", "as sbatch's"),
-    "max_jobs": Flag(int, "N", "jobs at a time (default: 100)"),
-    "hours": Flag(float, "H", "wall time of a job; trials may take longer (default: 24)"),
-    "slurm_cluster": Flag(
-        str, "", "local: run the jobs on this machine, to try things out", ("slurm", "local")
-    ),
-}
-
-
-def engines_of(flag: str) -> list[str]:
-    """The engines on which a flag has an effect."""
-    return [n for n, e in ENGINES.items() if flag in {f.name for f in dataclasses.fields(e)}]
-
-
-def make_engine(name: str, flags: Mapping[str, Any]) -> Engine:
-    """The engine with these flags, None where not given. Raises ConfigError listing every problem:
-    flags without an effect, values that are not allowed."""
-    given = {flag: value for flag, value in flags.items() if value is not None}
-    found = [
-        f"--{flag.replace('_', '-')} has no effect with --engine {name}; it is for: "
-        f"{', '.join(engines_of(flag))}."
-        for flag in given
-        if name not in engines_of(flag)
-    ]
-    if found:
-        raise ConfigError("\n".join(found))
-    engine: Engine = ENGINES[name](**given)
-    return engine
-
-
 def device_of(plan: Plan) -> str:
     """The device of a plan's trials. Raises ConfigError: there are several."""
     devices = {g.config.train.device for g in plan.groups}
@@ -169,9 +118,9 @@ def run_all(
     """Launch what is unfinished, again and again, until all trials have ended or `going()` ends.
 
     Trials that another process has claimed are waited for, or left to it. Raises RunError: two
-    launches change nothing.
+    launches have tried none of them.
     """
-    before: dict[str, tuple[int, str]] = {}
+    before: dict[str, int] = {}
     unchanged = 0
     while going():
         left = [i for i in ids if status_of(study.trials / i) not in ENDED]
@@ -181,7 +130,7 @@ def run_all(
         if not free:
             time.sleep(1.0)
             continue
-        now = {i: _progress(study.trials / i) for i in free}
+        now = {i: len(read_tries(study.trials / i)) for i in free}
         unchanged = unchanged + 1 if now == before else 0
         if unchanged == 2:
             raise RunError(
@@ -190,8 +139,3 @@ def run_all(
             )
         before = now
         engine.run(study, free, going)
-
-
-def _progress(out: Path) -> tuple[int, str]:
-    """What a launch changes at a trial that it does not finish: tries, or the checkpoint."""
-    return sum(t.get("ended") != "interrupted" for t in read_tries(out)), reached(out)

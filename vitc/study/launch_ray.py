@@ -25,8 +25,7 @@ from vitc.study.work import (
     SAVE_SECONDS,
     Span,
     check_machine,
-    device_by_gpus,
-    gpus_for,
+    gpus_and_device,
     run_spread,
     run_trial,
     trials_of,
@@ -47,7 +46,7 @@ class RayEngine:
 
     ray_address: str | None = None
     gpus_per_trial: float | None = None
-    cpus_per_trial: int | None = None
+    cpus_per_trial: int = 1
     size: int = field(default=1, init=False)
     name: str = field(default="ray", init=False)
 
@@ -67,11 +66,11 @@ class RayEngine:
             raise ConfigError("\n".join(found))
 
     def device(self, asked: str | None) -> str | None:
-        return device_by_gpus(self.gpus_per_trial, asked)
+        return gpus_and_device(self.gpus_per_trial, asked)[1]
 
     def prepare(self, study: StudyFolder, device: str, allow_mixed: bool) -> None:
         self.allow_mixed = allow_mixed
-        self.gpus = gpus_for(self.gpus_per_trial, device)
+        self.gpus, _ = gpus_and_device(self.gpus_per_trial, device)
         ray = import_ray()
         self._connect(ray)
         try:
@@ -111,7 +110,7 @@ class RayEngine:
 
     def _room(self, nodes: Sequence[dict[str, float]]) -> int:
         """How many trials fit at a time. Raises ConfigError: none ever would."""
-        cpus, fit = self.cpus_per_trial or 1, 0
+        cpus, fit = self.cpus_per_trial, 0
         for node in nodes:
             by_cpu, gpus = math.floor(node.get("CPU", 0.0) / cpus), node.get("GPU", 0.0)
             if not self.gpus:
@@ -132,7 +131,7 @@ class RayEngine:
     def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
         ray = import_ray()
         task = ray.remote(
-            num_cpus=self.cpus_per_trial or 1,
+            num_cpus=self.cpus_per_trial,
             num_gpus=self.gpus,
             max_retries=-1,  # tries.json has the limit
             retry_exceptions=[InterruptedRun],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import multiprocessing
 import os
 import re
@@ -33,9 +34,7 @@ from vitc.study.work import (
     Span,
     check_machine,
     claimed,
-    device_by_gpus,
-    gpus_for,
-    reached,
+    gpus_and_device,
     status_of,
     stop_processes,
     vanished,
@@ -65,43 +64,39 @@ class SlurmEngine:
     """
 
     gpus_per_trial: float | None = None
-    cpus_per_trial: int | None = None
-    nodes_per_trial: int | None = None
-    pack: int | None = None
+    cpus_per_trial: int = 1
+    nodes_per_trial: int = 1
+    pack: int = 1
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    max_jobs: int | None = None
-    hours: float | None = None
-    slurm_cluster: str | None = None
+    max_jobs: int = 100
+    hours: float = 24.0
+    slurm_cluster: str = "slurm"
     name: str = field(default="slurm", init=False)
 
     def __post_init__(self) -> None:
-        self.cluster = self.slurm_cluster or "slurm"
-        self.nodes, self.packed = self.nodes_per_trial or 1, self.pack or 1
-        self.jobs = self.max_jobs or 100
-        self.seconds = 3600 * (24.0 if self.hours is None else self.hours)
         self.gpus = gpus = self.gpus_per_trial or 0
-        saving = SIGNAL_SECONDS[self.cluster]
+        nodes, saving = self.nodes_per_trial, SIGNAL_SECONDS[self.slurm_cluster]
         found = []
-        if not gpus >= 0 or gpus != int(gpus):
+        if not 0 <= gpus < math.inf or gpus != int(gpus):
             found.append(
                 f"--gpus-per-trial {gpus:g}: SLURM allocates whole GPUs; share one with "
                 "--engine ray."
             )
-        if self.packed > 1 and (gpus > 1 or self.nodes > 1):
+        if self.pack > 1 and (gpus > 1 or nodes > 1):
             found.append("--pack is for trials of one GPU or none, on one node.")
-        if self.nodes > 1 and (gpus < self.nodes or gpus % self.nodes):
+        if nodes > 1 and (gpus < nodes or gpus % nodes):
             found.append(
-                f"--nodes-per-trial {self.nodes} needs --gpus-per-trial in a multiple of it "
+                f"--nodes-per-trial {nodes} needs --gpus-per-trial in a multiple of it "
                 f"(all nodes together), not {gpus:g}."
             )
-        if self.nodes > 1 and self.cluster != "slurm":
-            found.append(f"--slurm-cluster {self.cluster} has one node.")
-        if not 0 < self.seconds < float("inf"):
+        if nodes > 1 and self.slurm_cluster != "slurm":
+            found.append(f"--slurm-cluster {self.slurm_cluster} has one node.")
+        if not 0 < self.hours < math.inf:
             found.append(f"--hours {self.hours:g} must be above 0.")
-        elif self.seconds < 2 * saving:
+        elif self.hours * 3600 < 2 * saving:
             found.append(
                 f"--hours {self.hours:g} is too short: a job saves its trials {saving} s before "
                 "its end, and must reach a step of them before that."
@@ -111,14 +106,14 @@ class SlurmEngine:
 
     @property
     def size(self) -> int:
-        return self.jobs * self.packed
+        return self.max_jobs * self.pack
 
     def device(self, asked: str | None) -> str | None:
-        return device_by_gpus(self.gpus_per_trial, asked)
+        return gpus_and_device(self.gpus_per_trial, asked)[1]
 
     def prepare(self, study: StudyFolder, device: str, allow_mixed: bool) -> None:
         self.allow_mixed = allow_mixed
-        self.gpus = gpus_for(self.gpus_per_trial, device)
+        self.gpus, _ = gpus_and_device(self.gpus_per_trial, device)
         self._executor(study.path)
 
     def close(self) -> None:
@@ -128,35 +123,38 @@ class SlurmEngine:
 
     def parameters(self, study: Path) -> dict[str, Any]:
         """What submitit is asked for; its names for SLURM are sbatch's, `_` for `-`."""
-        gpus, saving = self.packed * int(self.gpus) // self.nodes, SIGNAL_SECONDS[self.cluster]
-        if self.cluster != "slurm":
-            values = {"timeout_min": self.seconds / 60, "signal_delay_s": saving}
+        gpus, saving = (
+            self.pack * int(self.gpus) // self.nodes_per_trial,
+            SIGNAL_SECONDS[self.slurm_cluster],
+        )
+        if self.slurm_cluster != "slurm":
+            values = {"timeout_min": self.hours * 60, "signal_delay_s": saving}
             return values | {"gpus_per_node": gpus}
-        cores = self.packed * (self.cpus_per_trial or 1)
+        cores = self.pack * self.cpus_per_trial
         options = {n: getattr(self, n) for n in ("partition", "account", "qos", "constraint")}
         return {
             "job_name": _job_name(study),
-            "time": max(1, round(self.seconds / 60)),
-            "nodes": self.nodes,
+            "time": max(1, round(self.hours * 60)),
+            "nodes": self.nodes_per_trial,
             "ntasks_per_node": 1,
             "cpus_per_task": cores,
             "srun_args": [f"--cpus-per-task={cores}"],  # srun does not inherit it since 22.05
             "signal_delay_s": saving,
-            "array_parallelism": self.jobs,
+            "array_parallelism": self.max_jobs,
             "additional_parameters": {"requeue": True},
             **{name: value for name, value in options.items() if value is not None},
             **({"gpus_per_node": gpus} if gpus else {}),
-            **({"exclusive": True} if self.packed > 1 else {}),
+            **({"exclusive": True} if self.pack > 1 else {}),
         }
 
     def script(self, study: Path, trials: int, device: str) -> str:
         """The job script for so many trials, as submitit would write it. Raises ConfigError."""
-        self.gpus = gpus_for(self.gpus_per_trial, device)
+        self.gpus, _ = gpus_and_device(self.gpus_per_trial, device)
         import_submitit()
         from submitit.slurm.slurm import _make_sbatch_string
 
-        if self.cluster != "slurm":
-            raise ConfigError(f"--dry-run: --slurm-cluster {self.cluster} has no job script.")
+        if self.slurm_cluster != "slurm":
+            raise ConfigError(f"--dry-run: --slurm-cluster {self.slurm_cluster} has no job script.")
         folder, count = study.resolve() / FOLDER, self.tasks(trials)
         return str(
             _make_sbatch_string(
@@ -169,12 +167,12 @@ class SlurmEngine:
 
     def tasks(self, trials: int) -> int:
         """Into how many tasks trials are sliced; the stand-in starts all of its tasks at once."""
-        most = ARRAY_LIMIT if self.cluster == "slurm" else self.jobs
-        return min(-(-trials // self.packed), most)
+        most = ARRAY_LIMIT if self.slurm_cluster == "slurm" else self.max_jobs
+        return min(-(-trials // self.pack), most)
 
     def _executor(self, study: Path) -> Any:
         submitit = import_submitit()
-        kind = submitit.SlurmExecutor if self.cluster == "slurm" else submitit.LocalExecutor
+        kind = submitit.SlurmExecutor if self.slurm_cluster == "slurm" else submitit.LocalExecutor
         try:
             executor = kind(folder=study.resolve() / FOLDER, max_num_timeout=REQUEUES)
         except RuntimeError as error:
@@ -193,17 +191,18 @@ class SlurmEngine:
             Slice(
                 str(study.path.resolve()),
                 ids[i::count],
-                self.packed,
-                Span(max(1, int(self.gpus) // self.nodes), self.nodes),
+                self.pack,
+                Span(max(1, int(self.gpus) // self.nodes_per_trial), self.nodes_per_trial),
                 bool(self.gpus),
-                self.seconds,
-                min(SAVE_SECONDS, 0.8 * SIGNAL_SECONDS[self.cluster]),
+                min(SAVE_SECONDS, 0.8 * SIGNAL_SECONDS[self.slurm_cluster]),
                 consent(),
                 self.allow_mixed,
             )
             for i in range(count)
         ]
-        if self.cluster == "slurm":  # what an earlier call has left in the queue; what runs, runs
+        if (
+            self.slurm_cluster == "slurm"
+        ):  # what an earlier call has left in the queue; what runs, runs
             _slurm("scancel", "--me", "--state=PENDING", f"--name={_job_name(study.path)}")
         jobs = _submit(executor, slices, going)
         try:
@@ -223,7 +222,7 @@ class SlurmEngine:
 
     def _end(self, jobs: Sequence[Any], study: StudyFolder, ids: Sequence[str]) -> None:
         """End the jobs: waiting ones are removed, running ones save their trials."""
-        if self.cluster == "slurm":  # SIGTERM, and after SLURM's KillWait SIGKILL
+        if self.slurm_cluster == "slurm":  # SIGTERM, and after SLURM's KillWait SIGKILL
             _slurm("scancel", *dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
         else:
             for job in jobs:
@@ -294,14 +293,12 @@ class Slice:
     workers: int
     span: Span
     gpus: bool
-    wall_seconds: float
     save_seconds: float
     trusted: str
     allow_mixed: bool
 
     def __call__(self) -> str | None:
         """Run the trials; returns why this machine cannot."""
-        self._began, self._reached_then = time.monotonic(), self._reached()
         self._stopped = False
         signal.signal(signal.SIGTERM, self._stop)
         os.environ[TRUSTED_ENV] = self.trusted
@@ -315,7 +312,7 @@ class Slice:
         shared = self.gpus and self.workers > 1
         pool = Pool(study, self.ids, self.workers, "slurm", gpus if shared else (), self._span())
         pool.run(lambda: not self._stopped)
-        if pool.span.rank and not all(ended for _, ended in self._reached()):
+        if pool.span.rank and any(status_of(study.trials / i) not in ENDED for i in self.ids):
             time.sleep(self.save_seconds)  # the first task is about to have the job requeued
         return None
 
@@ -334,20 +331,12 @@ class Slice:
         return replace(self.span, rank=here.node, address=here.hostnames[0], port=port)
 
     def checkpoint(self) -> Any:
-        """Save all trials; returns what is to be requeued, or None where that is of no use."""
+        """Save all trials; returns what is to be requeued."""
         import submitit
 
         stop_processes(multiprocessing.active_children(), self.save_seconds)
-        whole_slot = time.monotonic() - self._began > self.wall_seconds / 2
-        if whole_slot and self._reached() == self._reached_then:
-            return None
         values = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         return submitit.helpers.DelayedSubmission(Slice(**values))
-
-    def _reached(self) -> list[tuple[str, bool]]:
-        """How far each trial is on disk: its last checkpoint, and whether it has ended."""
-        folders = [StudyFolder(Path(self.folder)).trials / i for i in self.ids]
-        return [(reached(out), status_of(out) in ENDED) for out in folders]
 
 
 def import_submitit() -> Any:

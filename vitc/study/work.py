@@ -41,8 +41,8 @@ from vitc.study.design import StudyFolder, Trial
 
 BUSY = "busy"  # another process is running the trial
 STOPPED = 143  # exit code of a worker that was asked to stop: 128 + SIGTERM
-DEATHS = 2  # seen by the parent of its process, without a new checkpoint in between: give up
-LOSSES = 5  # the same, where the machine may be the reason: its process vanished unseen
+DEATHS = 2  # of a trial's process, without a new checkpoint in between; then it is given up
+MOST_TRIES = 10  # the same, for whatever reason: machines that go away, jobs that are too short
 LOCK_SECONDS = 60.0  # a lost process may write a little longer than its parent lives
 SAVE_SECONDS = 120.0  # for a trial that was asked to stop, to save its state
 MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
@@ -198,18 +198,15 @@ def reached(out: Path) -> str:
 
 
 def _given_up(tries: Sequence[Mapping[str, Any]], reached: str) -> str | None:
-    """Why a trial is not tried again: too many of its processes died at this checkpoint."""
+    """Why a trial is not tried again: too many of its tries got no further than this checkpoint."""
     here = [t for t in tries if t.get("checkpoint") == reached]
     deaths = [t for t in here if t.get("ended") == "died"]
-    losses = [t for t in here if t.get("ended") is None]
-    if len(deaths) < DEATHS and len(deaths) + len(losses) < LOSSES:
+    if len(deaths) < DEATHS and len(here) < MOST_TRIES:
         return None
-    last = (deaths or losses)[-1]
-    where = reached or "the first checkpoint"
-    reason = last.get("reason", "it left no trace")
+    last = (deaths or here)[-1]
     return (
-        f"its process died in {len(deaths) + len(losses)} tries without getting beyond {where}; "
-        f"the last one on {last.get('host')}: {reason}"
+        f"{len(here)} tries have not got beyond {reached or 'the first checkpoint'}; the last one "
+        f"on {last.get('host')}: {last.get('reason', last.get('ended', 'no trace'))}"
     )
 
 
@@ -230,10 +227,7 @@ def allow_again(out: Path) -> None:
     """Make a failed trial one to run, whatever its tries came to."""
     tries = read_tries(out)
     if tries:
-        kept = [
-            t | {"ended": "died; retried"} if t.get("ended") in (None, "died") else t for t in tries
-        ]
-        _write_tries(out, kept)
+        _write_tries(out, [t | {"checkpoint": None} for t in tries])  # none counts any more
     (out / SUMMARY).unlink(missing_ok=True)
 
 
@@ -268,30 +262,16 @@ class Span:
         return [sys.executable, "-m", "torch.distributed.run", *where, str(study), trial, engine]
 
 
-def device_by_gpus(gpus: float | None, asked: str | None) -> str:
-    """The device of trials on other machines: by their GPUs, or else by train.device.
-
-    Raises ConfigError: the two contradict each other.
-    """
+def gpus_and_device(gpus: float | None, asked: str | None) -> tuple[float, str]:
+    """The GPUs of a trial on another machine, and so its device: by --gpus-per-trial, or else by
+    the device asked for. Raises ConfigError: the two contradict each other."""
     device = "cuda" if gpus or (gpus is None and asked == "cuda") else "cpu"
     if asked not in (None, "auto", device):
         raise ConfigError(
-            f"--train.device {asked} contradicts --gpus-per-trial {gpus or 0:g}.",
-            "Leave --train.device out: --gpus-per-trial decides.",
+            f"The trials are for {asked}, which contradicts --gpus-per-trial {gpus or 0:g}.",
+            "Leave --train.device out: --gpus-per-trial decides, when the study is started.",
         )
-    return device
-
-
-def gpus_for(gpus: float | None, device: str) -> float:
-    """The GPUs of a trial on this device: by default one, or none. Raises ConfigError."""
-    if gpus is None:
-        return 1.0 if device == "cuda" else 0.0
-    if bool(gpus) != (device == "cuda"):
-        raise ConfigError(
-            f"The trials are for {device}, but get {gpus:g} GPUs each.",
-            "Give --gpus-per-trial as when the study was started, or another --out.",
-        )
-    return gpus
+    return float(device == "cuda") if gpus is None else gpus, device
 
 
 def run_spread(study: StudyFolder, trial: str, engine: str, span: Span) -> str:
