@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc import __version__
-from vitc.cli import evaluate, predict, push, save, show, train
-from vitc.cli.convert import CONVERT_VERB
+from vitc.cli import convert, evaluate, predict, push, save, show, train
 from vitc.cli.data import DATA_VERBS
 from vitc.cli.measures import BENCH_VERB, MEASURE_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
@@ -36,7 +35,7 @@ VERBS: dict[str, Verb] = {
     "show": show.VERB,
     "report": REPORT_VERB,
     "bench": BENCH_VERB,
-    "convert": CONVERT_VERB,
+    "convert": convert.VERB,
     "save": save.VERB,
     "push": push.VERB,
 }

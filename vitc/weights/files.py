@@ -83,8 +83,8 @@ def read_weights_file(path: Path) -> WeightsFile:
     """Read a safetensors or PyTorch file; tensors on CPU, views of the file where they can be.
 
     Raises CheckpointError: none there (with its neighbours), a folder, empty, cut short, damaged,
-    another kind of file or than its name says, one that would run code, one that claims more
-    tensors than it holds.
+    another kind of file, or not the kind of its suffix, one that would run code, one that claims
+    more tensors than it holds.
     """
     _check_there(path)
     try:
@@ -93,7 +93,10 @@ def read_weights_file(path: Path) -> WeightsFile:
             if kind == "safetensors":
                 content, metadata = _read_safetensors(path)
             else:
-                content, metadata = _read_torch(path, kind), {}
+                if kind == "zip":
+                    _check_archive(path)
+                content, metadata = _load(path, mmap=kind == "zip"), {}
+                _check_sizes(path, content)
             file.seek(0)  # hashed last: a large file that is none is refused at once
             return WeightsFile(content, metadata, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
@@ -114,15 +117,15 @@ def _check_there(path: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise no_weights_in(path)
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path} is no ordinary file.")
+        raise CheckpointError(f"{path} is not a regular file.")
     if status.st_size == 0:
         raise CheckpointError(f"{path} is empty.", "Copy or download it again.")
 
 
 def no_weights_in(folder: Path) -> CheckpointError:
-    """The error for a folder that is none of those that are read, with the files in it."""
+    """The error for an unsupported folder, with the weights files in it."""
     return CheckpointError(
-        f"{folder} is a folder, but neither a run nor saved by save_pretrained or timm.",
+        f"{folder} is a folder, but neither a run nor a model saved by save_pretrained or timm.",
         _weights_beside(folder) or "Give a weights file, or a run's folder.",
     )
 
@@ -149,7 +152,7 @@ _OTHER_KINDS: tuple[tuple[bytes, str], ...] = (
 
 
 def _kind(path: Path, start: bytes) -> str:
-    """zip, legacy or safetensors, by content; the name must agree where it says anything."""
+    """zip, legacy or safetensors, by content; the suffix must not contradict it."""
     if start.startswith(b"PK\x03\x04"):
         kind = "zip"
     elif start.startswith(_LEGACY_MAGIC):
@@ -164,7 +167,7 @@ def _kind(path: Path, start: bytes) -> str:
     ):
         real = "a safetensors file" if kind == "safetensors" else "a file of torch.save"
         raise CheckpointError(
-            f"{path} is named {suffix}, but is {real}.",
+            f"{path} has the suffix {suffix}, but is {real}.",
             f"Rename it to {path.stem}{'.safetensors' if kind == 'safetensors' else '.pth'}.",
         )
     return kind
@@ -180,10 +183,12 @@ def _not_weights(path: Path, start: bytes) -> CheckpointError:
     if b"\0" not in start and (start.isascii() or text.isprintable()):
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
         return CheckpointError(
-            f"{path} is a text, not weights; it begins {first!r}.",
-            "A download that failed often leaves a web page under the file's name.",
+            f"{path} is a text file, not weights; it begins {first!r}.",
+            "A failed download often leaves a web page under the file's name.",
         )
-    return CheckpointError(f"{path} is no weights file, or its beginning is damaged.", _KINDS_HINT)
+    return CheckpointError(
+        f"{path} is not a weights file, or its beginning is damaged.", _KINDS_HINT
+    )
 
 
 _KINDS_HINT = "Weights are read from safetensors and from files of torch.save (.pt, .pth, .pyth)."
@@ -201,7 +206,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_header(path: Path) -> dict[str, str]:
-    """Its metadata, once every tensor the header names proves to lie in the file, and no other."""
+    """Its metadata, once the tensors in the header prove to fill the file exactly."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -216,9 +221,10 @@ def _check_header(path: Path) -> dict[str, str]:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: its header is no JSON.") from error
+        raise CheckpointError(f"{path} is damaged: its header is not JSON.") from error
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not _all_texts(metadata) or not isinstance(header, dict) or len(header) > ENTRIES_LIMIT:
+    plain = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not plain or not isinstance(header, dict) or len(header) > ENTRIES_LIMIT:
         raise CheckpointError(f"{path} is damaged: its header does not list tensors.")
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: _start(item[1])):
@@ -233,10 +239,6 @@ def _check_header(path: Path) -> dict[str, str]:
     return metadata
 
 
-def _all_texts(values: object) -> bool:
-    return isinstance(values, dict) and all(isinstance(v, str) for v in values.values())
-
-
 def _start(entry: object) -> int:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     first = offsets[0] if isinstance(offsets, list) and offsets else None
@@ -244,13 +246,11 @@ def _start(entry: object) -> int:
 
 
 def _check_entry(path: Path, name: str, entry: object, begin: int) -> int:
-    """Where the tensor ends, which must begin at `begin` and be as long as its shape says."""
+    """The end of a tensor, which must begin at `begin` and be as long as its shape requires."""
     if isinstance(entry, dict):
         shape, offsets, dtype = (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
         if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-            raise CheckpointError(
-                f"{path}: {name:.80} has a type that is not read here: {dtype!r:.20}."
-            )
+            raise CheckpointError(f"{path}: {name:.80} has the unsupported type {dtype!r:.20}.")
         if (
             isinstance(shape, list)
             and len(shape) <= DIMENSIONS_LIMIT
@@ -262,19 +262,11 @@ def _check_entry(path: Path, name: str, entry: object, begin: int) -> int:
         ):
             return int(offsets[1])
     raise CheckpointError(
-        f"{path} is damaged: its header gives {name:.80} a shape and a place that do not agree."
+        f"{path} is damaged: in its header, the shape of {name:.80} does not match its place."
     )
 
 
 # -- PyTorch ---------------------------------------------------------------------------------------
-
-
-def _read_torch(path: Path, kind: str) -> Any:
-    if kind == "zip":
-        _check_archive(path)
-    content = _load(path, mmap=kind == "zip")
-    _check_sizes(path, content)
-    return content
 
 
 def _check_archive(path: Path) -> None:
@@ -291,7 +283,7 @@ def _check_archive(path: Path) -> None:
     if "constants.pkl" in names or "code" in {name.partition("/")[0] for name in names}:
         raise CheckpointError(
             f"{path} is a TorchScript archive: a program, not only weights.",
-            "Where you trust it, save its state_dict() as a file of its own.",
+            "If you trust it, save its state_dict() as a file of its own.",
         )
     if "data.pkl" not in names:
         raise CheckpointError(f"{path} is a zip archive, but not one of torch.save.", _KINDS_HINT)
@@ -324,8 +316,8 @@ def _load(path: Path, mmap: bool) -> Any:
         what = f"{asked[1]}" if asked else "more"
         raise CheckpointError(
             f"{path} holds more than tensors: reading it would run {what}. It was not run.",
-            f"Ask its author for a safetensors file. Only where you trust the file: in the "
-            f"environment that wrote it, take the tensors out of it, then give the new file here\n"
+            f"Ask its author for a safetensors file. If you trust the file, extract the tensors in "
+            f"the environment that wrote it, and use the new file here:\n"
             f"  {_way_out(path)}",
         ) from error
     except (MemoryError, Exception) as error:  # a damaged pickle can fail in any way
@@ -352,8 +344,10 @@ def _way_out(path: Path) -> str:
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return CheckpointError(f"{path} is cut short or damaged: {said}", "Copy or download it again.")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return CheckpointError(
+        f"{path} is cut short or damaged: {reason}", "Copy or download it again."
+    )
 
 
 def _check_sizes(path: Path, content: Any) -> None:
@@ -367,7 +361,7 @@ def _check_sizes(path: Path, content: Any) -> None:
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_nested:
             raise CheckpointError(
-                f"{path}: {name:.80} is no dense tensor (quantized, sparse or without content)."
+                f"{path}: {name:.80} is not a dense tensor (quantized, sparse or without content)."
             )
         storage = tensor.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
@@ -381,7 +375,7 @@ def _check_sizes(path: Path, content: Any) -> None:
 
 
 def _tensors_in(content: Any) -> list[tuple[str, Tensor]]:
-    """The tensors of a dict and of the dicts in it; what lies deeper is never taken."""
+    """The tensors of a dict and of the dicts in it; deeper ones are never used."""
     found: list[tuple[str, Tensor]] = []
     for key, value in content.items() if isinstance(content, Mapping) else ():
         inner = value.items() if isinstance(value, Mapping) else ((key, value),)
@@ -392,7 +386,7 @@ def _tensors_in(content: Any) -> list[tuple[str, Tensor]]:
 # -- a model for the tensors of a file ------------------------------------------------------------
 
 SMALL = 1 << 16
-"""An integer setting up to this needs no weights to justify it: an image's side, say."""
+"""An integer setting up to this needs no weights to justify it, such as the side of an image."""
 SPARE = 64
 """Parameters a model may make and replace while it is built, beyond twice those it ends with."""
 
@@ -418,8 +412,8 @@ def blueprint(
     """The model of `config` on the meta device, which fits the tensors `there` exactly.
 
     `where` names their file in messages. Raises CheckpointError: the config cannot work, or asks
-    for another model than those tensors are; ConfigError: timm or a stem from outside is needed
-    and not there.
+    for another model than that of those tensors; ConfigError: timm is not installed, or a custom
+    class is not trusted.
     """
     problems = config.problems()
     if problems:
@@ -472,8 +466,8 @@ def _check_integers(config: ModelConfig, there: Mapping[str, Kind], where: str) 
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not abs(number) <= most:  # nan too
                 raise CheckpointError(
-                    f"{where}: {name} {short(str(number))} asks for a model that these weights "
-                    f"cannot be of."
+                    f"{where}: with {name} {short(str(number))} the model is not that of these "
+                    f"weights."
                 )
 
 
@@ -487,7 +481,7 @@ def _at_most(parameters: int, where: str) -> Iterator[None]:
         made += threading.get_ident() == thread
         if made > parameters:
             raise CheckpointError(
-                f"{where}: the config asks for a model of more tensors than the weights have.",
+                f"{where}: the config is that of a model with more tensors than the weights have.",
                 "config.json and the weights must come from the same save.",
             )
 

@@ -1,4 +1,4 @@
-"""Whose names do these tensors have? The same ViT as other libraries store it, and as we do.
+"""How does each library name the tensors of a ViT? Recognised, and renamed from and to ours.
 
     vitc          stem.proj, stem.layers.0.conv, blocks.0.attn.qkv, pos_embed (1, N, D)
     pycls         stem.cstem0_conv, encoder.block_0.self_attention.block.*, pos_embedding (N, 1, D)
@@ -13,6 +13,7 @@ either position embedding of pycls: its `main` had both orders of the latter.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ CONVENTIONS: dict[str, Preprocessing] = {
     # torchvision/transforms/_presets.py; resizing differs between its weights.
     "torchvision": Preprocessing(_MEAN, _STD),
 }
-"""What a library has always done to ImageNet; its weights files do not say it. timm has no one
+"""What a library has always done to ImageNet; its weights files do not store it. timm has no one
 convention: some of its ViTs take mean and standard deviation 0.5."""
 
 
@@ -145,52 +146,35 @@ _ALSO_READ: dict[Layout, Rules] = {
 _OURS = re.compile(r"(cls_token|reg_token|pos_embed|stem\..+|blocks\.\d+\..+|norm\..+|head\..+)")
 
 
-def _renamer(rules: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
-    """Patterns of the first names, and templates of the second; tried in this order."""
-    made = []
-    for old, new in rules:
-        pattern = re.escape(old).replace(r"\#", r"(\d+)") + r"((?:\.[a-z_]+)?)"
-        template = "".join(f"\\g<{i}>" if p == "#" else p for i, p in _numbered(new))
-        made.append((re.compile(pattern), template + f"\\g<{old.count('#') + 1}>"))
-    return made
-
-
-def _numbered(template: str) -> list[tuple[int, str]]:
-    parts = re.split("(#)", template)
-    return [(sum(p == "#" for p in parts[: i + 1]), part) for i, part in enumerate(parts)]
-
-
-def _renamed(name: str, renamer: list[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, template in renamer:
-        match = pattern.fullmatch(name)
-        if match:
-            return match.expand(template)
-    return None
-
-
 def _rename_all(
     tensors: Mapping[str, Tensor], rules: Rules
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors by their new names, and the names without one, which are kept."""
-    renamer = _renamer(rules)
+    """The tensors by their new names, and the names that no rule covers, which are kept."""
+    renamer = []  # (pattern of the old name, template of the new one), tried in this order
+    for old, new in rules:
+        pattern = re.escape(old).replace(r"\#", r"(\d+)") + r"((?:\.[a-z_]+)?)"
+        numbers = itertools.count(1)
+        template = re.sub("#", lambda _, n=numbers: rf"\g<{next(n)}>", new)  # type: ignore[misc]
+        renamer.append((re.compile(pattern), rf"{template}\g<{old.count('#') + 1}>"))
     out: dict[str, Tensor] = {}
-    strangers = []
+    unknown = []
     for name, tensor in tensors.items():
-        new = _renamed(name, renamer)
-        if new is None:
-            strangers.append(name)
-        key = name if new is None else new
+        found = ((pattern.fullmatch(name), template) for pattern, template in renamer)
+        key = next((match.expand(template) for match, template in found if match), None)
+        if key is None:
+            unknown.append(name)
+            key = name
         if key in out:
             raise CheckpointError(f"The weights hold {key} twice, once as {name}.")
         out[key] = tensor
-    return out, tuple(strangers)
+    return out, tuple(unknown)
 
 
 # -- recognising -----------------------------------------------------------------------------------
 
 
 def recognise(names: Iterable[str]) -> Layout | None:
-    """Whose names these are, for a Vision Transformer; None: nobody's that is known here."""
+    """The layout of the tensors of a ViT, by their names; None: not a known ViT."""
     found = set(names)
     if "encoder.pos_embedding" in found and any(n.startswith("conv_proj.") for n in found):
         return "torchvision"
@@ -217,15 +201,15 @@ def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the tensors of a ViT, by our names, say of it. (Heads and strides leave no trace.)"""
+    """What the tensors of a ViT, in our layout, show of it. (Heads and strides leave no trace.)"""
 
     embed_dim: int
     depth: int
     mlp_dim: int
     stem: tuple[int, ...]
-    """Channels of the convolutions before the last 1x1; empty: patchify, or a stem unknown here."""
+    """Channels of the convolutions before the last 1x1; empty: patchify, or an unknown stem."""
     patch_size: int | None
-    """Pixels a side of a patch; None: no patchify stem."""
+    """Pixels a side of a patch; None: not a patchify stem."""
     stem_norm: str
     """What its stem normalises with: bn, ln (or another without statistics) or none."""
     tokens: int
@@ -245,7 +229,7 @@ class Shape:
 
 
 def describe(tensors: Mapping[str, Tensor]) -> Shape | None:
-    """The shape of a ViT from its tensors by our names; None where they are not one's."""
+    """The shape of a ViT from its tensors in our layout; None: they are not those of a ViT."""
     fc1, pos = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("pos_embed")
     if fc1 is None or pos is None or fc1.ndim != 2 or pos.ndim != 3:
         return None
@@ -298,7 +282,7 @@ _REFUSED: dict[str, str] = {
 
 
 def foreign_part(tensors: Iterable[str]) -> str | None:
-    """Why a ViT of another library is none that ours can compute, by its names; None: it may be."""
+    """Why our ViT cannot compute that of another library, by its names; None: it may be able to."""
     names = list(tensors)
     for part, why in _REFUSED.items():
         found = next((name for name in names if part in name), None)
@@ -310,7 +294,7 @@ def foreign_part(tensors: Iterable[str]) -> str | None:
 def to_vitc(
     tensors: Mapping[str, Tensor], layout: Layout
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors by our names, and the names that have no counterpart here (kept as they are).
+    """The tensors in our layout, and the names that have no counterpart in it (kept as they are).
 
     Only `pos_embed`, and `reg_token` with it, may change shape. Raises CheckpointError: an
     architecture that ours cannot compute (a distilled DeiT, LayerScale, ...), a damaged position
@@ -322,7 +306,7 @@ def to_vitc(
     if foreign is not None:
         raise CheckpointError(
             f"These weights cannot become a ViT of this package: {foreign}.",
-            "Take another model's weights, or train that model itself as timm:NAME.",
+            "Use the weights of another model, or train that model as timm:NAME.",
         )
     rules = _BODY[layout] + _PATCHIFY[layout] + _CONV.get(layout, ()) + _ALSO_READ.get(layout, ())
     out, strangers = _rename_all(tensors, tuple((theirs, ours) for ours, theirs in rules))
@@ -364,17 +348,16 @@ def _square(n: int) -> bool:
 def from_vitc(
     tensors: Mapping[str, Tensor], layout: Layout, stem: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    """Tensors by our names as another library stores them; bit-equal when read back.
+    """Tensors in our layout as another library stores them; bit-equal when read back.
 
-    `stem`: the saved config of the stem they are of ({"kind": "conv", "act": "relu"}), where it is
-    known: kinds can share names, and an activation leaves no trace in them.
-    Raises CheckpointError where that library's architecture has no place for a tensor: naming it,
-    or saying what it lacks.
+    `stem`: the saved config of their stem ({"kind": "conv", "act": "relu"}), if it is known: kinds
+    can share names, and an activation leaves no trace in them. Raises CheckpointError: the
+    architecture of that library has no place for a tensor, or lacks something.
     """
     if layout == "vitc":
         odd = [name for name in tensors if not _OURS.fullmatch(name)]
         if odd:
-            raise CheckpointError(f"No part of a ViT here: {few(odd)}.")
+            raise CheckpointError(f"Not part of a ViT: {few(odd)}.")
         return dict(tensors)
     conv = "stem.layers.0.conv.weight" in tensors
     problem = _misfit(tensors, layout, conv, stem or {})
@@ -404,7 +387,7 @@ def from_vitc(
 def _misfit(
     tensors: Mapping[str, Tensor], layout: Layout, conv: bool, stem: Mapping[str, Any]
 ) -> str | None:
-    """Why that library cannot compute what these tensors do, beyond a name it has no place for."""
+    """Why that library cannot compute what these tensors do, apart from unknown names."""
     if "pos_embed" not in tensors or "stem.proj.weight" not in tensors:
         return "they are not of a ViT with one of the paper's stems"
     if stem.get("kind", "conv") not in ("patchify", "conv"):

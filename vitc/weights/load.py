@@ -1,6 +1,6 @@
-"""Weights from anywhere: a run, a file, a folder, timm, a state dict; and back to a file.
+"""Which weights are in a run, a file, a folder, timm or a state dict, and what is known of them?
 
-What a reader knows beside the tensors (preprocessing, classes, the model's config) comes with them.
+Known beside the tensors are preprocessing, classes and the model's config, where they are stored.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from torch import Tensor
 
 from vitc.data.preprocessing import Fit, Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
-from vitc.files import read_json, replacing
+from vitc.files import read_json
 from vitc.models.timm import import_peer
 from vitc.runs.checkpoint import STATE, load_weights_of
 from vitc.runs.folder import CHECKPOINTS, Run
-from vitc.runs.tensors import DTYPES, dtype_shape, write_tensors
-from vitc.weights.files import SAFETENSORS, TORCH, no_weights_in, read_weights_file
+from vitc.runs.tensors import dtype_shape
+from vitc.weights.files import no_weights_in, read_weights_file
 from vitc.weights.layouts import (
     LAYOUTS,
-    Layout,
     convention,
     foreign_part,
-    from_vitc,
     recognise,
     to_vitc,
     without_wrappers,
@@ -36,7 +34,7 @@ from vitc.weights.layouts import (
 from vitc.wording import few
 
 Average = Literal["ema", "raw"]
-OTHER = "other"  # tensors of no ViT known here, by whatever names they were stored
+OTHER = "other"  # the layout of tensors that are not those of a known ViT
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +42,21 @@ class Weights:
     """A model's tensors and what is known of them."""
 
     tensors: dict[str, Tensor]
-    """By our names where the model is a ViT, else as stored; on CPU."""
+    """In our layout where the model is a ViT, else as stored; on CPU."""
     source: str
-    """Whose names they had: one of LAYOUTS, or `other`."""
+    """The layout they were stored in: one of LAYOUTS, or `other`."""
     where: str
-    """Where they were read from, in words for people."""
+    """Where they were read from, for messages."""
     preprocessing: Preprocessing | None
-    """What the images were made into; None: the weights do not say."""
+    """None: unknown."""
     classes: tuple[str, ...] | None
-    """Names of the classes, in the order of the logits; None: not said."""
+    """Names of the classes, in the order of the logits; None: unknown."""
     sha256: str
     """Of the file, in hex; of the tensors themselves where there is no one file."""
     model: dict[str, Any] | None = None
     """The model's config as saved by this package; None for the weights of others."""
     notes: tuple[str, ...] = ()
-    """What else to say of them: which of two sets was taken, by whose convention."""
+    """What else a user should know: which of two sets was taken, which convention is assumed."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the tensors do not show, where known: num_heads, global_pool, stem, strides, ..."""
 
@@ -71,14 +69,15 @@ def read_weights(
 ) -> Weights:
     """Weights from a run, a `step_N`, a file, a folder, `timm:NAME` or a state dict, on CPU.
 
-    A ViT's come by our names, if ours can compute it; others as stored. Raises CheckpointError:
-    nothing readable there, or not of `source`; ConfigError: an unknown source, timm without timm.
+    `source` is their layout. A ViT's tensors come in our layout if our ViT can compute it, others
+    as stored. Raises CheckpointError: nothing readable there, or of another layout; ConfigError: an
+    unknown layout, timm is not installed.
     """
     return by_our_names_if_ours(read_stored(where, source, average))
 
 
 def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str) -> Weights:
-    """The tensors as stored, and whose they are."""
+    """The tensors as stored, and their layout."""
     if source not in ("auto", *LAYOUTS):
         raise unknown("source of weights", source, ("auto", *LAYOUTS))
     if average not in ("ema", "raw"):
@@ -95,7 +94,7 @@ def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str
 
 
 def by_our_names(weights: Weights) -> Weights:
-    """The same with a ViT's tensors by our names; what is no ViT as it is.
+    """The same with a ViT's tensors in our layout; another model's as they are.
 
     Raises CheckpointError: a ViT that ours cannot compute.
     """
@@ -106,7 +105,7 @@ def by_our_names(weights: Weights) -> Weights:
 
 
 def by_our_names_if_ours(weights: Weights) -> Weights:
-    """The same, and a ViT that ours cannot compute as it is."""
+    """The same, without an error for a ViT that ours cannot compute."""
     return weights if foreign_part(weights.tensors) else by_our_names(weights)
 
 
@@ -116,8 +115,9 @@ def _checked_source(weights: Weights, source: str) -> Weights:
     by_any_name = looks is None and source in ("vitc", "timm")  # models that are no ViTs
     if source != "auto" and not same and not by_any_name:
         raise CheckpointError(
-            f"{weights.where} is not of {source}: it looks like {looks or 'no ViT known here'}.",
-            f"Its tensors have names as {few(weights.tensors, 2)}.",
+            f"{weights.where} is not in the layout of {source}, but in that of "
+            f"{looks or 'no known ViT'}.",
+            f"Its tensors are named {few(weights.tensors, 2)}.",
         )
     if looks is None:
         return replace(weights, source=weights.source if source == "auto" else source)
@@ -128,8 +128,8 @@ def _checked_source(weights: Weights, source: str) -> Weights:
         crop = weights.settings.get("crop")
         pre = replace(by_convention, img_size=size, crop=crop)
         note = (
-            f"Preprocessing is by convention of {looks.partition('_')[0]}, for ImageNet; the "
-            f"weights do not say it."
+            f"Preprocessing is not stored; the convention of {looks.partition('_')[0]} for "
+            f"ImageNet is assumed."
         )
         weights = replace(weights, preprocessing=pre, notes=(*weights.notes, note))
     return weights
@@ -147,7 +147,7 @@ _AVERAGED = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict")
 def _from_content(
     content: object, where: str, sha256: str, metadata: Mapping[str, str], average: str
 ) -> Weights:
-    """The tensors in what a file holds, out of the wrappers that training scripts put around."""
+    """The tensors in the content of a file, without the wrappers of training scripts."""
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{where} holds a {type(content).__name__}, not tensors by name.",
@@ -160,22 +160,25 @@ def _from_content(
         tensors = content
     elif average == "ema" and averaged is not None:
         tensors = averaged
-        notes.append("Of the two sets of weights in it, the moving average was taken.")
+        notes.append("It holds two sets of weights; the moving average was taken.")
     elif raw is not None:
         tensors = raw
         if average == "ema":
             notes.append("It holds no moving average; its only weights were taken.")
     else:
-        raise CheckpointError(f"{where} holds the moving average only, and raw weights are asked.")
+        raise CheckpointError(f"{where} holds the moving average only; raw weights were asked for.")
     if raw is not None and averaged is not None:
-        notes += _errors_said(content)
+        # pycls's best file keeps the two sets from different epochs
+        errors = {k: content.get(k) for k in ("test_err", "ema_err")}
+        known = [f"{k} {v:.2f}" for k, v in errors.items() if type(v) in (int, float)]
+        notes += [f"Errors stored in the file: {', '.join(known)}."] if known else []
     odd = [
         str(n) for n, t in tensors.items() if not isinstance(n, str) or not isinstance(t, Tensor)
     ]
     if odd or not tensors:
-        what = f"beside tensors it holds {few(odd)}" if odd else "there is nothing in it"
+        what = f"it also holds {few(odd)}" if odd else "it is empty"
         raise CheckpointError(
-            f"{where} holds no plain state dict: {what}.", f"Known wrappers: {', '.join(_RAW)}."
+            f"{where} is not a plain state dict: {what}.", f"Known wrappers: {', '.join(_RAW)}."
         )
     tensors = without_wrappers(tensors)
     cfg = content.get("cfg")
@@ -198,16 +201,6 @@ def _from_content(
     return _with_metadata(weights, metadata)
 
 
-def _errors_said(content: Mapping[Any, Any]) -> list[str]:
-    """The errors of pycls's file; its best one keeps the two sets from different epochs."""
-    errors = [f"{k} {content[k]:.2f}" for k in ("test_err", "ema_err") if _number(content.get(k))]
-    return [f"The file says: {', '.join(errors)}."] if errors else []
-
-
-def _number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
 def _with_metadata(weights: Weights, metadata: Mapping[str, str]) -> Weights:
     """What `vitc convert` wrote into a safetensors file beside the tensors."""
     if metadata.get("library") != "vitc":
@@ -215,7 +208,7 @@ def _with_metadata(weights: Weights, metadata: Mapping[str, str]) -> Weights:
     try:
         values = {k: json.loads(v) for k, v in metadata.items() if k in _METADATA}
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{weights.where} is damaged: its metadata is no JSON.") from error
+        raise CheckpointError(f"{weights.where} is damaged: its metadata is not JSON.") from error
     return _with_record(weights, values)
 
 
@@ -231,9 +224,9 @@ def _with_record(weights: Weights, values: Mapping[str, Any]) -> Weights:
     if classes is not None and not (
         isinstance(classes, list) and all(isinstance(c, str) for c in classes)
     ):
-        raise CheckpointError(f"{weights.where} is damaged: its classes are no list of names.")
+        raise CheckpointError(f"{weights.where} is damaged: its classes are not a list of names.")
     if model is not None and not isinstance(model, dict):
-        raise CheckpointError(f"{weights.where} is damaged: its model is no object.")
+        raise CheckpointError(f"{weights.where} is damaged: its model is not an object.")
     return replace(
         weights,
         source="vitc",
@@ -255,7 +248,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a model's saved config: what computes something else with the same tensors."""
+    """Those settings of a saved model that change the logits but leave no trace in the tensors."""
     stem = model.get("stem")
     found = {k: model[k] for k in ("num_heads", "global_pool") if k in model}
     if isinstance(stem, Mapping):
@@ -298,7 +291,7 @@ def _from_folder(path: Path, average: str) -> Weights:
 
 
 def _from_run(path: Path, average: str) -> Weights:
-    """A run folder's last checkpoint, or a `step_N`, with what the run says of its images."""
+    """The last checkpoint of a run, or a `step_N`, with the run's preprocessing and classes."""
     tensors = load_weights_of(path, ema=average == "ema")
     run = path if (path / "config.json").exists() else path.parent.parent
     weights = Weights(
@@ -358,7 +351,7 @@ def pycls_settings(cfg: str) -> dict[str, Any]:
 
 
 def _whole(text: str) -> Any:
-    """A whole number, a float, or the text itself."""
+    """An integer, a float, or the string itself."""
     text = text.strip().strip("'\"")
     for kind in (int, float):
         try:
@@ -369,7 +362,7 @@ def _whole(text: str) -> Any:
 
 
 def _timm_record(cfg: Mapping[str, Any]) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
-    """Preprocessing and classes of timm's pretrained_cfg; what it does not say stays open."""
+    """Preprocessing and classes of timm's pretrained_cfg, where it has them."""
     labels = cfg.get("label_names")
     classes = tuple(map(str, labels)) if isinstance(labels, list | tuple) and labels else None
     if "mean" not in cfg or "std" not in cfg:
@@ -408,9 +401,9 @@ def _from_timm(where: str) -> Weights:
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # no network, no such weights, a damaged cache: each in its own way
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(
-            f"timm cannot give the weights {where}: {said}",
+            f"timm cannot load the weights {where}: {reason}",
             "Without network they must be in its cache (HF_HOME); or give their folder or file. "
             f"timm.list_pretrained('{bare}*') lists what exists.",
         ) from error
@@ -420,72 +413,3 @@ def _from_timm(where: str) -> Weights:
     heads = [m.num_heads for m in model.modules() if type(getattr(m, "num_heads", None)) is int]
     settings = {"num_heads": heads[0]} if len(set(heads)) == 1 else {}
     return Weights(tensors, "timm", where, pre, classes, _digest(tensors), settings=settings)
-
-
-# -- writing ---------------------------------------------------------------------------------------
-
-
-def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
-    """Write a ViT's weights (by our names) for a library, whole or not at all.
-
-    `.safetensors` keeps source, layout, preprocessing, classes and the model's config as JSON texts
-    in its metadata; `.pt`, `.pth`, `.pyth`, ... is a plain state dict, for pycls within the wrapper
-    it reads. Returns the SHA-256 in hex. Raises ConfigError: another suffix; CheckpointError: that
-    library has no place for these weights, a type that is not written, a disk that refuses.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (*SAFETENSORS, *TORCH):
-        raise ConfigError(
-            f"{path} must end in one of {', '.join((*SAFETENSORS, *TORCH))}.",
-            "safetensors keeps preprocessing and classes beside the tensors.",
-        )
-    weights = by_our_names(weights)
-    tensors = weights.tensors
-    if recognise(tensors) is not None:
-        stem = (weights.model or {}).get("stem")
-        tensors = from_vitc(tensors, layout, stem if isinstance(stem, Mapping) else None)
-    elif (layout, weights.source) != ("vitc", "vitc"):
-        raise CheckpointError(
-            f"{weights.where} holds no ViT that is known here: only those are converted.",
-            f"Its tensors have names as {few(tensors, 2)}.",
-        )
-    odd = [f"{n} ({dtype_shape(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
-    if odd:
-        raise CheckpointError(f"{weights.where} holds types that are not written: {few(odd)}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            if suffix in SAFETENSORS:
-                sha256 = write_tensors(temporary, tensors, _metadata(weights, layout))
-            else:
-                plain = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
-                # pycls reads the epoch, and takes model_state where there are no errors to compare.
-                wrapped = {"epoch": 0, "model_state": plain} if "pycls" in layout else plain
-                torch.save(wrapped, temporary)
-                with open(temporary, "rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be written: {said}.") from error
-    return sha256
-
-
-def _metadata(weights: Weights, layout: str) -> dict[str, str]:
-    pre = weights.preprocessing
-    values = {
-        "source": {"layout": weights.source, "where": weights.where, "sha256": weights.sha256},
-        "preprocessing": None if pre is None else pre.to_dict(),
-        "fit": None if pre is None or pre.fit == "crop" else pre.fit,
-        "classes": None if weights.classes is None else list(weights.classes),
-        "model": weights.model,
-    }
-    texts = {k: json.dumps(v, allow_nan=False) for k, v in values.items() if v is not None}
-    return {"format": "pt", "library": "vitc", "layout": layout, **texts}
-
-
-def layout_named(name: str) -> Layout:
-    """One of LAYOUTS by its name. Raises ConfigError with a suggestion."""
-    for layout in LAYOUTS:
-        if layout == name:
-            return layout
-    raise unknown("layout", name, LAYOUTS)
