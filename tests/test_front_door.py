@@ -31,7 +31,9 @@ from vitc.optim.config import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
 from vitc.stats.proportions import wilson
 from vitc.training import auto as front_door
-from vitc.training.auto import Look, Proposal, propose
+from vitc.training import auto_model, auto_rules
+from vitc.training.auto import Proposal, propose
+from vitc.training.auto_rules import Look
 from vitc.training.config import TrainConfig
 from vitc.training.probe import Probe, faster_precision, probe
 
@@ -90,71 +92,71 @@ def look(train: int = 240, side: int = 300, val: int = 60, classes: int = 10) ->
 # -- pure choices ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ladder", [front_door.PHOTO_RUNGS, front_door.SMALL_RUNGS])
+@pytest.mark.parametrize("ladder", [auto_rules.PHOTO_RUNGS, auto_rules.SMALL_RUNGS])
 def test_every_rung_is_a_conv_stem_model_of_the_zoo_with_enough_tokens(
-    ladder: tuple[front_door.Rung, ...],
+    ladder: tuple[auto_rules.Rung, ...],
 ) -> None:
     for rung in ladder:
         model = model_config(rung.model, img_size=rung.img_size)
         assert isinstance(model.stem, ConvStemConfig)
-        assert math.prod(model.grid) >= front_door.FEW_TOKENS
+        assert math.prod(model.grid) >= auto_rules.FEW_TOKENS
     assert [r.min_images for r in ladder] == sorted({r.min_images for r in ladder})
     assert ladder[0].min_images == 0
 
 
 def test_no_rung_is_much_cheaper_than_the_one_before() -> None:
-    for ladder in (front_door.PHOTO_RUNGS, front_door.SMALL_RUNGS):
+    for ladder in (auto_rules.PHOTO_RUNGS, auto_rules.SMALL_RUNGS):
         flops = [
-            front_door._flops(RunConfig(model=model_config(r.model, img_size=r.img_size)))
+            auto_model._flops(RunConfig(model=model_config(r.model, img_size=r.img_size)))
             for r in ladder
         ]
         assert all(b > 0.95 * a for a, b in itertools.pairwise(flops))
 
 
 def test_more_images_allow_larger_models_and_small_images_none_larger_than_they_are() -> None:
-    few, many = front_door.rungs_for(look(240)), front_door.rungs_for(look(200_000))
+    few, many = auto_rules.rungs_for(look(240)), auto_rules.rungs_for(look(200_000))
     assert few == many[: len(few)]
     assert len(few) < len(many)
     assert many[-1].img_size == 224
-    assert all(r.img_size <= 1.25 * 80 for r in front_door.rungs_for(look(200_000, side=80)))
-    assert all(r.img_size == 32 for r in front_door.rungs_for(look(50_000, side=28)))
+    assert all(r.img_size <= 1.25 * 80 for r in auto_rules.rungs_for(look(200_000, side=80)))
+    assert all(r.img_size == 32 for r in auto_rules.rungs_for(look(50_000, side=28)))
 
 
 def test_batches_have_sixteen_images_or_more_and_ten_steps_an_epoch() -> None:
-    assert front_door.batch_size(5, "cpu") == 5
-    assert front_door.batch_size(16, "cpu") == 16
-    assert front_door.batch_size(240, "cpu") == 16
-    assert front_door.batch_size(800, "cpu") == 64
-    assert front_door.batch_size(50_000, "cpu") == 128
-    assert front_door.batch_size(50_000, "cuda") == 256
+    assert auto_rules.batch_size(5, "cpu") == 5
+    assert auto_rules.batch_size(16, "cpu") == 16
+    assert auto_rules.batch_size(240, "cpu") == 16
+    assert auto_rules.batch_size(800, "cpu") == 64
+    assert auto_rules.batch_size(50_000, "cpu") == 128
+    assert auto_rules.batch_size(50_000, "cuda") == 256
     for n in range(160, 3000, 37):
-        assert n // front_door.batch_size(n, "cuda") >= 10
+        assert n // auto_rules.batch_size(n, "cuda") >= 10
 
 
 @given(st.integers(1, 10**7), st.integers(1, 10**7))
 def test_more_images_want_fewer_epochs_but_more_steps(a: int, b: int) -> None:
     low, high = sorted((a, b))
-    assert 300 >= front_door.wanted_epochs(low) >= front_door.wanted_epochs(high) >= 30
+    assert 300 >= auto_rules.wanted_epochs(low) >= auto_rules.wanted_epochs(high) >= 30
 
 
 def test_few_images_keep_none_back_for_a_test() -> None:
-    assert front_door.held_out_shares(300) == (0.2, 0.0)
-    assert front_door.held_out_shares(5_000) == (0.15, 0.15)
-    assert front_door.held_out_shares(30_000) == (0.05, 0.05)
-    assert front_door.held_out_shares(10**6) == (0.02, 0.02)
+    assert auto_rules.held_out_shares(300) == (0.2, 0.0)
+    assert auto_rules.held_out_shares(5_000) == (0.15, 0.15)
+    assert auto_rules.held_out_shares(30_000) == (0.05, 0.05)
+    assert auto_rules.held_out_shares(10**6) == (0.02, 0.02)
 
 
 def test_the_fit_follows_the_shapes() -> None:
-    assert front_door.fit_for([(300, 400), (400, 300)])[0] == "crop"
-    assert front_door.fit_for([(200, 500), (210, 500)])[0] == "squash"
-    assert front_door.fit_for([(200, 500), (500, 200), (100, 400)])[0] == "pad"
-    assert front_door.fit_for([(28, 28)])[0] == "pad"
-    assert front_door.fit_for([(32, 32)])[0] == "crop"
+    assert auto_rules.fit_for([(300, 400), (400, 300)])[0] == "crop"
+    assert auto_rules.fit_for([(200, 500), (210, 500)])[0] == "squash"
+    assert auto_rules.fit_for([(200, 500), (500, 200), (100, 400)])[0] == "pad"
+    assert auto_rules.fit_for([(28, 28)])[0] == "pad"
+    assert auto_rules.fit_for([(32, 32)])[0] == "crop"
 
 
 def test_balancing_starts_at_four_to_one() -> None:
-    assert front_door.balance_for([39, 10])[0] == "none"
-    kind, because = front_door.balance_for([1200, 300, 40])
+    assert auto_rules.balance_for([39, 10])[0] == "none"
+    kind, because = auto_rules.balance_for([1200, 300, 40])
     assert kind == "sqrt"
     assert "1,200" in because
     assert "40" in because
@@ -173,25 +175,25 @@ def test_balancing_starts_at_four_to_one() -> None:
 def test_nothing_is_mirrored_whose_mirror_image_is_of_another_class(
     classes: tuple[str, ...], flip: float
 ) -> None:
-    assert front_door.flip_for(classes)[0] == flip
+    assert auto_rules.flip_for(classes)[0] == flip
 
 
 @pytest.mark.parametrize("n", [5, 60, 10_000])
 def test_the_half_width_is_half_of_wilsons_interval_at_one_half(n: int) -> None:
     low, high = wilson(50.0, n)
-    assert front_door.half_width(n) == pytest.approx((high - low) / 2)
+    assert auto_rules.half_width(n) == pytest.approx((high - low) / 2)
 
 
 def test_the_learning_rate_is_the_recipes_at_its_own_batch_and_width() -> None:
     adamw, sgd = AdamWConfig(lr=2e-3), SGDConfig(lr=0.1)
-    assert front_door.learning_rate(adamw, 128, 128, 64)[0] == 2e-3
-    assert front_door.learning_rate(adamw, 128, 32, 64)[0] == 1e-3
-    assert front_door.learning_rate(adamw, 128, 128, 256)[0] == 1e-3
-    assert front_door.learning_rate(sgd, 128, 32, 64)[0] == 0.025
+    assert auto_rules.learning_rate(adamw, 128, 128, 64)[0] == 2e-3
+    assert auto_rules.learning_rate(adamw, 128, 32, 64)[0] == 1e-3
+    assert auto_rules.learning_rate(adamw, 128, 128, 256)[0] == 1e-3
+    assert auto_rules.learning_rate(sgd, 128, 32, 64)[0] == 0.025
 
 
 def test_the_width_that_rates_are_scaled_from_is_the_recipes() -> None:
-    assert get_recipe(front_door.RECIPE).model.embed_dim == front_door.TINY_WIDTH
+    assert get_recipe(auto_rules.RECIPE).model.embed_dim == auto_rules.TINY_WIDTH
 
 
 @settings(deadline=None)
@@ -204,11 +206,11 @@ def test_the_width_that_rates_are_scaled_from_is_the_recipes() -> None:
 def test_a_run_is_as_long_as_its_budget_allows(
     epoch: float, evaluation: float, budget: float, most: int
 ) -> None:
-    length = front_door.run_length(epoch, evaluation, budget, most)
+    length = auto_rules.run_length(epoch, evaluation, budget, most)
     evaluations = math.ceil(length.epochs / length.eval_every)
     assert 1 <= length.epochs <= most
     assert 1 <= length.eval_every <= length.epochs
-    assert evaluations <= front_door.EVALUATIONS
+    assert evaluations <= auto_rules.EVALUATIONS
     assert evaluations * evaluation <= 0.1 * length.epochs * epoch + evaluation * 1.001
     assert length.seconds <= budget or length.epochs == 1
     if length.epochs < most:  # a tenth for evaluations, and no epochs given away
@@ -217,8 +219,8 @@ def test_a_run_is_as_long_as_its_budget_allows(
 
 def test_epochs_and_evaluations_cost_what_was_measured() -> None:
     cost = Probe(0.5, 0.01, 0)
-    assert front_door.epoch_seconds(look(train=1090), 100, cost) == pytest.approx(5)
-    assert front_door.evaluation_seconds(look(val=60), cost) == pytest.approx(2 * 60 * 0.01)
+    assert auto_rules.epoch_seconds(look(train=1090), 100, cost) == pytest.approx(5)
+    assert auto_rules.evaluation_seconds(look(val=60), cost) == pytest.approx(2 * 60 * 0.01)
 
 
 # -- the whole proposal, on a machine as the test wants it -----------------------------------------
@@ -271,7 +273,7 @@ def test_a_slower_machine_or_a_smaller_budget_gets_less(
     slow, brief = propose(folder), propose(folder, 60)
     assert slow.config.model.name == "vit_c_tiny"
     assert "vit_c_mini96" in line(slow, "model")  # what was not taken, and why
-    assert slow.seconds <= front_door.DEFAULT_BUDGET_SECONDS
+    assert slow.seconds <= auto_rules.DEFAULT_BUDGET_SECONDS
     assert brief.config.train.epochs < slow.config.train.epochs
     assert brief.seconds <= 60
     assert "budget is 1 min" in line(brief, "epochs")
@@ -419,8 +421,8 @@ def test_another_optimizer_brings_its_own_learning_rate(
     photo_folder: PHOTOS, machine: Machines
 ) -> None:
     config = propose(photo_folder(), None, {"optim": "sgd"}).config
-    recipe = get_recipe(front_door.RECIPE, "sgd")
-    expected, _ = front_door.learning_rate(
+    recipe = get_recipe(auto_rules.RECIPE, "sgd")
+    expected, _ = auto_rules.learning_rate(
         recipe.optim, recipe.train.batch, config.train.batch, config.model.embed_dim
     )
     assert config.optim.lr == expected
@@ -490,7 +492,7 @@ def test_what_to_expect_of_few_images_is_said_without_gloss(
     assert "a rough model" in line(proposal, "expect")
     assert "48 images" in line(proposal, "expect")
     assert "pretrained" in line(proposal, "expect")
-    assert f"{front_door.half_width(12):.1f} points" in line(proposal, "certainty")
+    assert f"{auto_rules.half_width(12):.1f} points" in line(proposal, "certainty")
     assert "12 validation images" in line(proposal, "certainty")
 
 
@@ -673,7 +675,7 @@ def test_with_weights_their_model_and_size_are_taken_and_the_rate_is_lower(
     assert tuned.config.optim.lr == pytest.approx(0.3 * fresh.config.optim.lr, rel=0.05)
     said = "\n".join(tuned.lines)
     assert f"start: {weights} — because you set --init" in said
-    assert "vit_c_tiny — because the weights have it so" in said
+    assert "vit_c_tiny — because the weights require it" in said
     assert "from scratch" not in said
 
 
@@ -689,5 +691,5 @@ def test_weights_that_do_not_say_their_model_ask_for_it(
     photo_folder: Callable[..., Path], weights: Path, tmp_path: Path
 ) -> None:
     file = next(weights.glob("checkpoints/step_*/model.safetensors"))
-    with pytest.raises(ConfigError, match=r"does not say which model(.|\n)*--model NAME"):
+    with pytest.raises(ConfigError, match=r"does not name the model(.|\n)*--model NAME"):
         propose(photo_folder(), 20.0, {"init": str(file)})

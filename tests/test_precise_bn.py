@@ -1,4 +1,4 @@
-"""BatchNorm statistics taken anew are the means over the batches, and only where they should be."""
+"""Recomputed BatchNorm statistics are the means over the batches, and only where they should be."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path: Path)
         "notes.txt",
         "checkpoints/mine.safetensors",
     }
-    assert "anew" in (tmp_path / "events.log").read_text()
+    assert "restarted" in (tmp_path / "events.log").read_text()
 
 
 def test_overwrite_of_nothing_is_a_plain_beginning(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_a_full_disk_under_the_metrics_is_a_clear_error(
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: No space") as caught:
         run.metric({"kind": "train", "step": 1})
-    assert "goes on from the last checkpoint" in (caught.value.hint or "")
+    assert "resumes from the last checkpoint" in (caught.value.hint or "")
 
 
 def test_sync_makes_metrics_durable(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ from vitc.training.config import TrainConfig
 from vitc.wording import few
 
 FORMAT = 1
+PLAIN = (bool, int, float, type(None))  # of an optimizer's state, beside tensors
 STATE = "state.json"
 MODEL, EMA, OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
 
@@ -87,7 +88,7 @@ class TrainState:
         """Write `folder/step_N`, make it the latest, then prune to `keep`; returns its path.
 
         `extra` is plain JSON values for `load` to give back. Raises CheckpointError where the disk
-        is full or refuses: the checkpoints that were there stay, and training may go on.
+        is full or refuses: earlier checkpoints are kept, and training may continue.
         """
         final = folder / f"step_{self.step}"
         temporary = folder / f"{TEMPORARY}{final.name}"
@@ -104,7 +105,7 @@ class TrainState:
             raise CheckpointError(
                 f"The checkpoint of step {self.step} cannot be written to {folder}: "
                 f"{error.strerror or error}. {_last_good(folder)}",
-                "Free space or repair the disk, then repeat the command: it goes on from there.",
+                "Free space or repair the disk, then repeat the command to resume.",
             ) from error
         _prune(folder, self.step, keep)
         return final
@@ -149,7 +150,7 @@ class TrainState:
             raise CheckpointError(
                 f"{path} holds {'no' if self.ema else 'an'} average of the weights, but the run "
                 f"keeps {'one' if self.ema else 'none'}.",
-                "Continue with the optim.ema the run began with.",
+                "Resume with the optim.ema that the run started with.",
             )
         modules = {MODEL: self.model, **({EMA: self.ema.module} if self.ema is not None else {})}
         fills = []
@@ -163,7 +164,11 @@ class TrainState:
         for targets, values, strides in fills:
             for name, target in targets.items():
                 fill(target, values[name], strides[name])
-        _restore_optimizer(self.optimizer, entries, state["optimizer"]["groups"])
+        self.optimizer.state.clear()
+        self.optimizer.state.update(entries)
+        saved_groups = state["optimizer"]["groups"]
+        for group, numbers in zip(self.optimizer.param_groups, saved_groups, strict=True):
+            group.update({k: v for k, v in numbers.items() if k in _numbers(group)})
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.best, self.last_eval = state["best"], state["last_eval"]
         self.sums = defaultdict(float, state["sums"])
@@ -190,7 +195,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     if troubles:
         raise CheckpointError(
             f"No checkpoint in {folder} can be used.\n" + "\n".join(troubles),
-            "Restore one from a copy, or start anew with --overwrite.",
+            "Restore one from a backup, or restart with --overwrite.",
         )
     return None, []
 
@@ -234,23 +239,17 @@ def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
             if match and path.is_dir():
                 found.append((int(match[1]), match[2] is None, path))
     paths = [path for _, _, path in sorted(found, reverse=True)]
-    name = _latest_name(folder)
-    if name is None:  # a kill before the first `latest`, or no checkpoint at all
+    try:
+        with open(folder / LATEST, encoding="utf-8", errors="replace") as file:
+            name = file.read(100).strip()
+    except FileNotFoundError:  # a kill before the first `latest`, or no checkpoint at all
         return paths, []
+    except OSError as error:
+        raise CheckpointError(f"{folder / LATEST} cannot be read: {error.strerror}.") from error
     named = [path for path in paths if path.name == name]
     if not named:
         return paths, [f"{folder / LATEST} names {name!r}, which is not there."]
     return named + [path for path in paths if path.name != name], []
-
-
-def _latest_name(folder: Path) -> str | None:
-    try:
-        with open(folder / LATEST, encoding="utf-8", errors="replace") as file:
-            return file.read(100).strip()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{folder / LATEST} cannot be read: {error.strerror}.") from error
 
 
 def _last_good(folder: Path) -> str:
@@ -279,7 +278,13 @@ def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path / STATE} is damaged: its checksum does not match.")
     for name, sha256 in state["sha256"].items():
         if only is None or name in only:
-            _check_file(path / name, sha256)
+            try:
+                with open(path / name, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"{path / name} cannot be read: {error.strerror}.") from error
+            if found != sha256:
+                raise CheckpointError(f"{path / name} is damaged: its checksum does not match.")
     return state
 
 
@@ -305,16 +310,6 @@ def _well_formed(state: dict[str, Any]) -> bool:
 
 def _all_numbers(value: object) -> bool:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
-
-
-def _check_file(path: Path, sha256: object) -> None:
-    try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    if found != sha256:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match.")
 
 
 # -- putting a checkpoint in place ----------------------------------------------------------------
@@ -398,9 +393,10 @@ def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
         ],
     }
     if any(problems.values()):
-        said = "; ".join(f"{what}: {few(names)}" for what, names in problems.items() if names)
+        listed = "; ".join(f"{what}: {few(names)}" for what, names in problems.items() if names)
         raise CheckpointError(
-            f"{path} is of another model. {said}.", "Use the config the checkpoint was made with."
+            f"{path} is of another model. {listed}.",
+            "Use the config that the checkpoint was written with.",
         )
 
 
@@ -459,7 +455,7 @@ def _optimizer_entries(
         raise CheckpointError(
             f"{path} was written with optimizer {saved['name']} ({len(saved['groups'])} groups), "
             f"but the run has {here} ({len(optimizer.param_groups)} groups).",
-            "Continue with the config the run began with.",
+            "Resume with the config that the run started with.",
         )
     owned = _owned(model, optimizer)
     values = read_tensors(path / OPTIM)
@@ -470,7 +466,7 @@ def _optimizer_entries(
         if name not in owned or value.shape not in (owned[name][0].shape, torch.Size()):
             raise CheckpointError(
                 f"{path / OPTIM} is of another model: it holds {full}, {dtype_shape(value)}.",
-                "Use the config the checkpoint was made with.",
+                "Use the config that the checkpoint was written with.",
             )
         parameter, group = owned[name]
         # As torch: the counter of steps stays on the host unless the kernel reads it.
@@ -479,27 +475,12 @@ def _optimizer_entries(
         held = torch.empty_strided(value.shape, strides[full], dtype=value.dtype, device=device)
         found.setdefault(parameter, {})[key] = held.copy_(value)
     for name, scalars in saved["scalars"].items():
-        if name not in owned or not all(_is_scalar(v) for v in scalars.values()):
+        if name not in owned or any(type(v) not in PLAIN for v in scalars.values()):
             raise CheckpointError(f"{path / STATE} is damaged: optimizer state of {name!r}.")
         found.setdefault(owned[name][0], {}).update(scalars)
     return found
 
 
-def _is_scalar(value: object) -> bool:
-    return value is None or type(value) in (bool, int, float)
-
-
 def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
-    """The hyperparameters of a group that are plain numbers; the config says the others."""
+    """The hyperparameters of a group that are plain numbers; the others are in the config."""
     return {key: value for key, value in group.items() if type(value) in (int, float)}
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    entries: Mapping[Tensor, dict[str, Any]],
-    groups: list[dict[str, float]],
-) -> None:
-    optimizer.state.clear()
-    optimizer.state.update(entries)
-    for group, numbers in zip(optimizer.param_groups, groups, strict=True):
-        group.update({k: v for k, v in numbers.items() if k in _numbers(group)})

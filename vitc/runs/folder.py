@@ -6,7 +6,7 @@
     events.log      what happened when, for people
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.runs.checkpoint
-    sources/        the file of a stem from outside the package, as it was
+    sources/        the files of custom classes, as they were
     tries.json      of a study's trial: where it was run, and how each try ended
     .lock           held by the process that writes the folder
     .claim          of a study's trial: held by the process that runs it
@@ -67,14 +67,14 @@ HARMLESS = frozenset(
         "train.keep_checkpoints",
     }
 )
-"""Settings that may change when a run continues: they decide where and how often, not what is
-learned. Another device or thread count keeps the run but not its bits, as events.log then says."""
+"""Settings that may change when a run is resumed: they decide where and how often, not what is
+learned. Another device or thread count keeps the run but not its bits; events.log then notes it."""
 
 METRICS_LIMIT = 1 << 30  # bytes; a stranger's file must not fill the memory
 
 
 def keep_sources(folder: Path, config: RunConfig) -> None:
-    """Keep a copy of the file of a stem from outside. Raises ConfigError, OSError."""
+    """Copy the files of custom classes into the run folder. Raises ConfigError, OSError."""
     for name, content in copies(config.model).items():
         place = folder / SOURCES
         if place.is_symlink():  # in a stranger's folder it could lead anywhere
@@ -89,8 +89,8 @@ def keep_sources(folder: Path, config: RunConfig) -> None:
 class RunFolder:
     """The folder of one run, open for writing by this process alone; close it, or use `with`.
 
-    `resumed` says that an unfinished run of the same config was there, `finished` that this
-    object wrote a summary with status done. With `writer=False` (the other processes of a
+    `resumed`: an unfinished run of the same config was there; `finished`: this object wrote a
+    summary with status done. With `writer=False` (the other processes of a
     distributed run) nothing is checked, locked or written. Every method that writes raises
     RunError where the disk refuses.
     """
@@ -106,9 +106,9 @@ class RunFolder:
     def open(
         path: str | Path, config: RunConfig, *, overwrite: bool, writer: bool = True
     ) -> RunFolder:
-        """Begin a run of `config` in `path`, or continue the unfinished one that is there.
+        """Start a run of `config` in `path`, or resume the unfinished one that is there.
 
-        `overwrite` removes what a run wrote there and begins anew. Raises ConfigError: the folder
+        `overwrite` removes what a run wrote there and restarts. Raises ConfigError: the folder
         is in use by another process, holds something else, a finished run, or (naming the
         settings) a run of another config; RunError: the disk refuses.
         """
@@ -153,12 +153,12 @@ class RunFolder:
             )
 
     def _begin(self, config: RunConfig) -> None:
-        """A run from nothing, where an older one may have to go.
+        """Start a run, where an older one may have to go.
 
         In an order that leaves something whole if this process is killed: a shorter run without
-        its later checkpoints, or one that still says it is finished.
+        its later checkpoints, or one that still has its summary.
         """
-        anew = (self.path / CONFIG).exists()
+        restarted = (self.path / CONFIG).exists()
         if self.checkpoints.exists():
             discard(self.checkpoints / LATEST)
             for path in list(self.checkpoints.iterdir()):
@@ -169,16 +169,16 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, _config_text(config))
         keep_sources(self.path, config)
-        self.event("begun anew (--overwrite)" if anew else "begun")
+        self.event("restarted (--overwrite)" if restarted else "started")
 
     def _continue(self, config: RunConfig) -> None:
-        """Go on with the run that is there, or say why not."""
+        """Resume the run that is there. Raises ConfigError: it is another one, or finished."""
         try:
             old = read_config(self.path)
         except ConfigError as error:
             raise ConfigError(
                 f"The run in {self.path} has a config of another version: {error.message}",
-                "--overwrite starts anew; or choose another --out.",
+                "Restart it with --overwrite, or choose another --out.",
             ) from error
         changed = differences(old, config)
         other = [c for c in changed if c.split(":")[0] not in HARMLESS]
@@ -186,7 +186,7 @@ class RunFolder:
             lines = "\n".join(f"  {c}" for c in other)
             raise ConfigError(
                 f"{self.path} holds a run of another config:\n{lines}",
-                "--overwrite starts anew; or choose another --out.",
+                "Restart it with --overwrite, or choose another --out.",
             )
         summary = Run(self.path).summary
         if summary.get("status") == "done":
@@ -194,7 +194,7 @@ class RunFolder:
             result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
             raise ConfigError(
                 f"The run in {self.path} is finished{result}.",
-                "--overwrite starts anew; or choose another --out.",
+                "Restart it with --overwrite, or choose another --out.",
             )
         keep_sources(self.path, config)
         (self.path / SUMMARY).unlink(missing_ok=True)  # of the part before this one
@@ -295,7 +295,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}.",
-            "Free space or repair the disk, then repeat the command: it goes on from the last "
+            "Free space or repair the disk, then repeat the command: it resumes from the last "
             "checkpoint.",
         ) from error
 

@@ -100,7 +100,7 @@ def is_dense(shape: torch.Size, stride: Sequence[int]) -> bool:
 
 
 def odd_strides(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """The strides of the tensors that are not row-major, channels_last ones say."""
+    """The strides of the tensors that are not row-major, such as channels_last ones."""
     return {
         name: list(t.stride())
         for name, t in tensors.items()

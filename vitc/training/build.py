@@ -137,7 +137,7 @@ def step_settings(
     std: tuple[float, ...],
     num_classes: int,
 ) -> StepSettings:
-    """What `config` says of a step; `mean`, `std` and `num_classes` come with the images."""
+    """The part of `config` that a step needs; `mean`, `std` and `num_classes` are the data's."""
     return StepSettings(
         device=device,
         procs=procs,

@@ -68,7 +68,7 @@ class TrainConfig:
     """Parts that are not trained, by the start of their parameters' names (stem, blocks.0) or
     `backbone` for all but the head; they stay in eval mode, so that BatchNorm keeps its own."""
     precise_bn_images: int = 0
-    """Before each evaluation BatchNorm's statistics are taken anew from so many training images,
+    """Before each evaluation BatchNorm's statistics are recomputed from this many training images,
     for the weights and their average (the authors' code: 8192); 0: running averages."""
     eval_every_epochs: int = 1
     """Epochs between evaluations on validation; the last epoch always is."""
@@ -109,6 +109,6 @@ class TrainConfig:
         if self.batch >= 1 and self.micro >= 1 and self.batch % self.micro:
             found.append(
                 f"train.batch {self.batch} is not a multiple of the micro-batch {self.micro}; "
-                "a step is a whole number of micro-batches."
+                "a step consists of complete micro-batches."
             )
         return found

@@ -69,7 +69,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 @contextmanager
 def machine_settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Threads and determinism as the config says; both are put back afterwards."""
+    """Threads and determinism as configured; the previous settings are restored afterwards."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
@@ -140,7 +140,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Start `peak_memory` anew, where the system lets us."""
+    """Reset `peak_memory`, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -27,8 +27,8 @@ def freeze(model: nn.Module, parts: Collection[str]) -> None:
             near = suggest(part, [*known, BACKBONE, *parameters])
             raise ConfigError(
                 f"train.freeze {part!r} is no part of the model.{near}",
-                f"Its parts: {', '.join(known)}, {BACKBONE}; a longer name says a part of these, "
-                f"for example {max(parameters, key=len).rpartition('.')[0]}.",
+                f"Its parts: {', '.join(known)}, {BACKBONE}; a longer name is a part of one of "
+                f"these, for example {max(parameters, key=len).rpartition('.')[0]}.",
             )
         for p in chosen:
             p.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""BatchNorm statistics taken anew from training images, before a model is evaluated.
+"""BatchNorm statistics recomputed from training images, before a model is evaluated.
 
-Running averages lag behind the weights and weigh the last batches most. pycls takes both the
-model's and its average's anew after every epoch, from 8,192 images ("Precise-BN": Wu and Johnson,
+Running averages lag behind the weights and weigh the last batches most. pycls recomputes both
+the model's and its average's after every epoch, from 8,192 images ("Precise-BN": Wu and Johnson,
 arXiv 2105.07576, section 3): the mean over micro-batches of each one's mean and variance.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def renew(
         return
     for model in models:
         model.eval()
-    norms = [[_norm(model, name) for name in names] for model in models]
+    norms = [[cast(_BatchNorm, model.get_submodule(n)) for n in names] for model in models]
     sums = [torch.zeros_like(_flat(own)) for own in norms]
     count = 0
     with _one_batch_statistics([norm for own in norms for norm in own]):
@@ -51,33 +52,29 @@ def renew(
                 total += _flat(own)
     for own, total in zip(norms, sums, strict=True):
         procs.sum_(total)
-        _put(own, total / (count * procs.world))
-
-
-def _norm(model: nn.Module, name: str) -> _BatchNorm:
-    module = model.get_submodule(name)
-    assert isinstance(module, _BatchNorm)
-    return module
+        buffers = _statistics(own)
+        means = torch.split(total / (count * procs.world), [b.numel() for b in buffers])
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
 
 @contextmanager
 def _one_batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Training mode with momentum 1: running statistics are those of the batch just seen."""
-    before = [(n.momentum, _counter(n)) for n in norms]
+    momenta = [n.momentum for n in norms]
+    counters = [n.num_batches_tracked for n in norms]
+    counts = [c if c is None else c.clone() for c in counters]
     for norm in norms:
         norm.momentum = 1.0
         norm.training = True
     try:
         yield
     finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum, norm.training = momentum, False
-            if norm.num_batches_tracked is not None and counter is not None:
-                norm.num_batches_tracked.copy_(counter)
-
-
-def _counter(norm: _BatchNorm) -> Tensor | None:
-    return None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        for counter, count in zip(counters, counts, strict=True):
+            if counter is not None and count is not None:
+                counter.copy_(count)
 
 
 def _statistics(norms: Sequence[_BatchNorm]) -> list[Tensor]:
@@ -86,10 +83,3 @@ def _statistics(norms: Sequence[_BatchNorm]) -> list[Tensor]:
 
 def _flat(norms: Sequence[_BatchNorm]) -> Tensor:
     return torch.cat([t.flatten() for t in _statistics(norms)])
-
-
-def _put(norms: Sequence[_BatchNorm], flat: Tensor) -> None:
-    buffers = _statistics(norms)
-    parts = torch.split(flat, [b.numel() for b in buffers])
-    for buffer, part in zip(buffers, parts, strict=True):
-        buffer.copy_(part.view_as(buffer))

@@ -148,15 +148,15 @@ def what_limits(wait: float, seconds: float, workers: int | None, cores: int, de
     `wait` of `seconds` were spent waiting for images; `workers` None: they are resident.
     """
     share = wait / max(seconds, 1e-9)
-    said = f"{100 * share:.0f} % of the time goes into waiting for images"
+    waiting = f"{100 * share:.0f} % of the time is spent waiting for images"
     if workers is None:
-        return f"computing limits the rate: the images are resident on {device} ({said})"
+        return f"computing limits the rate: the images are resident on {device} ({waiting})"
     if share < LOADER_SHARE:
         faster = "a smaller --model or --model.img_size" if device == "cpu" else "--train.compile"
-        return f"computing limits the rate, not the loader ({said}); faster: {faster}"
+        return f"computing limits the rate, not the loader ({waiting}); faster: {faster}"
     ways = ["pack the images once, smaller: vitc data pack SRC OUT --short-side 256"]
     if workers < cores:
         ways.insert(0, f"--data.workers {cores} (now {workers}, for {cores} cores)")
     elif device == "cpu":
         ways.append(f"loader and training share {cores} cores here")
-    return f"the loader limits the rate: {said}; to change it: {'; or '.join(ways)}"
+    return f"the loader limits the rate: {waiting}; faster with: {'; or '.join(ways)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +51,14 @@ def train_step(
     """
     set_lr(state.optimizer, lr)
     total = torch.zeros((), device=s.device)
+    distributed = forward if isinstance(forward, DistributedDataParallel) else None
     for i, micro in enumerate(micros):
         norms.before_micro(i)
         images = ready_images(micro, s)
         images, targets = mix(images, micro.labels, micro.mix, s.num_classes, s.label_smoothing)
-        with _sync(forward, last=i == len(micros) - 1):
+        # Gradients travel between processes once a step, with the last micro-batch.
+        last = i == len(micros) - 1
+        with nullcontext() if last or distributed is None else distributed.no_sync():
             with autocast(s.precision, s.device):
                 # Only a ViT takes what residual branches are multiplied by.
                 extra = () if micro.drop_path is None else (micro.drop_path,)
@@ -83,13 +86,15 @@ def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
 
 
 def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Step the optimizer only where `finite`: a host check on CPU, on the device elsewhere.
+    """Step the optimizer only where `finite`.
 
     Fused optimizers skip the update of every tensor when their `found_inf` is 1; that keeps a
     GPU's step free of a host sync. The flag sticks: after one bad step no later one counts, so
-    the weights at the time of the report are those before the bad step.
+    the weights at the time of the report are those before the bad step. With any other optimizer,
+    and on the CPU, the host checks before the step.
     """
-    if finite.device.type != "cuda":
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if finite.device.type != "cuda" or not fused:
         if bool(finite):
             optimizer.step()
         return
@@ -97,13 +102,6 @@ def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     before = getattr(optimizer, "found_inf", None)
     optimizer.found_inf = bad if before is None else torch.maximum(bad, before)  # type: ignore[attr-defined]
     optimizer.step()
-
-
-def _sync(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Gradients travel between processes once a step, with the last micro-batch."""
-    if isinstance(forward, DistributedDataParallel) and not last:
-        return forward.no_sync()
-    return nullcontext()
 
 
 class NormStatistics:

@@ -1,0 +1,383 @@
+"""Which model the front door chooses, how long it trains, and what that costs: by measuring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vitc.config import RunConfig
+from vitc.data.dataset import DataSet
+from vitc.errors import ConfigError
+from vitc.models.config import ViTConfig
+from vitc.models.zoo import model_config
+from vitc.recipes import get_recipe
+from vitc.training.auto_rules import (
+    FEW_OF_A_CLASS,
+    FEW_TOKENS,
+    LEAST_SHARE,
+    RECIPE,
+    START_SECONDS,
+    TRAINED_SHARE,
+    Choices,
+    Look,
+    Machine,
+    Rung,
+    epoch_seconds,
+    evaluation_seconds,
+    fixed_optimizer,
+    half_width,
+    learning_rate,
+    run_length,
+    rungs_for,
+    wanted_epochs,
+)
+from vitc.wording import counted, duration
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitc.training.probe import Probe
+
+# -- the model, measured ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A rung's settings and how they ran here."""
+
+    settings: dict[str, Any]
+    config: RunConfig
+    cost: Probe
+    reasons: dict[str, str]
+    """Why these threads and this precision."""
+
+
+def choose_model(
+    choices: Choices,
+    base: RunConfig,
+    data: DataSet,
+    look: Look,
+    device: torch.device,
+    machine: Machine,
+    budget: float,
+) -> Trial:
+    """Climb from the cheapest rung for as long as the budget pays for enough epochs of the next."""
+    least = choices.fixed.get("train.epochs", math.ceil(LEAST_SHARE * wanted_epochs(look.train)))
+    ladder = _rungs(choices.fixed, look)
+    best: Trial | None = None
+    reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
+    for rung in ladder:
+        if best is not None and machine.kind == "cpu":  # not even tried where there is no hope
+            seconds = _predicted_epoch(best, rung, choices, base, look)
+            if seconds * least > 1.5 * budget:
+                reason = _too_slow(rung, least, seconds, budget)
+                break
+        trial = _tried(choices, base, rung, data, device)
+        if trial is None:
+            reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
+            break
+        seconds = epoch_seconds(look, trial.config.train.batch, trial.cost)
+        if best is not None and seconds * least > budget:
+            reason = _too_slow(rung, least, seconds, budget)
+            break
+        best = trial
+    if best is None:
+        raise ConfigError(
+            f"{ladder[0].model} at {ladder[0].img_size} pixels does not fit the memory of "
+            f"{machine.name}.",
+            "Use a smaller --train.micro_batch, --model.img_size or --model.",
+        )
+    _note_model(choices, best, look, reason)
+    return best
+
+
+def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
+    return (
+        f"{counted(least, 'epoch')} of the next larger, {rung.model} at {rung.img_size} pixels, "
+        f"would take {duration(seconds * least)}, more than {duration(budget)}"
+    )
+
+
+def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
+    """The ladder, or what a model or an image size that the user fixed leaves of it."""
+    ladder = rungs_for(look)
+    if "model" in fixed:
+        own, reduction = model_config(fixed["model"]).size[0], _reduction(fixed["model"])
+        side = max(ladder[0].img_size, min(own, look.short_side))
+        ladder = [Rung(fixed["model"], max(1, round(side / reduction)) * reduction, 0)]
+    if "model.img_size" in fixed:
+        size = fixed["model.img_size"]
+        sides = size if isinstance(size, tuple) else (size, size)
+        fitting = [r for r in ladder if not any(s % _reduction(r.model) for s in sides)]
+        models = dict.fromkeys(r.model for r in fitting or ladder[:1])
+        ladder = [Rung(model, min(sides), 0) for model in models]
+    return ladder
+
+
+def _reduction(model: str) -> int:
+    config = model_config(model)
+    if not isinstance(config, ViTConfig) or config.stem.reduction is None:
+        raise ConfigError(
+            f"What is chosen for a folder is measured for ViTs of the zoo; {model} is none.",
+            f"Name a recipe: vitc train cifar10_vit_c --data FOLDER --model {model}",
+        )
+    return config.stem.reduction
+
+
+def _vit(config: RunConfig) -> ViTConfig:
+    assert isinstance(config.model, ViTConfig)  # `_reduction` has let no other pass
+    return config.model
+
+
+def _tried(
+    choices: Choices, base: RunConfig, rung: Rung, data: DataSet, device: torch.device
+) -> Trial | None:
+    """Take a few steps in the faster precision; None where the memory does not suffice.
+
+    Before that is so, the micro-batch is halved, but never below BatchNorm's 16 images.
+    """
+    from vitc.training.probe import faster_precision, probe
+
+    settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
+    reasons: dict[str, str] = {}
+    if device.type == "cpu" and "train.threads" not in choices.fixed:
+        settings["train.threads"], reasons["threads"] = _threads(
+            choices, base, settings, data, device
+        )
+    reasons["precision"] = "you set --train.precision"
+    if "train.precision" not in choices.fixed:
+        precision, why = faster_precision(choices.config(base, settings), device)
+        settings["train.precision"], reasons["precision"] = precision, why
+    while True:
+        config = choices.config(base, settings)
+        cost = probe(config, data, device)
+        if cost is not None:
+            return Trial(settings, config, cost, reasons)
+        micro = config.train.micro
+        if "train.micro_batch" in choices.fixed or micro % 2 or micro < 32:
+            return None
+        settings["train.micro_batch"] = micro // 2
+
+
+def _threads(
+    choices: Choices,
+    base: RunConfig,
+    settings: Mapping[str, Any],
+    data: DataSet,
+    device: torch.device,
+) -> tuple[int, str]:
+    """How many CPU threads, and why: half of them for as long as that is faster.
+
+    Threads wait for each other many times a step. Where other programs, or our own loader
+    processes, keep a core busy, two threads can be ten times slower than one.
+    """
+    import torch
+
+    from vitc.training.probe import probe
+
+    def step_seconds(threads: int) -> float:
+        own = {**settings, "train.threads": threads, "train.precision": "fp32"}
+        cost = probe(choices.config(base, own), data, device, seconds=0.5)
+        return math.inf if cost is None else cost.step_seconds
+
+    best = torch.get_num_threads()
+    why = "there is one core" if best == 1 else ""
+    seconds = step_seconds(best) if best > 1 else 0.0
+    while best > 1:
+        half = step_seconds(best // 2)
+        why = f"a step takes {_ms(seconds)} with {best}, {_ms(half)} with {best // 2}"
+        if half > 0.95 * seconds:
+            break
+        best, seconds = best // 2, half
+    return best, why
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
+
+
+def _predicted_epoch(
+    best: Trial, rung: Rung, choices: Choices, base: RunConfig, look: Look
+) -> float:
+    """Seconds an epoch of the next rung would take at the speed, in flops, of the best so far."""
+    config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
+    ratio = _flops(config) / _flops(best.config)
+    return ratio * epoch_seconds(look, config.train.batch, best.cost)
+
+
+def _flops(config: RunConfig) -> int:
+    import torch
+
+    from vitc.models.complexity import complexity
+    from vitc.models.zoo import build_model
+
+    with torch.device("meta"):
+        return complexity(build_model(config.model)).flops
+
+
+def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
+    config, fixed = trial.config, choices.fixed
+    reduction = _vit(config).stem.reduction or 1
+    h, w = (side // reduction for side in config.model.size)
+    side = counted(look.short_side, "pixel")
+    because = f"the images are {side} at the short side (median); {h}x{w} tokens"
+    if "model.img_size" in fixed:
+        because = f"{choices.reason('model.img_size')}; {h}x{w} tokens"
+    size = config.model.size
+    choices.note("image size", f"{size[0]}x{size[1]}", because)
+    stem = "its convolutional stem needs fewer epochs than patches do, and any optimizer trains it"
+    choices.note(
+        "model",
+        config.model.name,
+        choices.reason("model") if "model" in fixed else f"{stem}; {reason}",
+    )
+    choices.note("precision", config.train.precision, trial.reasons["precision"])
+    if "threads" in trial.reasons:
+        choices.note("threads", str(config.train.threads), trial.reasons["threads"])
+    if config.train.micro_batch is not None and "train.micro_batch" not in fixed:
+        choices.note("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
+    if h * w < FEW_TOKENS:
+        choices.warn(
+            f"{config.model.img_size} pixels are only {counted(h * w, 'token')} for "
+            f"{config.model.name}, "
+            f"which reduces by {reduction}: too few to learn from. Use a larger "
+            "--model.img_size or a --model with smaller patches."
+        )
+
+
+def choose_rate(choices: Choices, trial: Trial) -> None:
+    """The learning rate, in the unit of `optim.lr_per_batch` where the user set that."""
+    config = trial.config
+    recipe = get_recipe(RECIPE, fixed_optimizer(choices.fixed))
+    lr, because = learning_rate(
+        recipe.optim, recipe.train.batch, config.train.batch, _vit(config).embed_dim
+    )
+    if config.init.weights:
+        lr = float(f"{TRAINED_SHARE * lr:.2g}")
+        because += f"; times {TRAINED_SHARE:g}, as the weights are trained already"
+    per = choices.fixed.get("optim.lr_per_batch")
+    if per is not None:
+        lr *= per / config.train.batch
+    choices.take("optim.lr", "peak learning rate", lr, because)
+
+
+# -- length, cost, expectation ---------------------------------------------------------------------
+
+
+def choose_length(
+    choices: Choices, look: Look, trial: Trial, budget: float, default: bool
+) -> float:
+    """Epochs and evaluations; returns the seconds of the run."""
+    batch = trial.config.train.batch
+    epoch = epoch_seconds(look, batch, trial.cost)
+    evaluation = evaluation_seconds(look, trial.cost)
+    wanted = wanted_epochs(look.train)
+    fixed = choices.fixed.get("train.epochs")
+    if fixed is not None:
+        length = run_length(epoch, evaluation, math.inf, fixed)
+    else:
+        length = run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
+    start = "from trained weights, too" if trial.config.init.weights else "from scratch"
+    because = f"for {counted(look.train, 'image')} it should be about {wanted} {start}"
+    if length.epochs != wanted:
+        limit = "the cap without --budget is" if default else "the budget is"
+        because += f", one takes {epoch:.2g} s, and {limit} {duration(budget)}"
+    choices.take("train.epochs", "epochs", length.epochs, because)
+    every = choices.take(
+        "train.eval_every_epochs",
+        "epochs between evaluations",
+        length.eval_every,
+        f"one takes {evaluation:.1g} s",
+    )
+    seconds = length.seconds
+    if every != length.eval_every:
+        seconds = START_SECONDS + length.epochs * epoch
+        seconds += math.ceil(length.epochs / every) * evaluation
+    if seconds > budget and length.epochs == 1 and "data.max_train" not in choices.fixed:
+        seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget)
+    if seconds > 1.2 * budget:
+        choices.warn(f"this is expected to take {duration(seconds)}, not {duration(budget)}.")
+    return seconds
+
+
+def note_schedule(choices: Choices, config: RunConfig) -> None:
+    schedule, epochs = config.optim.schedule, config.train.epochs
+    warmup = schedule.warmup_epochs
+    because = "you set --optim.schedule.warmup_epochs"
+    if warmup is None:
+        warmup, because = min(5.0, 0.1 * epochs), "that is a tenth of the run, but 5 epochs at most"
+    length = f"{warmup:g} epoch{'s' * (warmup != 1)}"
+    choices.note("schedule", f"{length} of warm-up, then half a cosine", because)
+
+
+def _fewer_images(
+    choices: Choices, look: Look, batch: int, epoch: float, evaluation: float, budget: float
+) -> float:
+    """One epoch of as many images as the budget pays for; returns the seconds it takes."""
+    share = max(0.0, budget - START_SECONDS - evaluation) / epoch
+    images = max(batch, len(look.classes), int(look.train * share) // batch * batch)
+    if images < look.train:
+        because = f"not one epoch of {look.train:,} fits the budget of {duration(budget)}"
+        choices.take("data.max_train", "training images used", images, because)
+    return START_SECONDS + evaluation + epoch * min(1.0, images / look.train)
+
+
+def note_costs(
+    choices: Choices, machine: Machine, trial: Trial, seconds: float, memory: int
+) -> None:
+    choices.note(
+        "time",
+        f"about {duration(seconds)}",
+        f"a step of {counted(trial.config.train.batch, 'image')} took "
+        f"{_ms(trial.cost.step_seconds)} with "
+        "reading them, measured just now",
+    )
+    if memory:
+        choices.note("memory", f"about {memory / 1e9:.1f} GB", "that is what these steps needed")
+    if memory > 0.8 * machine.memory_bytes:
+        choices.warn(
+            f"this machine has {machine.memory_bytes / 1e9:.1f} GB in all; a smaller "
+            "--train.micro_batch or --model.img_size needs less."
+        )
+
+
+def note_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
+    """What a model trained on so many images can be, and how surely that is known."""
+    n = config.data.max_train or look.train
+    rare = [c for c, count in zip(look.classes, look.counts, strict=True) if count < FEW_OF_A_CLASS]
+    if rare:
+        more = f" and {len(rare) - 3} more" if len(rare) > 3 else ""
+        choices.warn(
+            f"fewer than {FEW_OF_A_CLASS} training images of {', '.join(rare[:3])}{more}: too few "
+            "to learn a class from."
+        )
+    chance, largest = 100 / len(look.classes), 100 * max(look.counts) / look.train
+    if n < 2_000:
+        level = "a rough model: colours, textures and coarse shapes are learnt, little else"
+    elif n < 20_000:
+        level = "a fair model of classes that look different, a rough one of those that do not"
+    else:
+        level = "a good model, and a better one the longer it trains"
+    pretrained = (
+        ""
+        if n >= 200_000
+        else "; fine-tuning a model pretrained on millions of images would do far better"
+    )
+    if config.init.weights:
+        level = "it depends on the weights: the closer their images are to these, the better"
+    else:
+        level += f", since it starts from scratch with {counted(n, 'image')}{pretrained}"
+    choices.lines.append(
+        f"expect: {level}. "
+        f"Chance is {chance:.1f} %, always naming the largest class {largest:.1f} %."
+    )
+    if look.val:
+        doubt = half_width(look.val)
+        tail = " Differences smaller than that mean nothing." if doubt > 2 else ""
+        choices.lines.append(
+            f"certainty: an accuracy measured on {counted(look.val, 'validation image')} is "
+            "uncertain by "
+            f"up to {doubt:.1f} points either way (95 %).{tail}"
+        )

@@ -1,0 +1,319 @@
+"""What the front door knows and how it decides: pure functions of what was seen and measured."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitc.config import RunConfig, load_config
+from vitc.data.dataset import DataSet
+from vitc.data.sources.base import Split
+from vitc.errors import BrokenFileError, DataError
+from vitc.optim.config import OptimConfig, SGDConfig
+from vitc.wording import counted
+
+if TYPE_CHECKING:
+    from vitc.training.probe import Probe
+
+
+DEFAULT_BUDGET_SECONDS = 1800.0
+START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
+SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are read
+EVALUATIONS = 20  # on validation over a run, at most
+LEAST_SHARE = 0.4  # of the wanted epochs that a model must reach within the budget to be chosen
+SMALL_SIDE = 40  # pixels up to which images are treated as MNIST's and CIFAR's are
+RECIPE = "cifar10_vit_c"  # whose optimizer settings are used, the learning rate scaled
+# Of a fresh model's rate, for weights that are trained. Measured: vit_c_tiny from five classes of
+# CIFAR-10 (JPEG q75) to 50 images each of the other five; see docs/LOG.md.
+TRAINED_SHARE = 0.3
+TINY_WIDTH = 64  # embed_dim of its model
+WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
+FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
+FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
+
+
+# -- what was seen ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """The images, as far as choices depend on them."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Training images a class."""
+    val: int
+    """Validation images."""
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of a sample."""
+    gray: bool
+    """Whether no image of the sample has colour."""
+
+    @property
+    def train(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def short_side(self) -> int:
+        """Median over the sample, in pixels."""
+        return round(statistics.median(min(size) for size in self.sizes))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it will run."""
+
+    kind: Literal["cuda", "mps", "cpu"]
+    name: str
+    cores: int
+    memory_bytes: int
+    """Of the GPU, or else of the host."""
+
+
+def sample(split: Split, skip_broken: bool) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """(height, width) of a few images, evenly spread, and whether all are gray.
+
+    Raises BrokenFileError, unless such files are skipped.
+    """
+    places = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64)).tolist()
+    if split.pixels is not None:
+        size = (split.pixels.shape[1], split.pixels.shape[2])
+        return (size,), all(_is_gray(split.pixels[i]) for i in places)
+    sizes, gray = [], True
+    for i in places:
+        try:
+            pixels = split.read(i, 3)
+        except BrokenFileError:
+            if not skip_broken:
+                raise
+            continue
+        sizes.append((pixels.shape[0], pixels.shape[1]))
+        gray = gray and _is_gray(pixels)
+    if not sizes:
+        raise DataError(
+            f"All of {counted(len(places), 'image')} looked at are broken files.",
+            "Repair the data set first.",
+        )
+    return tuple(sizes), gray
+
+
+def _is_gray(pixels: NDArray[np.uint8]) -> bool:
+    """Whether the channels of (H, W, C) agree, but for what JPEG's rounding makes of them."""
+    spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)
+    return bool(np.percentile(spread, 99) <= 8)
+
+
+# -- choices: pure functions of what was seen ------------------------------------------------------
+
+
+class Rung(NamedTuple):
+    """A model of the zoo at an input size, and from how many training images it earns its cost."""
+
+    model: str
+    img_size: int
+    min_images: int
+
+
+# Cheapest first. All have convolutional stems: with them a ViT learns from few images, and under
+# any optimizer, what it does not with patches (paper section 5). All have 4x4 tokens or more.
+PHOTO_RUNGS = (
+    Rung("vit_c_tiny", 64, 0),
+    Rung("vit_c_mini96", 64, 150),
+    Rung("vit_c_mini96", 96, 1_000),
+    Rung("vit_c_small128", 128, 5_000),
+    Rung("vit_c_1gf", 224, 30_000),
+    Rung("vit_c_4gf", 224, 150_000),
+)
+SMALL_RUNGS = (
+    Rung("vit_c_tiny", 32, 0),
+    Rung("vit_c_tiny_patch4", 32, 2_000),
+    Rung("vit_c_mini", 32, 20_000),
+)
+
+
+def rungs_for(look: Look) -> list[Rung]:
+    """The rungs that these images can use, cheapest first; at least one."""
+    ladder = SMALL_RUNGS if look.short_side <= SMALL_SIDE else PHOTO_RUNGS
+    fitting = [
+        r for r in ladder if look.train >= r.min_images and r.img_size <= 1.25 * look.short_side
+    ]
+    return fitting or [ladder[0]]
+
+
+def batch_size(train: int, kind: str) -> int:
+    """At least BatchNorm's 16 images, ten steps an epoch if so, at most 128 (on a GPU 256)."""
+    if train < 16:
+        return max(1, train)
+    ten_steps = 1 << int(math.log2(train / 10))
+    return min(128 if kind == "cpu" else 256, max(16, ten_steps))
+
+
+def wanted_epochs(train: int) -> int:
+    """How long training from scratch keeps paying: 200 epochs of 250 images, 50 of 13,000."""
+    return int(min(300.0, max(30.0, 200 * math.pow(250 / max(1, train), 0.35))))
+
+
+def held_out_shares(total: int) -> tuple[float, float]:
+    """(validation, test) shares of images that come without a split.
+
+    Of few images none is kept for a test: nothing is chosen by validation (the last epoch is
+    taken), so its number is an honest one.
+    """
+    if total < 2000:
+        return 0.2, 0.0
+    share = round(min(0.15, max(0.02, 1500 / total)), 3)
+    return share, share
+
+
+def fit_for(sizes: Sequence[tuple[int, int]]) -> tuple[Literal["crop", "pad", "squash"], str]:
+    """How images of these (height, width) become square, and why."""
+    ratios = [width / height for height, width in sizes]
+    if max(max(size) for size in sizes) < 32:
+        return "pad", "the images are smaller than the input, and are not blown up"
+    lost = statistics.median(1 - min(r, 1 / r) for r in ratios)
+    reason = f"a square from the middle loses {lost:.0%} of the median image"
+    if lost < 0.45:
+        return "crop", reason
+    low, high = np.quantile(ratios, (0.1, 0.9))
+    if high / low < 1.2:
+        return "squash", f"{reason}, and all have about the same shape (width {high:.1f} x height)"
+    return "pad", f"{reason}, and their shapes differ"
+
+
+def balance_for(counts: Sequence[int]) -> tuple[Literal["none", "sqrt"], str]:
+    """Whether rare classes are shown more often than they come, and why."""
+    most = counted(max(counts), "training image")
+    reason = f"the largest class has {most}, the smallest {min(counts):,}"
+    if max(counts) < 4 * min(counts):
+        return "none", reason
+    return "sqrt", f"{reason}: rare classes are shown more often than they occur"
+
+
+_ONE_SIDED = re.compile(r"(?:^|[^a-z])(?:left|right)(?:[^a-z]|$)", re.IGNORECASE)
+
+
+def flip_for(classes: Sequence[str]) -> tuple[float, str]:
+    """Probability of mirroring: none where a mirrored image would be of another class."""
+    if any(_ONE_SIDED.search(name) for name in classes):
+        return 0.0, "a class name contains left or right"
+    if all(len(name) == 1 for name in classes):
+        return 0.0, "the classes are named by one character: a mirrored one may be another"
+    return 0.5, "a mirrored photo is of the same class"
+
+
+def half_width(n: int) -> float:
+    """Half of Wilson's 95 % interval, in points, of an accuracy near 50 % measured on n images."""
+    z = 1.959963984540054
+    return 100 * z / (1 + z * z / n) * math.sqrt(0.25 / n + (z / (2 * n)) ** 2)
+
+
+def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> tuple[float, str]:
+    """The peak learning rate, absolute, and why: a tiny recipe's, scaled to batch and embed_dim."""
+    peak, sgd = optim.peak_lr(at_batch), isinstance(optim, SGDConfig)
+    scaled = peak * (batch / at_batch) ** (1.0 if sgd else 0.5) * (TINY_WIDTH / width) ** 0.5
+    how = "linearly" if sgd else "by the square root"
+    reason = (
+        f"the small recipes' {peak:g} at batch {at_batch} and width {TINY_WIDTH} is scaled {how} "
+        f"to batch {batch}, by the inverse square root to width {width}"
+    )
+    return float(f"{scaled:.2g}"), reason
+
+
+# -- costs: pure functions of what was measured ----------------------------------------------------
+
+
+def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
+    """One pass over the training images."""
+    return look.train // batch * cost.step_seconds
+
+
+def evaluation_seconds(look: Look, cost: Probe) -> float:
+    """One evaluation on validation: of the weights as they are, and of their average."""
+    return 2 * look.val * cost.eval_seconds
+
+
+class Length(NamedTuple):
+    """How long a run is."""
+
+    epochs: int
+    eval_every: int
+    seconds: float
+
+
+def run_length(epoch: float, evaluation: float, budget: float, most: int) -> Length:
+    """As many epochs, up to `most` and at least one, as `budget` seconds pay for.
+
+    Evaluations take at most a tenth of the time, and are at most 20. epoch and evaluation: the
+    seconds of one.
+    """
+
+    def length(epochs: int) -> Length:
+        every = max(1, math.ceil(epochs / EVALUATIONS), math.ceil(10 * evaluation / epoch))
+        every = min(every, epochs)
+        evaluations = math.ceil(epochs / every)
+        return Length(epochs, every, START_SECONDS + epochs * epoch + evaluations * evaluation)
+
+    epochs = max(1, int(min(most, (budget - START_SECONDS) / epoch)))
+    while epochs > 1 and length(epochs).seconds > budget:
+        epochs = min(epochs - 1, int(epochs * 0.98))
+    return length(epochs)
+
+
+def memory_bytes(config: RunConfig, data: DataSet, machine: Machine, cost: Probe) -> int:
+    """Peak memory of a run whose step was seen to need `cost.memory_bytes`; 0: not known."""
+    if not cost.memory_bytes:
+        return 0
+    held = sum(s.pixels.nbytes for s in data.splits.values() if s.pixels is not None)
+    workers = 0
+    if not held and machine.kind == "cpu":
+        workers = min(machine.cores, 8) if config.data.workers is None else config.data.workers
+    return cost.memory_bytes + held + workers * WORKER_BYTES
+
+
+# -- the record of choices -------------------------------------------------------------------------
+
+
+@dataclass
+class Choices:
+    """Settings chosen so far and a line of reason for each; what the user fixed stays as it is."""
+
+    fixed: Mapping[str, Any]
+    theirs: frozenset[str] = frozenset()
+    """Those of `fixed` that the weights to start from fix, not the user."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def take(self, key: str, what: str, value: Any, because: str) -> Any:
+        """`value` for the setting `key`, or what the user fixed; either way it is noted."""
+        if key in self.fixed:
+            value, because = self.fixed[key], self.reason(key)
+        else:
+            self.settings[key] = value
+        self.note(what, str(value), because)
+        return value
+
+    def reason(self, key: str) -> str:
+        """Why a setting is fixed."""
+        return "the weights require it" if key in self.theirs else f"you set --{key}"
+
+    def note(self, what: str, value: str, because: str) -> None:
+        self.lines.append(f"{what}: {value} — because {because}")
+
+    def warn(self, text: str) -> None:
+        self.lines.append(f"warning: {text}")
+
+    def config(self, base: RunConfig, more: Mapping[str, Any] | None = None) -> RunConfig:
+        """`base` with all that is chosen, `more`, and above all what the user fixed."""
+        return load_config(base, **{**self.settings, **(more or {}), **self.fixed})
+
+
+def fixed_optimizer(fixed: Mapping[str, Any]) -> str | None:
+    name: str | None = fixed.get("optim", fixed.get("optim.kind"))
+    return name
