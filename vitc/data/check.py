@@ -79,19 +79,12 @@ def _opened(
         return data.classes, data.splits, list(data.notes), []
     except DataError as e:
         refusal = Finding("refused", "stop", 1, e.message, e.hint or "Repair it.")
-    found = _as_it_lies(config)
+    found: Found | None = None
+    with contextlib.suppress(DataError):
+        found = read_source(config)  # its own splits, with nothing held out
+    if found is None and config.source == "folder":
+        with contextlib.suppress(DataError):  # whatever a folder holds
+            found = survey_folder(Path(str(config.path)).expanduser())
     if found is None:
         return (), {}, [], [refusal]
     return found.classes, found.splits, list(found.notes), [refusal]
-
-
-def _as_it_lies(config: DataConfig) -> Found | None:
-    """The source's own splits, or what a folder holds however unfit for training it is."""
-    with contextlib.suppress(DataError):
-        return read_source(config)
-    if config.source != "folder" or config.path is None:
-        return None
-    root = Path(config.path).expanduser()
-    with contextlib.suppress(DataError):
-        return survey_folder(root)
-    return None

@@ -102,17 +102,11 @@ def _finding(
 ) -> Finding:
     """Of the images at these rows of the records."""
     places = report.positions[rows]
-    return Finding(
-        kind, severity, len(places), text, cure, _examples(report, places), places=places
-    )
-
-
-def _examples(report: Report, places: Ints) -> tuple[str, ...]:
-    found = []
+    examples = []
     for place in places[:EXAMPLES].tolist():
         why = report.details.get(place)
-        found.append(shown(report.names[place]) + (f" ({why})" if why else ""))
-    return tuple(found)
+        examples.append(shown(report.names[place]) + (f" ({why})" if why else ""))
+    return Finding(kind, severity, len(places), text, cure, tuple(examples), places=places)
 
 
 def file_findings(report: Report) -> Iterator[Finding]:

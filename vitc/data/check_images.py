@@ -92,7 +92,11 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
     except BrokenFileError as e:
         assert isinstance(stored, bytes)
         found = header(stored)
-        record["marks"] = _broken_mark(found, e)
+        if "exceed" in e.message and "exceed 16 bits" not in e.message:
+            record["marks"] = Mark.TOO_LARGE
+        else:
+            is_image = found is not None or "no image" not in e.message
+            record["marks"] = Mark.DAMAGED if is_image else Mark.NO_IMAGE
         return record, mini, _why(e)
     marks = Mark.DOUBT if doubt else Mark(0)
     if isinstance(stored, bytes):
@@ -116,12 +120,6 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
 
 def _why(error: BrokenFileError) -> str:
     return error.message.partition(" cannot be used: ")[2].removesuffix(".") or error.message
-
-
-def _broken_mark(found: Header | None, error: BrokenFileError) -> Mark:
-    if "exceed" in error.message and "exceed 16 bits" not in error.message:
-        return Mark.TOO_LARGE
-    return Mark.NO_IMAGE if found is None and "no image" in error.message else Mark.DAMAGED
 
 
 def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:

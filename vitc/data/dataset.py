@@ -124,8 +124,15 @@ def _split(
     else:
         mine = None if groups is None else groups["train"]
         splits = _held_out(config, classes, given, mine, (val, test), notes)
-    if groups is not None:
-        _note_groups_across(groups, notes)
+    # Groups may be in several of the source's own splits; held-out splits never share one.
+    members = {k: {g for g in part if g is not None} for k, part in (groups or {}).items()}
+    for a, b in itertools.combinations(members, 2):
+        shared = sorted(members[a] & members[b])
+        if shared:
+            notes.append(
+                f"LEAK: {counted(len(shared), 'group')} of data.group in both {a} and {b}: "
+                f"{some(shared)}. The {b} result will be too good."
+            )
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
@@ -206,18 +213,6 @@ def _groups(pattern: str, split: Split, name: str, notes: list[str]) -> list[str
             f"group of its own: {some(alone)}."
         )
     return groups
-
-
-def _note_groups_across(groups: dict[str, list[str | None]], notes: list[str]) -> None:
-    """Groups that are in several of the source's own splits; held-out splits never share one."""
-    members = {name: {g for g in part if g is not None} for name, part in groups.items()}
-    for a, b in itertools.combinations(members, 2):
-        torn = sorted(members[a] & members[b])
-        if torn:
-            notes.append(
-                f"LEAK: {counted(len(torn), 'group')} of data.group in both {a} and {b}: "
-                f"{some(torn)}. The {b} number will be too good."
-            )
 
 
 def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: list[str]) -> Split:

@@ -224,7 +224,7 @@ def _start_worker(table: Tensor, worker: int) -> None:
     row[PID] = os.getpid()
 
     def note(index: int) -> None:
-        row[SINCE] = time.monotonic_ns()  # first, so that no image is reported with another's time
+        row[SINCE] = time.monotonic_ns()  # first: an image must not get the time of the one before
         row[IMAGE] = index
 
     info = get_worker_info()

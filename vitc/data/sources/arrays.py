@@ -63,9 +63,16 @@ class Idx(Source):
         folder, wanted = (path, None) if path.is_dir() else (path.parent, path.name)
         if not folder.is_dir() or path.parent == path:
             raise ConfigError(f"There is no folder {path}.", "Give the folder of the IDX files.")
-        sets = _idx_sets(folder)
-        if wanted is not None:
-            sets = {k: v for k, v in sets.items() if k[1] == wanted}
+        # (folder, prefix) -> (part, kind) -> file; torchvision keeps them in NAME/raw.
+        sets: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
+        for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
+            names = sorted(entries(str(place)), reverse=True)  # .gz before plain: plain wins
+            for match in filter(None, map(_IDX_NAME.fullmatch, names)):
+                part = "train" if match["part"].lower() == "train" else "test"
+                prefix = match["prefix"].rstrip("-_. ")
+                if wanted in (None, prefix):
+                    files = sets.setdefault((place, prefix), {})
+                    files[part, match["kind"].lower()] = place / match[0]
         if not sets:
             raise ConfigError(
                 f"No IDX files in {path}."
@@ -74,9 +81,9 @@ class Idx(Source):
                 "Expected train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz or not).",
             )
         if len(sets) > 1:
-            names = ", ".join(sorted(str(f / p) for f, p in sets))
+            choices = ", ".join(sorted(str(f / p) for f, p in sets))
             raise ConfigError(
-                f"{path} holds {len(sets)} IDX data sets: {names}.",
+                f"{path} holds {len(sets)} IDX data sets: {choices}.",
                 "Choose one of these as --data.path.",
             )
         ((place, prefix), files) = next(iter(sets.items()))
@@ -117,21 +124,6 @@ def read_idx(file: Path) -> Pixels:
         more = "more" if len(data) > size else f"only {len(data):,}"
         raise DataError(f"{file} declares {size:,} bytes and holds {more}.", DOWNLOAD_AGAIN)
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def _idx_sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
-    """(folder, prefix) -> (part, kind) -> file; torchvision keeps them in NAME/raw."""
-    sets: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
-    for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
-        if not place.is_dir():
-            continue
-        for file in sorted(place.iterdir(), reverse=True):  # .gz before plain: plain wins
-            match = _IDX_NAME.fullmatch(file.name)
-            if match:
-                part = "train" if match["part"].lower() == "train" else "test"
-                prefix = match["prefix"].rstrip("-_. ")
-                sets.setdefault((place, prefix), {})[part, match["kind"].lower()] = file
-    return sets
 
 
 def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,12 @@ def scan_folder(root: Path) -> Found:
     found, notes = _found(root)
     _check_classes(root, found)
     classes = sorted(found["train"], key=name_key)
-    notes += _gaps(classes, found)
+    for split, part in found.items():
+        have = {name_key(name) for name, c in part.items() if c.images}
+        absent = [c for c in classes if name_key(c) not in have]
+        if absent:
+            lacking = f"{counted(len(absent), 'class', 'classes')}: {some(absent, 5)}"
+            notes.append(f"The {split} split has no image of {lacking}.")
     images = [image for part in found.values() for c in part.values() for image in c.images]
     empty = [name for name, size in images if size == 0]
     if empty:
@@ -269,7 +274,15 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"No images in the class folders of {root}.", f"Supported: {kinds}.")
     for split, part in found.items():
-        _check_alike(split, part)
+        first: dict[str, str] = {}  # names that differ only in case, or in how accents are encoded
+        for name in part:
+            other = first.setdefault(name_key(name).casefold(), name)
+            if other != name:
+                raise DataError(
+                    f"The {split} images have classes {shown(other)!r} and {shown(name)!r}, "
+                    "names that differ only in upper and lower case.",
+                    "Merge the folders, or rename one: to some systems they are the same.",
+                )
         if not any(c.images for c in part.values()):
             raise DataError(
                 f"The {split} folder of {root} holds class folders but no image.",
@@ -296,19 +309,6 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
             )
 
 
-def _check_alike(split: str, part: Iterable[str]) -> None:
-    """Raises DataError: two names that differ only in case or in how accents are encoded."""
-    first: dict[str, str] = {}
-    for name in part:
-        other = first.setdefault(name_key(name).casefold(), name)
-        if other != name:
-            raise DataError(
-                f"The {split} images have classes {shown(other)!r} and {shown(name)!r}, "
-                "names that differ only in upper and lower case.",
-                "Merge the folders, or rename one: to some systems they are the same.",
-            )
-
-
 def _one_class(root: Path, name: str) -> DataError:
     inner = root / name
     deeper = _entries(str(inner))[0] if inner.is_dir() else []
@@ -322,19 +322,6 @@ def _one_class(root: Path, name: str) -> DataError:
         f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.",
         f"Add a sub-folder for each other class. {_LAYOUTS}",
     )
-
-
-def _gaps(classes: Sequence[str], found: dict[str, dict[str, _Class]]) -> list[str]:
-    notes = []
-    for split, part in found.items():
-        have = {name_key(name) for name, c in part.items() if c.images}
-        absent = [c for c in classes if name_key(c) not in have]
-        if absent:
-            notes.append(
-                f"The {split} split has no image of {counted(len(absent), 'class', 'classes')}: "
-                f"{some(absent, 5)}."
-            )
-    return notes
 
 
 def _gather(root: Path, classes: Sequence[str], part: dict[str, _Class]) -> Split:

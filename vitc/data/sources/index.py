@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vitc.data.sources.base import Split
+from vitc.data.sources.base import Split, entries
 from vitc.data.store import Ints, Names, OpenFiles, Ranges
 from vitc.errors import ConfigError, suggest
 from vitc.files import write_atomically
@@ -94,21 +94,19 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
             else:
                 matches = glob.glob(path) if glob.has_magic(path) else []
             if not matches:
-                raise _no_files(path, suffixes)
+                folder = Path(path).parent
+                if not folder.is_dir():
+                    raise ConfigError(f"There is no folder {folder}.")
+                near = suggest(Path(path).name, entries(str(folder)))
+                what = "file like" if glob.has_magic(path) or os.path.isdir(path) else "file"
+                raise ConfigError(
+                    f"There is no {what} {path}.{near}", f"Supported: {', '.join(suffixes)}."
+                )
             found += sorted(matches)
     doubled = len(found) - len(set(found))
     if doubled:
         raise ConfigError(f"{spec!r} names {doubled:,} files twice.")
     return found
-
-
-def _no_files(path: str, suffixes: Sequence[str]) -> ConfigError:
-    folder = Path(path).parent
-    if not folder.is_dir():
-        return ConfigError(f"There is no folder {folder}.")
-    near = suggest(Path(path).name, [p.name for p in folder.iterdir()])
-    what = "file" if not glob.has_magic(path) and not os.path.isdir(path) else "file like"
-    return ConfigError(f"There is no {what} {path}.{near}", f"Supported: {', '.join(suffixes)}.")
 
 
 def braces(pattern: str) -> list[str]:
