@@ -118,10 +118,10 @@ def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: tuple[str, str])
         "256",
     ]
     code = (
-        "import os, sys; from vitc.training import save; from vitc.cli.main import main\n"
-        "old = save.Saver.save\n"
+        "import os, sys; from vitc.training import resume; from vitc.cli.main import main\n"
+        "old = resume.Saver.save\n"
         "def saved(self):\n    old(self); os._exit(9)\n"
-        "save.Saver.save = saved\n"
+        "resume.Saver.save = saved\n"
         "main(sys.argv[1:])"
     )
     killed = ["train", *words, "--out", str(tmp_path / "a"), "--train.save_every_steps", "2"]

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from vitc.deploy.classifier import Classifier
 from vitc.stats.proportions import wilson
 from vitc.training.device import describe
-from vitc.training.evaluate import EVAL_BATCH, logits_of, open_split
-from vitc.training.metrics import Counts
+from vitc.training.evaluate import EVAL_BATCH, Counts, logits_of, open_split
 from vitc.views.model import Page, Table
 from vitc.wording import counted
 

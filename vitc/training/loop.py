@@ -30,8 +30,8 @@ from vitc.training.decide import decided
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
 from vitc.training.freeze import train_mode
 from vitc.training.initialise import InitialWeights, check_weights
-from vitc.training.report import Report
-from vitc.training.save import Saver, resume
+from vitc.training.log import RunLog
+from vitc.training.resume import Saver, resume
 from vitc.training.step import NormStatistics, train_step
 from vitc.training.validate import Validation
 
@@ -93,10 +93,10 @@ def run(
                 Progress(config.name, setup.steps, "step", quiet=quiet) as progress,
                 StopSignal() as stop,
             ):
-                report = Report(setup, folder, progress)
-                report.introduce()
-                resume(setup, state, folder, report, initial)
-                return Trainer(setup, state, folder, report, stop).run()
+                log = RunLog(setup, folder, progress)
+                log.introduce()
+                resume(setup, state, folder, log, initial)
+                return Trainer(setup, state, folder, log, stop).run()
 
 
 class StopSignal:
@@ -126,10 +126,10 @@ class Trainer:
     """One run in one process, from the step that `state` is at to the last."""
 
     def __init__(
-        self, setup: Setup, state: TrainState, folder: RunFolder, report: Report, stop: StopSignal
+        self, setup: Setup, state: TrainState, folder: RunFolder, log: RunLog, stop: StopSignal
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
-        self.report, self.stop = report, stop
+        self.log, self.stop = log, stop
         self.saver = Saver(setup, state, folder)
         self.validation = Validation(setup, state)
         self.pending: list[dict[str, Tensor]] = []  # what steps returned, not yet read
@@ -138,7 +138,7 @@ class Trainer:
     def run(self) -> RunResult:
         setup, state = self.setup, self.state
         forget_peak_memory(setup.device)
-        self.report.start(state.step)
+        self.log.start(state.step)
         self.counted_until = self.saver.last = time.monotonic()
         try:
             with open_train(
@@ -149,12 +149,12 @@ class Trainer:
                 if state.step < setup.steps:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
                 self._save()
-                summary = self.report.close(state, "done")
+                summary = self.log.close(state, "done")
                 return RunResult(self.folder.path, "done", summary["top1"], summary)
         except Exception as error:
             statuses = {DivergedError: "diverged", InterruptedRun: "interrupted"}
             if not self.folder.finished:
-                self.report.close(state, statuses.get(type(error), "failed"), error)
+                self.log.close(state, statuses.get(type(error), "failed"), error)
             raise
 
     def _steps(self, batches: TrainLoader) -> None:
@@ -170,7 +170,7 @@ class Trainer:
                 state.ema.update(state.model, state.step)
             for name in (name for micro in micros for name in micro.skipped):
                 state.skipped += 1
-                self.report.note_once(f"skipped broken file {name}, in this and every later epoch")
+                self.log.note_once(f"skipped broken file {name}, in this and every later epoch")
 
             logging = state.step % t.log_every_steps == 0
             epoch, within = divmod(state.step, setup.steps_per_epoch)
@@ -178,9 +178,9 @@ class Trainer:
                 self._read()
             if logging:
                 self._count_time()
-                self.report.train_line(state, lr)
+                self.log.train_line(state, lr)
             if within == 0 or state.step == setup.steps:
-                self.report.limit(batches)
+                self.log.limit(batches)
             if within == 0 and self.validation.due(epoch):
                 self._evaluate(batches)
             if logging or within == 0 or setup.procs.world == 1:
@@ -213,8 +213,8 @@ class Trainer:
         self._count_time()
         line = self.validation.measure(batches.provider)
         for name in self.validation.skipped:
-            self.report.note_once(f"not evaluated on broken file {name}")
-        self.report.eval_line(self.state, line)
+            self.log.note_once(f"not evaluated on broken file {name}")
+        self.log.eval_line(self.state, line)
         train_mode(self.state.model)
         self.counted_until = time.monotonic()
 

@@ -10,7 +10,7 @@ from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import RunFolder
 from vitc.training.build import Setup
 from vitc.training.initialise import InitialWeights, begin
-from vitc.training.report import Report
+from vitc.training.log import RunLog
 from vitc.wording import counted
 
 
@@ -43,16 +43,16 @@ class Saver:
 
 
 def resume(
-    setup: Setup, state: TrainState, folder: RunFolder, report: Report, initial: InitialWeights
+    setup: Setup, state: TrainState, folder: RunFolder, log: RunLog, initial: InitialWeights
 ) -> None:
     """Load the newest good checkpoint into `state`, or begin where there is none."""
     found, damaged = latest_checkpoint(folder.checkpoints)
     for problem in damaged:
-        report.note(problem)
+        log.note(problem)
     if found is None:
         folder.cut_back(0)
         for line in begin(initial, state, setup.data.classes):
-            report.note(line)
+            log.note(line)
         return
     extra = state.load(found)
     folder.cut_back(state.step)
@@ -60,10 +60,10 @@ def resume(
     if setup.device.type == "cpu" and threads and threads != here:
         if setup.config.train.threads is None:
             torch.set_num_threads(threads)  # machine_settings puts the old number back
-            report.note(f"using {counted(threads, 'thread')} as the run did before, not {here}")
+            log.note(f"using {counted(threads, 'thread')} as the run did before, not {here}")
         else:
-            report.note(
+            log.note(
                 f"train.threads is {here}, but the run had {threads} before: "
                 "it is resumed, not bit-exactly"
             )
-    report.note(f"resumed at step {state.step} of {setup.steps} from {found}")
+    log.note(f"resumed at step {state.step} of {setup.steps} from {found}")

@@ -16,7 +16,7 @@ from vitc.training.device import describe, peak_memory, precision_note
 from vitc.wording import counted, duration
 
 
-class Report:
+class RunLog:
     """Writes what happens in a run to its folder and to stderr."""
 
     def __init__(self, setup: Setup, folder: RunFolder, progress: Progress) -> None:

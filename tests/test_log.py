@@ -1,0 +1,35 @@
+"""What a run logs: the line on what bounds the rate, with what to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitc.training.log import what_limits
+
+
+@pytest.mark.parametrize(
+    ("wait", "workers", "device", "words"),
+    [
+        (0.5, 4, "cpu", ("computing limits", "5 %", "--model")),
+        (0.5, 4, "cuda", ("computing limits", "--train.compile")),
+        (
+            5.0,
+            2,
+            "cuda",
+            ("the loader limits", "50 %", "--data.workers 8 (now 2", "vitc data pack"),
+        ),
+        (5.0, 8, "cuda", ("the loader limits", "vitc data pack")),
+        (0.0, None, "cuda", ("computing limits", "resident on cuda")),
+    ],
+)
+def test_the_line_names_the_limit_and_the_cure(
+    wait: float, workers: int | None, device: str, words: tuple[str, ...]
+) -> None:
+    line = what_limits(wait, 10.0, workers, 8, device)
+    for word in words:
+        assert word in line
+    assert "\n" not in line
+
+
+def test_no_more_processes_are_advised_than_there_are_cores() -> None:
+    assert "--data.workers" not in what_limits(9.0, 10.0, 8, 8, "cuda")
