@@ -21,8 +21,7 @@ from tests.test_state import in_child
 from vitc import files
 from vitc.config import RunConfig, from_dict, read_config
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
-from vitc.files import FolderLock, read_json, write_atomically
-from vitc.machine import environment
+from vitc.files import read_json
 from vitc.runs import folder as runlog
 from vitc.runs.folder import Run, RunFolder
 
@@ -335,16 +334,6 @@ def test_a_forked_worker_that_outlives_a_run_does_not_hold_its_folder(tmp_path: 
         os.waitpid(child, 0)
 
 
-def test_any_folder_can_be_locked(tmp_path: Path) -> None:
-    with FolderLock(tmp_path) as lock:
-        assert lock.held
-        with pytest.raises(ConfigError, match="being written"):
-            FolderLock(tmp_path)
-    FolderLock(tmp_path).close()
-    with pytest.raises(ConfigError, match="cannot be written"):
-        FolderLock(tmp_path / "nowhere")
-
-
 def test_a_refused_begin_frees_the_folder(tmp_path: Path) -> None:
     begin(tmp_path, train__epochs=3).close()
     with pytest.raises(ConfigError):
@@ -570,56 +559,6 @@ def test_sync_makes_metrics_durable(run: RunFolder, monkeypatch: pytest.MonkeyPa
     run.sync()
     names = ("metrics.jsonl", "events.log", "")
     assert synced == [(run.path / n).stat().st_ino for n in names]
-
-
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_sync_folders_is_used_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    real = os.fsync
-
-    def fsync(number: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{number}"):
-            raise OSError(code, os.strerror(code))
-        real(number)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    write_atomically(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_text() == "text"
-
-
-# -- where it ran ---------------------------------------------------------------------------------
-
-
-def test_the_environment_names_versions_hardware_and_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = environment()
-    assert set(found) == {"versions", "hardware", "git_commit"}
-    assert set(found["versions"]) == {"vitc", "python", "torch", "numpy"}
-    assert found["hardware"]["cpu"]
-    assert found["hardware"]["cores"] >= 1
-    assert found["hardware"]["threads"] >= 1
-    assert json.loads(json.dumps(found)) == found
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert environment()["git_commit"] is None
-
-
-def test_the_commit_is_that_of_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    try:
-        subprocess.run(["git", "init", "-q"], check=True)
-    except FileNotFoundError:
-        pytest.skip("needs git")
-    assert environment()["git_commit"] is None  # no commit yet
-    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    assert re.fullmatch("[0-9a-f]{40}", environment()["git_commit"])
-    monkeypatch.setenv("PATH", "")
-    assert environment()["git_commit"] is None
 
 
 def test_reading_a_run_needs_no_torch() -> None:

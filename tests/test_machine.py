@@ -1,0 +1,59 @@
+"""The machine: cores by affinity and quota, versions, and the commit of the working folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vitc import machine
+from vitc.machine import environment, usable_cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8)],
+)
+def test_a_containers_quota_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert usable_cores() == 8
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cores() == expected
+
+
+def test_the_environment_names_versions_hardware_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = environment()
+    assert set(found) == {"versions", "hardware", "git_commit"}
+    assert set(found["versions"]) == {"vitc", "python", "torch", "numpy"}
+    assert found["hardware"]["cpu"]
+    assert found["hardware"]["cores"] >= 1
+    assert found["hardware"]["threads"] >= 1
+    assert json.loads(json.dumps(found)) == found
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment()["git_commit"] is None
+
+
+def test_the_commit_is_that_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    try:
+        subprocess.run(["git", "init", "-q"], check=True)
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    assert environment()["git_commit"] is None  # no commit yet
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", environment()["git_commit"])
+    monkeypatch.setenv("PATH", "")
+    assert environment()["git_commit"] is None
