@@ -379,7 +379,7 @@ def test_values_beyond_the_agreed_range_cannot_be_decoded_but_are_no_bomb(folder
     wide = Image.fromarray(np.full((40, 40), 70_000, np.int32))
     put(folder, "cat/wide.tif", wide)
     found = kinds(examine(folder))
-    assert found["damaged"].examples[0].startswith("cat/wide.tif (its whole numbers 70,000")
+    assert found["damaged"].examples[0].startswith("cat/wide.tif (its integers 70,000")
 
 
 def test_any_number_of_workers_finds_the_same(folder: Path) -> None:

@@ -418,10 +418,10 @@ def test_an_unfinished_pack_of_other_images_is_not_gone_on_with(
 ) -> None:
     root, out = photo_folder(2, 40), tmp_path / "x.vitc"
     interrupted(root, out, 16)
-    with pytest.raises(ConfigError, match="begun with other images"):
+    with pytest.raises(ConfigError, match="started with other images"):
         pack(folder_config(root), out, PackOptions(raw=True), workers=1)
     (root / "class_1" / "039.jpg").unlink()
-    with pytest.raises(ConfigError, match="begun with other images"):
+    with pytest.raises(ConfigError, match="started with other images"):
         pack(folder_config(root), out, PackOptions(), workers=1)
     assert packed(root, out).resumed == 0
 
@@ -435,7 +435,7 @@ def test_a_full_disk_loses_nothing(photo_folder: Photos, tmp_path: Path) -> None
             pack(folder_config(root), out, PackOptions(), workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "goes on" in (error.value.hint or "")
+    assert "to resume" in (error.value.hint or "")
     assert not out.exists()
     assert pack(folder_config(root), out, PackOptions(), workers=1).resumed >= 16
     packed(root, tmp_path / "whole.vitc")

@@ -1,9 +1,9 @@
 """How do a file's bytes become uint8 pixels of the size and channels the model takes?
 
-Free of torch until an image is resized. Nothing in a file is believed: sizes are checked before
-memory is asked for, and only decoders that run in this process are allowed (Pillow would hand EPS
-to Ghostscript). A file is broken where Pillow's strict reading (all checksums, all of the picture)
-says so, whoever decodes it here; what a JPEG's decoder merely doubts is left to `examined`.
+Free of torch until an image is resized. Nothing in a file is trusted: sizes are checked before
+memory is allocated, and only decoders that run in this process are allowed (Pillow would hand EPS
+to Ghostscript). A file is broken if Pillow's strict reading (all checksums, the whole picture)
+fails, whichever decoder is used here; mere warnings of the JPEG decoder are returned by `examined`.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ _HINT = "Replace or remove it; training leaves such files out with --data.bad_fi
 def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
     """The picture in a file, or in a file's bytes: uint8 (H, W, in_chans), upright.
 
-    First frame of an animation; EXIF orientation applied; 16 bits scaled to 8 by the full range;
-    transparency as `to_channels` says. Raises BrokenFileError, which names the file: not an
+    The first frame of an animation; EXIF orientation applied; 16 bits scaled to 8 by the full
+    range; transparency as in `to_channels`. Raises BrokenFileError, which names the file: not an
     image, incomplete, or more than MAX_PIXELS.
     """
     return examined(file, in_chans, name).pixels
 
 
 class Examined(NamedTuple):
-    """A picture, uint8 (H, W, C), and why parts of it may be made up; empty: they are not."""
+    """A picture, uint8 (H, W, C), and the decoder's warning if parts of it may be invented."""
 
     pixels: Pixels
     doubt: str
 
 
 def examined(file: Path | bytes, in_chans: int, name: str) -> Examined:
-    """As `read_image`, with the warning of a decoder that had to guess. Raises the same."""
+    """As `read_image`, with the warning of a decoder that had to guess; empty: none."""
     data = file if isinstance(file, bytes) else file_bytes(file, name)
     if is_jpeg(data):
         pixels, doubt = _jpeg(data, in_chans, name)
@@ -68,8 +68,8 @@ def examined(file: Path | bytes, in_chans: int, name: str) -> Examined:
 
 
 class Header(NamedTuple):
-    """What a file says of itself: Pillow's names for format and mode, the stored size in pixels,
-    whether there are more frames than the first, bits of a channel, EXIF orientation 1 ... 8."""
+    """The metadata of a file: Pillow's names for format and mode, the stored size in pixels,
+    whether it has several frames, bits of a channel, EXIF orientation 1 ... 8."""
 
     format: str
     mode: str
@@ -81,7 +81,7 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header | None:
-    """Of an image file's bytes, without its pixels; None where it is no image that is read."""
+    """Of an image file's bytes, without its pixels; None: not an image in a supported format."""
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
             kind = "JPEG" if image.format == "MPO" else str(image.format)
@@ -96,7 +96,7 @@ def header(data: bytes) -> Header | None:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Of a channel; Pillow reads some pictures of 16 as 8."""
+    """Bits of a channel as stored; Pillow reads some 16-bit pictures as 8-bit."""
     if image.mode == "1":
         return 1
     if image.format == "PNG":
@@ -139,9 +139,9 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 # ------------------------------------------------------------------------------------------ JPEG
 
-# What libjpeg calls irregular without a pixel being in doubt; after anything else the rest of the
-# picture may be made up. Bytes left over before the end marker are padding, or the decoder lost its
-# step somewhere: many of them tell the latter.
+# Warnings of libjpeg that put no pixel in doubt; after any other, the rest of the picture may be
+# invented. Bytes left over before the end marker are padding if they are few; if they are many, the
+# decoder lost its position.
 _HARMLESS = re.compile(
     r"unknown JFIF revision|Unknown Adobe color transform|Invalid SOS parameters for sequential"
 )
@@ -151,17 +151,17 @@ _JPEG_SPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 
 
 def _jpeg(data: bytes, in_chans: int, name: str) -> tuple[Pixels, str]:
-    """uint8 (H, W, C), C being in_chans, but 3 where the file holds CMYK; and the doubt."""
+    """uint8 (H, W, C), C = in_chans, or 3 for CMYK; and the decoder's warning."""
     try:
         height, width, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # also: samplings of the colours that TurboJPEG does not know
+    except (ValueError, KeyError):  # also: chroma subsamplings unknown to TurboJPEG
         return _by_pillow(data, name, ("JPEG",)), ""
     _check_size(int(width), int(height), name)
     inks = stored.upper() in ("CMYK", "YCCK")
     space = "CMYK" if inks else _JPEG_SPACES.get(in_chans, "RGB")
     try:
         pixels = simplejpeg.decode_jpeg(data, space)
-    except (ValueError, MemoryError) as e:  # a warning too: Pillow's word counts, as everywhere
+    except (ValueError, MemoryError) as e:  # also for warnings: Pillow decides, as everywhere
         return _by_pillow(data, name, ("JPEG",)), "" if _is_harmless(str(e)) else str(e)
     if inks:
         pixels = _in_slabs(_from_inks, pixels, 3)
@@ -169,7 +169,7 @@ def _jpeg(data: bytes, in_chans: int, name: str) -> tuple[Pixels, str]:
 
 
 def _from_inks(stored: Pixels) -> Pixels:
-    """CMYK by Adobe's convention, which JPEGs follow: what is stored is the inverse of the ink."""
+    """CMYK by Adobe's convention, which JPEGs follow: the inverse of the ink is stored."""
     light = stored.astype(np.uint16)
     return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
 
@@ -182,7 +182,7 @@ def _is_harmless(warning: str) -> bool:
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether an APP1 segment, EXIF's and XMP's, stands before the picture."""
+    """Whether an APP1 segment (EXIF or XMP) precedes the picture."""
     at = 2
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
         marker = data[at + 1]
@@ -193,7 +193,7 @@ def _has_metadata(data: bytes) -> bool:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    """1 … 8. Only files that have EXIF or XMP at all pay for Pillow's reading of the header."""
+    """1 … 8. Only files with EXIF or XMP pay for Pillow's reading of the header."""
     if not _has_metadata(data):
         return 1
     try:
@@ -212,7 +212,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 class _Turn(NamedTuple):
-    """How stored rows and columns become upright: exchanged, then each reversed or not."""
+    """How stored rows and columns become upright: swapped, then each reversed or not."""
 
     swap: bool
     rows: bool
@@ -220,7 +220,7 @@ class _Turn(NamedTuple):
 
 
 def _turn(orientation: int) -> _Turn:
-    """As the camera was held (EXIF 2.3, tag 0x0112)."""
+    """Of an EXIF orientation (EXIF 2.3, tag 0x0112)."""
     return _Turn(
         orientation in (5, 6, 7, 8), orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     )
@@ -235,7 +235,7 @@ def _upright(pixels: Pixels, turn: _Turn) -> Pixels:
 # --------------------------------------------------------------------------------- other formats
 
 
-_lock = threading.Lock()  # warnings.catch_warnings exchanges a list that all threads share
+_lock = threading.Lock()  # warnings.catch_warnings replaces a list that all threads share
 
 
 def _renew_lock() -> None:
@@ -243,20 +243,20 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it for ever
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it forever
     os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow's warnings, all about files that it goes on to read or to refuse, kept quiet."""
+    """Without Pillow's warnings, all on files that it then reads or rejects."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
-    """uint8 (H, W, C) with the 1, 3 or 4 channels that the file has."""
+    """uint8 (H, W, C) with the file's own 1, 3 or 4 channels."""
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
             _check_size(*image.size, name)
@@ -268,7 +268,7 @@ def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
     except BrokenFileError:
         raise
     except UnidentifiedImageError as e:
-        raise _broken(name, "it is no image of a kind that is read") from e
+        raise _broken(name, "it is not an image in a supported format") from e
     except Image.DecompressionBombError as e:
         raise _broken(name, f"its pixels exceed the {MAX_PIXELS:,} allowed") from e
     except Exception as e:  # Pillow's decoders raise nearly anything on garbage
@@ -276,8 +276,8 @@ def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
 
 
 def _check_sums(data: bytes) -> None:
-    """Raises what Pillow raises at a PNG with a wrong checksum or no end: `load` looks at neither
-    where the pixels come first."""
+    """Raises what Pillow raises for a PNG with a wrong checksum or no end, neither of which `load`
+    checks behind the pixels."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image.verify()
 
@@ -305,8 +305,8 @@ def _from_integers(values: NDArray[Any], name: str) -> Pixels:
     if values.min() < 0 or values.max() > 65535:
         raise _broken(
             name,
-            f"its whole numbers {values.min():,} … {values.max():,} exceed 16 bits, "
-            "and no range is agreed for them",
+            f"its integers {values.min():,} … {values.max():,} exceed 16 bits, and have no "
+            "standard range",
         )
     wide = values.astype(np.uint32)
     wide += 128
@@ -315,7 +315,7 @@ def _from_integers(values: NDArray[Any], name: str) -> Pixels:
 
 
 def _from_floats(values: NDArray[Any], name: str) -> Pixels:
-    """0 … 1 to 0 … 255, rounded. Any other range would be a guess, and is refused."""
+    """0 … 1 to 0 … 255, rounded. Any other range would be a guess and is rejected."""
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also when they are not numbers
         raise _broken(name, f"its floating-point values {low:g} … {high:g} are not in 0 … 1")
@@ -328,9 +328,9 @@ def _from_floats(values: NDArray[Any], name: str) -> Pixels:
 def to_channels(pixels: Pixels, in_chans: int) -> Pixels:
     """uint8 (…, 1 | 3 | 4) as (…, in_chans): grey, RGB, or RGB and opacity.
 
-    Transparent parts are laid over white when opacity is dropped: cut-outs and logos are drawn
+    Transparent parts are composited on white when opacity is dropped: cut-outs and logos are drawn
     for white pages, and the colour stored under full transparency is arbitrary. Grey is the
-    luminance of ITU-R BT.601, as Pillow and JPEG have it. The input itself where nothing changes.
+    luminance of ITU-R BT.601, as in Pillow and JPEG. Returns the input itself if nothing changes.
     """
     if in_chans not in CHANNELS:
         raise ConfigError(
@@ -351,7 +351,7 @@ def to_channels(pixels: Pixels, in_chans: int) -> Pixels:
 
 
 def _in_slabs(change: Callable[[Pixels], Pixels], pixels: Pixels, channels: int) -> Pixels:
-    """`change` of all pixels, a few rows (or images) at a time: its wider numbers stay small."""
+    """`change` applied to a few rows (or images) at a time, to bound the memory of wider types."""
     changed = np.empty((*pixels.shape[:-1], channels), np.uint8)
     step = max(1, 2**20 * len(pixels) // max(1, pixels.size))
     for start in range(0, len(pixels), step):
@@ -389,11 +389,11 @@ def read_cut(
 ) -> Tensor:
     """The box of the picture in an image file's bytes, resized to `size`: uint8 (C, *size).
 
-    `box` gives it for the height and width of the upright picture. Where it is 2, 4 or 8 times
-    `size` in both directions, a JPEG is decoded at that fraction of its size, which is faster and
-    blurs less: pixels of photographs then differ by about 3 of 255 in the mean from `crop_resize`
-    of `read_image`. The box keeps its fractions of a pixel in the smaller frame. For training;
-    evaluation decodes fully. Raises BrokenFileError.
+    `box` is called with the height and width of the upright picture. If the box is at least 2, 4
+    or 8 times `size` in both directions, a JPEG is decoded at that fraction of its size, which is
+    faster and blurs less: pixels of photographs then differ by about 3 of 255 on average from
+    `crop_resize` of `read_image`. The box keeps its fractions of a pixel in the smaller frame. For
+    training; evaluation decodes fully. Raises BrokenFileError.
     """
     cut = _jpeg_cut(data, in_chans, name, box, size) if is_jpeg(data) else None
     if cut is not None:
@@ -405,14 +405,14 @@ def read_cut(
 def _jpeg_cut(
     data: bytes, in_chans: int, name: str, box: Callable[[int, int], Box], size: tuple[int, int]
 ) -> Tensor | None:
-    """`read_cut` from a smaller frame; None where that is not reached, or the JPEG is unusual."""
+    """`read_cut` from a smaller frame; None if the box is too small or the JPEG is unusual."""
     try:
         height, width, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
         return None
     long, short = max(height, width), min(height, width)
     if stored.upper() in ("CMYK", "YCCK") or long < 2 * max(size) or short < 2 * min(size):
-        return None  # before metadata are looked for: most photos in data sets are small
+        return None  # before looking for metadata: most photos in data sets are small
     _check_size(int(width), int(height), name)
     turn = _turn(_jpeg_orientation(data))
     if turn.swap:
@@ -427,7 +427,7 @@ def _jpeg_cut(
     frame = _jpeg_frame(data, in_chans, smaller, turn)
     if frame is None:
         return None
-    # A frame's last row may stand for fewer rows than the others; mirrored, it comes first.
+    # A frame's last row may cover fewer rows than the others; when mirrored, it comes first.
     shift = [
         (-length % factor) / factor if mirrored else 0.0
         for length, mirrored in ((height, turn.rows), (width, turn.columns))
@@ -438,7 +438,7 @@ def _jpeg_cut(
 
 
 def _jpeg_frame(data: bytes, in_chans: int, size: tuple[int, int], turn: _Turn) -> Pixels | None:
-    """The upright picture, decoded to `size` (H, W); None where its decoder has doubts."""
+    """The upright picture, decoded to `size` (H, W); None if its decoder warns."""
     least = size[::-1] if turn.swap else size
     try:
         pixels = simplejpeg.decode_jpeg(
@@ -454,9 +454,9 @@ def _jpeg_frame(data: bytes, in_chans: int, size: tuple[int, int], turn: _Turn) 
 def _resize_between(
     image: Pixels, first: tuple[float, float], last: tuple[float, float], size: tuple[int, int]
 ) -> Tensor:
-    """uint8 (C, *size): what lies between two points (y, x) of an image (H, W, C).
+    """uint8 (C, *size): the area between two points (y, x) of an image (H, W, C).
 
-    Pillow's bilinear filter, which torch's is modelled on and which takes fractions of a pixel.
+    By Pillow's bilinear filter, the model for torch's, which accepts fractions of a pixel.
     """
     import torch
 
@@ -479,9 +479,9 @@ def resize(image: Pixels, size: tuple[int, int]) -> Tensor:
     import torch
 
     if not image.flags.writeable or min(image.strides) < 0:
-        image = image.copy()  # torch warns of the former and refuses the latter
-    # The batch first: with its stride torch knows the channels to be last, resizes faster (0.18
-    # against 0.28 ms for a photo) and leaves them last, as the augmentation wants them.
+        image = image.copy()  # torch warns about the former and rejects the latter
+    # With a batch dimension first, torch recognises channels-last strides, resizes faster (0.18
+    # against 0.28 ms for a photo) and keeps that order, which the augmentation needs.
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     if image.shape[:2] == tuple(size):
         return pixels[0].clone()

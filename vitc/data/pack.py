@@ -1,8 +1,8 @@
-"""A data set packed into one file: `vitc data pack`. The file itself is described in `packed`.
+"""How is a data set packed into one file (`vitc data pack`)? Its format is in `sources.packed`.
 
-Workers read, check and re-encode; this process alone writes, in the order of the source, so the
-file is the same for any number of workers. It grows under another name beside a journal of what is
-in it: killed at any instant, the same command checks that and goes on behind it.
+Workers read, check and re-encode images; only this process writes, in the order of the source, so
+the file is the same for any number of workers. It grows under a temporary name beside a journal of
+its content. After a kill at any instant, the same command checks both and resumes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from vitc.files import sync_folder
 from vitc.machine import cores
 from vitc.wording import counted
 
-CHUNK = 16  # images a task: few enough that bytes on their way to be written stay few
-QUALITY, RAW_SIDE = 95, 256  # defaults where images are made anew
+CHUNK = 16  # images a task; few, to bound the bytes waiting to be written
+QUALITY, RAW_SIDE = 95, 256  # defaults for re-encoded images
 JOURNAL = struct.Struct("<6I")  # kept?, length, crc32, height, width, CRC-32 of these five
 JOURNAL_MAGIC = b"VITCJNL1"
 MAX_NAMED = 1000  # broken images whose names the pack keeps
@@ -48,10 +48,10 @@ Progress = Callable[[int, int], None]  # images done, of how many
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How images are stored; without any: the files' own bytes, or pixels as the source has them.
+    """How images are stored. By default: the files' own bytes, or the pixels of the source.
 
-    short_side: larger images are resized to it (smaller ones are never enlarged), and stored as
-    JPEG of `quality`; raw: as pixels. channels: of the images that are made anew.
+    short_side: larger images are resized to it (smaller ones are never enlarged) and stored as
+    JPEG of `quality`; raw: as pixels. channels: of re-encoded images.
     """
 
     short_side: int | None = None
@@ -61,29 +61,29 @@ class PackOptions:
     bad_files: Literal["stop", "skip"] = "stop"
 
     def check(self) -> None:
-        """Raises ConfigError: values that cannot be, or have no effect."""
+        """Raises ConfigError: invalid values, or options without effect."""
         if self.short_side is not None and not 1 <= self.short_side <= 8192:
             raise ConfigError(f"--short-side {self.short_side} must be in 1 ... 8192.")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ConfigError(f"--quality {self.quality} must be in 1 ... 100.")
         if self.raw and self.quality is not None:
             raise ConfigError("--quality has no effect with --raw: pixels are stored as they are.")
-        if self.channels is not None and not self.makes_anew:
+        if self.channels is not None and not self.reencodes:
             raise ConfigError(
                 "--channels has no effect where the files' own bytes are stored.",
-                "It goes with --short-side or --raw.",
+                "Use it with --short-side or --raw.",
             )
         if self.channels not in (None, 1, 3, 4) or (self.channels == 4 and not self.raw):
             raise ConfigError(f"--channels {self.channels} must be 1 or 3, or with --raw 4.")
 
     @property
-    def makes_anew(self) -> bool:
+    def reencodes(self) -> bool:
         return self.raw or self.short_side is not None or self.quality is not None
 
 
 class Packed(NamedTuple):
-    """What was made: where, of how many images and bytes, which files were broken, and whether a
-    pack that was begun before was gone on with (after how many images)."""
+    """A finished pack: its path, images and bytes, the names of broken files, and the number of
+    images after which an interrupted pack was resumed (0: it was not)."""
 
     path: Path
     images: int
@@ -101,11 +101,12 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Packed:
-    """Pack the data set that `config` names, as its source divides it, into the file `out`.
+    """Pack the data set of `config`, with the splits of its source, into the file `out`.
 
-    Nothing is held out: that is done, alike, when the pack is opened. Every image is decoded once,
-    so that a pack holds none that is broken. Raises ConfigError: a wrong option or path, or `out`
-    exists; DataError, BrokenFileError: of the source; RunError: a worker died, the disk is full.
+    Nothing is held out: that is done in the same way when the pack is opened. Every image is
+    decoded once, so a pack contains no broken ones. Raises ConfigError: a wrong option or path, or
+    `out` exists; DataError, BrokenFileError: of the source; RunError: a worker died, the disk is
+    full.
     """
     options.check()
     _check_out(out, overwrite)
@@ -125,18 +126,19 @@ def pack(
             about = _about(found, order, work, done, skipped)
             names, labels = work.kept(done.good)
             write_index(payload, about, names, labels, done.entries[done.good])
-            size = payload.tell() if payload.seek(0, os.SEEK_END) else 0
+            size = payload.seek(0, os.SEEK_END)
             os.replace(partial, out)
             sync_folder(out.parent)
             journal.unlink(missing_ok=True)
     except BrokenProcessPool as e:
         raise RunError(
-            "A packing process died, mostly for want of memory.",
-            "Use fewer --workers; the same command goes on.",
+            "A packing process died. The usual cause is too little memory.",
+            "Run the same command with fewer --workers to resume.",
         ) from e
     except OSError as e:
         raise RunError(
-            f"{out} cannot be written: {e.strerror or e}.", "Repair that; the same command goes on."
+            f"{out} cannot be written: {e.strerror or e}.",
+            "Fix this, then run the same command again to resume.",
         ) from e
     return Packed(out, int(done.good.sum()), size, skipped, resumed)
 
@@ -155,7 +157,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[BinaryIO]:
-    """The unfinished file, opened to write; refused while another process writes it."""
+    """The unfinished file, opened for writing by one process at a time."""
     import fcntl
 
     with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as f:
@@ -169,8 +171,8 @@ def _locked(partial: Path) -> Iterator[BinaryIO]:
 
 
 def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
-    """How images are stored, and whether that is just as they were."""
-    if options.makes_anew:
+    """How images are stored, and whether they are unchanged."""
+    if options.reencodes:
         channels = options.channels or 3
         if options.raw:
             return _Form("raw", channels, options.short_side or RAW_SIDE), False
@@ -186,7 +188,7 @@ def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
 
 
 def _digest(found: Found, order: list[str], work: _Work) -> bytes:
-    """What a pack that is begun must have in common with the one that goes on with it."""
+    """What an unfinished pack and the one that resumes it must have in common."""
     h = hashlib.sha256(json.dumps([found.classes, order, work.form, _versions(work.form)]).encode())
     for split in work.splits:
         h.update(split.labels.astype("<i8").tobytes() + Names.of(split.names).blob.tobytes())
@@ -226,7 +228,7 @@ def _about(
 
 
 def _versions(form: _Form) -> dict[str, str]:
-    """Of what the bytes depend on."""
+    """Versions of the packages that determine the bytes."""
     parts = ("vitc",) if form.encoding == "source" else ("vitc", "torch", "pillow", "simplejpeg")
     found = {}
     for part in parts:
@@ -235,12 +237,12 @@ def _versions(form: _Form) -> dict[str, str]:
     return found
 
 
-# -- what is already there -------------------------------------------------------------------------
+# -- what is done -------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class _Done:
-    """The images dealt with so far, `count` of n: good bool (n,), whether each is in the file;
+    """The images processed so far, `count` of n: good bool (n,), whether each is in the file;
     entries uint32 (n, 4): length, crc32, height, width."""
 
     good: NDArray[np.bool_]
@@ -249,9 +251,9 @@ class _Done:
 
     @staticmethod
     def read(payload: BinaryIO, log: BinaryIO, n: int, digest: bytes) -> _Done:
-        """What an earlier, interrupted pack has written; both files are cut back to just that.
+        """What an interrupted pack has written; both files are truncated to that.
 
-        Raises ConfigError: it was the pack of other images or options.
+        Raises ConfigError: it was a pack of other images or options.
         """
         done = _Done(np.zeros(n, np.bool_), np.zeros((n, 4), np.uint32))
         log.seek(0)
@@ -263,8 +265,9 @@ class _Done:
                 pass
         elif len(there) == len(head):
             raise ConfigError(
-                f"{payload_name(log)} was begun with other images, options or versions.",
-                "--overwrite begins anew; with what it was begun with, it goes on.",
+                f"{log.name.removesuffix('.journal')} was started with other images, options or "
+                "versions.",
+                "Use --overwrite to start over, or the same images and options to resume.",
             )
         end = HEADER.size + int(done.entries[:, 0].sum(dtype=np.int64))
         payload.truncate(end)
@@ -278,7 +281,7 @@ class _Done:
         return done
 
     def _take(self, raw: bytes, payload: BinaryIO) -> bool:
-        """One entry of the journal, if it and the record it tells of are whole."""
+        """Read one entry of the journal; False unless it and its record are complete."""
         if len(raw) < JOURNAL.size:
             return False
         kept, length, crc, height, width, check = JOURNAL.unpack(raw)
@@ -290,16 +293,12 @@ class _Done:
         return True
 
     def add(self, length: int, crc: int, height: int, width: int, kept: bool) -> bytes:
-        """Note the next image; returns the journal's entry."""
+        """Add the next image; returns its entry in the journal."""
         self.entries[self.count] = length, crc, height, width
         self.good[self.count] = kept
         self.count += 1
         entry = JOURNAL.pack(kept, length, crc, height, width, 0)[:-4]
         return entry + struct.pack("<I", zlib.crc32(entry))
-
-
-def payload_name(log: BinaryIO) -> str:
-    return str(log.name).removesuffix(".journal")
 
 
 # -- making records --------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ class _Made(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """All images, one after another, and what becomes of them."""
+    """All images, one after another, and how they are stored."""
 
     splits: list[Split]
     form: _Form
@@ -336,9 +335,8 @@ class _Work:
         """Names and labels of the images that are in the pack."""
         places = np.flatnonzero(good)
         labels = np.concatenate([split.labels for split in self.splits])
-        return Names.of(n for split in self.splits for n in split.names).take(places), labels[
-            places
-        ]
+        names = Names.of(n for split in self.splits for n in split.names)
+        return names.take(places), labels[places]
 
     def make_all(self, indices: range) -> list[_Made]:
         return [self.make(i) for i in indices]
@@ -358,8 +356,8 @@ class _Work:
         if form.encoding == "source":
             if not isinstance(stored, bytes):
                 raise DataError(
-                    f"{name!r} is pixels where other images are encoded.",
-                    "Pack with --raw, or --short-side N.",
+                    f"{name!r} is stored as pixels, but the first image as an encoded file.",
+                    "Pack with --raw or --short-side N.",
                 )
             height, width = read_image(stored, 3, name).shape[:2]
             return _Made(stored, height, width)
@@ -405,7 +403,7 @@ def _write(
     bad_files: str,
     progress: Progress | None,
 ) -> tuple[str, ...]:
-    """Append every image not yet done. Returns the names of broken images, also of earlier."""
+    """Append every image not yet done. Returns the names of all broken images."""
     all_names = [Names.of(split.names) for split in work.splits]
     starts = np.cumsum([0, *map(len, all_names)])
 
@@ -414,7 +412,7 @@ def _write(
         return all_names[part][index - int(starts[part])]
 
     skipped = [name(i) for i in np.flatnonzero(~done.good[: done.count]).tolist()]
-    told = time.monotonic()
+    shown = time.monotonic()
     tasks = [range(i, min(i + CHUNK, len(work))) for i in range(done.count, len(work), CHUNK)]
     start = None if work.form.short_side is None else _single_thread
     with contextlib.closing(in_order(work.make_all, tasks, workers, start)) as chunks:
@@ -430,11 +428,11 @@ def _write(
                 payload.write(made.payload)
                 crc = zlib.crc32(made.payload)
                 entries.append(done.add(len(made.payload), crc, made.height, made.width, kept=True))
-            payload.flush()  # the record before the entry that tells of it
+            payload.flush()  # the records before their entries in the journal
             log.write(b"".join(entries))
             log.flush()
-            if progress is not None and (time.monotonic() - told > 0.2 or done.count == len(work)):
-                told = time.monotonic()
+            if progress is not None and (time.monotonic() - shown > 0.2 or done.count == len(work)):
+                shown = time.monotonic()
                 progress(done.count, len(work))
     return tuple(skipped)
 
@@ -442,24 +440,24 @@ def _write(
 def _stopped(
     error: BrokenFileError, payload: BinaryIO, log: BinaryIO, entries: list[bytes]
 ) -> BrokenFileError:
-    """The error that ends the pack, what is good so far being kept."""
+    """The error that ends the pack; the images so far are kept."""
     payload.flush()
     log.write(b"".join(entries))
     log.flush()
     return BrokenFileError(
-        error.message, "The same command with --bad-files skip goes on and leaves such files out."
+        error.message, "Run the same command with --bad-files skip to resume without such files."
     )
 
 
 def _single_thread() -> None:
-    """Of a worker that resizes images: the others use the other cores."""
+    """For a worker that resizes images: the others use the other cores."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def describe(path: Path) -> str:
-    """One line on a pack: images, classes, how they are stored."""
+    """One line on a pack: its images, classes and encoding."""
     made = open_pack(path)
     about = made.about
     splits = ", ".join(f"{count:,} {name}" for name, count in about.counts.items())

@@ -28,6 +28,7 @@ Pixels = NDArray[np.uint8]
 Matrix = tuple[float, float, float, float, float, float]
 Codes = NDArray[np.int8]
 Args = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 MAX_BLUR = 2.0
 _RAMP = np.arange(256)
@@ -81,11 +82,11 @@ class Scale:
 class Operation:
     """One operation. At `neutral` it changes no image; NaN: it always may.
 
-    What it does, one of: `matrix` (argument, height, width), of a move; `table` (argument), which
-    maps each value of a channel, uint8 (256,); `spread` (counts int64 (n, C, 256)), which maps
-    them by their histogram, uint8 (n, C, 256); `from_mean`: towards or away from the mean
-    luminance; `host` (picture, argument) and `device` (images, arguments (n,)).
-    `ranges`: its argument in each set of policies that uses it.
+    `ranges`: its argument in each set of policies that uses it. What it does is one of `matrix`
+    (argument, height, width): a move; `table` (argument): where each value of a channel goes,
+    uint8 (256,); `spread`: the same from a histogram, on the host (C, 256) and the device
+    (n, C, 256); `from_mean`: towards or away from the mean luminance; `host` (picture, argument)
+    and `device` (images, arguments (n,)).
     """
 
     name: str
@@ -93,7 +94,7 @@ class Operation:
     ranges: Mapping[str, Scale] = field(default_factory=dict)
     matrix: Callable[[float, int, int], Matrix] | None = None
     table: Callable[[float], Pixels] | None = None
-    spread: Callable[[Tensor], Tensor] | None = None
+    spread: tuple[Callable[[Counts], Pixels], Callable[[Tensor], Tensor]] | None = None
     from_mean: bool = False
     host: Callable[[Image.Image, float], Image.Image] | None = None
     device: Callable[[Tensor, Args], Tensor] | None = None
@@ -213,8 +214,8 @@ OPERATIONS = (
     ),
     Operation("invert", math.nan, _NONE, table=_invert),
     Operation("brightness", 1, _FACTOR, table=_brightness),
-    Operation("auto_contrast", math.nan, _NONE, spread=ops_torch.stretched),
-    Operation("equalize", math.nan, _NONE, spread=ops_torch.equalized),
+    Operation("auto_contrast", math.nan, _NONE, spread=(ops_pillow.stretched, ops_torch.stretched)),
+    Operation("equalize", math.nan, _NONE, spread=(ops_pillow.equalized, ops_torch.equalized)),
     Operation("contrast", 1, _FACTOR, from_mean=True),
     Operation("color", 1, _FACTOR, host=ops_pillow.colour, device=ops_torch.colour),
     Operation("sharpness", 1, _FACTOR, host=ops_pillow.sharpen, device=ops_torch.sharpen),
@@ -277,7 +278,7 @@ def _composed(before: Pixels | None, op: Operation, arg: float, picture: Image.I
             counts = np.stack(
                 [np.bincount(t, weights=n, minlength=256).astype(np.int64) for t, n in pairs]
             )
-        own = op.spread(torch.from_numpy(counts)[None])[0].numpy()
+        own = op.spread[0](counts)
     else:
         own = ops_pillow.blend_table(ops_pillow.mean_grey(picture), arg)[None].repeat(colours, 0)
     if colours < len(picture.mode):
@@ -350,7 +351,7 @@ def _tables(images: Tensor, ops: list[Operation], args: Args, acts: NDArray[np.b
     counts = ops_torch.histograms(images[:, :colours]) if spreads else None
     for spread in spreads:
         assert counts is not None
-        tables = chosen(spread(counts), [op.spread is spread for op in ops])
+        tables = chosen(spread[1](counts), [op.spread is spread for op in ops])
     by_mean = [op.from_mean for op in ops]
     if (acts & np.array(by_mean)).any():
         own = ops_torch.contrast_tables(images, np.where(by_mean, args, 1.0))

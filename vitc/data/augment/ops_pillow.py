@@ -52,6 +52,26 @@ def mean_grey(picture: Image.Image) -> int:
     return int(int((grey * _RAMP).sum()) / int(grey.sum()) + 0.5)
 
 
+def equalized(counts: NDArray[np.int64]) -> Pixels:
+    """uint8 (C, 256): the tables that spread histograms (C, 256) evenly, as Pillow's equalize."""
+    before = np.cumsum(counts, axis=1) - counts
+    highest = before[np.arange(len(counts)), 255 - (counts[:, ::-1] > 0).argmax(axis=1)]
+    step = highest[:, None] // 255  # 0: one value alone, or hardly a pixel of the others
+    even = np.minimum((before + step // 2) // np.maximum(step, 1), 255)
+    return np.where(step > 0, even, _RAMP).astype(np.uint8)
+
+
+def stretched(counts: NDArray[np.int64]) -> Pixels:
+    """uint8 (C, 256): the tables that map the lowest value present in histograms (C, 256) to 0 and
+    the highest to 255, as Pillow's autocontrast."""
+    there = counts > 0
+    low = there.argmax(axis=1)[:, None]
+    high = 255 - there[:, ::-1].argmax(axis=1)[:, None]
+    scale = 255.0 / np.maximum(high - low, 1)
+    wide = np.clip((_RAMP * scale + -low * scale).astype(np.int64), 0, 255)
+    return np.where(high > low, wide, _RAMP).astype(np.uint8)
+
+
 # -- pictures -------------------------------------------------------------------------------------
 
 

@@ -71,19 +71,17 @@ def histograms(images: Tensor) -> Tensor:
 
 
 def equalized(counts: Tensor) -> Tensor:
-    """uint8 (n, C, 256): the tables that spread histograms (n, C, 256) evenly, as Pillow's
-    equalize."""
+    """uint8 (n, C, 256) from histograms: as `ops_pillow.equalized`."""
     ramp = torch.arange(256, device=counts.device)
     highest = torch.where(counts > 0, ramp, 0).amax(2, keepdim=True)
     before = counts.cumsum(2) - counts
-    step = before.gather(2, highest) // 255  # 0: one value alone, or hardly a pixel of the others
+    step = before.gather(2, highest) // 255
     even = ((before + step // 2) // step.clamp(min=1)).clamp_(max=255)
     return torch.where(step > 0, even, ramp).to(torch.uint8)
 
 
 def stretched(counts: Tensor) -> Tensor:
-    """uint8 (n, C, 256): the tables that map the lowest value present in histograms (n, C, 256) to
-    0 and the highest to 255, as Pillow's autocontrast."""
+    """uint8 (n, C, 256) from histograms: as `ops_pillow.stretched`."""
     ramp = torch.arange(256, device=counts.device)
     low = torch.where(counts > 0, ramp, 255).amin(2, keepdim=True)
     high = torch.where(counts > 0, ramp, 0).amax(2, keepdim=True)
