@@ -27,7 +27,7 @@ from vitc.data.pack import PackOptions, pack
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.config import ConvStemConfig
 from vitc.models.zoo import model_config
-from vitc.optim.config import AdamWConfig, SGDConfig
+from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
 from vitc.stats.proportions import wilson
 from vitc.training import auto as front_door

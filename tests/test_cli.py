@@ -253,7 +253,7 @@ def test_a_settings_words_become_its_type(words: str, name: str, value: Any) -> 
         ("--optim.lr", ["--optim.lr has no value", "a number"]),
         ("--optim.lr --overwrite", ["--optim.lr has no value"]),
         ("--train.epochs 1.5", ["--train.epochs is '1.5'", "a whole number"]),
-        ("--data.fit corp", ["--data.fit is 'corp'", "'crop' or 'pad' or 'squash'"]),
+        ("--data.fit corp", ["--data.fit: 'corp'", "Did you mean 'crop'?", "crop, pad, squash"]),
         ("--model.img_size 1 2 3", ["--model.img_size is '1 2 3'", "a whole number or 2 values"]),
         ("--train.seed 1 --train.seed 2", ["--train.seed is given twice"]),
         ("--optim adan", ["'adan'", "Did you mean 'adamw'?"]),

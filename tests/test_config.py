@@ -29,7 +29,7 @@ from vitc.data.config import DataConfig
 from vitc.data.sources import guess_source
 from vitc.errors import ConfigError
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
-from vitc.optim.config import AdamWConfig, SGDConfig
+from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.recipes import RECIPES
 
 

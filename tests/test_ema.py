@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vitc.errors import ConfigError
-from vitc.optim.config import EmaConfig, ScheduleConfig
+from vitc.optim.config import EmaConfig, ema_alpha
 from vitc.optim.ema import Ema, build_ema
-from vitc.optim.schedule import ema_alpha
+from vitc.optim.schedule import CosineConfig
 
 RUN = {"epochs": 5, "steps_per_epoch": 8, "batch": 4}
 
@@ -54,7 +54,7 @@ def averaged(states: list[dict[str, Tensor]], ema: EmaConfig, key: str) -> Tenso
     """The average by its closed form: each model's weight is written out, in float64."""
     weights: list[float] = []
     for step in range(1, len(states) + 1):
-        alpha = ema_alpha(step, ema, ScheduleConfig(), **RUN)
+        alpha = ema_alpha(step, ema, CosineConfig(), **RUN)
         weights = [w * (1 - alpha) for w in weights] + [alpha]
     assert sum(weights) == pytest.approx(1.0)
     terms = [w * s[key].double() for w, s in zip(weights, states, strict=True)]
@@ -66,7 +66,7 @@ def averaged(states: list[dict[str, Tensor]], ema: EmaConfig, key: str) -> Tenso
 )
 def test_the_average_is_its_closed_form_for_weights_and_running_statistics(ema: EmaConfig) -> None:
     steps = models(40)
-    average = Ema(steps[0], ema, ScheduleConfig(), **RUN)
+    average = Ema(steps[0], ema, CosineConfig(), **RUN)
     for step, model in enumerate(steps, 1):
         average.update(model, step)
     states = [m.state_dict() for m in steps]
@@ -81,7 +81,7 @@ def test_the_average_is_its_closed_form_for_weights_and_running_statistics(ema: 
 
 def test_integer_buffers_are_copied() -> None:
     steps = models(40)
-    average = Ema(steps[0], EmaConfig(), ScheduleConfig(), **RUN)
+    average = Ema(steps[0], EmaConfig(), CosineConfig(), **RUN)
     for step, model in enumerate(steps, 1):
         average.update(model, step)
     assert average.module.bn.num_batches_tracked == 40  # type: ignore[union-attr]
@@ -89,7 +89,7 @@ def test_integer_buffers_are_copied() -> None:
 
 def test_the_first_models_of_a_run_are_averaged_plainly_and_the_initial_weights_forgotten() -> None:
     initial, *steps = models(11)
-    average = Ema(initial, EmaConfig(horizon=1.0), ScheduleConfig(), **RUN)
+    average = Ema(initial, EmaConfig(horizon=1.0), CosineConfig(), **RUN)
     for step, model in enumerate(steps, 1):
         average.update(model, step)
     mean = torch.stack([m.conv.weight.detach() for m in steps]).mean(0)
@@ -99,7 +99,7 @@ def test_the_first_models_of_a_run_are_averaged_plainly_and_the_initial_weights_
 def test_the_average_is_a_model_of_its_own_in_eval_mode_without_gradients() -> None:
     model = Toy().train()
     model(torch.randn(2, 3, 8, 8)).sum().backward()
-    average = Ema(model, EmaConfig(), ScheduleConfig(), **RUN)
+    average = Ema(model, EmaConfig(), CosineConfig(), **RUN)
     assert not any(m.training for m in average.module.modules())
     assert not any(p.requires_grad or p.grad is not None for p in average.module.parameters())
     assert model.training
@@ -115,7 +115,7 @@ def test_the_average_is_a_model_of_its_own_in_eval_mode_without_gradients() -> N
 def test_channels_last_weights_are_averaged_by_value_not_by_storage() -> None:
     steps = models(40)
     steps[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Ema(steps[0], EmaConfig(), ScheduleConfig(), **RUN)
+    average = Ema(steps[0], EmaConfig(), CosineConfig(), **RUN)
     for step, model in enumerate(steps, 1):
         average.update(model, step)  # contiguous but for the first
     want = averaged([m.state_dict() for m in steps], EmaConfig(), "conv.weight")
@@ -127,13 +127,13 @@ def test_channels_last_weights_are_averaged_by_value_not_by_storage() -> None:
 @pytest.mark.parametrize("ema", [EmaConfig(), EmaConfig(kind="pycls", alpha=0.4, period=3)])
 def test_saved_and_loaded_in_the_middle_it_goes_on_to_the_same_bits(ema: EmaConfig) -> None:
     steps = models(40)
-    whole = Ema(steps[0], ema, ScheduleConfig(), **RUN)
+    whole = Ema(steps[0], ema, CosineConfig(), **RUN)
     for step, model in enumerate(steps, 1):
         whole.update(model, step)
-    first = Ema(steps[0], ema, ScheduleConfig(), **RUN)
+    first = Ema(steps[0], ema, CosineConfig(), **RUN)
     for step, model in enumerate(steps[:17], 1):
         first.update(model, step)
-    second = Ema(Toy(), ema, ScheduleConfig(), **RUN)
+    second = Ema(Toy(), ema, CosineConfig(), **RUN)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for step, model in enumerate(steps[17:], 18):
         second.update(model, step)
@@ -143,14 +143,14 @@ def test_saved_and_loaded_in_the_middle_it_goes_on_to_the_same_bits(ema: EmaConf
 
 def test_a_weight_that_does_not_change_is_its_own_average() -> None:
     model = models(1)[0]
-    average = Ema(model, EmaConfig(), ScheduleConfig(), **RUN)
+    average = Ema(model, EmaConfig(), CosineConfig(), **RUN)
     for step in range(1, 41):
         average.update(model, step)
     assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 def test_no_average_builds_nothing_and_an_unfit_one_is_refused() -> None:
-    assert build_ema(Toy(), EmaConfig(kind="none"), ScheduleConfig(), **RUN) is None
-    assert isinstance(build_ema(Toy(), EmaConfig(), ScheduleConfig(), **RUN), Ema)
+    assert build_ema(Toy(), EmaConfig(kind="none"), CosineConfig(), **RUN) is None
+    assert isinstance(build_ema(Toy(), EmaConfig(), CosineConfig(), **RUN), Ema)
     with pytest.raises(ConfigError, match="tuned to ImageNet"):
-        build_ema(Toy(), EmaConfig(kind="pycls"), ScheduleConfig(), **RUN)
+        build_ema(Toy(), EmaConfig(kind="pycls"), CosineConfig(), **RUN)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitc.errors import ConfigError
-from vitc.optim.config import EmaConfig, ScheduleConfig
-from vitc.optim.schedule import check_ema, ema_alpha, horizon_steps, lr_at, warmup_steps
+from vitc.optim.config import EmaConfig, check_ema, ema_alpha, horizon_steps
+from vitc.optim.schedule import CosineConfig
 
-PYCLS = ScheduleConfig(warmup_epochs=5.0, warmup_start=0.1, floor=0.005, per="epoch")
+PYCLS = CosineConfig(warmup_epochs=5.0, warmup_start=0.1, floor=0.005, per="epoch")
 
 
 # ---------------------------------------------------------------------------- learning rate
@@ -36,14 +36,14 @@ PYCLS = ScheduleConfig(warmup_epochs=5.0, warmup_start=0.1, floor=0.005, per="ep
 def test_per_epoch_gives_the_authors_rates_at_every_step_of_an_epoch(epoch: int, lr: float) -> None:
     for step_of_epoch in (0, 1, 624):
         step = epoch * 625 + step_of_epoch
-        got = lr_at(step, peak=1e-3, schedule=PYCLS, epochs=400, steps_per_epoch=625)
+        got = PYCLS.lr(step, peak=1e-3, epochs=400, steps_per_epoch=625)
         assert got == pytest.approx(lr, rel=2e-6)
 
 
 def test_per_step_is_a_line_and_then_half_a_cosine() -> None:
-    schedule = ScheduleConfig(warmup_epochs=2.0, warmup_start=0.1, floor=0.01)
+    schedule = CosineConfig(warmup_epochs=2.0, warmup_start=0.1, floor=0.01)
     for step in range(101):
-        got = lr_at(step, peak=0.5, schedule=schedule, epochs=10, steps_per_epoch=10)
+        got = schedule.lr(step, peak=0.5, epochs=10, steps_per_epoch=10)
         if step < 20:
             want = 0.1 + 0.9 * step / 20
         else:
@@ -52,11 +52,11 @@ def test_per_step_is_a_line_and_then_half_a_cosine() -> None:
 
 
 def test_the_default_warm_up_is_five_epochs_but_at_most_a_tenth_of_the_run() -> None:
-    default = ScheduleConfig()
-    assert warmup_steps(default, epochs=400, steps_per_epoch=625) == 5 * 625
-    assert warmup_steps(default, epochs=50, steps_per_epoch=625) == 5 * 625
-    assert warmup_steps(default, epochs=20, steps_per_epoch=66) == 2 * 66
-    assert warmup_steps(default, epochs=1, steps_per_epoch=70) == 7
+    default = CosineConfig()
+    assert default.warmup_steps(epochs=400, steps_per_epoch=625) == 5 * 625
+    assert default.warmup_steps(epochs=50, steps_per_epoch=625) == 5 * 625
+    assert default.warmup_steps(epochs=20, steps_per_epoch=66) == 2 * 66
+    assert default.warmup_steps(epochs=1, steps_per_epoch=70) == 7
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -71,13 +71,13 @@ def test_a_step_schedule_reaches_its_peak_exactly_and_never_jumps(
     epochs: int, steps_per_epoch: int, warmup: float | None, start: float, floor: float
 ) -> None:
     warmup = None if warmup is None else min(warmup, epochs * 0.999)
-    schedule = ScheduleConfig(warmup_epochs=warmup, warmup_start=start, floor=floor)
+    schedule = CosineConfig(warmup_epochs=warmup, warmup_start=start, floor=floor)
     total = epochs * steps_per_epoch
     rates = [
-        lr_at(s, peak=0.7, schedule=schedule, epochs=epochs, steps_per_epoch=steps_per_epoch)
+        schedule.lr(s, peak=0.7, epochs=epochs, steps_per_epoch=steps_per_epoch)
         for s in range(total + 1)
     ]
-    top = warmup_steps(schedule, epochs, steps_per_epoch)
+    top = schedule.warmup_steps(epochs, steps_per_epoch)
     assert top < total, "the peak must be a step that the run takes"
     assert rates[top] == 0.7
     assert rates[:top] == sorted(rates[:top]), "the warm-up only rises"
@@ -92,27 +92,27 @@ def test_a_step_schedule_reaches_its_peak_exactly_and_never_jumps(
 
 def test_the_last_update_of_a_run_stays_at_or_above_the_floor() -> None:
     for per in ("step", "epoch"):
-        schedule = ScheduleConfig(warmup_start=0.1, floor=0.005, per=per)
-        last = lr_at(1249, peak=1.0, schedule=schedule, epochs=50, steps_per_epoch=25)
+        schedule = CosineConfig(warmup_start=0.1, floor=0.005, per=per)
+        last = schedule.lr(1249, peak=1.0, epochs=50, steps_per_epoch=25)
         assert 0.005 <= last < 0.007
 
 
 def test_no_warm_up_starts_at_the_peak() -> None:
     for per in ("step", "epoch"):
-        schedule = ScheduleConfig(warmup_epochs=0.0, warmup_start=0.1, per=per)
-        assert lr_at(0, peak=0.3, schedule=schedule, epochs=3, steps_per_epoch=4) == 0.3
+        schedule = CosineConfig(warmup_epochs=0.0, warmup_start=0.1, per=per)
+        assert schedule.lr(0, peak=0.3, epochs=3, steps_per_epoch=4) == 0.3
 
 
 def test_a_whole_epoch_at_rate_zero_is_refused() -> None:
-    assert "learning rate 0" in ScheduleConfig(per="epoch").problems()[0]
-    assert not ScheduleConfig(per="epoch", warmup_start=0.1).problems()
-    assert not ScheduleConfig(per="epoch", warmup_epochs=0.0).problems()
+    assert "learning rate 0" in CosineConfig(per="epoch").problems()[0]
+    assert not CosineConfig(per="epoch", warmup_start=0.1).problems()
+    assert not CosineConfig(per="epoch", warmup_epochs=0.0).problems()
 
 
 def test_schedules_and_their_checks_answer_without_torch() -> None:
     code = (
         "import sys, vitc.optim.schedule as o, vitc.optim.config as c, vitc.recipes;"
-        "o.lr_at(0, peak=1.0, schedule=c.ScheduleConfig(), epochs=1, steps_per_epoch=1);"
+        "o.CosineConfig().lr(0, peak=1.0, epochs=1, steps_per_epoch=1);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -173,7 +173,7 @@ def test_a_fraction_is_a_running_mean_first_and_then_has_its_horizon() -> None:
     run = {"epochs": 10, "steps_per_epoch": 100, "batch": 8}
     ema = EmaConfig(horizon=0.05)
     assert horizon_steps(ema, **run) == 50
-    weights = [ema_alpha(s, ema, ScheduleConfig(), **run) for s in range(1, 1001)]
+    weights = [ema_alpha(s, ema, CosineConfig(), **run) for s in range(1, 1001)]
     assert weights[:50] == [1 / s for s in range(1, 51)]
     assert weights[50:] == [1 / 50] * 950
 
@@ -182,7 +182,7 @@ def test_the_documented_shares_of_the_default_average_hold() -> None:
     run = {"epochs": 100, "steps_per_epoch": 100, "batch": 8}
     share, shares = 1.0, [0.0] * 10_000
     for step in range(10_000, 0, -1):
-        alpha = ema_alpha(step, EmaConfig(), ScheduleConfig(), **run)
+        alpha = ema_alpha(step, EmaConfig(), CosineConfig(), **run)
         shares[step - 1] = alpha * share
         share *= 1 - alpha
     assert sum(shares) == pytest.approx(1.0)
@@ -194,4 +194,4 @@ def test_the_documented_shares_of_the_default_average_hold() -> None:
 def test_a_run_too_short_for_its_horizon_keeps_the_last_weights() -> None:
     run = {"epochs": 1, "steps_per_epoch": 5, "batch": 8}
     assert horizon_steps(EmaConfig(), **run) == 1
-    assert ema_alpha(5, EmaConfig(), ScheduleConfig(), **run) == 1.0
+    assert ema_alpha(5, EmaConfig(), CosineConfig(), **run) == 1.0

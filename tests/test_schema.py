@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 import vitc.config
 from tests import golden_cases as cases
 from tests.golden_cases import golden
 from vitc.config import CHANGES, SCHEMA, Changes, read_config, to_saved, upgrade
 from vitc.errors import ConfigError
-from vitc.optim.config import OPTIMIZERS, OptimConfig
-from vitc.optim.optimizers import BUILDERS
-from vitc.recipes import small
+from vitc.optim.config import OptimConfig
+from vitc.optim.optimizers import OPTIMIZERS
+from vitc.recipes import RECIPES
+from vitc.recipes.recipe import recipe
 from vitc.study.design import NOT_HASHED, StudyFolder
 
 SAME_MACHINE = cases.machine() == golden("runs")["machine"]
@@ -32,6 +33,9 @@ class LaterAdamW(OptimConfig):
     epsilon: float = 1e-8
     amsgrad: bool = False
 
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
+        return AdamW(groups, lr=self.lr, eps=self.epsilon, fused=fused)
+
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +49,9 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NOT_HASHED, SCHEMA + 1, NOT_HASHED[SCHEMA])
     monkeypatch.setattr("vitc.study.design.SCHEMA", SCHEMA + 1)
     monkeypatch.setitem(OPTIMIZERS, "adamw", LaterAdamW)
-    monkeypatch.setattr(small, "AdamWConfig", LaterAdamW)
-    build = lambda c, groups, fused: AdamW(groups, lr=c.lr, eps=c.epsilon, fused=fused)  # noqa: E731
-    monkeypatch.setitem(BUILDERS, LaterAdamW, build)
+    debug = RECIPES["debug"]
+    tuned = {**debug.tuned, "adamw": LaterAdamW(lr=1e-3, weight_decay=0.05)}
+    monkeypatch.setitem(RECIPES, "debug", recipe(debug.config, tuned, debug.doc))
 
 
 @pytest.mark.usefixtures("later")

@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -32,9 +31,12 @@ from vitc.models.config import (
     ViTConfig,
     carried,
 )
-from vitc.optim.config import OPTIMIZERS, AdamWConfig, OptimConfig
-from vitc.plugins.consent import with_sources
+from vitc.optim.config import OptimConfig
+from vitc.optim.optimizers import OPTIMIZERS, AdamWConfig, CustomOptimizerConfig, switched
+from vitc.optim.schedule import SCHEDULES, CustomScheduleConfig
+from vitc.plugins.consent import name_class, with_sources
 from vitc.plugins.names import STEM, Custom
+from vitc.settings import Settings, coerce, table
 from vitc.training.config import InitConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -77,8 +79,8 @@ class RunConfig:
             *self.train.problems(),
             *self.init.problems(),
         ]
-        warmup = self.optim.schedule.warmup_epochs
-        if warmup is not None and warmup >= self.train.epochs:
+        warmup = self.optim.schedule.warmup(self.train.epochs)
+        if warmup >= self.train.epochs:
             found.append(
                 f"optim.schedule.warmup_epochs {warmup} leaves nothing of the "
                 f"{self.train.epochs} train.epochs."
@@ -112,8 +114,15 @@ class RunConfig:
 # Components whose class is chosen by name: (field name, kinds, the class's entry in a saved config)
 _KINDS: dict[str, Mapping[str, type[Any]]] = {
     "optim": OPTIMIZERS,
+    "schedule": SCHEDULES,
     "stem": STEM_KINDS,
     "model": MODEL_KINDS,
+}
+CUSTOM_PARTS = ("model", "model.stem", "optim", "optim.schedule")  # can be a class of the user's
+_CUSTOM: dict[str, Any] = {
+    "optim": CustomOptimizerConfig,
+    "schedule": CustomScheduleConfig,
+    "stem": CustomStemConfig,
 }
 
 
@@ -128,6 +137,8 @@ def to_dict(config: Any) -> dict[str, Any]:
             value = {**({"kind": own[0]} if own else {}), **to_dict(value)}
         elif isinstance(value, tuple):
             value = list(value)
+        elif isinstance(value, Settings):
+            value = dict(value)
         out[f.name] = value
     return out
 
@@ -139,6 +150,8 @@ def leaves(config: Any, path: str = "") -> dict[str, Any]:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             out |= leaves(value, f"{path}{f.name}.")
+        elif isinstance(value, Settings):
+            out |= {f"{path}{f.name}.{name}": inner for name, inner in value.items()}
         else:
             out[f"{path}{f.name}"] = value
     return out
@@ -187,6 +200,8 @@ def all_leaf_types() -> dict[str, Any]:
     out = leaf_types(RunConfig())
     for optim in OPTIMIZERS.values():
         out |= leaf_types(optim(), "optim.")  # type: ignore[call-arg]
+    for schedule in SCHEDULES.values():
+        out |= leaf_types(schedule(), "optim.schedule.")
     for model in MODEL_KINDS.values():
         out |= leaf_types(model(), "model.")
     for stem in STEM_KINDS.values():
@@ -234,8 +249,10 @@ def _overlay(config: Any, flat: Mapping[str, Any], path: str) -> Any:
         old = getattr(config, head)
         if dataclasses.is_dataclass(old):
             changed[head] = _component(old, head, group, hints[head], where)
+        elif hints[head] is Settings:
+            changed[head] = table(old, group, where)
         elif set(group) == {""}:
-            changed[head] = _coerce(group[""], hints[head], where)
+            changed[head] = coerce(group[""], hints[head], where)
         else:
             raise ConfigError(f"{where} is one value, not a table of settings.")
     return dataclasses.replace(config, **changed)
@@ -250,8 +267,6 @@ def _component(old: Any, key: str, group: dict[str, Any], hint: Any, where: str)
             pass
         elif dataclasses.is_dataclass(whole) and isinstance(whole, hint):
             old = whole
-        elif key == "stem" and isinstance(whole, str) and (":" in whole or whole.endswith(".py")):
-            old = CustomStemConfig(source=whole)
         elif key in _KINDS and isinstance(whole, str):
             old = with_kind(old, key, whole, where)
         elif key == "stem" and isinstance(whole, type):
@@ -290,76 +305,27 @@ def _names(cls: Any) -> list[str]:
 
 
 def with_kind(old: Any, key: str, kind: Any, where: str | None = None) -> Any:
-    """`old` turned into another kind of the same component; settings both have are kept.
+    """`old` turned into another kind of the same component, or a custom class (FILE.py:Class).
 
-    An optimizer's lr and weight decay mean something else for another one, so they fall back to
-    the new class's defaults (the paper's, per batch 2048) and lr_per_batch with them.
+    Settings that both have are kept; of optimizers and stems, those that mean the same.
     """
     kinds = _KINDS[key]
-    if kind not in kinds:
+    custom = _CUSTOM.get(key)
+    if custom and isinstance(kind, str) and (":" in kind or kind.endswith(".py")):
+        new: Any = custom(source=kind)
+    elif kind in kinds:
+        cls = kinds[kind]
+        if type(old) is cls:
+            return old
+        if key == "stem":
+            return cls(**carried(old, cls))
+        new = cls()
+    else:
         raise unknown(where or key, str(kind), kinds)
-    cls = kinds[kind]
-    if type(old) is cls:
-        return old
-    own = {"lr", "weight_decay"} if key == "optim" else set()
-    shared = {f.name for f in dataclasses.fields(old)} & {f.name for f in dataclasses.fields(cls)}
-    kept = {n: getattr(old, n) for n in shared - own}
-    if key == "stem":
-        kept = carried(old, cls)
     if key == "optim":
-        kept["lr_per_batch"] = 2048
-    return cls(**kept)
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type, or a ConfigError that says what is allowed."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        for option in args:
-            try:
-                return _coerce(value, option, where)
-            except ConfigError:
-                continue
-    elif origin is typing.Literal:
-        if value in args:
-            return value
-        allowed = [str(a) for a in args]
-        if isinstance(value, str):
-            raise unknown(f"value of {where}:", value, allowed)
-    elif origin is tuple and isinstance(value, list | tuple):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_coerce(v, args[0], where) for v in value)
-        if len(args) == len(value):
-            return tuple(_coerce(v, a, where) for v, a in zip(value, args, strict=True))
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
-    raise ConfigError(f"{where} is {value!r}; it must be {type_name(hint)}.")
-
-
-def type_name(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(type_name(a) for a in args)
-    if origin is typing.Literal:
-        return " or ".join(repr(a) for a in args)
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return f"a list of {type_name(args[0])}"
-        return f"{len(args)} values"
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(hint, str(hint))
+        return switched(old, new)
+    shared = {f.name for f in dataclasses.fields(old)} & {f.name for f in dataclasses.fields(new)}
+    return dataclasses.replace(new, **{n: getattr(old, n) for n in shared - {"source", "sha256"}})
 
 
 # -- saved configs and their schema ----------------------------------------------------------------
@@ -557,7 +523,8 @@ def resolve_config(
         config = with_data(config, names["data"])
     if isinstance(flat.get("init"), str):  # --init RUN
         flat["init.weights"] = flat.pop("init")
-    config = _named(_located(from_dict(flat, config)), flat)
+    config = _located(from_dict(flat, config))
+    config = _named(config, flat if optim is None else {**flat, "optim": optim})
     if "data.path" in flat:
         source = _source(config.data)
         if source is not None:
@@ -586,22 +553,31 @@ def _located(config: RunConfig) -> RunConfig:
 
 
 def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
-    """The same with a custom stem looked up, where the user has just named one."""
-    model = config.model
-    if not (isinstance(model, ViTConfig) and isinstance(model.stem, CustomStemConfig)):
-        return config
-    told = isinstance(flat.get("model.stem"), str) or "model.stem.source" in flat
-    made = {"model", "model.stem"} & flat.keys() and not model.stem.sha256  # by hand, in Python
-    if not (told or made) or not model.stem.source:
-        return config  # a hash alone names nothing: the file was in somebody's config
-    stem = CustomStemConfig.named(model.stem.source)
-    wanted = flat.get("model.stem.sha256", stem.sha256)
-    if wanted != stem.sha256:
+    """The same with the custom classes looked up that the user has just named."""
+    schedule = _looked_up(config.optim.schedule, "optim.schedule", flat)
+    optim = dataclasses.replace(_looked_up(config.optim, "optim", flat), schedule=schedule)
+    model = _looked_up(config.model, "model", flat)
+    if isinstance(model, ViTConfig):
+        model = dataclasses.replace(model, stem=_looked_up(model.stem, "model.stem", flat))
+    return dataclasses.replace(config, optim=optim, model=model)
+
+
+def _looked_up(component: Any, path: str, flat: Mapping[str, Any]) -> Any:
+    """A custom class with its absolute path and hash, if it is the user who names it here."""
+    if not hasattr(component, "custom") or not component.source:
+        return component
+    by_name = isinstance(flat.get(path), str) or f"{path}.source" in flat
+    parents = {path, path.partition(".")[0]} & flat.keys()
+    if not by_name and (component.sha256 or not parents):
+        return component  # a hash alone names nothing: the file was in somebody's config
+    one = name_class(component.custom.kind, component.source)
+    wanted = flat.get(f"{path}.sha256", one.sha256)
+    if wanted != one.sha256:
         raise ConfigError(
-            f"model.stem.sha256 {wanted!r} is not that of {model.stem.source}: {stem.sha256}.",
-            "Leave it out: it is filled in when a stem is named.",
+            f"{path}.sha256 {wanted!r} is not that of {component.source}: {one.sha256}.",
+            "Leave it out: it is filled in when a class is named.",
         )
-    return dataclasses.replace(config, model=dataclasses.replace(model, stem=stem))
+    return dataclasses.replace(component, source=one.source, sha256=one.sha256)
 
 
 def _absolute(path: str) -> str:
@@ -614,8 +590,8 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     A custom class whose file has moved is the same: its hash identifies it.
     """
     x, y = flat_values(to_dict(a)), flat_values(to_dict(b))
-    for table in ("model", "model.stem"):
-        source, sha256 = f"{table}.source", f"{table}.sha256"
+    for part in CUSTOM_PARTS:
+        source, sha256 = f"{part}.source", f"{part}.sha256"
         same_file = x.get(sha256) and x.get(sha256) == y.get(sha256)
         if same_file and Custom(STEM, x[source]).what == Custom(STEM, y[source]).what:
             y[source] = x[source]

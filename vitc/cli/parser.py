@@ -1,6 +1,6 @@
 """What every verb shares: parsing dotted settings and options, printing results and notes.
 
-Settings are converted by tyro and named as `load_config` takes them; a verb's own options are
+Settings are named as `load_config` takes them; a verb's own options are
 parsed by argparse. Every error is a ConfigError. Free of torch.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import re
 import sys
@@ -19,14 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs, type_name
+from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs
 from vitc.errors import ConfigError, suggest
+from vitc.settings import Settings, from_words, table_value
 
 COMPONENTS = (
     "model",
     "data",
     "optim",
     "model.stem",
+    "optim.schedule",
     "init",
 )  # take one word
 
@@ -53,12 +54,13 @@ def take_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if not word.startswith("--") or not ("." in name or name in types):
             rest.append(word)
             continue
-        if name not in types:
+        hint = types.get(name, types.get(name.rpartition(".")[0]))
+        if name not in types and hint is not Settings:
             raise unknown_word("setting", f"--{name}", types)
         if name in settings:
             raise ConfigError(f"--{name} is given twice.", "Give it once.")
-        values = [value] if equals else [queue.pop(0) for _ in range(_width(types[name], queue))]
-        settings[name] = _typed(name, types[name], values)
+        values = [value] if equals else [queue.pop(0) for _ in range(_width(hint, queue))]
+        settings[name] = _typed(name, hint, values)
     return settings, rest
 
 
@@ -97,23 +99,15 @@ def _is_none(words: Sequence[str]) -> int:
 
 
 def _typed(name: str, hint: Any, words: list[str]) -> Any:
-    """The words converted to the annotated type, by tyro's rules; JSON's spellings work too."""
-    import tyro
-
-    if hint is bool:
-        words = [w.capitalize() for w in words] or ["True"]
-    elif hint == tuple[str, ...]:
+    """The words converted to the annotated type; JSON's spellings work too. Raises ConfigError."""
+    if hint is Settings:
+        return table_value(words)
+    if hint == tuple[str, ...]:
         names = [name for word in words for name in word.split(",") if name]
         return () if _is_none(names) else tuple(names)
-    elif type(None) in get_args(hint) and _is_none(words):
+    if type(None) in get_args(hint) and _is_none(words):
         return None
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(hint, args=words, console_outputs=False)
-    except SystemExit:
-        given = " ".join(words)
-        what = f"is {given!r}" if words else "has no value"
-        raise ConfigError(f"--{name} {what}; it must be {type_name(hint)}.") from None
+    return from_words(words, hint, f"--{name}")
 
 
 def settings_help(config: RunConfig, names: Sequence[str] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitc.config import RunConfig, flat_values, to_dict
 from vitc.errors import ConfigError, DataError
-from vitc.optim.schedule import horizon_steps, lr_at, warmup_epochs, warmup_steps
+from vitc.optim.config import horizon_steps
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 from vitc.wording import counted
 
@@ -65,9 +65,8 @@ def lr_chart(config: RunConfig, steps_per_epoch: int | None) -> Chart:
 
 def _lr_of(config: RunConfig, steps: int) -> Callable[[int], float]:
     return functools.partial(
-        lr_at,
+        config.optim.schedule.lr,
         peak=config.optim.peak_lr(config.train.batch),
-        schedule=config.optim.schedule,
         epochs=config.train.epochs,
         steps_per_epoch=steps,
     )
@@ -102,8 +101,8 @@ def schedule_numbers(config: RunConfig) -> dict[str, Any]:
         "epochs": t.epochs,
         "steps_per_epoch": steps,
         "total_steps": None if steps is None else steps * t.epochs,
-        "warmup_epochs": warmup_epochs(optim.schedule, t.epochs),
-        "warmup_steps": None if steps is None else warmup_steps(optim.schedule, t.epochs, steps),
+        "warmup_epochs": optim.schedule.warmup(t.epochs),
+        "warmup_steps": None if steps is None else optim.schedule.warmup_steps(t.epochs, steps),
         "first_lr": lr(0),
         "peak_lr": optim.peak_lr(t.batch),
         "last_lr": None if steps is None else lr(steps * t.epochs - 1),
@@ -135,7 +134,9 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
         (
             "warm-up",
             f"{warm}, {counted(s['warmup_steps'], 'step')}" if known else warm,
-            "the smaller of 5 epochs and 10 %" if optim.schedule.warmup_epochs is None else "set",
+            "the smaller of 5 epochs and 10 %"
+            if getattr(optim.schedule, "warmup_epochs", 0) is None
+            else "set",
         ),
         ("lr, first", f"{s['first_lr']:.3g}", ""),
         (
@@ -148,7 +149,7 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
         (
             "lr, last",
             f"{s['last_lr']:.3g}" if known else "?",
-            f"half a cosine, every {optim.schedule.per}",
+            optim.schedule.summary,
         ),
         ("weight decay", f"{optim.weight_decay:g}", "not on norm gains and biases"),
     ]

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vitc.optim.config import EmaConfig, ScheduleConfig
-from vitc.optim.schedule import check_ema, ema_alpha
+from vitc.optim.config import EmaConfig, check_ema, ema_alpha
+from vitc.optim.schedule import ScheduleConfig
 
 
 class Ema:
@@ -16,7 +16,7 @@ class Ema:
 
     `module` is the average: a copy of the model, in eval mode, that asks for no gradient. How
     much of the new model an update takes in is a pure function of the step
-    (`schedule.ema_alpha`), so the tensors of `module` are all the state there is.
+    (`config.ema_alpha`), so the tensors of `module` are all the state there is.
 
     Raises ConfigError where the authors' formula (`pycls`) does not fit the run's length.
     """

@@ -1,136 +1,136 @@
-"""A model and an OptimConfig become a torch optimizer; here it is decided what is decayed.
+"""Which optimizers are there? Each is one class, its settings and `build`, and one entry.
 
-Adding an optimizer: one frozen dataclass with an entry in `config.OPTIMIZERS`, and its builder
-with an entry in `BUILDERS`.
+Free of torch until one is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from torch.nn import Parameter
-from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import SGD, AdamW, Optimizer
+from vitc.errors import ConfigError
+from vitc.optim.config import OptimConfig
+from vitc.plugins.consent import name_class
+from vitc.plugins.names import OPTIMIZER, Custom
+from vitc.settings import Settings
 
-from vitc.errors import ConfigError, unknown
-from vitc.optim.config import AdamWConfig, OptimConfig, SGDConfig
-
-# ---------------------------------------------------------------------------- what is decayed
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: Batch- and InstanceNorm
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
-def decay_groups(model: nn.Module) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
-    """Trainable parameters by name: (decayed, exempt). Together all of them, each once.
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(OptimConfig):
+    """AdamW (arXiv 1711.05101); defaults are the paper's for 1-18GF (Table 2) per batch 2048."""
 
-    The paper decays neither the gains of normalisation layers nor any bias "anywhere in the
-    model" (section 5.4). Read here by ownership and shape, never by a parameter's path: exempt is
-    what a normalisation module owns, what is some module's `bias`, and every vector or scalar -
-    which covers `nn.MultiheadAttention`'s in_proj_bias, and norms, layer scales and the like that
-    torch does not know. pos_embed (1, N, D) and cls_token (1, 1, D) are decayed, as in pycls.
-    A parameter with several owners is exempt if any of them makes it so; it appears under its
-    first name. Frozen parameters are in neither.
-    """
-    spared = {
-        p
-        for module in model.modules()
-        for name, p in module.named_parameters(recurse=False)
-        if isinstance(module, NORMS) or name == "bias" or p.ndim <= 1
-    }
-    decayed: dict[str, Parameter] = {}
-    exempt: dict[str, Parameter] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            (exempt if p in spared else decayed)[name] = p
-    return decayed, exempt
+    lr: float = 1e-3
+    """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
+    weight_decay: float = 0.24
+    """Decoupled; a step shrinks decayed tensors by lr * weight_decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
 
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
+        from torch.optim import AdamW
 
-# ---------------------------------------------------------------------------- the optimizers
+        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
 
-ParamGroups = list[dict[str, Any]]
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not all(0 <= b < 1 for b in self.betas):
+            found.append(f"optim.betas {self.betas} must be in [0, 1).")
+        if not self.eps > 0:
+            found.append(f"optim.eps {self.eps} must be above 0.")
+        return found
 
 
-def _adamw(config: AdamWConfig, groups: ParamGroups, fused: bool) -> Optimizer:
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+@dataclass(frozen=True, kw_only=True)
+class SGDConfig(OptimConfig):
+    """SGD with Nesterov momentum; weight decay is added to the gradient, as in pycls."""
+
+    lr_scaling = "linear"
+
+    lr: float = 1.9
+    """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
+    weight_decay: float = 1.3e-5
+    """Added to the gradient of decayed tensors."""
+    momentum: float = 0.9
+    """Momentum (paper section 5.4)."""
+    nesterov: bool = True
+    """Nesterov's form; pycls's default, not stated in the paper."""
+
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
+        from torch.optim import SGD
+
+        momentum, nesterov = self.momentum, self.nesterov
+        return SGD(groups, lr=self.lr, momentum=momentum, nesterov=nesterov, fused=fused)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not 0 <= self.momentum < 1:
+            found.append(f"optim.momentum {self.momentum} must be in [0, 1).")
+        if self.nesterov and self.momentum == 0:
+            found.append("optim.nesterov has no effect with optim.momentum 0.")
+        return found
 
 
-def _sgd(config: SGDConfig, groups: ParamGroups, fused: bool) -> Optimizer:
-    return SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
-    )
+@dataclass(frozen=True, kw_only=True)
+class CustomOptimizerConfig(OptimConfig):
+    """A class of the user's own: a torch.optim.Optimizer, by file or module."""
+
+    lr: float = 1e-3
+    """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
+    weight_decay: float = 0.0
+    """Set in the group of decayed parameters; what it does is up to the class."""
+    source: str = ""
+    """path/to/file.py:Class or package.module:Class, with settings if it has any."""
+    sha256: str = ""
+    """SHA-256 of the file that defines it; filled in when it is named."""
+    settings: Settings = field(default_factory=Settings)
+    """What the class is called with besides parameters and lr: --optim.settings.NAME VALUE."""
+
+    @classmethod
+    def named(cls, source: str) -> CustomOptimizerConfig:
+        """The optimizer that the user names; its file is trusted as it is. Raises ConfigError."""
+        one = name_class(OPTIMIZER, source)
+        return cls(source=one.source, sha256=one.sha256)
+
+    @property
+    def custom(self) -> Custom:
+        return Custom(OPTIMIZER, self.source, self.sha256)
+
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
+        from torch.optim import Optimizer
+
+        from vitc.plugins.load import build, load
+
+        cls, settings, label = load(self.custom)
+        given = {"params": groups, "lr": self.lr, "weight_decay": self.weight_decay}
+        built = build(OPTIMIZER, cls, given, settings | self.settings, label)
+        if not isinstance(built, Optimizer):
+            raise ConfigError(f"{label} is not a torch.optim.Optimizer.", OPTIMIZER.contract)
+        return built
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.source:
+            found.append("optim.source is empty; name the class: --optim my.py:Lion.")
+        return found
 
 
-BUILDERS: dict[type[OptimConfig], Callable[[Any, ParamGroups, bool], Optimizer]] = {
-    AdamWConfig: _adamw,
-    SGDConfig: _sgd,
+OPTIMIZERS: dict[str, type[OptimConfig]] = {
+    "adamw": AdamWConfig,
+    "sgd": SGDConfig,
+    "custom": CustomOptimizerConfig,
 }
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
-    """The optimizer of `config` over all trainable parameters of `model`, in two groups.
+def switched(old: OptimConfig, new: OptimConfig) -> OptimConfig:
+    """Another optimizer in place of `old`: clipping, schedule and average stay.
 
-    Group 0 is decayed by config.weight_decay, group 1 is not (`decay_groups`); with
-    config.layer_decay below 1 there are two such groups for every layer, each with its `lr_scale`.
-    The learning rate is config.lr as written until the first `set_lr`, which the loop calls at
-    every step. Raises ConfigError: no parameter to train, a config class without a builder, or
-    layer_decay for a model that does not tell its layers.
+    lr and weight decay mean something else for another one, so they are those of `new`, which are
+    quoted per batch 2048.
     """
-    if type(config) not in BUILDERS:
-        raise unknown("optimizer config", type(config).__name__, [c.__name__ for c in BUILDERS])
-    decayed, exempt = decay_groups(model)
-    trained = [*decayed.values(), *exempt.values()]
-    if not trained:
-        raise ConfigError("The model has no trainable parameter.", "Set requires_grad on some.")
-    groups: ParamGroups = [
-        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
-        {"params": list(exempt.values()), "weight_decay": 0.0},
-    ]
-    if config.layer_decay < 1:
-        by_name = lr_scales(model, config.layer_decay)
-        groups = _by_layer(groups, {p: by_name[name] for name, p in model.named_parameters()})
-    # Fused: one kernel a group. On one CPU core a step over 60 small tensors took 0.4 ms against
-    # 2.0 (AdamW) and 0.3 against 0.9 (SGD) unfused. The CPU kernels walk parameter, gradient and
-    # state in storage order and do not look at strides: the moments of a channels_last weight
-    # that come back contiguous from disk are mixed up without an error (seen in torch 2.13), so
-    # whoever restores state restores its strides.
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
-    optimizer = BUILDERS[type(config)](config, groups, fused)
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    return optimizer
-
-
-def lr_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """What each parameter's learning rate is multiplied by: layer_decay ** (layers above it).
-
-    The layers are the model's own `layers()`: lists of parameters' names from the input to the
-    head, whose factor is 1. Raises ConfigError: the model has no such method.
-    """
-    tell: Callable[[], list[list[str]]] | None = getattr(model, "layers", None)
-    if not callable(tell):
-        raise ConfigError(
-            f"optim.layer_decay {layer_decay} needs a model that tells its layers; "
-            f"{type(model).__name__} does not.",
-            "Use a model of the zoo, or --optim.layer_decay 1.",
-        )
-    layers = tell()
-    last = len(layers) - 1
-    return {name: layer_decay ** (last - i) for i, names in enumerate(layers) for name in names}
-
-
-def _by_layer(groups: ParamGroups, scales: dict[Parameter, float]) -> ParamGroups:
-    """The same groups, cut where the factor of the learning rate changes; lowest factor first."""
-    return [
-        {**group, "params": members, "lr_scale": scale}
-        for scale in sorted(set(scales.values()))
-        for group in groups
-        if (members := [p for p in group["params"] if scales[p] == scale])
-    ]
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group the learning rate of the coming step, times its own `lr_scale`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+    shared = {f.name for f in fields(OptimConfig)} - {"lr", "weight_decay", "lr_per_batch"}
+    return replace(new, lr_per_batch=2048, **{name: getattr(old, name) for name in shared})

@@ -1,58 +1,106 @@
-"""What changes over a run as closed forms of the step: the learning rate and the EMA's weight.
+"""Where is the learning rate computed? A schedule is a closed form of the step, without state.
 
-No state and no torch: a resumed run, a plot and a configuration check ask the same functions.
-`step` is always the number of finished updates, from 0 at the start to epochs * steps_per_epoch.
+So a resumed run, a plot and a check of the settings all ask the same method. `step` is the number
+of finished updates, from 0 at the start to epochs * steps_per_epoch. A schedule is one class and
+one entry in `SCHEDULES`. Free of torch.
 """
 
 from __future__ import annotations
 
-from math import ceil, cos, pi
+from dataclasses import dataclass, field
+from functools import cache
+from math import cos, pi
+from typing import Any, Literal
 
-from vitc.errors import ConfigError
-from vitc.optim.config import EmaConfig, ScheduleConfig
-
-# ---------------------------------------------------------------------------- learning rate
-
-
-def warmup_epochs(schedule: ScheduleConfig, epochs: int) -> float:
-    """Length of the warm-up: as set, else the smaller of 5 epochs (the paper's) and 10 %."""
-    if schedule.warmup_epochs is not None:
-        return schedule.warmup_epochs
-    return min(5.0, 0.1 * epochs)
+from vitc.plugins.consent import name_class
+from vitc.plugins.names import SCHEDULE, Custom
+from vitc.settings import Settings
 
 
-def warmup_steps(schedule: ScheduleConfig, epochs: int, steps_per_epoch: int) -> int:
-    """The step at which `per="step"` reaches the peak; always one that the run takes."""
-    steps = round(warmup_epochs(schedule, epochs) * steps_per_epoch)
-    return min(steps, epochs * steps_per_epoch - 1)
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """What every schedule has; a concrete one is a subclass with its own fields."""
+
+    def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+        """Learning rate of the update that follows `step` finished ones."""
+        raise NotImplementedError
+
+    def warmup(self, epochs: int) -> float:
+        """Length of the warm-up of a run of so many epochs, in epochs; 0: none."""
+        return 0.0
+
+    def warmup_steps(self, epochs: int, steps_per_epoch: int) -> int:
+        """The step at which the warm-up ends; always one that the run takes."""
+        return min(round(self.warmup(epochs) * steps_per_epoch), epochs * steps_per_epoch - 1)
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        return []
 
 
-def lr_at(
-    step: int, *, peak: float, schedule: ScheduleConfig, epochs: int, steps_per_epoch: int
-) -> float:
-    """Learning rate of the update that follows `step` finished ones; at the run's end the floor.
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig(ScheduleConfig):
+    """Linear warm-up, then one half period of a cosine."""
 
-    `per="step"`: linear from `warmup_start * peak` at step 0 to exactly `peak` at the whole step
-    W = `warmup_steps(...)`, then half a cosine over the *remaining* steps down to `floor * peak`.
-    The cosine starts where the warm-up ends, so that the rate asked for is the rate reached; in
-    schedules that decay during the warm-up it never is (huggingface/pytorch-image-models#1544).
+    warmup_epochs: float | None = None
+    """Length of the warm-up; None: the smaller of 5 epochs and 10 % of the run."""
+    warmup_start: float = 0.0
+    """Fraction of lr at which the warm-up starts (the authors' configs: 0.1)."""
+    floor: float = 0.0
+    """Fraction of lr at which the cosine ends (the authors' configs: 0.005)."""
+    per: Literal["step", "epoch"] = "step"
+    """lr changes every step, or once an epoch as in the authors' code."""
 
-    `per="epoch"`: the authors' code (facebookresearch/pycls, core/optimizer.py), constant within
-    an epoch e: half a cosine over the *whole* run, times `warmup_start + (1 - warmup_start) * e /
-    warmup_epochs` while e < warmup_epochs. Its peak is a little below `peak` (0.04 % at the
-    paper's 5 of 400 epochs).
-    """
-    total = epochs * steps_per_epoch
-    assert 0 <= step <= total, f"step {step} is outside the run's 0..{total}"
-    if schedule.per == "epoch":
-        epoch = step // steps_per_epoch
-        warmup = warmup_epochs(schedule, epochs)
-        ramp = _line(epoch / warmup, schedule.warmup_start) if epoch < warmup else 1.0
-        return peak * ramp * _cosine(epoch / epochs, schedule.floor)
-    warm = warmup_steps(schedule, epochs, steps_per_epoch)
-    if step < warm:
-        return peak * _line(step / warm, schedule.warmup_start)
-    return peak * _cosine((step - warm) / (total - warm), schedule.floor)
+    def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+        """At the end of the run the floor.
+
+        `per="step"`: linear from `warmup_start * peak` at step 0 to exactly `peak` at the whole
+        step W = `warmup_steps(...)`, then half a cosine over the *remaining* steps down to
+        `floor * peak`. The cosine starts where the warm-up ends, so that the requested rate is
+        reached; in schedules that decay during the warm-up it never is
+        (huggingface/pytorch-image-models#1544).
+
+        `per="epoch"`: the authors' code (facebookresearch/pycls, core/optimizer.py), constant
+        within an epoch e: half a cosine over the *whole* run, times `warmup_start +
+        (1 - warmup_start) * e / warmup_epochs` while e < warmup_epochs. Its peak is a little below
+        `peak` (0.04 % at the paper's 5 of 400 epochs).
+        """
+        total = epochs * steps_per_epoch
+        assert 0 <= step <= total, f"step {step} is outside the run's 0..{total}"
+        if self.per == "epoch":
+            epoch = step // steps_per_epoch
+            warmup = self.warmup(epochs)
+            ramp = _line(epoch / warmup, self.warmup_start) if epoch < warmup else 1.0
+            return peak * ramp * _cosine(epoch / epochs, self.floor)
+        warm = self.warmup_steps(epochs, steps_per_epoch)
+        if step < warm:
+            return peak * _line(step / warm, self.warmup_start)
+        return peak * _cosine((step - warm) / (total - warm), self.floor)
+
+    def warmup(self, epochs: int) -> float:
+        return min(5.0, 0.1 * epochs) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def summary(self) -> str:
+        return f"half a cosine, every {self.per}"
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            found.append(f"optim.schedule.warmup_epochs {self.warmup_epochs} must not be negative.")
+        for name in ("warmup_start", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"optim.schedule.{name} {getattr(self, name)} must be in [0, 1].")
+        if self.per == "epoch" and self.warmup_start == 0 and self.warmup_epochs != 0:
+            found.append(
+                "optim.schedule.per 'epoch' with optim.schedule.warmup_start 0 trains the whole "
+                "first epoch at learning rate 0; the authors start at 0.1."
+            )
+        return found
 
 
 def _line(progress: float, start: float) -> float:
@@ -65,79 +113,44 @@ def _cosine(progress: float, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + cos(pi * progress))
 
 
-# ---------------------------------------------------------------------------- weight average
+@dataclass(frozen=True, kw_only=True)
+class CustomScheduleConfig(ScheduleConfig):
+    """A class of the user's own whose `lr(step, total_steps)` is the share of the peak."""
+
+    source: str = ""
+    """path/to/file.py:Class or package.module:Class, with settings if it has any."""
+    sha256: str = ""
+    """SHA-256 of the file that defines it; filled in when it is named."""
+    settings: Settings = field(default_factory=Settings)
+    """What the class is called with: --optim.schedule.settings.NAME VALUE."""
+
+    @classmethod
+    def named(cls, source: str) -> CustomScheduleConfig:
+        """The schedule that the user names; its file is trusted as it is. Raises ConfigError."""
+        one = name_class(SCHEDULE, source)
+        return cls(source=one.source, sha256=one.sha256)
+
+    @property
+    def custom(self) -> Custom:
+        return Custom(SCHEDULE, self.source, self.sha256)
+
+    @property
+    def summary(self) -> str:
+        return self.custom.what
+
+    def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+        return peak * float(_built(self).lr(step, epochs * steps_per_epoch))
 
 
-def ema_alpha(
-    step: int,
-    ema: EmaConfig,
-    schedule: ScheduleConfig,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    batch: int,
-) -> float:
-    """Weight of the model after `step` >= 1 updates in the average; 0: left out, 1: a copy.
+@cache
+def _built(config: CustomScheduleConfig) -> Any:
+    from vitc.plugins.load import build, load
 
-    `fraction`: max(1/h, 1/step) with h = `horizon_steps(...)`: the plain mean of all models so
-    far until step h, then an exponential average with decay 1 - 1/h. At the end of a run of T
-    steps the model of i steps ago weighs (1 - 1/h)^i / h: with the default h = 0.08 T half the
-    weight lies on the last 5.5 % of the run, 95 % on the last 24 %, 0.001 % on the first h steps.
-
-    `pycls`: facebookresearch/pycls, core/net.py `update_model_ema`: at every `period`-th step of
-    an epoch, its first included, min(1, alpha * batch / epochs * period); during the warm-up
-    epochs a copy.
-    """
-    assert 1 <= step <= epochs * steps_per_epoch
-    if ema.kind == "none":
-        return 0.0
-    if ema.kind == "fraction":
-        horizon = horizon_steps(ema, epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch)
-        return max(1 / horizon, 1 / step)
-    epoch, step_of_epoch = divmod(step - 1, steps_per_epoch)
-    if step_of_epoch % ema.period:
-        return 0.0
-    return 1.0 if epoch < warmup_epochs(schedule, epochs) else _pycls_alpha(ema, epochs, batch)
+    cls, settings, label = load(config.custom)
+    return build(SCHEDULE, cls, {}, settings | config.settings, label)
 
 
-def horizon_steps(ema: EmaConfig, *, epochs: int, steps_per_epoch: int, batch: int) -> float:
-    """How many steps the average reaches back, 1 / (1 - decay per step); 1: the last model alone.
-
-    The authors' alpha of 1e-5 gives 1 / (1e-5 * 1.28 million images) = 7.8 % of any run on
-    ImageNet, whatever its batch and epochs; the default fraction keeps that for every data set.
-    """
-    if ema.kind == "none":
-        return 1.0
-    if ema.kind == "fraction":
-        return max(1.0, ema.horizon * epochs * steps_per_epoch)
-    # The authors count steps within the epoch, so an epoch shorter than a period updates once.
-    steps_per_update = steps_per_epoch / ceil(steps_per_epoch / ema.period)
-    return steps_per_update / _pycls_alpha(ema, epochs, batch)
-
-
-def _pycls_alpha(ema: EmaConfig, epochs: int, batch: int) -> float:
-    return min(1.0, ema.alpha * batch / epochs * ema.period)
-
-
-def check_ema(ema: EmaConfig, *, epochs: int, steps_per_epoch: int, batch: int) -> None:
-    """Refuse an average that would end the run still made of its beginning.
-
-    Only `pycls` can do that: its alpha is a constant tuned to ImageNet. Raises ConfigError where
-    its horizon exceeds half the run, with the reason and the two ways out.
-    """
-    if ema.kind != "pycls":
-        return
-    horizon = horizon_steps(ema, epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch)
-    total = epochs * steps_per_epoch
-    if horizon <= total / 2:
-        return
-    images = batch * steps_per_epoch
-    raise ConfigError(
-        f"optim.ema.kind 'pycls' with optim.ema.alpha {ema.alpha:g} averages over "
-        f"{horizon:,.0f} steps, but the run has {total:,}: at its end the average would still be "
-        f"largely the end of the warm-up. The authors' formula is tuned to ImageNet, where alpha "
-        f"* images of an epoch is 12.8; here it is {ema.alpha * images:.2g}, and below about 2 "
-        f"the horizon exceeds half the run.",
-        "Use --optim.ema.kind fraction, which averages over 8 % of any run, or "
-        f"--optim.ema.alpha {12.8 / images:.1e}.",
-    )
+SCHEDULES: dict[str, type[ScheduleConfig]] = {
+    "cosine": CosineConfig,
+    "custom": CustomScheduleConfig,
+}

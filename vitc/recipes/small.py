@@ -2,7 +2,7 @@
 
 A pair (ViT_P, ViT_C) shares every setting but the model, so that what differs between their
 results is the stem. Settings were chosen on validation images only, and results are on those
-unless they say otherwise.
+unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ from __future__ import annotations
 from vitc.config import RunConfig
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.models.zoo import model_config
-from vitc.optim.config import AdamWConfig, OptimConfig, SGDConfig
-from vitc.recipes.choose import choose_optim
+from vitc.optim.config import OptimConfig
+from vitc.optim.optimizers import AdamWConfig, SGDConfig
+from vitc.recipes.recipe import Recipe, recipe
 from vitc.training.config import TrainConfig
 
 
-def debug(optim: str | None = None) -> RunConfig:
-    """Made-up images and a tiny ViT_C: does everything work, in seconds?
-
-    Source: ours; ten classes of noisy stripes (512 images), learnable but not at a glance.
-    No flip, for a mirrored diagonal is another class's.
-    Command: vitc train debug
-    Cost: 4 s of training on one core of a 2026 Xeon.
-    Expected: validation top-1 80.9 (57.8-96.9) with AdamW, 95.3 (76.6-100) with SGD, EMA of the
-    last epoch; mean (range) of 5 seeds on 128 images; measured 2026-11-23 in fp32
-    (vitc study optimizer debug --lengths 6 --seeds 5).
-    """
-    settings: dict[str, OptimConfig] = {
-        "adamw": AdamWConfig(lr=1e-3, weight_decay=0.05),
-        "sgd": SGDConfig(lr=0.05, weight_decay=1e-4),
+def tuned(adamw: tuple[float, float], sgd: tuple[float, float]) -> dict[str, OptimConfig]:
+    """Settings from (lr, weight decay) of each optimizer."""
+    return {
+        "adamw": AdamWConfig(lr=adamw[0], weight_decay=adamw[1]),
+        "sgd": SGDConfig(lr=sgd[0], weight_decay=sgd[1]),
     }
-    return RunConfig(
+
+
+DEBUG = recipe(
+    RunConfig(
         name="debug",
         model=model_config("vit_c_tiny"),
         data=DataConfig(
@@ -38,43 +33,23 @@ def debug(optim: str | None = None) -> RunConfig:
             fit="pad",
             augment=AugmentConfig(crop="shift", flip=0.0, label_smoothing=0.1),
         ),
-        optim=choose_optim("debug", optim, settings),
         train=TrainConfig(epochs=6, batch=16),
-    )
+    ),
+    tuned((1e-3, 0.05), (0.05, 1e-4)),
+    """Synthetic images and a tiny ViT_C: does everything work, in seconds?
+
+Source: ours; ten classes of noisy stripes (512 images), learnable but not at a glance.
+No flip, for a mirrored diagonal belongs to another class.
+Command: vitc train debug
+Cost: 4 s of training on one core of a 2026 Xeon.
+Expected: validation top-1 80.9 (57.8-96.9) with AdamW, 95.3 (76.6-100) with SGD, EMA of the
+last epoch; mean (range) of 5 seeds on 128 images; measured 2026-11-23 in fp32
+(vitc study optimizer debug --lengths 6 --seeds 5).""",
+)
 
 
-def fashion_vit_c(optim: str | None = None) -> RunConfig:
-    """ViT_C (tiny) on the Fashion-MNIST subset inside the package: no download.
-
-    Source: ours; 8,500 training images, 28x28 padded to 32x32.
-    Command: vitc train fashion_vit_c [--optim sgd]
-    Cost: 110 s on one core of a 2026 Xeon (2,350 images a second, fp32).
-    Expected: validation top-1 88.2 (87.3-88.8) with AdamW, 89.1 (88.5-89.8) with SGD, EMA of the
-    last epoch; mean (range) of 5 seeds on 1,500 images; measured 2026-11-23 in fp32
-    (docs/results/optimizer.md).
-    """
-    return _fashion("vit_c_tiny", "fashion_vit_c", optim)
-
-
-def fashion_vit_p(optim: str | None = None) -> RunConfig:
-    """ViT_P (tiny) on the Fashion-MNIST subset inside the package: no download.
-
-    Source: ours; the settings of fashion_vit_c.
-    Command: vitc train fashion_vit_p [--optim sgd]
-    Cost: 90 s on one core of a 2026 Xeon (2,850 images a second, fp32).
-    Expected: validation top-1 85.8 (84.7-86.3) with AdamW, 85.8 (85.1-86.5) with SGD, EMA of the
-    last epoch; mean (range) of 5 seeds on 1,500 images; measured 2026-11-23 in fp32
-    (docs/results/optimizer.md).
-    """
-    return _fashion("vit_p_tiny", "fashion_vit_p", optim)
-
-
-def _fashion(model: str, name: str, optim: str | None) -> RunConfig:
-    settings: dict[str, OptimConfig] = {
-        "adamw": AdamWConfig(lr=2e-3, weight_decay=0.1),
-        "sgd": SGDConfig(lr=0.1, weight_decay=1e-4),
-    }
-    return RunConfig(
+def _fashion(name: str, model: str, doc: str) -> Recipe:
+    config = RunConfig(
         name=name,
         model=model_config(model, in_chans=1),
         data=DataConfig(
@@ -82,39 +57,39 @@ def _fashion(model: str, name: str, optim: str | None) -> RunConfig:
             fit="pad",
             augment=AugmentConfig(crop="shift", shift_pixels=1, label_smoothing=0.1),
         ),
-        optim=choose_optim(name, optim, settings),
         train=TrainConfig(epochs=30, batch=128, precision="auto"),
     )
+    return recipe(config, tuned((2e-3, 0.1), (0.1, 1e-4)), doc)
 
 
-def cifar10_vit_c(optim: str | None = None) -> RunConfig:
-    """ViT_C (tiny, patch 4) on CIFAR-10, within an hour on a laptop.
+FASHION_VIT_C = _fashion(
+    "fashion_vit_c",
+    "vit_c_tiny",
+    """ViT_C (tiny) on the Fashion-MNIST subset inside the package: no download.
 
-    Source: ours; DIR holds CIFAR-10's binary or Python files, or an image folder of it.
-    Command: vitc train cifar10_vit_c --data DIR
-    Cost: about 60 minutes on one core of a 2026 Xeon, by its rate of 740 images a second in fp32.
-    Expected: not measured yet. Runs of 3 short epochs: docs/results/cifar10_jpeg_q75.md.
-    """
-    return _cifar10("vit_c_tiny_patch4", "cifar10_vit_c", optim)
+Source: ours; 8,500 training images, 28x28 padded to 32x32.
+Command: vitc train fashion_vit_c [--optim sgd]
+Cost: 110 s on one core of a 2026 Xeon (2,350 images a second, fp32).
+Expected: validation top-1 88.2 (87.3-88.8) with AdamW, 89.1 (88.5-89.8) with SGD, EMA of the
+last epoch; mean (range) of 5 seeds on 1,500 images; measured 2026-11-23 in fp32
+(docs/results/optimizer.md).""",
+)
+FASHION_VIT_P = _fashion(
+    "fashion_vit_p",
+    "vit_p_tiny",
+    """ViT_P (tiny) on the Fashion-MNIST subset inside the package: no download.
+
+Source: ours; the settings of fashion_vit_c.
+Command: vitc train fashion_vit_p [--optim sgd]
+Cost: 90 s on one core of a 2026 Xeon (2,850 images a second, fp32).
+Expected: validation top-1 85.8 (84.7-86.3) with AdamW, 85.8 (85.1-86.5) with SGD, EMA of the
+last epoch; mean (range) of 5 seeds on 1,500 images; measured 2026-11-23 in fp32
+(docs/results/optimizer.md).""",
+)
 
 
-def cifar10_vit_p(optim: str | None = None) -> RunConfig:
-    """ViT_P (tiny, patch 4) on CIFAR-10, within an hour on a laptop.
-
-    Source: ours; the settings of cifar10_vit_c.
-    Command: vitc train cifar10_vit_p --data DIR
-    Cost: about that of cifar10_vit_c; not measured yet.
-    Expected: not measured yet. Runs of 3 short epochs: docs/results/cifar10_jpeg_q75.md.
-    """
-    return _cifar10("vit_p_tiny_patch4", "cifar10_vit_p", optim)
-
-
-def _cifar10(model: str, name: str, optim: str | None) -> RunConfig:
-    settings: dict[str, OptimConfig] = {
-        "adamw": AdamWConfig(lr=2e-3, weight_decay=0.1),
-        "sgd": SGDConfig(lr=0.1, weight_decay=1e-4),
-    }
-    return RunConfig(
+def _cifar10(name: str, model: str, doc: str) -> Recipe:
+    config = RunConfig(
         name=name,
         model=model_config(model),
         data=DataConfig(
@@ -123,6 +98,32 @@ def _cifar10(model: str, name: str, optim: str | None) -> RunConfig:
             val_fraction=0.1,
             augment=AugmentConfig(crop="shift", label_smoothing=0.1),
         ),
-        optim=choose_optim(name, optim, settings),
         train=TrainConfig(epochs=60, batch=128, precision="auto"),
     )
+    return recipe(config, tuned((2e-3, 0.1), (0.1, 1e-4)), doc)
+
+
+CIFAR10_VIT_C = _cifar10(
+    "cifar10_vit_c",
+    "vit_c_tiny_patch4",
+    """ViT_C (tiny, patch 4) on CIFAR-10, within an hour on a laptop.
+
+Source: ours; DIR holds CIFAR-10's binary or Python files, or an image folder of it.
+Command: vitc train cifar10_vit_c --data DIR
+Cost: about 60 minutes on one core of a 2026 Xeon, by its rate of 740 images a second in fp32.
+Expected: not measured yet. Runs of 3 short epochs: docs/results/cifar10_jpeg_q75.md.""",
+)
+CIFAR10_VIT_P = _cifar10(
+    "cifar10_vit_p",
+    "vit_p_tiny_patch4",
+    """ViT_P (tiny, patch 4) on CIFAR-10, within an hour on a laptop.
+
+Source: ours; the settings of cifar10_vit_c.
+Command: vitc train cifar10_vit_p --data DIR
+Cost: about that of cifar10_vit_c; not measured yet.
+Expected: not measured yet. Runs of 3 short epochs: docs/results/cifar10_jpeg_q75.md.""",
+)
+
+SMALL = {
+    r.config.name: r for r in (DEBUG, FASHION_VIT_C, FASHION_VIT_P, CIFAR10_VIT_C, CIFAR10_VIT_P)
+}

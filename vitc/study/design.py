@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from vitc.config import (
+    CUSTOM_PARTS,
     SCHEMA,
     RunConfig,
     differences,
@@ -281,9 +282,12 @@ def hashed_settings(stored: Mapping[str, Any], schema: int) -> dict[str, Any]:
     for name in NOT_HASHED[schema]:
         component, _, leaf = name.rpartition(".")
         values[component].pop(leaf, None)
-    stem = values["model"].get("stem", {})
-    if stem.get("sha256"):  # of a custom stem the content counts, wherever its file is
-        stem["source"] = Custom(STEM, stem["source"]).what
+    for part in CUSTOM_PARTS:  # of a custom class the content counts, wherever its file is
+        table = values
+        for name in part.split("."):
+            table = table.get(name, {})
+        if table.get("sha256"):
+            table["source"] = Custom(STEM, table["source"]).what
     return typing.cast(dict[str, Any], values)
 
 
@@ -311,7 +315,7 @@ MUST_AGREE: dict[str, Callable[[RunConfig], Any]] = {
     "epochs": lambda c: c.train.epochs,
     "batch": lambda c: c.train.batch,
     "data": lambda c: to_dict(c.data),
-    "schedule": lambda c: to_dict(c.optim.schedule),
+    "schedule": lambda c: to_dict(c.optim)["schedule"],
     "ema": lambda c: to_dict(c.optim.ema),
 }
 

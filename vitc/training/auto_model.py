@@ -304,12 +304,11 @@ def choose_length(
 
 def note_schedule(choices: Choices, config: RunConfig) -> None:
     schedule, epochs = config.optim.schedule, config.train.epochs
-    warmup = schedule.warmup_epochs
-    because = "you set --optim.schedule.warmup_epochs"
-    if warmup is None:
-        warmup, because = min(5.0, 0.1 * epochs), "that is a tenth of the run, but 5 epochs at most"
+    warmup, because = schedule.warmup(epochs), "you set --optim.schedule.warmup_epochs"
+    if getattr(schedule, "warmup_epochs", 0) is None:
+        because = "that is a tenth of the run, but 5 epochs at most"
     length = f"{warmup:g} epoch{'s' * (warmup != 1)}"
-    choices.note("schedule", f"{length} of warm-up, then half a cosine", because)
+    choices.note("schedule", f"{length} of warm-up, then {schedule.summary}", because)
 
 
 def _fewer_images(

@@ -16,7 +16,7 @@ from vitc.config import RunConfig, load_config
 from vitc.data.dataset import DataSet
 from vitc.data.sources.base import Split
 from vitc.errors import BrokenFileError, DataError
-from vitc.optim.config import OptimConfig, SGDConfig
+from vitc.optim.config import OptimConfig
 from vitc.wording import counted
 
 if TYPE_CHECKING:
@@ -216,9 +216,9 @@ def half_width(n: int) -> float:
 
 def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> tuple[float, str]:
     """The peak learning rate, absolute, and why: a tiny recipe's, scaled to batch and embed_dim."""
-    peak, sgd = optim.peak_lr(at_batch), isinstance(optim, SGDConfig)
-    scaled = peak * (batch / at_batch) ** (1.0 if sgd else 0.5) * (TINY_WIDTH / width) ** 0.5
-    how = "linearly" if sgd else "by the square root"
+    peak, linear = optim.peak_lr(at_batch), optim.lr_scaling == "linear"
+    scaled = peak * (batch / at_batch) ** (1.0 if linear else 0.5) * (TINY_WIDTH / width) ** 0.5
+    how = "linearly" if linear else "by the square root"
     reason = (
         f"the small recipes' {peak:g} at batch {at_batch} and width {TINY_WIDTH} is scaled {how} "
         f"to batch {batch}, by the inverse square root to width {width}"

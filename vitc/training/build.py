@@ -15,8 +15,7 @@ from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model
 from vitc.optim.ema import build_ema
-from vitc.optim.optimizers import build_optimizer
-from vitc.optim.schedule import lr_at
+from vitc.optim.groups import build_optimizer
 from vitc.runs.checkpoint import TrainState
 from vitc.training.device import Processes
 from vitc.training.freeze import freeze
@@ -43,10 +42,9 @@ class Setup:
     def lr(self, step: int) -> float:
         """The learning rate of the step that follows `step` finished ones."""
         optim = self.config.optim
-        return lr_at(
+        return optim.schedule.lr(
             step,
             peak=optim.peak_lr(self.config.train.batch),
-            schedule=optim.schedule,
             epochs=self.config.train.epochs,
             steps_per_epoch=self.steps_per_epoch,
         )

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitc.data.augment.device import erase, finish
 from vitc.data.augment.mixing import mix, soft_cross_entropy
 from vitc.data.loader import MicroBatch
-from vitc.optim.optimizers import set_lr
+from vitc.optim.groups import set_lr
 from vitc.runs.checkpoint import TrainState
 from vitc.training.device import Processes, autocast
 
@@ -74,7 +74,8 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), s.clip_norm, grad_norm)
     s.procs.sum_(total)
     total /= s.procs.world
-    _guarded_update(state.optimizer, finite=torch.isfinite(total) & torch.isfinite(grad_norm))
+    finite = torch.isfinite(total) & torch.isfinite(grad_norm)
+    _guarded_update(state.optimizer, finite)
     state.optimizer.zero_grad(set_to_none=True)
     return {"loss": total, "grad_norm": grad_norm}
 

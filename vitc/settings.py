@@ -1,0 +1,119 @@
+"""What values can a setting take? One coercer for JSON, Python and the command line. No torch."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitc.errors import ConfigError, unknown
+
+
+class Settings(dict[str, Any]):
+    """An open table of settings by name, for a class that vitc does not know; never changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted((name, repr(value)) for name, value in self.items())))
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type, or a ConfigError with what is allowed."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in args:
+            try:
+                return coerce(value, option, where)
+            except ConfigError:
+                continue
+    elif origin is typing.Literal:
+        if value in args:
+            return value
+        allowed = [str(a) for a in args]
+        if isinstance(value, str):
+            raise unknown(f"value of {where}:", value, allowed)
+    elif origin is tuple and isinstance(value, list | tuple):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(coerce(v, args[0], where) for v in value)
+        if len(args) == len(value):
+            return tuple(coerce(v, a, where) for v, a in zip(value, args, strict=True))
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} is {value!r}; it must be {type_name(hint)}.")
+
+
+def type_name(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_name(a) for a in args)
+    if origin is typing.Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"a list of {type_name(args[0])}"
+        return f"{len(args)} values"
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names.get(hint, str(hint))
+
+
+def from_words(words: Sequence[str], hint: Any, where: str) -> Any:
+    """The words of a command line as the annotated type. Raises ConfigError."""
+    if hint is bool and not words:  # the flag alone
+        return True
+    value: Any = [_literal(word, hint) for word in words]
+    if "tuple" not in str(hint) or (len(value) == 1 and value[0] is None):
+        value = value[0] if len(value) == 1 else value
+    elif len(value) == 1 and int in typing.get_args(hint):  # a number or a tuple of numbers
+        value = value[0]
+    if not words:
+        raise ConfigError(f"{where} has no value; it must be {type_name(hint)}.")
+    with contextlib.suppress(ConfigError):
+        return coerce(value, hint, where)
+    given = " ".join(words)
+    if typing.get_origin(hint) is typing.Literal:
+        return coerce(given, hint, where)
+    raise ConfigError(f"{where} is {given!r}; it must be {type_name(hint)}.")
+
+
+def _literal(word: str, hint: Any) -> Any:
+    """A word as the value that it spells, where the type is not a text's."""
+    if hint is str or typing.get_origin(hint) is typing.Literal:
+        return word
+    spelt = {"true": True, "false": False, "none": None, "null": None}
+    if word.lower() in spelt:
+        return spelt[word.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
+
+
+def table_value(words: Sequence[str]) -> Any:
+    """A value of an open table: a Python literal, else the text itself."""
+    text = " ".join(words)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return _literal(text, None)
+
+
+def table(old: Mapping[str, Any], group: Mapping[str, Any], where: str) -> Settings:
+    """An open table with the values of `group`; "" holds a whole table."""
+    whole = group.get("", {})
+    if not isinstance(whole, Mapping):
+        raise ConfigError(f"{where} is {whole!r}; it must be a table of settings by name.")
+    return Settings({**old, **whole, **{name: v for name, v in group.items() if name}})
