@@ -102,7 +102,7 @@ def test_a_prefix_ends_at_a_dot() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", [("train.freeze", "stem"), ("optim.layer_decay", "0.65")])
 def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: tuple[str, str]) -> None:
-    from tests.test_train import assert_same_run
+    from tests.test_loop import assert_same_run
 
     words = [
         "debug",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_state import in_child
+from tests.test_checkpoint import in_child
 from vitc import files
 from vitc.config import RunConfig, from_dict, read_config
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError

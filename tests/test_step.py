@@ -114,7 +114,7 @@ def test_two_processes_with_two_micro_batches_each_equal_one_with_four(
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     subprocess.run(command, check=True, timeout=120, capture_output=True, env=env)
 
-    from tests.test_train import lines, weights
+    from tests.test_loop import lines, weights
 
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
