@@ -117,7 +117,6 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
     micros = t.batch // t.micro
     absolute = optim.lr_per_batch is None
     images, unknown = s["train_images"], "the data is not at hand: no steps below"
-    own_warmup = getattr(optim.schedule, "warmup_epochs", 0) is not None
     warm = _several(f"{s['warmup_epochs']:g}", "epoch")
     rows = [
         (
