@@ -13,7 +13,7 @@ from vitc.config import flat_values, load_config, to_dict
 from vitc.errors import ConfigError
 from vitc.study import controls
 from vitc.study.design import Plan, Range, from_json, mixed, to_json
-from vitc.study.runner import hparams_plan
+from vitc.study.measures.hparams import hparams_plan
 
 MODELS = ["vit_c_tiny", "vit_p_tiny"]
 
@@ -62,7 +62,7 @@ def test_time_matched_contenders_take_the_references_time(monkeypatch: pytest.Mo
     assert epochs["vit_c_tiny, time-matched"] == 4
     assert any("epochs" in line for line in mixed(p)), "it is said that they differ"
     times["vit_c_tiny"] = 10.0
-    again = plan("time_matched", old=p.groups, **{"train.epochs": 6})
+    again = plan("time_matched", begun=p.groups, **{"train.epochs": 6})
     assert again == p, "what was measured once stays"
 
 
@@ -76,7 +76,7 @@ def test_an_octave_moves_every_range() -> None:
 def test_separate_ranges_are_each_recipes_at_the_same_quantiles() -> None:
     recipes = ("debug", "fashion_vit_p")
     settings = {"train.batch": 64, "train.precision": "fp32"}
-    p = plan(recipes=recipes, range_rule="separate", **settings)
+    p = plan(recipes=recipes, ranges="separate", **settings)
     own = {g.contender: p.ranges_of(g)["optim.lr"] for g in p.groups}
     assert own["debug vit_c_tiny"].low == pytest.approx(1e-3 / 8)
     assert own["fashion_vit_p vit_p_tiny"].low == pytest.approx(2e-3 / 8)
@@ -84,7 +84,7 @@ def test_separate_ranges_are_each_recipes_at_the_same_quantiles() -> None:
     ratio = lr["fashion_vit_p vit_p_tiny"] / lr["debug vit_c_tiny"]
     assert ratio == pytest.approx(2, rel=1e-3)
     assert from_json(to_json(p)) == p
-    union = plan(recipes=recipes, range_rule="union", **settings).ranges["adamw"]["optim.lr"]
+    union = plan(recipes=recipes, ranges="union", **settings).ranges["adamw"]["optim.lr"]
     assert (union.low, union.high) == pytest.approx((1e-3 / 8, 4 * 2e-3))
 
 
@@ -93,7 +93,7 @@ def test_separate_ranges_are_each_familys_whatever_the_first_contender() -> None
     base = {"train.precision": "fp32", "data": "synthetic", "model.img_size": 32}
     for order in (models, models[::-1]):
         p = hparams_plan(
-            ["imagenet_vit_p_1gf"], order, ["adamw"], draws=1, range_rule="separate", **base
+            ["imagenet_vit_p_1gf"], order, ["adamw"], draws=1, ranges="separate", **base
         )
         own = {g.contender: p.ranges_of(g)["optim.lr"] for g in p.groups}
         assert own["regnety_1gf"] == Range(low=1.25e-3, high=4e-2)
@@ -101,11 +101,10 @@ def test_separate_ranges_are_each_familys_whatever_the_first_contender() -> None
 
 
 def test_a_range_of_the_users_own_is_everybodys_under_each_rule() -> None:
-    asked = {"adamw": {"optim.lr": Range(low=1e-4, high=1e-3)}}
     recipes = ("debug", "fashion_vit_p")
-    settings = {"train.batch": 64, "train.precision": "fp32", "ranges": asked}
+    settings = {"train.batch": 64, "train.precision": "fp32", "range": [("optim.lr", 1e-4, 1e-3)]}
     for rule in ("separate", "union"):
-        p = plan(recipes=recipes, range_rule=rule, **settings)
+        p = plan(recipes=recipes, ranges=rule, **settings)
         assert {p.ranges_of(g)["optim.lr"] for g in p.groups} == {Range(low=1e-4, high=1e-3)}
 
 
@@ -114,11 +113,11 @@ def test_a_union_needs_a_range_of_everybody(order: tuple[str, str], tmp_path: Pa
     still = tmp_path / "still.json"
     still.write_text(json.dumps(to_dict(load_config("debug", **{"optim.weight_decay": 0.0}))))
     recipes = [str(still) if name == "debug" else name for name in order]
-    settings = {"train.batch": 64, "train.precision": "fp32", "draws": 1, "range_rule": "union"}
+    settings = {"train.batch": 64, "train.precision": "fp32", "draws": 1, "ranges": "union"}
     with pytest.raises(ConfigError, match=r"no range of optim\.weight_decay"):
         hparams_plan(recipes, [], ["adamw"], **settings)
-    asked = {"adamw": {"optim.weight_decay": Range(low=0.01, high=0.1)}}
-    p = hparams_plan(recipes, [], ["adamw"], ranges=asked, **settings)
+    asked = [("optim.weight_decay", 0.01, 0.1)]
+    p = hparams_plan(recipes, [], ["adamw"], range=asked, **settings)
     assert p.ranges["adamw"]["optim.weight_decay"] == Range(low=0.01, high=0.1)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vitc.cli import measures as cli_measures
 from vitc.cli import study as cli_study
 from vitc.cli.main import main
 from vitc.config import to_dict
@@ -22,24 +21,21 @@ from vitc.errors import ConfigError, RunError
 from vitc.stats import effects
 from vitc.stats.proportions import Interval, share_difference
 from vitc.study.analysis import analyse
+from vitc.study.contenders import contenders_of
 from vitc.study.design import Plan, StudyFolder, Trial, from_json, mixed, to_json
 from vitc.study.launch_slurm import SlurmEngine
-from vitc.study.measures.base import (
-    before_measuring,
-    best_optimizer,
-    best_values,
-    default_lengths,
-    length_points,
-    measure_plan,
-    seed_plan,
-    tuning_plan,
-    vary_points,
-)
+from vitc.study.measures import MEASURES
+from vitc.study.measures.base import default_lengths, length_points, measure_plan, request_of
+from vitc.study.measures.peak import best_optimizer
+from vitc.study.measures.vary import vary_points
+from vitc.study.paper.beside import beside
 from vitc.study.paper.claims import claims, pairs
-from vitc.study.paper.exhibits import EXHIBITS, PAPER_LENGTHS, beside, entry_groups, exhibit_plan
+from vitc.study.paper.exhibits import EXHIBITS, PAPER_LENGTHS
 from vitc.study.paper.numbers import TABLE2, TABLE3
+from vitc.study.paper.plans import entry_groups, exhibit_plan
 from vitc.study.report import report
-from vitc.study.runner import contenders_of
+from vitc.study.runner import conduct
+from vitc.study.tuning import Tuned, before_measuring, best_values, tuning_plan
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
@@ -61,6 +57,12 @@ def lengths(
     optims: tuple[str, ...] = ("adamw",),
 ) -> Plan:
     return measure_plan(measure, groups(optims), length_points(at), seeds=seeds, name="m")
+
+
+def seed_plan(seeds: int, **words: Any) -> Plan:
+    measure = MEASURES["seeds"]
+    models = ["vit_c_tiny", "vit_p_tiny"]
+    return measure.plan(request_of(measure, recipes="debug", models=models, runs=seeds, **words))
 
 
 def invent(folder: StudyFolder, plan: Plan, error: Error) -> None:
@@ -101,14 +103,14 @@ def test_a_length_plan_changes_the_epochs_alone_and_pairs_by_seed() -> None:
 
 
 def test_a_measures_plan_survives_json_and_more_seeds_keep_the_first() -> None:
-    plan = seed_plan(groups(), seeds=3, name="m")
+    plan = seed_plan(3)
     assert from_json(json.loads(json.dumps(to_json(plan)))) == plan
     few = [t.id for t in lengths(seeds=2).trials()]
     assert [t.id for t in lengths(seeds=3).trials()][: len(few)] == few
 
 
 def test_seeds_are_varied_one_kind_at_a_time() -> None:
-    plan = seed_plan(groups(), seeds=3, name="m")
+    plan = seed_plan(3)
     for part, name in (
         ("init", "seed_init"),
         ("order", "seed_order"),
@@ -121,7 +123,7 @@ def test_seeds_are_varied_one_kind_at_a_time() -> None:
         for other in ("seed", "seed_init", "seed_order", "seed_augment"):
             assert len({getattr(t, other) for t in mine}) == (3 if other == name else 1), part
     with pytest.raises(ConfigError, match="at least 2 seeds"):
-        seed_plan(groups(), seeds=1, name="m")
+        seed_plan(1)
 
 
 def test_no_run_is_in_two_sets_of_seeds_and_contenders_share_theirs() -> None:
@@ -131,7 +133,7 @@ def test_no_run_is_in_two_sets_of_seeds_and_contenders_share_theirs() -> None:
         return tuple(own.seed if part is None else part for part in parts)
 
     for seed in (0, 3):
-        plan = seed_plan(groups(), seeds=5, name="m", seed=seed, control=True)
+        plan = seed_plan(5, seed=seed, control=True)
         of = {c: [drawn(t) for t in plan.trials() if t.contender == c] for c in plan.contenders}
         assert all(len(set(runs)) == 4 * 5 for runs in of.values())
         assert of["vit_c_tiny"] == of["vit_p_tiny"]
@@ -142,9 +144,9 @@ def test_no_run_that_chose_the_settings_is_measured() -> None:
     tuned = before_measuring(tuning_plan(groups(), length_points([2]), draws=6, name="t"))
     best = {t.draw: t.values for t in tuned.trials()}
     for draw, values in best.items():
-        chosen = {g.key: values for g in groups()}
+        best_of = Tuned({g.key: values for g in groups()})
         plan = measure_plan(
-            "length", groups(), length_points([2]), seeds=6, chosen=chosen, name="m"
+            "length", groups(), length_points([2]), seeds=6, tuned=best_of, name="m"
         )
         assert not {t.id for t in tuned.trials()} & {t.id for t in plan.trials()}, draw
     assert from_json(json.loads(json.dumps(to_json(tuned)))) == tuned
@@ -172,7 +174,7 @@ def test_factors_multiply_what_was_tuned(tmp_path: Path) -> None:
     assert errors == {"vit_c_tiny/adamw": 47, "vit_p_tiny/adamw": 47}
     points = vary_points([], [("optim.lr", [1.0, 4.0])], [])
     lr = plan.draw_values("adamw", 3)["optim.lr"]
-    varied = measure_plan("vary", groups(), points, seeds=1, name="v", chosen=values)
+    varied = measure_plan("vary", groups(), points, seeds=1, name="v", tuned=Tuned(values))
     assert [t.config.optim.lr for t in varied.trials()] == pytest.approx([lr, lr, 4 * lr, 4 * lr])
 
 
@@ -182,7 +184,7 @@ def test_each_length_takes_the_values_tuned_for_it(tmp_path: Path) -> None:
     plan = tuning_plan(groups(), points, draws=3, name="t")
     invent(folder, plan, lambda t: 50 - t.draw if t.point == "1 epochs" else 50 + t.draw)
     values, _ = best_values(folder, plan)
-    measured = measure_plan("length", groups(), points, seeds=1, name="v", chosen=values)
+    measured = measure_plan("length", groups(), points, seeds=1, name="v", tuned=Tuned(values))
     by = {(t.contender, t.point): t.config.optim.lr for t in measured.trials()}
     draws = [plan.draw_values("adamw", i)["optim.lr"] for i in range(3)]
     assert by["vit_p_tiny", "1 epochs"] == draws[2]
@@ -298,7 +300,7 @@ def test_shares_of_variance_and_seeds_needed(tmp_path: Path) -> None:
     def error(trial: Trial) -> float:
         return 30 + wide[trial.point] * (-1) ** trial.draw
 
-    section = found(tmp_path, seed_plan(groups(), seeds=10, name="m"), error)
+    section = found(tmp_path, seed_plan(10, name="m"), error)
     share = {v["varied"]: v["variance_share"] for v in section.finding.values["spreads"]}
     assert share["init"]["estimate"] == pytest.approx(0.25)
     assert share["order"]["estimate"] == pytest.approx(1 / 16)
@@ -533,7 +535,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
     """The verbs as they are, but every trial's result is made up: error falls with length."""
     plans: list[Plan] = []
 
-    def run_trials(args: Any, folder: StudyFolder, plan: Plan) -> Plan:
+    def conduct(folder: StudyFolder, plan: Plan, **words: Any) -> None:
         plans.append(plan)
         invent(
             folder,
@@ -546,9 +548,8 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
                 + (t.contender == "vit_p_tiny")
             ),
         )
-        return plan
 
-    monkeypatch.setattr(cli_measures, "run_trials", run_trials)
+    monkeypatch.setattr("vitc.study.runner.conduct", conduct)
     # Drawing takes most of the time; one test above draws.
     monkeypatch.setattr("vitc.study.report.save_figure", lambda chart, folder: (None, "<svg/>"))
     monkeypatch.chdir(tmp_path)
@@ -656,7 +657,7 @@ TUNED = [
 @pytest.fixture
 def untold(invented: list[Plan], monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """As `invented`, and no report is made."""
-    monkeypatch.setattr(cli_measures, "report_on", lambda *args, **more: 0)
+    monkeypatch.setattr(cli_study, "report_on", lambda *args, **more: 0)
     return invented
 
 
@@ -812,7 +813,7 @@ def test_the_papers_numbers_stand_beside_ours(
 ) -> None:
     assert main(["study", "paper", "table2", "--count", "2", "--tune", "2"]) == 0
     out = capsys.readouterr().out
-    line = next(x for x in out.splitlines() if x.startswith("vit_c_1gf") and " 400 " in x)
+    line = next(x for x in out.splitlines() if x.split()[:1] == ["vit_c_1gf"] and " 400 " in x)
     cells = line.split()
     assert cells[4] == "%"
     assert float(cells[5]) == TABLE2["vit_c_1gf"].errors[400]
@@ -826,7 +827,7 @@ def test_an_exhibits_contenders_may_differ_but_its_machines_may_not(
     command = ["study", "paper", "table5", "--count", "2", *FP32]
     assert main(command) == 0
     assert mixed(untold[0]), "its rows differ in augmentation"
-    monkeypatch.setattr(cli_measures, "run_trials", cli_study.run_trials)  # all has ended
+    monkeypatch.setattr("vitc.study.runner.conduct", conduct)  # all has ended
     assert main(command) == 2
     assert "begun elsewhere" in capsys.readouterr().err
     assert main([*command, "--allow-mixed"]) == 0

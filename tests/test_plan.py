@@ -14,8 +14,8 @@ from vitc.config import SCHEMA, to_dict
 from vitc.errors import ConfigError
 from vitc.models.config import TimmConfig
 from vitc.recipes.ranges import PAPER_RANGES, study_ranges
-from vitc.study.design import Plan, Range, StudyFolder, from_json, hashed_settings, mixed, to_json
-from vitc.study.runner import hparams_plan
+from vitc.study.design import Plan, StudyFolder, from_json, hashed_settings, mixed, to_json
+from vitc.study.measures.hparams import hparams_plan
 
 HERE: dict[str, Any] = {"versions": {}, "hardware": {}}
 
@@ -83,17 +83,12 @@ def test_ranges_are_the_papers_for_its_recipes_and_its_rule_elsewhere() -> None:
 
 
 def test_any_dotted_setting_can_be_drawn() -> None:
-    ranges = {
-        "adamw": {
-            "optim.clip_norm": Range(low=0.5, high=2, log=False),
-            "train.epochs": Range(low=1, high=9),
-        }
-    }
-    trials = list(plan(16, ("vit_p_tiny",), ranges=ranges).trials())
+    ranges = {"range": [("train.epochs", 1, 9)], "linear_range": [("optim.clip_norm", 0.5, 2)]}
+    trials = list(plan(16, ("vit_p_tiny",), **ranges).trials())
     assert all(0.5 <= (t.config.optim.clip_norm or 0) <= 2 for t in trials)
     assert len({t.config.train.epochs for t in trials}) > 2
     with pytest.raises(ConfigError, match=r"optim\.clip_norms"):
-        plan(2, ranges={"adamw": {"optim.clip_norms": Range(low=0.5, high=2)}})
+        plan(2, range=[("adamw:optim.clip_norms", 0.5, 2)])
 
 
 def test_a_stem_for_all_contenders_is_in_their_names() -> None:
@@ -211,8 +206,8 @@ def test_contenders_that_differ_in_precision_or_data_are_named() -> None:
         (lambda: plan(reference="vit_x"), "not a contender"),
         (lambda: plan(models=("vit_q_tiny",)), "Did you mean"),
         (lambda: plan(models=("vit_p_tiny", "vit_p_tiny")), "there twice"),
-        (lambda: plan(ranges={"adamw": {"optim.lr": Range(low=1, high=0.1)}}), "below high"),
-        (lambda: plan(ranges={"adamw": {"optim.lr": Range(low=0, high=1)}}), "above 0"),
+        (lambda: plan(range=[("optim.lr", 1, 0.1)]), "below high"),
+        (lambda: plan(range=[("optim.lr", 0, 1)]), "above 0"),
         (lambda: plan(optims=("adan",)), "adamw"),
     ],
 )

@@ -19,9 +19,9 @@ from vitc.config import to_dict
 from vitc.errors import ConfigError
 from vitc.study.analysis import analyse
 from vitc.study.design import Plan, StudyFolder
+from vitc.study.measures.hparams import hparams_plan
 from vitc.study.report import report
 from vitc.study.results import Section
-from vitc.study.runner import hparams_plan
 
 HERE: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "vitc": "0.1.0"},

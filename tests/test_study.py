@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 
 from vitc.cli.main import main
-from vitc.cli.study import report_on
+from vitc.cli.report import report_on
 from vitc.config import to_dict
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study import load_runs
+from vitc.study.contenders import contenders_of
 from vitc.study.design import TUNING, Plan, StudyFolder
-from vitc.study.measures.base import length_points, measure_plan, tuning_plan
+from vitc.study.measures.base import length_points, measure_plan
+from vitc.study.measures.hparams import hparams_plan
 from vitc.study.quick import quick_plan
 from vitc.study.report import report
-from vitc.study.runner import conduct, contenders_of, hparams_plan, standing, status_lines
+from vitc.study.runner import conduct, standing, status_lines
+from vitc.study.tuning import tuning_plan
 
 QUICKLY = {"train.epochs": 1, "train.batch": 64}
 

@@ -32,7 +32,6 @@ NOT_YET = {
     "docs/stems.md",
     "vitc/cli/convert.py",
     "vitc/cli/engines.py",
-    "vitc/cli/measures.py",
     "vitc/cli/parser.py",
     "vitc/cli/study.py",
     "vitc/config.py",

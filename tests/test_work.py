@@ -25,7 +25,8 @@ from vitc.runs.folder import CLAIM, CONFIG, TRIES
 from vitc.study import load_runs, work
 from vitc.study.design import Plan, StudyFolder, Trial
 from vitc.study.launch import LocalEngine
-from vitc.study.runner import conduct, hparams_plan, standing, work_on
+from vitc.study.measures.hparams import hparams_plan
+from vitc.study.runner import conduct, standing, work_on
 from vitc.study.work import (
     BUSY,
     DEATHS,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from argparse import Namespace
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitc.cli.parser import Parser, count, say
+from vitc.cli.parser import Parser, count, emit
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,37 +93,16 @@ def engine_of(args: Namespace) -> Engine:
     return engine
 
 
-class _OnlySaid(Exception):
-    """--dry-run has said what it has to say: the verb ends here."""
-
-
-def placed(run: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
-    """A verb that runs trials, with its engine's flags checked first.
+def settings_of(args: Namespace) -> dict[str, Any]:
+    """The dotted settings of a verb that runs trials, its engine's flags checked.
 
     For trials on other machines `train.device` is set by the flags: this machine's is irrelevant.
     """
-
-    @functools.wraps(run)
-    def verb(args: Namespace) -> int:
-        device = engine_of(args).device(args.settings.get("train.device"))
-        if device is not None:
-            args.settings["train.device"] = device
-        try:
-            return run(args)
-        except _OnlySaid:
-            return 0
-
-    return verb
+    device = engine_of(args).device(args.settings.get("train.device"))
+    return dict(args.settings) if device is None else {**args.settings, "train.device": device}
 
 
-def only_say(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
-    """--dry-run: show what would be run, write nothing, and end the verb."""
-    say_trials(folder, plan, engine)
-    say("Nothing was run or written (--dry-run).")
-    raise _OnlySaid
-
-
-def say_trials(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
+def show_trials(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
     """How many trials of a plan would run, and with SLURM the job script."""
     from vitc.study.launch import device_of
     from vitc.study.launch_slurm import SlurmEngine
@@ -133,12 +110,12 @@ def say_trials(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
 
     total = len(trials_by_id(plan))
     left = total - (standing(folder, plan).ended if folder.exists() else 0)
-    say(
+    emit(
         f"{folder.path}: {left} of {total} trials would run with engine {engine.name}, at most "
         f"{min(engine.size, max(left, 1))} at a time. Contenders: {', '.join(plan.contenders)}; "
         f"optimizers: {', '.join(plan.optims)}."
     )
     if isinstance(engine, SlurmEngine) and left:
         jobs = engine.tasks(left)
-        say(f"Jobs: {jobs}, about {-(-left // jobs)} trial(s) in each. The job script:\n")
-        say(engine.script(folder.path, left, device_of(plan)))
+        emit(f"Jobs: {jobs}, about {-(-left // jobs)} trial(s) in each. The job script:\n")
+        emit(engine.script(folder.path, left, device_of(plan)))

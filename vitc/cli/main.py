@@ -14,16 +14,15 @@ import os
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitc import __version__
-from vitc.cli import convert, evaluate, predict, push, save, show, train
+from vitc.cli import bench, convert, evaluate, predict, push, report, save, show, train
 from vitc.cli.data import DATA_VERBS
-from vitc.cli.measures import BENCH_VERB, MEASURE_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
-from vitc.cli.study import REPORT_VERB, STUDY_VERBS
+from vitc.cli.study import QUICK_VERB, study_verbs
 from vitc.config import all_leaf_types
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError, unknown
 from vitc.files import read_json
@@ -33,15 +32,18 @@ VERBS: dict[str, Verb] = {
     "evaluate": evaluate.VERB,
     "predict": predict.VERB,
     "show": show.VERB,
-    "report": REPORT_VERB,
-    "bench": BENCH_VERB,
+    "report": report.VERB,
+    "bench": bench.VERB,
     "convert": convert.VERB,
     "save": save.VERB,
     "push": push.VERB,
 }
 ALIASES = {"eval": "evaluate"}
 # Verbs that are groups of verbs: their first argument chooses one.
-GROUPS: dict[str, dict[str, Verb]] = {"study": STUDY_VERBS | MEASURE_VERBS, "data": DATA_VERBS}
+GROUPS: dict[str, Callable[[], dict[str, Verb]]] = {
+    "study": study_verbs,
+    "data": lambda: DATA_VERBS,
+}
 # How `vitc --help` lists them.
 SECTIONS = {
     "commands": ("train", "evaluate", "predict", "study"),
@@ -99,9 +101,10 @@ def _dispatch(words: list[str], args: Namespace) -> int:
             print(_group_help(name), file=sys.stdout if rest else sys.stderr)
             return 0 if rest else 2
         args.verb = name
-        if rest[0] not in GROUPS[name]:
-            raise unknown(f"{name} command", rest[0], GROUPS[name])
-        verb = GROUPS[name][rest[0]]
+        verbs = GROUPS[name]()
+        if rest[0] not in verbs:
+            raise unknown(f"{name} command", rest[0], verbs)
+        verb = verbs[rest[0]]
         name, rest = f"{name} {rest[0]}", rest[1:]
     elif name in VERBS:
         verb = VERBS[name]
@@ -141,7 +144,7 @@ def _trust(named: list[Any]) -> None:
 
 
 def _group_help(group: str) -> str:
-    verbs = GROUPS[group]
+    verbs = GROUPS[group]()
     width = max(map(len, verbs))
     lines = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items())
     examples = "\n".join(indented(verb.example.splitlines()[0]) for verb in verbs.values())
@@ -158,7 +161,7 @@ def _overview() -> str:
         f"{title}:\n" + "\n".join(f"  {name:<{width}}  {summaries[name]}" for name in names)
         for title, names in SECTIONS.items()
     )
-    firsts = [*(VERBS[n] for n in SECTIONS["commands"] if n in VERBS), GROUPS["study"]["quick"]]
+    firsts = [*(VERBS[n] for n in SECTIONS["commands"] if n in VERBS), QUICK_VERB]
     examples = "\n".join(indented(verb.example.splitlines()[0]) for verb in firsts)
     return (
         "Train Vision Transformers that optimise as easily as CNNs, and measure how easily any "

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+import scipy
 
 from vitc.errors import ConfigError
 from vitc.stats.curves import median, resample_weights
@@ -97,7 +97,7 @@ def compare(
     only_a, only_b = int((fa & ~fb).sum()), int((fb & ~fa).sum())
     p_failures = 1.0
     if only_a + only_b:
-        p_failures = float(stats.binomtest(only_a, only_a + only_b).pvalue)
+        p_failures = float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
     better = 0 if p >= nominal else (-1 if estimate < 0 else 1)
     return Comparison(
         difference=estimate,
@@ -126,7 +126,7 @@ def _verdict(
     which a alone failed, and b alone."""
     if sign:
         winners = only[0] if sign < 0 else only[1]
-        against = float(stats.binom.sf(winners - 1, sum(only), 0.5)) <= AGAINST
+        against = float(scipy.stats.binom.sf(winners - 1, sum(only), 0.5)) <= AGAINST
         return "mixed" if against else ("lower" if sign < 0 else "higher")
     if failures_differ:
         return "fails more" if only[0] > only[1] else "fails less"
@@ -198,7 +198,7 @@ def _signed_rank(differences: FloatArray, level: float) -> tuple[float, tuple[fl
 
 def _sign_flip_p(differences: FloatArray) -> float:
     """Two-sided p of the rank sum under all sign flips: mid-ranks, zeros ranked but not flipped."""
-    doubled = np.round(2 * stats.rankdata(np.abs(differences))).astype(int)
+    doubled = np.round(2 * scipy.stats.rankdata(np.abs(differences))).astype(int)
     flipped = np.sort(doubled[differences != 0])
     cdf = _rank_sum_cdf(tuple(flipped.tolist()))
     positive = int(doubled[differences > 0].sum())
@@ -212,7 +212,7 @@ def _rank_sum_cdf(ranks: tuple[int, ...]) -> FloatArray:
     if len(ranks) <= MOST_FOR_EXACT_TEST:
         return np.cumsum(_rank_sum_law(ranks))
     total, deviation = sum(ranks), math.sqrt(sum(r * r for r in ranks)) / 2
-    cdf: FloatArray = special.ndtr((np.arange(total + 1) + 0.5 - total / 2) / deviation)
+    cdf: FloatArray = scipy.special.ndtr((np.arange(total + 1) + 0.5 - total / 2) / deviation)
     return cdf
 
 
@@ -230,18 +230,20 @@ def look_level(alpha: float, looks: int) -> float:
     sizes = 2.0 ** np.arange(looks)
 
     def excess(level: float) -> float:
-        bounds = -special.ndtri(level / 2) * np.sqrt(sizes)
+        bounds = -scipy.special.ndtri(level / 2) * np.sqrt(sizes)
         sums = nodes * bounds[0]
-        mass = weights * bounds[0] * stats.norm.pdf(sums)
+        mass = weights * bounds[0] * scipy.stats.norm.pdf(sums)
         for bound, added in zip(bounds[1:-1], np.diff(sizes)[:-1], strict=True):
             moved = nodes * bound
-            density = stats.norm.pdf(moved[:, None] - sums, scale=math.sqrt(added)) @ mass
+            density = scipy.stats.norm.pdf(moved[:, None] - sums, scale=math.sqrt(added)) @ mass
             sums, mass = moved, weights * bound * density
         step = math.sqrt(sizes[-1] - sizes[-2])
-        stays = special.ndtr((bounds[-1] - sums) / step) - special.ndtr((-bounds[-1] - sums) / step)
+        stays = scipy.special.ndtr((bounds[-1] - sums) / step) - scipy.special.ndtr(
+            (-bounds[-1] - sums) / step
+        )
         return float(1 - mass @ stays) - alpha
 
-    return float(optimize.brentq(excess, 0.9 * alpha / looks, alpha, xtol=1e-9))
+    return float(scipy.optimize.brentq(excess, 0.9 * alpha / looks, alpha, xtol=1e-9))
 
 
 # -- the older tests -------------------------------------------------------------------------------
@@ -286,10 +288,10 @@ def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> PairedTest:
     n = differences.size
     if n == 0:
         return PairedTest(1.0, 0.0, 0, "no draw differs")
-    ranks = stats.rankdata(np.abs(differences))
+    ranks = scipy.stats.rankdata(np.abs(differences))
     statistic = float(ranks[differences > 0].sum())
     if n > MOST_FOR_EXACT_TEST:
-        p = float(stats.wilcoxon(differences, method="approx").pvalue)
+        p = float(scipy.stats.wilcoxon(differences, method="approx").pvalue)
         return PairedTest(p, statistic, n, "Wilcoxon signed-rank, normal approximation")
     chance = _rank_sum_law(tuple(np.sort(np.round(2 * ranks).astype(int)).tolist()))
     at = round(2 * statistic)
@@ -356,7 +358,7 @@ def draws_needed(
     lean = abs(float((np.sign(pair_sums)).mean())) / 2  # |P(sum > 0) - 1/2|
     if lean < 1e-9 or (gap is not None and np.sign(pair_sums).sum() * gap <= 0):
         return None
-    z = float(stats.norm.isf(level / 2) + stats.norm.isf(1 - power))
+    z = float(scipy.stats.norm.isf(level / 2) + scipy.stats.norm.isf(1 - power))
     fewest = math.ceil(1 - math.log2(level) + 1e-9)  # 2^(1-n), the least p of n draws, is below
     wanted: float = max(z**2 / (3 * lean**2), fewest) * seen.size / differing.size
     return math.ceil(wanted)

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+import scipy
 
 from vitc.errors import ConfigError
 from vitc.stats.proportions import (
@@ -126,7 +126,9 @@ def _band_by_count(n: int, confidence: float, kind: str) -> tuple[FloatArray, Fl
 def _beta_intervals(n: int, alpha: float) -> tuple[FloatArray, FloatArray]:
     """(n,) bounds on F at each order statistic; F at the i-th is distributed as Beta(i, n+1-i)."""
     i = np.arange(1, n + 1)
-    return stats.beta.ppf(alpha / 2, i, n + 1 - i), stats.beta.isf(alpha / 2, i, n + 1 - i)
+    return scipy.stats.beta.ppf(alpha / 2, i, n + 1 - i), scipy.stats.beta.isf(
+        alpha / 2, i, n + 1 - i
+    )
 
 
 def _simultaneous_alpha(n: int, alpha: float) -> float:
@@ -137,7 +139,7 @@ def _simultaneous_alpha(n: int, alpha: float) -> float:
 
     # Bonferroni's level is too small, alpha itself too large (a half keeps n = 1 bracketed).
     bracket = math.log(alpha / (2 * n)), math.log(alpha) + 1e-9
-    return math.exp(optimize.brentq(excess, *bracket, xtol=1e-6))
+    return math.exp(scipy.optimize.brentq(excess, *bracket, xtol=1e-6))
 
 
 def _chance_inside(low: FloatArray, high: FloatArray) -> float:
@@ -156,13 +158,15 @@ def _chance_inside(low: FloatArray, high: FloatArray) -> float:
     if (least > most).any():
         return 0.0
     spans = most - np.append(0, least[:-1])  # the largest increment that stays inside, each step
-    pmf = stats.poisson.pmf(np.arange(spans.max() + 1), n * np.diff(times, prepend=0.0)[:, None])
+    pmf = scipy.stats.poisson.pmf(
+        np.arange(spans.max() + 1), n * np.diff(times, prepend=0.0)[:, None]
+    )
     state, first = np.ones(1), 0  # P(first + j points have passed), and no bound broken so far
     for step, span in enumerate(spans):
         moved = np.convolve(state, pmf[step, : span + 1])
         state = moved[least[step] - first : most[step] - first + 1]
         first = least[step]
-    return float(state[0] / stats.poisson.pmf(n, n))
+    return float(state[0] / scipy.stats.poisson.pmf(n, n))
 
 
 # ---- one number a contender ---------------------------------------------------------------------
@@ -202,12 +206,12 @@ def _bca_bounds(
     n, tie = without.size, 1e-9 * float(np.ptp(replicates))
     # Half of the ties count as below: means of many diverged runs lie on a lattice.
     share = np.mean((replicates < estimate - tie) + 0.5 * (np.abs(replicates - estimate) <= tie))
-    bias = special.ndtri(np.clip(share, 1 / replicates.size, 1 - 1 / replicates.size))
+    bias = scipy.special.ndtri(np.clip(share, 1 / replicates.size, 1 - 1 / replicates.size))
     pull = without.mean() - without
     acceleration = (pull**3).sum() / (6 * max((pull**2).sum() ** 1.5, 1e-300))
     tails = np.array([1 - confidence, 1 + confidence]) / 2
-    z = bias + special.ndtri(tails) * math.sqrt(n / (n - 1))
-    levels = special.ndtr(bias + z / np.maximum(1 - acceleration * z, 1e-9))
+    z = bias + scipy.special.ndtri(tails) * math.sqrt(n / (n - 1))
+    levels = scipy.special.ndtr(bias + z / np.maximum(1 - acceleration * z, 1e-9))
     low, high = np.quantile(replicates, levels)
     return float(low), float(high)
 
@@ -239,11 +243,11 @@ def _median_depth(n: int, confidence: float) -> tuple[int, float]:
 
     Depth 0: even the interval from least to greatest value has less than the confidence.
     """
-    levels = 1 - 2 * stats.binom.cdf(np.arange(n // 2), n, 0.5)  # of depth 1, 2, ...
+    levels = 1 - 2 * scipy.stats.binom.cdf(np.arange(n // 2), n, 0.5)  # of depth 1, 2, ...
     depth = int((levels >= confidence).sum())
     if depth == 0:
         return 0, 0.0
-    level, inner = 1 - 2 * stats.binom.cdf([depth - 1, depth], n, 0.5)
+    level, inner = 1 - 2 * scipy.stats.binom.cdf([depth - 1, depth], n, 0.5)
     part = float((level - confidence) / (level - inner))
     return depth, (n - depth) * part / (depth + (n - 2 * depth) * part)
 
@@ -286,7 +290,7 @@ def _mean_interval(
         low, high = _bca_bounds(replicates, 0.0, -centred / (n - 1), confidence)
         method = "BCa bootstrap"
     else:
-        high = float(stats.t.isf(tail, n - 1) * x.std(ddof=1)) / math.sqrt(n)
+        high = float(scipy.stats.t.isf(tail, n - 1) * x.std(ddof=1)) / math.sqrt(n)
         low, method = -high, "Student's t"
     return Interval(max(mean + low, floor), mean, min(mean + high, ceiling), confidence, method)
 
@@ -360,7 +364,9 @@ def tuning_curve(
 
     return TuningCurve(
         ks=counts,
-        mean=expected(stats.hypergeom.pmf(0, n, below, k)),  # none of `below` is in a k-subset
+        mean=expected(
+            scipy.stats.hypergeom.pmf(0, n, below, k)
+        ),  # none of `below` is in a k-subset
         mean_low=expected((1 - high) ** k),
         mean_high=expected((1 - low) ** k),
         median=x[np.searchsorted(below[1:] / n, reached - 1e-12)],

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+import scipy
 
 from vitc.errors import ConfigError
 from vitc.stats.curves import RESAMPLES
@@ -49,7 +49,9 @@ def correlation(x: npt.ArrayLike, y: npt.ArrayLike, seed: int = 0) -> Interval |
     db = b[drawn] - b[drawn].mean(axis=1, keepdims=True)
     norm = np.sqrt((da**2).sum(axis=1) * (db**2).sum(axis=1))
     rs = (da * db).sum(axis=1)[norm > 0] / norm[norm > 0]
-    low, high = np.quantile(rs, special.ndtr(np.array([-1.96, 1.96]) * math.sqrt(n / (n - 1))))
+    low, high = np.quantile(
+        rs, scipy.special.ndtr(np.array([-1.96, 1.96]) * math.sqrt(n / (n - 1)))
+    )
     return Interval(float(low), r, float(high), method="bootstrap of the pairs")
 
 
@@ -72,13 +74,13 @@ def fit_line(x: npt.ArrayLike, y: npt.ArrayLike) -> Fit | None:
     n = a.size
     if n < 2 or np.ptp(a) == 0:
         return None
-    found = stats.linregress(a, b)
+    found = scipy.stats.linregress(a, b)
     spread = math.inf
     half = np.array([math.inf, math.inf])
     if n > 2:
         residuals = b - found.slope * a - found.intercept
         spread = float(np.sqrt((residuals**2).sum() / (n - 2)))
-        half = stats.t.isf(0.025, n - 2) * np.array([found.stderr, found.intercept_stderr])
+        half = scipy.stats.t.isf(0.025, n - 2) * np.array([found.stderr, found.intercept_stderr])
     slope, intercept = float(found.slope), float(found.intercept)
     return Fit(
         Interval(slope - half[0], slope, slope + half[0], method="least squares"),
@@ -99,7 +101,7 @@ def variance_share(part: npt.ArrayLike, whole: npt.ArrayLike) -> Interval | None
     if min(a.size, b.size) < 2 or b.var(ddof=1) == 0:
         return None
     ratio = float(a.var(ddof=1) / b.var(ddof=1))
-    low, high = stats.f.ppf([0.025, 0.975], a.size - 1, b.size - 1)
+    low, high = scipy.stats.f.ppf([0.025, 0.975], a.size - 1, b.size - 1)
     return Interval(ratio / float(high), ratio, ratio / float(low), method="F ratio")
 
 
@@ -109,7 +111,7 @@ def deviation(values: npt.ArrayLike) -> Interval | None:
     if a.size < 2:
         return None
     sd, df = float(a.std(ddof=1)), a.size - 1
-    low, high = stats.chi2.ppf([0.975, 0.025], df)
+    low, high = scipy.stats.chi2.ppf([0.975, 0.025], df)
     return Interval(sd * math.sqrt(df / low), sd, sd * math.sqrt(df / high), method="chi-square")
 
 
@@ -142,4 +144,4 @@ def _power(n: int, sd: float, gap: float, level: float, paired: bool) -> float:
     shift = gap / sd * math.sqrt(n if paired else n / 2)
     if shift > 30:  # certain, and scipy's series would not end
         return 1.0
-    return float(stats.nct.sf(stats.t.isf(level / 2, df), df, shift))
+    return float(scipy.stats.nct.sf(scipy.stats.t.isf(level / 2, df), df, shift))

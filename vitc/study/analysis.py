@@ -10,8 +10,8 @@ from typing import Any
 from vitc.errors import ConfigError
 from vitc.study.design import HPARAMS, MUST_AGREE, Plan, StudyFolder, settings_of
 from vitc.study.measures import measure_of
+from vitc.study.paper.beside import beside
 from vitc.study.paper.claims import claim_values, claims_table
-from vitc.study.paper.exhibits import beside
 from vitc.study.paper.second import with_second_test_set
 from vitc.study.results import (
     Protocol,

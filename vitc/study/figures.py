@@ -8,7 +8,7 @@ import numpy as np
 
 from vitc.stats import curves as st
 from vitc.stats.proportions import FloatArray
-from vitc.study.measures.hparams import GroupDraws
+from vitc.study.measures.draws import GroupDraws
 from vitc.study.results import Section
 from vitc.views.model import Chart, Figures, Line
 

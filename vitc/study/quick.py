@@ -9,7 +9,7 @@ from typing import Any
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.study.design import Plan
-from vitc.study.runner import hparams_plan
+from vitc.study.measures.hparams import hparams_plan
 
 RECIPE = "fashion_vit_p"  # its ranges: [c / 8, 4 c] around the ViT_P's own best values
 REFERENCE = "vit_p_tiny"

@@ -19,7 +19,7 @@ from vitc.views.model import Chart, Table
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
-    from vitc.study.measures.hparams import GroupDraws
+    from vitc.study.measures.draws import GroupDraws
 
 Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
 PAPER_PRIMARY = "minimum over epochs of the top-1 error of the EMA weights on validation"

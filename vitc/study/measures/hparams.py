@@ -6,123 +6,124 @@ draw by draw, and each one's error distribution is shown whole.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
-import numpy as np
-
-from vitc.errors import ConfigError
-from vitc.runs.folder import Run
-from vitc.stats import compare, proportions
+from vitc.config import resolve_config
+from vitc.errors import ConfigError, suggest
+from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.stats import curves as st
 from vitc.stats.proportions import Interval
-from vitc.study.design import Group, Plan
-from vitc.study.measures.base import Measure
-from vitc.study.results import Finding, Result, cost_of, uncounted_note
+from vitc.study.contenders import (
+    Request,
+    again,
+    contenders_of,
+    count_classes,
+    for_study,
+    one_precision,
+    reference_of,
+)
+from vitc.study.controls import control_groups, shifted, with_range_rule
+from vitc.study.design import Plan, Range
+from vitc.study.measures.base import Measure, Option, request_of
+from vitc.study.measures.draws import (
+    LEVEL,
+    WITHIN_POINTS,
+    DrawsComparison,
+    GroupDraws,
+    compare_draws,
+    draws_warnings,
+    groups_of_draws,
+)
+from vitc.study.results import Finding, Result
+from vitc.study.tuning import UNTUNED, Tuned, family_ranges
 from vitc.views.model import Table
-
-if TYPE_CHECKING:
-    from vitc.models.complexity import Complexity
-
-LEVEL = 0.05
-WITHIN_POINTS = 2.0  # "share of draws within x points of the best"
-
-
-@dataclass(frozen=True)
-class GroupDraws:
-    """All draws of one contender under one optimizer."""
-
-    contender: str
-    optim: str
-    results: list[Result]
-    curves: list[tuple[list[float], list[float]]]
-    """Validation error over epochs, one (epochs, errors) a trial that has a result."""
-    losses: list[tuple[list[float], list[float]]]
-    """Training loss over epochs, likewise."""
-    median: Interval | None
-    area: Interval | None
-    share: Interval | None
-    tuning: st.TuningCurve | None
-    borders: dict[str, st.Border]
-    cost: Complexity | None
-    """Of one image; None where the model cannot be counted, and `uncounted` is the reason."""
-    uncounted: str
-    is_control: bool
-    point: str
-
-    @property
-    def known(self) -> list[tuple[Result, float]]:
-        """The trials that have a result, with their errors."""
-        return [(r, r.error) for r in self.results if r.error is not None]
-
-    @property
-    def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([error for _, error in self.known])
-
-    @property
-    def best(self) -> Result | None:
-        return min(self.known, key=lambda pair: pair[1])[0] if self.known else None
-
-    @property
-    def test(self) -> dict[str, Any]:
-        """What the chosen run scored on the test images; empty where they were not read."""
-        return next((r.test for r in self.results if r.test is not None), {})
-
-    def count(self, status: str) -> int:
-        return sum(r.status == status for r in self.results)
-
-    @property
-    def seconds_a_trial(self) -> float:
-        """Mean training time of the trials that ran to the end; 0 while there is none."""
-        done = [r.train_seconds for r in self.results if r.status == "done" and r.train_seconds]
-        return float(np.mean(done)) if done else 0.0
-
-    @property
-    def step_ms(self) -> float | None:
-        each = [
-            1e3 * r.train_seconds / r.steps
-            for r in self.results
-            if r.status == "done" and r.train_seconds and r.steps
-        ]
-        return statistics.median(each) if each else None
-
-    @property
-    def memory_mib(self) -> float | None:
-        each = [r.peak_memory_bytes / 2**20 for r in self.results if r.peak_memory_bytes]
-        return statistics.median(each) if each else None
-
-
-@dataclass(frozen=True)
-class DrawsComparison:
-    """A contender against the reference on the draws that both have a result for."""
-
-    contender: str
-    reference: str
-    optim: str
-    n: int
-    difference: Interval
-    """Median of (contender's error - reference's), points; negative: the contender is better."""
-    p: float
-    p_holm: float
-    crossings: compare.Crossings
-    reach: st.Reach | None
-    draws_needed: int | None
-    is_control: bool
 
 
 class Hparams(Measure):
     """Trials with random settings, the same for every contender."""
 
     name = "hparams"
+    summary = "Train contenders on the same random draws of lr, weight decay or any setting."
+    example = (
+        "vitc study hparams fashion_vit_p --models vit_c_tiny vit_p_tiny --draws 16\n"
+        "vitc study hparams fashion_vit_p --stems conv patchify my.py:MyStem\n"
+        "vitc study hparams cifar10_vit_c cifar10_vit_p --data ~/cifar10 --optims adamw sgd\n"
+        "vitc study hparams debug --range optim.lr 1e-4 1e-2 --linear-range optim.clip_norm 0.5 2"
+    )
+    options = (
+        Option(
+            name="range",
+            words=3,
+            repeated=True,
+            metavar=("SETTING", "LOW", "HIGH"),
+            help="draw SETTING log-uniformly; OPTIM:SETTING for one optimizer. Default: lr and "
+            "weight decay, from the paper's ranges or [c/8, 4c] around the recipe's own",
+        ),
+        Option(
+            name="linear_range",
+            words=3,
+            repeated=True,
+            metavar=("SETTING", "LOW", "HIGH"),
+            help="the same, uniformly",
+        ),
+        Option(
+            name="ranges",
+            default="shared",
+            choices=("shared", "separate", "union"),
+            help="one range for all, the first recipe's whatever the models (default); each "
+            "contender's own recipe's; or all of them together",
+        ),
+        Option(name="octave", choices=("up", "down"), help="all log ranges doubled, or halved"),
+    )
+    runs = "draws"
+    default_runs = 16
     joins = True
 
+    def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
+        """Contenders on the same draws, from the ranges of the first recipe, whatever their models:
+        what is shared may suit one better than another, which `range_lines` points out."""
+        o, settings = request.options, request.settings
+        plain = contenders_of(
+            request.recipes, request.models, request.optims, request.stems, **settings
+        )
+        reference = reference_of(plain, request.reference)
+        plain += control_groups(plain, request.controls, reference, request.begun)
+        groups = [g.with_config(for_study(g.config)) for g in plain]
+        groups = one_precision([*groups, *(again(groups, reference) if request.control else [])])
+        # of the recipe itself: a contender's setting, such as one of its stem, need not be one of
+        # its own
+        kept = {n: v for n, v in settings.items() if n.startswith("optim.")}
+        asked = _asked_ranges(request)
+        ranges = {}
+        for optim in request.optims:
+            recipe = resolve_config(request.recipes[0], optim=optim, **kept)
+            ranges[optim] = {**family_ranges(recipe, optim), **asked[optim]}
+        groups, ranges = with_range_rule(groups, ranges, o["ranges"], asked)
+        if o["octave"] is not None:
+            ranges = {optim: shifted(rs, o["octave"]) for optim, rs in ranges.items()}
+            groups = [
+                g
+                if g.ranges is None
+                else dataclasses.replace(g, ranges=shifted(g.ranges, o["octave"]))
+                for g in groups
+            ]
+        return Plan(
+            name=request.name,
+            groups=tuple(groups),
+            ranges=ranges,
+            draws=request.runs,
+            seed=request.seed,
+            reference=reference,
+            classes=count_classes(groups[0].config),
+        ).checked()
+
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        groups = _groups(plan, results)
-        comparisons = _compare(plan, groups)
+        groups = groups_of_draws(plan, results)
+        comparisons = compare_draws(plan, groups)
         tables = [_contenders_table(groups)]
         if comparisons:
             tables.append(_comparisons_table(comparisons))
@@ -134,127 +135,86 @@ class Hparams(Measure):
                 "groups": [_group_values(g) for g in groups],
                 "comparisons": [_comparison_values(c) for c in comparisons],
             },
-            warnings=_warnings(plan, groups),
+            warnings=draws_warnings(plan, groups),
             draws=tuple(groups),
         )
 
 
-# -- the draws of a contender ----------------------------------------------------------------------
+def hparams_plan(
+    recipes: Sequence[str], models: Sequence[str], optims: Sequence[str], **words: Any
+) -> Plan:
+    """The plan of a request, by the keywords of `vitc.study.run`. Raises ConfigError."""
+    words["runs"] = words.pop("draws")
+    measure = Hparams()
+    request = request_of(measure, recipes=recipes, models=models, optims=optims, **words)
+    return measure.plan(request)
 
 
-def _groups(plan: Plan, results: Sequence[Result]) -> list[GroupDraws]:
-    found = []
-    for optim in plan.optims:
-        # one "best" for all contenders of an optimizer, so that their shares compare
-        best = min(
-            (r.error for r in results if r.optim == optim and r.error is not None), default=0.0
-        )
-        for g in plan.groups:
-            if g.optim == optim:
-                mine = [r for r in results if (r.contender, r.optim) == (g.contender, optim)]
-                found.append(_group(plan, g, mine, best))
-    return found
-
-
-def _group(plan: Plan, g: Group, results: list[Result], best: float) -> GroupDraws:
-    known = [r for r in results if r.error is not None]
-    errors = np.array([r.error for r in known])
-    any_ = bool(known)
-    many = len(known) >= st.FEWEST_TO_RESAMPLE and best < plan.chance_error
-    cost, uncounted = cost_of(g, plan.classes)
-    metrics = [Run(Path(r.folder)).metrics() for r in known]
-    return GroupDraws(
-        contender=g.contender,
-        optim=g.optim,
-        results=results,
-        curves=[
-            (epochs, [100 - v for v in values])
-            for epochs, values in (_curve(lines, "eval", "top1") for lines in metrics)
-        ],
-        losses=[_curve(lines, "train", "loss") for lines in metrics],
-        median=st.median(errors) if any_ else None,
-        area=st.area(errors, best, plan.chance_error) if many else None,
-        share=proportions.share_within(errors, best, WITHIN_POINTS) if any_ else None,
-        tuning=st.tuning_curve(errors, support=(0.0, 100.0)) if any_ else None,
-        borders={
-            n: st.on_border([r.values[n] for r in known], errors, r.low, r.high, log=r.log)
-            for n, r in plan.ranges_of(g).items()
-            if any_
-        },
-        cost=cost,
-        uncounted=uncounted,
-        is_control=bool(g.seed_shift),
-        point=g.point,
-    )
-
-
-def _curve(
-    lines: Sequence[dict[str, Any]], kind: str, name: str
-) -> tuple[list[float], list[float]]:
-    """(epochs, values) of a metric in the lines of a metrics.jsonl."""
-    mine = [m for m in lines if m.get("kind") == kind and m.get(name) is not None]
-    return [float(m["epoch"]) for m in mine], [float(m[name]) for m in mine]
-
-
-def _warnings(plan: Plan, groups: Sequence[GroupDraws]) -> list[str]:
-    uncounted = {g.contender: g.uncounted for g in groups if g.cost is None}
-    found = [uncounted_note(contender, why) for contender, why in uncounted.items()]
-    ranges = {(g.contender, g.optim): plan.ranges_of(g) for g in plan.groups}
-    for g in groups:
-        for name, border in g.borders.items():
-            if border.side:
-                r = ranges[g.contender, g.optim][name]
-                found.append(
-                    f"{g.contender} under {g.optim}: the best {name} lies on the {border.side} "
-                    f"border of its range {r.low:g} to {r.high:g}; a wider range may be better."
+def _asked_ranges(request: Request) -> dict[str, dict[str, Range]]:
+    """The ranges that a user gave, by optimizer. Raises ConfigError: a bound is no number."""
+    found: dict[str, dict[str, Range]] = {optim: {} for optim in request.optims}
+    for option, log in (("range", True), ("linear_range", False)):
+        for name, low, high in request.options[option]:
+            prefix, colon, setting = name.rpartition(":")
+            if colon and prefix not in found:
+                raise ConfigError(
+                    f"The range {name} is for optimizer {prefix!r}, which is not in the study."
+                    f"{suggest(prefix, found)}",
+                    f"In the study: {', '.join(found)}.",
                 )
+            try:
+                new = Range(low=float(low), high=float(high), log=log)
+            except ValueError:
+                raise ConfigError(
+                    f"The range {name} {low} {high} needs two numbers.",
+                    "For example: --range optim.lr 1e-4 1e-2",
+                ) from None
+            for optim in [prefix] if colon else request.optims:
+                found[optim][setting] = new
     return found
 
 
-# -- comparisons -----------------------------------------------------------------------------------
+def range_lines(plan: Plan, recipe: str, rule: str = "shared") -> list[str]:
+    """What the contenders draw from, and whom it was not made for: shown before a study runs.
 
-
-def _compare(plan: Plan, groups: Sequence[GroupDraws]) -> list[DrawsComparison]:
-    """Every contender against the reference under the same optimizer, tuned at the same length."""
-    reference = plan.reference or plan.contenders[-1]
-    bases = {g.optim: g for g in groups if g.contender == reference}
-    rivals = [g for g in groups if g.contender != reference]
-    found: list[DrawsComparison] = []
-    for g in rivals:
-        base = bases[g.optim]
-        theirs = {r.draw: error for r, error in base.known}
-        shared = [(error, theirs[r.draw]) for r, error in g.known if r.draw in theirs]
-        if g.point != base.point or len(shared) < 2:
-            continue
-        a, b = (np.array(x) for x in zip(*shared, strict=True))
-        try:
-            needed = compare.draws_needed(a - b, level=LEVEL / len(rivals))  # as Holm's first
-        except ConfigError:
-            needed = None
-        found.append(
-            DrawsComparison(
-                contender=g.contender,
-                reference=reference,
-                optim=g.optim,
-                n=len(shared),
-                difference=compare.paired_median_difference(a, b),
-                p=compare.paired_test(a, b).p,
-                p_holm=1.0,
-                crossings=compare.edfs_cross(a, b),
-                reach=_reach(g, base),
-                draws_needed=needed,
-                is_control=g.is_control,
-            )
+    `recipe` is the one that the shared ranges come from.
+    """
+    own = [g.ranges for g in plan.groups if g.ranges is not None]
+    if own:
+        same = all(r == plan.ranges[g.optim] for r, g in zip(own, plan.groups, strict=True))
+        return (
+            [
+                f"--ranges {rule} changes nothing here: a contender's own ranges are its recipe's, "
+                "and all are the same."
+            ]
+            if same
+            else ["Each contender draws from its own recipe's ranges, at the same quantiles."]
         )
-    adjusted = compare.holm([c.p for c in found]).tolist() if found else []
-    return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)]
+    drawn = "; ".join(
+        f"{optim}: "
+        + ", ".join(
+            f"{n.removeprefix('optim.')} {r.low:g} to {r.high:g}" for n, r in ranges.items()
+        )
+        for optim, ranges in plan.ranges.items()
+    )
+    lines = [f"All contenders draw from the same ranges, {drawn}."]
+    if rule != "shared":
+        return lines
+    first = resolve_config(recipe).model
+    strangers = dict.fromkeys(
+        g.contender for g in plan.groups if _family(g.config.model) != _family(first)
+    )
+    if strangers:
+        lines.append(
+            f"They come from {recipe}, the recipe of a {_family(first)}, and may not suit "
+            f"{', '.join(strangers)}. With a recipe of its own and --ranges separate a contender "
+            "draws from ranges of its own; --range SETTING LOW HIGH sets those of all."
+        )
+    return lines
 
 
-def _reach(a: GroupDraws, b: GroupDraws) -> st.Reach | None:
-    """How many draws the contender needs for what the reference reaches with all its draws."""
-    if a.tuning is None or b.tuning is None:
-        return None
-    return st.draws_to_reach(a.tuning, b.tuning, int(b.tuning.ks[-1]))
+def _family(model: ModelConfig) -> str:
+    return {ViTConfig: "ViT", CNNConfig: "CNN"}.get(type(model), "model of timm")
 
 
 # -- sentences -------------------------------------------------------------------------------------

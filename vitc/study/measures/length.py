@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitc.study.contenders import Request
 from vitc.study.design import Plan
-from vitc.study.measures.base import Measure, epochs_of
+from vitc.study.measures.base import (
+    FIXED,
+    LENGTHS,
+    RETUNE,
+    Measure,
+    epochs_of,
+    points_of_lengths,
+    seeded_plan,
+    tuning_at_every_length,
+)
 from vitc.study.measures.cells import (
     Cells,
     Errors,
@@ -27,6 +37,7 @@ from vitc.study.measures.cells import (
     verdict_of,
 )
 from vitc.study.results import Finding, Result
+from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Table
 
 
@@ -34,6 +45,19 @@ class Length(Measure):
     """Error above that of the longest schedule, seed by seed."""
 
     name = "length"
+    summary = "How much is lost by shorter training? Error above the longest schedule's."
+    example = (
+        "vitc study length fashion_vit_p --models vit_c_tiny vit_p_tiny --lengths 5 10 20 40\n"
+        "vitc study length fashion_vit_p --models vit_c_tiny vit_p_tiny --retune 8 --seeds 5"
+    )
+    options = (LENGTHS, RETUNE)
+    untuned = FIXED
+
+    def tuning(self, request: Request) -> Tuning | None:
+        return tuning_at_every_length(request, points_of_lengths(request))
+
+    def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
+        return seeded_plan(self, request, points_of_lengths(request), tuned)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
         cells = Cells.of(plan, results)

@@ -7,8 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vitc.errors import ConfigError
+from vitc.study.contenders import Request
 from vitc.study.design import Plan
-from vitc.study.measures.base import Measure, epochs_of
+from vitc.study.measures.base import (
+    FIXED,
+    LENGTHS,
+    RETUNE,
+    Measure,
+    epochs_of,
+    points_of_lengths,
+    seeded_plan,
+    tuning_at_every_length,
+)
 from vitc.study.measures.cells import (
     Cells,
     Errors,
@@ -29,6 +40,7 @@ from vitc.study.measures.cells import (
 )
 from vitc.study.measures.length import Length
 from vitc.study.results import Finding, Result
+from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Line, Table
 
 Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether it is another's)
@@ -42,6 +54,24 @@ class Optimizer(Measure):
     """
 
     name = "optimizer"
+    summary = "How much is lost with SGD? Its error above AdamW's, at each length."
+    example = (
+        "vitc study optimizer fashion_vit_p --models vit_c_tiny vit_p_tiny --lengths 5 10 20 40"
+    )
+    optims = ("adamw", "sgd")
+    options = (LENGTHS, RETUNE)
+    untuned = FIXED
+
+    def tuning(self, request: Request) -> Tuning | None:
+        if len(set(request.optims)) != 2:
+            raise ConfigError(
+                f"A gap is between two optimizers, not {len(set(request.optims))}.",
+                "For example: --optims adamw sgd",
+            )
+        return tuning_at_every_length(request, points_of_lengths(request))
+
+    def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
+        return seeded_plan(self, request, points_of_lengths(request), tuned)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
         cells = Cells.of(plan, results)

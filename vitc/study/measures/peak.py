@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitc.models.complexity import Complexity
+from vitc.errors import ConfigError
 from vitc.stats import effects
 from vitc.stats.proportions import Interval
+from vitc.study.contenders import Request
 from vitc.study.design import Group, Plan
-from vitc.study.measures.base import Measure, epochs_of
+from vitc.study.measures.base import (
+    LENGTHS,
+    RECIPES_OWN,
+    TUNE_EPOCHS,
+    Measure,
+    epochs_of,
+    groups_of,
+    points_of_lengths,
+    seeded_plan,
+    short_tuning,
+    tune_option,
+)
 from vitc.study.measures.cells import (
     Cells,
     contender_optims,
@@ -28,13 +40,46 @@ from vitc.study.measures.cells import (
     verdict_of,
 )
 from vitc.study.results import Finding, Result, cost_of, uncounted_note
+from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Table
+
+if TYPE_CHECKING:
+    from vitc.models.complexity import Complexity
 
 
 class Peak(Measure):
     """Error of the long runs against what the models cost (Figures 6, 9)."""
 
     name = "peak"
+    summary = "Tune a little, train long: error against flops, params, activations and time."
+    example = (
+        "vitc study peak fashion_vit_p --models vit_c_tiny vit_p_tiny vit_p_tiny_patch4 "
+        "--tune 8 --optims adamw sgd"
+    )
+    options = (
+        replace(LENGTHS, help="epochs of the runs (default: the recipe's)"),
+        tune_option(8),
+        TUNE_EPOCHS,
+    )
+    untuned = RECIPES_OWN
+
+    def tuning(self, request: Request) -> Tuning | None:
+        found = short_tuning(request)
+        if len(request.optims) > 1 and found is None:
+            raise ConfigError(
+                "Without --tune it is not known which optimizer is best.",
+                "Give one --optims, or --tune N.",
+            )
+        return found
+
+    def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
+        points = points_of_lengths(request, every_length=False)
+        if len(request.optims) == 1 or not tuned.errors:
+            return seeded_plan(self, request, points, tuned)
+        groups = best_optimizer(groups_of(request)[0], tuned.errors)
+        about = "of each contender the optimizer whose best draw was best is run"
+        tuned = replace(tuned, about=(*tuned.about, about))
+        return seeded_plan(self, request, points, tuned, groups)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
         cells = Cells.of(plan, results)
@@ -84,6 +129,15 @@ class Peak(Measure):
                 "correlations": correlation_values(costs),
             },
         )
+
+
+def best_optimizer(groups: Sequence[Group], errors: Mapping[str, float]) -> list[Group]:
+    """Of each contender the group of the optimizer whose best draw was best."""
+    best: dict[str, Group] = {}
+    for g in groups:
+        if g.contender not in best or errors[g.key] < errors[best[g.contender].key]:
+            best[g.contender] = g
+    return list(best.values())
 
 
 @dataclass(frozen=True)

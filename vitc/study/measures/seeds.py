@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from vitc.config import load_config
+from vitc.errors import ConfigError
 from vitc.stats import effects
 from vitc.stats.proportions import Interval
-from vitc.study.design import Plan
-from vitc.study.measures.base import Measure
+from vitc.study.contenders import Request
+from vitc.study.design import Group, Plan
+from vitc.study.measures.base import (
+    Measure,
+    seeded_plan,
+)
 from vitc.study.measures.cells import (
     Cells,
     contender_optims,
@@ -22,8 +29,16 @@ from vitc.study.measures.cells import (
     values_of,
 )
 from vitc.study.results import Finding, Result
+from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Chart, Table
 
+SEED_PARTS: dict[str, tuple[str, ...]] = {
+    "all": ("train.seed",),
+    "init": ("train.seed_init",),
+    "order": ("train.seed_order",),
+    "augmentation": ("train.seed_augment",),
+}
+FIXED_SEEDS = 100_000  # where the seeds start that do not vary, beyond those that do
 GAPS = (0.5, 1.0, 2.0)  # points, for which the seeds needed are given
 
 
@@ -31,6 +46,21 @@ class Seeds(Measure):
     """Spread of the error by what is seeded, and the seeds that a gap needs."""
 
     name = "seeds"
+    summary = "What makes runs differ: initial weights, order, augmentation? Seeds a gap needs."
+    example = "vitc study seeds fashion_vit_p --models vit_c_tiny vit_p_tiny --seeds 20"
+    default_runs = 10
+
+    def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
+        """Every contender with one kind of randomness varied at a time, and with all.
+
+        What does not vary has seeds of its own, so that no run is in two of the sets: the law of
+        their variances' ratio is that of independent ones.
+        """
+        if request.runs < 2:
+            raise ConfigError(f"A variance needs at least 2 seeds, not {request.runs}.")
+        plan = seeded_plan(self, request, {part: {} for part in SEED_PARTS})
+        varied = [_varying(g, SEED_PARTS[g.point], plan.seed) for g in plan.groups]
+        return replace(plan, groups=tuple(varied)).checked()
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
         cells = Cells.of(plan, results)
@@ -95,6 +125,15 @@ class Seeds(Measure):
             [Chart("seeds", "Spread by what is varied", "varied", spread, lines, ticks=points)],
             {"spreads": values},
         )
+
+
+def _varying(group: Group, names: tuple[str, ...], seed: int) -> Group:
+    fixed = {
+        name: 1000 * seed + group.seed_shift + FIXED_SEEDS
+        for (name,) in SEED_PARTS.values()
+        if names != SEED_PARTS["all"] and name not in ("train.seed", *names)
+    }
+    return replace(group, seed_names=names).with_config(load_config(group.config, **fixed))
 
 
 def _power(cells: Cells) -> tuple[list[str], Table]:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from vitc.errors import ConfigError
 from vitc.stats import proportions
+from vitc.study.contenders import Request
 from vitc.study.design import Plan
-from vitc.study.measures.base import Measure
+from vitc.study.measures.base import (
+    RECIPES_OWN,
+    TUNE_EPOCHS,
+    Measure,
+    Option,
+    seeded_plan,
+    short_tuning,
+    tune_option,
+)
 from vitc.study.measures.cells import (
     Cells,
     Difference,
@@ -29,6 +40,7 @@ from vitc.study.measures.cells import (
     verdict_of,
 )
 from vitc.study.results import Finding, Result
+from vitc.study.tuning import UNTUNED, Points, Times, Tuned, Tuning
 from vitc.views.model import Chart, Table
 
 
@@ -40,6 +52,49 @@ class Vary(Measure):
     """
 
     name = "vary"
+    summary = "How sensitive is it to a setting? Error and share of diverged runs at its values."
+    example = (
+        "vitc study vary fashion_vit_p --set optim.schedule.warmup_epochs 0 1 2 5\n"
+        "vitc study vary fashion_vit_p --models vit_c_tiny vit_p_tiny --tune 8 "
+        "--times optim.lr 1 2 4 8\n"
+        "vitc study vary fashion_vit_p --set train.batch 32 64 128\n"
+        "vitc study vary cifar10_vit_c --data ~/cifar10 --setup plain data.augment.flip=0.5 "
+        "--setup strong data.augment.policy=randaugment data.augment.erase=0.25"
+    )
+    options = (
+        Option(
+            name="set",
+            words="+",
+            repeated=True,
+            metavar="SETTING",
+            help="SETTING VALUE...: points at which a setting has these values",
+        ),
+        Option(
+            name="times",
+            words="+",
+            repeated=True,
+            metavar="SETTING",
+            help="SETTING FACTOR...: points at which it is its value times these; with --tune "
+            "times the best one found",
+        ),
+        Option(
+            name="setup",
+            words="+",
+            repeated=True,
+            metavar="NAME",
+            help="NAME SETTING=VALUE...: a point of several settings together",
+        ),
+        tune_option(0),
+        TUNE_EPOCHS,
+    )
+    untuned = RECIPES_OWN
+
+    def tuning(self, request: Request) -> Tuning | None:
+        return short_tuning(request)
+
+    def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
+        o = request.options
+        return seeded_plan(self, request, vary_points(o["set"], o["times"], o["setup"]), tuned)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
         cells = Cells.of(plan, results)
@@ -119,6 +174,35 @@ class Vary(Measure):
             [Chart("vary", "Error at each point", "", axis, lines, ticks=points)],
             {"points": values, "comparisons": [d.values for d in found]},
         )
+
+
+def vary_points(
+    sets: Sequence[tuple[str, Sequence[Any]]] = (),
+    times: Sequence[tuple[str, Sequence[float]]] = (),
+    setups: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> Points:
+    """One point a value, axes one at a time; a set-up is a point of several settings together.
+
+    Raises ConfigError: no point, or one twice.
+    """
+    points: list[tuple[str, Mapping[str, Any]]] = []
+    for name, values in sets:
+        short = name.rpartition(".")[2]
+        points += [
+            (f"{short} {v:g}" if isinstance(v, float) else f"{short} {v}", {name: v})
+            for v in values
+        ]
+    for name, factors in times:
+        points += [(f"{name.rpartition('.')[2]} x{f:g}", {name: Times(f)}) for f in factors]
+    points += list(setups)
+    labels = [label for label, _ in points]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if not points or twice:
+        raise ConfigError(
+            f"The point {twice[0]!r} is there twice." if twice else "Nothing is varied.",
+            "Use --set SETTING VALUE..., --times SETTING FACTOR... or --setup NAME SETTING=VALUE.",
+        )
+    return dict(points)
 
 
 def _sentences(plan: Plan, found: Sequence[Difference]) -> list[str]:

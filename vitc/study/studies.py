@@ -1,0 +1,196 @@
+"""A whole study, from a notebook or from the command line: tune, measure, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitc.errors import ConfigError
+from vitc.study.contenders import Request, contenders_of
+from vitc.study.design import TUNING, Plan, StudyFolder
+from vitc.study.measures import measure_of
+from vitc.study.measures.base import groups_of, request_of
+from vitc.study.results import Section
+from vitc.study.runner import conduct
+from vitc.study.tuning import (
+    CHOSEN,
+    Tuned,
+    Tuning,
+    before_measuring,
+    best_values,
+    check_draws,
+    tuning_plan,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Stage = tuple[StudyFolder, Plan]  # a plan and where its trials are
+EXECUTION = ("workers", "allow_mixed", "retry_failed", "quiet")  # of `runner.conduct`
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study that was run: its folder, and what its report shows."""
+
+    path: Path
+    section: Section
+    report: Path
+    """The report's HTML page."""
+
+    @property
+    def verdict(self) -> str:
+        return self.section.finding.sentences[0]
+
+    @property
+    def frame(self) -> Any:
+        """One row a trial: a pandas DataFrame, or where pandas is not installed a list of dicts."""
+        rows = [dataclasses.asdict(r) for r in self.section.results]
+        rows = [{**row, **row.pop("values")} for row in rows]
+        try:
+            import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+        except ImportError:
+            return rows
+        return pd.DataFrame(rows)
+
+    def figure(self, name: str = "") -> Figure:
+        """The report's first figure, or that whose name starts so. Raises ConfigError."""
+        from vitc.study.figures import draw_figures
+        from vitc.views.figures import draw
+
+        charts = [c for group in draw_figures(self.section, 0) for c in group.charts]
+        charts += self.section.finding.charts
+        for chart in charts:
+            if chart.name.startswith(name):
+                return draw(chart)
+        names = ", ".join(chart.name for chart in charts)
+        raise ConfigError(f"The study has no figure {name!r}.", f"Its figures: {names}.")
+
+
+def run(
+    measure: str = "hparams",
+    recipes: str | Sequence[str] = (),
+    *,
+    models: Sequence[str] = (),
+    stems: Sequence[str] = (),
+    optims: Sequence[str] = (),
+    out: str | Path | None = None,
+    **words: Any,
+) -> StudyResult:
+    """Run a study and its report; a study that is in `out` already is continued or extended.
+
+    Contenders are recipes x models (none: each recipe's own) x stems, under each optimizer.
+    Further `words` are `draws` or `seeds`, `seed`, `reference`, `control` and `controls`, the
+    options of the measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed` and
+    `retry_failed`; and dotted settings for every trial, as `**{"train.epochs": 3}`.
+    Raises ConfigError, RunError.
+    """
+    from vitc.study.report import report
+
+    kind = measure_of(measure)
+    execution = {name: words.pop(name) for name in EXECUTION if name in words}
+    folder = StudyFolder(Path(out) if out is not None else Path("studies") / measure)
+    contenders: dict[str, Any] = {"recipes": recipes, "models": models, "stems": stems}
+    if optims:
+        contenders["optims"] = optims
+    words["runs"] = words.pop("draws", None) or words.pop("seeds", None) or 0
+    request = continued(request_of(kind, **contenders, **words), folder, measure)
+    for inside, plan in stages(measure, request, folder):
+        conduct(inside, plan, **execution)
+    page, (section,) = report([folder.path])
+    return StudyResult(folder.path, section, page)
+
+
+def continued(request: Request, folder: StudyFolder, measure: str) -> Request:
+    """The request with what an earlier start of the study in the folder measured or chose.
+
+    Raises ConfigError: fewer runs than there are.
+    """
+    kind, begun = measure_of(measure), folder.read()[0] if folder.exists() else None
+    had = begun.draws if begun else 0
+    runs = request.runs or had or kind.default_runs
+    check_runs(folder, runs, had, f"--{kind.runs}")
+    return dataclasses.replace(
+        request,
+        runs=runs,
+        begun=begun.groups if begun else (),
+        settings={**earlier_precision(folder), **request.settings},
+        name=folder.path.name,
+    )
+
+
+def earlier_precision(folder: StudyFolder) -> dict[str, Any]:
+    """The setting of the precision that was measured or chosen at an earlier start, if any."""
+    for earlier in (StudyFolder(folder.path / TUNING), folder):
+        if earlier.exists():
+            plan, _ = earlier.read()
+            return {"train.precision": plan.groups[0].config.train.precision}
+    return {}
+
+
+def check_runs(folder: StudyFolder, runs: int, had: int, option: str) -> None:
+    """Raises ConfigError: fewer runs than the study has; `option` sets them."""
+    if runs < had:
+        raise ConfigError(
+            f"{folder.path} has {option} {had}, more than {runs}; runs are never taken back.",
+            f"Use {option} {had} or more.",
+        )
+
+
+def stages(
+    measure: str, request: Request, folder: StudyFolder, dry: bool = False
+) -> Iterator[Stage]:
+    """The studies to run, one after the other: the tuning, then what is measured with its result.
+
+    Each must have run before the next is asked for; `dry`: none is run, and the last one has the
+    recipe's settings instead of the tuned ones. Raises ConfigError, RunError.
+    """
+    kind = measure_of(measure)
+    tuning = kind.tuning(request)
+    if kind.runs == "seeds":
+        check_draws(folder, tuning.draws if tuning else 0, _option(kind.options))
+    if tuning is None:
+        yield folder, folder.joined(kind.plan(request))
+        return
+    request = with_one_precision(request, kind.plan(request))  # mistakes, before a budget is spent
+    groups, _ = groups_of(request)
+    name = f"{folder.path.name} tuning"
+    plan = tuning_plan(groups, tuning.points, draws=tuning.draws, seed=request.seed, name=name)
+    yield from after_tuning(tuning, folder, plan, dry, lambda tuned: kind.plan(request, tuned))
+
+
+def after_tuning(
+    tuning: Tuning, folder: StudyFolder, plan: Plan, dry: bool, measured: Callable[[Tuned], Plan]
+) -> Iterator[Stage]:
+    """The tuning inside the folder, then the plan that is `measured` with its best settings."""
+    inside = StudyFolder(folder.path / TUNING)
+    plan = inside.joined(before_measuring(plan))
+    yield inside, plan
+    tuned = Tuned(about=(f"{tuning.about}, {CHOSEN}",))
+    if not dry:
+        values, errors = best_values(inside, plan)
+        tuned = Tuned(values, errors)
+        tuned = dataclasses.replace(tuned, about=(f"{tuning.about}, {CHOSEN}: {tuned}",))
+    yield folder, folder.joined(measured(tuned))
+
+
+def with_one_precision(request: Request, plan: Plan) -> Request:
+    """The request with the precision that its groups have in a plan of them.
+
+    Precision auto is measured: once more for another plan of theirs, it could come out otherwise.
+    """
+    groups = contenders_of(
+        request.recipes, request.models, request.optims, request.stems, **request.settings
+    )
+    if all(g.config.train.precision != "auto" for g in groups):
+        return request
+    precision = plan.groups[0].config.train.precision
+    return dataclasses.replace(request, settings={**request.settings, "train.precision": precision})
+
+
+def _option(options: Sequence[Any]) -> str:
+    names = [o.name for o in options]
+    return "retune" if "retune" in names else "tune"
