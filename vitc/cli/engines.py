@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.cli.parser import Parser, count, emit
