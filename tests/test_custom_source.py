@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from tests.source_folders import counts, plant
 from vitc.config import load_config
 from vitc.data.dataset import open_data
+from vitc.data.sources import SOURCES
 from vitc.errors import BrokenFileError, ConfigError, VitcError
 
 CUSTOM = """
@@ -45,7 +48,7 @@ def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_custom_class_is_a_source(custom: Path) -> None:
     config = load_config("debug", data=f"{custom}:Stripes(height=7)")
-    assert config.data.source == "outside"
+    assert config.data.source == "custom"
     assert config.data.path_sha256 == hashlib.sha256(CUSTOM.encode()).hexdigest()
     data = open_data(config.data)
     assert data.classes == ("flat", "bright")
@@ -123,3 +126,14 @@ def test_the_example_of_the_page_on_sources_is_a_source(
     )
     assert counts(data)["train"] == [2, 2]
     assert data.splits["train"].read(0, 3).shape == (4, 4, 3)
+
+
+def test_a_config_that_calls_it_outside_as_earlier_versions_did_is_read(
+    custom: Path, tmp_path: Path
+) -> None:
+    now = load_config("debug", data=f"{custom}:Stripes").data
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"data": {**dataclasses.asdict(now), "source": "outside"}}))
+    before = load_config(file).data
+    assert before == now
+    assert SOURCES[now.source].origin == "outside"  # so that its fingerprint is as it was

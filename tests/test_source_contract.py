@@ -44,6 +44,7 @@ class Toy(Source):
     """A JSON file of [class, hexadecimal bytes of an image file] pairs."""
 
     kind = origin = "toy"
+    title = "toy images"
     path = "a toy file: --data.path FILE.toy"
     suffixes = (".toy",)
 
@@ -169,12 +170,12 @@ BUILDERS: dict[str, Callable[[Path], str] | None] = {
     "parquet": parquet,
     "tar": tar,
     "list": listed,
-    "outside": custom,
+    "custom": custom,
     "folder": folder,
     "toy": toy,
 }
 WITH_PATH = [kind for kind, build in BUILDERS.items() if build is not None]
-FILES = [kind for kind in WITH_PATH if kind != "outside"]
+FILES = [kind for kind in WITH_PATH if kind != "custom"]
 
 
 @pytest.fixture(autouse=True)

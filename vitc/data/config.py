@@ -146,7 +146,7 @@ class DataConfig:
     path: str | None = None
     """Folder or file of the data set, or a pattern of files; None for fashion and synthetic."""
     path_sha256: str = ""
-    """With source outside: SHA-256 of the file that defines the class; filled in when it is
+    """With source custom: SHA-256 of the file that defines the class; filled in when it is
     named."""
     image_column: str | None = None
     """With source parquet or list: the column of images or paths; None: found by its name and

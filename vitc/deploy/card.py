@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 
     from vitc.models.complexity import Complexity
 
-SOURCES = {
-    "fashion": "Fashion-MNIST, the subset that vitc ships",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "idx": "a data set in IDX files",
-    "folder": "a folder of images, one sub-folder a class",
-    "synthetic": "synthetic patterns, made by vitc",
-}
 FITS = {"pad": "padded", "squash": "squashed"}
 CLASSES_LISTED = 50
 PLACEHOLDER = "DATA"  # for paths of the machine that trained, which are private
@@ -89,6 +81,14 @@ def card(facts: ModelFacts, run: Path | None = None, weights: str = "ema") -> st
     )
 
 
+def _title(source: str) -> str:
+    """What a source's images are; an unknown one as it is."""
+    from vitc.data.sources import SOURCES
+
+    titles = {name: s.title for s in SOURCES.values() for name in (s.kind, s.origin)}
+    return titles.get(source, source)
+
+
 def _run_facts(run: Path) -> dict[str, Any]:
     """What a run's files hold for its card; values of the wrong kind are as if missing."""
     config, files = read_config(run, CheckpointError), Run(run)
@@ -104,7 +104,7 @@ def _run_facts(run: Path) -> dict[str, Any]:
         "config": config,
         "record": record,
         "summary": summary,
-        "source": SOURCES.get(source, source) if isinstance(source, str) else "unknown",
+        "source": _title(source) if isinstance(source, str) else "unknown",
         "counts": list(counts.items())[:10] if good and counts else [],
         "fingerprint": _text(record.get("fingerprint")),
         "fit": FITS.get(record["fit"], f"middle crop, {record['eval_crop']:g} of what fits"),

@@ -51,6 +51,7 @@ class Idx(Source):
     """
 
     kind = origin = "idx"
+    title = "a data set in IDX files"
     path = "a folder: --data.path DIR"
 
     def matches(self, path: str) -> bool:
@@ -304,6 +305,7 @@ class Cifar10(Cifar):
     """CIFAR-10."""
 
     kind = origin = "cifar10"
+    title = "CIFAR-10"
     signs = {"data_batch_1"}, {"data_batch_1.bin"}
     num_classes = 10
     folders = "cifar-10-batches-py", "cifar-10-batches-bin"
@@ -316,6 +318,7 @@ class Cifar100(Cifar):
     """CIFAR-100 with its fine labels."""
 
     kind = origin = "cifar100"
+    title = "CIFAR-100"
     signs = {"train", "test", "meta"}, {"train.bin", "test.bin"}
     num_classes = 100
     folders = "cifar-100-python", "cifar-100-binary"

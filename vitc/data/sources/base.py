@@ -110,6 +110,8 @@ class Source:
     """Its name: `data.source`."""
     origin: ClassVar[str]
     """Its name in fingerprints and in packs, which never changes."""
+    title: ClassVar[str]
+    """What the images are, for a model card."""
     path: ClassVar[str] = ""
     """What `data.path` has to be, for messages; empty for a source without one."""
     suffixes: ClassVar[tuple[str, ...]] = ()

@@ -25,7 +25,8 @@ from vitc.plugins.names import SOURCE, Custom, class_parts, is_path, locate, sha
 class CustomSource(Source):
     """A class of the user's own, `FILE.py:Class` or `package.module:Class`."""
 
-    kind = origin = "outside"
+    kind, origin = "custom", "outside"  # its name in earlier versions
+    title = "a custom source"
     path = "a class: --data.path path/to/file.py:Class or package.module:Class"
     settings = frozenset({"group", "path_sha256"})
 

@@ -29,6 +29,7 @@ class Fashion(Source):
     """A balanced subset of Fashion-MNIST; an image's name is its place in the original files."""
 
     kind = origin = "fashion"
+    title = "Fashion-MNIST, the subset shipped with vitc"
 
     def read(self, config: DataConfig) -> Found:
         splits = {}
@@ -50,6 +51,7 @@ class Synthetic(Source):
     """
 
     kind = origin = "synthetic"
+    title = "synthetic patterns, made by vitc"
 
     def read(self, config: DataConfig) -> Found:
         directions = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1))

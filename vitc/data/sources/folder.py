@@ -26,6 +26,7 @@ class Folder(Source):
     """A folder of class folders, or of splits with class folders in them."""
 
     kind = origin = "folder"
+    title = "a folder of images, one sub-folder per class"
     path = "a folder: --data.path DIR"
     settings = frozenset({"group"})
 

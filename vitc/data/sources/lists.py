@@ -37,6 +37,7 @@ class List(Source):
     """A CSV, TSV or JSON-lines file with a path, a label and maybe a split for each image."""
 
     kind = origin = "list"
+    title = "a list of image files"
     path = "a list: --data.path FILE.csv (or .tsv, .jsonl)"
     suffixes = (".csv", ".tsv", ".jsonl")
     settings = frozenset({"group", "image_column", "label_column"})

@@ -224,6 +224,7 @@ class Packed(Source):
     """A data set in one file."""
 
     kind = origin = "packed"
+    title = "a packed data set"
     path = "a packed file: --data.path FILE.vitc"
     suffixes = (SUFFIX,)
     settings = frozenset({"group"})

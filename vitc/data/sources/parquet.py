@@ -51,6 +51,7 @@ class Parquet(Source):
     `datasets`' save_to_disk)."""
 
     kind = origin = "parquet"
+    title = "parquet or Arrow tables"
     path = "a .parquet or .arrow file, a pattern with *, or a folder: --data.path PATH"
     suffixes = (".parquet", ".arrow")
     settings = frozenset({"group", "image_column", "label_column"})

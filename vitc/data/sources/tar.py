@@ -68,6 +68,7 @@ class Tar(Source):
     """
 
     kind = origin = "tar"
+    title = "tar shards"
     path = "tar shards: --data.path 'train-{000..012}.tar', a pattern with *, or a folder of them"
     suffixes = (".tar", ".tar.gz", ".tgz")
     settings = frozenset({"group"})
