@@ -354,8 +354,8 @@ def test_settings_that_make_no_sense_together_are_refused(trained: Path, tmp_pat
         ),
         (tiny(), {"preprocessing": PREPARED | {"size": 3}}, "'size' is unknown"),
         (tiny(), {"preprocessing": "rgb"}, "preprocessing is a str; it must be a table"),
-        (tiny(), {"classes": "abcd"}, "no list of texts"),
-        (nn.Linear(2, 2), {}, "A Linear has no config of ours"),
+        (tiny(), {"classes": "abcd"}, "not a list of strings"),
+        (nn.Linear(2, 2), {}, "A Linear has no config of this library"),
         (3, {}, "A int cannot be saved"),
         (tmp_path / "absent", {}, "There is no run folder"),
         (tmp_path, {}, "is not a run folder: it has no config.json and no data.json"),
@@ -372,10 +372,10 @@ def test_a_stem_that_the_config_does_not_name_is_refused(tmp_path: Path) -> None
 
     model: Any = tiny()
     model.stem.__class__ = Twin
-    with pytest.raises(ConfigError, match="stem is a Twin, but its config says ConvStem"):
+    with pytest.raises(ConfigError, match="stem is a Twin, but its config names ConvStem"):
         vitc.save_pretrained(model, tmp_path / "saved")
     model.stem = nn.Conv2d(3, 64, 8, 8)
-    with pytest.raises(ConfigError, match="not what its config says"):
+    with pytest.raises(ConfigError, match="differs from its config"):
         vitc.save_pretrained(model, tmp_path / "saved")
 
 
@@ -409,13 +409,13 @@ def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) 
         ({"format": "1"}, "another library"),
         ({"library": "timm"}, "another library"),
         ({"extra": 1}, "'extra' is unknown"),
-        ({"model": []}, "'model' is no table"),
-        ({"num_classes": -1}, "no number of classes"),
-        ({"num_classes": True}, "no number of classes"),
-        ({"num_classes": 10**12}, "no number of classes"),
+        ({"model": []}, "'model' is not a table"),
+        ({"num_classes": -1}, "not a number of classes"),
+        ({"num_classes": True}, "not a number of classes"),
+        ({"num_classes": 10**12}, "not a number of classes"),
         ({"classes": ["a"]}, "1 classes for 4 outputs"),
-        ({"classes": [1, 2, 3, 4]}, "no list of texts"),
-        ({"classes": "abcd"}, "no list of texts"),
+        ({"classes": [1, 2, 3, 4]}, "not a list of strings"),
+        ({"classes": "abcd"}, "not a list of strings"),
         ({"results": 3}, "'results'"),
         ({"fit": ["crop"]}, "'fit'"),
         ({"preprocessing": PREPARED | {"std": [0.1, 0.0, 0.1]}}, "std is not above 0"),
@@ -537,13 +537,13 @@ def test_weights_that_are_damaged_or_pickles_are_refused(folder: Path, tmp_path:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     file.write_bytes(whole[: len(whole) // 2])
-    refused(folder, "damaged, or no safetensors")
+    refused(folder, "damaged or not a safetensors")
     file.write_bytes(b"")
-    refused(folder, "damaged, or no safetensors")
+    refused(folder, "damaged or not a safetensors")
     file.write_bytes(b"\xff" * 8 + whole[8:])
-    refused(folder, "damaged, or no safetensors")
+    refused(folder, "damaged or not a safetensors")
     torch.save(Payload(), file)
-    refused(folder, "damaged, or no safetensors")
+    refused(folder, "damaged or not a safetensors")
     assert not (tmp_path / "ran").exists()
 
 
@@ -572,7 +572,7 @@ def test_a_folder_that_is_no_saved_model_is_told_what_it_is(
     refused(folder, "model.safetensors is missing")
     with pytest.raises(ConfigError, match="is a file"):
         vitc.from_pretrained(folder / "config.json")
-    with pytest.raises(ConfigError, match="no name on the hub"):
+    with pytest.raises(ConfigError, match=r"(no|not a) name on the hub"):
         vitc.from_pretrained(tmp_path / "a" / "b" / "absent")
     with pytest.raises(ConfigError, match="revision has no effect"):
         vitc.from_pretrained(folder, revision="main")
@@ -673,9 +673,9 @@ def test_a_model_comes_from_the_hub_without_code(hub: Hub, folder: Path) -> None
 
 @pytest.mark.parametrize("name", ["me", "a/b/c", "../up", "/etc/x", "me/", "-a/b", "a/b\n", "a/.."])
 def test_what_is_no_name_on_the_hub_never_goes_there(hub: Hub, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no name on the hub"):
+    with pytest.raises(ConfigError, match=r"(no|not a) name on the hub"):
         vitc.from_pretrained(name)
-    with pytest.raises(ConfigError, match="no name on the hub"):
+    with pytest.raises(ConfigError, match=r"(no|not a) name on the hub"):
         vitc.push_to_hub(tmp_path, name)
     assert hub.asked == []
 

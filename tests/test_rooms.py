@@ -65,7 +65,6 @@ CONFIG_MAY = BASE | CONFIGS | {"plugins"}  # a component's config is free of tor
 EXCEPTIONS: set[tuple[str, str]] = {
     ("config", "models.zoo"),
     ("config", "recipes"),
-    ("deploy.save", ""),
 }
 WITHOUT_TORCH = [
     *sorted(CONFIGS),

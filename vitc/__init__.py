@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vitc.deploy.evaluation import Evaluation, evaluate
     from vitc.deploy.predict import Predictions, Predictor
     from vitc.deploy.push import push_to_hub
-    from vitc.deploy.save import from_pretrained, save_pretrained
+    from vitc.deploy.save import save_pretrained
+    from vitc.deploy.saved import from_pretrained
     from vitc.models.complexity import Complexity, complexity
     from vitc.models.zoo import create_model, list_models
     from vitc.training.loop import RunResult, train
@@ -35,7 +36,7 @@ _MODULES = {
     "create_model": "vitc.models.zoo",
     "errors": "",
     "evaluate": "vitc.deploy.evaluation",
-    "from_pretrained": "vitc.deploy.save",
+    "from_pretrained": "vitc.deploy.saved",
     "list_models": "vitc.models.zoo",
     "load_config": "vitc.config",
     "load_weights": "vitc.weights.fit",

@@ -193,7 +193,7 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
 
 def training_command(config: RunConfig) -> str | None:
     """`vitc train RECIPE --SETTING VALUE ...` that gives this config again; the folder of its
-    images is DATA. None: it has no recipe's name, or cannot be told so."""
+    images is DATA. None: it has no recipe's name, or no command line gives it."""
     from vitc.recipes import RECIPES, get_recipe
 
     if config.name not in RECIPES:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
 from vitc.data.preprocessing import Preprocessing
-from vitc.deploy.save import is_pretrained, load_pretrained
+from vitc.deploy.saved import is_pretrained, load_pretrained
 from vitc.errors import ConfigError
 from vitc.training.device import pick_device
 from vitc.training.evaluate import load_model

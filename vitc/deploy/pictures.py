@@ -1,4 +1,4 @@
-"""What does a model look at, as one picture: attention, positions, filters, feature maps."""
+"""A model from inside, as one picture: attention, positions, filters or feature maps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitc.views.model import Page, Part, Table, Text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from vitc.deploy.classifier import Classifier
 
@@ -49,12 +49,12 @@ class Request:
 def picture_page(
     what: str, settings: Mapping[str, Any], request: Request, plot: Path | None = None
 ) -> Page:
-    """Draw a run's or a model's picture into `plot` (default: <kind>.png here), and say where.
+    """Draw a picture of a run, saved model or model into `plot` (default: <kind>.png here).
 
-    A run's weights are the EMA of its last checkpoint; a model's are fresh, and the title says so.
-    Raises ConfigError: neither run nor model, or one that has no such thing; settings on a run; no
-    such image or none that can be read; a block that does not exist. CheckpointError: a run
-    without a checkpoint.
+    A run's weights are the EMA of its last checkpoint; a model's are fresh, as the title shows.
+    Raises ConfigError: neither run nor model, or one without what is to be drawn; settings on a
+    run; an image that is missing or cannot be read; a block that does not exist. CheckpointError:
+    a run without a checkpoint.
     """
     if plot is not None:
         check_plot(plot)
@@ -211,7 +211,8 @@ def _attention(subject: Classifier, request: Request) -> Drawn:
     distance = attention_distance(subject.model, x).numpy()
     prediction = _prediction(subject, x)
 
-    even = 1 / (h * w + _prefix_tokens(subject.model))  # what every token gets of indifference
+    prefix = int(getattr(subject.model, "num_prefix_tokens", 0))
+    even = 1 / (h * w + prefix)  # the share of a token if attention were uniform
     maps = {f"block {i}": weights[i].mean(axis=0) / even for i in range(depth)}
     if request.block is not None:
         maps |= {
@@ -220,7 +221,9 @@ def _attention(subject: Classifier, request: Request) -> Drawn:
         }
     assert request.image is not None
     title = _title(subject, request.image, prediction)
-    figure = _attention_figure(pixels, maps, depth, rollout / even, _reader(subject.model), title)
+    token = getattr(subject.config.model, "global_pool", "token") == "token"
+    reader = "class token" if token else "mean of the patches"
+    figure = _attention_figure(pixels, maps, depth, rollout / even, reader, title)
     rows = [
         (str(i), f"{d.mean():.1f}", f"{d.min():.1f}", f"{d.max():.1f}")
         for i, d in enumerate(distance)
@@ -230,18 +233,8 @@ def _attention(subject: Classifier, request: Request) -> Drawn:
         ("block", "mean of the heads", "nearest", "farthest"),
         rows,
     )
-    said: list[Part] = [Text(title), table]
-    return figure, said, {"prediction": prediction, "attention_distance": distance.tolist()}
-
-
-def _prefix_tokens(model: nn.Module) -> int:
-    return int(getattr(model, "num_prefix_tokens", 0))
-
-
-def _reader(model: nn.Module) -> str:
-    """Whose attention `class_attention` gives."""
-    config: Any = model.config
-    return "class token" if config.global_pool == "token" else "mean of the patches"
+    shown: list[Part] = [Text(title), table]
+    return figure, shown, {"prediction": prediction, "attention_distance": distance.tolist()}
 
 
 def _attention_figure(
@@ -351,7 +344,7 @@ def _filters(subject: Classifier, request: Request) -> Drawn:
     which = f"all {d} filters" if d <= FILTERS else f"the {FILTERS} strongest of {d} filters"
     panels = [(which, filters[order])]
     values: dict[str, Any] = {"filters": d, "channels": c, "kernel": kernel}
-    if min(kernel) >= 4 and d > 1:  # a 3x3 has so few components that they say nothing
+    if min(kernel) >= 4 and d > 1:  # a 3x3 has too few components to be worth showing
         components, share = filter_components(filters)
         part = f"{100 * float(share.sum()):.0f} % of their variance"
         panels.append((f"the first {len(components)} principal components, {part}", components))
@@ -384,7 +377,7 @@ def _filter_mosaic(filters: Array, aspect: float) -> Array:
 
 
 def _filter_tile(weights: Array) -> Array:
-    """(C, k, k) -> RGB in [0, 1], or (k, k) in [-1, 1] where the channels are no colours."""
+    """(C, k, k) -> RGB in [0, 1], or (k, k) in [-1, 1] where the channels are not colours."""
     if weights.shape[0] in (3, 4):
         colours = weights[:3]
         return np.asarray(0.5 + colours.transpose(1, 2, 0) / (2 * _largest(colours)))
@@ -422,11 +415,11 @@ def _features(subject: Classifier, request: Request) -> Drawn:
     title = _title(subject, request.image, prediction)
     _set_title(figure, title)
     shapes = [(name, "x".join(map(str, maps.shape))) for name, maps in layers]
-    said: list[Part] = [
+    shown: list[Part] = [
         Text(title),
         Table("Layers", ("layer", "channels x height x width"), shapes),
     ]
-    return figure, said, {"prediction": prediction, "layers": dict(shapes)}
+    return figure, shown, {"prediction": prediction, "layers": dict(shapes)}
 
 
 def _feature_row(figure: Figure, axes: Sequence[Axes], name: str, maps: Array) -> None:
@@ -466,7 +459,7 @@ def _figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def _set_title(figure: Figure, title: str) -> None:
-    # A dollar in a stranger's name is no formula.
+    # A dollar in a stranger's name is not a formula.
     figure.suptitle(title, fontsize=12, parse_math=False)
 
 

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from vitc.deploy.save import is_pretrained, load_pretrained, save_pretrained
+from vitc.deploy.save import save_pretrained
+from vitc.deploy.saved import is_pretrained, load_pretrained
 from vitc.errors import ConfigError
 from vitc.machine import own_version
 from vitc.weights.hub import check_repo_id, upload

@@ -24,7 +24,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     `plot`: also draw a recipe's learning rate, or a run's curves, into that file. Raises
     ConfigError: an unknown name, with a suggestion; settings or a plot that have no effect here.
     """
-    from vitc.deploy.save import is_pretrained
+    from vitc.deploy.saved import is_pretrained
     from vitc.deploy.show_model import model_page, model_with
     from vitc.models.zoo import MODELS
     from vitc.plugins.consent import with_sources
@@ -82,7 +82,7 @@ def _recipe_page(config: RunConfig, doc: str, plot: Path | None) -> Page:
 
 def _saved_page(folder: Path) -> Page:
     """A folder of `save_pretrained`: the model, its classes and its preprocessing."""
-    from vitc.deploy.save import read_pretrained
+    from vitc.deploy.saved import read_pretrained
     from vitc.deploy.show_model import model_page
 
     saved = read_pretrained(folder)
@@ -139,7 +139,7 @@ def _cnn_row(m: CNNConfig, paper: Reported) -> tuple[str, ...]:
 
 
 def run_page(path: Path, plot: Path | None = None) -> Page:
-    """What a run is, how far it is and with what result."""
+    """The settings, progress and results of a run."""
     from vitc.runs.folder import DATA, Run
     from vitc.views import figures
 

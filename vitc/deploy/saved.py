@@ -1,0 +1,279 @@
+"""What does the folder of a saved model hold, and how is it loaded? No code in it runs.
+
+    config.json         {"schema", "format", "library", "vitc_version", "model", "num_classes",
+                         "classes", "preprocessing", "fit", "results"}
+    model.safetensors   the state_dict under this library's names
+    README.md           the model card
+    sources/            a copy of the source of a custom stem
+
+It is read without network and without any extra; a name on the hub (user/name) needs the extra
+`hub`. `preprocessing` and `fit` are a `vitc.data.preprocessing.Preprocessing`, or null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitc.config import from_saved
+from vitc.data.preprocessing import Preprocessing, preprocessing_problem
+from vitc.errors import CheckpointError, ConfigError
+from vitc.files import read_json
+from vitc.models.config import ModelConfig, TimmConfig
+from vitc.plugins.consent import customs, with_sources
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vitc.weights.files import Kind
+
+FORMAT = 1
+LIBRARY = "vitc"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+KEYS = (
+    "format",
+    "library",
+    "vitc_version",
+    "model",
+    "num_classes",
+    "classes",
+    "preprocessing",
+    "fit",
+    "results",
+)
+FITS = ("crop", "pad", "squash")
+MOST_CLASSES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The contents of a saved model's config.json."""
+
+    config: ModelConfig
+    num_classes: int
+    """K; 0: no head."""
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+    results: dict[str, Any] | None
+
+
+# -- load ------------------------------------------------------------------------------------------
+
+
+def from_pretrained(
+    folder_or_repo_id: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    revision: str | None = None,
+) -> nn.Module:
+    """A saved model in evaluation mode on CPU: (B, C, H, W) float32 -> (B, K) logits.
+
+    `folder_or_repo_id`: a folder of `save_pretrained`, or `user/name` on the Hugging Face hub
+    (extra `hub`), of which `revision` is a branch, tag or commit. `num_classes`: another number
+    than it was saved with puts a fresh head on it (0: none, for features). Nothing is unpickled
+    and no code of the folder is imported; a custom class has to be trusted.
+
+    Raises ConfigError: no such folder, a missing extra, a custom class that is not trusted;
+    CheckpointError: files that are missing, damaged, of a newer format or of different models,
+    a hub that cannot be reached or refuses access.
+    """
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 0):
+        raise ConfigError(f"num_classes is {num_classes!r}; it must be a number of at least 0.")
+    folder = _located(folder_or_repo_id, revision)
+    model, saved = load_pretrained(folder)
+    if num_classes is not None and num_classes != saved.num_classes:
+        reset = getattr(model, "reset_classifier", None)
+        if reset is None:
+            raise ConfigError(f"{saved.config.name} cannot take another number of classes.")
+        reset(num_classes)
+    return model.eval()
+
+
+def _located(folder_or_repo_id: str | os.PathLike[str], revision: str | None) -> Path:
+    """The local folder, downloaded if this is a name on the hub."""
+    given = os.fspath(folder_or_repo_id)
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"revision has no effect with the folder {folder}.")
+        return folder
+    from vitc.weights.hub import download, is_repo_id
+
+    if folder.exists():
+        raise ConfigError(
+            f"{folder} is a file.", "Give the folder that save_pretrained wrote, not a file in it."
+        )
+    if not is_repo_id(given):
+        raise ConfigError(
+            f"There is no folder {given!r}, and it is not a name on the hub (user/name)."
+        )
+    return download(given, revision)
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether a folder has the files of a saved model, whatever they hold."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
+    """The model of a local folder in evaluation mode on CPU, and the contents of its config.json.
+
+    Raises as `from_pretrained`.
+    """
+    from vitc.weights.files import blueprint
+
+    saved = read_pretrained(folder)
+    file = folder / WEIGHTS
+    there = _header(file)
+    saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
+    skeleton = blueprint(saved.config, saved.num_classes, there, str(folder))
+    tensors = _read(file, skeleton)
+    return _filled(skeleton, saved, tensors).eval(), saved
+
+
+def _filled(skeleton: nn.Module, saved: Saved, tensors: dict[str, Tensor]) -> nn.Module:
+    """The skeleton with these tensors, or a newly built model if it holds other tensors as well."""
+    import torch
+
+    from vitc.models.zoo import build_model
+
+    config = saved.config
+    if not any(customs(config)) and not isinstance(config, TimmConfig):
+        skeleton.load_state_dict(tensors, assign=True)
+        if not any(b.is_meta for b in skeleton.buffers()):
+            return skeleton
+    with torch.random.fork_rng(devices=[]):  # others may hold tensors outside their state_dict
+        model = build_model(config, saved.num_classes)
+    model.load_state_dict(tensors)
+    return model
+
+
+def _header(file: Path) -> dict[str, Kind]:
+    """Names, shapes and kinds in a safetensors file; nothing of that size is read or allocated."""
+    from vitc.weights.files import Kind
+
+    with _opened(file) as opened:
+        found = {}
+        for name in opened.keys():  # noqa: SIM118
+            entry = opened.get_slice(name)
+            floating = entry.get_dtype() in ("F16", "BF16", "F32", "F64")
+            found[name] = Kind(tuple(entry.get_shape()), floating)
+        return found
+
+
+def _read(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the model, in its dtypes: views of the file where that has the same."""
+    with _opened(file) as opened:
+        return {
+            name: opened.get_tensor(name).to(like.dtype)
+            for name, like in model.state_dict().items()
+        }
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            yield opened
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or not a safetensors file: {str(error)[:200]}.",
+            "Copy or download it again.",
+        ) from error
+
+
+# -- config.json -----------------------------------------------------------------------------------
+
+
+def read_pretrained(folder: Path) -> Saved:
+    """config.json of a saved model, every value of it checked.
+
+    Raises CheckpointError: missing, not JSON, of another library or of a newer format, a value of
+    the wrong type, an unknown name; ConfigError: the folder is a run's.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            if (folder / "data.json").exists():
+                raise ConfigError(
+                    f"{folder} is a run folder, not a saved model.",
+                    f"Save its model first: vitc save {folder} FOLDER",
+                )
+            raise CheckpointError(
+                f"{folder} holds no saved model: {name} is missing.",
+                "Give a folder that vitc save or save_pretrained wrote.",
+            )
+    file = folder / CONFIG
+    values = read_json(file, CheckpointError)
+    if values.get("library") != LIBRARY or type(values.get("format")) is not int:
+        raise CheckpointError(
+            f"{file} describes a model of another library.",
+            "Weights of other libraries: vitc convert",
+        )
+    if values["format"] > FORMAT:
+        raise CheckpointError(
+            f"{file} was written by a newer vitc (format {values['format']}, here {FORMAT}).",
+            "Update vitc.",
+        )
+    problem = _problem(values)
+    if problem is not None:
+        raise CheckpointError(f"{file} is damaged: {problem}.")
+    classes, prepared = values["classes"], values["preprocessing"]
+    return Saved(
+        _model_config(values["model"], values.get("schema", 1), file),
+        values["num_classes"],
+        None if classes is None else tuple(classes),
+        None if prepared is None else Preprocessing.from_dict(prepared, values["fit"]),
+        values["results"],
+    )
+
+
+def _problem(values: Mapping[str, Any]) -> str | None:
+    """What is invalid in the values beside `model`; None: nothing."""
+    unknown = [k for k in values if k not in (*KEYS, "schema")]
+    missing = [k for k in KEYS if k not in values]
+    if unknown or missing:
+        return f"{unknown[0][:60]!r} is unknown" if unknown else f"it has no {missing[0]!r}"
+    if values["format"] < 1:
+        return f"there is no format {values['format']}"
+    if not isinstance(values["model"], dict):
+        return "'model' is not a table of settings"
+    k, classes, results = values["num_classes"], values["classes"], values["results"]
+    if type(k) is not int or not 0 <= k <= MOST_CLASSES:
+        return f"num_classes is {str(k)[:60]}, which is not a number of classes"
+    if results is not None and not isinstance(results, dict):
+        return "'results' is neither a table nor null"
+    if values["fit"] not in FITS:
+        return f"'fit' is none of {', '.join(FITS)}"
+    in_chans = values["model"].get("in_chans", 3)
+    return classes_problem(classes, k) or prepared_problem(values["preprocessing"], in_chans)
+
+
+def classes_problem(classes: Any, k: int) -> str | None:
+    if classes is None:
+        return None
+    if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
+        return "classes is not a list of strings"
+    return None if len(classes) == k else f"there are {len(classes)} classes for {k} outputs"
+
+
+def prepared_problem(values: Any, in_chans: Any) -> str | None:
+    problem = None if values is None else preprocessing_problem(values, in_chans, complete=True)
+    return None if problem is None else f"preprocessing: {problem}"
+
+
+def _model_config(values: dict[str, Any], schema: Any, file: Path) -> ModelConfig:
+    try:
+        return from_saved({"schema": schema, "model": values}, file).model
+    except (ConfigError, RecursionError, AttributeError, TypeError) as error:
+        what = error.message if isinstance(error, ConfigError) else "it is nested in an unknown way"
+        raise CheckpointError(
+            f"{file} describes a model that this version of vitc does not know: {what[:300]}",
+            "It may be from a newer vitc, or damaged.",
+        ) from error
