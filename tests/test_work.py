@@ -298,6 +298,7 @@ def test_two_machines_on_one_folder_run_no_trial_twice_and_one_takes_over(
     running = "trials/*/checkpoints/latest"
     until(lambda: len(list(folder.path.glob(running))) >= 2)
     os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
     assert second.wait(300) == 0
     until(lambda: not any(claimed(folder.trial(t)) for t in trials), 5)
     assert work_on(folder, LocalEngine(1), quiet=True).ended == 4
