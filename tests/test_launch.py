@@ -82,7 +82,7 @@ STUDY = [
         (["--engine", "ray", "--partition", "gpu"], "--partition has no effect"),
         (["--engine", "ray", "--hours", "2"], "it is for: slurm"),
         (["--gpus-per-trial", "1"], "it is for: ray, slurm"),
-        (["--engine", "ray", "--gpus-per-trial", "1.5"], "a share of one GPU or a whole number"),
+        (["--engine", "ray", "--gpus-per-trial", "1.5"], "a share of one GPU or an integer"),
         (["--engine", "ray", "--gpus-per-trial", "-1"], "must not be negative"),
         (["--engine", "ray", "--gpus-per-trial", "nan"], "must not be negative"),
         (["--engine", "slurm", "--gpus-per-trial", "0.5"], "whole GPUs"),
@@ -751,7 +751,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             with open(folder / f"{command[0]}.out", "wb") as out:
                 daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
             time.sleep(2)
-        idle = wait_for(lambda: "idle" in said("sinfo", "-h", "-o", "%T"), 30)
+        idle = wait_for(lambda: "idle" in shell("sinfo", "-h", "-o", "%T"), 30)
         assert idle, "".join(p.read_text()[-2000:] for p in folder.glob("*.out"))
         yield folder
     finally:
@@ -761,7 +761,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def said(*command: str) -> str:
+def shell(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
@@ -774,10 +774,10 @@ def test_a_real_slurm_preempts_a_job_and_the_results_are_the_same(
     folder = StudyFolder(tmp_path / "s")
 
     def preempt() -> None:
-        job = said("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").split()[0]
-        said("scancel", "--signal=USR2", job)
-        assert wait_for(lambda: job in said("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i"), 60)
-        said("scontrol", "update", f"job={job}", "StartTime=now")  # else SLURM waits two minutes
+        job = shell("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").split()[0]
+        shell("scancel", "--signal=USR2", job)
+        assert wait_for(lambda: job in shell("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i"), 60)
+        shell("scontrol", "update", f"job={job}", "StartTime=now")  # else SLURM waits two minutes
 
     preemptor = once(lambda: list(folder.trials.glob("*/checkpoints/latest")), preempt)
     engine = SlurmEngine(pack=2, max_jobs=1, hours=1)
@@ -811,6 +811,6 @@ def test_a_real_slurm_outlives_the_study_that_submitted_and_runs_nothing_twice(
     now = conduct(folder, plan(4, **LONGER), engine=SlurmEngine(max_jobs=2), quiet=True)
     killer.join()
     assert (now.ended, now.total) == (4, 4)
-    assert said("squeue", "-h").strip() == ""
+    assert shell("squeue", "-h").strip() == ""
     nothing_twice(folder.path)
     assert results(folder.path) == local

@@ -38,7 +38,7 @@ STORE_BYTES = 80 << 20  # nothing but names goes through Ray's object store
 
 @dataclass
 class RayEngine:
-    """One Ray task a trial, of some cores and GPUs: a share of one GPU, or a whole number.
+    """One Ray task a trial, of some cores and GPUs: a share of one GPU, or several.
 
     `ray_address`: of a running cluster ("auto": the one this machine belongs to). Without it a
     local one is started, on the loopback alone and without a dashboard, and ended by `close`.
@@ -56,7 +56,7 @@ class RayEngine:
         if not (0 <= gpus < math.inf):
             found.append(f"--gpus-per-trial {gpus:g} must not be negative.")
         elif gpus > 1 and gpus != int(gpus):
-            found.append(f"--gpus-per-trial {gpus:g} must be a share of one GPU or a whole number.")
+            found.append(f"--gpus-per-trial {gpus:g} must be a share of one GPU or an integer.")
         if self.ray_address and not ADDRESS.fullmatch(self.ray_address):
             found.append(
                 f"--ray-address {self.ray_address!r} is neither auto nor HOST:PORT: auto on a node "

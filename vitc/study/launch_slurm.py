@@ -284,7 +284,7 @@ def _wait(
 class Slice:
     """What a task of the array runs: these trials, `workers` side by side, or each over `span`.
 
-    submitit pickles it, calls it on the node, and calls `checkpoint` when the job is told of its
+    submitit pickles it, calls it on the node, and calls `checkpoint` when the job is warned of its
     end (wall time, pre-emption), in a signal handler that interrupts the call.
     """
 

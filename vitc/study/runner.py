@@ -99,13 +99,13 @@ def conduct(
 ) -> Standing:
     """Write or join the plan, then run every trial that has not ended.
 
-    `engine` places the trials (`placement.Placement.make`); without one, `workers` on this machine
-    do. It is no part of the plan: a study may go on with another, which its history then says.
+    `engine` launches the workers; without one, `workers` processes on this machine run the trials.
+    It is no part of the plan: a study may be resumed with another, which its history then notes.
 
     Raises ConfigError: another study is there, or contenders differ in what must agree and
     `allow_mixed` is not set (those of an exhibit may, its machines and versions not). Raises
     InterruptedRun on SIGTERM or Ctrl-C, once the running trials have saved their state: the same
-    command goes on.
+    command resumes.
     """
     differing = mixed(plan)
     if differing and not (allow_mixed or plan.exhibit):  # an exhibit's differ as in the paper
@@ -164,7 +164,7 @@ def work_on(
         raise ConfigError(
             f"The file system of {folder.path} has no locks, so that two machines could run the "
             "same trial.",
-            "Give each machine its part: --slice 1/2 and --slice 2/2, say.",
+            "Give each machine its part: --slice 1/2 and --slice 2/2.",
         )
     plan, _ = folder.read()
     now = standing(folder, plan)
