@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -260,8 +260,9 @@ def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
             _check_size(*image.size, name)
-            if image.format == "PNG":
-                _check_sums(data)
+            if image.format == "PNG":  # checksums and the end, which `load` may not reach
+                with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+                    again.verify()
             image.load()
             pixels = _pixels(image, name)
             return _upright(pixels, _turn(_orientation(image)))
@@ -275,19 +276,24 @@ def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
         raise _broken(name, f"the file is damaged or incomplete ({e})") from e
 
 
-def _check_sums(data: bytes) -> None:
-    """Raises what Pillow raises for a PNG with a wrong checksum or no end, neither of which `load`
-    checks behind the pixels."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        image.verify()
-
-
 def _pixels(image: Image.Image, name: str) -> Pixels:
     mode = image.mode
-    if mode.startswith("I;16") or mode == "I":
-        return _from_integers(np.asarray(image), name)
-    if mode == "F":
-        return _from_floats(np.asarray(image), name)
+    if mode.startswith("I;16") or mode == "I":  # 16 bits, which Pillow may widen to 32
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            why = f"its integers {low:,} … {high:,} exceed 16 bits, and have no standard range"
+            raise _broken(name, why)
+        wide = values.astype(np.uint32)
+        wide += 128
+        wide //= 257
+        return wide.astype(np.uint8)[..., None]
+    if mode == "F":  # any range but 0 … 1 would be a guess
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # also for NaN
+            why = f"its floating-point values {values.min():g} … {values.max():g} are not in 0 … 1"
+            raise _broken(name, why)
+        return (values * 255 + 0.5).astype(np.uint8)[..., None]
     if mode == "La":
         image = image.convert("LA")
     if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -298,28 +304,6 @@ def _pixels(image: Image.Image, name: str) -> Pixels:
         image = image.convert("RGB")
     pixels = np.array(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _from_integers(values: NDArray[Any], name: str) -> Pixels:
-    """16 bits, which Pillow may widen to 32: 0 … 65,535 to 0 … 255, rounded."""
-    if values.min() < 0 or values.max() > 65535:
-        raise _broken(
-            name,
-            f"its integers {values.min():,} … {values.max():,} exceed 16 bits, and have no "
-            "standard range",
-        )
-    wide = values.astype(np.uint32)
-    wide += 128
-    wide //= 257
-    return wide.astype(np.uint8)[..., None]
-
-
-def _from_floats(values: NDArray[Any], name: str) -> Pixels:
-    """0 … 1 to 0 … 255, rounded. Any other range would be a guess and is rejected."""
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # also when they are not numbers
-        raise _broken(name, f"its floating-point values {low:g} … {high:g} are not in 0 … 1")
-    return (values * 255 + 0.5).astype(np.uint8)[..., None]
 
 
 # -------------------------------------------------------------------------------------- channels
@@ -424,9 +408,16 @@ def _jpeg_cut(
     if factor == 1:
         return None
     smaller = math.ceil(height / factor), math.ceil(width / factor)
-    frame = _jpeg_frame(data, in_chans, smaller, turn)
-    if frame is None:
+    least = smaller[::-1] if turn.swap else smaller
+    try:
+        frame = simplejpeg.decode_jpeg(
+            data, _JPEG_SPACES[in_chans], min_height=least[0], min_width=least[1]
+        )
+    except (ValueError, MemoryError):  # also for a warning
         return None
+    if frame.shape[:2] != least:
+        return None
+    frame = _upright(frame, turn)
     # A frame's last row may cover fewer rows than the others; when mirrored, it comes first.
     shift = [
         (-length % factor) / factor if mirrored else 0.0
@@ -435,20 +426,6 @@ def _jpeg_cut(
     first = rows[0] / factor + shift[0], columns[0] / factor + shift[1]
     last = rows[1] / factor + shift[0], columns[1] / factor + shift[1]
     return _resize_between(frame, first, last, size)
-
-
-def _jpeg_frame(data: bytes, in_chans: int, size: tuple[int, int], turn: _Turn) -> Pixels | None:
-    """The upright picture, decoded to `size` (H, W); None if its decoder warns."""
-    least = size[::-1] if turn.swap else size
-    try:
-        pixels = simplejpeg.decode_jpeg(
-            data, _JPEG_SPACES[in_chans], min_height=least[0], min_width=least[1]
-        )
-    except (ValueError, MemoryError):
-        return None
-    if pixels.shape[:2] != least:
-        return None
-    return _upright(pixels, turn)
 
 
 def _resize_between(

@@ -347,11 +347,11 @@ class _Work:
                 break
             index -= len(split)
         try:
-            return self._made(split.stored(index), split.names[index])
+            return self._stored_as(split.stored(index), split.names[index])
         except BrokenFileError as error:
             return _Made(b"", 0, 0, error)
 
-    def _made(self, stored: bytes | Pixels, name: str) -> _Made:
+    def _stored_as(self, stored: bytes | Pixels, name: str) -> _Made:
         form = self.form
         if form.encoding == "source":
             if not isinstance(stored, bytes):
@@ -421,7 +421,7 @@ def _write(
             for made in chunk:
                 if made.broken is not None:
                     if bad_files == "stop":
-                        raise _stopped(made.broken, payload, log, entries)
+                        break
                     skipped.append(name(done.count))
                     entries.append(done.add(0, 0, 0, 0, kept=False))
                     continue
@@ -431,22 +431,15 @@ def _write(
             payload.flush()  # the records before their entries in the journal
             log.write(b"".join(entries))
             log.flush()
+            if made.broken is not None and bad_files == "stop":
+                raise BrokenFileError(
+                    made.broken.message,
+                    "Run the same command with --bad-files skip to resume without such files.",
+                )
             if progress is not None and (time.monotonic() - shown > 0.2 or done.count == len(work)):
                 shown = time.monotonic()
                 progress(done.count, len(work))
     return tuple(skipped)
-
-
-def _stopped(
-    error: BrokenFileError, payload: BinaryIO, log: BinaryIO, entries: list[bytes]
-) -> BrokenFileError:
-    """The error that ends the pack; the images so far are kept."""
-    payload.flush()
-    log.write(b"".join(entries))
-    log.flush()
-    return BrokenFileError(
-        error.message, "Run the same command with --bad-files skip to resume without such files."
-    )
 
 
 def _single_thread() -> None:

@@ -133,13 +133,13 @@ def preprocessing_problem(
         return "interpolation is not a string"
     if crop is not None and not (_numbers([crop]) and 0 < crop <= 1):
         return "crop is not in (0, 1]"
-    if size is not None and not (_numbers(size) and len(size) == 2 and _are_sides(size)):
+    if size is not None and not (
+        _numbers(size)
+        and len(size) == 2
+        and all(side == int(side) and 0 < side <= LARGEST_SIDE for side in size)
+    ):
         return f"img_size is not [height, width] of at most {LARGEST_SIDE} pixels"
     return None
-
-
-def _are_sides(size: list[float]) -> bool:
-    return all(side == int(side) and 0 < side <= LARGEST_SIDE for side in size)
 
 
 def _numbers(values: Any) -> bool:

@@ -93,32 +93,17 @@ def epoch_indices(
     order: NDArray[np.int64] = np.argsort(luck, kind="stable").astype(np.int64, copy=False)
     if balance == "none":
         return order
-    chosen: NDArray[np.int64] = _balanced(seed, epoch, labels, balance)[order]
-    return chosen
-
-
-def _balanced(
-    seed: int, epoch: int, labels: NDArray[np.int64], balance: Literal["none", "sqrt", "full"]
-) -> NDArray[np.int64]:
     _, member, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    quotas = _quotas(len(labels), np.sqrt(counts) if balance == "sqrt" else np.ones(len(counts)))
-    luck = hashes(seed, "balance", epoch, np.arange(len(labels)), 1)[:, 0]
-    by_class = np.lexsort((luck, member))  # images grouped by class, the luckiest first
-    first = np.cumsum(counts) - counts
-    rank = np.arange(len(labels)) - np.repeat(first, counts)  # place within the class
-    whole, extra = np.divmod(quotas, counts)
-    times = np.repeat(whole, counts) + (rank < np.repeat(extra, counts))
-    return np.repeat(by_class, times).astype(np.int64, copy=False)
-
-
-def _quotas(n: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """n places shared in proportion to weights: the floor of each share, and one more for the
-    largest remainders."""
+    weights = np.sqrt(counts) if balance == "sqrt" else np.ones(len(counts))
     shares = n * weights / math.fsum(weights)  # fsum: exact, so the order does not matter
     quotas: NDArray[np.int64] = np.floor(shares).astype(np.int64)
-    largest = np.argsort(quotas - shares, kind="stable")[: n - int(quotas.sum())]
-    quotas[largest] += 1
-    return quotas
+    quotas[np.argsort(quotas - shares, kind="stable")[: n - int(quotas.sum())]] += 1
+    luck = hashes(seed, "balance", epoch, np.arange(n), 1)[:, 0]
+    by_class = np.lexsort((luck, member))  # images grouped by class, in a seeded order
+    rank = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # place within the class
+    whole, extra = np.divmod(quotas, counts)
+    times = np.repeat(whole, counts) + (rank < np.repeat(extra, counts))
+    return np.repeat(by_class, times).astype(np.int64, copy=False)[order]
 
 
 def stand_ins(seed: int, epoch: int, position: int, index: int, n: int) -> Iterator[int]:

@@ -86,6 +86,7 @@ class Served:
         Raises the reader's errors, and RunError: a process died. Closing it ends the processes.
         """
         workers, reader = self.workers, Reader(self.split, self.config, self.plan)
+        method = "fork" if sys.platform.startswith("linux") else "spawn"
         watch = _Watch(reader, workers)
         with _quiet_start(), watch.deaths_reported():
             answers = iter(
@@ -99,7 +100,7 @@ class Served:
                     pin_memory=self.device.type == "cuda",
                     timeout=POLL_SECONDS if workers else 0,
                     worker_init_fn=functools.partial(_start_worker, watch.table),
-                    multiprocessing_context=_start_method() if workers else None,
+                    multiprocessing_context=method if workers else None,
                     generator=torch.Generator(),  # the global one would make resuming inexact
                 )
             )
@@ -278,10 +279,6 @@ def _unchanged(answer: Any) -> Any:
 
 def _ignored(*_: object) -> None:
     pass
-
-
-def _start_method() -> str:
-    return "fork" if sys.platform.startswith("linux") else "spawn"
 
 
 @contextmanager

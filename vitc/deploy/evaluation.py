@@ -83,8 +83,8 @@ def predict_split(
 
     Computed as during training, in the run's precision. Raises ConfigError, DataError.
     """
-    c, p = classifier, classifier.preprocessing
-    opened = open_split(c.config, c.classes, (p.mean, p.std), c.device, data, split)
+    c = classifier
+    opened = open_split(c.config, c.classes, c.preprocessing, c.device, data, split)
     names, labels, logits = [], [], []
     order = np.concatenate([*opened.batches.batches, np.zeros(0, np.int64)])
     for found, target in logits_of(c.model, opened.batches, opened.settings):

@@ -15,6 +15,7 @@ from vitc.config import RunConfig, read_config, with_data
 from vitc.data.augment.device import finish
 from vitc.data.dataset import open_data
 from vitc.data.loader import EvalLoader, open_eval
+from vitc.data.preprocessing import Preprocessing
 from vitc.errors import ConfigError, DataError
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
@@ -115,8 +116,8 @@ def evaluate_run(
     config = read_config(run)
     where = pick_device(device)
     model, record = load_model(run, weights)
-    norm = tuple(record["mean"]), tuple(record["std"])
-    opened = open_split(config, record["classes"], norm, where, data, split)
+    preprocessing = Preprocessing.from_run(record)
+    opened = open_split(config, record["classes"], preprocessing, where, data, split)
     result: dict[str, Any] = evaluate(model.to(where), opened.batches, opened.settings)
     low, high = wilson(result["top1"], int(result["n"]))
     return {
@@ -145,12 +146,12 @@ class OpenSplit:
 def open_split(
     config: RunConfig,
     classes: Sequence[str],
-    norm: tuple[tuple[float, ...], tuple[float, ...]],
+    preprocessing: Preprocessing,
     device: torch.device,
     data: str | None,
     split: str,
 ) -> OpenSplit:
-    """A split of the run's data, or of `data`, prepared as for this run; `norm`: mean and std.
+    """A split of the run's data, or of `data`, prepared as for this run.
 
     Raises DataError: its classes are not the run's; ConfigError: there is no such split.
     """
@@ -168,7 +169,8 @@ def open_split(
         raise ConfigError(
             f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
         )
-    settings = step_settings(config, device, Processes(), *norm, len(classes))
+    mean, std = preprocessing.mean, preprocessing.std
+    settings = step_settings(config, device, Processes(), mean, std, len(classes))
     plan = batch_plan(config, Processes())
     batches = open_eval(images.splits[split], images, config.data, plan, device, batch=EVAL_BATCH)
     return OpenSplit(batches, settings, images.fingerprint)

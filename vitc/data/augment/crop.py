@@ -44,13 +44,8 @@ def eval_image(image: Pixels, size: tuple[int, int], fit: Fit, eval_crop: float)
         scale = eval_crop * min(height / size[0], width / size[1])
         cut = size[0] * scale, size[1] * scale
         return crop_resize(image, ((height - cut[0]) / 2, (width - cut[1]) / 2, *cut), size)
-    if fit == "pad":
-        return _padded(image, size)
-    raise ConfigError(f"data.fit {fit!r} must be crop, pad or squash.")
-
-
-def _padded(image: Pixels, size: tuple[int, int]) -> Tensor:
-    height, width = image.shape[:2]
+    if fit != "pad":
+        raise ConfigError(f"data.fit {fit!r} must be crop, pad or squash.")
     scale = min(size[0] / height, size[1] / width)
     scale = float(int(scale)) if scale >= 1 else scale
     inner = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

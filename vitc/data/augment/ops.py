@@ -116,29 +116,6 @@ def rotation(degrees: float, height: int, width: int) -> Matrix:
     return c, s, x - (c * x + s * y), -s, c, y - (-s * x + c * y)
 
 
-# -- tables ---------------------------------------------------------------------------------------
-
-
-def _posterize(bits: float) -> Pixels:
-    return (_RAMP & -(1 << (8 - int(bits)))).astype(np.uint8)
-
-
-def _solarize(first: float) -> Pixels:
-    return np.where(first > _RAMP, _RAMP, 255 - _RAMP).astype(np.uint8)
-
-
-def _solarize_add(added: float) -> Pixels:
-    return np.where(_RAMP < 128, np.minimum(_RAMP + int(added), 255), _RAMP).astype(np.uint8)
-
-
-def _invert(_: float) -> Pixels:
-    return (255 - _RAMP).astype(np.uint8)
-
-
-def _brightness(factor: float) -> Pixels:
-    return ops_pillow.blend_table(0, factor)
-
-
 # -- the table ------------------------------------------------------------------------------------
 
 # autoaugment: the ranges of arXiv 1805.09501, Table 6. v0: those of EfficientNet's code, as in
@@ -193,7 +170,7 @@ OPERATIONS = (
             "rand": Scale(4, 0, whole="floor", least=1),
             "trivial": Scale(8, 2, whole="nearest"),
         },
-        table=_posterize,
+        table=lambda bits: (_RAMP & -(1 << (8 - int(bits)))).astype(np.uint8),
     ),
     Operation(  # the first value that is inverted
         "solarize",
@@ -204,16 +181,16 @@ OPERATIONS = (
             "rand": Scale(256, 0, whole="floor"),
             "trivial": Scale(255, 0, whole="floor"),
         },
-        table=_solarize,
+        table=lambda first: np.where(first > _RAMP, _RAMP, 255 - _RAMP).astype(np.uint8),
     ),
     Operation(  # what is added below 128
         "solarize_add",
         0,
         {name: Scale(0, 110, whole="floor") for name in ("v0", "rand")},
-        table=_solarize_add,
+        table=lambda v: np.minimum(_RAMP + int(v) * (_RAMP < 128), 255).astype(np.uint8),
     ),
-    Operation("invert", math.nan, _NONE, table=_invert),
-    Operation("brightness", 1, _FACTOR, table=_brightness),
+    Operation("invert", math.nan, _NONE, table=lambda _: (255 - _RAMP).astype(np.uint8)),
+    Operation("brightness", 1, _FACTOR, table=lambda v: ops_pillow.blend_table(0, v)),
     Operation("auto_contrast", math.nan, _NONE, spread=(ops_pillow.stretched, ops_torch.stretched)),
     Operation("equalize", math.nan, _NONE, spread=(ops_pillow.equalized, ops_torch.equalized)),
     Operation("contrast", 1, _FACTOR, from_mean=True),
