@@ -412,75 +412,10 @@ def test_other_numbers_of_channels_are_refused(in_chans: int) -> None:
 # ----------------------------------------------------------------------------------------- size
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_an_image_of_the_right_size_keeps_every_pixel(fit: Any) -> None:
-    seen = eval_image(scene(), (48, 64), fit, 0.875)
-    assert seen.dtype == torch.uint8
-    assert (seen.permute(1, 2, 0).numpy() == scene()).all()
-    original = scene()
-    eval_image(original, (48, 64), fit, 1.0).zero_()
-    assert (original == scene()).all()  # the tensor shares no memory with the image
-
-
-@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3000, 2), (20, 20), (100, 37), (300, 400)])
-def test_any_shape_reaches_the_size(fit: Any, shape: tuple[int, int]) -> None:
-    for channels in (1, 3, 4):
-        image = np.full((*shape, channels), 7, np.uint8)
-        seen = eval_image(image, (32, 48), fit, 0.875)
-        assert seen.shape == (channels, 32, 48)
-        assert set(seen.unique().tolist()) <= ({0, 7} if fit == "pad" else {7})
-
-
-def resized_then_cut(image: Pixels, size: int, share: float) -> torch.Tensor:
-    """The field's words: the shorter side to size / share, then the centre."""
-    edge = round(size / share)
-    scale = edge / min(image.shape[:2])
-    whole = round(image.shape[0] * scale), round(image.shape[1] * scale)
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    big = torch.nn.functional.interpolate(pixels, size=whole, mode="bilinear", antialias=True)[0]
-    top, left = round((whole[0] - size) / 2), round((whole[1] - size) / 2)
-    return big[:, top : top + size, left : left + size]
-
-
 def smooth(height: int, width: int) -> Pixels:
     y, x = np.mgrid[:height, :width] / 40
     waves = [np.sin(x) * np.cos(y), np.cos(x + y), np.sin(x - 2 * y)]
     return (np.stack(waves, -1) * 100 + 128).astype(np.uint8)
-
-
-@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (256, 256), (600, 241)])
-def test_crop_is_the_fields_resize_and_centre_crop(shape: tuple[int, int]) -> None:
-    image = smooth(*shape)
-    seen = eval_image(image, (224, 224), "crop", 0.875).float()
-    difference = (seen - resized_then_cut(image, 224, 0.875)).abs()
-    assert difference.mean() < 1.5  # boxes are rounded to whole pixels
-    wrong = eval_image(image, (224, 224), "squash", 0.875).float()
-    assert (wrong - resized_then_cut(image, 224, 0.875)).abs().mean() > 5
-
-
-def test_pad_gives_28_pixels_a_border_of_two_zeros_and_blurs_nothing() -> None:
-    image = scene(28, 28) // 2 + 100
-    seen = eval_image(image, (32, 32), "pad", 0.875).permute(1, 2, 0).numpy()
-    assert (seen[2:30, 2:30] == image).all()
-    seen[2:30, 2:30] = 0
-    assert not seen.any()
-
-
-def test_pad_enlarges_by_whole_factors_only_and_shrinks_to_fit() -> None:
-    def inner(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-        seen = eval_image(np.full((height, width, 1), 9, np.uint8), size, "pad", 0.875)[0]
-        rows, columns = seen.any(1), seen.any(0)
-        for side in (rows, columns):  # centred
-            first, last = int(side.int().argmax()), int(side.flip(0).int().argmax())
-            assert abs(first - last) <= 1
-        return int(rows.sum()), int(columns.sum())
-
-    assert inner(14, 14, (32, 32)) == (28, 28)
-    assert inner(15, 9, (32, 32)) == (30, 18)
-    assert inner(31, 2, (32, 32)) == (31, 2)
-    assert inner(100, 50, (32, 32)) == (32, 16)
-    assert inner(50, 400, (32, 64)) == (8, 64)
 
 
 def test_crop_resize_copies_a_box_of_the_right_size_exactly() -> None:

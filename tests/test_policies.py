@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, ndtr
 from scipy.stats import kstest
 
-from vitc.data.augment.device import PCA_AXES, PCA_STD, draw_erasing, draw_lighting, erase_boxes
-from vitc.data.augment.mixing import draw_mix
+from vitc.data.augment.device import draw_erasing, draw_lighting
 from vitc.data.augment.ops import CODE, OPERATIONS, OPS, Chain
 from vitc.data.augment.policies import (
     AUTOAUGMENT,
@@ -26,7 +25,7 @@ from vitc.data.augment.policies import (
 )
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.pixels import requests
-from vitc.data.sampling import BatchPlan, Place, betas, epoch_indices, normal, order_places, uniform
+from vitc.data.sampling import BatchPlan, Place, epoch_indices, normal, order_places, uniform
 from vitc.errors import ConfigError
 
 N = 60_000
@@ -51,13 +50,6 @@ def plan(**changes: object) -> BatchPlan:
         "drop_path_rate": 0.0,
     }
     return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def many(n: int = N, **changes: object) -> BatchPlan:
-    return plan(batch=n, micro=n, **changes)
-
-
-HERE = Place(0, 0)
 
 
 def plausible(observed: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
@@ -259,74 +251,6 @@ def test_normal_inverts_its_distribution_function() -> None:
     assert np.array_equal(x, np.round(x * 2**20) / 2**20)
 
 
-# -- lighting, erasing ----------------------------------------------------------------------------
-
-
-def test_lighting_has_the_covariance_of_its_axes() -> None:
-    added = draw_lighting(many(), AugmentConfig(lighting=0.1), HERE)
-    assert added is not None
-    assert (added.dtype, added.shape) == (np.float32, (N, 3))
-    expected = PCA_AXES @ np.diag((0.1 * PCA_STD) ** 2) @ PCA_AXES.T
-    spread = np.sqrt(np.diag(expected))
-    assert np.abs(added.mean(0) / spread).max() < 4 / np.sqrt(N)
-    error = (np.cov(added.T) - expected) / np.outer(spread, spread)
-    assert np.abs(error).max() < 4 * np.sqrt(2 / N)
-    along = added @ np.linalg.inv(PCA_AXES).T / (0.1 * PCA_STD)
-    for k in range(3):
-        assert kstest(along[:, k], "norm").pvalue > 1e-3
-
-
-def test_the_axes_of_lighting_are_those_of_a_covariance() -> None:
-    assert pytest.approx(np.eye(3), abs=2e-3) == PCA_AXES.T @ PCA_AXES
-
-
-def test_lighting_leaves_opacity_alone() -> None:
-    added = draw_lighting(plan(in_chans=4), AugmentConfig(lighting=0.1), HERE)
-    assert added is not None
-    assert added.shape == (4, 4)
-    assert (added[:, 3] == 0).all()
-    assert (added[:, :3] != 0).all()
-    assert draw_lighting(plan(), AugmentConfig(), HERE) is None
-
-
-def test_erasing_has_its_probability_area_and_ratio() -> None:
-    augment = AugmentConfig(erase=0.25)
-    erasing = draw_erasing(many(size=(1000, 1000)), augment, HERE)
-    assert erasing is not None
-    top, left, bottom, right = erasing.boxes.T.astype(float)
-    some = bottom > top
-    assert abs(some.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / N)
-    assert (erasing.boxes[~some] == 0).all()
-    h, w = (bottom - top)[some], (right - left)[some]
-    assert (top >= 0).all() and (left >= 0).all()  # noqa: PT018
-    assert (h < 1000).all() and (w < 1000).all()  # noqa: PT018
-    assert bottom.max() <= 1000 and right.max() <= 1000  # noqa: PT018
-    share, ratio = h * w / 1e6, h / w
-    assert share.min() > 0.0195
-    assert share.max() < 0.334
-    assert ratio.min() > 0.298
-    assert ratio.max() < 3.36
-    # Nearly all first tries fit, those of a large area and far from a square aside.
-    assert share.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.004)
-    assert np.log(ratio).mean() == pytest.approx(0, abs=0.03)
-    assert len(np.unique(erasing.keys)) > N * 0.999
-    assert erasing.keys.max() < 2**32
-
-
-def test_erased_boxes_are_anywhere_that_they_fit() -> None:
-    half = AugmentConfig(erase=1.0, erase_area=(0.25, 0.25), erase_ratio=(1.0, 1.0))
-    boxes = erase_boxes(uniform(0, "erase", 0, np.arange(N), 22), (40, 40), half)
-    assert (boxes[:, 2:] - boxes[:, :2] == 20).all()
-    for place in boxes[:, :2].T:
-        counts = np.bincount(place, minlength=21).astype(float)
-        assert plausible(counts, np.full(21, N / 21))
-
-
-def test_a_rectangle_as_large_as_the_image_is_not_erased() -> None:
-    all_ = AugmentConfig(erase=1.0, erase_area=(1.0, 1.0), erase_ratio=(1.0, 1.0))
-    assert (erase_boxes(uniform(0, "erase", 0, np.arange(9), 22), (40, 40), all_) == 0).all()
-
-
 # -- repeated augmentation ------------------------------------------------------------------------
 
 
@@ -458,24 +382,6 @@ def test_operations_do_not_depend_on_how_the_batch_is_cut() -> None:
         draw_lighting(whole, augment, Place(2, 3)),  # type: ignore[arg-type]
         np.concatenate(lights),  # type: ignore[arg-type]
     )
-
-
-def test_mixing_per_sample_draws_for_each_sample() -> None:
-    augment = AugmentConfig(mixup_alpha=0.8, cutmix_alpha=1.0, mix_per="sample")
-    mix = draw_mix(many(4000), augment, HERE)
-    assert not hasattr(mix, "kind")
-    assert abs(mix.cutmix.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)  # type: ignore[union-attr]
-    u = uniform(1, "mix_sample", 0, np.arange(4000), 4)[:, 1]
-    one = [float(betas(0.8, np.array([x]))[0]) for x in u[~mix.cutmix].tolist()]  # type: ignore[union-attr]
-    assert mix.lam[~mix.cutmix].tolist() == one  # type: ignore[union-attr]
-    assert sorted(mix.partner.tolist()) == list(range(4000))
-    top, left, bottom, right = mix.boxes.T  # type: ignore[union-attr]
-    share = 1 - (bottom - top) * (right - left) / (32 * 40)
-    assert np.array_equal(mix.lam[mix.cutmix], share[mix.cutmix])  # type: ignore[union-attr]
-    for kind in ("mixup", "cutmix"):
-        alone = AugmentConfig(**{f"{kind}_alpha": 0.5}, mix_per="sample")  # type: ignore[arg-type]
-        cutmix = draw_mix(many(100), alone, HERE).cutmix  # type: ignore[union-attr]
-        assert set(cutmix.tolist()) == {kind == "cutmix"}
 
 
 # -- settings -------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.special import betainc, chdtrc
 
 from vitc.data.augment.crop import draw_crop, random_resized_boxes, shift_offsets
 from vitc.data.augment.device import draw_flip
-from vitc.data.augment.mixing import cutmix_box, draw_mix
+from vitc.data.augment.mixing import draw_mix
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.pixels import requests
 from vitc.data.sampling import (
@@ -296,58 +295,6 @@ def test_beta_draws_have_the_distribution() -> None:
     assert distance < 1.63 / np.sqrt(4000)  # Kolmogorov-Smirnov, p = 0.01
 
 
-@given(
-    lam=st.floats(0, 1),
-    y=st.floats(0, 1, exclude_max=True),
-    x=st.floats(0, 1, exclude_max=True),
-    size=st.tuples(st.integers(1, 64), st.integers(1, 64)),
-)
-def test_cutmix_lambda_is_the_share_of_pixels_outside_the_box(
-    lam: float, y: float, x: float, size: tuple[int, int]
-) -> None:
-    (top, left, bottom, right), share = cutmix_box(lam, (y, x), size)
-    inside = np.zeros(size, bool)
-    inside[top:bottom, left:right] = True
-    assert 0 <= top <= bottom <= size[0]
-    assert 0 <= left <= right <= size[1]
-    assert share == pytest.approx(1 - inside.mean(), abs=1e-12)
-    assert share >= lam - 1e-12  # the box is never larger than asked for
-
-
-def test_a_cutmix_box_inside_the_image_has_the_side_of_the_square_root() -> None:
-    box, share = cutmix_box(0.75, (0.5, 0.5), (32, 64))
-    assert box == (8, 16, 24, 48)
-    assert share == 0.75
-
-
-def test_mixup_and_cutmix_alternate_by_a_fair_coin() -> None:
-    mixes = [draw_mix(plan(), AUGMENT, Place(e, i)) for e in range(20) for i in range(50)]
-    share = np.mean([m.kind == "mixup" for m in mixes])
-    assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(1000)
-    lams = [m.lam for m in mixes if m.kind == "mixup"]
-    assert abs(np.mean(lams) - 0.5) < 0.05
-    for m in mixes:
-        assert sorted(m.partner.tolist()) == [0, 1, 2, 3]
-    assert len({m.partner.tobytes() for m in mixes}) == 24
-
-
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_one_alpha_alone_is_always_used(kind: str) -> None:
-    alone = AugmentConfig(**{f"{kind}_alpha": 1.0})  # type: ignore[arg-type]
-    assert {draw_mix(plan(), alone, Place(0, i)).kind for i in range(30)} == {kind}
-
-
-def test_without_alphas_nothing_is_mixed() -> None:
-    none = draw_mix(plan(), AugmentConfig(), Place(0, 0))
-    assert (none.kind, none.lam) == ("none", 1.0)
-
-
-def test_flips_have_their_probability() -> None:
-    for p in (0.0, 0.3, 1.0):
-        flips = draw_flip(plan(batch=4096, micro=4096), AugmentConfig(flip=p), Place(0, 0))
-        assert abs(flips.mean() - p) <= 4 * np.sqrt(p * (1 - p) / 4096)
-
-
 def test_drop_path_rises_linearly_and_keeps_the_mean() -> None:
     assert drop_path_rates(5, 0.4) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert drop_path_rates(1, 0.4) == pytest.approx([0.4])
@@ -371,76 +318,6 @@ def test_parameters_of_a_sample_do_not_depend_on_how_the_batch_is_cut() -> None:
     ):
         two = np.concatenate([draw(parts, Place(2, 6)), draw(parts, Place(2, 7))])  # type: ignore[no-untyped-call]
         assert np.array_equal(draw(whole, Place(2, 3)), two)  # type: ignore[no-untyped-call]
-
-
-# -- cuts -----------------------------------------------------------------------------------------
-
-
-@given(
-    height=st.integers(1, 500),
-    width=st.integers(1, 500),
-    seed=st.integers(0, 1000),
-    frame=st.sampled_from([None, (32, 32), (64, 48)]),
-)
-@settings(max_examples=80, deadline=None)
-def test_cuts_lie_inside_the_image(
-    height: int, width: int, seed: int, frame: tuple[int, int] | None
-) -> None:
-    crop = uniform(seed, "crop", 0, np.arange(20), 22)
-    boxes = random_resized_boxes(crop, height, width, AUGMENT, frame)
-    top, left, h, w = boxes.T
-    assert (boxes[:, 2:] >= 1).all()
-    assert (boxes[:, :2] >= 0).all()
-    assert (top + h <= height).all()
-    assert (left + w <= width).all()
-    one = [random_resized_boxes(row[None], height, width, AUGMENT, frame)[0] for row in crop]
-    assert np.array_equal(np.stack(one), boxes)
-
-
-def boxes_of(height: int, width: int, augment: AugmentConfig, n: int = 20_000) -> NDArray[np.int64]:
-    return random_resized_boxes(uniform(0, "crop", 0, np.arange(n), 22), height, width, augment)
-
-
-def test_the_first_try_decides_the_area_and_the_aspect_ratio() -> None:
-    narrow = AugmentConfig(crop="random_resized", scale=(0.1, 0.5), ratio=(0.8, 1.25))
-    _, _, h, w = boxes_of(1000, 1000, narrow).T.astype(float)
-    share, ratio = h * w / 1e6, w / h
-    assert share.min() > 0.099
-    assert share.max() < 0.501
-    assert share.mean() == pytest.approx(0.3, abs=0.004)
-    assert np.log(ratio).mean() == pytest.approx(0, abs=0.005)
-    assert np.log(ratio).std() == pytest.approx(np.log(1.25 / 0.8) / np.sqrt(12), abs=0.003)
-
-
-def test_cuts_are_anywhere_that_they_fit() -> None:
-    half = AugmentConfig(crop="random_resized", scale=(0.25, 0.25), ratio=(1.0, 1.0))
-    boxes = boxes_of(100, 100, half)
-    assert (boxes[:, 2:] == 50).all()
-    for place in boxes[:, :2].T:
-        counts = np.bincount(place, minlength=51)
-        chi2 = ((counts - 20_000 / 51) ** 2 / (20_000 / 51)).sum()
-        assert chdtrc(50, chi2) > 1e-4
-
-
-def test_an_image_too_long_for_any_try_gives_its_middle() -> None:
-    large = AugmentConfig(crop="random_resized", scale=(0.9, 1.0))
-    assert boxes_of(100, 1000, large, 5).tolist() == [[0, 433, 100, 133]] * 5
-    assert boxes_of(1000, 100, large, 5).tolist() == [[433, 0, 133, 100]] * 5
-
-
-def test_a_squashed_image_is_cut_in_its_distorted_frame() -> None:
-    square = AugmentConfig(crop="random_resized", scale=(0.25, 0.25), ratio=(1.0, 1.0))
-    crop = uniform(0, "crop", 0, np.arange(5), 22)
-    boxes = random_resized_boxes(crop, 100, 400, square, frame=(32, 32))
-    assert boxes[:, 2:].tolist() == [[50, 200]] * 5
-
-
-def test_shifts_are_uniform_over_all_offsets() -> None:
-    offsets = shift_offsets(uniform(0, "crop", 0, np.arange(9000), 2), 4)
-    counts = np.bincount(offsets[:, 0] * 9 + offsets[:, 1], minlength=81)
-    assert len(counts) == 81
-    assert chdtrc(80, ((counts - 9000 / 81) ** 2 / (9000 / 81)).sum()) > 1e-4
-    assert (shift_offsets(uniform(0, "crop", 0, np.arange(9), 2), 0) == 0).all()
 
 
 def test_stand_ins_are_other_images_and_others_each_time() -> None:
