@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vitc.training.probe as probing
-from vitc.config import RunConfig, from_dict, load_config, to_dict
+from vitc.config import RunConfig, from_dict, to_dict
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
@@ -29,6 +29,7 @@ from vitc.models.config import ConvStemConfig
 from vitc.models.zoo import model_config
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe
+from vitc.resolve import load_config
 from vitc.stats.proportions import wilson
 from vitc.training import auto as front_door
 from vitc.training import auto_model, auto_rules

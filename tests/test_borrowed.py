@@ -13,12 +13,13 @@ from torch import nn
 
 import vitc
 from vitc.cli.main import main
-from vitc.config import from_dict, load_config, to_dict
+from vitc.config import from_dict, to_dict
 from vitc.errors import ConfigError
 from vitc.models import timm as borrowed
 from vitc.models.config import TimmConfig
 from vitc.models.timm import import_peer
 from vitc.models.zoo import model_config
+from vitc.resolve import load_config
 from vitc.training.loop import run
 
 

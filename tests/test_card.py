@@ -15,11 +15,12 @@ from markdown_it.token import Token
 
 import vitc
 from vitc.cli.parser import take_settings
-from vitc.config import RunConfig, load_config, resolve_config, to_dict
+from vitc.config import RunConfig, to_dict
 from vitc.deploy import card as cards
 from vitc.deploy.card import ModelFacts, results_of, training_command
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
+from vitc.resolve import load_config, resolve_config
 from vitc.training.loop import run as train
 from vitc.views.markdown import code, quoted
 

@@ -21,7 +21,7 @@ import vitc.training.loop
 from vitc.cli.main import VERBS, main
 from vitc.cli.parser import seconds, take_settings
 from vitc.cli.train import COMMON_SETTINGS
-from vitc.config import RunConfig, differences, load_config, to_dict
+from vitc.config import RunConfig, differences, to_dict
 from vitc.deploy.evaluation import ClassResult, Evaluation
 from vitc.errors import (
     BrokenFileError,
@@ -33,6 +33,7 @@ from vitc.errors import (
     RunError,
 )
 from vitc.recipes import RECIPES
+from vitc.resolve import load_config
 from vitc.training.loop import RunResult
 from vitc.views.model import Table, Text
 from vitc.views.text import write

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vitc
-from vitc.config import load_config
 from vitc.deploy.show import list_page
 from vitc.deploy.show_model import model_page
 from vitc.errors import ConfigError
@@ -35,6 +34,7 @@ from vitc.models.zoo import (
     model_config,
     regnet_stages,
 )
+from vitc.resolve import load_config
 from vitc.views.model import Table
 
 # ------------------------------------------------------- definitions of others in the same family

@@ -14,16 +14,11 @@ from hypothesis import strategies as st
 from vitc.config import (
     RunConfig,
     all_leaf_types,
-    base_config,
     differences,
     from_dict,
     leaf_types,
     leaves,
-    load_config,
-    resolve_config,
     to_dict,
-    with_data,
-    with_model,
 )
 from vitc.data.config import DataConfig
 from vitc.data.sources import guess_source
@@ -31,6 +26,7 @@ from vitc.errors import ConfigError
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.recipes import RECIPES
+from vitc.resolve import base_config, load_config, resolve_config, with_data, with_model
 
 
 def refused(*words: str, **overrides: Any) -> str:

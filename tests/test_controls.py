@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from vitc.config import flat_values, load_config, to_dict
+from vitc.config import flat_values, to_dict
 from vitc.errors import ConfigError
+from vitc.resolve import load_config
 from vitc.study import controls
 from vitc.study.design import Plan, Range, from_json, mixed, to_json
 from vitc.study.measures.hparams import hparams_plan

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.source_folders import counts, plant
-from vitc.config import load_config
 from vitc.data.dataset import open_data
 from vitc.data.sources import SOURCES
 from vitc.errors import BrokenFileError, ConfigError, VitcError
+from vitc.resolve import load_config
 
 CUSTOM = """
 import numpy as np

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import vitc
-from vitc.config import load_config
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import evaluate, predict_split
 from vitc.errors import ConfigError
+from vitc.resolve import load_config
 from vitc.runs.folder import Run
 from vitc.training.evaluate import evaluate_run
 from vitc.training.loop import run

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
 from vitc.optim.groups import build_optimizer, lr_scales, set_lr
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
+from vitc.resolve import load_config
 from vitc.training.build import initial_model
 from vitc.training.freeze import freeze, train_mode
 from vitc.training.loop import run

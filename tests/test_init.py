@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vitc.cli.main import main
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.errors import CheckpointError, ConfigError
 from vitc.models.zoo import create_model
+from vitc.resolve import load_config
 from vitc.training.build import initial_model
 from vitc.training.loop import run
 from vitc.weights import load as weights_module

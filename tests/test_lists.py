@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vitc.config import load_config
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.errors import ConfigError, DataError
+from vitc.resolve import load_config
 
 
 def png(value: int) -> bytes:

@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 import vitc
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun
+from vitc.resolve import load_config
 from vitc.runs.folder import Run
 from vitc.training.loop import run
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from vitc.cli.main import main
-from vitc.config import RunConfig, load_config, with_data
+from vitc.config import RunConfig
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.decode import read_image
@@ -36,6 +36,7 @@ from vitc.data.sources.packed import HEADER, PackedStore, open_pack, verify
 from vitc.data.store import Names
 from vitc.data.workers import Reader
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
+from vitc.resolve import load_config, with_data
 
 Photos = Callable[..., Path]
 

@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 import vitc.data.sources.parquet
-from vitc.config import load_config
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sources.index import cache_folder
 from vitc.errors import BrokenFileError, ConfigError, DataError
+from vitc.resolve import load_config
 
 needs_pyarrow = pytest.mark.skipif(
     importlib.util.find_spec("pyarrow") is None,

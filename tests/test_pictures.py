@@ -14,12 +14,13 @@ from PIL import Image
 
 import vitc
 from vitc.cli.main import main
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.deploy import pictures
 from vitc.deploy.pictures import Request, picture_page
 from vitc.deploy.predict import Predictor
 from vitc.errors import ConfigError
 from vitc.models.inspect import attention_distance, stem_filters
+from vitc.resolve import load_config
 from vitc.training.loop import run
 from vitc.views.model import Text
 

@@ -442,7 +442,7 @@ def test_good_settings_are_good() -> None:
 
 
 def test_lighting_without_colours_is_refused() -> None:
-    from vitc.config import load_config
+    from vitc.resolve import load_config
 
     with pytest.raises(ConfigError, match=r"data\.augment\.lighting needs colours"):
         load_config("fashion_vit_c", **{"data.augment.lighting": 0.1}).checked()

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.data import loader
 from vitc.data.pixels import Resident, hold
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
+from vitc.resolve import load_config
 from vitc.training.device import Processes
 from vitc.training.freeze import freeze, train_mode
 from vitc.training.loop import run

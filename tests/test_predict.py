@@ -16,10 +16,11 @@ from PIL import Image
 
 import vitc
 from vitc.cli.main import main
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.data.decode import read_image
 from vitc.deploy.predict import Predictions, Predictor, find_images
 from vitc.errors import BrokenFileError, CheckpointError, ConfigError
+from vitc.resolve import load_config
 from vitc.training.evaluate import evaluate_run
 from vitc.training.loop import run
 

@@ -21,13 +21,14 @@ from torch import nn
 
 import vitc
 from vitc.cli.main import main
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.deploy import save as pretrained
 from vitc.deploy.predict import Predictor
 from vitc.errors import CheckpointError, ConfigError, VitcError
 from vitc.models.config import CNNConfig, TimmConfig
 from vitc.models.stems import ConvStem
 from vitc.models.timm import import_peer
+from vitc.resolve import load_config
 from vitc.training.evaluate import load_model
 from vitc.training.loop import run as train
 

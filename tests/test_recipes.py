@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 
 from tests.test_train import assert_same_run, stop_after, tiny
 from vitc.cli.parser import take_settings
-from vitc.config import RunConfig, from_dict, load_config, to_dict
+from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import ConfigError
 from vitc.models.zoo import CNNS
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
 from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
+from vitc.resolve import load_config
 from vitc.study.design import Range
 from vitc.study.runner import hparams_plan
 from vitc.training.loop import run

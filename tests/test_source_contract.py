@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitc.config import load_config
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data
 from vitc.data.decode import read_image
@@ -27,6 +26,7 @@ from vitc.data.sources import SOURCES, guess_source
 from vitc.data.sources.base import Found, Source, Split, by_label
 from vitc.data.store import Names, Stored
 from vitc.errors import ConfigError, DataError
+from vitc.resolve import load_config
 
 CLASSES, IMAGES = ("cat", "dog"), 12
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitc.config import load_config
+from vitc.resolve import load_config
 from vitc.training.device import Processes
 from vitc.training.step import NormStatistics, _guarded_update
 

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 import vitc.data.sources.tar
-from vitc.config import load_config
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
 from vitc.data.sources.index import braces, cache_folder, find_files
 from vitc.data.store import OPEN_FILES
 from vitc.errors import BrokenFileError, ConfigError, DataError
+from vitc.resolve import load_config
 
 Members = dict[str, bytes]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitc import errors, study
-    from vitc.config import RunConfig, load_config
+    from vitc.config import RunConfig
     from vitc.deploy.evaluation import Evaluation, evaluate
     from vitc.deploy.predict import Predictions, Predictor
     from vitc.deploy.push import push_to_hub
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitc.deploy.saved import from_pretrained
     from vitc.models.complexity import Complexity, complexity
     from vitc.models.zoo import create_model, list_models
+    from vitc.resolve import load_config
     from vitc.training.loop import RunResult, train
     from vitc.weights.fit import LoadReport, load_weights
 
@@ -38,7 +39,7 @@ _MODULES = {
     "evaluate": "vitc.deploy.evaluation",
     "from_pretrained": "vitc.deploy.saved",
     "list_models": "vitc.models.zoo",
-    "load_config": "vitc.config",
+    "load_config": "vitc.resolve",
     "load_weights": "vitc.weights.fit",
     "push_to_hub": "vitc.deploy.push",
     "save_pretrained": "vitc.deploy.save",

@@ -11,17 +11,16 @@ import dataclasses
 import inspect
 import itertools
 import math
-import os
 import textwrap
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.data.config import DataConfig
-from vitc.errors import ConfigError, VitcError, suggest, unknown
+from vitc.errors import ConfigError, VitcError, unknown
 from vitc.files import read_json
 from vitc.models.config import (
     MODEL_KINDS,
@@ -34,13 +33,12 @@ from vitc.models.config import (
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS, AdamWConfig, CustomOptimizerConfig, switched
 from vitc.optim.schedule import SCHEDULES, CustomScheduleConfig
-from vitc.plugins.consent import name_class, with_sources
 from vitc.plugins.names import STEM, Custom
 from vitc.settings import Settings, coerce, table
 from vitc.training.config import InitConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from vitc.data.sources.base import Source
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,174 +413,6 @@ def read_config(path: Path, error: type[VitcError] = ConfigError) -> RunConfig:
     `error` where it cannot be read."""
     file = path / "config.json" if path.is_dir() else path
     return from_saved(read_json(file, error), file)
-
-
-def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
-    """The config behind a recipe's name, a config file or a run folder, before overrides.
-
-    A recipe has its own settings for each optimizer it knows (`optim`); for a file, another
-    optimizer starts from that class's defaults.
-    """
-    from vitc.recipes import RECIPES, get_recipe
-
-    if name_or_path in RECIPES:
-        return get_recipe(name_or_path, optim)
-    path = Path(name_or_path)
-    file = path / "config.json" if path.is_dir() else path
-    if not (file.is_file() and file.suffix == ".json"):
-        is_there = path.exists()
-        near = "" if is_there else suggest(path.name, [*RECIPES, *_neighbours(path)])
-        raise ConfigError(
-            f"{name_or_path!r} is neither a recipe nor a config file (.json) nor a run folder"
-            f"{'.' if is_there else f'; nothing of that name exists.{near}'}",
-            "All recipes: vitc show --list",
-        )
-    config = read_config(file)
-    if optim is not None:
-        config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
-    return config
-
-
-def _neighbours(path: Path) -> list[str]:
-    """Folders and configs beside a path, for suggestions."""
-    try:
-        return [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".json"]
-    except OSError:
-        return []
-
-
-def with_model(config: RunConfig, name: str) -> RunConfig:
-    """The same run with another model of the zoo; img_size and in_chans of the run are kept."""
-    from vitc.models.zoo import model_config
-
-    own = config.model
-    model = dataclasses.replace(
-        model_config(name),
-        img_size=own.img_size,
-        in_chans=own.in_chans,
-        num_classes=own.num_classes,
-    )
-    return dataclasses.replace(config, model=model)
-
-
-def with_data(config: RunConfig, data: str) -> RunConfig:
-    """The same run on other images: a source's name, or what one can be guessed from."""
-    from vitc.data.sources import SOURCES, guess_source
-
-    own: dict[str, Any] = dict.fromkeys(("path", "mean", "std", "image_column", "label_column"))
-    own["path_sha256"] = ""
-    if data in SOURCES:
-        own["path"] = config.data.path if SOURCES[data].path else None
-        return _located(_with(config, source=data, **own))
-    source = guess_source(data)
-    config = _located(_with(config, **{**own, "source": source, "path": data}))
-    return dataclasses.replace(config, data=SOURCES[source].named(config.data))
-
-
-def _with(config: RunConfig, **data: Any) -> RunConfig:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
-
-
-def load_config(
-    path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
-) -> RunConfig:
-    """A checked RunConfig from a recipe's name, a JSON file, a run folder or a config.
-
-    Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested (`optim={"lr": 1e-3}`); `model`,
-    `optim` and `data` also take a name. Raises ConfigError: unknown name or setting (with a
-    suggestion), a value of the wrong type, or settings that cannot work together.
-    """
-    return resolve_config(path_or_recipe, **overrides).checked()
-
-
-def resolve_config(
-    path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
-) -> RunConfig:
-    """As `load_config`, but what cannot run yet (a recipe whose data.path is open) is let pass."""
-    flat = flat_values(overrides)
-    named = ("model", "data", "optim", "optim.kind")
-    names = {k: flat.pop(k) for k in named if isinstance(flat.get(k), str)}
-    if "optim" in names and "optim.kind" in names:
-        raise ConfigError("optim.kind is set twice.")
-    optim = names.get("optim", names.get("optim.kind"))
-    if "model.name" in flat:
-        raise ConfigError(
-            "model.name is only a label; setting it would not change the model.",
-            "Choose a model of the zoo with --model NAME (in Python: model=NAME).",
-        )
-    if isinstance(path_or_recipe, RunConfig):
-        config = path_or_recipe
-        if optim is not None:
-            config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
-    elif callable(path_or_recipe):
-        config = path_or_recipe() if optim is None else path_or_recipe(optim)
-    else:
-        config = base_config(str(path_or_recipe), optim)
-    if "model" in names:
-        config = with_model(config, names["model"])
-    if "data" in names:
-        config = with_data(config, names["data"])
-    if isinstance(flat.get("init"), str):  # --init RUN
-        flat["init.weights"] = flat.pop("init")
-    config = _located(from_dict(flat, config))
-    config = _named(config, flat if optim is None else {**flat, "optim": optim})
-    if "data.path" in flat:
-        source = _source(config.data)
-        if source is not None:
-            config = dataclasses.replace(config, data=source.named(config.data))
-    if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
-        config = with_sources(config, path_or_recipe, strict=False)
-    return config
-
-
-def _source(config: DataConfig) -> Source | None:
-    from vitc.data.sources import SOURCES
-
-    return SOURCES.get(config.source)
-
-
-def _located(config: RunConfig) -> RunConfig:
-    """The same with absolute paths: a run is resumed from any working directory."""
-    path, source = config.data.path, _source(config.data)
-    if path is not None and source is not None:
-        config = _with(config, path=source.absolute(path))
-    weights = config.init.weights
-    if weights and not weights.startswith("timm:"):
-        init = dataclasses.replace(config.init, weights=_absolute(weights))
-        config = dataclasses.replace(config, init=init)
-    return config
-
-
-def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
-    """The same with the custom classes looked up that the user has just named."""
-    schedule = _looked_up(config.optim.schedule, "optim.schedule", flat)
-    optim = dataclasses.replace(_looked_up(config.optim, "optim", flat), schedule=schedule)
-    model = _looked_up(config.model, "model", flat)
-    if isinstance(model, ViTConfig):
-        model = dataclasses.replace(model, stem=_looked_up(model.stem, "model.stem", flat))
-    return dataclasses.replace(config, optim=optim, model=model)
-
-
-def _looked_up(component: Any, path: str, flat: Mapping[str, Any]) -> Any:
-    """A custom class with its absolute path and hash, if it is the user who names it here."""
-    if not hasattr(component, "custom") or not component.source:
-        return component
-    by_name = isinstance(flat.get(path), str) or f"{path}.source" in flat
-    parents = {path, path.partition(".")[0]} & flat.keys()
-    if not by_name and (component.sha256 or not parents):
-        return component  # a hash alone names nothing: the file was in somebody's config
-    one = name_class(component.custom.kind, component.source)
-    wanted = flat.get(f"{path}.sha256", one.sha256)
-    if wanted != one.sha256:
-        raise ConfigError(
-            f"{path}.sha256 {wanted!r} is not that of {component.source}: {one.sha256}.",
-            "Leave it out: it is filled in when a class is named.",
-        )
-    return dataclasses.replace(component, source=one.source, sha256=one.sha256)
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note
-from vitc.config import RunConfig, resolve_config, with_data
+from vitc.config import RunConfig
 from vitc.errors import ConfigError
+from vitc.resolve import resolve_config, with_data
 from vitc.wording import counted, printable
 
 if TYPE_CHECKING:

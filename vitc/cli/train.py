@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vitc.cli.parser import Parser, Verb, emit, emit_json, note, seconds, settings_help
-from vitc.config import RunConfig, load_config, resolve_config, to_saved
+from vitc.config import RunConfig, to_saved
 from vitc.errors import ConfigError, suggest
+from vitc.recipes import RECIPES
+from vitc.resolve import load_config, resolve_config, what_is
 
 # What people change most; `--help-all` lists every setting.
 COMMON_SETTINGS = (
@@ -97,7 +99,7 @@ def _check_weights(config: RunConfig) -> None:
 
 def _help(parser: Parser, args: Namespace) -> None:
     print(parser.format_help())
-    if args.what is not None and not _is_images(args.what):
+    if args.what is not None and what_is(args.what) != "images":
         names = None if args.help_all else COMMON_SETTINGS
         settings_help(resolve_config(args.what, **args.settings), names)
         if names is not None:
@@ -110,7 +112,7 @@ def _plan(args: Namespace) -> tuple[RunConfig, Path, list[str]]:
     from vitc.data.sources.base import is_pattern
 
     what = Path(args.what)
-    if _is_images(args.what):
+    if what_is(args.what) == "images":
         return _images_plan(args, what)
     if is_pattern(args.what) and args.what.endswith(SUFFIXES):
         raise ConfigError(
@@ -124,25 +126,12 @@ def _plan(args: Namespace) -> tuple[RunConfig, Path, list[str]]:
             "Set a recipe's length with --train.epochs.",
         )
     config = load_config(args.what, **args.settings)
-    is_run = what.is_dir() and not _is_recipe(args.what)
-    default = what if is_run else Path("runs") / config.name
-    return config, args.out or default, []
-
-
-def _is_recipe(name: str) -> bool:
-    from vitc.recipes import RECIPES
-
-    return name in RECIPES
-
-
-def _is_images(what: str) -> bool:
-    """Whether it is a folder of images, or a file that holds or lists some."""
-    path = Path(what)
-    if path.is_dir():
-        return not (path / "config.json").exists() and not _is_recipe(what)
-    from vitc.data.sources import SUFFIXES  # late: it imports numpy
-
-    return path.is_file() and what.lower().endswith(SUFFIXES)
+    optim = args.settings.get("optim")
+    untuned = RECIPES[args.what].untuned(optim) if args.what in RECIPES else None
+    if untuned:
+        note(untuned)
+    default = what if what_is(what) == "run" else Path("runs") / config.name
+    return config, args.out or default, [untuned] if untuned else []
 
 
 def _images_plan(args: Namespace, images: Path) -> tuple[RunConfig, Path, list[str]]:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig, flat_values, read_config, resolve_config, to_dict
+from vitc.config import RunConfig, flat_values, read_config, to_dict
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.resolve import resolve_config
 from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson
 

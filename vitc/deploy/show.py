@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitc.config import RunConfig, read_config, resolve_config, to_dict
+from vitc.config import RunConfig, read_config, to_dict
 from vitc.deploy.show_config import config_page, lr_chart, plain
 from vitc.errors import ConfigError, suggest
 from vitc.files import read_json
 from vitc.models.config import CNNConfig, ConvStemConfig, CustomStemConfig, ModelConfig, ViTConfig
 from vitc.models.model_config import Reported
+from vitc.resolve import resolve_config
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 
 LATEST = 10  # evaluations of a run that are listed

@@ -117,6 +117,7 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
     micros = t.batch // t.micro
     absolute = optim.lr_per_batch is None
     images, unknown = s["train_images"], "the data is not at hand: no steps below"
+    default_warmup = getattr(optim.schedule, "warmup_epochs", 0) is None
     warm = _several(f"{s['warmup_epochs']:g}", "epoch")
     rows = [
         (
@@ -134,9 +135,7 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
         (
             "warm-up",
             f"{warm}, {counted(s['warmup_steps'], 'step')}" if known else warm,
-            "the smaller of 5 epochs and 10 %"
-            if getattr(optim.schedule, "warmup_epochs", 0) is None
-            else "set",
+            "the smaller of 5 epochs and 10 %" if default_warmup else "set",
         ),
         ("lr, first", f"{s['first_lr']:.3g}", ""),
         (

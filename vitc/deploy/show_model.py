@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig, resolve_config, to_dict
+from vitc.config import RunConfig, to_dict
 from vitc.errors import ConfigError
 from vitc.models.config import ModelConfig, ViTConfig
 from vitc.models.zoo import (
@@ -18,6 +18,7 @@ from vitc.models.zoo import (
     build_model,
     model_config,
 )
+from vitc.resolve import resolve_config
 from vitc.views.model import Page, Part, Table, Text
 
 if TYPE_CHECKING:

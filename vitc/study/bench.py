@@ -19,13 +19,14 @@ from typing import cast
 import numpy as np
 import torch
 
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.data.augment.mixing import Mix
 from vitc.data.loader import MicroBatch
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
+from vitc.resolve import load_config
 from vitc.training.build import fresh_state, step_settings
 from vitc.training.config import TrainConfig
 from vitc.training.device import Processes, autocast, machine_settings, peak_memory, pick_device

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitc.config import RunConfig, all_leaf_types, leaves, load_config, resolve_config
+from vitc.config import RunConfig, all_leaf_types, leaves
 from vitc.errors import ConfigError
 from vitc.models.config import (
     STEM_KINDS,
@@ -21,6 +21,7 @@ from vitc.models.config import (
 from vitc.models.zoo import MODELS, build_model
 from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom
+from vitc.resolve import load_config, resolve_config
 from vitc.study.design import Group
 
 CURVE_POINTS = 4  # evaluations of a trial, at most: one costs about a tenth of an epoch

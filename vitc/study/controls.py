@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from vitc.config import load_config
 from vitc.errors import ConfigError
 from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
 from vitc.models.zoo import MODELS
 from vitc.recipes.ranges import study_ranges
+from vitc.resolve import load_config
 from vitc.study.design import Group, Range
 
 RangeRule = Literal["shared", "separate", "union"]

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitc.config import RunConfig, leaves, load_config
+from vitc.config import RunConfig, leaves
 from vitc.errors import ConfigError, RunError
 from vitc.recipes.ranges import study_ranges
+from vitc.resolve import load_config
 from vitc.study.contenders import count_classes, for_study, one_precision
 from vitc.study.design import HPARAMS, TUNING, TUNING_SEEDS, Group, Plan, Range, StudyFolder
 from vitc.study.runner import standing

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitc.config import RunConfig, resolve_config, with_data
+from vitc.config import RunConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.errors import ConfigError
 from vitc.recipes import get_recipe
+from vitc.resolve import resolve_config, with_data
 from vitc.training.auto_model import (
     choose_length,
     choose_model,

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
 from vitc.data.sources.base import Split
 from vitc.errors import BrokenFileError, DataError
 from vitc.optim.config import OptimConfig
+from vitc.resolve import load_config
 from vitc.wording import counted
 
 if TYPE_CHECKING:

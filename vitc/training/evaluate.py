@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitc.config import RunConfig, read_config, with_data
+from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
 from vitc.data.dataset import open_data
 from vitc.data.loader import EvalLoader, open_eval
@@ -19,6 +19,7 @@ from vitc.data.preprocessing import Preprocessing
 from vitc.errors import ConfigError, DataError
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
+from vitc.resolve import with_data
 from vitc.runs.checkpoint import check_fit, load_weights_of
 from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson

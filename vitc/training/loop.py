@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitc.config import RunConfig, load_config
+from vitc.config import RunConfig
 from vitc.data.dataset import open_data
 from vitc.data.loader import TrainLoader, open_train
 from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
+from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import RunFolder
 from vitc.training.build import Setup, data_record, fresh_state, set_up

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vitc.config import resolve_config
 from vitc.errors import ConfigError, suggest
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.resolve import resolve_config
 from vitc.stats import curves as st
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import (

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitc.config import load_config
 from vitc.errors import ConfigError
+from vitc.resolve import load_config
 from vitc.stats import effects
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import Request

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vitc.config import RunConfig, load_config, resolve_config
+from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.models.zoo import MODELS
+from vitc.resolve import load_config, resolve_config
 from vitc.study.design import HPARAMS, Group, Plan, StudyFolder
 from vitc.study.measures.base import length_points, measure_plan
 from vitc.study.paper.exhibits import CLASSES, Entry, Name, get_exhibit, scale_of

@@ -1,0 +1,211 @@
+"""What does a name or path stand for, and which config does it lead to with the user's settings?
+
+A recipe, a config file, a run folder, a saved model, a study, weights, images. Free of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitc.config import RunConfig, flat_values, from_dict, read_config, with_kind
+from vitc.data.config import DataConfig
+from vitc.errors import ConfigError, suggest
+from vitc.models.config import ViTConfig
+from vitc.models.zoo import model_config
+from vitc.plugins.consent import name_class, with_sources
+from vitc.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from vitc.data.sources.base import Source
+
+What = Literal["recipe", "timm", "saved", "run", "study", "config", "images", "file", "nothing"]
+
+
+def what_is(name: str | Path) -> What:
+    """What a name or path stands for; "images": a folder, or a file that holds or lists some.
+
+    "saved" is a folder of `vitc save`; "file" one that none of the others is, such as weights.
+    """
+    text, path = str(name), Path(name)
+    if text in RECIPES:
+        return "recipe"
+    if text.startswith("timm:"):
+        return "timm"
+    if path.is_dir():
+        if (path / "config.json").exists():
+            saved = (path / "model.safetensors").exists() and not (path / "data.json").exists()
+            return "saved" if saved else "run"
+        return "study" if (path / "plan.json").exists() else "images"
+    if not path.is_file():
+        return "nothing"
+    if path.suffix == ".json":
+        return "config"
+    from vitc.data.sources import SUFFIXES  # late: it imports numpy
+
+    return "images" if text.lower().endswith(SUFFIXES) else "file"
+
+
+def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
+    """The config behind a recipe's name, a config file or a run folder, before overrides.
+
+    A recipe has its own settings for each optimizer it is tuned for (`optim`); for a file, another
+    optimizer starts from that class's defaults.
+    """
+    what, path = what_is(name_or_path), Path(name_or_path)
+    if what == "recipe":
+        return RECIPES[name_or_path](optim)
+    if what not in ("run", "config"):
+        near = suggest(path.name, [*RECIPES, *_neighbours(path)]) if what == "nothing" else ""
+        raise ConfigError(
+            f"{name_or_path!r} is neither a recipe nor a config file (.json) nor a run folder"
+            f"{f'; nothing of that name exists.{near}' if what == 'nothing' else '.'}",
+            "All recipes: vitc show --list",
+        )
+    config = read_config(path)
+    if optim is not None:
+        config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
+    return config
+
+
+def _neighbours(path: Path) -> list[str]:
+    """Folders and configs beside a path, for suggestions."""
+    try:
+        return [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".json"]
+    except OSError:
+        return []
+
+
+def with_model(config: RunConfig, name: str) -> RunConfig:
+    """The same run with another model of the zoo; img_size and in_chans of the run are kept."""
+    own = config.model
+    model = dataclasses.replace(
+        model_config(name),
+        img_size=own.img_size,
+        in_chans=own.in_chans,
+        num_classes=own.num_classes,
+    )
+    return dataclasses.replace(config, model=model)
+
+
+def with_data(config: RunConfig, data: str) -> RunConfig:
+    """The same run on other images: a source's name, or what one can be guessed from."""
+    from vitc.data.sources import SOURCES, guess_source
+
+    own: dict[str, Any] = dict.fromkeys(("path", "mean", "std", "image_column", "label_column"))
+    own["path_sha256"] = ""
+    if data in SOURCES:
+        own["path"] = config.data.path if SOURCES[data].path else None
+        return _located(_with(config, source=data, **own))
+    source = guess_source(data)
+    config = _located(_with(config, **{**own, "source": source, "path": data}))
+    return dataclasses.replace(config, data=SOURCES[source].named(config.data))
+
+
+def _with(config: RunConfig, **data: Any) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+def load_config(
+    path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
+) -> RunConfig:
+    """A checked RunConfig from a recipe's name, a JSON file, a run folder or a config.
+
+    Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested (`optim={"lr": 1e-3}`); `model`,
+    `optim` and `data` also take a name. Raises ConfigError: unknown name or setting (with a
+    suggestion), a value of the wrong type, or settings that cannot work together.
+    """
+    return resolve_config(path_or_recipe, **overrides).checked()
+
+
+def resolve_config(
+    path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
+) -> RunConfig:
+    """As `load_config`, without the check: a recipe whose data.path is open is not refused."""
+    flat = flat_values(overrides)
+    named = ("model", "data", "optim", "optim.kind")
+    names = {k: flat.pop(k) for k in named if isinstance(flat.get(k), str)}
+    if "optim" in names and "optim.kind" in names:
+        raise ConfigError("optim.kind is set twice.")
+    optim = names.get("optim", names.get("optim.kind"))
+    if "model.name" in flat:
+        raise ConfigError(
+            "model.name is only a label; setting it would not change the model.",
+            "Choose a model of the zoo with --model NAME (in Python: model=NAME).",
+        )
+    if isinstance(path_or_recipe, RunConfig):
+        config = path_or_recipe
+        if optim is not None:
+            config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
+    elif callable(path_or_recipe):
+        config = path_or_recipe() if optim is None else path_or_recipe(optim)
+    else:
+        config = base_config(str(path_or_recipe), optim)
+    if "model" in names:
+        config = with_model(config, names["model"])
+    if "data" in names:
+        config = with_data(config, names["data"])
+    if isinstance(flat.get("init"), str):  # --init RUN
+        flat["init.weights"] = flat.pop("init")
+    config = _located(from_dict(flat, config))
+    config = _named(config, flat if optim is None else {**flat, "optim": optim})
+    if "data.path" in flat:
+        source = _source(config.data)
+        if source is not None:
+            config = dataclasses.replace(config, data=source.named(config.data))
+    if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
+        config = with_sources(config, path_or_recipe, strict=False)
+    return config
+
+
+def _source(config: DataConfig) -> Source | None:
+    from vitc.data.sources import SOURCES
+
+    return SOURCES.get(config.source)
+
+
+def _located(config: RunConfig) -> RunConfig:
+    """The same with absolute paths: a run is resumed from any working directory."""
+    path, source = config.data.path, _source(config.data)
+    if path is not None and source is not None:
+        config = _with(config, path=source.absolute(path))
+    weights = config.init.weights
+    if weights and not weights.startswith("timm:"):
+        init = dataclasses.replace(config.init, weights=_absolute(weights))
+        config = dataclasses.replace(config, init=init)
+    return config
+
+
+def _named(config: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
+    """The same with the custom classes looked up that the user has just named."""
+    schedule = _looked_up(config.optim.schedule, "optim.schedule", flat)
+    optim = dataclasses.replace(_looked_up(config.optim, "optim", flat), schedule=schedule)
+    model = _looked_up(config.model, "model", flat)
+    if isinstance(model, ViTConfig):
+        model = dataclasses.replace(model, stem=_looked_up(model.stem, "model.stem", flat))
+    return dataclasses.replace(config, optim=optim, model=model)
+
+
+def _looked_up(component: Any, path: str, flat: Mapping[str, Any]) -> Any:
+    """A custom class with its absolute path and hash, if it is the user who names it here."""
+    if not hasattr(component, "custom") or not component.source:
+        return component
+    by_name = isinstance(flat.get(path), str) or f"{path}.source" in flat
+    parents = {path, path.partition(".")[0]} & flat.keys()
+    if not by_name and (component.sha256 or not parents):
+        return component  # a hash alone names nothing: the file was in somebody's config
+    one = name_class(component.custom.kind, component.source)
+    wanted = flat.get(f"{path}.sha256", one.sha256)
+    if wanted != one.sha256:
+        raise ConfigError(
+            f"{path}.sha256 {wanted!r} is not that of {component.source}: {one.sha256}.",
+            "Leave it out: it is filled in when a class is named.",
+        )
+    return dataclasses.replace(component, source=one.source, sha256=one.sha256)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
