@@ -62,7 +62,7 @@ MAY: dict[str, set[str]] = {
 CONFIG_MAY = BASE | CONFIGS | {"plugins"}  # a component's config is free of torch and of its room
 
 # Imports against that order that are still there. The list only shrinks.
-EXCEPTIONS: set[tuple[str, str]] = {}
+EXCEPTIONS: set[tuple[str, str]] = set()
 WITHOUT_TORCH = [
     *sorted(CONFIGS),
     "errors",
