@@ -50,7 +50,7 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale every channel by what the means of all say: (B, C, h, w) -> the same
+    """Scale every channel by a function of the means of all: (B, C, h, w) -> the same
     (arXiv 1709.01507)."""
 
     def __init__(self, channels: int, hidden: int, activation: Activation) -> None:
@@ -216,7 +216,7 @@ class CNN(nn.Module):
         self.head = head
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Say that images have another size; no weight depends on it.
+        """Take images of another size; no weight depends on it.
 
         Raises ConfigError: a size below 1.
         """

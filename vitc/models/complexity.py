@@ -66,8 +66,8 @@ def complexity(
 ) -> Complexity:
     """Flops, parameters and activations of `model` for one image.
 
-    Works for any module that maps (1, in_chans, H, W) to whatever, real or on the meta device: it
-    runs in evaluation mode on tensors without data, and is left as it was. `img_size` and
+    Works for any module that takes (1, in_chans, H, W), real or on the meta device: it runs in
+    evaluation mode on tensors without data, and is left as it was. `img_size` and
     `in_chans` default to the model's attributes of these names; in_chans then to the channels of
     its first convolution. A model with `set_input_size` (ours, timm's) is counted as if set to
     another `img_size`. `x @ w + b` counts no bias, a linear layer does.
@@ -142,8 +142,8 @@ def _count(
             raise ConfigError(
                 f"{type(model).__name__} cannot be counted at {size[0]}x{size[1]} with {channels} "
                 f"channels: {e}",
-                "Is that the input it takes? Counting runs it on tensors that have no values, so "
-                "its path may not depend on them.",
+                "Check that it takes that input. It is run on tensors without values, so what it "
+                "computes may not depend on them.",
             ) from e
         return _costs(model, members, counter)
 
@@ -170,7 +170,7 @@ def _input_size(model: nn.Module, img_size: int | tuple[int, int] | None) -> tup
     size = getattr(model, "img_size", None) if img_size is None else img_size
     if size is None:
         raise ConfigError(
-            f"{type(model).__name__} does not tell its img_size.", "Give img_size, e.g. 224."
+            f"The img_size of {type(model).__name__} is unknown.", "Give img_size, e.g. 224."
         )
     return _pair(size)
 
@@ -228,7 +228,7 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _followed(members: dict[str, nn.Module], counter: _Counter) -> Iterator[None]:
-    """Tells the counter which part is running."""
+    """The counter follows which part is running."""
 
     def enter(name: str) -> Callable[..., None]:
         return lambda *_: counter.stack.append(name)

@@ -67,7 +67,7 @@ class ViTConfig(ModelConfig):
     name: str = "vit"
     """Name in the zoo, for messages and reports."""
     stem: StemConfig = field(default_factory=PatchifyStemConfig)
-    """The stem: a kind of `STEM_KINDS`, or a class from outside as path/to/my.py:MyStem."""
+    """The stem: a kind of `STEM_KINDS`, or a custom one as path/to/my.py:MyStem."""
     embed_dim: int = 384
     """Width D of a token."""
     depth: int = 12

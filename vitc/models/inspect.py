@@ -27,7 +27,7 @@ def class_attention(model: nn.Module, x: Tensor) -> Tensor:
     The class token's row over the patches. Where the head reads the mean of the patches instead
     (global_pool "avg", always so without a class token), the mean of their rows. A sum below 1
     leaves the rest to the prefix tokens. x: (B, C, H, W) as the model takes it. Raises ConfigError:
-    a model that is no ViT of ours; images it does not take.
+    a model that is not one of our ViTs; images it does not take.
     """
     vit = _vit(model)
     rows = _each_block(vit, x, lambda weights: _head_row(vit, weights))
@@ -111,7 +111,7 @@ def pos_embed_similarity(model: nn.Module) -> Tensor:
     """Cosine between the position embeddings of any two patches: float32 (h, w, h, w).
 
     Dosovitskiy et al. 2020 (arXiv 2010.11929), Fig. 7 centre. [i, j] is the map of the patch in
-    row i and column j. Raises ConfigError: a model that is no ViT of ours.
+    row i and column j. Raises ConfigError: a model that is not one of our ViTs.
     """
     vit = _vit(model)
     h, w = vit.grid
@@ -135,7 +135,7 @@ def stem_filters(model: nn.Module) -> Tensor:
             return module.weight.detach().float()
     raise ConfigError(
         f"{type(root).__name__} has no 2-D convolution whose filters could be shown.",
-        "What its layers give out can be: vitc show MODEL|RUN --features IMAGE",
+        "The outputs of its layers can be: vitc show MODEL|RUN --features IMAGE",
     )
 
 
@@ -180,7 +180,7 @@ def stem_features(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
         seen.append(("output", out))
     if not seen:
         raise ConfigError(
-            f"No layer of {type(root).__name__} gives out maps (batch, channels, height, width)."
+            f"No layer of {type(root).__name__} outputs maps (batch, channels, height, width)."
         )
     return seen
 
@@ -222,10 +222,10 @@ def _vit(model: nn.Module) -> VisionTransformer:
     if isinstance(model, VisionTransformer):
         return model
     raise ConfigError(
-        f"{type(model).__name__} is no ViT of ours: its attention and position embedding are not "
-        f"at hand.",
-        "Any ViT of vitc show --list has them. Filters and feature maps can be shown of any model "
-        "with convolutions: --filters, --features IMAGE.",
+        f"{type(model).__name__} is not one of vitc's ViTs: its attention and position embedding "
+        f"cannot be shown.",
+        "They can for every ViT of vitc show --list. Filters and feature maps can be shown for any "
+        "model with convolutions: --filters, --features IMAGE.",
     )
 
 

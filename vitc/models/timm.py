@@ -1,6 +1,6 @@
-"""Models of the timm library, where it is installed: by their own names, freshly initialised.
+"""How is a model of the timm library built? By its own name, freshly initialised.
 
-timm is an extra, imported only here and only when a name asks for it.
+timm is an extra, imported only here and only when a model or weights are named timm:NAME.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build_timm(config: TimmConfig) -> nn.Module:
         try:
             size = {"img_size": config.size} if tuple(config.size) != tuple(own) else {}
             model: nn.Module = timm.create_model(config.timm_name, **settings, **size)
-        except TypeError:  # built for any size, and so not told one
+        except TypeError:  # built for any size, so it takes none
             model = timm.create_model(config.timm_name, **settings)
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What is a Vision Transformer, once the stem has made tokens? The body of the paper's models.
+"""How do tokens become logits? The transformer behind the stem, of the paper's models.
 
 Shape letters: B batch, C channels, H W pixels, h w token grid, N tokens (class token included),
 D embed_dim, K classes.
@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
     means 1000, 0 means no head: `forward` then gives the (B, D) features.
     Tokens: the class token, the registers, the grid row by row. `pos_embed` (1, 1 + h w, D) covers
     the class token and the grid; registers have no place in the image and start from N(0, 0.02)
-    themselves, or nothing would tell them apart. (timm's pos_embed covers registers too unless
+    themselves, or nothing would distinguish them. (timm's pos_embed covers registers too unless
     no_embed_class, and then not the class token either; DINOv2 does as here.)
     The head starts at zero, as in the authors' code, so that a fresh model's logits are all 0.
     Raises ConfigError, all problems at once.
@@ -268,13 +268,13 @@ class VisionTransformer(nn.Module):
             return set(range(depth))
         if isinstance(indices, int):
             if not 1 <= indices <= depth:
-                raise ConfigError(f"indices {indices}: the last 1 to {depth} blocks can be had.")
+                raise ConfigError(f"indices is {indices}; the last 1 to {depth} blocks exist.")
             return set(range(depth - indices, depth))
         wrong = [i for i in indices if not -depth <= i < depth]
         if wrong or not indices:
             raise ConfigError(
                 f"indices {list(indices)}: "
-                + (f"there is no block {wrong[0]}." if wrong else "no block is named."),
+                + (f"there is no block {wrong[0]}." if wrong else "it is empty."),
                 f"The model has blocks 0 to {depth - 1}; negative ones count from the end.",
             )
         return {i % depth for i in indices}
@@ -292,7 +292,7 @@ class VisionTransformer(nn.Module):
         if not x.is_floating_point():
             raise ConfigError(
                 f"The model got {str(x.dtype).removeprefix('torch.')} images; it takes floats.",
-                "Turn them into floats, by the mean and std of its data: Predictor does it all.",
+                "Normalise them by the mean and std of its data; Predictor does all that.",
             )
         if self.config.dynamic_img_size:
             self._check_dynamic(x)
@@ -330,9 +330,9 @@ class VisionTransformer(nn.Module):
         shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         if shape != expected:
             raise ConfigError(
-                f"{type(self.stem).__name__} gave {shape}; a stem of reduction "
-                f"{_reduction(self.stem)} must give (batch, embed_dim, h, w) = {expected} here.",
-                "Give the stem the model's embed_dim, and the reduction it really has.",
+                f"{type(self.stem).__name__} returned {shape}; a stem of reduction "
+                f"{_reduction(self.stem)} must return (batch, embed_dim, h, w) = {expected} here.",
+                "Build the stem with the model's embed_dim, and set its true reduction.",
             )
 
     def _draw_drop_path(self, x: Tensor) -> Tensor:
@@ -445,8 +445,8 @@ def _reduction(stem: nn.Module) -> int:
     reduction = getattr(stem, "reduction", None)
     if not isinstance(reduction, int) or reduction < 1:
         raise ConfigError(
-            f"{type(stem).__name__}.reduction is {reduction!r}; a stem tells by how much it "
-            f"reduces the size, an integer of at least 1."
+            f"{type(stem).__name__}.reduction is {reduction!r}; it must be an integer of at least "
+            f"1, the factor by which the stem reduces height and width."
         )
     return reduction
 

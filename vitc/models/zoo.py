@@ -62,7 +62,7 @@ SIZES: dict[str, Size] = {
     "36gf": Size(1024, 16, 4.0, 14, 224, 16, (64, 128, 128, 256, 256, 512), (2, 2, 1, 2, 1, 2)),
     "72gf": Size(1152, 18, 4.0, 22, 224, 16, (64, 128, 128, 256, 256, 512), (2, 2, 1, 2, 1, 2), 0),
     # Ours, by the paper's rules. The stem's widths are those that bring the ViT_C's flops within
-    # 0.6 % of the ViT_P's; `complexity.twin_match` and `vitc show` tell by how much they miss.
+    # 0.6 % of the ViT_P's; `complexity.twin_match` and `vitc show` give the difference.
     # 28-32 pixels (MNIST family, CIFAR): seconds to minutes an epoch on a laptop
     "tiny": Size(64, 2, 3.0, 4, 32, 8, (18, 36, 72), (2, 2, 2)),
     "tiny_patch4": Size(64, 2, 3.0, 4, 32, 4, (48, 96), (2, 2)),
@@ -114,7 +114,7 @@ SLIPS: dict[str, str] = {
     "vit_s1_4gf": "The paper's Table 3 prints 42 for the stem's first width. It is 52 here, which "
     "gives the printed flops, parameters and activations and doubles as the others do.",
 }
-"""What in the paper's print of a model must be a slip."""
+"""Misprints in the paper, by model."""
 
 REPORTED_GFLOPS: dict[str, dict[int, float]] = {
     # Paper appendix C, by image size: nothing else of it is printed
@@ -150,7 +150,7 @@ _P, _C = _vit_p("4gf"), _vit_c("4gf")
 ABLATIONS: list[ViTConfig] = [
     # Paper Table 3, stems of about equal cost that reduce the size later and later. What stands
     # after their convolutions (BatchNorm and ReLU after all but the last) and the number of blocks
-    # (11, as "overall model flops remain comparable") is an inference: the paper does not say.
+    # (11, as "overall model flops remain comparable") is an inference: the paper does not state it.
     # S1's first width is printed as 42: see SLIPS.
     _ablation("vit_s1_4gf", _C, ConvStemConfig(
         channels=(52, 104, 208, 416), kernel_sizes=(3, 3, 3, 2), strides=(2, 2, 2, 2))),
@@ -390,7 +390,7 @@ def create_model(
 
 
 def stem_config(name: str, old: StemConfig) -> StemConfig:
-    """The config of a kind's name, or of a custom stem named path/to/file.py:Class.
+    """The config of the kind `name`, or of a custom stem named path/to/file.py:Class.
 
     A kind keeps what it can of `old`, the stem that it replaces: see `carried`.
     """

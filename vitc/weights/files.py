@@ -97,7 +97,7 @@ def read_weights_file(path: Path) -> WeightsFile:
                     _check_archive(path)
                 content, metadata = _load(path, mmap=kind == "zip"), {}
                 _check_sizes(path, content)
-            file.seek(0)  # hashed last: a large file that is none is refused at once
+            file.seek(0)  # hashed last, so that other large files are refused at once
             return WeightsFile(content, metadata, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

@@ -24,7 +24,7 @@ def is_repo_id(text: str) -> bool:
 def check_repo_id(text: str) -> None:
     """Raises ConfigError where it has another form."""
     if not is_repo_id(text):
-        raise ConfigError(f"{text!r} is no name on the hub.", "It is USER/NAME.")
+        raise ConfigError(f"{text!r} is not a name on the hub.", "A name is USER/NAME.")
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
@@ -105,7 +105,7 @@ def explained(
     status = getattr(getattr(error, "response", None), "status_code", None)
     log_in = "Log in with: hf auth login (or set HF_TOKEN to a token that may do this)."
     if "LocalTokenNotFoundError" in names or status == 401:
-        return f"the hub does not know who you are, or there is no {repo_id}.", log_in
+        return f"you are not logged in to the hub, or there is no {repo_id}.", log_in
     if "GatedRepoError" in names:
         return f"{repo_id} asks its readers to agree to terms.", "Agree on its page, and log in."
     if "RevisionNotFoundError" in names:

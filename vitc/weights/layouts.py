@@ -309,7 +309,7 @@ def to_vitc(
             "Use the weights of another model, or train that model as timm:NAME.",
         )
     rules = _BODY[layout] + _PATCHIFY[layout] + _CONV.get(layout, ()) + _ALSO_READ.get(layout, ())
-    out, strangers = _rename_all(tensors, tuple((theirs, ours) for ours, theirs in rules))
+    out, unknown = _rename_all(tensors, tuple((theirs, ours) for ours, theirs in rules))
     pos = out.get("pos_embed")
     if pos is not None:
         if pos.ndim != 3:
@@ -320,7 +320,7 @@ def to_vitc(
             out["pos_embed"] = pos.transpose(0, 1)  # (N, 1, D), batch second
         if layout == "timm":
             _take_timm_positions(out)
-    return out, strangers
+    return out, unknown
 
 
 def _take_timm_positions(out: dict[str, Tensor]) -> None:
@@ -367,11 +367,11 @@ def from_vitc(
             "pycls and torchvision have the paper's two stems, timm the patchify one; vitc all.",
         )
     rules = _BODY[layout] + (_CONV if conv else _PATCHIFY)[layout]
-    out, strangers = _rename_all(tensors, rules)
-    if strangers:
+    out, unknown = _rename_all(tensors, rules)
+    if unknown:
         raise CheckpointError(
             f"These weights cannot be written for {layout}, which has no place for "
-            f"{few(list(strangers))}."
+            f"{few(list(unknown))}."
         )
     pos = tensors["pos_embed"]
     if layout == "pycls":

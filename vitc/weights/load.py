@@ -112,7 +112,7 @@ def by_our_names_if_ours(weights: Weights) -> Weights:
 def _checked_source(weights: Weights, source: str) -> Weights:
     looks = recognise(weights.tensors)
     same = looks is not None and source.partition("_")[0] == looks.partition("_")[0]
-    by_any_name = looks is None and source in ("vitc", "timm")  # models that are no ViTs
+    by_any_name = looks is None and source in ("vitc", "timm")  # models other than ViTs
     if source != "auto" and not same and not by_any_name:
         raise CheckpointError(
             f"{weights.where} is not in the layout of {source}, but in that of "
