@@ -579,7 +579,7 @@ def test_a_model_whose_path_depends_on_values_is_refused_with_the_reason_and_lef
 
 
 def test_what_is_not_known_about_a_model_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match="does not tell its img_size"):
+    with pytest.raises(ConfigError, match="img_size of Conv2d is unknown"):
         complexity(nn.Conv2d(3, 4, 1))
     with pytest.raises(ConfigError, match="has no in_chans and no convolution"):
         complexity(nn.Linear(4, 4), img_size=4)

@@ -354,7 +354,7 @@ def test_a_stem_from_outside_ends_with_its_own_output() -> None:
 
 def test_a_model_that_gives_out_no_maps_is_refused() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
-    with pytest.raises(ConfigError, match="No layer of Sequential gives out maps"):
+    with pytest.raises(ConfigError, match="No layer of Sequential outputs maps"):
         stem_features(flat, images())
 
 
@@ -411,7 +411,7 @@ def test_nothing_is_left_behind_when_the_images_do_not_fit(
 def test_attention_of_a_model_that_is_no_vit_is_refused_with_what_works(
     look: Callable[[nn.Module, Tensor], object],
 ) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)Conv2d is no ViT of ours.*--features IMAGE"):
+    with pytest.raises(ConfigError, match=r"(?s)Conv2d is not one of vitc.s ViTs.*--features IMAGE"):
         look(nn.Conv2d(3, 4, 3), images())
     with pytest.raises(ConfigError, match="no ViT of ours"):
         pos_embed_similarity(nn.Conv2d(3, 4, 3))

@@ -508,11 +508,11 @@ def test_settings_that_cannot_work_are_refused_with_the_reason(
     ("key", "value", "allowed"),
     [
         *[
-            ("img_size", v, "a whole number of pixels, or two")
+            ("img_size", v, "an integer number of pixels, or two")
             for v in ("32", 32.0, True, (32,), (32, 32, 32), (32, "32"), (True, 32))
         ],
         *[("num_classes", v, "0 for no head, or more") for v in (-1, "10", 10.0, True, None)],
-        *[("in_chans", v, "a whole number, as 3") for v in ("3", 3.0, True, None)],
+        *[("in_chans", v, "an integer, as 3") for v in ("3", 3.0, True, None)],
         ("in_chans", 0, "at least 1"),
         ("img_size", 0, ""),
         ("img_size", (0, 32), ""),
@@ -532,11 +532,11 @@ def test_values_of_a_wrong_type_are_refused_with_the_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("depth", "3", "a whole number, as 4"),
-        ("depth", True, "a whole number"),
+        ("depth", "3", "an integer, as 4"),
+        ("depth", True, "an integer"),
         ("mlp_ratio", "3", "a number, as 3.0"),
         ("class_token", 1, "True or False"),
-        ("global_pool", 3, "a word, as 'token'"),
+        ("global_pool", 3, "a string, as 'token'"),
     ],
 )
 def test_other_settings_of_a_wrong_type_are_refused_alike(

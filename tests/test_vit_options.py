@@ -351,12 +351,12 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize(
     ("output", "told"),
     [
-        (torch.zeros(2, 16, 32), "Wrong gave (2, 16, 32)"),  # tokens, not a grid
-        (torch.zeros(2, 31, 4, 4), "Wrong gave (2, 31, 4, 4)"),  # another width
-        (torch.zeros(2, 32, 2, 2), "Wrong gave (2, 32, 2, 2)"),  # another reduction
-        (torch.zeros(2, 32, 8, 2), "Wrong gave (2, 32, 8, 2)"),  # as many tokens, another grid
-        (torch.zeros(1, 32, 4, 4), "Wrong gave (1, 32, 4, 4)"),  # would broadcast
-        ((torch.zeros(2, 32, 4, 4), None), "Wrong gave tuple"),
+        (torch.zeros(2, 16, 32), "Wrong returned (2, 16, 32)"),  # tokens, not a grid
+        (torch.zeros(2, 31, 4, 4), "Wrong returned (2, 31, 4, 4)"),  # another width
+        (torch.zeros(2, 32, 2, 2), "Wrong returned (2, 32, 2, 2)"),  # another reduction
+        (torch.zeros(2, 32, 8, 2), "Wrong returned (2, 32, 8, 2)"),  # as many tokens, another grid
+        (torch.zeros(1, 32, 4, 4), "Wrong returned (1, 32, 4, 4)"),  # would broadcast
+        ((torch.zeros(2, 32, 4, 4), None), "Wrong returned tuple"),
     ],
 )
 @pytest.mark.parametrize("dynamic", [False, True])
