@@ -277,7 +277,7 @@ def test_a_cnn_has_no_attention_and_is_told_what_it_has(
 ) -> None:
     operand = [str(image)] if kind == "attention" else []
     said = failed(["show", "resnet_50", f"--{kind}", *operand], capsys)
-    assert "no ViT of ours" in said
+    assert "not one of vitc's ViTs" in said
     assert "--filters" in said
 
 
