@@ -811,6 +811,6 @@ def test_a_real_slurm_outlives_the_study_that_submitted_and_runs_nothing_twice(
     now = conduct(folder, plan(4, **LONGER), engine=SlurmEngine(max_jobs=2), quiet=True)
     killer.join()
     assert (now.ended, now.total) == (4, 4)
-    assert shell("squeue", "-h").strip() == ""
+    assert wait_for(lambda: not shell("squeue", "-h").strip(), 120)
     nothing_twice(folder.path)
     assert results(folder.path) == local

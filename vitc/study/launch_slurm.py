@@ -200,9 +200,7 @@ class SlurmEngine:
             )
             for i in range(count)
         ]
-        if (
-            self.slurm_cluster == "slurm"
-        ):  # what an earlier call has left in the queue; what runs, runs
+        if self.slurm_cluster == "slurm":  # replaced: what an earlier call has left waiting
             _slurm("scancel", "--me", "--state=PENDING", f"--name={_job_name(study.path)}")
         jobs = _submit(executor, slices, going)
         try:

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from vitc.errors import (
     VitcError,
 )
 from vitc.files import LOCK, FolderLock, read_json, write_json
-from vitc.machine import environment
 from vitc.runs.folder import CHECKPOINTS, CLAIM, CONFIG, ENDED, LATEST, SUMMARY, TRIES, Run
 from vitc.study.design import StudyFolder, Trial
 
@@ -180,13 +180,12 @@ def _write_tries(out: Path, tries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _new_try(engine: str, reached: str) -> dict[str, Any]:
-    versions = environment()["versions"]
     return {
         "engine": engine,
         "host": socket.gethostname(),
         "process": os.getpid(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: versions.get(name) for name in MUST_AGREE},
+        "versions": _versions(),
         "checkpoint": reached,
     }
 
@@ -345,16 +344,25 @@ def check_machine(study: StudyFolder, allow_mixed: bool = False) -> None:
 
 def other_versions(then: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> list[str]:
     """`torch 2.13.0 -> 2.14.0`: in what `here` (default: this machine) differs, builds aside."""
-    here = environment()["versions"] if here is None else here
+    here = _versions() if here is None else here
 
-    def public(version: object) -> str:
-        return str(version).partition("+")[0]
+    def public(text: object) -> str:
+        return str(text).partition("+")[0]
 
     return [
         f"{name} {then.get(name)} -> {here.get(name)}"
         for name in MUST_AGREE
         if public(then.get(name)) != public(here.get(name))
     ]
+
+
+def _versions() -> dict[str, str]:
+    """What `environment()` has under `versions`, without the seconds that importing torch takes."""
+    found = dict.fromkeys(MUST_AGREE, "unknown")
+    for name in found:
+        with contextlib.suppress(PackageNotFoundError):  # run from the source tree
+            found[name] = version(name)
+    return found
 
 
 @dataclass
