@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitc.data.sources.base import IMAGE_SUFFIXES
 from vitc.errors import BrokenFileError, ConfigError, suggest
+from vitc.machine import cores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -143,7 +144,7 @@ class Predictor:
         if batch < 1:
             raise ConfigError(f"batch is {batch}; it must be at least 1.")
         named = _named(images)
-        with ThreadPoolExecutor(min(batch, os.cpu_count() or 1, 16)) as pool:
+        with ThreadPoolExecutor(min(batch, cores(), 16)) as pool:
             while group := list(itertools.islice(named, batch)):
                 loaded = list(pool.map(self._load, group))
                 good = [pixels for pixels in loaded if not isinstance(pixels, BrokenFileError)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitc.errors import ConfigError, suggest
+from vitc.files import read_json
 from vitc.plugins.names import (
     NAMED_BY,
     SOURCE,
@@ -40,7 +40,6 @@ from vitc.plugins.names import (
 
 NAMING = ("config.json", "plan.json")  # files of a run and of a study that name classes
 TRUSTED_ENV = "VITC_TRUSTED"
-JSON_LIMIT = 64 << 20  # bytes
 _Config = TypeVar("_Config")
 
 
@@ -101,16 +100,12 @@ def trust(path: str | Path) -> list[Custom]:
 
 def _named_in(file: Path) -> Iterator[Custom]:
     """Every custom class that a JSON file names, nested or dotted."""
+    if not file.is_file():
+        raise ConfigError(f"There is no run folder, study or config file {file}.")
     try:
-        if not file.is_file():
-            raise ConfigError(f"There is no run folder, study or config file {file}.")
-        if file.stat().st_size > JSON_LIMIT:
-            raise ConfigError(f"{file} is larger than {JSON_LIMIT >> 20} MiB: not a config.")
-        flat = dict(_leaves(json.loads(file.read_bytes()), ""))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not JSON: {error}.") from error
+        flat = dict(_leaves(read_json(file), ""))
+    except RecursionError as error:
+        raise ConfigError(f"{file} is damaged: nested too deep.") from error
     for leaf, value in flat.items():
         table, _, last = leaf.rpartition(".")
         component = table.rpartition(".")[2]

@@ -18,7 +18,8 @@ from typing import Any
 
 from vitc.errors import ConfigError, VitcError, suggest
 from vitc.plugins.consent import require_trust, trusted
-from vitc.plugins.names import Custom, Kind, is_path, locate, parse, sha, short
+from vitc.plugins.names import Custom, Kind, is_path, locate, parse, sha
+from vitc.wording import short
 
 
 def load(one: Custom) -> tuple[Any, dict[str, Any], str]:

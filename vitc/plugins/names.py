@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitc.errors import ConfigError, suggest
+from vitc.wording import short
 
 SOURCES = "sources"  # the folder in a run or study that holds copies of custom files
 FORM = "Write path/to/file.py:Class or package.module:Class."
@@ -137,11 +138,6 @@ def _settings(kind: Kind, call: str) -> dict[str, Any]:
                 f"Set --model.{name} instead." if kind in (STEM, MODEL) else None,
             )
     return values
-
-
-def short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -8,12 +8,10 @@ optimizer and average of the weights, images lying on the device. Neither reads 
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -29,7 +27,14 @@ from vitc.models.zoo import model_config
 from vitc.resolve import load_config
 from vitc.training.build import fresh_state, step_settings
 from vitc.training.config import TrainConfig
-from vitc.training.device import Processes, autocast, machine_settings, peak_memory, pick_device
+from vitc.training.device import (
+    Processes,
+    autocast,
+    forget_peak_memory,
+    machine_settings,
+    peak_memory,
+    pick_device,
+)
 from vitc.training.freeze import train_mode
 from vitc.training.step import NormStatistics, train_step
 
@@ -100,7 +105,7 @@ def _bench(
     config: RunConfig, device: torch.device, warm_up: int, timed: int, classes: int
 ) -> Bench:
     t = config.train
-    _forget_peak(device)
+    forget_peak_memory(device)
     state = fresh_state(config, classes, 1, device)
     channels = config.model.in_chans
     settings = step_settings(
@@ -221,14 +226,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _forget_peak(device: torch.device) -> None:
-    """So that the memory is this model's and not an earlier one's."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):  # Linux: the process's peak starts again from now
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def bench_config(model: str, **settings: object) -> RunConfig:

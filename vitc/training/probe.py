@@ -14,9 +14,8 @@ import torch
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
 from vitc.data.loader import open_eval, open_train
-from vitc.data.sampling import steps_per_epoch
 from vitc.models.config import ViTConfig
-from vitc.training.build import batch_plan, fresh_state, initial_model, step_settings
+from vitc.training.build import fresh_state, initial_model, set_up
 from vitc.training.device import Processes, autocast, machine_settings, peak_memory
 from vitc.training.evaluate import evaluate
 from vitc.training.freeze import train_mode
@@ -82,11 +81,10 @@ def _measure(
 ) -> tuple[float, float]:
     """Seconds of a step, and of evaluating an image."""
     t, optim = config.train, config.optim
-    steps = steps_per_epoch(len(data.splits["train"]), t.batch)
-    state = fresh_state(config, len(data.classes), steps, device)
+    setup = set_up(config, data, device, Processes())
+    plan, settings = setup.plan, setup.settings
+    state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
     model = state.model
-    settings = step_settings(config, device, Processes(), data.mean, data.std, len(data.classes))
-    plan = batch_plan(config, settings.procs)
     train_mode(model)
     norms = NormStatistics(model, plan.micros_here, settings.procs)
     lr = optim.peak_lr(t.batch) / 100
@@ -97,7 +95,7 @@ def _measure(
         before = time.perf_counter()
         for micros in batches:
             outcome = train_step(state, model, micros, lr, norms, settings)
-            state.step = min(state.step + 1, steps * t.epochs)
+            state.step = min(state.step + 1, setup.steps)
             if state.ema is not None:
                 state.ema.update(model, state.step)
             outcome["loss"].item()  # waits until the work is done
