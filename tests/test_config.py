@@ -134,7 +134,7 @@ def test_a_model_of_the_zoo_keeps_the_size_of_the_runs_images() -> None:
 
 def test_a_whole_number_will_do_for_a_number_but_not_the_other_way_round() -> None:
     assert load_config(RunConfig(), **{"optim.lr": 1}).optim.lr == 1.0
-    refused("train.epochs is 1.5", "a whole number", **{"train.epochs": 1.5})
+    refused("train.epochs is 1.5", "an integer", **{"train.epochs": 1.5})
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -154,10 +154,10 @@ def test_a_whole_number_will_do_for_a_number_but_not_the_other_way_round() -> No
         ("model", "vit_c_4fg", ["'vit_c_4fg'", "Did you mean 'vit_c_4gf'"]),
         ("data", "fashon", ["'fashon'", "Did you mean 'fashion'"]),
         ("data.fit", "corp", ["data.fit", "'corp'", "Did you mean 'crop'", "squash"]),
-        ("train.epochs", "5", ["train.epochs is '5'", "a whole number"]),
-        ("train.epochs", True, ["train.epochs is True", "a whole number"]),
+        ("train.epochs", "5", ["train.epochs is '5'", "an integer"]),
+        ("train.epochs", True, ["train.epochs is True", "an integer"]),
         ("train.compile", 1, ["train.compile is 1", "true or false"]),
-        ("model.img_size", [1, 2, 3], ["model.img_size", "a whole number or 2 values"]),
+        ("model.img_size", [1, 2, 3], ["model.img_size", "an integer or 2 values"]),
         ("data.mean", ["a"], ["data.mean", "a list of a number or null"]),
         ("train", 3, ["train must be a table of settings, not 3"]),
         ("optim", None, ["optim must be a table of settings, not None"]),

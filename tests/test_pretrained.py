@@ -444,7 +444,7 @@ def test_a_config_that_lacks_a_value_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"depth": "3"}, "it must be a whole number"),
+        ({"depth": "3"}, "it must be an integer"),
         ({"dept": 3}, "Did you mean 'model.depth'"),
         ({"kind": "vti"}, "Unknown model 'vti'"),
         ({"stem": "evil"}, "Unknown stem 'evil'|Unknown model.stem"),

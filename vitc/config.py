@@ -356,7 +356,7 @@ def upgrade(values: Mapping[str, Any], schema: int | None = None) -> dict[str, A
     flat = flat_values(values)
     found = flat.pop("schema", 1 if schema is None else schema)
     if type(found) is not int or found < 1:
-        raise ConfigError(f"schema is {found!r}; it must be a whole number of at least 1.")
+        raise ConfigError(f"schema is {found!r}; it must be an integer of at least 1.")
     if found > SCHEMA:
         raise ConfigError(
             f"The settings are of schema {found}; this version of vitc reads schemas up to "

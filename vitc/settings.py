@@ -61,9 +61,9 @@ def type_name(hint: Any) -> str:
             return f"a list of {type_name(args[0])}"
         return f"{len(args)} values"
     names: dict[Any, str] = {
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
-        str: "a text",
+        str: "a string",
         bool: "true or false",
         type(None): "null",
     }
@@ -90,7 +90,7 @@ def from_words(words: Sequence[str], hint: Any, where: str) -> Any:
 
 
 def _literal(word: str, hint: Any) -> Any:
-    """A word as the value that it spells, where the type is not a text's."""
+    """A word as the value that it spells, unless its type is a string."""
     if hint is str or typing.get_origin(hint) is typing.Literal:
         return word
     spelt = {"true": True, "false": False, "none": None, "null": None}

@@ -1,4 +1,4 @@
-"""What is a recipe? A config with a name, tuned settings by optimizer, and a text about it."""
+"""What is a recipe? A config with a name, tuned settings by optimizer, and its documentation."""
 
 from __future__ import annotations
 
