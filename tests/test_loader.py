@@ -27,13 +27,11 @@ from vitc.data.augment.mixing import mix
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet
 from vitc.data.loader import MicroBatch, open_eval, open_train
-from vitc.data.pixels import device_memory
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Files
 from vitc.data.workers import Served
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
-from vitc.machine import cores
 
 CPU = torch.device("cpu")
 STRONG = AugmentConfig(crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -149,34 +147,17 @@ def assert_same_run(a: list[list[MicroBatch]], b: list[list[MicroBatch]], pixels
 # -- exactness ------------------------------------------------------------------------------------
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(photos: DataSet) -> None:
-    alone = run(photos, config(), plan())
-    assert alone[0][0].images.shape == (4, 3, 32, 24)
-    assert alone[0][0].images.dtype == torch.uint8
-    assert alone[0][0].labels.dtype == torch.int64
-    assert alone[0][0].flip is not None
-    assert alone[0][0].flip.dtype == torch.bool
-    assert alone[0][0].drop_path is not None
-    assert alone[0][0].drop_path.shape == (4, 4)
-    assert [len(step) for step in alone] == [2] * 5
-    assert not torch.equal(alone[0][0].images, alone[2][0].images)
-    for workers in (1, 3):
-        assert_same_run(run(photos, config(workers=workers), plan()), alone)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("start", [1, 2, 4])
-def test_a_run_can_be_taken_up_at_any_step(photos: DataSet, start: int, workers: int) -> None:
-    whole = run(photos, config(), plan())
-    assert_same_run(run(photos, config(workers=workers), plan(), start), whole[start:])
-
-
-@pytest.mark.parametrize("held", [False, True])
-def test_processes_together_take_what_one_takes(photos: DataSet, held: bool) -> None:
-    data = pixel_set() if held else photos
-    alone = run(data, config(), plan())
-    parts = [run(data, config(), plan(rank=r, world=2)) for r in range(2)]
-    assert_same_run([a + b for a, b in zip(*parts, strict=True)], alone)
+def test_steps_are_lists_of_micro_batches(photos: DataSet) -> None:
+    steps = run(photos, config(), plan())
+    assert [len(step) for step in steps] == [2] * 5
+    first = steps[0][0]
+    assert (first.images.shape, first.images.dtype) == ((4, 3, 32, 24), torch.uint8)
+    assert first.labels.dtype == torch.int64
+    assert first.flip is not None
+    assert first.flip.dtype == torch.bool
+    assert first.drop_path is not None
+    assert first.drop_path.shape == (4, 4)
+    assert not torch.equal(first.images, steps[2][0].images)
 
 
 def test_accumulation_changes_neither_order_nor_cuts(photos: DataSet) -> None:
@@ -233,7 +214,7 @@ FULL = {
 
 
 def digest(steps: list[list[MicroBatch]], augment: AugmentConfig) -> list[str]:
-    """A hash a step of the float images and targets that the model is trained on."""
+    """A hash a step of the float images, targets and drop-path that the model is trained on."""
     found = []
     for micros in steps:
         sha = hashlib.sha256()
@@ -242,39 +223,30 @@ def digest(steps: list[list[MicroBatch]], augment: AugmentConfig) -> list[str]:
             images = erase(images, m.erased)
             for out in mix(images, m.labels, m.mix, 3, augment.label_smoothing):
                 sha.update(out.contiguous().numpy().tobytes())
+            assert m.drop_path is not None
+            sha.update(m.drop_path.numpy().tobytes())
         found.append(sha.hexdigest())
     return found
 
 
+@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("name", FULL)
-def test_final_batches_do_not_depend_on_workers_resume_or_processes(
-    photos: DataSet, name: str
+def test_batches_do_not_depend_on_workers_resume_or_processes(
+    photos: DataSet, name: str, resident: bool
 ) -> None:
-    augment = FULL[name]
-    settings = config(augment=augment)
-    where = plan(batch=12, micro=6)
-    whole = digest(run(photos, settings, where, end=4), augment)
+    augment, data = FULL[name], pixel_set() if resident else photos
+
+    def batches(start: int = 0, workers: int = 0, **changes: int) -> list[list[MicroBatch]]:
+        settings = config(augment=augment, workers=0 if resident else workers)
+        return run(data, settings, plan(batch=12, micro=6, **changes), start, 4)
+
+    whole = digest(batches(), augment)
     assert len(set(whole)) == 4
-    for workers in (1, 4):
-        again = run(photos, config(augment=augment, workers=workers), where, end=4)
-        assert digest(again, augment) == whole
-    for start in (1, 2, 3):
-        assert digest(run(photos, settings, where, start, 4), augment) == whole[start:]
-    parts = [run(photos, settings, plan(batch=12, micro=6, rank=r, world=2), end=4) for r in (0, 1)]
+    for start, workers in ((0, 1), (0, 4), (1, 0), (2, 2), (3, 0)):
+        assert digest(batches(start, workers), augment) == whole[start:]
+    parts = [batches(rank=rank, world=2) for rank in (0, 1)]
     assert digest([a + b for a, b in zip(*parts, strict=True)], augment) == whole
-    other = run(photos, settings, plan(batch=12, micro=6, seed_augment=2), end=4)
-    assert not set(digest(other, augment)) & set(whole)
-
-
-@pytest.mark.parametrize("name", FULL)
-def test_final_batches_of_held_images_do_not_depend_on_resume_or_processes(name: str) -> None:
-    augment, data = FULL[name], pixel_set()
-    settings, where = config(augment=augment), plan(batch=12, micro=6)
-    whole = digest(run(data, settings, where, end=4), augment)
-    for start in (1, 2, 3):
-        assert digest(run(data, settings, where, start, 4), augment) == whole[start:]
-    parts = [run(data, settings, plan(batch=12, micro=6, rank=r, world=2), end=4) for r in (0, 1)]
-    assert digest([a + b for a, b in zip(*parts, strict=True)], augment) == whole
+    assert not set(digest(batches(seed_augment=2), augment)) & set(whole)
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -781,18 +753,3 @@ def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch
     assert count(None) == 3
     monkeypatch.setattr(workers_module, "cores", lambda: 30)
     assert (count(None), count(0)) == (8, 0)
-
-
-def test_processes_of_one_machine_share_its_cores_and_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert cores() == 8
-    memory = device_memory(CPU)
-    assert 1e8 < memory < 1e14
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert cores() == 2
-    assert device_memory(CPU) == memory // 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert cores() == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vitc import machine
-from vitc.machine import environment, usable_cores
+from vitc.machine import cores, environment, memory, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,18 @@ def test_the_commit_is_that_of_the_working_folder(
     assert re.fullmatch("[0-9a-f]{40}", environment()["git_commit"])
     monkeypatch.setenv("PATH", "")
     assert environment()["git_commit"] is None
+
+
+def test_processes_of_one_machine_share_its_cores_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cores() == 8
+    whole = memory()
+    assert 1e8 < whole < 1e14
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert cores() == 2
+    assert memory() == whole // 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert cores() == 1

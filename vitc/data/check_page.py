@@ -12,17 +12,7 @@ from PIL import Image
 from vitc.data.check_report import Finding, Report, to_values
 from vitc.data.store import shown
 from vitc.errors import BrokenFileError
-from vitc.views.model import (
-    Bars,
-    Bullets,
-    Heading,
-    Page,
-    Part,
-    Table,
-    Text,
-    Thumbnail,
-    Thumbnails,
-)
+from vitc.views.model import Bars, Bullets, Heading, Page, Part, Table, Text, Thumbnail, Thumbnails
 from vitc.wording import counted
 
 THUMB_SIDE = 112  # pixels
