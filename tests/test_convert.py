@@ -699,30 +699,6 @@ def test_another_eps_of_layer_norm_is_said(tmp_path: Path) -> None:
     assert any("LayerNorm eps 1e-05" in said for said in report.adapted)
 
 
-def test_preprocessing_survives_as_plain_json() -> None:
-    pre = Preprocessing((0.1, 0.2, 0.3), (1.0, 1.0, 2.0), "bgr", "bicubic", 0.9, (32, 48))
-    assert Preprocessing.from_dict(json.loads(json.dumps(pre.to_dict()))) == pre
-    assert pre.reversed().mean == (0.3, 0.2, 0.1)
-    assert pre.reversed().reversed() == pre
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        None,
-        {"mean": [0.5], "std": [0.5, 0.5]},
-        {"mean": [0.5], "std": [0]},
-        {"mean": ["a"], "std": [1]},
-        {"mean": [0.5], "std": [0.5], "channels": "cmyk"},
-        {"mean": [0.5], "std": [0.5], "crop": 7},
-        {"mean": [0.5], "std": [0.5], "surprise": 1},
-    ],
-)
-def test_damaged_preprocessing_is_refused(values: Any) -> None:
-    with pytest.raises(CheckpointError, match="preprocessing"):
-        Preprocessing.from_dict(values)
-
-
 def test_a_vit_is_described_from_its_tensors() -> None:
     shape = describe(dict(model_of("c").state_dict()))
     assert shape is not None
