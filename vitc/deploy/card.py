@@ -1,6 +1,6 @@
 """The model card: what a model is, what it was trained on, how accurate it is, what is not known.
 
-Markdown with the hub's YAML front matter, by the template `card.md.jinja`, from a run folder's
+Markdown with the hub's YAML front matter, by the template `card.md.j2`, from a run folder's
 files and nothing else. Every name in them may come from a stranger (a class is a folder's name):
 it stands in a code span, in which neither Markdown nor HTML means anything, or in a JSON string,
 which is also YAML's.
@@ -63,7 +63,7 @@ def card(facts: ModelFacts, run: Path | None = None, weights: str = "ema") -> st
     ema = about is not None and about["config"].optim.ema.kind != "none"
     kind = "vision-transformer" if isinstance(m, ViTConfig) else "timm"
     return document(
-        "card.md.jinja",
+        "card.md.j2",
         model=m,
         kind="cnn" if isinstance(m, CNNConfig) else kind,
         stem=type(m.stem).__name__.removesuffix("Config") if isinstance(m, ViTConfig) else "",

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 from markupsafe import escape
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from vitc.views.model import Chart, Line
@@ -50,6 +51,8 @@ def draw(chart: Chart) -> Figure:
         _draw_on(figure.subplots(), chart)
         labels = sum(bool(line.label) for line in chart.lines)
         figure.legend(loc="outside lower center", ncols=2 if labels > 1 else 1, fontsize=8)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is the same in every file: computed once
     return figure
 
 
@@ -67,9 +70,18 @@ def save_row(charts: Sequence[Chart], file: Path) -> None:
 
 
 def _draw_on(axes: Any, chart: Chart) -> None:
+    faint: dict[int, list[Any]] = {}  # hundreds of curves: one artist a contender
     for line in chart.lines:
-        if len(line.x):
+        if len(line.x) and line.strength == "faint":
+            faint.setdefault(line.look, []).append(list(zip(line.x, line.y, strict=True)))
+        elif len(line.x):
             _draw_points(axes, line) if line.form == "points" else _draw_line(axes, line)
+    for look, curves in faint.items():
+        colour, style = _colour_and_style(look)
+        axes.add_collection(
+            LineCollection(curves, colors=colour, linestyles=[style], alpha=0.18, linewidths=0.7)
+        )
+    axes.autoscale_view()
     if chart.log_x:
         _log_axis(axes)
         measured = sorted({x for line in chart.lines for x in line.x})
@@ -144,9 +156,7 @@ def _draw_line(axes: Any, line: Line) -> None:
     colour, style = _colour_and_style(line.look)
     label = line.label or None
     if line.form in ("curve", "steps"):
-        alpha, width = {"normal": (1.0, 1.5), "faint": (0.18, 0.7), "strong": (0.95, 1.8)}[
-            line.strength
-        ]
+        alpha, width = (0.95, 1.8) if line.strength == "strong" else (1.0, 1.5)
         look = {"color": colour, "linestyle": style, "alpha": alpha, "linewidth": width}
         where = {"drawstyle": "steps-post"} if line.form == "steps" else {}
         axes.plot(line.x, line.y, label=label, **look, **where)
