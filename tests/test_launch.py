@@ -336,13 +336,17 @@ class Cluster:
         self.commands: list[tuple[str, ...]] = []
         self.ends: Callable[[Slice], list[str | None] | None] = lambda s: []
         monkeypatch.setattr(SlurmEngine, "_executor", lambda engine, study: self)
-        monkeypatch.setattr(slurm_module, "_slurm", lambda *words: self.commands.append(words))
+        monkeypatch.setattr(slurm_module, "_slurm", self.command)
         monkeypatch.setattr(slurm_module, "WATCH_SECONDS", 0.0)
         monkeypatch.setattr(slurm_module, "GONE_SECONDS", 0.5)
         error = SimpleNamespace(UncompletedJobError=RuntimeError)
         fake: Any = ModuleType("submitit")
         fake.core = SimpleNamespace(utils=error)
         monkeypatch.setitem(sys.modules, "submitit", fake)
+
+    def command(self, *words: str) -> bool:
+        self.commands.append(words)
+        return words[0] != "sacct"  # there is no accounting
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
@@ -353,11 +357,9 @@ class Cluster:
     def submit(self, part: Slice) -> Any:
         self.submitted.append(part)
         result = self.ends(part)
-        return SimpleNamespace(
-            job_id=f"7_{len(self.submitted)}",
-            done=lambda: result is not None,
-            results=lambda: result,
-        )
+        paths = SimpleNamespace(result_pickle=SimpleNamespace(exists=lambda: result is not None))
+        number = f"7_{len(self.submitted)}"
+        return SimpleNamespace(job_id=number, paths=paths, results=lambda: result)
 
 
 def finished(part: Slice) -> list[str | None]:
@@ -381,7 +383,7 @@ def test_all_trials_are_one_throttled_array_of_packs(
     assert sorted(i for s in cluster.submitted for i in s.ids) == sorted(t.id for t in trials)
     assert [len(s.ids) for s in cluster.submitted] == [2, 2, 1]
     assert cluster.arrays == [3]
-    assert [c[0] for c in cluster.commands] == ["scancel"]  # an earlier call's, still waiting
+    assert [c[0] for c in cluster.commands] == ["scancel", "sacct"]  # what still waits is replaced
     assert "--state=PENDING" in cluster.commands[0]
 
 

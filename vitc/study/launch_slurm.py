@@ -204,7 +204,7 @@ class SlurmEngine:
             _slurm("scancel", "--me", "--state=PENDING", f"--name={_job_name(study.path)}")
         jobs = _submit(executor, slices, going)
         try:
-            _wait(jobs, study, ids, going)
+            self._wait(jobs, study, ids, going)
         except BaseException:
             self._end(jobs, study, ids)
             raise
@@ -214,9 +214,33 @@ class SlurmEngine:
         errors = import_submitit().core.utils.UncompletedJobError
         for job in jobs:
             with contextlib.suppress(errors):  # killed, or not requeued: see its log
-                reasons = job.results() if job.done() else []
+                reasons = job.results() if self._over(job) else []
                 if any(reasons):
                     raise ConfigError(f"Job {job.job_id} could not run: {max(reasons, key=bool)}")
+
+    def _wait(
+        self, jobs: Sequence[Any], study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]
+    ) -> None:
+        """Until all jobs are over, or all that is left are trials whose process vanished."""
+        self._accounting = self.slurm_cluster == "local" or _slurm("sacct", "--noheader")
+        looked = since = time.monotonic()
+        while jobs and going():
+            time.sleep(0.5)
+            if time.monotonic() < looked + WATCH_SECONDS:
+                continue
+            looked = time.monotonic()
+            left = [study.trials / i for i in ids if status_of(study.trials / i) not in ENDED]
+            if not left or all(map(self._over, jobs)):
+                return
+            if not all(map(vanished, left)):
+                since = looked
+            elif looked > since + GONE_SECONDS:
+                return
+
+    def _over(self, job: Any) -> bool:
+        """Whether a job has ended. Without SLURM's accounting (sacct) only the result that it
+        leaves shows it; of one that was killed, the released claims of its trials do."""
+        return bool(job.done() if self._accounting else job.paths.result_pickle.exists())
 
     def _end(self, jobs: Sequence[Any], study: StudyFolder, ids: Sequence[str]) -> None:
         """End the jobs: waiting ones are removed, running ones save their trials."""
@@ -253,29 +277,6 @@ def _submit(executor: Any, slices: Sequence[Slice], going: Callable[[], bool]) -
                 return []
             time.sleep(0.5)
     return []
-
-
-def _wait(
-    jobs: Sequence[Any], study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]
-) -> None:
-    """Until all jobs have ended, or all that is left are trials whose process vanished.
-
-    submitit knows of the end of a job by the result it leaves, or from SLURM's accounting. Where
-    there is no accounting and a job was killed, the released claim of its trials shows it.
-    """
-    looked = since = time.monotonic()
-    while jobs and going():
-        time.sleep(0.5)
-        if time.monotonic() < looked + WATCH_SECONDS:
-            continue
-        looked = time.monotonic()
-        left = [study.trials / i for i in ids if status_of(study.trials / i) not in ENDED]
-        if not left or all(job.done() for job in jobs):
-            return
-        if not all(map(vanished, left)):
-            since = looked
-        elif looked > since + GONE_SECONDS:
-            return
 
 
 @dataclass
@@ -353,7 +354,8 @@ def _job_name(study: Path) -> str:
     return f"vitc-{study.name}-{place[:6]}"
 
 
-def _slurm(*command: str) -> None:
-    """One command of SLURM's; a controller that does not answer is left alone."""
+def _slurm(*command: str) -> bool:
+    """Whether a command of SLURM's succeeds; False also where its controller does not answer."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        subprocess.run(command, capture_output=True, timeout=60, check=True)
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    return False
