@@ -27,14 +27,7 @@ from vitc.data.sources.base import (
     entries,
     split_of_name,
 )
-from vitc.data.sources.index import (
-    Index,
-    cache_file,
-    find_files,
-    joined,
-    load_index,
-    save_index,
-)
+from vitc.data.sources.index import Index, cache_file, find_files, joined, load_index, save_index
 from vitc.data.store import Ints, Names, label_codes, stamp
 from vitc.errors import ConfigError, DataError, VitcError, unknown
 from vitc.files import FolderLock, replacing

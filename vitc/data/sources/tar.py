@@ -31,14 +31,7 @@ from vitc.data.sources.base import (
     some,
     split_of_name,
 )
-from vitc.data.sources.index import (
-    Index,
-    cache_file,
-    find_files,
-    joined,
-    load_index,
-    save_index,
-)
+from vitc.data.sources.index import Index, cache_file, find_files, joined, load_index, save_index
 from vitc.data.store import Ints, Names, label_codes, shown, stamp
 from vitc.errors import DataError
 
