@@ -30,7 +30,7 @@ class VitcError(Exception):
         self.hint = hint
         super().__init__(message if hint is None else f"{message}\n{hint}")
 
-    def __reduce__(self) -> tuple[type[VitcError], tuple[str, str | None]]:
+    def __reduce__(self) -> tuple[type[VitcError], tuple[str | None, ...]]:
         return type(self), (self.message, self.hint)  # errors of loader workers are pickled
 
 
@@ -47,9 +47,18 @@ class DataError(VitcError):
 
 
 class BrokenFileError(DataError):
-    """One file cannot be decoded."""
+    """One file cannot be decoded. `why`: the reason alone; `kind`: damaged, no image, too large."""
 
     exit_code = 1
+
+    def __init__(
+        self, message: str, hint: str | None = None, why: str = "", kind: str = "damaged"
+    ) -> None:
+        super().__init__(message, hint)
+        self.why, self.kind = why or message, kind
+
+    def __reduce__(self) -> tuple[type[VitcError], tuple[str | None, ...]]:
+        return type(self), (self.message, self.hint, self.why, self.kind)
 
 
 class CheckpointError(VitcError):

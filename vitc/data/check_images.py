@@ -82,7 +82,7 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
             Mark.EMPTY if split.sizes is not None and split.sizes[index] == 0 else Mark.UNREADABLE
         )
         record["marks"] = mark
-        return record, mini, _why(e)
+        return record, mini, e.why
     found: Header | None = None
     try:
         if isinstance(stored, bytes):
@@ -92,12 +92,12 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
     except BrokenFileError as e:
         assert isinstance(stored, bytes)
         found = header(stored)
-        if "exceed" in e.message and "exceed 16 bits" not in e.message:
+        if e.kind == "too large":
             record["marks"] = Mark.TOO_LARGE
         else:
-            is_image = found is not None or "no image" not in e.message
+            is_image = found is not None or e.kind != "no image"
             record["marks"] = Mark.DAMAGED if is_image else Mark.NO_IMAGE
-        return record, mini, _why(e)
+        return record, mini, e.why
     marks = Mark.DOUBT if doubt else Mark(0)
     if isinstance(stored, bytes):
         record["seconds"] = time.perf_counter() - started
@@ -116,10 +116,6 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
         marks |= Mark.FLAT
     record["hash"], record["marks"] = perceptual_hash(grey), marks
     return record, mini, doubt
-
-
-def _why(error: BrokenFileError) -> str:
-    return error.message.partition(" cannot be used: ")[2].removesuffix(".") or error.message
 
 
 def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:

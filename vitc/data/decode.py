@@ -112,8 +112,8 @@ def is_jpeg(data: bytes) -> bool:
     return data[:3] == b"\xff\xd8\xff"
 
 
-def _broken(name: str, why: str) -> BrokenFileError:
-    return BrokenFileError(f"{name!r} cannot be used: {why}.", _HINT)
+def _broken(name: str, why: str, kind: str = "damaged") -> BrokenFileError:
+    return BrokenFileError(f"{name!r} cannot be used: {why}.", _HINT, why, kind)
 
 
 def file_bytes(file: Path, name: str) -> bytes:
@@ -123,7 +123,8 @@ def file_bytes(file: Path, name: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise _broken(name, "it is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
-            raise _broken(name, f"its {status.st_size:,} bytes exceed {MAX_FILE_BYTES:,}")
+            why = f"its {status.st_size:,} bytes exceed {MAX_FILE_BYTES:,}"
+            raise _broken(name, why, "too large")
         data = file.read_bytes()
     except OSError as e:
         raise _broken(name, e.strerror or str(e)) from e
@@ -134,7 +135,8 @@ def file_bytes(file: Path, name: str) -> bytes:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        raise _broken(name, f"its {width:,} x {height:,} pixels exceed the {MAX_PIXELS:,} allowed")
+        why = f"its {width:,} x {height:,} pixels exceed the {MAX_PIXELS:,} allowed"
+        raise _broken(name, why, "too large")
 
 
 # ------------------------------------------------------------------------------------------ JPEG
@@ -269,9 +271,10 @@ def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
     except BrokenFileError:
         raise
     except UnidentifiedImageError as e:
-        raise _broken(name, "it is not an image in a supported format") from e
+        raise _broken(name, "it is not an image in a supported format", "no image") from e
     except Image.DecompressionBombError as e:
-        raise _broken(name, f"its pixels exceed the {MAX_PIXELS:,} allowed") from e
+        why = f"its pixels exceed the {MAX_PIXELS:,} allowed"
+        raise _broken(name, why, "too large") from e
     except Exception as e:  # Pillow's decoders raise nearly anything on garbage
         raise _broken(name, f"the file is damaged or incomplete ({e})") from e
 

@@ -207,6 +207,7 @@ def unreadable(name: str, why: str) -> BrokenFileError:
     return BrokenFileError(
         f"{name!r} cannot be used: {why}.",
         "If the files have changed, start again. --data.bad_files skip leaves broken images out.",
+        why,
     )
 
 
