@@ -10,8 +10,20 @@ if TYPE_CHECKING:
     from vitc.stats.curves import edf, interval
     from vitc.stats.proportions import Interval
     from vitc.study.report import report
+    from vitc.study.studies import StudyResult, run
 
-__all__ = ["Comparison", "Interval", "Run", "compare", "edf", "interval", "load_runs", "report"]
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Run",
+    "StudyResult",
+    "compare",
+    "edf",
+    "interval",
+    "load_runs",
+    "report",
+    "run",
+]
 
 _MODULES = {
     "Comparison": "stats.compare",
@@ -21,7 +33,9 @@ _MODULES = {
     "edf": "stats.curves",
     "interval": "stats.curves",
     "load_runs": "runs.folder",
+    "StudyResult": "study.studies",
     "report": "study.report",
+    "run": "study.studies",
 }
 
 

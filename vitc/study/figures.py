@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from vitc.study.measures.draws import GroupDraws
 from vitc.study.results import Section
 from vitc.views.model import Chart, Figures, Line
 
+MOST_LINES = 64  # of a contender in one chart
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
 SHORT = {"optim.lr": "lr", "optim.weight_decay": "weight decay"}
 
@@ -179,11 +181,17 @@ def _learning(
 
 
 def _runs(g: GroupDraws, look: int, curves: Curves) -> Iterator[Line]:
-    """One line a trial, that of the best draw strong."""
-    chosen = g.best
+    """One line a trial, that of the best draw strong; where trials are many, some share a line."""
+    shared = max(1, len(g.known) // MOST_LINES)
+    others = [c for (r, _), c in zip(g.known, curves, strict=True) if r is not g.best]
+    for start in range(0, len(others), shared):
+        x: list[float] = []
+        y: list[float] = []
+        for epochs, values in others[start : start + shared]:
+            x += [*epochs, math.nan]  # a gap before the next trial
+            y += [*values, math.nan]
+        yield Line("", look, x[:-1], y[:-1], form="curve", strength="faint")
     for (result, _), (epochs, values) in zip(g.known, curves, strict=True):
-        best = result is chosen
-        label = f"{g.contender}, best draw" if best else ""
-        yield Line(
-            label, look, epochs, values, form="curve", strength="strong" if best else "faint"
-        )
+        if result is g.best:
+            label = f"{g.contender}, best draw"
+            yield Line(label, look, epochs, values, form="curve", strength="strong")

@@ -103,6 +103,8 @@ def _draw_on(axes: Any, chart: Chart) -> None:
 def save(chart: Chart, folder: Path) -> tuple[Figure, str]:
     """The chart as SVG, PNG and PDF in `folder`; the figure, and the SVG for an HTML page."""
     figure = draw(chart)
+    figure.draw_without_rendering()  # the layout is made once for all files
+    figure.set_layout_engine("none")
     for suffix in ("png", "pdf"):
         figure.savefig(folder / f"{chart.name}.{suffix}", dpi=200)
     buffer = io.StringIO()

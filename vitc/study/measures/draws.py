@@ -111,6 +111,8 @@ class DrawsComparison:
 
 
 def groups_of_draws(plan: Plan, results: Sequence[Result]) -> list[GroupDraws]:
+    models = {g.config.model: g for g in plan.groups}
+    costs = {model: cost_of(g, plan.classes) for model, g in models.items()}
     found = []
     for optim in plan.optims:
         # one "best" for all contenders of an optimizer, so that their shares compare
@@ -120,16 +122,21 @@ def groups_of_draws(plan: Plan, results: Sequence[Result]) -> list[GroupDraws]:
         for g in plan.groups:
             if g.optim == optim:
                 mine = [r for r in results if (r.contender, r.optim) == (g.contender, optim)]
-                found.append(_group(plan, g, mine, best))
+                found.append(_group(plan, g, mine, best, costs[g.config.model]))
     return found
 
 
-def _group(plan: Plan, g: Group, results: list[Result], best: float) -> GroupDraws:
+def _group(
+    plan: Plan,
+    g: Group,
+    results: list[Result],
+    best: float,
+    cost: tuple[Complexity | None, str],
+) -> GroupDraws:
     known = [r for r in results if r.error is not None]
     errors = np.array([r.error for r in known])
     any_ = bool(known)
     many = len(known) >= st.FEWEST_TO_RESAMPLE and best < plan.chance_error
-    cost, uncounted = cost_of(g, plan.classes)
     metrics = [Run(Path(r.folder)).metrics() for r in known]
     return GroupDraws(
         contender=g.contender,
@@ -149,8 +156,8 @@ def _group(plan: Plan, g: Group, results: list[Result], best: float) -> GroupDra
             for n, r in plan.ranges_of(g).items()
             if any_
         },
-        cost=cost,
-        uncounted=uncounted,
+        cost=cost[0],
+        uncounted=cost[1],
         is_control=bool(g.seed_shift),
         point=g.point,
     )

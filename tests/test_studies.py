@@ -1,0 +1,67 @@
+"""A whole study from Python: `vitc.study.run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitc import study
+from vitc.errors import ConfigError
+from vitc.study.design import TUNING, StudyFolder
+
+BRIEF: dict[str, Any] = {
+    "train.epochs": 1,
+    "train.batch": 64,
+    "data.max_train": 128,
+    "train.precision": "fp32",
+}
+
+
+def test_a_study_runs_from_python_and_is_extended(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"models": ["vit_p_tiny"], "out": tmp_path / "s", "workers": 1}
+    made = study.run("hparams", "debug", draws=1, **words, **BRIEF)
+    assert "only contender" in made.verdict
+    assert made.report.exists()
+    assert len(made.frame) == 1
+    assert set(dict(made.frame[0] if isinstance(made.frame, list) else made.frame.iloc[0])) >= {
+        "contender",
+        "error",
+        "optim.lr",
+    }
+    assert made.figure("edf").axes
+    with pytest.raises(ConfigError, match="no figure 'x'"):
+        made.figure("x")
+    more = study.run("hparams", "debug", draws=2, **words, **BRIEF)
+    assert [r.error for r in more.section.results][:1] == [made.section.results[0].error]
+    with pytest.raises(ConfigError, match="never taken back"):
+        study.run("hparams", "debug", draws=1, **words, **BRIEF)
+
+
+def test_a_measure_tunes_first_where_it_is_asked_to(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    words: dict[str, Any] = {"models": ["vit_p_tiny"], "out": out, "workers": 1, "quiet": True}
+    made = study.run(
+        "vary", "debug", set=[("train.batch", [32])], tune=1, seeds=1, **words, **BRIEF
+    )
+    tuned, _ = StudyFolder(out / TUNING).read()
+    (group,) = made.section.plan.groups
+    assert group.config.optim.lr == tuned.draw_values("adamw", 0)["optim.lr"]
+    assert "best of 1 draws" in " ".join(made.section.plan.about)
+
+
+@pytest.mark.parametrize(
+    ("measure", "words", "text"),
+    [
+        ("hparam", {}, "Did you mean 'hparams'"),
+        ("hparams", {"lenghts": [1]}, "lenghts"),
+        ("hparams", {"control": True, "reference": "vit_x"}, "not a contender"),
+    ],
+)
+def test_what_no_study_has_is_refused(
+    measure: str, words: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        study.run(measure, "debug", draws=1, out=tmp_path / "s", **words)
+    assert not (tmp_path / "s").exists()
