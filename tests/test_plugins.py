@@ -428,7 +428,7 @@ def test_odd_text_in_a_foreign_config_is_refused_at_once(
     sha256: str, source: str, foreign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.loads((foreign / "config.json").read_text())
-    config["model"]["stem"] = {"kind": "outside", "source": source, "sha256": sha256}
+    config["model"]["stem"] = {"kind": "custom", "source": source, "sha256": sha256}
     (foreign / "config.json").write_text(json.dumps(config))
     for words in (["eval"], ["show"], ["train"], ["eval", "--trust"]):
         assert main([words[0], str(foreign), *words[1:]]) == 2
@@ -524,7 +524,7 @@ def test_a_hash_on_the_command_line_names_no_file(file: Path, tmp_path: Path, ma
             "debug",
             **{
                 "model.stem.source": f"{file}:Tiny",
-                "model.stem.kind": "outside",
+                "model.stem.kind": "custom",
                 "model.stem.sha256": "0" * 64,
             },
         )
@@ -845,7 +845,7 @@ def test_a_forged_hash_does_not_open_a_foreign_run(
     config = json.loads((foreign / "config.json").read_text())
     copied = next((foreign / "sources").iterdir())
     config["model"]["stem"] = {
-        "kind": "outside",
+        "kind": "custom",
         "source": f"{copied}:Tiny(width=4)",
         "sha256": mine.sha256,
     }

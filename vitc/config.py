@@ -344,7 +344,14 @@ class Changes:
 
 SCHEMA = 2
 # Schema -> what it changed; 1: files without a schema.
-CHANGES: dict[int, Changes] = {2: Changes(values={"data.source": {"outside": "custom"}})}
+CHANGES: dict[int, Changes] = {
+    2: Changes(
+        values={
+            "data.source": {"outside": "custom"},
+            "model.stem.kind": {"outside": "custom"},
+        }
+    )
+}
 
 
 def upgrade(values: Mapping[str, Any], schema: int | None = None) -> dict[str, Any]:

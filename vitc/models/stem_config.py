@@ -276,7 +276,7 @@ STEM_KINDS: dict[str, type[StemConfig]] = {
     "overlap": OverlapStemConfig,
     "depthwise": DepthwiseStemConfig,
     "norm_free": NormFreeStemConfig,
-    "outside": CustomStemConfig,
+    "custom": CustomStemConfig,
 }
 
 

@@ -557,7 +557,7 @@ class StudyFolder:
         return record
 
     def with_sources(self, plan: Plan) -> Plan:
-        """The plan with its stems from outside found again: their files, or the study's copies.
+        """The plan with its custom classes found again: their files, or the study's copies.
 
         Raises ConfigError: one was never admitted (`vitc.plugins.trust`), or is nowhere.
         """

@@ -253,6 +253,8 @@ def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
     found = {k: model[k] for k in ("num_heads", "global_pool") if k in model}
     if isinstance(stem, Mapping):
         found |= {new: stem[k] for k, new in _STEM_SETTINGS.items() if k in stem}
+        if found.get("stem") == "outside":  # its name in earlier versions
+            found["stem"] = "custom"
     return found
 
 
