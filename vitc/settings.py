@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,55 @@ class Settings(dict[str, Any]):
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted((name, repr(value)) for name, value in self.items())))
+
+
+def setting(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a config with its default and bounds; `out_of_bounds` checks them."""
+    bounds = (at_least, above, at_most, below)
+    return dataclasses.field(default=default, metadata={"bounds": bounds})
+
+
+def out_of_bounds(config: Any, path: str) -> list[str]:
+    """The settings of a config whose values are outside their bounds, one sentence each."""
+    found = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if value is None or "bounds" not in f.metadata:
+            continue
+        at_least, above, at_most, below = f.metadata["bounds"]
+        values = value if isinstance(value, tuple) else (value,)
+        inside = all(
+            (at_least is None or v >= at_least)
+            and (above is None or v > above)
+            and (at_most is None or v <= at_most)
+            and (below is None or v < below)
+            for v in values
+        )
+        if not inside:
+            or_none = ", or None" if f.default is None else ""
+            found.append(
+                f"{path}.{f.name} {value} must {_allowed(*f.metadata['bounds'])}{or_none}."
+            )
+    return found
+
+
+def _allowed(
+    at_least: float | None, above: float | None, at_most: float | None, below: float | None
+) -> str:
+    high = at_most if at_most is not None else below
+    if high is not None:
+        low = f"[{at_least}" if at_least is not None else f"({above}"
+        return f"be in {low}, {high}{']' if at_most is not None else ')'}"
+    if above is not None:
+        return f"be above {above}"
+    return "not be negative" if at_least == 0 else f"be at least {at_least}"
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from vitc.settings import out_of_bounds, setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -12,32 +14,32 @@ class AugmentConfig:
 
     crop: Literal["none", "shift", "random_resized"] = "none"
     """none: as evaluation; shift: pad and cut back at random; random_resized: Inception's crop."""
-    shift_pixels: int = 4
+    shift_pixels: int = setting(4, at_least=0)
     """With crop shift: the largest shift, in pixels of the final image."""
     scale: tuple[float, float] = (0.08, 1.0)
     """With crop random_resized: the cut's share of the image area, from-to."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
     """With crop random_resized: the cut's aspect ratio (width / height), from-to."""
-    flip: float = 0.5
+    flip: float = setting(0.5, at_least=0, at_most=1)
     """Probability of a horizontal flip."""
     policy: Literal["none", "autoaugment", "v0", "randaugment", "trivial", "three"] = "none"
     """autoaugment: ImageNet's of its paper; v0: the EfficientNet code's, which pycls and so the
     paper use; randaugment: timm's "inc1"; trivial: TrivialAugment Wide; three: 3-Augment."""
-    rand_ops: int = 2
+    rand_ops: int = setting(2, at_least=1)
     """With policy randaugment: operations in a row on one image (DeiT 2)."""
-    rand_magnitude: float = 9.0
+    rand_magnitude: float = setting(9.0, at_least=0, at_most=10)
     """With policy randaugment: strength, 0 to 10, timm's scale (DeiT 9)."""
-    rand_std: float = 0.5
+    rand_std: float = setting(0.5, at_least=0)
     """With policy randaugment: standard deviation of each operation's magnitude around
     rand_magnitude, cut to 0-10; timm's mstd (DeiT 0.5). 0: always rand_magnitude."""
-    rand_prob: float = 0.5
+    rand_prob: float = setting(0.5, at_least=0, at_most=1)
     """With policy randaugment: probability of each of the operations (timm and DeiT 0.5)."""
-    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    jitter: tuple[float, float, float] = setting((0.0, 0.0, 0.0), at_least=0)
     """Colour jitter after the policy, in a random order: brightness, contrast, saturation are
     multiplied by a factor uniform in max(0, 1 - x) to 1 + x (3-Augment 0.3 0.3 0.3)."""
-    lighting: float = 0.0
+    lighting: float = setting(0.0, at_least=0)
     """AlexNet's PCA lighting: standard deviation of the three coefficients (pycls 0.1)."""
-    erase: float = 0.0
+    erase: float = setting(0.0, at_least=0, at_most=1)
     """Probability of random erasing, after normalisation (DeiT 0.25)."""
     erase_fill: Literal["noise", "mean"] = "noise"
     """With erase: normal noise for each pixel and channel, or the data's mean colour."""
@@ -45,17 +47,17 @@ class AugmentConfig:
     """With erase: the erased share of the image, from-to."""
     erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
     """With erase: height / width of what is erased, from-to."""
-    repeats: int = 1
+    repeats: int = setting(1, at_least=1)
     """Repeated augmentation: copies of an image in an epoch, each with its own random parameters.
     An epoch keeps its number of steps, so it shows 1 / repeats of the images (DeiT 3)."""
     mix_per: Literal["micro", "sample"] = "micro"
     """With mixup or CutMix: one coin, lambda and box for a micro-batch (the paper), or for each
     image (timm's elem mode)."""
-    mixup_alpha: float = 0.0
+    mixup_alpha: float = setting(0.0, at_least=0)
     """Beta parameter of mixup; 0: no mixup. With cutmix_alpha too, a coin decides (paper 0.8)."""
-    cutmix_alpha: float = 0.0
+    cutmix_alpha: float = setting(0.0, at_least=0)
     """Beta parameter of CutMix; 0: no CutMix (paper 1.0)."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, at_least=0, at_most=1)
     """Mass spread evenly over all classes, applied before mixing (paper 0.1)."""
 
     @property
@@ -111,16 +113,7 @@ class AugmentConfig:
         return found
 
     def _out_of_range(self) -> list[str]:
-        found = []
-        for name in ("flip", "label_smoothing", "rand_prob", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"data.augment.{name} {getattr(self, name)} must be in [0, 1].")
-        for name in ("shift_pixels", "mixup_alpha", "cutmix_alpha", "rand_std", "lighting"):
-            if getattr(self, name) < 0:
-                found.append(f"data.augment.{name} {getattr(self, name)} must not be negative.")
-        for name in ("rand_ops", "repeats"):
-            if getattr(self, name) < 1:
-                found.append(f"data.augment.{name} {getattr(self, name)} must be at least 1.")
+        found = out_of_bounds(self, "data.augment")
         for name in ("scale", "erase_area"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -129,10 +122,6 @@ class AugmentConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to.")
-        if not 0 <= self.rand_magnitude <= 10:
-            found.append(f"data.augment.rand_magnitude {self.rand_magnitude} must be in [0, 10].")
-        if min(self.jitter) < 0:
-            found.append(f"data.augment.jitter {self.jitter} must not be negative.")
         return found
 
 

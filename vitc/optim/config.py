@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitc.errors import ConfigError
 from vitc.optim.schedule import CosineConfig, ScheduleConfig
+from vitc.settings import out_of_bounds, setting
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -19,25 +20,21 @@ class EmaConfig:
 
     kind: Literal["fraction", "pycls", "none"] = "fraction"
     """fraction: horizon is a share of the run; pycls: the authors' formula; none: no average."""
-    horizon: float = 0.08
+    horizon: float = setting(0.08, above=0, at_most=1)
     """With kind fraction: 1 / (1 - decay), as a share of the run's steps."""
-    alpha: float = 1e-5
+    alpha: float = setting(1e-5, above=0)
     """With kind pycls: EMA_ALPHA; an update mixes in alpha * batch / epochs * period."""
-    period: int = 32
+    period: int = setting(32, at_least=1)
     """With kind pycls: steps between updates."""
 
     def problems(self) -> list[str]:
-        found = []
-        if not 0 < self.horizon <= 1:
-            found.append(f"optim.ema.horizon {self.horizon} must be in (0, 1].")
+        found = out_of_bounds(self, "optim.ema")
         if self.kind != "fraction" and self.horizon != 0.08:
             found.append(f"optim.ema.horizon has no effect with optim.ema.kind {self.kind!r}.")
         if self.kind != "pycls" and (self.alpha != 1e-5 or self.period != 32):
             found.append(
                 f"optim.ema.alpha and period have no effect with optim.ema.kind {self.kind!r}."
             )
-        if self.alpha <= 0 or self.period < 1:
-            found.append("optim.ema.alpha must be above 0 and period at least 1.")
         return found
 
 
@@ -51,12 +48,12 @@ class OptimConfig:
     """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
     weight_decay: float
     """On weights, pos_embed and cls_token; never on norm gains or any bias (paper section 5.4)."""
-    lr_per_batch: int | None = None
+    lr_per_batch: int | None = setting(None, at_least=1)
     """None: lr is absolute. 2048: lr is quoted for batch 2048, as in the paper, and scales
     linearly with train.batch."""
-    clip_norm: float | None = None
+    clip_norm: float | None = setting(None, above=0)
     """Clip the global gradient norm to this; None: never (the paper does not clip)."""
-    layer_decay: float = 1.0
+    layer_decay: float = setting(1.0, above=0, at_most=1)
     """Each layer's lr over the next one's, from the head down to the stem (BEiT, arXiv 2106.08254);
     1: the same lr for all, as the paper."""
     schedule: ScheduleConfig = field(default_factory=CosineConfig)
@@ -65,17 +62,12 @@ class OptimConfig:
     """Weight average over the run."""
 
     def problems(self) -> list[str]:
-        found = [*self.schedule.problems(), *self.ema.problems()]
+        parts = [*self.schedule.problems(), *self.ema.problems()]
+        found = [*parts, *out_of_bounds(self, "optim")]
         if not self.lr > 0:
             found.append(f"optim.lr {self.lr} must be above 0.")
         if self.weight_decay < 0:
             found.append(f"optim.weight_decay {self.weight_decay} must not be negative.")
-        if self.lr_per_batch is not None and self.lr_per_batch < 1:
-            found.append(f"optim.lr_per_batch {self.lr_per_batch} must be at least 1.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            found.append(f"optim.clip_norm {self.clip_norm} must be above 0; None: no clipping.")
-        if not 0 < self.layer_decay <= 1:
-            found.append(f"optim.layer_decay {self.layer_decay} must be in (0, 1].")
         return found
 
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:

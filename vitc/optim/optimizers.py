@@ -12,7 +12,7 @@ from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
 from vitc.plugins.consent import name_class
 from vitc.plugins.names import OPTIMIZER, Custom
-from vitc.settings import Settings
+from vitc.settings import Settings, setting
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -26,23 +26,15 @@ class AdamWConfig(OptimConfig):
     """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
     weight_decay: float = 0.24
     """Decoupled; a step shrinks decayed tensors by lr * weight_decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = setting((0.9, 0.999), at_least=0, below=1)
     """Decay of the first and second moment."""
-    eps: float = 1e-8
+    eps: float = setting(1e-8, above=0)
     """Added to the root of the second moment."""
 
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import AdamW
 
         return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not all(0 <= b < 1 for b in self.betas):
-            found.append(f"optim.betas {self.betas} must be in [0, 1).")
-        if not self.eps > 0:
-            found.append(f"optim.eps {self.eps} must be above 0.")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +47,7 @@ class SGDConfig(OptimConfig):
     """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
     weight_decay: float = 1.3e-5
     """Added to the gradient of decayed tensors."""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, at_least=0, below=1)
     """Momentum (paper section 5.4)."""
     nesterov: bool = True
     """Nesterov's form; pycls's default, not stated in the paper."""
@@ -68,8 +60,6 @@ class SGDConfig(OptimConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if not 0 <= self.momentum < 1:
-            found.append(f"optim.momentum {self.momentum} must be in [0, 1).")
         if self.nesterov and self.momentum == 0:
             found.append("optim.nesterov has no effect with optim.momentum 0.")
         return found

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from vitc.plugins.consent import name_class
 from vitc.plugins.names import SCHEDULE, Custom
-from vitc.settings import Settings
+from vitc.settings import Settings, out_of_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class ScheduleConfig:
 class CosineConfig(ScheduleConfig):
     """Linear warm-up, then one half period of a cosine."""
 
-    warmup_epochs: float | None = None
+    warmup_epochs: float | None = setting(None, at_least=0)
     """Length of the warm-up; None: the smaller of 5 epochs and 10 % of the run."""
-    warmup_start: float = 0.0
+    warmup_start: float = setting(0.0, at_least=0, at_most=1)
     """Fraction of lr at which the warm-up starts (the authors' configs: 0.1)."""
-    floor: float = 0.0
+    floor: float = setting(0.0, at_least=0, at_most=1)
     """Fraction of lr at which the cosine ends (the authors' configs: 0.005)."""
     per: Literal["step", "epoch"] = "step"
     """lr changes every step, or once an epoch as in the authors' code."""
@@ -89,12 +89,7 @@ class CosineConfig(ScheduleConfig):
         return f"half a cosine, every {self.per}"
 
     def problems(self) -> list[str]:
-        found = []
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            found.append(f"optim.schedule.warmup_epochs {self.warmup_epochs} must not be negative.")
-        for name in ("warmup_start", "floor"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"optim.schedule.{name} {getattr(self, name)} must be in [0, 1].")
+        found = out_of_bounds(self, "optim.schedule")
         if self.per == "epoch" and self.warmup_start == 0 and self.warmup_epochs != 0:
             found.append(
                 "optim.schedule.per 'epoch' with optim.schedule.warmup_start 0 trains the whole "

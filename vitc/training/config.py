@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from vitc.settings import out_of_bounds, setting
+
 DEFAULT_MICRO_BATCH = 256  # the paper's 2048 over 8 GPUs
 
 
@@ -35,11 +37,11 @@ class InitConfig:
 class TrainConfig:
     """One run's budget and machine settings."""
 
-    epochs: int = 10
+    epochs: int = setting(10, at_least=1)
     """Passes over the training images."""
-    batch: int = 128
+    batch: int = setting(128, at_least=1)
     """Images a step, over all processes and micro-batches."""
-    micro_batch: int | None = None
+    micro_batch: int | None = setting(None, at_least=1)
     """Images per BatchNorm statistics and per mixing draw; None: the batch, at most 256."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and optimizer stay fp32. auto: bf16
@@ -54,7 +56,7 @@ class TrainConfig:
     """Only deterministic kernels, so that a GPU run resumes bit-exactly; CPU always does."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: cuda, else mps, else cpu."""
-    threads: int | None = None
+    threads: int | None = setting(None, at_least=1)
     """CPU threads; None: torch's choice. Recorded, and re-applied on resume."""
     seed: int = 0
     """Seed from which the three below derive."""
@@ -67,18 +69,18 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Parts that are not trained, by the start of their parameters' names (stem, blocks.0) or
     `backbone` for all but the head; they stay in eval mode, so that BatchNorm keeps its own."""
-    precise_bn_images: int = 0
+    precise_bn_images: int = setting(0, at_least=0)
     """Before each evaluation BatchNorm's statistics are recomputed from this many training images,
     for the weights and their average (the authors' code: 8192); 0: running averages."""
-    eval_every_epochs: int = 1
+    eval_every_epochs: int = setting(1, at_least=1)
     """Epochs between evaluations on validation; the last epoch always is."""
-    log_every_steps: int = 10
+    log_every_steps: int = setting(10, at_least=1)
     """Steps between train lines in metrics.jsonl."""
-    save_every_seconds: float = 300.0
+    save_every_seconds: float = setting(300.0, at_least=0)
     """Wall time between checkpoints; the end of the run always saves."""
-    save_every_steps: int | None = None
+    save_every_steps: int | None = setting(None, at_least=1)
     """Steps between checkpoints; None: by time alone."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, at_least=1)
     """How many checkpoints stay on disk."""
 
     @property
@@ -89,23 +91,12 @@ class TrainConfig:
         )
 
     def problems(self) -> list[str]:
-        found = []
-        for name in ("epochs", "batch", "eval_every_epochs", "log_every_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                found.append(f"train.{name} {getattr(self, name)} must be at least 1.")
-        for name in ("threads", "save_every_steps", "micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"train.{name} {value} must be at least 1, or None.")
-        if self.precise_bn_images < 0:
-            found.append(f"train.precise_bn_images {self.precise_bn_images} must not be negative.")
-        elif 0 < self.precise_bn_images < self.batch:
+        found = out_of_bounds(self, "train")
+        if 0 < self.precise_bn_images < self.batch:
             found.append(
                 f"train.precise_bn_images {self.precise_bn_images} is less than one train.batch, "
                 f"{self.batch}; it is whole batches."
             )
-        if self.save_every_seconds < 0:
-            found.append(f"train.save_every_seconds {self.save_every_seconds} must be 0 or more.")
         if self.batch >= 1 and self.micro >= 1 and self.batch % self.micro:
             found.append(
                 f"train.batch {self.batch} is not a multiple of the micro-batch {self.micro}; "
