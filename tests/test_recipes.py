@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from tests.test_train import assert_same_run, stop_after, tiny
+from tests.test_loop import assert_same_run, stop_after, tiny
 from vitc.cli.parser import take_settings
 from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import ConfigError
