@@ -188,12 +188,12 @@ def test_a_study_without_a_result_says_what_to_do_next(
     out = capsys.readouterr().out
     assert "1 of 4 trials; 1 failed, 1 running, 2 waiting" in out
     assert "boom" in out
-    assert out.splitlines()[-1].endswith("goes on with: vitc study this")
+    assert out.splitlines()[-1].endswith("resume it with: vitc study this")
     assert main(["report", str(path)]) == 0
     out = capsys.readouterr().out
     assert "nothing to compare yet" in out
     assert f"Failed: 1 trial(s); why: vitc study status {path}" in out
-    assert "Next: the same command goes on with 3 trial(s)" in out
+    assert "Next: the same command runs the 3 trial(s)" in out
     assert "tighter intervals" not in out
 
 

@@ -276,7 +276,7 @@ def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> PairedTest:
     Null hypothesis: on every draw the two could have been swapped. Then each difference has either
     sign with chance 1/2, whatever its size, so the law of the rank sum is known exactly; ties take
     mid-ranks (scipy's own exact law assumes none). Draws without a difference, such as those on
-    which both diverged, say nothing and are left out, which keeps the test exact. Beyond 400 draws:
+    which both diverged, are left out, which keeps the test exact. Beyond 400 draws:
     scipy's normal approximation.
 
     The law is discrete, so the level is at most 5 %, not 5 %: without ties 3.1 % at 6 draws, 3.9 %

@@ -7,8 +7,8 @@ missing. Paper means arXiv 2106.14881. Two rules hold throughout:
 - Intervals are exact where exactness exists (order statistics, binomials, sign flips) and resampled
   elsewhere. Coverages quoted are of 95 % intervals, measured over 2,000 or more simulated studies;
   `pytest -m "slow or not slow" tests/test_statistics.py` measures them again.
-- No interval is put on a minimum. The best of n draws says little about the best of the next n, and
-  a bootstrap of it says nothing; `tuning_curve` answers what is meant: how good is the best of k?
+- No interval is put on a minimum. The best of n draws shows little of the best of the next n, and
+  a bootstrap of it shows nothing; `tuning_curve` answers what is meant: how good is the best of k?
 
 Draws must be random (independent, seeded). Quasi-random draws spread more evenly than the theory
 assumes and make the intervals too wide, not too narrow: with 64 scrambled Sobol or Halton draws of
@@ -345,7 +345,7 @@ def tuning_curve(
     counts = np.arange(1, n + 1) if ks is None else np.asarray(ks)
     whole = counts.ndim == 1 and counts.size > 0 and counts.dtype.kind in "iu"
     if not whole or counts.min() < 1 or counts.max() > n:
-        raise ConfigError(f"ks is {ks}; allowed are whole numbers from 1 to the {n} draws made.")
+        raise ConfigError(f"ks is {ks}; allowed are integers from 1 to the {n} draws made.")
     if not -math.inf < floor <= x[0] <= x[-1] <= ceiling < math.inf:
         raise ConfigError(
             f"Values from {x[0]:g} to {x[-1]:g} do not lie in a finite support, {support}.",
@@ -486,7 +486,7 @@ def on_border(
     if settings.min() < low - slack or settings.max() > high + slack:
         raise ConfigError(
             f"Draws from {settings.min():g} to {settings.max():g} leave the range {low:g} to "
-            f"{high:g} they were said to come from."
+            f"{high:g} given for them."
         )
     ends = np.array([low, high])
     ends, settings = (np.log(ends), np.log(settings)) if log else (ends, settings)

@@ -32,7 +32,7 @@ def correlation(x: npt.ArrayLike, y: npt.ArrayLike, seed: int = 0) -> Interval |
     """Pearson's r of (n,) and (n,) with its 95 % interval; None: a constant, or fewer than two.
 
     From 12 pairs a bootstrap of the pairs, percentiles on Fisher's scale; from 4 Fisher's z, which
-    assumes normal values; below that r says nothing, and the bounds are -1 and 1.
+    assumes normal values; below that r means nothing, and the bounds are -1 and 1.
     """
     a, b = _pairs(x, y)
     n = a.size

@@ -31,7 +31,7 @@ class Interval:
 
 
 def checked(values: npt.ArrayLike, name: str = "values") -> FloatArray:
-    """(n,) finite floats, n >= 1. Raises ConfigError; its hint says how to count a diverged run."""
+    """(n,) finite floats, n >= 1. Raises ConfigError; its hint is how to count a diverged run."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ConfigError(

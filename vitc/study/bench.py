@@ -3,7 +3,7 @@
 Two protocols. pycls's (paper section on timing, `pycls/core/benchmark.py`): dummy images, 3 warm-up
 iterations, then 30 timed; the forward pass in evaluation (`test_fw`), forward and backward in
 training (`train_fw`, `train_bw`), no optimizer. Ours: the step that training runs, with guard,
-optimizer and average of the weights, images lying on the device. Neither reads data.
+optimizer and average of the weights, images already on the device. Neither reads data.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _wait(device: torch.device) -> None:
 
 
 def bench_config(model: str, **settings: object) -> RunConfig:
-    """What `bench` times of a model: batch 64 and AdamW with an average, unless said otherwise.
+    """What `bench` times of a model: batch 64 and AdamW with an average, unless set otherwise.
 
     Raises ConfigError.
     """

@@ -20,7 +20,7 @@ def read_chosen(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def measure_chosen(
-    folder: StudyFolder, plan: Plan, tell: Callable[[str], None]
+    folder: StudyFolder, plan: Plan, show: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every group's best run on the test split, unless that very run already was.
 
@@ -47,7 +47,7 @@ def measure_chosen(
         result = evaluate_run(folder.trial(best), split="test")
         keep = ("top1", "top1_low", "top1_high", "top5", "loss", "n", "weights", "split")
         found[group.key] = {"trial": best.id, "draw": best.draw, **{k: result[k] for k in keep}}
-        tell(
+        show(
             f"{group.key}: draw {best.draw} was best on validation; test top1 "
             f"{result['top1']:.2f} % ({result['top1_low']:.1f}-{result['top1_high']:.1f})"
         )

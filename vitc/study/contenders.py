@@ -101,7 +101,7 @@ def contenders_of(
 
 
 def _config(recipe: str, model: str, optim: str, settings: Mapping[str, Any]) -> RunConfig:
-    """A contender's config. Raises ConfigError; of a setting that only others have it says so."""
+    """A contender's config. Raises ConfigError, also for a setting that only others have."""
     named = {"model": model} if model else {}
     try:
         return load_config(recipe, optim=optim, **named, **settings)

@@ -104,7 +104,7 @@ CONTROLS: dict[str, Callable[[Group], Group | None]] = {
 def _time_matched(groups: Sequence[Group], reference: str, old: Sequence[Group]) -> list[Group]:
     """Contenders trained for as long as the reference takes, not for as many epochs.
 
-    The ratio of their steps is measured here, once: a study that goes on keeps its epochs.
+    The ratio of their steps is measured here, once: a study that is continued keeps its epochs.
     """
     known = {(g.contender, g.optim): g.config.train.epochs for g in old}
     found = []

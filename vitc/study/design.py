@@ -51,7 +51,7 @@ RECORD = {
 }
 TUNING_SEEDS = 250_000  # where its seeds start; the A/A control's are 500,000 on
 TUNING = "tuning"  # folder of a first study whose best settings the measured one takes
-HPARAMS = "hparams"  # the measure of a plan that says none
+HPARAMS = "hparams"  # the measure of a plan that names none
 _NO_RESULT = (  # settings that decide no result: where a trial runs, how often it saves
     "train.device",
     "train.save_every_seconds",
@@ -217,7 +217,7 @@ class Plan:
 
     @cached_property
     def _whole(self) -> dict[str, set[str]]:
-        """Optimizer -> the settings of its groups that are whole numbers."""
+        """Optimizer -> the settings of its groups that are integers."""
         found: dict[str, set[str]] = {}
         for group in self.groups:
             flat = flat_values(group.settings)

@@ -135,7 +135,7 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
 
 
 def _check_page(page: Path) -> None:
-    """Raises ConfigError: no Markdown file, or its folder is another's."""
+    """Raises ConfigError: no Markdown file, or its folder has other contents."""
     if page.suffix != ".md":
         raise ConfigError(f"--page {page} is not a Markdown file.", "Name it FILE.md.")
     beside = page.with_suffix("")
@@ -254,7 +254,7 @@ def trials_csv(sections: Sequence[Section]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula is kept a text."""
+    """A string that a spreadsheet would run as a formula stays a string."""
     if value is None:
         return ""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):

@@ -1,4 +1,4 @@
-"""Set a study up, run what is missing of it, and say how far it is."""
+"""Set a study up, run what is missing of it, and show its progress."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def conduct(
     if differing and not (allow_mixed or plan.exhibit):  # an exhibit's differ as in the paper
         raise ConfigError(
             "The contenders would not be compared fairly:\n  " + "\n  ".join(differing),
-            "Make them agree, or say --allow-mixed; the report will name it.",
+            "Make them agree, or add --allow-mixed; the report will name it.",
         )
     here = environment()
     engine = engine or LocalEngine(workers=workers)
@@ -257,7 +257,7 @@ def _stop_signal() -> Iterator[list[int]]:
 def _same_machine(
     folder: StudyFolder, record: Mapping[str, Any], here: Mapping[str, Any], allow: bool, cmd: str
 ) -> None:
-    """Versions and hardware must be those of the start, or it is said and recorded; so is another
+    """Versions and hardware must be those of the start, or the change is recorded; so is another
     engine, which needs no leave."""
     then = record["environment"]
     changed = other_versions(then["versions"], here["versions"])
@@ -273,7 +273,7 @@ def _same_machine(
     if not allow:
         raise ConfigError(
             "The study was begun elsewhere: " + "; ".join(changed) + ".",
-            "Go on there, or say --allow-mixed; the report will name it.",
+            "Continue there, or add --allow-mixed; the report will name it.",
         )
     _note_once(folder, record, f"continued with other conditions: {'; '.join(changed)}", cmd)
 
@@ -338,5 +338,5 @@ def _status_lines(folder: StudyFolder) -> list[str]:
         lines.append(f"Next: vitc report {folder.path}")
     else:
         started = [c for c in (record["command"], *(h["command"] for h in record["history"])) if c]
-        lines.append(f"If it was stopped, it goes on with: {started[-1] if started else '-'}")
+        lines.append(f"If it was stopped, resume it with: {started[-1] if started else '-'}")
     return lines

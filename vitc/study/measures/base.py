@@ -43,7 +43,7 @@ class Option:
     help: str
     default: Any = None
     least: int | None = None
-    """The value is a whole number of at least this."""
+    """The value is an integer of at least this."""
     choices: tuple[str, ...] = ()
     words: int | str | None = None
     """How many words the value has on a command line, as argparse's nargs."""

@@ -43,7 +43,7 @@ from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Line, Table
 
-Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether it is another's)
+Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether a shorter run's)
 
 
 class Optimizer(Measure):

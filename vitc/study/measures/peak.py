@@ -243,7 +243,7 @@ def correlation_values(costs: Sequence[tuple[float, float, float, float]]) -> di
 def time_correlations(
     costs: Sequence[tuple[float, float, float, float]],
 ) -> tuple[Table, str]:
-    """The table beside the paper's Figure 9, and what can be said from so many models."""
+    """The table beside the paper's Figure 9, and what so many models allow to conclude."""
     found = correlation_values(costs)
     rows = []
     for name in COSTS:
@@ -254,7 +254,7 @@ def time_correlations(
     sentence = f"Time an image against cost: {n} models."
     if n < effects.FEWEST_TO_BOOTSTRAP:
         sentence += (
-            f" That is too few to tell the three correlations apart; {effects.FEWEST_TO_BOOTSTRAP} "
+            f" That is too few to separate the three correlations; {effects.FEWEST_TO_BOOTSTRAP} "
             "or more give a bootstrap interval."
         )
     head = ["time an image against", "Pearson's r (95 %)", "interval", "paper, Figure 9"]

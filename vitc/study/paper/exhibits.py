@@ -399,7 +399,7 @@ EXHIBITS: dict[str, Exhibit] = {
         "A second test set (appendix G)",
         "peak",
         "Printed: the fit y = 1.31 x + 5.0 of ImageNet-V2 error on validation error, r 0.99; which "
-        "variant of ImageNet-V2 is not said. Its points are the better of a model's 400 epochs and "
+        "variant of it is not named. Its points are the better of a model's 400 epochs and "
         "its pre-training on ImageNet-21k; here they are those of the longest schedule. --second "
         "DIR names the second set; at small scale it "
         "is the test split, so a slope near 1 is expected.",

@@ -25,7 +25,7 @@ PAPER_FIT = "y = 1.31 x + 5.0, r 0.99 (ImageNet-V2 over validation, Figure 11)"
 
 
 def measure_second(
-    folder: StudyFolder, plan: Plan, data: str | None, tell: Callable[[str], None]
+    folder: StudyFolder, plan: Plan, data: str | None, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Evaluate every finished run of the longest schedule on `data`, or on its own test split.
 
@@ -49,7 +49,7 @@ def measure_second(
         split = "test" if data is None else "val"
         result = evaluate_run(folder.trial(trial), data, split)
         found["top1"][trial.id] = result["top1"]
-        tell(
+        show(
             f"{trial.label}: top1 {run.top1:.2f} % on validation, {result['top1']:.2f} % on {what}"
         )
         write_json(file, found, indent=1)
