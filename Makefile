@@ -1,11 +1,12 @@
-# make demo | test | check | clean. Each sets up what it needs in .venv; a second call re-installs nothing.
+# make demo | quick | test | check | clean. Each sets up what it needs in .venv; a second call re-installs nothing.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 PEER_TESTS := $(shell grep -l import_peer tests/test_*.py)
+QUICK_TESTS := $(addprefix tests/test_,architecture.py config.py public_names.py rooms.py words.py schedule.py step.py stem.py plan.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test check clean
+.PHONY: demo quick test check clean
 
 demo:
 	@start=$$(date +%s); \
@@ -22,6 +23,13 @@ test: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# The inner loop: lint, types, and the tests of what everything else stands on.
+quick: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(QUICK_TESTS)
 
 # Everything `test` leaves out for its length or for what it needs: hundreds of kills, full-size
 # coverage simulations, and the comparisons with timm and torchvision.
