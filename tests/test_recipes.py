@@ -23,8 +23,7 @@ from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
 from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
 from vitc.resolve import load_config
-from vitc.study.design import Range
-from vitc.study.runner import hparams_plan
+from vitc.study.measures.hparams import hparams_plan
 from vitc.training.loop import run
 
 BOTH = [n for n in RECIPES if not re.search("36gf|resnet|effnet|imagenet21k|finetune|deit", n)]
@@ -152,8 +151,8 @@ def test_an_optimizer_and_a_schedule_of_the_users_own_train_resume_and_are_studi
     stop_after(config, tmp_path / "cut", step=5)
     run(load_config(tmp_path / "cut"), tmp_path / "cut", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    ranges = {f"{file}:Nudge": {"optim.settings.rho": Range(low=0.1, high=0.9)}}
-    plan = hparams_plan(["debug"], ["vit_p_tiny"], [f"{file}:Nudge"], draws=2, ranges=ranges)
+    drawn = [("optim.settings.rho", 0.1, 0.9)]
+    plan = hparams_plan(["debug"], ["vit_p_tiny"], [f"{file}:Nudge"], draws=2, range=drawn)
     rho = {t.config.optim.settings["rho"] for t in plan.trials()}  # type: ignore[attr-defined]
     assert len(rho) == 2
     with pytest.raises(ConfigError, match="no setting 'rhoo'"):
