@@ -656,34 +656,37 @@ def test_a_local_ray_cluster_is_stopped_and_the_study_resumed_on_this_machine(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("importable")
-def test_submitit_jobs_shorter_than_a_trial_and_one_killed_come_to_the_same_results(
+def test_submitit_jobs_preempted_and_killed_come_to_the_same_results(
     tmp_path: Path, local: dict[str, Any]
 ) -> None:
-    """Two trials side by side, the job killed with all it started, wall time shorter than it."""
+    """Two trials side by side; the job has to save and is requeued, then killed."""
     needs("submitit", "slurm")
     folder = StudyFolder(tmp_path / "s")
-    engine = SlurmEngine(slurm_cluster="local", pack=2, max_jobs=1, hours=20 / 3600)
-    killer = once(
-        lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2,
-        lambda: kill_jobs(folder.path / "slurm"),
-    )
+    engine = SlurmEngine(slurm_cluster="local", pack=2, max_jobs=1, hours=1)
+
+    def disturb() -> None:
+        signal_jobs(folder.path / "slurm", signal.SIGUSR2)
+        assert wait_for(lambda: resumed(folder) >= 2, 300)
+        signal_jobs(folder.path / "slurm", signal.SIGKILL)
+
+    disturber = once(lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2, disturb)
     now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)
-    killer.join()
+    disturber.join()
     assert (now.ended, now.total) == (4, 4)
     logs = "".join(p.read_text() for p in folder.path.glob("slurm/*_log.*"))
-    assert resumed(folder) >= 2
     assert "Requeued job" in logs
+    assert resumed(folder) > 2
     nothing_twice(folder.path)
     assert results(folder.path) == local
 
 
-def kill_jobs(folder: Path) -> None:
-    """`kill -9` of the jobs that submitit runs in this folder, as their command lines name it."""
+def signal_jobs(folder: Path, number: int) -> None:
+    """Signal the jobs that submitit runs in this folder, as their command lines name it."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
             if b"submitit.core._submit" in words and str(folder).encode() in words:
-                os.kill(int(process.name), signal.SIGKILL)
+                os.kill(int(process.name), number)
 
 
 SLURM_CONF = """
@@ -808,7 +811,7 @@ def test_a_real_slurm_outlives_the_study_that_submitted_and_runs_nothing_twice(
         os.killpg(conductor.pid, signal.SIGKILL)
     killer = once(
         lambda: len(list(folder.trials.glob(running))) >= 2,
-        lambda: kill_jobs(folder.path / "slurm"),
+        lambda: signal_jobs(folder.path / "slurm", signal.SIGKILL),
     )
     now = conduct(folder, plan(4, **LONGER), engine=SlurmEngine(max_jobs=2), quiet=True)
     killer.join()

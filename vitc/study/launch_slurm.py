@@ -203,13 +203,15 @@ class SlurmEngine:
         if self.slurm_cluster == "slurm":  # replaced: what an earlier call has left waiting
             _slurm("scancel", "--me", "--state=PENDING", f"--name={_job_name(study.path)}")
         jobs = _submit(executor, slices, going)
+        over = False
         try:
-            self._wait(jobs, study, ids, going)
-        except BaseException:
-            self._end(jobs, study, ids)
-            raise
-        if not going():
-            self._end(jobs, study, ids)
+            over = self._wait(jobs, study, ids, going)
+        finally:
+            if not over:
+                self._end(jobs, study, ids)
+            for job in jobs if self.slurm_cluster == "local" else ():
+                job._process.wait(SAVE_SECONDS)
+        if not over:
             return
         errors = import_submitit().core.utils.UncompletedJobError
         for job in jobs:
@@ -220,8 +222,9 @@ class SlurmEngine:
 
     def _wait(
         self, jobs: Sequence[Any], study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]
-    ) -> None:
-        """Until all jobs are over, or all that is left are trials whose process vanished."""
+    ) -> bool:
+        """Wait until all jobs are over, or all that is left are trials whose process vanished;
+        False: `going()` ended before."""
         self._accounting = self.slurm_cluster == "local" or _slurm("sacct", "--noheader")
         looked = since = time.monotonic()
         while jobs and going():
@@ -231,11 +234,12 @@ class SlurmEngine:
             looked = time.monotonic()
             left = [study.trials / i for i in ids if status_of(study.trials / i) not in ENDED]
             if not left or all(map(self._over, jobs)):
-                return
+                return True
             if not all(map(vanished, left)):
                 since = looked
             elif looked > since + GONE_SECONDS:
-                return
+                return True
+        return False
 
     def _over(self, job: Any) -> bool:
         """Whether a job has ended. Without SLURM's accounting (sacct) only the result that it
