@@ -57,9 +57,9 @@ def study(path: Path, draws: int = 1, **overrides: Any) -> tuple[StudyFolder, li
 
 
 def nothing_twice(folder: Path) -> None:
-    """Each trial was begun once, and no step is logged twice."""
+    """Each trial was started once, and no step is logged twice."""
     for run in load_runs(folder / "trials"):
-        assert (run.path / "events.log").read_text().count("  begun") == 1
+        assert (run.path / "events.log").read_text().count("  started") == 1
         steps = [line["step"] for line in run.metrics("train")]
         assert steps == sorted(set(steps))
 
