@@ -85,7 +85,7 @@ def test_a_folder_without_idx_files_is_a_config_error(tmp_path: Path) -> None:
 def test_missing_idx_files_are_named(tmp_path: Path) -> None:
     idx_set(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match="lacks the labels") as error:
+    with pytest.raises(DataError, match="lacks the train labels") as error:
         from_idx(tmp_path)
     assert "train-labels-idx1-ubyte" in str(error.value.hint)
 

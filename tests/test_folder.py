@@ -40,14 +40,14 @@ from vitc.errors import ConfigError, DataError
         (
             {"train/a": 9, "train/b": 9, "extra/c": 3, "masks": 2},
             [[7, 7], [1, 1], [1, 1]],
-            "'extra', 'masks' beside 'train' skipped",
+            "'extra', 'masks' next to 'train' skipped",
         ),
         (
             {"a": 20, "b": 20, "pair": 2, "three": 3},
             [[14, 14, 1, 1], [3, 3, 1, 1], [3, 3, 0, 1]],
             "Too few images to be in the test: 'pair'.",
         ),
-        ({"a": 5, "b": 5, ".": 2}, [[3, 3], [1, 1], [1, 1]], "2 files beside the class folders"),
+        ({"a": 5, "b": 5, ".": 2}, [[3, 3], [1, 1], [1, 1]], "2 files next to the class folders"),
         ({"train/a": 9, "train/b": 1, "val/a": 2, "test/b": 1}, [[9, 1], [2, 0], [0, 1]], ""),
     ],
 )
@@ -116,7 +116,7 @@ def test_litter_is_passed_over_and_other_files_are_counted_and_named(tmp_path: P
         (tmp_path / name).write_bytes(b"x")
     noted = notes(opened(tmp_path))
     assert "4 files skipped, not images: 'a/clip.mp4', 'a/notes.txt', 'b/IMG.HEIC' and 1 m" in noted
-    assert "1 file beside the class folders" in noted
+    assert "1 file next to the class folders" in noted
     assert "'README'" in noted
 
 
@@ -183,10 +183,10 @@ def test_accents_written_in_two_ways_are_one_class_with_one_fingerprint(tmp_path
     ("tree", "said"),
     [
         ({".": 5}, "holds 5 images but no sub-folders"),
-        ({".": 0}, "no image and no sub-folder"),
+        ({".": 0}, "holds no sub-folders"),
         ({"cat": 9}, "one class only, 'cat'"),
-        ({"flowers/rose": 9, "flowers/daisy": 9}, "'daisy', 'rose'"),
-        ({"flowers/train/a": 9, "flowers/val/a": 9}, "flowers as the folder"),
+        ({"flowers/rose": 9, "flowers/daisy": 9}, "'daisy', 'rose' are the classes, give"),
+        ({"flowers/train/a": 9, "flowers/val/a": 9}, "flowers."),
         ({"a": 9, "b": 9, "c": 0}, "1 class without any image to train on: 'c'."),
         ({"a": 9, "b": 9, "lonely": 1}, "1 class with one image only: 'lonely'. It cannot both"),
         ({"train/cat": 5, "train/dog": 5, "val/cta": 2}, "'cta'. Did you mean 'cat'?"),

@@ -217,8 +217,8 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
         with pytest.raises((DataError, ConfigError), match=said):
             opened(file, **settings)
 
-    refused(good.drop(["image"]), "No column .* can be the image")
-    refused(good.drop(["label"]), "No column .* can be the label")
+    refused(good.drop(["image"]), "no column that can be the image")
+    refused(good.drop(["label"]), "no column that can be the label")
     refused(good, r"Unknown data\.label_column 'lable'.*'label'", label_column="lable")
     refused(good, "not image bytes", image_column="label")
     several = pa.array([[0, 1]] * 10)
@@ -229,7 +229,7 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
     refused(good.set_column(0, "image", gone), "10 rows without image bytes")
     refused(table(names=["only"]), "its classes are 0")
     two = good.append_column("img", good["image"]).rename_columns(["a", "label", "b"])
-    refused(two, "Several columns")
+    refused(two, "several columns")
     pq.write_table(two, file)
     assert len(opened(file, image_column="b").splits["train"]) == 10
     raw = bytearray(file.read_bytes())

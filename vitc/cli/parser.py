@@ -258,9 +258,6 @@ def emit_json(values: Mapping[str, Any]) -> None:
     emit(to_json(values))
 
 
-say, say_json = emit, emit_json
-
-
 def note(text: str) -> None:
     if first_process():
         print(text, file=sys.stderr)

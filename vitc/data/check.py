@@ -20,7 +20,7 @@ from vitc.data.check_report import SEVERITIES, Finding, Report
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data, read_source
 from vitc.data.sources.base import Found, Split
-from vitc.data.sources.folder import survey_folder
+from vitc.data.sources.folder import scan_folder
 from vitc.data.store import Names
 from vitc.errors import DataError
 from vitc.machine import cores
@@ -84,7 +84,7 @@ def _opened(
         found = read_source(config)  # its own splits, with nothing held out
     if found is None and config.source == "folder":
         with contextlib.suppress(DataError):  # whatever a folder holds
-            found = survey_folder(Path(str(config.path)).expanduser())
+            found = scan_folder(Path(str(config.path)).expanduser(), strict=False)
     if found is None:
         return (), {}, [], [refusal]
     return found.classes, found.splits, list(found.notes), [refusal]

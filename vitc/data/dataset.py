@@ -99,7 +99,6 @@ def _split(
     """The given splits, and those held out from the training images."""
     val = 0.0 if "val" in given else config.val_fraction
     test = 0.0 if "val" in given or "test" in given else config.test_fraction
-    train = given["train"]
     if "val" in given and "test" not in given:
         notes.append(
             "No test split: the source's own train and val are kept, and data.test_fraction has "
@@ -110,22 +109,20 @@ def _split(
         notes.append("No test split: data.test_fraction is 0.")
     if "val" not in given and not val:
         notes.append("No validation split: data.val_fraction is 0.")
-    groups = None
+    groups: dict[str, list[str | None]] = {}
     if config.group is not None:
         groups = {name: _groups(config.group, split, name, notes) for name, split in given.items()}
         if not any(g is not None for part in groups.values() for g in part):
             raise ConfigError(
                 f"data.group {config.group!r} does not match any file name, e.g. "
-                f"{train.names[0]!r}.",
+                f"{given['train'].names[0]!r}.",
                 "It is searched for in the path below the data folder, with / between folders.",
             )
-    if not val and not test:
-        splits = dict(given)
-    else:
-        mine = None if groups is None else groups["train"]
-        splits = _held_out(config, classes, given, mine, (val, test), notes)
+    splits = given
+    if val or test:
+        splits = _held_out(config, classes, given, groups.get("train"), (val, test), notes)
     # Groups may be in several of the source's own splits; held-out splits never share one.
-    members = {k: {g for g in part if g is not None} for k, part in (groups or {}).items()}
+    members = {k: {g for g in part if g is not None} for k, part in groups.items()}
     for a, b in itertools.combinations(members, 2):
         shared = sorted(members[a] & members[b])
         if shared:
@@ -165,16 +162,14 @@ def _held_out(
         side = hold_out(train.labels, names, val, test, config.split_seed)
     else:
         side = hold_out_groups(train.labels, keys, val, test, config.split_seed)
-    sides = {"train": TRAIN, "val": VAL, "test": TEST}
     splits = {name: split for name, split in given.items() if name != "train"}
-    for name, code in sides.items():
+    for name, code in {"train": TRAIN, "val": VAL, "test": TEST}.items():
         if (side == code).any():
             splits[name] = train.take(np.flatnonzero(side == code))
 
-    purposes = {"val": "validation", "test": "the test"}
     parts = [
         f"{len(splits[name]):,} for {purpose}"
-        for name, purpose in purposes.items()
+        for name, purpose in (("val", "validation"), ("test", "the test"))
         if name in splits and name not in given
     ]
     how = "class by class" if keys is None else f"by the groups of data.group {config.group!r}"

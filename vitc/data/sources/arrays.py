@@ -23,10 +23,10 @@ from vitc.errors import ConfigError, DataError
 MAX_BYTES = 2 * 1024**3  # of one file, unpacked; EMNIST's largest holds 0.55 GB
 DEFLATE_RATIO = 1032  # the most that gzip can pack: https://www.zlib.net/zlib_tech.html
 DOWNLOAD_AGAIN = "The file is incomplete or damaged: download it again."
-Parts = dict[str, tuple[Pixels, Ints]]  # "train", "test": pixels (n, H, W, C), labels (n,)
+Part = tuple[Pixels, Ints]  # pixels (n, H, W, C), labels (n,)
 
 
-def _found(classes: Iterable[str], parts: Parts, notes: Iterable[str]) -> Found:
+def _found(classes: Iterable[str], parts: dict[str, Part], notes: Iterable[str]) -> Found:
     splits = {
         part: Split(labels, [f"{part}/{i}" for i in range(len(labels))], pixels)
         for part, (pixels, labels) in parts.items()
@@ -75,10 +75,9 @@ class Idx(Source):
                     files = sets.setdefault((place, prefix), {})
                     files[part, match["kind"].lower()] = place / match[0]
         if not sets:
+            what = "" if wanted is None else ": neither a folder nor the beginning of their names"
             raise ConfigError(
-                f"No IDX files in {path}."
-                if wanted is None
-                else f"{path} is neither a folder nor the beginning of IDX files' names.",
+                f"No IDX files in {path}{what}.",
                 "Expected train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz or not).",
             )
         if len(sets) > 1:
@@ -87,7 +86,7 @@ class Idx(Source):
                 f"{path} holds {len(sets)} IDX data sets: {choices}.",
                 "Choose one of these as --data.path.",
             )
-        ((place, prefix), files) = next(iter(sets.items()))
+        (((place, prefix), files),) = sets.items()
         return _idx_arrays(place, prefix, files)
 
 
@@ -134,11 +133,10 @@ def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) ->
         if part == "test" and len(missing) == 2:
             continue
         if missing:
+            name = f"{prefix}-{part}" if prefix else part
             raise DataError(
-                f"{place} lacks the {' and the '.join(missing)} of {prefix or 'the data set'}'s "
-                f"{part} part.",
-                f"Expected a name like {prefix + '-' if prefix else ''}{part}-{missing[0]}-idx"
-                f"{3 if missing[0] == 'images' else 1}-ubyte.gz.",
+                f"{place} lacks the {part} {' and '.join(missing)} of {prefix or 'the data set'}.",
+                f"Expected {name}-images-idx3-ubyte and {name}-labels-idx1-ubyte (.gz or not).",
             )
         labels, images = read_idx(files[part, "labels"]), read_idx(files[part, "images"])
         if labels.ndim != 1 or images.ndim != 3 or len(labels) != len(images):
@@ -231,11 +229,8 @@ class Cifar(Source):
         }
         present = len(np.unique(parts["train"][1]))
         if present < self.num_classes:
-            raise DataError(
-                f"{folder} has training images of only {present} of the {self.num_classes} "
-                "classes.",
-                DOWNLOAD_AGAIN,
-            )
+            what = f"training images of only {present} of the {self.num_classes} classes"
+            raise DataError(f"{folder} has {what}.", DOWNLOAD_AGAIN)
         notes = [
             f"{self.kind} has {expected:,} {part} images; this copy has {len(parts[part][1]):,}."
             for part, expected in (("train", 50_000), ("test", 10_000))
@@ -243,7 +238,7 @@ class Cifar(Source):
         ]
         return _found(self._classes(folder, suffix), parts, notes)
 
-    def _binary(self, file: Path) -> tuple[Pixels, Ints]:
+    def _binary(self, file: Path) -> Part:
         data = _bytes_of(file)
         record = self.label_bytes + 3072
         if not data or len(data) % record:
@@ -255,14 +250,14 @@ class Cifar(Source):
         labels = rows[:, self.label_bytes - 1].astype(np.int64)
         return self._checked(file, rows[:, self.label_bytes :], labels)
 
-    def _pickled(self, file: Path) -> tuple[Pixels, Ints]:
+    def _pickled(self, file: Path) -> Part:
         batch = _unpickled(file)
-        data, labels = batch.get("data"), batch.get(self.label_key)
+        data: Any = batch.get("data")
+        labels: Any = batch.get(self.label_key)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
             raise DataError(f"{file} has no 'data' of n x 3,072 bytes.", DOWNLOAD_AGAIN)
-        if not isinstance(labels, list) or not labels or len(labels) != len(data):
-            labels = [None]
-        if not all(type(n) is int for n in labels):
+        whole = isinstance(labels, list) and 0 < len(labels) == len(data)
+        if not whole or not all(type(n) is int for n in labels):
             raise DataError(
                 f"{file} has no {self.label_key!r} with an integer for each of its "
                 f"{len(data):,} images.",
@@ -272,7 +267,7 @@ class Cifar(Source):
         known = [n if 0 <= n < self.num_classes else -1 for n in labels]  # n may exceed 64 bits
         return self._checked(file, data, np.array(known, dtype=np.int64))
 
-    def _checked(self, file: Path, rows: Pixels, labels: Ints) -> tuple[Pixels, Ints]:
+    def _checked(self, file: Path, rows: Pixels, labels: Ints) -> Part:
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise DataError(
                 f"{file} holds labels outside 0 ... {self.num_classes - 1} of {self.kind}.",
@@ -287,11 +282,11 @@ class Cifar(Source):
         if not file.is_file():
             return [str(i) for i in range(self.num_classes)]
         if suffix:
-            names: Any = _bytes_of(file).decode("utf-8", "replace").split()
+            names: Any = _bytes_of(file).split()
         else:
             names = _unpickled(file).get(self.names_file[1])
-            if isinstance(names, list):
-                names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
+        if isinstance(names, list):
+            names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
         good = isinstance(names, list) and all(isinstance(n, str) for n in names)
         if not good or not len(set(names)) == len(names) == self.num_classes:
             raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from vitc.data.config import DataConfig
 from vitc.data.decode import read_image, to_channels
 from vitc.data.store import Ints, Names, Pixels, Store, Stored, name_key, shown
-from vitc.errors import DataError, suggest
+from vitc.errors import ConfigError, DataError, suggest, unknown
 from vitc.wording import counted, few
 
 SPLIT_WORDS = {
@@ -174,8 +174,33 @@ def some(names: Iterable[str], most: int = 3) -> str:
 def split_of_name(path: str) -> int:
     """The split that a word in a file's name stands for, as an index into SPLITS; else train."""
     words = re.split(r"[^a-z]+", os.path.basename(path).lower())
-    named = [SPLIT_OF[word] for word in words if word in SPLIT_OF]
-    return SPLITS.index(named[0]) if named else 0
+    return next((SPLITS.index(SPLIT_OF[word]) for word in words if word in SPLIT_OF), 0)
+
+
+def choose_column(
+    setting: str,
+    wanted: str | None,
+    columns: Collection[str],
+    candidates: Sequence[str],
+    usual: Sequence[str],
+    where: str,
+    hint: str,
+) -> str:
+    """The column asked for, or the only candidate, or the one with the most usual name."""
+    if wanted is not None:
+        if wanted not in columns:
+            raise unknown(f"data.{setting}", wanted, columns, hint)
+        return wanted
+    if len(candidates) == 1:
+        return candidates[0]
+    named = [name for name in usual if name in candidates]
+    if named:
+        return named[0]
+    what = setting.partition("_")[0]
+    raise ConfigError(
+        f"{where} has {'several columns' if candidates else 'no column'} that can be the {what}.",
+        f"{hint} Choose one with --data.{setting} NAME.",
+    )
 
 
 def by_label(
@@ -196,10 +221,7 @@ def by_label(
     present[splits, images.labels] = True
     train = [text for text, there in zip(texts, present[0], strict=True) if there]
     if not train:
-        raise DataError(
-            f"{where} has no training images.",
-            "Images without a split are training images; the splits are train, val and test.",
-        )
+        raise DataError(f"{where} has no training images.", "Splits are train, val and test.")
     strange = [text for i, text in enumerate(texts) if present[:, i].any() and not present[0, i]]
     if strange:
         raise DataError(
@@ -210,7 +232,7 @@ def by_label(
     if len(train) < 2:
         raise DataError(
             f"{where} has one class only, {train[0]!r}; a classifier needs two or more.",
-            "Where labels are looked for: docs/sources.md.",
+            "Where labels are looked for: docs/sources.md",
         )
     if order is not None:
         classes = [text for text in order if text in set(train)]

@@ -54,11 +54,15 @@ class CustomSource(Source):
     def read(self, config: DataConfig) -> Found:
         """Raises ConfigError: not trusted (see `vitc.plugins.trust`), changed, or no such class;
         DataError: what it holds is invalid."""
-        made = _made(config)
+        made, where = _made(config), str(config.path)
         sha256 = sha(locate(_custom(config))[1])
         config = replace(config, path_sha256=sha256)  # every process makes it from these bytes
-        where = str(config.path)
-        classes = _classes(made, where)
+        classes = tuple(_attribute(made, "classes", where))
+        if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
+            raise DataError(
+                f"{where} has the classes {some(map(str, classes), 5)}; they must be two "
+                "or more different strings."
+            )
         labels = _labels(made, classes, where)
         names = _names(made, labels, where)
         store = CustomStore(config, labels, names, made)
@@ -91,7 +95,7 @@ class CustomStore:
     def read(self, place: int) -> Stored:
         """Raises BrokenFileError: the source raises, or gives no image."""
         name = self.names[place]
-        split, index = "", place
+        index = place
         for split, labels in self.labels.items():  # noqa: B007
             if index < len(labels):
                 break
@@ -125,16 +129,6 @@ class CustomStore:
             f"{name!r} is a {type(stored).__name__}{shape}, not an image.",
             "read() gives the bytes of an image file, or a numpy array uint8 (H, W, 1 | 3 | 4).",
         )
-
-
-def _classes(made: Any, where: str) -> tuple[str, ...]:
-    classes = tuple(_attribute(made, "classes", where))
-    if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
-        raise DataError(
-            f"{where} has the classes {some(map(str, classes), 5)}; they must be two "
-            "or more different strings."
-        )
-    return classes
 
 
 def _labels(made: Any, classes: Sequence[str], where: str) -> dict[str, Ints]:

@@ -17,8 +17,9 @@ from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # written by file managers
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _LAYOUTS = (
-    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg with val and test beside train."
+    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg with val and test next to it."
 )
 
 
@@ -45,15 +46,27 @@ class _Class:
     others: list[str] = field(default_factory=list)
 
 
-def scan_folder(root: Path) -> Found:
+def scan_folder(root: Path, strict: bool = True) -> Found:
     """Every image below `root` with its class and split.
 
     A class is a sub-folder with everything nested in it. Hidden files and those of file managers
     are skipped; other files that are not images are named in the notes. Raises ConfigError: no
-    such folder; DataError: no classes, only one, an empty one, or classes that differ between the
-    splits.
+    such folder; DataError: no classes and, if `strict`, only one, an empty one, or classes that
+    differ between the splits.
     """
-    found, notes = _found(root)
+    if not root.is_dir():
+        raise _no_folder(root)
+    places, notes = _layout(root)
+    found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
+    strangers = [other for part in found.values() for c in part.values() for other in c.others]
+    if strangers:
+        notes.append(f"{counted(len(strangers), 'file')} skipped, not images: {some(strangers)}.")
+    if not strict:
+        names = {name_key(name): name for part in reversed(found.values()) for name in part}
+        classes = [names[key] for key in sorted(names)]
+        splits = {split: _gather(root, classes, part) for split, part in found.items()}
+        splits = {split: part for split, part in splits.items() if len(part)}
+        return Found(tuple(map(shown, classes)), splits, tuple(notes))
     _check_classes(root, found)
     classes = sorted(found["train"], key=name_key)
     for split, part in found.items():
@@ -70,57 +83,33 @@ def scan_folder(root: Path) -> Found:
     return Found(tuple(map(shown, classes)), splits, tuple(notes))
 
 
-def survey_folder(root: Path) -> Found:
-    """As `scan_folder`, but with every class of any split, usable or not: for `vitc data check`.
-
-    Raises ConfigError: no such folder; DataError: nothing in it is a class.
-    """
-    found, notes = _found(root)
-    names = {name_key(name): name for part in reversed(found.values()) for name in part}
-    classes = [names[key] for key in sorted(names)]
-    splits = {split: _gather(root, classes, part) for split, part in found.items()}
-    splits = {split: part for split, part in splits.items() if len(part)}
-    return Found(tuple(map(shown, classes)), splits, tuple(notes))
-
-
-def _found(root: Path) -> tuple[dict[str, dict[str, _Class]], list[str]]:
-    """The files of each class of each split, and notes."""
-    if not root.is_dir():
-        raise _no_folder(root)
-    places, notes = _layout(root)
-    found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
-    strangers = [other for part in found.values() for c in part.values() for other in c.others]
-    if strangers:
-        notes.append(f"{counted(len(strangers), 'file')} skipped, not images: {some(strangers)}.")
-    return found, notes
-
-
 def _no_folder(root: Path) -> ConfigError:
     if root.exists():
-        packed = root.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"))
-        return ConfigError(
-            f"{root} is a file, not a folder of images.",
-            "Unpack it and give the folder." if packed else _LAYOUTS,
-        )
-    near = ""
-    if root.parent.is_dir():
-        near = suggest(root.name, (p.name for p in root.parent.iterdir() if p.is_dir()))
-    return ConfigError(f"There is no folder {root}.{near}", _LAYOUTS)
+        hint = "Unpack it and give the folder." if root.name.lower().endswith(_PACKED) else _LAYOUTS
+        return ConfigError(f"{root} is a file, not a folder of images.", hint)
+    folders = [p.name for p in root.parent.glob("*") if p.is_dir()]
+    return ConfigError(f"There is no folder {root}.{suggest(root.name, folders)}", _LAYOUTS)
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Names of the sub-folders and of the other entries, sorted, but hidden ones and clutter."""
+    """Names of the sub-folders and of the other entries, sorted, without hidden ones and junk."""
+    names: tuple[list[str], list[str]] = [], []
+    for entry in _listing(folder):
+        names[0 if _is_dir(entry) else 1].append(entry.name)
+    return sorted(names[0], key=name_key), sorted(names[1], key=name_key)
+
+
+def _listing(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds, without hidden entries and junk. Raises DataError: unreadable."""
     try:
         with os.scandir(folder) as listing:
-            kinds = [(e.name, _is_dir(e)) for e in listing if not _passed_over(e.name)]
+            return [e for e in listing if e.name[:1] != "." and e.name.lower() not in _JUNK]
     except OSError as e:
-        raise DataError(f"The folder {shown(folder)!r} cannot be read: {e.strerror}.") from e
-    kinds.sort(key=lambda entry: name_key(entry[0]))
-    return [n for n, is_dir in kinds if is_dir], [n for n, is_dir in kinds if not is_dir]
+        raise _unreadable(folder, e) from e
 
 
-def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
+def _unreadable(folder: str, error: OSError) -> DataError:
+    return DataError(f"The folder {shown(folder)!r} cannot be read: {error.strerror}.")
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -141,7 +130,13 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
     """The folder of classes of each split ("train" alone: the root), and notes."""
     dirs, files = _entries(str(root))
     if not dirs:
-        raise _no_classes(root, files)
+        images = sum(_is_image(n) for n in files)
+        what = f"{counted(images, 'image')} but no sub-folders" if images else "no sub-folders"
+        packed = [n for n in files if n.lower().endswith(_PACKED) and not images]
+        raise DataError(
+            f"{root} holds {what}: the classes are the sub-folders.",
+            f"Unpack {packed[0]!r} first." if packed else _LAYOUTS,
+        )
     named = {d: SPLIT_OF[d.lower()] for d in dirs if d.lower() in SPLIT_OF}
     inside = {d: _entries(str(root / d)) for d in named}
     split_dirs = [d for d in named if inside[d][0]]
@@ -153,10 +148,8 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
                 f"{some(named)} in {root} have no sub-folders, so their images have no class.",
                 _LAYOUTS,
             )
-        only = next(iter(named))
-        return {"train": str(root)}, [
-            f"{only!r} has no sub-folders, so it is a class, not a split."
-        ]
+        note = f"{next(iter(named))!r} has no sub-folders, so it is a class, not a split."
+        return {"train": str(root)}, [note]
 
     notes = []
     for d in named:
@@ -186,25 +179,10 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
             f"{root} holds {some(split_dirs)} but no train folder.",
             f"{_LAYOUTS} If {split_dirs[0]!r} is a class, give that folder another name.",
         )
-    beside = [d for d in dirs if d not in named]
-    if beside:
-        notes.append(f"{some(beside)} beside {some(split_dirs)} skipped: no split has that name.")
+    others = [d for d in dirs if d not in named]
+    if others:
+        notes.append(f"{some(others)} next to {some(split_dirs)} skipped: no split has that name.")
     return places, notes
-
-
-def _no_classes(root: Path, files: Sequence[str]) -> DataError:
-    images = sum(_is_image(n) for n in files)
-    if images:
-        return DataError(
-            f"{root} holds {counted(images, 'image')} but no sub-folders: "
-            "the classes are the sub-folders.",
-            _LAYOUTS,
-        )
-    packed = [n for n in files if n.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))]
-    return DataError(
-        f"{root} holds no image and no sub-folder.",
-        f"Unpack {packed[0]!r} first." if packed else _LAYOUTS,
-    )
 
 
 # -- the files of a class --------------------------------------------------------------------------
@@ -217,7 +195,7 @@ def _classes_in(root: Path, folder: str, notes: list[str]) -> dict[str, _Class]:
         images = [n for n in files if _is_image(n)]
         what = f"{counted(len(images), 'image')} of no class" if images else "no image"
         notes.append(
-            f"{counted(len(files), 'file')} beside the class folders of {Path(folder).name!r} "
+            f"{counted(len(files), 'file')} next to the class folders of {Path(folder).name!r} "
             f"skipped ({what}): {some(files)}."
         )
     below = os.path.relpath(folder, root).replace(os.sep, "/")
@@ -237,22 +215,19 @@ def _walk(folder: str, prefix: str) -> _Class:
         place, below = stack.pop()
         try:
             status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as listing:
-                for entry in listing:
-                    name = entry.name
-                    if _passed_over(name):
-                        continue
-                    if _is_dir(entry):
-                        stack.append((entry.path, f"{below}{name}/"))
-                    elif _is_image(name) and (size := _size(entry)) is not None:
-                        found.images.append((below + name, size))
-                    else:
-                        found.others.append(below + name)
         except OSError as e:
-            raise DataError(f"The folder {shown(place)!r} cannot be read: {e.strerror}.") from e
+            raise _unreadable(place, e) from e
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in _listing(place):
+            name = f"{below}{entry.name}"
+            if _is_dir(entry):
+                stack.append((entry.path, f"{name}/"))
+            elif _is_image(name) and (size := _size(entry)) is not None:
+                found.images.append((name, size))
+            else:
+                found.others.append(name)
     found.images.sort(key=lambda image: name_key(image[0]))
     found.others.sort(key=name_key)
     return found
@@ -290,7 +265,15 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
                 "Add images, or remove it: the split is then held out from the training images.",
             )
     if len(train) == 1:
-        raise _one_class(root, next(iter(train)))
+        (name,) = train
+        inner = root / name
+        deeper = _entries(str(inner))[0] if inner.is_dir() else []
+        hint = f"Add a sub-folder for each other class. {_LAYOUTS}"
+        if len(deeper) > 1:
+            hint = f"If its sub-folders {some(deeper)} are the classes, give {shown(str(inner))}."
+        raise DataError(
+            f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.", hint
+        )
     empty = [name for name, c in train.items() if not c.images]
     if empty:
         others = [o for name in empty for o in train[name].others]
@@ -308,21 +291,6 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
                 f"training lacks: {some(strange, 5)}.{suggest(strange[0], train)}",
                 f"The {counted(len(train), 'class', 'classes')} of training: {some(train, 10)}.",
             )
-
-
-def _one_class(root: Path, name: str) -> DataError:
-    inner = root / name
-    deeper = _entries(str(inner))[0] if inner.is_dir() else []
-    if len(deeper) > 1:
-        return DataError(
-            f"{root} holds one class only, {shown(name)!r}, with the sub-folders "
-            f"{some(deeper)} in it.",
-            f"If those are the classes, give {shown(str(inner))} as the folder.",
-        )
-    return DataError(
-        f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.",
-        f"Add a sub-folder for each other class. {_LAYOUTS}",
-    )
 
 
 def _gather(root: Path, classes: Sequence[str], part: dict[str, _Class]) -> Split:

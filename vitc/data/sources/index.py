@@ -87,7 +87,7 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
     for part in spec.split("::"):
         for path in braces(os.path.expanduser(part)):
             if os.path.isdir(path):
-                inside = [e.name for e in os.scandir(path) if e.name.endswith(tuple(suffixes))]
+                inside = [name for name in entries(path) if name.endswith(tuple(suffixes))]
                 matches = [os.path.join(path, name) for name in inside]
             elif os.path.exists(path):  # a name may have brackets in it
                 matches = [path]
@@ -98,10 +98,9 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
                 if not folder.is_dir():
                     raise ConfigError(f"There is no folder {folder}.")
                 near = suggest(Path(path).name, entries(str(folder)))
-                what = "file like" if glob.has_magic(path) or os.path.isdir(path) else "file"
-                raise ConfigError(
-                    f"There is no {what} {path}.{near}", f"Supported: {', '.join(suffixes)}."
-                )
+                like = " like" if glob.has_magic(path) or os.path.isdir(path) else ""
+                hint = f"Supported: {', '.join(suffixes)}."
+                raise ConfigError(f"There is no file{like} {path}.{near}", hint)
             found += sorted(matches)
     doubled = len(found) - len(set(found))
     if doubled:
@@ -111,27 +110,25 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
 
 def braces(pattern: str) -> list[str]:
     """`a{00..02}.tar` -> a00.tar, a01.tar, a02.tar; `{x,y}` -> x, y; several multiply."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[Sequence[str]] = []
-    count = 1
-    for i, piece in enumerate(pieces):
-        choice = [piece] if i % 2 == 0 else _alternatives(piece, MAX_BRACES // count)
-        count *= len(choice)
+    limit = MAX_BRACES
+    for i, piece in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
+        numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", piece)
+        choice: Sequence[str] = [piece]
+        if i % 2 and numbers:
+            first, last = int(numbers[1]), int(numbers[2])
+            if first > last or last - first >= limit:
+                raise ConfigError(
+                    f"The range {{{piece}}} must go up, and stand for at most {MAX_BRACES:,} files "
+                    "in all."
+                )
+            width = len(numbers[1]) if numbers[1].startswith("0") else 0
+            choice = [f"{n:0{width}d}" for n in range(first, last + 1)]
+        elif i % 2:
+            choice = piece.split(",") if "," in piece else ["{" + piece + "}"]
+        limit //= len(choice)
         choices.append(choice)
     return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _alternatives(inside: str, limit: int) -> Sequence[str]:
-    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
-    if numbers is None:
-        return inside.split(",") if "," in inside else ["{" + inside + "}"]
-    first, last = int(numbers[1]), int(numbers[2])
-    if first > last or last - first >= limit:
-        raise ConfigError(
-            f"The range {{{inside}}} must go up, and stand for at most {MAX_BRACES:,} files in all."
-        )
-    width = len(numbers[1]) if numbers[1].startswith("0") else 0
-    return [f"{i:0{width}d}" for i in range(first, last + 1)]
 
 
 # -- the cache -------------------------------------------------------------------------------------
@@ -151,14 +148,8 @@ def cache_file(kind: str, path: str) -> Path:
 
 def save_index(file: Path, index: Index) -> None:
     """Written as a whole or not at all; where the cache cannot be written, it is made again."""
-    head = json.dumps(
-        {
-            "stamp": index.stamp,
-            "labels": index.labels,
-            "others": index.others,
-            "n": len(index),
-        }
-    ).encode()
+    about = {"stamp": index.stamp, "labels": index.labels, "others": index.others, "n": len(index)}
+    head = json.dumps(about).encode()
     columns = (index.offset, index.size, index.code, index.names.ends)
     body = head + b"\n" + b"".join(c.astype("<i8").tobytes() for c in columns)
     body += index.names.blob.tobytes()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,19 @@ from typing import Any
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.sources.base import (
-    LABEL_COLUMNS,
-    SPLIT_OF,
-    SPLITS,
-    Found,
-    Source,
-    Split,
-    by_label,
-    some,
-)
-from vitc.data.store import Files, Names, label_codes
-from vitc.errors import ConfigError, DataError, suggest, unknown
+from vitc.data.sources import base
+from vitc.data.store import Files, Ints, Names, label_codes
+from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
 SPLIT_COLUMNS = ("split", "subset", "partition")
 MAX_LINE = 1 << 20  # bytes of one line of a list
 MAX_LIST = 4 << 30  # bytes of a list
+Row = tuple[int, str, str | list[str], str]  # line, path, label or labels, split
 
 
-class List(Source):
+class List(base.Source):
     """A CSV, TSV or JSON-lines file with a path, a label and maybe a split for each image."""
 
     kind = origin = "list"
@@ -42,7 +35,7 @@ class List(Source):
     suffixes = (".csv", ".tsv", ".jsonl")
     settings = frozenset({"group", "image_column", "label_column"})
 
-    def read(self, config: DataConfig) -> Found:
+    def read(self, config: DataConfig) -> base.Found:
         """Raises ConfigError: no such file or columns; DataError: an invalid line, a file that is
         missing or listed twice, or several labels an image."""
         file = Path(str(config.path))
@@ -56,15 +49,15 @@ class List(Source):
                 continue
             if not path or not label or "\0" in path:
                 raise DataError(f"{file}, line {number}: {'no path' if not path else 'no label'}.")
-            if split.lower() not in SPLIT_OF:
-                near = suggest(split, SPLIT_OF)
+            if split.lower() not in base.SPLIT_OF:
+                near = suggest(split, base.SPLIT_OF)
                 raise DataError(
                     f"{file}, line {number}: unknown split {split!r}.{near}",
                     "Known: train, val (validation, dev), test.",
                 )
             paths.append(path)
             texts.append(label)
-            splits.append(SPLITS.index(SPLIT_OF[split.lower()]))
+            splits.append(base.SPLITS.index(base.SPLIT_OF[split.lower()]))
         if several:
             raise DataError(
                 f"{file} gives {counted(several, 'image')} several labels.",
@@ -72,50 +65,44 @@ class List(Source):
             )
         if not paths:
             raise DataError(f"{file} lists no images.")
-        return _found_on_disk(config, paths, texts, splits)
+        twice = [path for path, count in Counter(paths).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{counted(len(paths) - len(set(paths)), 'path')} listed twice: "
+                f"{base.some(twice)}.",
+                "List each image once; --data.balance weights classes.",
+            )
+        sizes, notes = _sizes(file, paths, config)
+        there = np.flatnonzero(sizes >= 0)
+        codes, labels = label_codes(texts)
+        store = Files(file.parent, Names.of(paths).take(there))
+        images = base.Split(codes[there], store.names, store=store, sizes=sizes[there])
+        return base.by_label(str(file), images, labels, np.array(splits, np.int64)[there], notes)
 
 
-def _found_on_disk(
-    config: DataConfig, paths: list[str], texts: list[str], splits: list[int]
-) -> Found:
-    root = Path(str(config.path)).parent
-    twice = len(paths) - len(set(paths))
-    if twice:
-        seen: set[str] = set()
-        again = [p for p in paths if p in seen or seen.add(p)]  # type: ignore[func-returns-value]
-        raise DataError(
-            f"{counted(twice, 'path')} listed twice: {some(again)}.",
-            "List each image once; --data.balance weights classes.",
-        )
+def _sizes(file: Path, paths: list[str], config: DataConfig) -> tuple[Ints, list[str]]:
+    """Bytes of each listed file, -1 for those that are missing, and notes."""
 
     def size(path: str) -> int:
         try:
-            return os.stat(os.path.join(root, path)).st_size
+            return os.stat(os.path.join(file.parent, path)).st_size
         except OSError:
             return -1
 
     with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
         sizes = np.fromiter(pool.map(size, paths), np.int64)
-    notes = []
-    gone = sizes < 0
-    if gone.any():
-        missing = [paths[i] for i in np.flatnonzero(gone).tolist()]
-        text = f"{counted(len(missing), 'listed file')} missing: {some(missing)}."
-        if config.bad_files == "stop":
-            raise DataError(
-                text,
-                "Paths are relative to the list's folder. --data.bad_files skip leaves them out.",
-            )
-        notes.append(text)
-    there = np.flatnonzero(~gone)
-    codes, labels = label_codes(texts)
-    store = Files(root, Names.of(paths).take(there))
-    images = Split(codes[there], store.names, store=store, sizes=sizes[there])
-    return by_label(str(config.path), images, labels, np.array(splits, np.int64)[there], notes)
+    missing = [paths[i] for i in np.flatnonzero(sizes < 0).tolist()]
+    if not missing:
+        return sizes, []
+    text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
+    if config.bad_files == "stop":
+        raise DataError(
+            text, "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
+        )
+    return sizes, [text]
 
 
-def _rows(file: Path, config: DataConfig) -> Iterator[tuple[int, str, str | list[str], str]]:
-    """(line, path, label or labels, split) of each row."""
+def _rows(file: Path, config: DataConfig) -> Iterator[Row]:
     try:
         if file.stat().st_size > MAX_LIST:
             raise DataError(f"{file} is larger than {MAX_LIST:,} bytes.")
@@ -130,9 +117,7 @@ def _rows(file: Path, config: DataConfig) -> Iterator[tuple[int, str, str | list
         raise DataError(f"{file} cannot be read: {e.strerror}.") from e
 
 
-def _csv_rows(
-    file: Path, f: Iterable[str], config: DataConfig
-) -> Iterator[tuple[int, str, str | list[str], str]]:
+def _csv_rows(file: Path, f: Iterable[str], config: DataConfig) -> Iterator[Row]:
     rows = csv.reader(f, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -151,28 +136,22 @@ def _csv_rows(
 
 
 def _list_columns(file: Path, header: list[str], config: DataConfig) -> tuple[int, int, int | None]:
-    def column(setting: str, wanted: str | None, usual: Sequence[str]) -> int:
-        if wanted is not None and wanted not in header:
-            raise unknown(f"data.{setting}", wanted, header)
-        near = [name for name in usual if name in header]
-        if wanted is None and not near:
-            raise ConfigError(
-                f"{file} has no column {' or '.join(usual[:2])}; its first line is "
-                f"{', '.join(map(repr, header[:6])) or 'empty'}.",
-                f"The first line names the columns: path,label or path,label,split. Or choose: "
-                f"--data.{setting} NAME.",
-            )
-        return header.index(wanted if wanted is not None else near[0])
+    hint = (
+        f"The first line names the columns, such as path,label or path,label,split; it is "
+        f"{', '.join(map(repr, header[:6])) or 'empty'}."
+    )
 
-    path = column("image_column", config.image_column, PATH_COLUMNS)
-    label = column("label_column", config.label_column, LABEL_COLUMNS)
+    def column(setting: str, usual: tuple[str, ...]) -> int:
+        near, wanted = [name for name in usual if name in header], getattr(config, setting)
+        chosen = base.choose_column(setting, wanted, header, near, usual, str(file), hint)
+        return header.index(chosen)
+
+    path, label = column("image_column", PATH_COLUMNS), column("label_column", base.LABEL_COLUMNS)
     split = next((header.index(name) for name in SPLIT_COLUMNS if name in header), None)
     return path, label, split
 
 
-def _json_rows(
-    file: Path, f: Any, config: DataConfig
-) -> Iterator[tuple[int, str, str | list[str], str]]:
+def _json_rows(file: Path, f: Any, config: DataConfig) -> Iterator[Row]:
     number = 0
     while line := f.readline(MAX_LINE):
         number += 1

@@ -108,8 +108,7 @@ def open_pack(path: Path) -> Pack:
     """
     try:
         with path.open("rb") as f:
-            mark = stamp(os.fstat(f.fileno()))
-            return _read_index(path, f, mark)
+            return _read_index(path, f, stamp(os.fstat(f.fileno())))
     except (FileNotFoundError, IsADirectoryError) as e:
         raise ConfigError(
             f"There is no packed file {path}.", "vitc data pack SRC OUT.vitc makes one."
@@ -141,11 +140,10 @@ def _read_index(path: Path, f: BinaryIO, mark: tuple[int, int]) -> Pack:
             AGAIN,
         )
     f.seek(HEADER.size + payload)
-    raw = f.read(RECORD * n + names_bytes + about_bytes)
-    footer = f.read(FOOTER)
+    raw = f.read(index_bytes + about_bytes)
     digest = hashlib.sha256(head)
     digest.update(raw)
-    if footer != digest.digest() + END:
+    if f.read(FOOTER) != digest.digest() + END:
         raise DataError(f"{path} is damaged: its index does not match the checksum.", AGAIN)
     columns = np.frombuffer(raw, "<u4", count=len(COLUMNS) * n).reshape(len(COLUMNS), n)
     column = dict(zip(COLUMNS, columns, strict=True))
@@ -153,7 +151,7 @@ def _read_index(path: Path, f: BinaryIO, mark: tuple[int, int]) -> Pack:
     name_ends = np.cumsum(column["name_length"], dtype=np.int64)
     if ends[-1] != HEADER.size + payload or name_ends[-1] != names_bytes:
         raise DataError(f"{path} is damaged: its records do not fill it.", AGAIN)
-    about = _about(path, raw[RECORD * n + names_bytes :], n)
+    about = _about(path, raw[index_bytes:], n)
     _check_columns(path, about, column)
     return Pack(
         path=path,
@@ -191,27 +189,24 @@ def _about(path: Path, raw: bytes, n: int) -> About:
         raise wrong from e
     if not isinstance(values, dict) or values.keys() != About.__dataclass_fields__.keys():
         raise wrong
-    texts = [values["classes"], values["notes"], values["skipped"]]
-    if not all(isinstance(t, list) and all(isinstance(v, str) for v in t) for t in texts):
-        raise wrong
-    classes, counts, channels = (values[k] for k in ("classes", "counts", "channels"))
-    encoded = values["encoding"] == "source"
+    classes, counts, channels, made = (values[k] for k in ("classes", "counts", "channels", "made"))
+    strings = [classes, values["notes"], values["skipped"]]
     good = (
-        len(set(classes)) == len(classes) >= 2
+        all(isinstance(t, list) and all(isinstance(v, str) for v in t) for t in strings)
+        and len(set(classes)) == len(classes) >= 2
         and isinstance(counts, dict)
         and "train" in counts
         and counts.keys() <= set(SPLITS)
         and all(type(c) is int and c > 0 for c in counts.values())
         and sum(counts.values()) == n
         and values["encoding"] in get_args(Encoding)
-        and (channels is None if encoded else channels in CHANNELS)
+        and (channels is None if values["encoding"] == "source" else channels in CHANNELS)
         and isinstance(values["origin"], str)
         and type(values["lossless"]) is bool
-        and isinstance(values["made"], dict)
-        and all(isinstance(v, str) for v in values["made"].values())
+        and isinstance(made, dict)
+        and all(isinstance(v, str) for v in made.values())
+        and all(type(values[name]) in (int, type(None)) for name in ("short_side", "quality"))
     )
-    for name in ("short_side", "quality"):
-        good = good and (values[name] is None or type(values[name]) is int)
     if not good:
         raise wrong
     values["counts"] = {name: counts[name] for name in SPLITS if name in counts}
@@ -235,12 +230,10 @@ class Packed(Source):
         splits = {}
         for name, part in pack.parts().items():
             places = np.arange(part.start, part.stop, dtype=np.int64)
-            labels, names = pack.labels[places], pack.names.take(places)
             pixels = as_array(pack, part)
-            if pixels is not None:
-                splits[name] = Split(labels, names, pixels)
-            else:
-                splits[name] = Split(labels, names, None, store, places, sizes[places])
+            stored = {"store": store, "places": places, "sizes": sizes[places]}
+            held: dict[str, Any] = stored if pixels is None else {"pixels": pixels}
+            splits[name] = Split(pack.labels[places], pack.names.take(places), **held)
         if about.lossless:
             return Found(about.classes, splits, about.notes, origin=about.origin)
         made = replace(about, made={}, notes=(), skipped=())  # how its images were made

@@ -1,6 +1,6 @@
-"""Tar shards of images (WebDataset's layout), read in any order: nothing is unpacked.
+"""Which images do tar shards (WebDataset's layout) hold? They are read in any order, not unpacked.
 
-Every shard is read through once, header by header; the index of its images is kept in the user's
+Each shard is read through once, header by header; the index of its images is kept in the user's
 cache and is valid while the shard keeps its size and modification time. Tars may come from
 strangers, so they are parsed here, with every size checked before it is used: links, devices, names
 that lead out of the folder and two members of one name are refused, though nothing is ever written.
@@ -15,23 +15,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.sources.base import (
-    IMAGE_SUFFIXES,
-    SPLIT_OF,
-    SPLITS,
-    Found,
-    Source,
-    by_label,
-    entries,
-    some,
-    split_of_name,
-)
-from vitc.data.sources.index import Index, cache_file, find_files, joined, load_index, save_index
+from vitc.data.sources import base, index
 from vitc.data.store import Ints, Names, label_codes, shown, stamp
 from vitc.errors import DataError
 
@@ -46,18 +35,16 @@ _PACKERS = {
     b"\xfd7zXZ": "xz: unxz",
     b"\x28\xb5\x2f\xfd": "zstd: unzstd",
 }
-
-
 _LAYOUT = (
     "Expected KEY.jpg with KEY.cls or KEY.json beside it (WebDataset's layout), or CLASS/KEY.jpg."
 )
 
 
-class Tar(Source):
+class Tar(base.Source):
     """The images in tar files: one, a folder of them, a pattern, or several joined by `::`.
 
-    An image's label is its key's .cls or .json, or else the folder its key lies in. Its split is a
-    folder train, val or test around that, or such a word in the shard's name; without, train.
+    An image's label is its key's .cls or .json, or else the folder of its key. Its split is a
+    folder train, val or test around that, or such a word in the shard's name; else train.
     """
 
     kind = origin = "tar"
@@ -69,7 +56,7 @@ class Tar(Source):
     def matches(self, path: str) -> bool:
         if not os.path.isdir(path):
             return super().matches(path)
-        names = entries(path)
+        names = base.entries(path)
         return any(name.endswith(".tar") for name in names) and not any(
             os.path.isdir(os.path.join(path, name)) for name in names
         )
@@ -77,50 +64,50 @@ class Tar(Source):
     def absolute(self, path: str) -> str:
         return "::".join(map(super().absolute, path.split("::")))
 
-    def read(self, config: DataConfig) -> Found:
+    def read(self, config: DataConfig) -> base.Found:
         """Raises ConfigError: no such files; DataError: compressed, damaged or not trustworthy."""
-        paths = find_files(str(config.path), self.suffixes)
+        paths = index.find_files(str(config.path), self.suffixes)
         parts = [_indexed(path) for path in paths]
         if not any(len(part) for part in parts):
-            raise DataError(f"No images in {some(paths)}.", _LAYOUT)
+            raise DataError(f"No images in {base.some(paths)}.", _LAYOUT)
         others = sum(part.others for part in parts)
         notes = [f"{others:,} members of the tar files belong to no image."] if others else []
         splits = np.concatenate([_splits(p, part) for p, part in zip(paths, parts, strict=True)])
-        images, texts = joined(paths, paths, [part.stamp for part in parts], parts)
-        return by_label(str(config.path), images, texts, splits, notes)
+        images, texts = index.joined(paths, paths, [part.stamp for part in parts], parts)
+        return base.by_label(str(config.path), images, texts, splits, notes)
 
 
 # -- the index of one shard ------------------------------------------------------------------------
 
 
-def _indexed(path: str) -> Index:
+def _indexed(path: str) -> index.Index:
     """The shard's index: from the cache, or made and put there."""
     try:
         mark = stamp(os.stat(path))
         with open(path, "rb") as f:
-            kept = cache_file("tars", path)
-            index = load_index(kept, mark)
-            if index is None or not _agrees(index, f):
-                index = _make_index(path, f, mark)
-                save_index(kept, index)
-            return index
+            kept = index.cache_file("tars", path)
+            found = index.load_index(kept, mark)
+            if found is None or not _agrees(found, f):
+                found = _make_index(path, f, mark)
+                index.save_index(kept, found)
+            return found
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}.") from e
 
 
-def _agrees(index: Index, f: BinaryIO) -> bool:
+def _agrees(found: index.Index, f: BinaryIO) -> bool:
     """Whether the headers of some images are where the index has them, with the same size."""
-    n = len(index.offset)
+    n = len(found)
     for i in np.unique(np.linspace(0, n - 1, 16).astype(np.int64)).tolist() if n else []:
-        f.seek(int(index.offset[i]) - BLOCK)
+        f.seek(int(found.offset[i]) - BLOCK)
         with contextlib.suppress(_Damaged):
-            if _header(f.read(BLOCK)).size == index.size[i]:
+            if _header(f.read(BLOCK))[1] == found.size[i]:
                 continue
         return False
     return True
 
 
-def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
+def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> index.Index:
     """The images of a shard, labelled by .cls, by .json, or by the folder of their key."""
     f.seek(0)
     start = f.read(8)
@@ -141,7 +128,7 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
     texts = []
     for key, (name, _, _) in images.items():
         folders = [part for part in key.split("/")[:-1] if part]
-        if len(folders) > 1 and folders[0].lower() in SPLIT_OF:
+        if len(folders) > 1 and folders[0].lower() in base.SPLIT_OF:
             folders = folders[1:]
         if key not in labels and not folders:
             raise DataError(
@@ -153,7 +140,8 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> Index:
     code, known = label_codes(texts)
     where = np.array([image[1:] for image in images.values()], np.int64).reshape(-1, 2)
     names = Names.of(shown(image[0]) for image in images.values())
-    return Index(mark, names, where[:, 0].copy(), where[:, 1].copy(), tuple(known), code, others)
+    offset, size = where.T.copy()
+    return index.Index(mark, names, offset, size, tuple(known), code, others)
 
 
 def _contents(
@@ -170,12 +158,12 @@ def _contents(
         seen.add(name)
         if len(seen) > MAX_MEMBERS:
             raise _Damaged(f"it has more than {MAX_MEMBERS:,} members")
-        folder, _, base = name.rpartition("/")
-        if base.startswith("."):
+        folder, _, leaf = name.rpartition("/")
+        if leaf.startswith("."):
             continue
-        stem, _, suffix = base.partition(".")
+        stem, _, suffix = leaf.partition(".")
         key, last = f"{folder}/{stem}", suffix.lower().rpartition(".")[2]
-        if last in IMAGE_SUFFIXES:
+        if last in base.IMAGE_SUFFIXES:
             if key in images:
                 raise _Damaged(
                     f"{shown(key.lstrip('/'))!r} has two images: "
@@ -191,14 +179,13 @@ def _contents(
     return images, labels, others
 
 
-def _splits(path: str, part: Index) -> Ints:
+def _splits(path: str, part: index.Index) -> Ints:
     """The split of each image, as an index into SPLITS."""
-    shard = split_of_name(path)
-    found = np.full(len(part), shard, np.int64)
+    found = np.full(len(part), base.split_of_name(path), np.int64)
     for i, name in enumerate(part.names):
         first, _, rest = name.partition("/")
-        if "/" in rest and first.lower() in SPLIT_OF:
-            found[i] = SPLITS.index(SPLIT_OF[first.lower()])
+        if "/" in rest and first.lower() in base.SPLIT_OF:
+            found[i] = base.SPLITS.index(base.SPLIT_OF[first.lower()])
     return found
 
 
@@ -236,12 +223,6 @@ class _Damaged(Exception):
     """Why a tar is refused."""
 
 
-class _Header(NamedTuple):
-    name: str
-    size: int
-    kind: bytes
-
-
 _KINDS = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -270,10 +251,11 @@ def _members(f: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
             return  # without the two zero blocks, as some writers leave it
         if not any(block):
             return
-        header = _header(block)
-        content, kind = at + BLOCK, header.kind
-        size = header.size if long_size is None or kind in b"xgL" else long_size
-        name = header.name if long_name is None or kind in b"xgL" else long_name
+        name, size, kind = _header(block)
+        content = at + BLOCK
+        if kind not in b"xgL":
+            size = size if long_size is None else long_size
+            name = name if long_name is None else long_name
         if content + size > length:
             raise _Damaged(f"it is cut off, or the size {size:,} of {shown(name)!r} is wrong")
         at = content + -(-size // BLOCK) * BLOCK
@@ -287,16 +269,15 @@ def _members(f: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
             values = _pax(raw)
             if values.keys() & {"linkpath", "GNU.sparse.major", "GNU.sparse.map"}:
                 raise _Damaged("it has links or sparse files")
-            if kind == b"g":
-                if values.keys() & {"path", "size"}:
-                    raise _Damaged("a name or size for all its members at once")
-                continue
-            long_name = values.get("path", long_name)
-            if "size" in values:
-                digits = values["size"]
-                if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
-                    raise _Damaged(f"a size of {digits[:40]!r}")
-                long_size = int(digits)
+            if kind == b"x":
+                long_name = values.get("path", long_name)
+                digits = values.get("size")
+                if digits is not None:
+                    if not re.fullmatch("[0-9]{1,20}", digits):
+                        raise _Damaged(f"a size of {digits[:40]!r}")
+                    long_size = int(digits)
+            elif values.keys() & {"path", "size"}:
+                raise _Damaged("a name or size for all its members at once")
             continue
         long_name = long_size = None
         if kind == b"5":
@@ -318,7 +299,8 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _header(block: bytes) -> _Header:
+def _header(block: bytes) -> tuple[str, int, bytes]:
+    """(name, size, kind) of a member."""
     if len(block) < BLOCK:
         raise _Damaged("it is cut off")
     checksum = block[148:156].split(b"\0")[0].strip()
@@ -333,7 +315,7 @@ def _header(block: bytes) -> _Header:
     name = block[:100].split(b"\0")[0]
     prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     whole = prefix + b"/" + name if prefix else name
-    return _Header(whole.decode("utf-8", "surrogateescape"), bytes_, block[156:157])
+    return whole.decode("utf-8", "surrogateescape"), bytes_, block[156:157]
 
 
 def _octal(digits: bytes) -> int:
