@@ -201,18 +201,24 @@ def test_an_interrupted_study_is_finished(tmp_path: Path) -> None:
         assert not differences(timeless, cases.without(results, cases.WALL))
 
 
+def ordered(trials: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials by model, optimizer settings and draw: ids are hashes, also of later settings."""
+    return sorted(trials.values(), key=lambda t: json.dumps(t))
+
+
 @pytest.mark.slow
 def test_a_fresh_study_has_the_same_plan_trials_and_numbers(tmp_path: Path) -> None:
     old, study = golden("studies")["length"], tmp_path / "length"
     results = cases.run_json(*cases.study_words("length", study))
-    new = cases.trials_of(study)
-    assert set(new) == set(old["trials"])  # ids are hashes of the configs
+    stored_trials, trials = ordered(old["trials"]), ordered(cases.trials_of(study))
+    results_of = frozenset(("status", "top1", "step"))
+    assert cases.without(trials, results_of) == cases.without(stored_trials, results_of)
     stored = json.loads((cases.unpack("length", tmp_path / "old") / "plan.json").read_text())
     fresh = json.loads((study / "plan.json").read_text())
     assert not differences(stored["plan"], fresh["plan"], 0.0)
     for a, b in zip(stored["plan"]["groups"], fresh["plan"]["groups"], strict=True):
         assert not config_differences(a, b)
     if SAME_MACHINE:
-        assert new == old["trials"]
+        assert trials == stored_trials
         timeless = cases.without(old["results"], cases.WALL)
         assert not differences(timeless, cases.without(results, cases.WALL))
