@@ -25,7 +25,7 @@ from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
 from vitc.errors import BrokenFileError, ConfigError, DataError
-from vitc.models.config import ConvStemConfig
+from vitc.models.stem_config import ConvStemConfig
 from vitc.models.zoo import model_config
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.recipes import get_recipe

@@ -22,8 +22,8 @@ from vitc.deploy.show import list_page
 from vitc.deploy.show_model import model_page
 from vitc.errors import ConfigError
 from vitc.models.cnn import CNN
-from vitc.models.cnn_config import CNNConfig
 from vitc.models.complexity import complexity
+from vitc.models.config import CNNConfig
 from vitc.models.timm import import_peer
 from vitc.models.zoo import (
     CNNS,
@@ -586,7 +586,7 @@ def test_wrong_input_and_wrong_sizes_are_refused() -> None:
     ("change", "message"),
     [
         ({"depths": ()}, "model.depths is empty"),
-        ({"depths": (1, 0)}, r"model.depths \(1, 0\) must all be at least 1"),
+        ({"depths": (1, 0)}, r"model.depths \(1, 0\) must be at least 1"),
         ({"widths": (16,)}, r"model.widths \(16,\) has 1 entries for the 2 stages"),
         ({"strides": (1, 2, 2)}, "has 3 entries for the 2 stages"),
         ({"kernel_sizes": (3, 4)}, "must all be odd"),

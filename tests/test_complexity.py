@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import vitc
 from vitc.errors import ConfigError
 from vitc.models.complexity import Complexity, complexity, parts, twin_match
-from vitc.models.config import PatchifyStemConfig
+from vitc.models.stem_config import PatchifyStemConfig
 from vitc.models.stems import build_stem
 from vitc.models.zoo import REPORTED, create_model, list_models, model_config
 

@@ -23,7 +23,8 @@ from vitc.config import (
 from vitc.data.config import DataConfig
 from vitc.data.sources import guess_source
 from vitc.errors import ConfigError
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.recipes import RECIPES
 from vitc.resolve import base_config, load_config, resolve_config, with_data, with_model

@@ -21,7 +21,8 @@ import vitc
 from tests.pycls_reference import forward as pycls_forward
 from vitc.cli.main import main
 from vitc.errors import CheckpointError, ConfigError
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.timm import import_peer
 from vitc.models.zoo import build_model
 from vitc.weights import convert as convert_module

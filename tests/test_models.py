@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 import vitc
 from vitc.errors import ConfigError
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.vit import VisionTransformer, drop_path_rates
 from vitc.models.zoo import (
     REPORTED,

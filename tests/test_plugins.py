@@ -26,8 +26,9 @@ from vitc.cli.main import main
 from vitc.config import SCHEMA, RunConfig, differences, from_dict, to_dict
 from vitc.data.dataset import open_data
 from vitc.errors import ConfigError
-from vitc.models.config import CustomStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
 from vitc.models.custom import load_stem
+from vitc.models.stem_config import CustomStemConfig
 from vitc.models.zoo import model_config
 from vitc.plugins import consent, load, trust
 from vitc.plugins.consent import name_class, with_sources

@@ -22,8 +22,6 @@ BASE = {"errors", "settings", "wording", "files", "machine", "progress"}
 CONFIGS = {
     "models.config",
     "models.stem_config",
-    "models.cnn_config",
-    "models.model_config",
     "data.config",
     "optim.config",
     "optim.optimizers",

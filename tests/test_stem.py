@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitc.errors import ConfigError
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.stems import ConvNormAct, ConvStem, PatchifyStem, build_stem
 from vitc.models.zoo import MODELS
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from tests.test_models import CONV, PATCH, SMALL, filled, small
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
-from vitc.models.config import STEM_KINDS, CustomStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import STEM_KINDS, CustomStemConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import build_model, create_model
 

@@ -22,14 +22,8 @@ from typing import TYPE_CHECKING, Any
 from vitc.data.config import DataConfig
 from vitc.errors import ConfigError, VitcError, unknown
 from vitc.files import read_json
-from vitc.models.config import (
-    MODEL_KINDS,
-    STEM_KINDS,
-    CustomStemConfig,
-    ModelConfig,
-    ViTConfig,
-    carried,
-)
+from vitc.models.config import MODEL_KINDS, ModelConfig, ViTConfig
+from vitc.models.stem_config import STEM_KINDS, CustomStemConfig, carried
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS, AdamWConfig, CustomOptimizerConfig, switched
 from vitc.optim.schedule import SCHEDULES, CustomScheduleConfig

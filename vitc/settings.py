@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,11 @@ def setting(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    one_of: tuple[str, ...] = (),
 ) -> Any:
-    """A field of a config with its default and bounds; `out_of_bounds` checks them."""
+    """A field of a config with its default and allowed values; `out_of_bounds` checks them."""
     bounds = (at_least, above, at_most, below)
-    return dataclasses.field(default=default, metadata={"bounds": bounds})
+    return dataclasses.field(default=default, metadata={"bounds": bounds, "one_of": one_of})
 
 
 def out_of_bounds(config: Any, path: str) -> list[str]:
@@ -39,6 +41,11 @@ def out_of_bounds(config: Any, path: str) -> list[str]:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if value is None or "bounds" not in f.metadata:
+            continue
+        choices = f.metadata["one_of"]
+        if choices and value not in choices:
+            found.append(f"{path}.{f.name} {value!r} must be one of {', '.join(choices)}.")
+        if choices:
             continue
         at_least, above, at_most, below = f.metadata["bounds"]
         values = value if isinstance(value, tuple) else (value,)
@@ -61,7 +68,7 @@ def _allowed(
     at_least: float | None, above: float | None, at_most: float | None, below: float | None
 ) -> str:
     high = at_most if at_most is not None else below
-    if high is not None:
+    if high is not None and high != math.inf:
         low = f"[{at_least}" if at_least is not None else f"({above}"
         return f"be in {low}, {high}{']' if at_most is not None else ')'}"
     if above is not None:

@@ -11,8 +11,9 @@ from vitc.config import RunConfig, read_config, to_dict
 from vitc.deploy.show_config import config_page, lr_chart, plain
 from vitc.errors import ConfigError, suggest
 from vitc.files import read_json
-from vitc.models.config import CNNConfig, ConvStemConfig, CustomStemConfig, ModelConfig, ViTConfig
-from vitc.models.model_config import Reported
+from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
+from vitc.models.zoo import Reported
 from vitc.resolve import resolve_config
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 

@@ -23,7 +23,7 @@ from vitc.views.model import Page, Part, Table, Text
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
-    from vitc.models.model_config import Reported
+    from vitc.models.zoo import Reported
 
 COSTS = ("flops", "params", "activations")
 

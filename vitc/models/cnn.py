@@ -13,7 +13,7 @@ from math import sqrt
 from torch import Tensor, nn
 
 from vitc.errors import ConfigError
-from vitc.models.cnn_config import Activation, CNNConfig, inner_width, se_width
+from vitc.models.config import Activation, CNNConfig, inner_width, se_width
 
 BN_EPS, BN_MOMENTUM = 1e-5, 0.1  # pycls's for every model, EfficientNets too
 

@@ -1,4 +1,4 @@
-"""What a model is, as values: no torch here, so that help and errors answer at once.
+"""What is a model, as values? No torch here, so that help and errors answer at once.
 
 Shape letters used in the whole room: B batch, C channels, H W pixels, h w token grid, N tokens,
 D embed_dim, K classes.
@@ -7,57 +7,48 @@ D embed_dim, K classes.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import inf, prod
 from typing import Literal, get_args
 
-from vitc.models.cnn_config import CNNConfig
-from vitc.models.model_config import ModelConfig
-from vitc.models.stem_config import (
-    STEM_KINDS,
-    ConvStemConfig,
-    CustomStemConfig,
-    DepthwiseStemConfig,
-    DualPatchNormStemConfig,
-    NormFreeStemConfig,
-    OverlapStemConfig,
-    PatchifyStemConfig,
-    ScaledReluStemConfig,
-    StemConfig,
-    carried,
-)
+from vitc.models.stem_config import PatchifyStemConfig, StemConfig
 from vitc.plugins.consent import name_class
 from vitc.plugins.names import MODEL, Custom
-
-__all__ = [
-    "MODEL_KINDS",
-    "STEM_KINDS",
-    "AttentionKind",
-    "CNNConfig",
-    "ConvStemConfig",
-    "CustomStemConfig",
-    "DepthwiseStemConfig",
-    "DualPatchNormStemConfig",
-    "GlobalPool",
-    "Init",
-    "ModelConfig",
-    "NormFreeStemConfig",
-    "OverlapStemConfig",
-    "PatchifyStemConfig",
-    "ScaledReluStemConfig",
-    "StemConfig",
-    "TimmConfig",
-    "ViTConfig",
-    "carried",
-]
+from vitc.settings import out_of_bounds, setting
 
 GlobalPool = Literal["token", "avg"]
 Init = Literal["2021", "2022"]
 AttentionKind = Literal["auto", "sdpa", "explicit"]
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "global_pool": get_args(GlobalPool),
-    "init": get_args(Init),
-    "attention": get_args(AttentionKind),
-}
+CNNStem = Literal["simple", "resnet", "cifar"]
+CNNBlock = Literal["bottleneck", "mbconv"]
+Activation = Literal["relu", "silu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every model has; a concrete one is a subclass with its own fields."""
+
+    name: str = "model"
+    """Name in the zoo, for messages and reports."""
+    img_size: int | tuple[int, int] = setting(224, at_least=1)
+    """Input size in pixels, one side or (height, width)."""
+    in_chans: int = setting(3, at_least=1)
+    """Input channels C."""
+    num_classes: int | None = setting(None, at_least=1)
+    """Classes K of the head; None: as many as the data has (1000 without data)."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+
+    @property
+    def summary(self) -> str:
+        """What it is made of, in a few words."""
+        return self.name
+
+    def problems(self) -> list[str]:
+        return out_of_bounds(self, "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,31 +59,31 @@ class ViTConfig(ModelConfig):
     """Name in the zoo, for messages and reports."""
     stem: StemConfig = field(default_factory=PatchifyStemConfig)
     """The stem: a kind of `STEM_KINDS`, or a custom one as path/to/my.py:MyStem."""
-    embed_dim: int = 384
+    embed_dim: int = setting(384, at_least=1)
     """Width D of a token."""
-    depth: int = 12
+    depth: int = setting(12, at_least=1)
     """Number of transformer blocks."""
-    num_heads: int = 6
+    num_heads: int = setting(6, at_least=1)
     """Attention heads; must divide embed_dim."""
     mlp_ratio: float = 3.0
     """Hidden width of the MLP over embed_dim."""
-    img_size: int | tuple[int, int] = 224
+    img_size: int | tuple[int, int] = setting(224, at_least=1)
     """Input size in pixels, one side or (height, width); divisible by the stem's reduction."""
     class_token: bool = True
     """Prepend a learned class token."""
-    global_pool: GlobalPool = "token"
+    global_pool: GlobalPool = setting("token", one_of=get_args(GlobalPool))
     """What the head sees: the class token, or the mean of the patch tokens."""
-    registers: int = 0
+    registers: int = setting(0, at_least=0)
     """Extra learned tokens that no head reads (arXiv 2309.16588); the paper has none."""
     qk_norm: bool = False
     """LayerNorm of queries and keys in each head (arXiv 2302.05442); the paper has none."""
     dynamic_img_size: bool = False
     """Take images of any size the stem divides: pos_embed is resampled in each forward pass."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: float = setting(0.0, at_least=0, below=1)
     """Stochastic depth of the last block, rising linearly from 0 at the first; the paper has 0."""
-    init: Init = "2021"
+    init: Init = setting("2021", one_of=get_args(Init))
     """Initialisation: the authors' code when the paper appeared, or pycls since March 2022."""
-    attention: AttentionKind = "auto"
+    attention: AttentionKind = setting("auto", one_of=get_args(AttentionKind))
     """How attention is computed; auto: two matmuls and a softmax for bf16 on CPU, else SDPA."""
 
     @property
@@ -111,55 +102,206 @@ class ViTConfig(ModelConfig):
         """Hidden width of the MLP."""
         return round(self.embed_dim * self.mlp_ratio)
 
-    def problems(self) -> list[str]:
-        found = [f"model.{p}" for p in self.stem.problems()]
-        found += self.body_problems(1 if found else self.stem.reduction or 1)
-        if self.num_classes is not None and self.num_classes < 1:
-            found.append(f"model.num_classes {self.num_classes} must be at least 1.")
-        return found
-
-    def body_problems(self, reduction: int) -> list[str]:
-        """What is wrong behind any stem that divides the size by `reduction`."""
-        found = []
+    def problems(self, reduction: int | None = None) -> list[str]:
+        """`reduction`: that of a built stem, which is then checked instead of `stem`."""
+        found = [] if reduction else [f"model.{p}" for p in self.stem.problems()]
+        reduction = 1 if found else reduction or self.stem.reduction or 1
+        found += out_of_bounds(self, "model")
         if min(self.size) < reduction or any(s % reduction for s in self.size):
             near = tuple(max(1, round(s / reduction)) * reduction for s in self.size)
             found.append(
                 f"model.img_size {self.img_size} is not divisible by the stem's reduction "
                 f"{reduction}; the nearest that is: {near[0] if near[0] == near[1] else near}."
             )
-        if self.num_heads < 1 or self.embed_dim < 1 or self.embed_dim % self.num_heads:
+        if self.num_heads >= 1 and self.embed_dim % self.num_heads:
             found.append(
-                f"model.embed_dim {self.embed_dim} is not divisible by "
-                f"model.num_heads {self.num_heads}."
+                f"model.embed_dim {self.embed_dim} is not divisible by model.num_heads "
+                f"{self.num_heads}."
             )
-        if self.depth < 1:
-            found.append(f"model.depth {self.depth} must be at least 1.")
-        elif not 1 <= self.embed_dim * self.mlp_ratio < float("inf"):
+        if not 1 <= self.embed_dim * self.mlp_ratio < inf:
             found.append(
                 f"model.mlp_ratio {self.mlp_ratio} leaves the MLP no hidden width; the paper has "
                 f"3 and 4."
             )
-        if self.in_chans < 1:
-            found.append(f"model.in_chans {self.in_chans} must be at least 1.")
-        if self.registers < 0:
-            found.append(f"model.registers {self.registers} must not be negative.")
-        if not 0 <= self.drop_path_rate < 1:
-            found.append(f"model.drop_path_rate {self.drop_path_rate} must be in [0, 1).")
         if self.drop_path_rate > 0 and self.depth == 1:
             found.append(
                 f"model.drop_path_rate {self.drop_path_rate} has no effect with model.depth 1: it "
                 f"rises from 0 at the first block."
             )
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                found.append(
-                    f"model.{name} {getattr(self, name)!r} must be one of {', '.join(allowed)}."
-                )
         if self.global_pool == "token" and not self.class_token:
             found.append(
                 "model.global_pool 'token' needs model.class_token; use --model.global_pool avg."
             )
         return found
+
+
+# -- CNNs ------------------------------------------------------------------------------------------
+
+# Settings of one kind of block that the other cannot use.
+_OF_BLOCK = {
+    "bottleneck_ratio": "bottleneck",
+    "group_widths": "bottleneck",
+    "zero_init_last": "bottleneck",
+    "expand_ratios": "mbconv",
+}
+
+_LISTS = ("widths", "strides", "kernel_sizes", "group_widths", "expand_ratios")  # one entry a stage
+
+# Images that the paper's CNNs train on, and what the shorter side is resized to before evaluation
+# cuts that size from the middle. Authors' branch `vitconfigs` of pycls; EfficientNets: its dds
+# configs, whose costs are those of the paper's Table 2.
+PAPER_SIZES: dict[str, tuple[int, int]] = {
+    "resnet_50": (224, 256),
+    "resnet_101": (224, 256),
+    "resnet_152": (224, 256),
+    "resnet_200": (224, 256),
+    "regnety_1gf": (232, 262),
+    "regnety_4gf": (240, 272),
+    "regnety_16gf": (256, 292),
+    "regnety_32gf": (268, 304),
+    "effnet_b2": (260, 298),
+    "effnet_b4": (380, 434),
+    "effnet_b5": (456, 522),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNConfig(ModelConfig):
+    """A CNN of the paper's comparison: ResNet, RegNetY or EfficientNet (paper Table 2).
+
+    One family: a stem, stages of residual blocks, an optional 1x1 convolution, pooling and a
+    linear classifier. The defaults are ResNet-50 (arXiv 1512.03385, stride on the 3x3).
+    """
+
+    name: str = "cnn"
+    """Name in the zoo, for messages and reports."""
+    stem_type: CNNStem = setting("resnet", one_of=get_args(CNNStem))
+    """simple: a 3x3 of stride 2; resnet: a 7x7 of stride 2 and a 3x3 max pooling of stride 2;
+    cifar: a 3x3 of stride 1, for small images."""
+    stem_width: int = setting(64, at_least=1)
+    """Output channels of the stem."""
+    block: CNNBlock = setting("bottleneck", one_of=get_args(CNNBlock))
+    """bottleneck: 1x1, kxk, SE, 1x1 and a ReLU after the sum (ResNet, RegNet); mbconv: 1x1 up,
+    kxk depthwise, SE, linear 1x1 down (EfficientNet, arXiv 1905.11946)."""
+    depths: tuple[int, ...] = setting((3, 4, 6, 3), at_least=1)
+    """Blocks of each stage."""
+    widths: tuple[int, ...] = setting((256, 512, 1024, 2048), at_least=1)
+    """Output channels of each stage."""
+    strides: tuple[int, ...] = setting((1, 2, 2, 2), at_least=1)
+    """Stride of each stage's first block."""
+    kernel_sizes: tuple[int, ...] | None = setting(None, at_least=1)
+    """Kernel of each stage's kxk convolution, odd; None: 3 for all."""
+    bottleneck_ratio: float = setting(0.25, above=0, below=inf)
+    """With block bottleneck: channels inside a block over its output channels."""
+    group_widths: tuple[int, ...] | None = setting(None, at_least=1)
+    """With block bottleneck: channels in a group of each stage's kxk; None: one group."""
+    expand_ratios: tuple[int, ...] | None = setting(None, at_least=1)
+    """With block mbconv: channels inside a block over its input channels, each stage; None: 1."""
+    se_ratio: float = setting(0.0, at_least=0, at_most=1)
+    """Width of squeeze-and-excitation over a block's input channels (arXiv 1709.01507); 0: none."""
+    head_width: int | None = setting(None, at_least=1)
+    """Channels of a 1x1 convolution before pooling; None: no such convolution."""
+    activation: Activation = setting("relu", one_of=get_args(Activation))
+    """Non-linearity, in squeeze-and-excitation too."""
+    zero_init_last: bool = False
+    """With block bottleneck: start the last BatchNorm gain of each block at 0, so that a fresh
+    block passes its shortcut on. pycls can; its default, which the configs of its published
+    baselines keep, is to start all gains at 1."""
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Kernel of each stage's kxk convolution."""
+        return self.kernel_sizes or (3,) * len(self.depths)
+
+    @property
+    def reduction(self) -> int:
+        """By how much the stem and the stages divide the size, rounding up."""
+        return {"simple": 2, "resnet": 4, "cifar": 1}[self.stem_type] * prod(self.strides)
+
+    @property
+    def num_features(self) -> int:
+        """Channels that the classifier reads."""
+        return self.head_width or self.widths[-1]
+
+    @property
+    def test_size(self) -> int | None:
+        """What the paper's evaluation resizes the shorter side to, in pixels, before it cuts
+        `img_size` from the middle: data.eval_crop is the ratio of the two. None: not a model of
+        the paper, or not at the size it is trained at there."""
+        train, test = PAPER_SIZES.get(self.name, (0, 0))
+        return test if self.size == (train, train) else None
+
+    @property
+    def summary(self) -> str:
+        """What it is made of, in a few words."""
+        stages = "-".join(str(d) for d in self.depths)
+        widths = "-".join(str(w) for w in self.widths)
+        words = [f"{self.block} blocks {stages}", f"{widths} wide"]
+        if self.group_widths is not None:
+            groups = dict.fromkeys(self.group_widths)
+            words.append(f"groups of {'-'.join(str(g) for g in groups)}")
+        if self.se_ratio:
+            words.append(f"squeeze-and-excitation {self.se_ratio:g}")
+        if self.test_size is not None:
+            words.append(f"the paper's test size {self.test_size}")
+        return ", ".join(words)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.depths:
+            found.append("model.depths is empty; a CNN has at least one stage.")
+        for name in _LISTS:
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.depths):
+                found.append(
+                    f"model.{name} {values} has {len(values)} entries for the "
+                    f"{len(self.depths)} stages of model.depths."
+                )
+        if any(k % 2 == 0 for k in self.kernels):
+            found.append(f"model.kernel_sizes {self.kernels} must all be odd.")
+        wrong = bool(found)
+        default = {f.name: f.default for f in fields(CNNConfig)}
+        for name, block in _OF_BLOCK.items():
+            if self.block != block and getattr(self, name) != default[name]:
+                found.append(
+                    f"model.{name} {getattr(self, name)} has no effect with model.block "
+                    f"{self.block!r}; it is a setting of {block!r}."
+                )
+        return found if wrong else found + self._width_problems()
+
+    def _width_problems(self) -> list[str]:
+        """What is wrong with the widths inside the blocks, once each number is valid by itself."""
+        found = []
+        inner = [inner_width(width, self.bottleneck_ratio) for width in self.widths]
+        if self.block == "bottleneck" and min(inner) < 1:
+            found.append(
+                f"model.bottleneck_ratio {self.bottleneck_ratio} leaves no channel inside a block "
+                f"of {min(self.widths)}."
+            )
+        for stage, (width, group) in enumerate(zip(inner, self.group_widths or (), strict=False)):
+            if width % group:
+                found.append(
+                    f"model.group_widths: {group} does not divide the {width} channels inside a "
+                    f"block of stage {stage + 1}."
+                )
+        narrowest = min(self.stem_width, *self.widths)
+        if self.se_ratio and se_width(narrowest, self.se_ratio, self.block) < 1:
+            found.append(
+                f"model.se_ratio {self.se_ratio} leaves no channel for a block with {narrowest} "
+                f"input channels."
+            )
+        return found
+
+
+def inner_width(width: int, ratio: float) -> int:
+    """Channels inside a bottleneck block."""
+    return round(width * ratio)
+
+
+def se_width(in_width: int, ratio: float, block: CNNBlock) -> int:
+    """Channels of squeeze-and-excitation: a share of a block's input channels, to the nearest in
+    pycls's bottleneck blocks and downwards in its EfficientNets."""
+    return int(in_width * ratio) if block == "mbconv" else round(in_width * ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +317,8 @@ class TimmConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if not re.fullmatch(r"timm:\w*", self.name):  # hf-hub:... would fetch a stranger's config
+        # hf-hub:... would fetch a stranger's config
+        if not re.fullmatch(r"timm:\w*", self.name):
             found.append(f"model.name {self.name!r} must be timm:NAME, a name that timm knows.")
         return found
 
@@ -203,12 +346,7 @@ class CustomModelConfig(ModelConfig):
         return Custom(MODEL, self.source, self.sha256)
 
     def problems(self) -> list[str]:
-        found = super().problems()
-        if not self.source:
-            found.append("model.source is empty; name the class: --model path/to/my.py:Net.")
-        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            found.append(f"model.sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits.")
-        return found
+        return super().problems() + self.custom.problems("model")
 
 
 MODEL_KINDS: dict[str, type[ModelConfig]] = {

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vitc.errors import ConfigError, VitcError
-from vitc.models.config import CustomModelConfig, CustomStemConfig
+from vitc.models.config import CustomModelConfig
+from vitc.models.stem_config import CustomStemConfig
 from vitc.plugins.load import build, load, why
 from vitc.plugins.names import MODEL, STEM, Kind
 

@@ -1,18 +1,18 @@
-"""What a stem is, as values: one frozen class a kind, each with its source. No torch here.
+"""What is a stem, as values? One frozen class a kind, each with its source. No torch here.
 
-A new stem: its config here with an entry in `STEM_KINDS`, its module with an entry in
-`stem.STEMS`. A custom stem needs neither: `--model.stem path/to/my.py:MyStem`.
+A new stem: its config `MyStemConfig` here with an entry in `STEM_KINDS`, its module `MyStem` in
+`stems`. A custom stem needs neither: `--model.stem path/to/my.py:MyStem`.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal, get_args
 
 from vitc.plugins.consent import name_class
 from vitc.plugins.names import STEM, Custom
+from vitc.settings import out_of_bounds, setting
 
 Norm = Literal["bn", "ln", "none"]
 Act = Literal["relu", "gelu", "none"]
@@ -28,39 +28,38 @@ class StemConfig:
         raise NotImplementedError
 
     def problems(self) -> list[str]:
-        raise NotImplementedError
+        return out_of_bounds(self, "stem")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchifyStemConfig(StemConfig):
-    """One convolution whose kernel is its stride: the standard ViT's stem (paper section 3)."""
+class PatchConfig(StemConfig):
+    """What stems of square patches have: no kind by itself."""
 
-    patch_size: int = 16
+    patch_size: int = setting(16, at_least=1)
     """Pixels a side of a patch; also the stem's reduction."""
-    bn_relu: bool = False
-    """BatchNorm and ReLU after the convolution: ViT_P(bn) of paper appendix A."""
 
     @property
     def reduction(self) -> int:
         return self.patch_size
 
-    def problems(self) -> list[str]:
-        return _patch_problems(self.patch_size)
 
+@dataclass(frozen=True, kw_only=True)
+class PatchifyStemConfig(PatchConfig):
+    """One convolution whose kernel is its stride: the standard ViT's stem (paper section 3)."""
 
-def _patch_problems(patch_size: int) -> list[str]:
-    return [] if patch_size >= 1 else [f"stem.patch_size {patch_size} must be at least 1."]
+    bn_relu: bool = False
+    """BatchNorm and ReLU after the convolution: ViT_P(bn) of paper appendix A."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvStackConfig(StemConfig):
     """What stems of a few convolutions and a final 1x1 have: no kind by itself."""
 
-    channels: tuple[int, ...] = (48, 96, 192, 384)
+    channels: tuple[int, ...] = setting((48, 96, 192, 384), at_least=1)
     """Output channels, one entry per convolution; the final 1x1 goes to embed_dim."""
-    strides: tuple[int, ...] = (2, 2, 2, 2)
+    strides: tuple[int, ...] = setting((2, 2, 2, 2), at_least=1)
     """Stride of each convolution; their product is the stem's reduction."""
-    kernel_sizes: tuple[int, ...] | None = None
+    kernel_sizes: tuple[int, ...] | None = setting(None, at_least=1)
     """Kernel of each convolution; None: 3 for all, as the paper."""
     paddings: tuple[int, ...] | None = None
     """Zero padding of each; None: the least that loses no pixel, 1 for the paper's 3x3."""
@@ -81,19 +80,16 @@ class ConvStackConfig(StemConfig):
         return tuple(_least_padding(k, s) for k, s in pairs)
 
     def problems(self) -> list[str]:
-        lists = {"strides": self.strides, "kernel_sizes": self.kernels}
-        if self.paddings is not None:
-            lists["paddings"] = self.paddings
-        found = [
-            f"stem.{name} {values} has {len(values)} entries, but stem.channels {self.channels} "
-            f"names {len(self.channels)} convolutions."
-            for name, values in lists.items()
-            if len(values) != len(self.channels)
-        ]
+        found = super().problems()
+        for name in ("strides", "kernel_sizes", "paddings"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.channels):
+                found.append(
+                    f"stem.{name} {values} has {len(values)} entries, but stem.channels "
+                    f"{self.channels} names {len(self.channels)} convolutions."
+                )
         if not self.channels:
             found.append("stem.channels is empty; name at least one convolution.")
-        if min((*self.channels, *self.strides, *self.kernels, 1)) < 1:
-            found.append("stem.channels, strides and kernel_sizes must be at least 1.")
         if found:
             return found
         for i, (k, s, p) in enumerate(zip(self.kernels, self.strides, self.pads, strict=True)):
@@ -107,19 +103,10 @@ class ConvStackConfig(StemConfig):
 class ConvStemConfig(ConvStackConfig):
     """A few 3x3 convolutions with BatchNorm and ReLU, then one 1x1 (paper section 4, Table 3)."""
 
-    norm: Norm = "bn"
+    norm: Norm = setting("bn", one_of=get_args(Norm))
     """After each convolution but the last; ln: over the channels of each position (ViT_C(ln))."""
-    act: Act = "relu"
+    act: Act = setting("relu", one_of=get_args(Act))
     """After each norm; the paper has ReLU."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name, allowed in (("norm", get_args(Norm)), ("act", get_args(Act))):
-            if getattr(self, name) not in allowed:
-                found.append(
-                    f"stem.{name} {getattr(self, name)!r} must be one of {', '.join(allowed)}."
-                )
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,57 +120,36 @@ class NormFreeStemConfig(ConvStackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualPatchNormStemConfig(StemConfig):
+class DualPatchNormStemConfig(PatchConfig):
     """Patchify with a LayerNorm before and one after (Dual PatchNorm, arXiv 2302.01327)."""
-
-    patch_size: int = 16
-    """Pixels a side of a patch; also the stem's reduction."""
-
-    @property
-    def reduction(self) -> int:
-        return self.patch_size
-
-    def problems(self) -> list[str]:
-        return _patch_problems(self.patch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledReluStemConfig(StemConfig):
-    """Three convolutions with BatchNorm and ReLU, then a patchify one (arXiv 2109.03810)."""
+class ScaledReluStemConfig(PatchConfig):
+    """Three convolutions with BatchNorm and ReLU, then a patchify one (arXiv 2109.03810).
 
-    patch_size: int = 16
-    """Pixels a side of a token, even: the first convolution halves, the last does the rest."""
-    width: int = 64
+    The first convolution halves the size, the last does the rest.
+    """
+
+    width: int = setting(64, at_least=1)
     """Channels of the three convolutions."""
 
-    @property
-    def reduction(self) -> int:
-        return self.patch_size
-
     def problems(self) -> list[str]:
-        found = _patch_problems(self.patch_size)
+        found = super().problems()
         if self.patch_size % 2:
             found.append(
                 f"stem.patch_size {self.patch_size} must be even: the stem's first convolution "
                 f"has stride 2."
             )
-        if self.width < 1:
-            found.append(f"stem.width {self.width} must be at least 1.")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverlapStemConfig(StemConfig):
+class OverlapStemConfig(PatchConfig):
     """Patchify whose kernel is larger than its stride, then a LayerNorm (arXiv 2106.13797)."""
 
-    patch_size: int = 16
-    """Pixels a side of a token: the stride, and the stem's reduction."""
     kernel_size: int | None = None
     """Pixels a side of what a token sees; None: 2 patch_size - 1, the paper's."""
-
-    @property
-    def reduction(self) -> int:
-        return self.patch_size
 
     @property
     def kernel(self) -> int:
@@ -195,7 +161,7 @@ class OverlapStemConfig(StemConfig):
         return self.kernel - self.patch_size
 
     def problems(self) -> list[str]:
-        found = _patch_problems(self.patch_size)
+        found = super().problems()
         if self.patch_size == 1:
             found.append("stem.patch_size 1 leaves nothing to overlap; use at least 2.")
         largest = 2 * self.patch_size - 1
@@ -261,11 +227,7 @@ class CustomStemConfig(StemConfig):
         return Custom(STEM, self.source, self.sha256)
 
     def problems(self) -> list[str]:
-        if not self.source:
-            return ["stem.source is empty; name the class: --model.stem path/to/my.py:MyStem."]
-        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            return [f"stem.sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits."]
-        return []
+        return self.custom.problems("stem")
 
 
 STEM_KINDS: dict[str, type[StemConfig]] = {

@@ -11,7 +11,6 @@ Raise ConfigError: all problems of the config at once; in `forward`, an input th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import pi, sqrt
 
 import torch
@@ -41,9 +40,16 @@ LN_EPS = 1e-6  # as in the transformer
 class Stem(nn.Module):
     """What a stem is to the transformer: (B, C, H, W) -> (B, D, H / reduction, W / reduction)."""
 
-    def __init__(self, in_chans: int, embed_dim: int, reduction: int) -> None:
+    def __init__(self, config: StemConfig, in_chans: int, embed_dim: int) -> None:
+        problems = config.problems()
+        if problems:
+            raise ConfigError(
+                "\n".join(problems), "The paper's stems: paper Table 3; vitc show MODEL"
+            )
         super().__init__()
-        self.in_chans, self.embed_dim, self.reduction = in_chans, embed_dim, reduction
+        self.in_chans, self.embed_dim = in_chans, embed_dim
+        assert config.reduction is not None  # it is None of custom stems only
+        self.reduction = config.reduction
 
     def check_input(self, x: Tensor) -> None:
         """Raises ConfigError unless x is (B, in_chans, H, W), H and W divisible by reduction."""
@@ -59,6 +65,20 @@ class Stem(nn.Module):
                 f"Images of {shape[2]}x{shape[3]} are not divisible by the stem's reduction {r}.",
                 f"Resize or pad them to multiples of {r}.",
             )
+
+
+class LayeredStem(Stem):
+    """A stem of `layers` in a row, then the convolution `proj` to D channels."""
+
+    layers: nn.ModuleList
+    proj: nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.proj(x)  # (B, D, h, w)
+        return out
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -123,13 +143,6 @@ def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def check_config(config: StemConfig) -> None:
-    """Raises ConfigError with all problems of a stem's config at once."""
-    problems = config.problems()
-    if problems:
-        raise ConfigError("\n".join(problems), "The paper's stems: paper Table 3; vitc show MODEL")
-
-
 # -- the paper's ----------------------------------------------------------------------------------
 
 
@@ -144,8 +157,7 @@ class PatchifyStem(Stem):
     def __init__(
         self, config: PatchifyStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         self.proj = nn.Conv2d(in_chans, embed_dim, config.patch_size, stride=config.patch_size)
         self.norm = norm_layer("bn" if config.bn_relu else "none", embed_dim)
         self.act = act_layer("relu" if config.bn_relu else "none")
@@ -157,7 +169,7 @@ class PatchifyStem(Stem):
         return out
 
 
-class ConvStem(Stem):
+class ConvStem(LayeredStem):
     """Convolutions with BatchNorm and ReLU, then a 1x1 with neither (paper section 4, Table 3).
 
     (B, C, H, W) -> (B, D, h, w). Its reduction is the product of its strides.
@@ -176,8 +188,7 @@ class ConvStem(Stem):
     def __init__(
         self, config: ConvStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         widths = (in_chans, *config.channels)
         layers = [
             ConvNormAct(
@@ -197,13 +208,6 @@ class ConvStem(Stem):
         nn.init.normal_(self.proj.weight, std=sqrt(gain / embed_dim))
         nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # Conv2d has one by default
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        for layer in self.layers:
-            x = layer(x)
-        out: Tensor = self.proj(x)  # (B, D, h, w)
-        return out
-
 
 # -- others ---------------------------------------------------------------------------------------
 
@@ -218,8 +222,7 @@ class DualPatchNormStem(Stem):
     def __init__(
         self, config: DualPatchNormStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         pixels = in_chans * config.patch_size**2
         self.norm_in = nn.LayerNorm(pixels, eps=LN_EPS)
         self.proj = nn.Linear(pixels, embed_dim)
@@ -235,7 +238,7 @@ class DualPatchNormStem(Stem):
         return tokens.permute(0, 3, 1, 2)
 
 
-class ScaledReluStem(Stem):
+class ScaledReluStem(LayeredStem):
     """A 7x7 convolution of stride 2 and two 3x3, each with BatchNorm and ReLU, then a patchify one.
 
     Wang et al. 2021 (arXiv 2109.03810), who take VOLO's stem: 64 channels, the last convolution's
@@ -246,8 +249,7 @@ class ScaledReluStem(Stem):
     def __init__(
         self, config: ScaledReluStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         width, rest = config.width, config.patch_size // 2
         self.layers = nn.ModuleList(
             [
@@ -258,13 +260,6 @@ class ScaledReluStem(Stem):
         )
         self.proj = nn.Conv2d(width, embed_dim, rest, stride=rest)
         start_projection(self.proj)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        for layer in self.layers:
-            x = layer(x)
-        out: Tensor = self.proj(x)  # (B, D, h, w)
-        return out
 
 
 class OverlapStem(Stem):
@@ -278,8 +273,7 @@ class OverlapStem(Stem):
     def __init__(
         self, config: OverlapStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         self.proj = nn.Conv2d(
             in_chans, embed_dim, config.kernel, config.patch_size, padding=config.padding
         )
@@ -309,7 +303,7 @@ class SeparableConv(nn.Module):
         return out
 
 
-class DepthwiseStem(Stem):
+class DepthwiseStem(LayeredStem):
     """The paper's conv stem of MobileNet's layers: one full convolution, then separable ones.
 
     The layer and the full first one are MobileNet's (Howard et al. 2017, arXiv 1704.04861); that
@@ -319,8 +313,7 @@ class DepthwiseStem(Stem):
     def __init__(
         self, config: DepthwiseStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         widths = (in_chans, *config.channels)
         windows = zip(config.kernels, config.strides, config.pads, strict=True)
         self.layers = nn.ModuleList(
@@ -329,13 +322,6 @@ class DepthwiseStem(Stem):
         )
         self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
         start_projection(self.proj)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        for layer in self.layers:
-            x = layer(x)
-        out: Tensor = self.proj(x)  # (B, D, h, w)
-        return out
 
 
 class StandardisedConv(nn.Conv2d):
@@ -383,8 +369,7 @@ class NormFreeStem(Stem):
     def __init__(
         self, config: NormFreeStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
     ) -> None:
-        check_config(config)
-        super().__init__(in_chans, embed_dim, config.reduction)
+        super().__init__(config, in_chans, embed_dim)
         widths = (in_chans, *config.channels)
         windows = zip(config.kernels, config.strides, config.pads, strict=True)
         self.layers = nn.ModuleList(
@@ -401,22 +386,9 @@ class NormFreeStem(Stem):
         return out
 
 
-# -- all ------------------------------------------------------------------------------------------
-
-
-STEMS: dict[type[StemConfig], Callable[..., Stem]] = {
-    PatchifyStemConfig: PatchifyStem,
-    ConvStemConfig: ConvStem,
-    DualPatchNormStemConfig: DualPatchNormStem,
-    ScaledReluStemConfig: ScaledReluStem,
-    OverlapStemConfig: OverlapStem,
-    DepthwiseStemConfig: DepthwiseStem,
-    NormFreeStemConfig: NormFreeStem,
-}
-
-
 def build_stem(config: StemConfig, in_chans: int, embed_dim: int, init: Init = "2021") -> nn.Module:
-    """The stem a config describes. Raises ConfigError, all problems at once."""
+    """The stem of a config: `MyStem` here of a `MyStemConfig`. Raises ConfigError."""
     if isinstance(config, CustomStemConfig):
         return load_stem(config, in_chans, embed_dim)
-    return STEMS[type(config)](config, in_chans, embed_dim, init)
+    cls: type[nn.Module] = globals()[type(config).__name__.removesuffix("Config")]
+    return cls(config, in_chans, embed_dim, init)

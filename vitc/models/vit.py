@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vitc.errors import ConfigError
-from vitc.models.config import AttentionKind, CustomStemConfig, ViTConfig
+from vitc.models.config import AttentionKind, ViTConfig
 from vitc.models.custom import make_stem, try_stem
+from vitc.models.stem_config import CustomStemConfig
 from vitc.models.stems import build_stem
 
 NORM_EPS = 1e-6  # all configs of the authors' branch; pycls's default is 1e-5
@@ -452,6 +453,6 @@ def _reduction(stem: nn.Module) -> int:
 
 
 def _check(config: ViTConfig, reduction: int) -> None:
-    problems = config.body_problems(reduction)
+    problems = dataclasses.replace(config, num_classes=None).problems(reduction)  # 0: no head
     if problems:
         raise ConfigError("\n".join(problems), "The paper's sizes: paper Table 1; vitc show MODEL")

@@ -83,6 +83,14 @@ class Custom(NamedTuple):
         parts = class_parts(self.source)
         return repr(self.source[:200]) if parts is None else parts[0]
 
+    def problems(self, path: str) -> list[str]:
+        """What is wrong with the settings `source` and `sha256` below `path`."""
+        if not self.source:
+            return [f"{path}.source is empty; name the class: {self.kind.option} FILE.py:Class."]
+        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            return [f"{path}.sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits."]
+        return []
+
 
 def class_parts(source: str) -> tuple[str, str, str] | None:
     """(file or module, class, settings in brackets or ""); None: not the name of a class."""

@@ -12,12 +12,8 @@ from typing import Any
 
 from vitc.config import RunConfig, all_leaf_types, leaves
 from vitc.errors import ConfigError
-from vitc.models.config import (
-    STEM_KINDS,
-    CustomStemConfig,
-    StemConfig,
-    ViTConfig,
-)
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import STEM_KINDS, CustomStemConfig, StemConfig
 from vitc.models.zoo import MODELS, build_model
 from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from vitc.errors import ConfigError
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.zoo import MODELS
 from vitc.recipes.ranges import study_ranges
 from vitc.resolve import load_config

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vitc.config import to_dict
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError, suggest, unknown
-from vitc.models.config import ConvStemConfig, PatchifyStemConfig, ViTConfig
+from vitc.models.config import ViTConfig
+from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import MODELS, classifier_name
 from vitc.runs.tensors import dtype_shape
