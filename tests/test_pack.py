@@ -316,7 +316,7 @@ def test_the_verbs_say_what_they_made_and_what_is_broken(
         "class_0/007.jpg",
         "class_1/011.jpg",
     ]
-    assert "2 broken images were left out" in text.err
+    assert "2 broken images left out" in text.err
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["data", "verify", str(out)]) == 0

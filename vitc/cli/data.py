@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from vitc.data.check_report import Report
     from vitc.data.config import DataConfig
 
-WORDS = {"stop": "STOP", "warn": "warn", "note": "note"}
-COMMAND_WIDTH = 100
+WIDTH = 100  # characters of a line of the report
+WORKERS = "processes (default: one per core)"
+JSON = "print the result as one line of JSON, last on stdout"
 
 
 # -- check -----------------------------------------------------------------------------------------
@@ -28,21 +29,11 @@ COMMAND_WIDTH = 100
 def _check_options(parser: Parser) -> None:
     add = parser.add_argument
     add("path", metavar="PATH", help="a folder of images, or whatever --data takes")
-    add(
-        "--html",
-        metavar="FILE",
-        type=Path,
-        help="write a page with the findings in pictures",
-    )
+    add("--html", metavar="FILE", type=Path, help="write a page with pictures of the findings")
     add("--csv", metavar="FILE", type=Path, help="write the files of every finding, one per row")
-    add(
-        "--sample",
-        metavar="N",
-        type=count,
-        help="check only N images, evenly spaced (default: all)",
-    )
-    add("--workers", metavar="N", type=count, help="processes (default: one per core)")
-    add("--json", action="store_true", help="print the report as one line of JSON, last on stdout")
+    add("--sample", metavar="N", type=count, help="check only N images, evenly spaced")
+    add("--workers", metavar="N", type=count, help=WORKERS)
+    add("--json", action="store_true", help=JSON)
 
 
 def _check(args: Namespace) -> int:
@@ -69,7 +60,7 @@ def _check(args: Namespace) -> int:
     if args.json:
         emit_json(to_values(report))
     else:
-        _print_report(report)
+        _print_report(report, to_values(report))
         for file in (args.html, args.csv):
             if file is not None:
                 emit(f"Written: {file}")
@@ -92,11 +83,8 @@ def _config(path: str, settings: dict[str, Any]) -> DataConfig:
     return config
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report, values: dict[str, Any]) -> None:
     """The report as text: what there is, the findings worst first, the verdict."""
-    from vitc.data.check_report import to_values
-
-    values = to_values(report)
     splits = ", ".join(f"{n:,} {name}" for name, n in values["images"].items())
     emit(
         f"{report.config.path or report.config.source}: "
@@ -104,41 +92,27 @@ def _print_report(report: Report) -> None:
         f"{counted(sum(values['images'].values()), 'image')} ({splits or 'none'}), "
         f"{values['examined']:,} examined, {values['broken']:,} broken."
     )
-    if values["sizes"]:
-        for side, numbers in values["sizes"].items():
-            low, *_, middle, _, _, high = (f"{n:,}" for n in numbers)
-            emit(f"  {side.replace('_', ' ')}: {low} to {high} pixels, half up to {middle}")
-        emit("  formats: " + ", ".join(f"{k} {n:,}" for k, n in values["formats"].items()))
-        emit("  modes: " + ", ".join(f"{k} {n:,}" for k, n in values["modes"].items()))
+    for side, (low, _, _, middle, _, _, high) in values["sizes"].items():
+        name = side.replace("_", " ")
+        emit(f"  {name}: {low:,} to {high:,} pixels, half up to {middle:,}")
+    for name in ("formats", "modes"):
+        if values[name]:
+            emit(f"  {name}: " + ", ".join(f"{kind} {n:,}" for kind, n in values[name].items()))
     if values["speed"]:
-        speed = values["speed"]
-        emit(
-            f"  reading and decoding here: {speed['images_per_second_a_core']:,.0f} images/s a "
-            f"core, so {counted(speed['processes'], 'loader process', 'loader processes')} can "
-            f"give at most "
-            f"{speed['images_per_second']:,.0f}"
-        )
+        core, processes, total = values["speed"].values()
+        of = counted(processes, "loader process", "loader processes")
+        emit(f"  reading and decoding: {core:,.0f} images/s a core; at most {total:,.0f} with {of}")
     for text in values["notes"]:
         emit(f"  {text}")
     emit("")
     for finding in report.findings:
-        head = f"{WORDS[finding.severity]}  "
+        head = f"{'STOP' if finding.severity == 'stop' else finding.severity}  "
         blank = " " * len(head)
-        emit(
-            textwrap.fill(
-                finding.text,
-                COMMAND_WIDTH,
-                initial_indent=head,
-                subsequent_indent=blank,
-                break_on_hyphens=False,
-            )
-        )
+        lines = textwrap.wrap(finding.text, WIDTH - len(head), break_on_hyphens=False)
         if finding.places is not None:
-            for example in finding.examples[:3]:
-                emit(f"{blank}{printable(example)}")
-            if len(finding.examples) > 3:
-                emit(f"{blank}...")
-        emit(f"{blank}-> {finding.cure}")
+            lines += map(printable, finding.examples[:3])
+            lines += ["..."] if len(finding.examples) > 3 else []
+        emit(head + f"\n{blank}".join([*lines, f"-> {finding.cure}"]))
     if report.fails:
         emit("Training would fail: see STOP.")
     else:
@@ -152,75 +126,40 @@ def _pack_options(parser: Parser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="a folder of images, or whatever --data takes")
     add("out", metavar="OUT.vitc", type=Path, help="the file to make")
-    add(
-        "--short-side",
-        metavar="PIXELS",
-        type=count,
-        help="resize larger images to this and store them as JPEG",
-    )
+    smaller = "resize larger images to this and store them as JPEG"
+    add("--short-side", metavar="PIXELS", type=count, help=smaller)
     add("--quality", metavar="1-100", type=count, help="of that JPEG (default: 95)")
-    add(
-        "--raw",
-        action="store_true",
-        help="store decoded pixels, shorter side at most --short-side (default: 256)",
-    )
-    add(
-        "--channels",
-        metavar="1|3|4",
-        type=count,
-        help="of images that are re-encoded: 1 grey, 3 RGB (default), with --raw 4 RGBA",
-    )
-    add("--workers", metavar="N", type=count, help="processes (default: one per core)")
-    add(
-        "--bad-files",
-        choices=("stop", "skip"),
-        default="stop",
-        help="a broken image: stop (default), or leave it out and report it",
-    )
+    raw = "store decoded pixels, shorter side at most --short-side (default: 256)"
+    add("--raw", action="store_true", help=raw)
+    channels = "of images that are re-encoded: 1 grey, 3 RGB (default), with --raw 4 RGBA"
+    add("--channels", metavar="1|3|4", type=count, help=channels)
+    add("--workers", metavar="N", type=count, help=WORKERS)
+    broken = "a broken image: stop (default), or leave it out and report it"
+    add("--bad-files", choices=("stop", "skip"), default="stop", help=broken)
     add("--overwrite", action="store_true", help="replace OUT.vitc and start over")
-    add("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
+    add("--json", action="store_true", help=JSON)
 
 
 def _pack(args: Namespace) -> int:
     from vitc.data.pack import PackOptions, describe, pack
     from vitc.progress import Progress
 
-    options = PackOptions(
-        short_side=args.short_side,
-        quality=args.quality,
-        raw=args.raw,
-        channels=args.channels,
-        bad_files=args.bad_files,
-    )
+    names = ("short_side", "quality", "raw", "channels", "bad_files")
+    options = PackOptions(**{name: getattr(args, name) for name in names})
     options.check()
     config = with_data(RunConfig(), args.source).data
+    how = {"workers": args.workers, "overwrite": args.overwrite}
     with Progress("packing") as progress:
-        made = pack(
-            config,
-            args.out,
-            options,
-            workers=args.workers,
-            overwrite=args.overwrite,
-            progress=progress.update,
-        )
+        made = pack(config, args.out, options, **how, progress=progress.update)
     if made.resumed:
         note(f"Resumed after {counted(made.resumed, 'image')} packed earlier.")
     for name in made.skipped:
         note(f"broken, left out: {name!r}")
     if made.skipped:
-        were = "was" if len(made.skipped) == 1 else "were"
-        note(f"{counted(len(made.skipped), 'broken image')} {were} left out.")
+        note(f"{counted(len(made.skipped), 'broken image')} left out.")
     if args.json:
-        emit_json(
-            {
-                "status": "done",
-                "pack": str(made.path),
-                "images": made.images,
-                "bytes": made.bytes,
-                "skipped": list(made.skipped),
-                "resumed": made.resumed,
-            }
-        )
+        values = made._asdict()
+        emit_json({"status": "done", "pack": str(values.pop("path")), **values})
     else:
         emit(f"{made.path}: {describe(made.path)}; {made.bytes / 1e6:,.1f} MB.")
         emit(f"Next: vitc train RECIPE --data {made.path}")
@@ -232,7 +171,7 @@ def _pack(args: Namespace) -> int:
 
 def _verify_options(parser: Parser) -> None:
     parser.add_argument("pack", metavar="PACK", type=Path, help="a .vitc file")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def _verify(args: Namespace) -> int:
@@ -245,9 +184,6 @@ def _verify(args: Namespace) -> int:
     else:
         emit(f"{args.pack} is intact: index and {len(made):,} images match their checksums.")
     return 0
-
-
-# -- progress --------------------------------------------------------------------------------------
 
 
 DATA_VERBS: dict[str, Verb] = {

@@ -1,8 +1,7 @@
 """What is wrong with a data set, and what cures it? `vitc data check`. Free of torch.
 
-Every image is looked at once (`check_images`); findings are pure functions of what was seen there,
-in the order of the source, so they are the same for any number of processes. Nothing is written,
-and no file is changed.
+Every image is read once (`check_images`); the findings (`check_findings`) follow from its record,
+in the order of the source, so they are the same for any number of processes. Nothing is written.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitc.data.check_classes import class_findings
-from vitc.data.check_copies import copy_findings
-from vitc.data.check_files import file_findings, litter_findings, size_findings
-from vitc.data.check_images import Progress, Work, look_at_all
+from vitc.data import check_findings as findings
+from vitc.data.check_images import look_at_all
 from vitc.data.check_report import SEVERITIES, Finding, Report
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data, read_source
+from vitc.data.pool import Progress
 from vitc.data.sources.base import Found, Split
 from vitc.data.sources.folder import scan_folder
 from vitc.data.store import Names
@@ -38,21 +36,20 @@ def check(
     Raises ConfigError: a wrong path or setting; RunError: a process died on a file.
     """
     classes, splits, notes, refusals = _opened(config)
-    labels = {name: np.bincount(s.labels, minlength=len(classes)) for name, s in splits.items()}
     total = sum(map(len, splits.values()))
     positions = np.arange(total)
     if sample is not None and sample < total:
         positions = np.unique(np.linspace(0, total - 1, sample).round().astype(np.int64))
         notes.append(
-            f"Only {sample:,} of {total:,} images, evenly spaced, were examined: copies "
-            "and faults of the others are not seen."
+            f"Only {sample:,} of {total:,} images, evenly spaced, were examined: broken images "
+            "and copies among the others are not found."
         )
-    looked = look_at_all(Work(list(splits.values())), positions, workers or cores(), progress)
+    looked = look_at_all(splits, positions, workers or cores(), progress)
     report = Report(
         config=config,
         classes=classes,
         splits=splits,
-        counts={name: part.astype(np.int64) for name, part in labels.items()},
+        counts={k: np.bincount(s.labels, minlength=len(classes)) for k, s in splits.items()},
         names=Names.of(n for split in splits.values() for n in split.names),
         positions=positions,
         records=looked.records,
@@ -60,20 +57,22 @@ def check(
         notes=tuple(notes),
         cores=cores(),
     )
-    found = [*refusals, *file_findings(report), *copy_findings(report, looked.minis)]
-    found += [*class_findings(report), *size_findings(report), *litter_findings(report)]
-    found.sort(key=lambda f: SEVERITIES.index(f.severity))  # stable: in the order they are made
-    report.findings.extend(found)
+    found = [
+        *refusals,
+        *findings.file_findings(report),
+        *findings.copy_findings(report, looked.minis),
+        *findings.class_findings(report),
+        *findings.size_findings(report),
+        *findings.stray_findings(report),
+    ]
+    report.findings.extend(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
     return report
-
-
-# -- what is there ---------------------------------------------------------------------------------
 
 
 def _opened(
     config: DataConfig,
 ) -> tuple[tuple[str, ...], dict[str, Split], list[str], list[Finding]]:
-    """Classes and splits as training has them; where it would refuse them, as far as possible."""
+    """Classes and splits as training has them; if it would refuse them, as the source has them."""
     try:
         data = open_data(config)
         return data.classes, data.splits, list(data.notes), []

@@ -1,31 +1,30 @@
 """What is each image of a data set like? Free of torch.
 
-Every image is read as training would read it, by several processes, and leaves a record of a few
-hundred bytes.
+Several processes read every image as in training and record a few hundred bytes of each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitc.data.dataset import find_image
 from vitc.data.decode import Header, examined, header, to_channels
 from vitc.data.near_duplicates import MINI, miniature, perceptual_hash, small_grey
-from vitc.data.pool import in_order
+from vitc.data.pool import Progress, in_order
 from vitc.data.sources.base import IMAGE_SUFFIXES, Split
 from vitc.data.store import Ints, shown
 from vitc.errors import BrokenFileError, RunError
 
-Progress = Callable[[int, int], None]  # images done, of how many
 CHUNK = 32  # images a task
 FORMAT_OF = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
@@ -43,7 +42,7 @@ FORMAT_OF = {
 
 
 class Mark(IntFlag):
-    """What one image is. Those of the first line could not be read."""
+    """What one image is; those of the first line are broken."""
 
     EMPTY, UNREADABLE, NO_IMAGE, TOO_LARGE, DAMAGED = 1, 2, 4, 8, 16
     DOUBT, SUFFIX, ANIMATED, ROTATED, DEEP, PALETTE, ALPHA, INKS, GREY, FLAT = (
@@ -78,12 +77,9 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
     try:
         stored = split.stored(index)
     except BrokenFileError as e:
-        mark = (
-            Mark.EMPTY if split.sizes is not None and split.sizes[index] == 0 else Mark.UNREADABLE
-        )
-        record["marks"] = mark
+        empty = split.sizes is not None and split.sizes[index] == 0
+        record["marks"] = Mark.EMPTY if empty else Mark.UNREADABLE
         return record, mini, e.why
-    found: Header | None = None
     try:
         if isinstance(stored, bytes):
             pixels, doubt = examined(stored, 3, name)
@@ -91,13 +87,12 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
             pixels, doubt = to_channels(stored, 3), ""
     except BrokenFileError as e:
         assert isinstance(stored, bytes)
-        found = header(stored)
-        if e.kind == "too large":
-            record["marks"] = Mark.TOO_LARGE
-        else:
-            is_image = found is not None or e.kind != "no image"
-            record["marks"] = Mark.DAMAGED if is_image else Mark.NO_IMAGE
+        kinds = {"too large": Mark.TOO_LARGE, "no image": Mark.NO_IMAGE}
+        mark = kinds.get(e.kind, Mark.DAMAGED)
+        named_image = mark == Mark.NO_IMAGE and header(stored) is not None
+        record["marks"] = Mark.DAMAGED if named_image else mark
         return record, mini, e.why
+    found: Header | None = None
     marks = Mark.DOUBT if doubt else Mark(0)
     if isinstance(stored, bytes):
         record["seconds"] = time.perf_counter() - started
@@ -138,11 +133,7 @@ def _marks(found: Header, name: str) -> Mark:
         Mark.INKS: found.mode in ("CMYK", "YCCK"),
         Mark.GREY: found.mode in ("1", "L", "LA", "I", "F") or found.mode.startswith("I;16"),
     }
-    marks = Mark(0)
-    for mark, is_so in whether.items():
-        if is_so:
-            marks |= mark
-    return marks
+    return Mark(sum(mark for mark, is_so in whether.items() if is_so))
 
 
 # -- all images ------------------------------------------------------------------------------------
@@ -154,35 +145,21 @@ class Looked(NamedTuple):
     details: dict[int, str]
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """All images, one split after another, and what is to be known of them."""
-
-    splits: list[Split]
-
-    def find(self, position: int) -> tuple[Split, int]:
-        for split in self.splits:
-            if position < len(split):
-                return split, position
-            position -= len(split)
-        raise IndexError(position)
-
-    def name(self, position: int) -> str:
-        split, index = self.find(position)
-        return shown(split.names[index])
-
-    def look(self, positions: Sequence[int]) -> Looked:
-        records = np.zeros(len(positions), RECORD)
-        minis = np.zeros((len(positions), MINI * MINI), np.uint8)
-        details = {}
-        for row, position in enumerate(positions):
-            records[row], minis[row], why = _record(*self.find(position))
-            if why:
-                details[position] = why
-        return Looked(records, minis, details)
+def _look(splits: dict[str, Split], positions: Sequence[int]) -> Looked:
+    records = np.zeros(len(positions), RECORD)
+    minis = np.zeros((len(positions), MINI * MINI), np.uint8)
+    details = {}
+    for row, position in enumerate(positions):
+        name, index = find_image(splits, position)
+        records[row], minis[row], why = _record(splits[name], index)
+        if why:
+            details[position] = why
+    return Looked(records, minis, details)
 
 
-def look_at_all(work: Work, positions: Ints, workers: int, progress: Progress | None) -> Looked:
+def look_at_all(
+    splits: dict[str, Split], positions: Ints, workers: int, progress: Progress | None
+) -> Looked:
     """The records of the images at `positions`. Raises RunError: a process died on a file."""
     records = np.zeros(len(positions), RECORD)
     minis = np.zeros((len(positions), MINI * MINI), np.uint8)
@@ -190,17 +167,19 @@ def look_at_all(work: Work, positions: Ints, workers: int, progress: Progress | 
     chunks = [positions[i : i + CHUNK].tolist() for i in range(0, len(positions), CHUNK)]
     done = 0
     try:
-        with contextlib.closing(in_order(work.look, chunks, workers)) as parts:
+        look = functools.partial(_look, splits)
+        with contextlib.closing(in_order(look, chunks, workers)) as parts:
             for part in parts:
-                records[done : done + len(part.records)] = part.records
-                minis[done : done + len(part.records)] = part.minis
+                end = done + len(part.records)
+                records[done:end], minis[done:end] = part.records, part.minis
                 details |= part.details
-                done += len(part.records)
+                done = end
                 if progress is not None:
                     progress(done, len(positions))
     except BrokenProcessPool as e:
+        split, index = find_image(splits, int(positions[done]))
         raise RunError(
-            f"A worker process died on {work.name(int(positions[done]))!r} or one of the "
+            f"A worker process died on {shown(splits[split].names[index])!r} or one of the "
             f"{2 * workers * CHUNK:,} images after it: out of memory, or a bug in a decoder.",
             "Fewer --workers need less memory.",
         ) from e

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitc.data.check_report import Finding, Report, to_values
+from vitc.data.dataset import find_image
 from vitc.data.store import shown
 from vitc.errors import BrokenFileError
 from vitc.views.model import Bars, Bullets, Heading, Page, Part, Table, Text, Thumbnail, Thumbnails
@@ -100,7 +101,7 @@ def _chosen(finding: Finding) -> list[int]:
 
 
 def _thumbnail(report: Report, place: int) -> Thumbnail:
-    split, index = report.place(place)
+    split, index = find_image(report.splits, place)
     label = report.classes[int(report.splits[split].labels[index])]
     caption = [shown(report.names[place]), f"{split}: {label}"]
     if place in report.details:

@@ -1,4 +1,4 @@
-"""What was found in a data set? The findings of `vitc data check`, as records and as values."""
+"""The report of `vitc data check`: its records, and their values for JSON and CSV."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from numpy.typing import NDArray
 
 from vitc.data.check_images import BROKEN
 from vitc.data.config import DataConfig
+from vitc.data.dataset import find_image
 from vitc.data.sources.base import Split
 from vitc.data.store import Ints, Names, shown
 
 Severity = Literal["stop", "warn", "note"]  # training fails; results suffer; worth knowing
 SEVERITIES: tuple[Severity, ...] = ("stop", "warn", "note")
 EXAMPLES = 5  # of a finding
+SAVED = ("kind", "severity", "count", "text", "cure")
+COLUMNS = ("kind", "severity", "file", "split", "class", "detail", "group")
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One kind of thing that was found: how bad, how many, what cures it, and where.
+    """One kind of problem: how bad, how many, what cures it, and where.
 
-    places: int64 (n,), the images by their number in `Report.names`; groups: int64 (n,), equal for
-    images that belong together; names: what is not an image of the data set.
+    names: classes or files that are no image of the data set; places: int64 (n,), images by their
+    number in `Report.names`; groups: int64 (n,), equal for images that belong together.
     """
 
     kind: str
@@ -34,18 +37,18 @@ class Finding:
     text: str
     cure: str
     examples: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     places: Ints | None = None
     groups: Ints | None = None
-    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What there is in a data set and what was found in it, worst first.
+    """A data set and what was found in it, worst first.
 
-    counts: int64 (classes,) for each split. positions: int64 (examined,), which of all images were
-    looked at; records: RECORD (examined,). names: of all images, split after split; details: why,
-    by number.
+    counts: int64 (classes,) for each split. names: of all images, split after split. positions:
+    int64 (examined,), the numbers of the images read; records: RECORD (examined,); details: why an
+    image is broken or doubtful, by number.
     """
 
     config: DataConfig
@@ -81,14 +84,6 @@ class Report:
         seconds = float(seen["seconds"].sum(dtype=np.float64))
         return len(seen) / seconds if seconds > 0 else None
 
-    def place(self, number: int) -> tuple[str, int]:
-        """The split of an image, and its index there."""
-        for name, split in self.splits.items():
-            if number < len(split):
-                return name, number
-            number -= len(split)
-        raise IndexError(number)
-
     def quantiles(self) -> dict[str, list[int]]:
         """Short and long side, in pixels: smallest, 5 %, 25 %, 50 %, 75 %, 95 %, largest."""
         seen = self.records[self.readable]
@@ -111,17 +106,13 @@ class Report:
 
 
 def to_values(report: Report) -> dict[str, Any]:
-    """The report as plain values, for JSON. All but `speed` is the same for any number of
-    processes."""
-    rate = report.rate
-    speed = None
-    if rate is not None:
-        processes = min(8, report.cores)
-        speed = {
-            "images_per_second_a_core": round(rate, 1),
-            "processes": processes,
-            "images_per_second": round(rate * processes, 1),
-        }
+    """The report as JSON values; all but `speed` are the same for any number of processes."""
+    rate, processes = report.rate, min(8, report.cores)
+    speed = rate and {
+        "images_per_second_a_core": round(rate, 1),
+        "processes": processes,
+        "images_per_second": round(rate * processes, 1),
+    }
     return {
         "status": report.status,
         "source": report.config.source,
@@ -137,14 +128,7 @@ def to_values(report: Report) -> dict[str, Any]:
         "formats": report.tally("format"),
         "modes": report.tally("mode"),
         "findings": [
-            {
-                "kind": f.kind,
-                "severity": f.severity,
-                "count": f.count,
-                "text": f.text,
-                "cure": f.cure,
-                "examples": list(f.examples),
-            }
+            {name: getattr(f, name) for name in SAVED} | {"examples": list(f.examples)}
             for f in report.findings
         ],
         "notes": list(report.notes),
@@ -152,15 +136,12 @@ def to_values(report: Report) -> dict[str, Any]:
     }
 
 
-COLUMNS = ("kind", "severity", "file", "split", "class", "detail", "group")
-
-
 def rows(report: Report) -> Iterator[tuple[str, ...]]:
     """One row of COLUMNS for each file of each finding."""
     for finding in report.findings:
         head = finding.kind, finding.severity
         for i, place in enumerate([] if finding.places is None else finding.places.tolist()):
-            split, index = report.place(place)
+            split, index = find_image(report.splits, place)
             label = report.classes[int(report.splits[split].labels[index])]
             group = "" if finding.groups is None else str(finding.groups[i])
             why = report.details.get(place, "")

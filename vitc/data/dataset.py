@@ -90,6 +90,15 @@ def read_source(config: DataConfig) -> Found:
     return found if found.origin else replace(found, origin=source.origin)
 
 
+def find_image(splits: dict[str, Split], number: int) -> tuple[str, int]:
+    """The split of an image, and its index there; images are numbered split after split."""
+    for name, split in splits.items():
+        if number < len(split):
+            return name, number
+        number -= len(split)
+    raise IndexError(number)
+
+
 # -- three splits, and how many --------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """How is a data set packed into one file (`vitc data pack`)? Its format is in `sources.packed`.
 
-Workers read, check and re-encode images; only this process writes, in the order of the source, so
-the file is the same for any number of workers. It grows under a temporary name beside a journal of
-its content. After a kill at any instant, the same command checks both and resumes.
+Workers read, check and re-encode images; this process writes them in the order of the source, so
+the file is the same for any number of workers. It grows under a temporary name with a journal of
+its content; after a kill at any instant, the same command checks both and resumes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,12 +26,12 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
-from vitc.data.dataset import read_source
+from vitc.data.dataset import find_image, read_source
 from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
-from vitc.data.pool import in_order
+from vitc.data.pool import Progress, in_order
 from vitc.data.sources.base import SPLITS, Found, Split, some
 from vitc.data.sources.packed import HEADER, SUFFIX, About, Encoding, open_pack, write_index
-from vitc.data.store import Ints, Names, Pixels
+from vitc.data.store import Names, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.files import sync_folder
 from vitc.machine import cores
@@ -41,14 +41,12 @@ CHUNK = 16  # images a task; few, to bound the bytes waiting to be written
 QUALITY, RAW_SIDE = 95, 256  # defaults for re-encoded images
 JOURNAL = struct.Struct("<6I")  # kept?, length, crc32, height, width, CRC-32 of these five
 JOURNAL_MAGIC = b"VITCJNL1"
-MAX_NAMED = 1000  # broken images whose names the pack keeps
-
-Progress = Callable[[int, int], None]  # images done, of how many
+MAX_NAMED = 1000  # broken images named in the pack
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How images are stored. By default: the files' own bytes, or the pixels of the source.
+    """How images are stored; by default as in the source: the files' own bytes, or pixels.
 
     short_side: larger images are resized to it (smaller ones are never enlarged) and stored as
     JPEG of `quality`; raw: as pixels. channels: of re-encoded images.
@@ -103,29 +101,29 @@ def pack(
 ) -> Packed:
     """Pack the data set of `config`, with the splits of its source, into the file `out`.
 
-    Nothing is held out: that is done in the same way when the pack is opened. Every image is
-    decoded once, so a pack contains no broken ones. Raises ConfigError: a wrong option or path, or
-    `out` exists; DataError, BrokenFileError: of the source; RunError: a worker died, the disk is
-    full.
+    Nothing is held out until the pack is opened. Every image is decoded once, so a pack contains
+    no broken ones. Raises ConfigError: a wrong option or path, or `out` exists; DataError,
+    BrokenFileError: of the source; RunError: a worker died, the disk is full.
     """
     options.check()
     _check_out(out, overwrite)
     found = read_source(config)
-    order = [name for name in SPLITS if name in found.splits]
-    splits = [found.splits[name] for name in order]
-    work = _Work(splits, *_form(splits[0], options))
+    splits = {name: found.splits[name] for name in SPLITS if name in found.splits}
+    work = _Work(splits, *_form(splits["train"], options))
     workers = workers or cores()
     partial, journal = Path(f"{out}.partial"), Path(f"{out}.journal")
     if overwrite:
         journal.unlink(missing_ok=True)
     try:
         with _locked(partial) as payload, journal.open("a+b") as log:
-            done = _Done.read(payload, log, len(work), _digest(found, order, work))
+            done = _Done.read(payload, log, len(work), _digest(found, work))
             resumed = done.count
             skipped = _write(work, payload, log, done, workers, options.bad_files, progress)
-            about = _about(found, order, work, done, skipped)
-            names, labels = work.kept(done.good)
-            write_index(payload, about, names, labels, done.entries[done.good])
+            about = _about(found, work, done, skipped)
+            names = Names.of(n for split in splits.values() for n in split.names)
+            labels = np.concatenate([split.labels for split in splits.values()])[done.good]
+            kept = np.flatnonzero(done.good)
+            write_index(payload, about, names.take(kept), labels, done.entries[kept])
             size = payload.seek(0, os.SEEK_END)
             os.replace(partial, out)
             sync_folder(out.parent)
@@ -187,10 +185,11 @@ def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
     return _Form("raw", int(first.shape[-1])), True
 
 
-def _digest(found: Found, order: list[str], work: _Work) -> bytes:
+def _digest(found: Found, work: _Work) -> bytes:
     """What an unfinished pack and the one that resumes it must have in common."""
-    h = hashlib.sha256(json.dumps([found.classes, order, work.form, _versions(work.form)]).encode())
-    for split in work.splits:
+    head = [found.classes, list(work.splits), work.form, _versions(work.form)]
+    h = hashlib.sha256(json.dumps(head).encode())
+    for split in work.splits.values():
         h.update(split.labels.astype("<i8").tobytes() + Names.of(split.names).blob.tobytes())
         if split.pixels is not None:
             h.update(str(split.pixels.shape).encode() + np.ascontiguousarray(split.pixels).data)
@@ -199,22 +198,16 @@ def _digest(found: Found, order: list[str], work: _Work) -> bytes:
     return h.digest()
 
 
-def _about(
-    found: Found,
-    order: list[str],
-    work: _Work,
-    done: _Done,
-    skipped: tuple[str, ...],
-) -> About:
-    bounds = np.cumsum([0, *(len(split) for split in work.splits)])
-    counts = {name: int(done.good[bounds[i] : bounds[i + 1]].sum()) for i, name in enumerate(order)}
-    left = np.bincount(work.splits[0].labels[done.good[: bounds[1]]], minlength=len(found.classes))
+def _about(found: Found, work: _Work, done: _Done, skipped: tuple[str, ...]) -> About:
+    bounds = np.cumsum([len(split) for split in work.splits.values()])[:-1]
+    good = dict(zip(work.splits, np.split(done.good, bounds), strict=True))
+    left = np.bincount(work.splits["train"].labels[good["train"]], minlength=len(found.classes))
     empty = [c for c, n in zip(found.classes, left.tolist(), strict=True) if n == 0]
     if empty:
         raise DataError(f"All training images of {some(empty)} are broken.")
     return About(
         classes=found.classes,
-        counts={name: count for name, count in counts.items() if count},
+        counts={name: int(part.sum()) for name, part in good.items() if part.any()},
         encoding=work.form.encoding,
         origin=found.origin,
         lossless=work.lossless and not found.content,
@@ -322,36 +315,30 @@ class _Made(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """All images, one after another, and how they are stored."""
+    """All images, split after split, and how they are stored."""
 
-    splits: list[Split]
+    splits: dict[str, Split]
     form: _Form
     lossless: bool
 
     def __len__(self) -> int:
-        return sum(map(len, self.splits))
+        return sum(map(len, self.splits.values()))
 
-    def kept(self, good: NDArray[np.bool_]) -> tuple[Names, Ints]:
-        """Names and labels of the images that are in the pack."""
-        places = np.flatnonzero(good)
-        labels = np.concatenate([split.labels for split in self.splits])
-        names = Names.of(n for split in self.splits for n in split.names)
-        return names.take(places), labels[places]
+    def name(self, number: int) -> str:
+        split, index = find_image(self.splits, number)
+        return self.splits[split].names[index]
 
-    def make_all(self, indices: range) -> list[_Made]:
-        return [self.make(i) for i in indices]
+    def make_all(self, numbers: range) -> list[_Made]:
+        return [self.make(i) for i in numbers]
 
-    def make(self, index: int) -> _Made:
-        for split in self.splits:
-            if index < len(split):
-                break
-            index -= len(split)
+    def make(self, number: int) -> _Made:
+        split, index = find_image(self.splits, number)
         try:
-            return self._stored_as(split.stored(index), split.names[index])
+            return self._made(self.splits[split].stored(index), self.splits[split].names[index])
         except BrokenFileError as error:
             return _Made(b"", 0, 0, error)
 
-    def _stored_as(self, stored: bytes | Pixels, name: str) -> _Made:
+    def _made(self, stored: bytes | Pixels, name: str) -> _Made:
         form = self.form
         if form.encoding == "source":
             if not isinstance(stored, bytes):
@@ -404,14 +391,7 @@ def _write(
     progress: Progress | None,
 ) -> tuple[str, ...]:
     """Append every image not yet done. Returns the names of all broken images."""
-    all_names = [Names.of(split.names) for split in work.splits]
-    starts = np.cumsum([0, *map(len, all_names)])
-
-    def name(index: int) -> str:
-        part = int(np.searchsorted(starts, index, side="right")) - 1
-        return all_names[part][index - int(starts[part])]
-
-    skipped = [name(i) for i in np.flatnonzero(~done.good[: done.count]).tolist()]
+    skipped = [work.name(i) for i in np.flatnonzero(~done.good[: done.count]).tolist()]
     shown = time.monotonic()
     tasks = [range(i, min(i + CHUNK, len(work))) for i in range(done.count, len(work), CHUNK)]
     start = None if work.form.short_side is None else _single_thread
@@ -422,7 +402,7 @@ def _write(
                 if made.broken is not None:
                     if bad_files == "stop":
                         break
-                    skipped.append(name(done.count))
+                    skipped.append(work.name(done.count))
                     entries.append(done.add(0, 0, 0, 0, kept=False))
                     continue
                 payload.write(made.payload)

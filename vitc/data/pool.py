@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+Progress = Callable[[int, int], None]  # images done, of how many
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 

@@ -1,10 +1,9 @@
 """How do loader processes read images for a run: started, watched and ended?
 
-They keep nothing between two batches: the main process decides which images and with which
-parameters (`Request`), so a batch is the same whichever process makes it and whenever. They are
-forked on Linux: ready in milliseconds, sharing the list of files, and a script needs no `__main__`
-guard; they run no CUDA and one thread, which makes forking a threaded process safe. Elsewhere they
-are spawned, the only way there.
+They keep no state between batches: the main process chooses the images and their parameters
+(`Request`), so a batch is the same whichever process makes it. They are forked on Linux: ready in
+milliseconds, sharing the list of files, without a `__main__` guard in scripts; they run no CUDA and
+one thread, which makes forking a threaded process safe. Elsewhere they are spawned.
 """
 
 from __future__ import annotations
@@ -74,14 +73,8 @@ class Served:
         by = f"{n} loader process{'es' * (n > 1)}" if n else "the main process"
         return f"Images are read by {by} as they are needed: {self.reason}."
 
-    def train(self, asked: Iterable[Request]) -> Generator[Fetched, None, None]:
-        return self._serve(asked)
-
-    def evaluate(self, asked: Iterable[NDArray[np.int64]]) -> Generator[Fetched, None, None]:
-        return self._serve(asked)
-
-    def _serve(self, asked: Iterable[Any]) -> Generator[Fetched, None, None]:
-        """The answers, in order, up to two batches ahead in each process.
+    def train(self, asked: Iterable[Any]) -> Generator[Fetched, None, None]:
+        """The batches, in order, up to two ahead in each process.
 
         Raises the reader's errors, and RunError: a process died. Closing it ends the processes.
         """
@@ -120,6 +113,8 @@ class Served:
                 atexit.unregister(end)
                 end()
 
+    evaluate = train
+
 
 # -- in a loader process --------------------------------------------------------------------------
 
@@ -127,10 +122,8 @@ class Served:
 class Reader(Dataset[Fetched | VitcError]):
     """Reads the images of one batch: of a `Request`, or of indices as evaluation sees them.
 
-    Its own errors are returned, not raised: torch would change them on their way to the main
-    process. Names are flat arrays, which processes share without copying: a list of a million
-    Python strings would be copied page by page into each of them, as reading a string writes to its
-    reference count.
+    Errors are returned, not raised: torch would change them on their way to the main process. Names
+    are flat arrays, which processes share without copying (see `store`).
     """
 
     def __init__(self, split: Split, config: DataConfig, plan: BatchPlan) -> None:
@@ -206,8 +199,7 @@ def _altered(image: Tensor, request: Request, row: int) -> NDArray[np.uint8]:
 
 
 def _blank(shape: tuple[int, ...]) -> Tensor:
-    """uint8 zeros; in a loader process in memory shared with the main process, so that sending the
-    batch does not copy it."""
+    """uint8 zeros; in a loader process in shared memory, so that sending them copies nothing."""
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=torch.uint8)
     size = math.prod(shape)
@@ -216,8 +208,8 @@ def _blank(shape: tuple[int, ...]) -> Tensor:
 
 
 def _start_worker(table: Tensor, worker: int) -> None:
-    """Ctrl-C, and a scheduler's SIGTERM to all processes of a job, are left to the main process,
-    which may still need batches before it saves. A worker ends when asked to, or when orphaned."""
+    """Leave Ctrl-C, and a scheduler's SIGTERM to all processes of a job, to the main process, which
+    may need more batches before it saves. A worker ends when asked to, or when orphaned."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gc.freeze()  # a collection writes to every object, and a fork shares them until then
@@ -239,10 +231,7 @@ def _start_worker(table: Tensor, worker: int) -> None:
 
 
 def _next(answers: Iterator[Any], watch: _Watch) -> Any:
-    """The next answer, None after the last; looks at the processes while waiting for it.
-
-    Raises RunError: it will not arrive.
-    """
+    """The next answer, None after the last. Raises RunError: it will not arrive."""
     while True:
         try:
             return next(answers, None)
@@ -283,9 +272,9 @@ def _ignored(*_: object) -> None:
 
 @contextmanager
 def _quiet_start() -> Iterator[None]:
-    """Start workers without torch's advice on their number, which is the user's choice; without
-    Python's warning on forking with threads (see the top); and without torch's SIGCHLD handler,
-    which raises in the middle of whatever the main process does: the next batch will report it."""
+    """Without torch's advice on the number of workers, Python's warning on forking with threads
+    (see the top), and torch's SIGCHLD handler, which raises in the middle of whatever the main
+    process does: the next batch reports it."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
     with warnings.catch_warnings():
@@ -302,8 +291,8 @@ def _quiet_start() -> Iterator[None]:
 class _Watch:
     """What each loader process is reading, and since when, in shared memory.
 
-    table: int64 (workers, 3) of process id, image and monotonic time in ns. A process writes only
-    its own row, before each image, so reading it needs no lock.
+    table: int64 (workers, 3) of process id, image and monotonic time in ns; a process writes its
+    own row only, so reading needs no lock.
     """
 
     reader: Reader
@@ -332,7 +321,7 @@ class _Watch:
                 self.warned.add(key)
                 logging.getLogger("vitc").warning(
                     f"Loader process {worker} has been reading {name!r} for {seconds:.0f} s, and "
-                    "the run is waiting for it. Check that its disk or network is still there."
+                    "the run is waiting. Check that its disk or network is still there."
                 )
 
     def dead(self) -> str:
@@ -349,8 +338,8 @@ class _Watch:
             time.sleep(0.05)
         names = self.reader.split.names
         return "; ".join(
-            f"process {worker} (pid {pid}) "
-            + (f"was reading {names[image]!r}" if image != NOTHING else "was reading no image")
+            f"process {worker} (pid {pid}) was reading "
+            + (repr(names[image]) if image != NOTHING else "no image")
             for worker, (pid, image, _) in dead
         )
 
