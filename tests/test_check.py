@@ -24,11 +24,8 @@ from vitc.data.check import check
 from vitc.data.check_page import page
 from vitc.data.check_report import Finding, Report, rows, to_values
 from vitc.data.config import DataConfig
-from vitc.data.near_duplicates import (
-    NEAR_BITS,
-    NEAR_GREY,
-)
-from vitc.errors import ConfigError, RunError
+from vitc.data.near_duplicates import NEAR_BITS, NEAR_GREY
+from vitc.errors import RunError
 from vitc.views import html
 
 Pixels = NDArray[np.uint8]
@@ -75,9 +72,7 @@ def test_nothing_is_found_in_a_good_data_set(folder: Path) -> None:
     report = examine(folder)
     assert report.findings == []
     assert report.status == "good"
-    assert not report.fails
     assert report.rate is not None
-    assert report.rate > 0
     assert report.quantiles()["short_side"] == [60] * 7
     assert report.quantiles()["long_side"] == [80] * 7
     assert report.tally("format") == {"JPEG": 32}
@@ -168,12 +163,15 @@ def test_odd_files_are_each_recognised(folder: Path) -> None:
     assert report.quantiles()["short_side"][0] == 50
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_noticed(folder: Path, suffix: str) -> None:
-    deep = PICTURES[50][..., 0].astype(np.uint16) * 257
-    put(folder, f"cat/deep.{suffix}", Image.fromarray(deep))
+def test_sixteen_bits_are_noticed_and_wider_values_cannot_be_decoded(folder: Path) -> None:
+    for suffix in ("png", "tif"):
+        deep = PICTURES[50][..., 0].astype(np.uint16) * 257
+        put(folder, f"cat/deep.{suffix}", Image.fromarray(deep))
+    put(folder, "cat/wide.tif", Image.fromarray(np.full((40, 40), 70_000, np.int32)))
     report = examine(folder)
-    assert files(report, kinds(report)["deep"]) == {f"cat/deep.{suffix}"}
+    found = kinds(report)
+    assert files(report, found["deep"]) == {"cat/deep.png", "cat/deep.tif"}
+    assert found["damaged"].examples[0].startswith("cat/wide.tif (its integers 70,000")
 
 
 def test_icons_among_photographs_are_noticed_but_a_set_of_small_images_is_not(
@@ -189,7 +187,7 @@ def test_icons_among_photographs_are_noticed_but_a_set_of_small_images_is_not(
     assert "tiny" not in kinds(examine(tmp_path / "small"))
 
 
-def test_large_photographs_are_told_to_be_packed(tmp_path: Path) -> None:
+def test_packing_is_advised_for_large_photographs(tmp_path: Path) -> None:
     root = tmp_path / "large photos"
     for i in range(4):
         put(root, f"{'ab'[i % 2]}/{i}.jpg", np.tile(PICTURES[i], (9, 9, 1)))
@@ -214,7 +212,7 @@ def test_copies_are_found_within_a_class_across_classes_and_across_splits(tmp_pa
     root = splits(tmp_path)
     assert {"rare"} == kinds(examine(root)).keys()
     shutil.copy(root / "train/cat/00.png", root / "train/cat/copy.png")
-    put(root, "train/dog/saved_anew.webp", photo(120, 160, 2), lossless=True)  # of cat/02
+    put(root, "train/dog/again.webp", photo(120, 160, 2), lossless=True)  # of cat/02
     shutil.copy(root / "train/cat/04.png", root / "val/cat/leaked.png")
     put(root, "train/dog/near.jpg", resaved(photo(120, 160, 1)))
     put(root, "train/cat/near.jpg", resaved(photo(120, 160, 3), 0.5))
@@ -223,7 +221,7 @@ def test_copies_are_found_within_a_class_across_classes_and_across_splits(tmp_pa
     found = kinds(report)
     assert {kind: files(report, f) for kind, f in found.items() if f.places is not None} == {
         "same_leak": {"train/cat/04.png", "val/cat/leaked.png"},
-        "same_conflict": {"train/cat/02.png", "train/dog/saved_anew.webp"},
+        "same_conflict": {"train/cat/02.png", "train/dog/again.webp"},
         "same_copies": {"train/cat/00.png", "train/cat/copy.png"},
         "near_leak": {"train/dog/05.png", "val/dog/near.jpg"},
         "near_conflict": {"train/dog/03.png", "train/cat/near.jpg"},
@@ -280,7 +278,7 @@ def test_class_troubles_are_found_with_their_cure(tmp_path: Path) -> None:
         (["train/a/0.jpg", "train/b/0.jpg", "val/a/notes.txt"], "no image"),
     ],
 )
-def test_what_training_refuses_is_told_and_the_rest_is_still_examined(
+def test_what_training_refuses_is_reported_and_the_rest_is_still_examined(
     tmp_path: Path, names: list[str], words: str
 ) -> None:
     for i, name in enumerate(names):
@@ -294,7 +292,7 @@ def test_what_training_refuses_is_told_and_the_rest_is_still_examined(
         assert files(report, kinds(report)["no_image"]) == {str(broken.relative_to(tmp_path / "x"))}
 
 
-def test_what_is_passed_over_is_named(folder: Path) -> None:
+def test_what_is_ignored_is_named(folder: Path) -> None:
     (folder / "cat" / "gone.jpg").symlink_to("/nowhere/at/all")
     (folder / "cat" / "loop").symlink_to(folder)
     put(folder, "cat/folder.jpg/inside.jpg", PICTURES[40])
@@ -375,31 +373,21 @@ def test_a_process_that_dies_ends_the_check_and_is_named(
         check(DataConfig(source="folder", path=str(folder)), workers=2)
 
 
-def test_values_beyond_the_agreed_range_cannot_be_decoded_but_are_no_bomb(folder: Path) -> None:
-    wide = Image.fromarray(np.full((40, 40), 70_000, np.int32))
-    put(folder, "cat/wide.tif", wide)
-    found = kinds(examine(folder))
-    assert found["damaged"].examples[0].startswith("cat/wide.tif (its integers 70,000")
-
-
 def test_any_number_of_workers_finds_the_same(folder: Path) -> None:
     broken_files(folder)
     for i in range(70):
         put(folder, f"dog/more{i}.jpg", PICTURES[i % 40] if i % 7 else resaved(PICTURES[i % 40]))
     config = DataConfig(source="folder", path=str(folder))
-    outcomes = []
-    for workers in (1, 2, 3):
-        report = check(config, workers=workers)
-        values = {k: v for k, v in to_values(report).items() if k != "speed"}
-        outcomes.append((values, list(rows(report))))
-    assert len(outcomes[0][1]) > 30
-    assert outcomes[0] == outcomes[1] == outcomes[2]
+    reports = [check(config, workers=workers) for workers in (1, 2, 3)]
+    first, *others = [({**to_values(r), "speed": None}, list(rows(r))) for r in reports]
+    assert len(first[1]) > 30
+    assert others == [first, first]
 
 
 # -- the verb --------------------------------------------------------------------------------------
 
 
-def test_the_verb_says_findings_and_its_exit_code_whether_training_would_fail(
+def test_the_exit_code_is_whether_training_would_fail(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", "check", str(folder), "--workers", "1"]
@@ -449,9 +437,10 @@ HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J'.repla
 
 
 class Tags(HTMLParser):
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append((tag, dict(attrs)))
@@ -463,17 +452,14 @@ def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(tmp_p
         put(root, f"{HOSTILE if i % 2 else 'cat'}/{i}{HOSTILE}.jpg", PICTURES[i // 2])
     put(root, f"cat/{HOSTILE}.jpg", b"broken")
     text = html.render(page(examine(root)))
-    tags = Tags()
-    tags.feed(text)
-    names = {tag for tag, _ in tags.seen}
-    assert "script" not in names
-    assert not any(key.startswith("on") for _, attrs in tags.seen for key in attrs)
-    sources = [attrs["src"] for tag, attrs in tags.seen if tag == "img"]
+    tags = Tags(text).seen
+    assert "script" not in {tag for tag, _ in tags}
+    assert not any(key.startswith("on") for _, attrs in tags for key in attrs)
+    sources = [str(attrs["src"]) for tag, attrs in tags if tag == "img"]
     assert len(sources) > 5
-    assert all(s is not None and s.startswith("data:image/jpeg;base64,") for s in sources)
-    links = [attrs["href"] for _, attrs in tags.seen if "href" in attrs]
-    assert links == ["data:,"]
-    assert not any("url" in str(attrs) for _, attrs in tags.seen)
+    assert all(s.startswith("data:image/jpeg;base64,") for s in sources)
+    assert [attrs["href"] for _, attrs in tags if "href" in attrs] == ["data:,"]
+    assert not any("url" in str(attrs) for _, attrs in tags)
     assert "\x1b" not in text
     assert text.count("<svg") == 2
 
@@ -486,11 +472,6 @@ def test_a_hostile_name_reaches_no_terminal_as_it_is(
     put(tmp_path / "x", "0\x1b[31m/\x1b[2Jcut.jpg", b"broken")
     assert main(["data", "check", str(tmp_path / "x"), "--workers", "1"]) == 1
     assert "\x1b" not in capsys.readouterr().out
-
-
-def test_a_wrong_setting_is_refused_before_anything_is_read(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="does not match any file name"):
-        examine(folder, group="absent(x)")
 
 
 @pytest.mark.slow
@@ -513,27 +494,10 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, wid
         "client: d.documentElement.clientWidth, images: [...d.images].filter(i => "
         "i.naturalWidth > 10).length, all: d.images.length}); }</script>"
     )
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--allow-file-access-from-files",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=4000",
-    ]
-    done = subprocess.run(
-        [
-            chromium,
-            *flags,
-            f"--window-size={max(width, 500) + 40},1200",
-            "--dump-dom",
-            probe.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    )
+    flags = "--headless --no-sandbox --disable-gpu --allow-file-access-from-files --dump-dom"
+    flags += f" --virtual-time-budget=4000 --window-size={max(width, 500) + 40},1200"
+    words = [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", probe.as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True)
     found = json.loads(done.stdout.partition('<pre id="o">')[2].partition("</pre>")[0])
     assert found["images"] == found["all"] > 5
     assert found["scroll"] <= found["client"]

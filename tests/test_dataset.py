@@ -21,13 +21,9 @@ def burst(root: Path, classes: int = 3, bursts: int = 12, frames: int = 5) -> Pa
     for c in range(classes):
         (root / f"class{c}").mkdir(parents=True)
         for b in range(bursts):
-            for f in range(1 + (b + f_offset(c)) % frames):
+            for f in range(1 + (b + 2 * c) % frames):
                 (root / f"class{c}" / f"p{c}{b:02d}_{f}.png").write_bytes(PNG.getvalue())
     return root
-
-
-def f_offset(c: int) -> int:
-    return c * 2
 
 
 def test_groups_stay_on_one_side_and_classes_stay_in_proportion(tmp_path: Path) -> None:
@@ -129,10 +125,10 @@ def test_a_million_paths_stay_names_until_asked_for(tmp_path: Path) -> None:
     assert len(pickle.dumps(store)) < 2000
 
 
-def test_opening_needs_no_torch() -> None:
+def test_opening_checking_and_sampling_need_no_torch() -> None:
     code = (
-        "import sys; from vitc.data.dataset import open_data;"
-        "from vitc.data.config import DataConfig;"
+        "import sys, vitc.data.check, vitc.data.sampling; from vitc.data.config import DataConfig;"
+        "from vitc.data.dataset import open_data;"
         "open_data(DataConfig()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

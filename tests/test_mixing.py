@@ -9,22 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitc.data.augment.mixing import (
-    Mix,
-    SampleMix,
-    cutmix_box,
-    draw_mix,
-    mix,
-    smooth,
-    soft_cross_entropy,
-)
+from tests.batches import HERE, plan
+from vitc.data.augment import mixing
+from vitc.data.augment.mixing import Mix, cutmix_box, draw_mix, mix, smooth, soft_cross_entropy
 from vitc.data.config import AugmentConfig
-from vitc.data.sampling import (
-    BatchPlan,
-    Place,
-    betas,
-    uniform,
-)
+from vitc.data.sampling import Place, betas, uniform
 
 
 def micro_batch() -> tuple[Tensor, Tensor]:
@@ -83,7 +72,7 @@ def test_each_sample_can_be_mixed_by_its_own_lambda_or_box() -> None:
     cutmix = np.array([True, False, True, False])
     boxes = np.array([[2, 3, 10, 9], [0, 0, 0, 0], [0, 0, 16, 12], [0, 0, 0, 0]])
     lam = np.array([1 - 48 / 192, 0.3, 0.0, 1.0])
-    own = SampleMix(cutmix, lam, boxes, PARTNER)
+    own = mixing.SampleMix(cutmix, lam, boxes, PARTNER)
     out, targets = mix(images.clone(), labels, own, 3, 0.1)
     other, single = images[torch.from_numpy(PARTNER)], smooth(labels, 3, 0.1)
     expected = images[0].clone()
@@ -99,18 +88,8 @@ def test_each_sample_can_be_mixed_by_its_own_lambda_or_box() -> None:
 
 
 def test_the_target_of_a_cutmix_sample_is_its_share_of_pixels() -> None:
-    plan = BatchPlan(
-        batch=64,
-        micro=64,
-        seed_order=0,
-        seed_augment=0,
-        size=(16, 12),
-        in_chans=1,
-        depth=1,
-        drop_path_rate=0.0,
-    )
     augment = AugmentConfig(cutmix_alpha=1.0, mix_per="sample")
-    drawn = draw_mix(plan, augment, Place(0, 0))
+    drawn = draw_mix(plan(batch=64, micro=64, size=(16, 12), seed_augment=0), augment, HERE)
     images = torch.arange(64.0).view(64, 1, 1, 1).expand(-1, 1, 16, 12)
     out, targets = mix(images, torch.arange(64), drawn, 64, 0.0)
     own = (out == images).float().mean((1, 2, 3))
@@ -141,20 +120,6 @@ def test_logits_of_zero_lose_the_logarithm_of_the_number_of_classes() -> None:
 
 
 AUGMENT = AugmentConfig(crop="random_resized", mixup_alpha=0.8, cutmix_alpha=1.0)
-
-
-def plan(**changes: object) -> BatchPlan:
-    values: dict[str, object] = {
-        "batch": 8,
-        "micro": 4,
-        "seed_order": 0,
-        "seed_augment": 1,
-        "size": (32, 40),
-        "in_chans": 3,
-        "depth": 2,
-        "drop_path_rate": 0.5,
-    }
-    return BatchPlan(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @given(
@@ -196,26 +161,13 @@ def test_mixup_and_cutmix_alternate_by_a_fair_coin() -> None:
 def test_one_alpha_alone_is_always_used(kind: str) -> None:
     alone = AugmentConfig(**{f"{kind}_alpha": 1.0})  # type: ignore[arg-type]
     assert {draw_mix(plan(), alone, Place(0, i)).kind for i in range(30)} == {kind}
-
-
-def test_without_alphas_nothing_is_mixed() -> None:
-    none = draw_mix(plan(), AugmentConfig(), Place(0, 0))
+    none = draw_mix(plan(), AugmentConfig(), HERE)
     assert (none.kind, none.lam) == ("none", 1.0)
-
-
-N = 60_000
-
-
-def many(n: int = N, **changes: object) -> BatchPlan:
-    return plan(batch=n, micro=n, **changes)
-
-
-HERE = Place(0, 0)
 
 
 def test_mixing_per_sample_draws_for_each_sample() -> None:
     augment = AugmentConfig(mixup_alpha=0.8, cutmix_alpha=1.0, mix_per="sample")
-    mix = draw_mix(many(4000), augment, HERE)
+    mix = draw_mix(plan(batch=4000, micro=4000), augment, HERE)
     assert not hasattr(mix, "kind")
     assert abs(mix.cutmix.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)  # type: ignore[union-attr]
     u = uniform(1, "mix_sample", 0, np.arange(4000), 4)[:, 1]
@@ -227,5 +179,5 @@ def test_mixing_per_sample_draws_for_each_sample() -> None:
     assert np.array_equal(mix.lam[mix.cutmix], share[mix.cutmix])  # type: ignore[union-attr]
     for kind in ("mixup", "cutmix"):
         alone = AugmentConfig(**{f"{kind}_alpha": 0.5}, mix_per="sample")  # type: ignore[arg-type]
-        cutmix = draw_mix(many(100), alone, HERE).cutmix  # type: ignore[union-attr]
+        cutmix = draw_mix(plan(batch=100, micro=100), alone, HERE).cutmix  # type: ignore[union-attr]
         assert set(cutmix.tolist()) == {kind == "cutmix"}

@@ -22,13 +22,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.batches import plan
 from vitc.cli.main import main
 from vitc.config import RunConfig
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.loader import open_train
 from vitc.data.pack import Packed, PackOptions, pack, shrunk
-from vitc.data.sampling import BatchPlan
 from vitc.data.sources.packed import HEADER, PackedStore, open_pack
 from vitc.data.workers import Reader
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
@@ -73,6 +73,9 @@ def test_a_pack_trains_as_its_folder_does(photo_folder: Photos, tmp_path: Path) 
     assert ours.fingerprint == theirs.fingerprint
     assert (ours.classes, ours.mean, ours.std) == (theirs.classes, theirs.mean, theirs.std)
     assert ours.source == "packed"
+    group = r"(\d)\.jpg"
+    ours, theirs = opened(out, group=group), opened(root, "folder", group=group)
+    assert ours.splits["val"].names == theirs.splits["val"].names
 
 
 def test_splits_of_the_source_are_kept(photo_folder: Photos, tmp_path: Path) -> None:
@@ -83,14 +86,6 @@ def test_splits_of_the_source_are_kept(photo_folder: Photos, tmp_path: Path) -> 
     assert list(ours.splits) == ["train", "val", "test"]
     assert contents(ours) == contents(theirs)
     assert ours.fingerprint == theirs.fingerprint
-
-
-def test_a_pack_holds_groups_together_as_its_folder(photo_folder: Photos, tmp_path: Path) -> None:
-    root = photo_folder()
-    packed(root, tmp_path / "x.vitc")
-    group = r"(\d)\.jpg"
-    ours, theirs = opened(tmp_path / "x.vitc", group=group), opened(root, "folder", group=group)
-    assert ours.splits["val"].names == theirs.splits["val"].names
 
 
 def test_a_set_of_pixels_packs_into_itself(tmp_path: Path) -> None:
@@ -129,20 +124,20 @@ def test_re_encoded_images_are_small_upright_and_near_the_original(tmp_path: Pat
         assert data.fingerprint != original.fingerprint
 
 
-def test_fingerprints_tell_how_images_were_made(photo_folder: Photos, tmp_path: Path) -> None:
+def test_fingerprints_depend_on_how_images_are_stored(photo_folder: Photos, tmp_path: Path) -> None:
     root = photo_folder()
     prints = set()
-    every: list[dict[str, Any]] = [
-        {"raw": True},
-        {"short_side": 32},
-        {"short_side": 32, "quality": 80},
-        {"raw": True, "channels": 1},
+    smaller: dict[str, Any] = {"short_side": 32}
+    for options in (
         {},
-    ]
-    for options in every:
+        {"raw": True},
+        {"raw": True, "channels": 1},
+        smaller,
+        smaller | {"quality": 80},
+    ):
         packed(root, tmp_path / "x.vitc", **options)
         prints.add(opened(tmp_path / "x.vitc").fingerprint)
-    assert len(prints) == len(every)
+    assert len(prints) == 5
 
 
 @pytest.mark.parametrize("options", [{}, {"short_side": 32}, {"raw": True}])
@@ -163,19 +158,11 @@ def test_raw_pixels_are_neither_decoded_nor_copied(photo_folder: Photos, tmp_pat
     assert pixels.shape == (48, 60, 3)
     assert pixels.base is not None
     assert not pixels.flags.writeable
-
-
-def test_grey_raw_packs_train_colour_models_and_the_reverse(
-    photo_folder: Photos, tmp_path: Path
-) -> None:
-    root = photo_folder()
-    packed(root, tmp_path / "x.vitc", raw=True, channels=1)
+    root = tmp_path / "photos"
+    packed(root, tmp_path / "x.vitc", raw=True, channels=1)  # for grey and colour models
     split = opened(tmp_path / "x.vitc").splits["train"]
     assert split.read(0, 3).shape == (48, 60, 3)
     assert (split.read(0, 1) == opened(root, "folder").splits["train"].read(0, 1)).all()
-
-
-PLAN = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1)
 
 
 def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_path: Path) -> None:
@@ -184,7 +171,9 @@ def test_loader_processes_read_a_pack_they_were_sent(photo_folder: Photos, tmp_p
     config = DataConfig()
     answers = []
     for data in (opened(tmp_path / "x.vitc"), opened(root, "folder")):
-        reader = pickle.loads(pickle.dumps(Reader(data.splits["train"], config, PLAN)))
+        reader = pickle.loads(
+            pickle.dumps(Reader(data.splits["train"], config, plan(size=(32, 32))))
+        )
         answer = reader[np.arange(4)]
         assert not isinstance(answer, Exception)
         answers.append(answer.images)
@@ -198,9 +187,6 @@ def test_batches_of_a_pack_are_those_of_its_folder_for_any_number_of_loader_proc
     root, out = photo_folder(), tmp_path / "x.vitc"
     packed(root, out, **options)
     augment = AugmentConfig(crop="random_resized")
-    plan = BatchPlan(
-        batch=8, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1
-    )
     hashes = set()
     for source, path, workers in (("folder", root, 0), ("packed", out, 0), ("packed", out, 2)):
         config = DataConfig(
@@ -212,19 +198,13 @@ def test_batches_of_a_pack_are_those_of_its_folder_for_any_number_of_loader_proc
         )
         data = open_data(config)
         h = hashlib.sha256()
-        with open_train(data, config, plan, torch.device("cpu"), 0, 6) as loader:
+        with open_train(data, config, plan(), torch.device("cpu"), 0, 6) as loader:
             for step in loader:
                 for micro in step:
                     h.update(micro.images.contiguous().numpy())
                     h.update(micro.labels.numpy())
         hashes.add(h.hexdigest())
     assert len(hashes) == 1
-
-
-def test_data_takes_a_pack_by_its_suffix(photo_folder: Photos, tmp_path: Path) -> None:
-    packed(photo_folder(), tmp_path / "x.vitc")
-    config = load_config("debug", data=str(tmp_path / "x.vitc"))
-    assert (config.data.source, config.data.path) == ("packed", str(tmp_path / "x.vitc"))
 
 
 # -- the page that describes it --------------------------------------------------------------------
@@ -303,7 +283,7 @@ def test_a_class_that_is_all_broken_is_refused(photo_folder: Photos, tmp_path: P
         packed(root, tmp_path / "x.vitc", bad_files="skip")
 
 
-def test_the_verbs_say_what_they_made_and_what_is_broken(
+def test_the_verbs_report_what_they_made_and_what_is_broken(
     photo_folder: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = broken_folder(photo_folder), tmp_path / "x.vitc"
@@ -329,7 +309,7 @@ def test_the_verbs_say_what_they_made_and_what_is_broken(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"short_side": 0}, "short-side 0"),
         ({"quality": 101}, "quality 101"),
@@ -339,15 +319,15 @@ def test_the_verbs_say_what_they_made_and_what_is_broken(
         ({"channels": 4, "short_side": 9}, "--channels 4"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         PackOptions(**options).check()
 
 
 def test_places_that_cannot_be_written_are_refused(photo_folder: Photos, tmp_path: Path) -> None:
     root = photo_folder(2, 2)
-    for out, said in (("x.zip", "must end in .vitc"), ("no/x.vitc", "There is no folder")):
-        with pytest.raises(ConfigError, match=said):
+    for out, message in (("x.zip", "must end in .vitc"), ("no/x.vitc", "There is no folder")):
+        with pytest.raises(ConfigError, match=message):
             packed(root, tmp_path / out)
     (tmp_path / "d.vitc").mkdir()
     with pytest.raises(ConfigError, match="exists already"):
@@ -357,9 +337,7 @@ def test_places_that_cannot_be_written_are_refused(photo_folder: Photos, tmp_pat
 # -- killed ----------------------------------------------------------------------------------------
 
 
-def test_a_pack_killed_in_the_middle_goes_on_and_is_the_same(
-    photo_folder: Photos, tmp_path: Path
-) -> None:
+def test_a_killed_pack_resumes_and_is_the_same(photo_folder: Photos, tmp_path: Path) -> None:
     root = photo_folder(2, 1, size=(500, 400))
     for file in list(root.rglob("*.jpg")):
         for i in range(1, 150):
@@ -410,7 +388,7 @@ def test_what_was_lost_of_an_unfinished_pack_is_made_again(
     assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
 
 
-def test_an_unfinished_pack_of_other_images_is_not_gone_on_with(
+def test_an_unfinished_pack_of_other_images_is_not_resumed(
     photo_folder: Photos, tmp_path: Path
 ) -> None:
     root, out = photo_folder(2, 40), tmp_path / "x.vitc"
@@ -457,8 +435,10 @@ def test_two_processes_do_not_write_one_pack(photo_folder: Photos, tmp_path: Pat
         other.send_signal(signal.SIGKILL)
 
 
-def test_a_run_config_names_the_pack(tmp_path: Path) -> None:
+def test_a_pack_is_known_by_its_suffix(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Unknown data"):
         with_data(RunConfig(), str(tmp_path / "gone.vitc"))
     (tmp_path / "x.vitc").touch()
-    assert with_data(RunConfig(), str(tmp_path / "x.vitc")).data.source == "packed"
+    config = load_config("debug", data=str(tmp_path / "x.vitc")).data
+    assert config == with_data(load_config("debug"), str(tmp_path / "x.vitc")).data
+    assert (config.source, config.path) == ("packed", str(tmp_path / "x.vitc"))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.batches import plan
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
 from vitc.data.loader import open_eval
 from vitc.data.preprocessing import Preprocessing
-from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.errors import CheckpointError
 
@@ -47,11 +47,10 @@ def test_an_image_is_prepared_as_in_evaluation(fit: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
     split = Split(labels=np.array([0, 1]), names=["a", "b"], pixels=pixels)
     data = DataSet("folder", ("a", "b"), {"train": split}, (0.5,) * 3, (0.2,) * 3, (), "")
-    plan = BatchPlan(
-        batch=2, micro=2, seed_order=0, seed_augment=0, size=(24, 32), in_chans=3, depth=1
-    )
     config = DataConfig(source="folder", path=".", fit=fit, resident="off", workers=0)
-    ((images, _),) = open_eval(split, data, config, plan, torch.device("cpu"), batch=2)
+    ((images, _),) = open_eval(
+        split, data, config, plan(size=(24, 32)), torch.device("cpu"), batch=2
+    )
     record = {
         "mean": [0.5] * 3,
         "std": [0.2] * 3,

@@ -10,7 +10,6 @@ import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,12 +38,11 @@ Moved = TypeVar("Moved")
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """What the forward and backward pass of one micro-batch needs, all of it on the device.
+    """What one micro-batch needs for its forward and backward pass, on the device.
 
     images: uint8 (b, C, H, W); labels: int64 (b,); flip: bool (b,), None if the images are mirrored
     already, before a policy; lighting: float32 (b, C) or None, see `augment.device.finish`;
-    erased: rectangles or None; mix: how the images are mixed among themselves; drop_path: float32
-    (2 * depth, b) or None; skipped: names of broken files that other images replace.
+    drop_path: float32 (2 * depth, b) or None; skipped: names of broken files that were replaced.
     """
 
     images: Tensor
@@ -65,7 +63,7 @@ def _provider(
     device: torch.device,
     training: bool,
 ) -> Provider:
-    """The split resident on the device, or else read by loader processes."""
+    """The split resident on the device, or read by loader processes."""
     held = hold(split, data, config, plan, device, training=training)
     if isinstance(held, Resident):
         return held
@@ -84,11 +82,10 @@ def open_train(
     total_steps: int,
     provider: Provider | None = None,
 ) -> TrainLoader:
-    """The steps [start, total) of a run over the training split, counted from its beginning.
+    """The steps [start, total) of a run over the training split.
 
-    The batches depend on data, config and plan alone: not on start_step or the number of loader
-    processes, and the number of the run's processes only decides which micro-batches are given to
-    this one. `provider`: of a loader opened earlier for the same run, so that no image is held
+    The batches depend on data, config and plan alone, not on start_step or the number of loader
+    processes. `provider`: of a loader opened earlier for the same run, so that no image is held
     twice. Raises ConfigError: fewer images than a batch, or data.resident on is impossible.
     Iterating raises BrokenFileError: a file cannot be decoded; RunError: a loader process died.
     """
@@ -113,8 +110,8 @@ def open_train(
 class TrainLoader:
     """Iterates steps: each is the list of this process's micro-batches, in global order.
 
-    A context manager, to be iterated once; leaving it ends the loader processes. `wait_seconds` is
-    the time spent so far waiting for batches, or making them where there are no loader processes.
+    A context manager, to be iterated once; leaving it ends the loader processes. `wait_seconds`:
+    spent so far waiting for batches, or making them where there are no loader processes.
     """
 
     split: Split
@@ -142,12 +139,7 @@ class TrainLoader:
     def __enter__(self) -> TrainLoader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.fetched.close()
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
@@ -164,9 +156,9 @@ class TrainLoader:
     def _micro_batch(self, place: Place) -> MicroBatch:
         images, indices, skipped = next(self.fetched)
         augment, device = self.config.augment, self.device
-        flip = None if augment.alters else draw_flip(self.plan, augment, place)
-        lighting = draw_lighting(self.plan, augment, place)
-        erasing = draw_erasing(self.plan, augment, place)
+        draw = self.plan, augment, place
+        flip = None if augment.alters else draw_flip(*draw)
+        lighting, erasing = draw_lighting(*draw), draw_erasing(*draw)
         drop_path = draw_drop_path(self.plan, place)
         return MicroBatch(
             images=to_device(images, device),
@@ -174,7 +166,7 @@ class TrainLoader:
             flip=None if flip is None else to_device(flip, device),
             lighting=None if lighting is None else to_device(lighting, device),
             erased=None if erasing is None else erased(erasing, augment.erase_fill, device),
-            mix=draw_mix(self.plan, augment, place),
+            mix=draw_mix(*draw),
             drop_path=None if drop_path is None else to_device(drop_path, device),
             skipped=skipped,
         )
@@ -191,10 +183,9 @@ def open_eval(
     device: torch.device,
     batch: int,
 ) -> EvalLoader:
-    """This process's part of a split, in order, in batches of at most `batch` images.
+    """This process's share of a split, in order, in batches of at most `batch` images.
 
-    Raises as `open_train`. Open it once if the split is evaluated repeatedly: resident images are
-    prepared here.
+    Resident images are prepared here, once for all evaluations. Raises as `open_train`.
     """
     provider = _provider(split, data, config, plan, device, training=False)
     batches = eval_batches(len(split), batch, plan.rank, plan.world)
@@ -238,8 +229,8 @@ class EvalLoader:
 
 
 def _copy_stream(device: torch.device, provider: Provider) -> torch.cuda.Stream | None:
-    """On CUDA a stream for batches from the host, which copies while others compute: the host is
-    ahead of the device, so the next batch is copied during this one's step."""
+    """On CUDA a stream of its own for batches from the host: the host is ahead of the device, so
+    the next batch is copied during this one's step."""
     if device.type != "cuda" or provider.workers is None:
         return None
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,10 +1,9 @@
 """Which images does a batch need, and how are they provided when the whole split is resident?
 
-A `Request` names the images of a micro-batch and their random parameters. A `Provider` answers
-requests with uint8 pixels, the same whichever one it is: `Resident` keeps the split as one uint8
-tensor on the device, where a batch is one gather (small images would make loader processes the
-bottleneck); `workers.Served` decodes images as they are needed. `hold` decides whether a split can
-and should be resident, and gives the reason if not.
+A `Request` names the images of a micro-batch and their random parameters; a `Provider` answers it
+with uint8 pixels. `Resident` keeps the split as one tensor on the device, where a batch is one
+gather (loader processes would be the bottleneck for small images); `workers.Served` decodes images
+as they are needed. Both give the same batches; `hold` chooses.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.machine import cores, memory
 from vitc.wording import size
 
-SMALL_SIDE = 64  # pixels; files up to this size are worth decoding once, whatever the model's size
+SMALL_SIDE = 64  # pixels; files up to this size are worth decoding once
 MANY_FILES = 200_000  # about half a minute of decoding on one core; more are read as needed
 
 
@@ -92,12 +91,10 @@ class Fetched(NamedTuple):
 
 
 class Provider(Protocol):
-    """Where the pixels of one split come from."""
+    """Where the pixels of one split come from; `note` is a sentence on it for the log."""
 
     @property
-    def note(self) -> str:
-        """One sentence on it, for the log."""
-
+    def note(self) -> str: ...
     @property
     def workers(self) -> int | None:
         """Loader processes; None: the split is resident."""
@@ -119,8 +116,8 @@ def settle(
         if usable(candidate):
             return candidate
     raise DataError(
-        "Eleven images drawn in a row are broken files; data.bad_files skip is meant for a few.",
-        "Repair the data set, or remove the broken files from it.",
+        "Eleven images drawn in a row are broken; data.bad_files skip is meant for a few.",
+        "Repair or remove the broken files.",
     )
 
 
@@ -144,11 +141,9 @@ class Resident:
     @property
     def note(self) -> str:
         n, *shape = self.images.shape
-        where, megabytes = self.images.device.type, self.images.nbytes / 1e6
-        return (
-            f"{n:,} images of {' x '.join(map(str, shape))} are resident on {where} "
-            f"({megabytes:.1f} MB)."
-        )
+        what = f"{n:,} images of {' x '.join(map(str, shape))}"
+        megabytes = self.images.nbytes / 1e6
+        return f"{what} are resident on {self.images.device.type} ({megabytes:.1f} MB)."
 
     def train(self, asked: Iterable[Request]) -> Generator[Fetched, None, None]:
         for request in asked:
@@ -205,10 +200,9 @@ def hold(
     """The split on the device, or the reason why it is not.
 
     Images are kept as evaluation sees them, or, for a random resized crop in training, at their
-    own size; then they must all have the same one. With data.resident auto, the whole data set
-    (all splits, at this one's image size) must fit a quarter of the device's memory, and files
-    must be small images; with on, it must fit the memory. Raises ConfigError: `on` is impossible;
-    BrokenFileError: a file cannot be decoded, unless bad_files is skip.
+    own size, which must be the same for all. With data.resident auto, the whole data set must fit
+    a quarter of the device's memory, and files must be small images; with on, it must fit the
+    memory. Raises ConfigError: `on` is impossible; BrokenFileError, unless bad_files is skip.
     """
     if config.resident == "off":
         return "data.resident is off"
@@ -216,6 +210,9 @@ def hold(
 
     def prepared(image: NDArray[np.uint8]) -> Tensor:
         """uint8 (C, H, W): one image as it is kept."""
+        large = split.pixels is None and max(image.shape[:2]) > SMALL_SIDE
+        if large and config.resident == "auto":
+            raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
         if native:
             return torch.from_numpy(frame(image, plan.size, config.fit)).permute(2, 0, 1)
         return eval_image(image, plan.size, config.fit, config.eval_crop)
@@ -259,22 +256,14 @@ def _check_memory(
 
 
 def _check_files(split: Split, config: DataConfig, plan: BatchPlan, prepared: Prepare) -> None:
-    """A look at a few files before all are decoded."""
+    """Check a few files before all are decoded."""
     if config.resident == "auto" and len(split) > MANY_FILES:
         raise _Unfit(f"{len(split):,} files are too many to decode before the first step")
-    shapes = set()
-    for image in _sample(split, plan):
-        _check_side(image, config)
-        shapes.add(prepared(image).shape)
+    shapes = {prepared(image).shape for image in _sample(split, plan)}
     if not shapes:
         raise _Unfit("all files of a first sample are broken")
     if len(shapes) > 1:
         raise _Unfit("the images have different sizes")
-
-
-def _check_side(image: NDArray[np.uint8], config: DataConfig) -> None:
-    if config.resident == "auto" and max(image.shape[:2]) > SMALL_SIDE:
-        raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
 
 
 def _sample(split: Split, plan: BatchPlan, count: int = 16) -> Iterator[NDArray[np.uint8]]:
@@ -314,7 +303,6 @@ def _hold_files(
                     raise
                 broken[i] = True
                 continue
-            _check_side(image, config)
             ready = prepared(image)
             if ready.shape != shape:
                 raise _Unfit("the images have different sizes")
@@ -322,16 +310,14 @@ def _hold_files(
 
     pool = ThreadPoolExecutor(cores())
     try:
-        chunks = [range(i, min(i + 256, len(split))) for i in range(0, len(split), 256)]
-        for _ in pool.map(read, chunks):
-            pass
+        list(pool.map(read, [range(len(split))[i : i + 256] for i in range(0, len(split), 256)]))
     finally:
         pool.shutdown(cancel_futures=True)
     return images, broken
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory of the device; of the host, this process's share of what is allowed."""
+    """Bytes of memory of the device; on the host, this process's share."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
