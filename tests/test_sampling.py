@@ -179,9 +179,7 @@ def test_the_images_left_out_of_a_balanced_epoch_change() -> None:
 
 def test_an_epoch_is_its_whole_batches_of_whole_micro_batches() -> None:
     assert steps_per_epoch(1000, 128) == 7
-    with pytest.raises(
-        ConfigError, match=r"(?s)batch 128 is more than the 100 .*--train\.batch 64"
-    ):
+    with pytest.raises(ConfigError, match=r"(?s)128 is more than the 100 .*--train\.batch 64"):
         steps_per_epoch(100, 128)
     with pytest.raises(ConfigError, match=r"train\.batch 10 is not a multiple of the micro"):
         plan(batch=10)
