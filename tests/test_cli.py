@@ -38,7 +38,7 @@ from vitc.training.loop import RunResult
 from vitc.views.model import Table, Text
 from vitc.views.text import write
 
-REPOSITORY = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -93,35 +93,40 @@ def finished_run(tmp_path: Path) -> Path:
 
 
 def failed(words: str | list[str], capsys: Capture, code: int = 2) -> str:
-    """What a command that ends with `code` says on stderr: words, not a traceback."""
+    """What a command that ends with `code` prints on stderr: a message, no traceback."""
     assert main(shlex.split(words) if isinstance(words, str) else words) == code
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    assert said.out == ""
-    return said.err
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    return printed.err
+
+
+def shown(capsys: Capture, *words: str) -> str:
+    """What a command that succeeds prints on stdout."""
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
 
 
 # -- help ------------------------------------------------------------------------------------------
 
 
-def test_help_names_every_command_and_says_how_to_go_on(capsys: Capture) -> None:
+def test_help_names_every_command_and_where_its_options_are(capsys: Capture) -> None:
     assert main(["--help"]) == 0
-    said = capsys.readouterr()
-    assert all(verb.summary in said.out for verb in VERBS.values())
-    assert "vitc COMMAND --help" in said.out
-    assert said.err == ""
-
-
-def test_no_command_at_all_is_a_usage_error_that_shows_the_help(capsys: Capture) -> None:
+    shown = capsys.readouterr()
+    assert all(verb.summary in shown.out for verb in VERBS.values())
+    assert "vitc COMMAND --help" in shown.out
+    assert shown.err == ""
     assert "commands:" in failed([], capsys)
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_a_commands_help_has_its_sentence_and_its_example(name: str, capsys: Capture) -> None:
-    assert main([name, "--help"]) == 0
-    said = capsys.readouterr().out
-    assert VERBS[name].summary in said
-    assert all(line in said for line in VERBS[name].example.splitlines())
+@pytest.mark.parametrize("name", [*VERBS, "study quick", "study length"])
+def test_a_commands_help_is_short_with_a_summary_and_an_example(name: str, capsys: Capture) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    if name in VERBS:
+        assert all(line in out for line in (VERBS[name].summary, *VERBS[name].example.split("\n")))
+    options = out.partition("where the trials run")[0]
+    assert len(re.findall(r"^  (?:-\w, )?--\S+", options, flags=re.M)) <= 25
 
 
 def test_the_examples_of_train_can_be_pasted(runs: Runs) -> None:
@@ -130,42 +135,22 @@ def test_the_examples_of_train_can_be_pasted(runs: Runs) -> None:
     assert runs.configs[1].optim.lr == 0.1
 
 
-def test_help_of_a_recipe_lists_every_setting_with_its_value(capsys: Capture) -> None:
+def test_help_of_a_recipe_lists_settings_with_their_values(capsys: Capture) -> None:
     assert main(shlex.split("train fashion_vit_c --optim sgd --help-all --optim.lr 0.77")) == 0
     out = capsys.readouterr().out
-    assert "--optim.momentum 0.9" in out
     assert "--optim.betas" not in out
-    assert "--optim.lr 0.77" in out
-    assert "--train.save_every_seconds" in out
-
-
-def test_help_of_a_recipe_lists_the_settings_that_people_change(capsys: Capture) -> None:
-    assert main(["train", "fashion_vit_c", "--help"]) == 0
+    for setting in ("--optim.momentum 0.9", "--optim.lr 0.77", "--train.save_every_seconds"):
+        assert setting in out
+    assert main(["train", "imagenet_vit_c_4gf", "--help"]) == 0  # its images are not at hand
     out = capsys.readouterr().out
     listed = re.findall(r"^  --([a-z_]+\.[a-z_.]+) ", out, flags=re.M)
     assert set(listed) - {"model.stem"} == set(COMMON_SETTINGS)
     assert "--help-all" in out
 
 
-@pytest.mark.parametrize("name", [*VERBS, "study quick", "study length"])
-def test_no_help_lists_more_flags_than_one_reads(name: str, capsys: Capture) -> None:
-    assert main([*name.split(), "--help"]) == 0
-    options = capsys.readouterr().out.partition("where the trials run")[0]
-    assert len(re.findall(r"^  (?:-\w, )?--\S+", options, flags=re.M)) <= 25
-
-
-def test_help_of_a_recipe_whose_data_is_not_at_hand_is_given_too(capsys: Capture) -> None:
-    assert main(["train", "imagenet_vit_c_4gf", "--help"]) == 0
-    assert "--data.path" in capsys.readouterr().out
-
-
 def test_help_and_mistakes_come_without_torch() -> None:
-    commands = [
-        "--help",
-        "train --help",
-        "train debug --help",
-        "show --list",
-        "--version",
+    good = ["--help", "train --help", "train debug --help", "show --list", "--version"]
+    wrong = [
         "train --optim.lrr 1",
         "train debug --optim.lr abc",
         "predict nowhere x.jpg",
@@ -176,20 +161,17 @@ def test_help_and_mistakes_come_without_torch() -> None:
     ]
     code = (
         "import sys, shlex; from vitc.cli.main import main\n"
-        f"codes = [main(shlex.split(c)) for c in {commands}]\n"
+        f"codes = [main(shlex.split(c)) for c in {good + wrong}]\n"
         "assert 'torch' not in sys.modules\n"
-        f"assert codes == {[0] * 5 + [2] * 7}, codes"
+        f"assert codes == {[0] * len(good) + [2] * len(wrong)}, codes"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_module_can_be_run_and_passes_the_exit_code_on() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "vitc", "tarin"], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    command = [sys.executable, "-m", "vitc", "tarin"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "Did you mean 'train'?" in done.stderr
 
@@ -243,7 +225,7 @@ def test_a_settings_words_become_its_type(words: str, name: str, value: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "pieces"),
     [
         ("--optim.lrr 1", ["'--optim.lrr'", "Did you mean '--optim.lr'?"]),
         ("--epochs 5", ["'--epochs'", "Did you mean '--train.epochs'?"]),
@@ -266,22 +248,6 @@ def test_a_settings_words_become_its_type(words: str, name: str, value: Any) -> 
         ("--budget 30m", ["--budget has no effect", "--train.epochs"]),
         ("--budget 30", ["--budget: '30' must be a time such as 90s"]),
         ("stray", ["stray"]),
-    ],
-)
-def test_a_mistake_is_said_with_its_value_and_a_way_on(
-    words: str, said: list[str], runs: Runs, capsys: Capture
-) -> None:
-    err = failed(f"train fashion_vit_c {words}", capsys)
-    assert err.startswith("error: ")
-    assert err.rstrip().endswith("Try 'vitc train --help'.")
-    for piece in said:
-        assert piece in err
-    assert runs.configs == []
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
         ("tarin debug", ["'tarin'", "Did you mean 'train'?", "Try 'vitc --help'."]),
         ("train", ["Nothing to train", "vitc train fashion_vit_c"]),
         ("train debugg", ["'debugg'", "Did you mean 'debug'?"]),
@@ -298,10 +264,15 @@ def test_a_mistake_is_said_with_its_value_and_a_way_on(
         ("show debug --plot nowhere/x.png", ["no folder nowhere"]),
     ],
 )
-def test_other_mistakes_are_said_too(words: str, said: list[str], capsys: Capture) -> None:
-    err = failed(words, capsys)
-    for piece in said:
-        assert piece in err
+def test_a_mistake_is_named_with_its_value_and_a_way_out(
+    words: str, pieces: list[str], runs: Runs, capsys: Capture
+) -> None:
+    verb = re.match("(train|predict|eval|show|tarin)", words)
+    err = failed(words if verb else f"train fashion_vit_c {words}", capsys)
+    assert err.startswith("error: ")
+    assert re.search(r"Try 'vitc (\w+ )?--help'.$", err.rstrip())
+    assert all(piece in err for piece in pieces)
+    assert runs.configs == []
 
 
 def test_a_misspelt_run_folder_gets_a_suggestion(finished_run: Path, capsys: Capture) -> None:
@@ -319,23 +290,18 @@ def test_a_time_is_read_with_its_unit(text: str, value: float) -> None:
 # -- train -----------------------------------------------------------------------------------------
 
 
-def test_a_recipe_goes_to_its_folder_unless_told_otherwise(runs: Runs) -> None:
-    assert main(["train", "debug"]) == main(["train", "debug", "--out", "else/where"]) == 0
-    assert runs.outs == [Path("runs/debug"), Path("else/where")]
-    assert runs.settings[0] == {"overwrite": False, "notes": []}
-
-
-def test_a_run_folder_is_gone_on_with_in_place(runs: Runs, finished_run: Path) -> None:
-    assert main(["train", str(finished_run)]) == 0
-    assert runs.outs == [finished_run]
-    assert runs.configs == [load_config("debug")]
-
-
-def test_a_config_file_is_trained_under_its_own_name(runs: Runs, tmp_path: Path) -> None:
+def test_a_run_goes_to_its_folder_unless_another_is_given(
+    runs: Runs, finished_run: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"name": "mine", "data": {"source": "synthetic"}}))
-    assert main(["train", str(file)]) == 0
-    assert runs.outs == [Path("runs/mine")]
+    for words in (["debug"], ["debug", "--out", "else/where"], [str(finished_run)], [str(file)]):
+        assert main(["train", *words]) == 0
+    assert runs.outs == [Path("runs/debug"), Path("else/where"), finished_run, Path("runs/mine")]
+    assert runs.configs[2] == load_config("debug")
+    assert runs.settings[0] == {"overwrite": False, "notes": []}
+    assert main(["train", "debug", "--overwrite"]) == 0
+    assert runs.settings[-1]["overwrite"] is True
 
 
 def test_json_is_the_last_line_on_stdout_and_strict(runs: Runs, capsys: Capture) -> None:
@@ -362,11 +328,6 @@ def test_a_dry_run_runs_nothing(runs: Runs, capsys: Capture) -> None:
     assert main(["train", "debug", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["out"] == "runs/debug"
     assert runs.configs == []
-
-
-def test_overwrite_reaches_the_loop(runs: Runs) -> None:
-    assert main(["train", "debug", "--overwrite"]) == 0
-    assert runs.settings[0]["overwrite"] is True
 
 
 @pytest.mark.parametrize(
@@ -405,16 +366,11 @@ def test_a_run_that_diverged_also_says_how_far_it_came(
     assert last == {"status": "diverged", "step": 7, "error": "w", "hint": "h"}
 
 
-def test_ctrl_c_ends_with_130(runs: Runs, capsys: Capture) -> None:
-    runs.error = KeyboardInterrupt()
-    assert "Interrupted." in failed("train debug", capsys, 130)
-
-
-def test_ctrl_c_that_comes_out_as_another_error_is_still_ctrl_c(
-    runs: Runs, capsys: Capture
-) -> None:
-    runs.error = AttributeError("module half imported")
-    runs.error.__context__ = KeyboardInterrupt()
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), AttributeError("module half imported")])
+def test_ctrl_c_ends_with_130(error: BaseException, runs: Runs, capsys: Capture) -> None:
+    runs.error = error
+    if not isinstance(error, KeyboardInterrupt):  # it can come out as that of an import
+        error.__context__ = KeyboardInterrupt()
     assert "Interrupted." in failed("train debug", capsys, 130)
 
 
@@ -447,7 +403,7 @@ def test_only_the_first_of_several_processes_speaks(
 def test_a_reader_who_leaves_is_no_error_of_ours() -> None:
     command = [sys.executable, "-m", "vitc", "show", "--list"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -511,17 +467,20 @@ def test_several_processes_do_not_choose_each_for_itself(
     assert door == []
 
 
-def test_a_run_on_the_same_folder_is_gone_on_with_whatever_would_be_proposed_now(
+def test_a_run_on_the_same_folder_is_resumed_with_its_settings(
     runs: Runs, door: list[Any], photo_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, out = photo_folder(), tmp_path / "out"
     out.mkdir()
     before = load_config(RunConfig(), data=str(folder), **{"train.epochs": 77})
     (out / "config.json").write_text(json.dumps(to_dict(before)))
-    assert main(["train", str(folder), "--out", str(out)]) == 0
+    command = ["train", str(folder), "--out", str(out)]
+    assert main(command) == 0
     assert runs.configs == [before]
+    assert main([*command, "--train.batch", "8"]) == 0  # the loop refuses it
+    assert differences(before, runs.configs[1]) == [f"train.batch: {before.train.batch} -> 8"]
     assert door == []
-    assert main(["train", str(folder), "--out", str(out), "--overwrite"]) == 0
+    assert main([*command, "--overwrite"]) == 0
     assert len(door) == 1
 
 
@@ -545,18 +504,6 @@ def test_the_full_command_given_again_goes_on_with_the_run_that_it_began(
     assert main(command) == 0
     assert len(door) == 1
     assert runs.configs[1] == runs.configs[0]
-
-
-def test_a_setting_that_the_run_was_not_begun_with_reaches_it_to_be_refused(
-    runs: Runs, door: list[Any], photo_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder, out = photo_folder(), tmp_path / "out"
-    out.mkdir()
-    before = load_config(RunConfig(), data=str(folder), **{"train.epochs": 77})
-    (out / "config.json").write_text(json.dumps(to_dict(before)))
-    assert main(["train", str(folder), "--out", str(out), "--train.batch", "8"]) == 0
-    assert door == []
-    assert differences(before, runs.configs[0]) == [f"train.batch: {before.train.batch} -> 8"]
 
 
 @pytest.mark.parametrize("suffix", [".vitc", ".csv", ".parquet", ".tar"])
@@ -622,123 +569,99 @@ def test_evaluate_passes_its_options_on_and_shows_the_result(
 
 
 @pytest.mark.parametrize("classes", [5, 6])
-def test_what_five_classes_cannot_miss_is_not_shown_for_a_run_either(
+def test_what_five_classes_cannot_miss_is_not_shown_for_a_run(
     classes: int, finished_run: Path, capsys: Capture
 ) -> None:
-    record = json.loads((finished_run / "data.json").read_text())
-    record["classes"] = [f"class {i}" for i in range(classes)]
+    record = {"classes": [f"class {i}" for i in range(classes)]}
     (finished_run / "data.json").write_text(json.dumps(record))
-    assert main(["show", str(finished_run)]) == 0
-    said = capsys.readouterr().out
-    assert ("top5" in said) == (classes == 6)
-    assert "61.25" in said
-    assert main(["show", str(finished_run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["evals"][-1]["top5"] == 99.0
+    out = shown(capsys, "show", str(finished_run))
+    assert ("top5" in out) == (classes == 6)
+    assert "61.25" in out
+    assert json.loads(shown(capsys, "show", str(finished_run), "--json"))["evals"][-1]["top5"] == 99
 
 
 # -- show ------------------------------------------------------------------------------------------
 
 
 def test_show_list_names_every_model_and_recipe(capsys: Capture) -> None:
-    assert main(["show", "--list"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in [*vitc.list_models(), *RECIPES])
+    out = shown(capsys, "show", "--list")
+    assert all(f"  {name} " in out for name in [*vitc.list_models(), *RECIPES])
 
 
-def test_show_model_stands_beside_the_paper_and_beside_its_twin(capsys: Capture) -> None:
-    assert main(["show", "vit_c_1gf"]) == 0
-    said = capsys.readouterr().out
-    model = vitc.create_model("vit_c_1gf")
-    cost = vitc.complexity(model)
-    assert f"{cost.flops:,}" in said
-    assert f"{cost.params:,}" in said
-    assert f"{cost.activations:,}" in said
-    assert "Table 1" in said
-    assert "vit_p_1gf" in said
-    assert "blocks.0-10" in said
-
-
-def test_a_changed_model_is_counted_anew_and_not_compared(capsys: Capture) -> None:
-    assert main(shlex.split("show vit_c_1gf --json --model.depth 2 --model.img_size 64")) == 0
-    values = json.loads(capsys.readouterr().out)
+def test_show_model_compares_with_the_paper_and_its_twin(capsys: Capture) -> None:
+    out = shown(capsys, "show", "vit_c_1gf")
+    cost = vitc.complexity(vitc.create_model("vit_c_1gf"))
+    counts = [f"{n:,}" for n in (cost.flops, cost.params, cost.activations)]
+    assert all(text in out for text in (*counts, "Table 1", "vit_p_1gf", "blocks.0-10"))
+    words = "show vit_c_1gf --json --model.depth 2 --model.img_size 64"
+    values = json.loads(shown(capsys, *words.split()))  # changed: counted, not compared
     model = vitc.create_model("vit_c_1gf", img_size=64, depth=2)
     assert values["params"] == vitc.complexity(model).params
-    assert "reported" not in values
-    assert "twin" not in values
+    assert not values.keys() & {"reported", "twin"}
 
 
 def test_parts_add_up_to_the_whole(capsys: Capture) -> None:
-    assert main(["show", "vit_p_tiny", "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+    values = json.loads(shown(capsys, "show", "vit_p_tiny", "--json"))
     for what in ("flops", "params", "activations"):
         assert values[what] == sum(p["repeats"] * p[what] for p in values["parts"])
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_can_be_shown(name: str, capsys: Capture) -> None:
-    assert main(["show", name]) == 0
-    said = capsys.readouterr().out
-    assert "lr, peak" in said
-    assert "model.kind" in said
+    out = shown(capsys, "show", name)
+    assert "lr, peak" in out
+    assert "model.kind" in out
 
 
 def test_show_recipe_gives_the_schedule_in_numbers_and_as_a_picture(
     tmp_path: Path, capsys: Capture
 ) -> None:
     plot = tmp_path / "lr.png"
-    words = (
-        "--train.epochs 5 --optim.schedule.warmup_epochs 1 --train.batch 64 --train.micro_batch 32"
-    )
-    assert main(["show", "debug", "--json", "--plot", str(plot), *words.split()]) == 0
-    schedule = json.loads(capsys.readouterr().out)["schedule"]
+    words = "--train.epochs 5 --optim.schedule.warmup_epochs 1 --train.batch 64"
+    out = shown(capsys, "show", "debug", "--json", "--plot", str(plot), *words.split())
+    schedule = json.loads(out)["schedule"]
     assert schedule["total_steps"] == 5 * (schedule["train_images"] // 64)
     assert schedule["warmup_steps"] == schedule["steps_per_epoch"]
     assert schedule["first_lr"] < schedule["last_lr"] < schedule["peak_lr"]
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_one_epoch_of_one_step_is_said_as_one(capsys: Capture) -> None:
-    words = ["--optim.schedule.warmup_epochs", "1", "--train.epochs", "2", "--train.batch", "512"]
-    assert main(["show", "debug", *words]) == 0
-    said = capsys.readouterr().out
-    assert "1 epoch, 1 step" in said
-    assert "of 1 step" in said
-    assert not re.search(r"(?<![\d.,])1 (epochs|steps)", said)
-
-
-def test_a_batch_beyond_the_images_is_said_before_anything_runs(capsys: Capture) -> None:
-    assert main(["show", "debug", "--train.batch", "65536", "--json"]) == 0
-    assert "exceeds the" in json.loads(capsys.readouterr().out)["problems"][0]
-
-
-def test_a_lr_quoted_per_2048_images_is_shown_as_what_it_comes_to(capsys: Capture) -> None:
-    words = "--optim.lr 1 --optim.lr_per_batch 2048 --train.batch 64 --train.micro_batch 64"
-    assert main(["show", "debug", *words.split()]) == 0
-    said = capsys.readouterr().out
-    assert "1 per 2048 images x batch 64" in said
-    assert "0.03125" in said
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        (
+            "--optim.schedule.warmup_epochs 1 --train.epochs 2 --train.batch 512",
+            ["1 epoch, 1 step", "of 1 step"],
+        ),
+        ("--train.batch 65536 --json", ["exceeds the"]),
+        (
+            "--optim.lr 1 --optim.lr_per_batch 2048 --train.batch 64 --train.micro_batch 64",
+            ["1 per 2048 images x batch 64", "0.03125"],
+        ),
+    ],
+)
+def test_show_recipe_has_the_numbers_that_follow(
+    words: str, pieces: list[str], capsys: Capture
+) -> None:
+    out = shown(capsys, "show", "debug", *words.split())
+    assert all(piece in out for piece in pieces)
+    assert not re.search(r"(?<![\d.,])1 (epochs|steps)", out)
 
 
 def test_show_run_gives_its_result_and_curves(
     finished_run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     plot = tmp_path / "curves.svg"
-    assert main(["show", str(finished_run), "--plot", str(plot)]) == 0
-    said = capsys.readouterr().out
-    assert "done, at step 20" in said
-    assert "61.25" in said
+    out = shown(capsys, "show", str(finished_run), "--plot", str(plot))
+    assert "done, at step 20" in out
+    assert "61.25" in out
     assert b"<svg" in plot.read_bytes()
-    assert main(["show", str(finished_run), "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+    values = json.loads(shown(capsys, "show", str(finished_run), "--json"))
     assert (values["status"], values["summary"]["top1"]) == ("done", 61.25)
-
-
-def test_show_of_an_unfinished_run_says_how_to_go_on(finished_run: Path, capsys: Capture) -> None:
     (finished_run / "summary.json").unlink()
-    assert main(["show", str(finished_run)]) == 0
-    said = capsys.readouterr().out
-    assert "unfinished, at step 20" in said
-    assert f"vitc train {finished_run}" in said
+    out = shown(capsys, "show", str(finished_run))
+    assert "unfinished, at step 20" in out
+    assert f"vitc train {finished_run}" in out
 
 
 def test_settings_of_what_has_run_already_cannot_be_changed(
