@@ -17,10 +17,18 @@ from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.errors import DataError, VitcError
 
-PNG = io.BytesIO()
-Image.new("RGB", (4, 4), (10, 200, 30)).save(PNG, "PNG")
-
 Tree = dict[str, int]
+WHOLE = {"val_fraction": 0.0, "test_fraction": 0.0}  # nothing held out
+
+
+def png(value: int) -> bytes:
+    """A small image file, another one for each value."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), (value % 256, value // 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png(0)
 
 
 def plant(root: Path, tree: Tree, suffix: str = ".png") -> Path:
@@ -28,7 +36,7 @@ def plant(root: Path, tree: Tree, suffix: str = ".png") -> Path:
     for folder, count in tree.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            (root / folder / f"{i:03d}{suffix}").write_bytes(PNG.getvalue() + b"\0" * i)
+            (root / folder / f"{i:03d}{suffix}").write_bytes(PNG + b"\0" * i)
     return root
 
 

@@ -53,12 +53,6 @@ def test_a_config_survives_json_with_its_kinds_and_tuples() -> None:
     assert '"kind": "conv"' in text
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_survives_json(name: str) -> None:
-    config = RECIPES[name]()
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-
-
 @given(
     st.fixed_dictionaries(
         {},
@@ -97,18 +91,14 @@ def test_dotted_and_nested_overrides_mean_the_same() -> None:
     assert a.optim.schedule.floor == 0.1
 
 
-@pytest.mark.parametrize("name_first", [True, False])
-def test_the_optimizer_and_its_details_may_come_in_any_order(name_first: bool) -> None:
+def test_a_component_and_its_details_may_come_in_any_order() -> None:
     pairs = [("optim", "sgd"), ("optim.momentum", 0.5)]
-    config = load_config(RunConfig(), **dict(pairs if name_first else reversed(pairs)))
-    assert isinstance(config.optim, SGDConfig)
-    assert config.optim.momentum == 0.5
-
-
-def test_the_stem_and_its_details_may_be_given_together() -> None:
-    config = load_config(
-        RunConfig(), **{"model.stem.channels": [8, 16, 32, 64], "model.stem": "conv"}
-    )
+    for overrides in (dict(pairs), dict(reversed(pairs))):
+        assert load_config(RunConfig(), **overrides).optim == dataclasses.replace(
+            load_config(RunConfig(), optim="sgd").optim, momentum=0.5
+        )
+    details = {"model.stem.channels": [8, 16, 32, 64], "model.stem": "conv"}
+    config = load_config(RunConfig(), **details)
     assert config.model.stem == ConvStemConfig(channels=(8, 16, 32, 64))
     same = load_config(RunConfig(), model={"stem": {"kind": "conv", "channels": [8, 16, 32, 64]}})
     assert same == config
@@ -190,14 +180,11 @@ def test_all_problems_are_said_at_once() -> None:
     [
         {"optim": {"lr": 1.0}, "optim.lr": 2.0},
         {"model": {"stem": {"patch_size": 8}}, "model.stem.patch_size": 8},
+        {"optim": "sgd", "optim.kind": "adamw"},
     ],
 )
 def test_a_setting_given_twice_is_refused(overrides: dict[str, Any]) -> None:
     refused("is set twice", **overrides)
-
-
-def test_the_kind_of_a_component_given_twice_differently_is_refused() -> None:
-    refused("optim.kind is set twice", optim="sgd", **{"optim.kind": "adamw"})
 
 
 def test_mean_and_std_must_have_one_entry_a_channel() -> None:
@@ -223,7 +210,7 @@ def test_a_recipe_is_found_by_its_name_and_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "pieces"),
     [
         ("{", ["not JSON", "line 1"]),
         ("[1]", ["not a JSON object"]),
@@ -232,39 +219,33 @@ def test_a_recipe_is_found_by_its_name_and_by_itself() -> None:
         ('{"optim": {"kind": "adan"}}', ["'adan'", "adamw"]),
     ],
 )
-def test_a_damaged_config_file_is_named(tmp_path: Path, content: str, words: list[str]) -> None:
+def test_a_damaged_config_file_is_named(tmp_path: Path, content: str, pieces: list[str]) -> None:
     file = tmp_path / "c.json"
     file.write_text(content)
     with pytest.raises(ConfigError) as caught:
         load_config(file)
-    for word in words:
-        assert word in str(caught.value)
+    assert all(piece in str(caught.value) for piece in pieces)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "pieces"),
     [
         ("fashion_vit_x", ["'fashion_vit_x'", "Did you mean 'fashion_vit_"]),
+        ("photograps", ["Did you mean 'photographs'"]),
+        ("../here/photograps", ["Did you mean 'photographs'"]),
         ("runs/gone", ["'runs/gone'", "nothing of that name exists"]),
         ("gone.json", ["'gone.json'", "nothing of that name exists"]),
         (__file__, ["neither a recipe nor a config file (.json)"]),
     ],
 )
-def test_a_name_that_leads_nowhere_says_so(name: str, words: list[str]) -> None:
+def test_a_name_that_leads_nowhere_is_named(
+    name: str, pieces: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "photographs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ConfigError) as caught:
         base_config(name)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_a_misspelt_folder_gets_a_suggestion_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "photographs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for name in ("photograps", str(tmp_path / "photograps")):
-        with pytest.raises(ConfigError, match="Did you mean 'photographs'"):
-            base_config(name)
+    assert all(piece in str(caught.value) for piece in pieces)
 
 
 def test_a_recipe_that_lacks_its_data_can_be_shown_but_not_loaded() -> None:
@@ -277,23 +258,17 @@ def test_a_recipe_that_lacks_its_data_can_be_shown_but_not_loaded() -> None:
 # -- data ------------------------------------------------------------------------------------------
 
 
-def test_a_folder_becomes_the_data_and_forgets_the_old_ones_mean(tmp_path: Path) -> None:
-    start = RunConfig(data=DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3))
-    data = with_data(start, str(tmp_path)).data
-    assert (data.source, data.path, data.mean, data.std) == ("folder", str(tmp_path), None, None)
-
-
-def test_a_named_source_takes_its_path_beside_it(tmp_path: Path) -> None:
-    config = load_config(RunConfig(), **{"data.path": str(tmp_path), "data": "cifar10"})
-    assert (config.data.source, config.data.path) == ("cifar10", str(tmp_path))
-
-
-def test_a_relative_data_path_becomes_absolute(
+def test_a_folder_becomes_the_data_under_its_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load_config(RunConfig(), data="photos").data.path == str(tmp_path / "photos")
+    start = RunConfig(data=DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3))
+    data = with_data(start, "photos").data
+    assert (data.source, data.path) == ("folder", str(tmp_path / "photos"))
+    assert data.mean is data.std is None  # those were of other images
+    config = load_config(RunConfig(), **{"data.path": "photos", "data": "cifar10"})
+    assert (config.data.source, config.data.path) == ("cifar10", str(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_the_example_of_the_page_on_sources_is_a_source(
         load_config("debug", data=f"{tmp_path}/scans.py:Scans(root='{tmp_path}/scans')").data
     )
     assert counts(data)["train"] == [2, 2]
-    assert data.splits["train"].read(0, 3).shape == (4, 4, 3)
+    assert data.splits["train"].read(0, 3).shape == (3, 4, 3)
 
 
 def test_a_config_that_calls_it_outside_as_earlier_versions_did_is_read(

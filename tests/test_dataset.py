@@ -22,7 +22,7 @@ def burst(root: Path, classes: int = 3, bursts: int = 12, frames: int = 5) -> Pa
         (root / f"class{c}").mkdir(parents=True)
         for b in range(bursts):
             for f in range(1 + (b + 2 * c) % frames):
-                (root / f"class{c}" / f"p{c}{b:02d}_{f}.png").write_bytes(PNG.getvalue())
+                (root / f"class{c}" / f"p{c}{b:02d}_{f}.png").write_bytes(PNG)
     return root
 
 
@@ -62,7 +62,7 @@ def test_groups_that_tie_the_classes_together_are_refused(tmp_path: Path) -> Non
     """Three patients, each with images of two of the classes: two are needed for every class."""
     for name in ("a/p1_1", "b/p1_2", "a/p2_1", "c/p2_2", "b/p3_1", "c/p3_2"):
         plant(tmp_path, {name.split("/")[0]: 0})
-        (tmp_path / f"{name}.png").write_bytes(PNG.getvalue())
+        (tmp_path / f"{name}.png").write_bytes(PNG)
     assert "connect the classes" in refusal(tmp_path, group=r"(p\d)_")
 
 
@@ -109,7 +109,7 @@ def test_the_fingerprint_tells_images_names_classes_and_splits_apart(tmp_path: P
     assert opened(tmp_path / "x", max_train=4).fingerprint != first
     (tmp_path / "x" / "a" / "000.png").rename(tmp_path / "x" / "a" / "0.png")
     assert opened(tmp_path / "x").fingerprint != first
-    (tmp_path / "y" / "a" / "000.png").write_bytes(PNG.getvalue() + b"1234")
+    (tmp_path / "y" / "a" / "000.png").write_bytes(PNG + b"1234")
     assert opened(tmp_path / "y").fingerprint != first
 
 

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from tests.source_folders import WHOLE, png
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
 
 
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value % 256, 9, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def opened(path: Path | str, **settings: Any) -> DataSet:
-    whole = {"val_fraction": 0.0, "test_fraction": 0.0}
-    return open_data(DataConfig(source="list", path=str(path), **(whole | settings)))
-
-
-def counts(data: DataSet) -> dict[str, int]:
-    return {name: len(split) for name, split in data.splits.items()}
-
-
-def images(folder: Path, count: int = 6) -> None:
-    (folder / "in").mkdir(exist_ok=True)
-    for i in range(count):
-        (folder / "in" / f"{i}.png").write_bytes(png(i))
+    return open_data(DataConfig(source="list", path=str(path), **(WHOLE | settings)))
 
 
 def listed(folder: Path, text: str, name: str = "list.csv") -> Path:
-    images(folder)
+    (folder / "in").mkdir(exist_ok=True)
+    for i in range(6):
+        (folder / "in" / f"{i}.png").write_bytes(png(i))
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 
@@ -50,9 +34,9 @@ def test_a_list_names_files_labels_and_splits(tmp_path: Path) -> None:
     file = listed(tmp_path, "\ufeffpath,label,split\n" + "\n".join(rows) + "\n")
     data = opened(file)
     assert data.classes == ("cat", "dog")
-    assert counts(data) == {"train": 4, "val": 2}
     split = data.splits["train"]
     assert split.labels.tolist() == [1, 0, 1, 0]
+    assert data.splits["val"].labels.tolist() == [1, 0]
     assert split.names == [f"in/{i}.png" for i in range(4)]
     assert [split.stored(i) for i in range(4)] == [png(i) for i in range(4)]
     assert load_config("debug", data=str(file)).data.source == "list"
@@ -85,12 +69,12 @@ def test_files_that_are_missing_stop_or_are_left_out_and_named(tmp_path: Path) -
     with pytest.raises(DataError, match=r"1 listed file missing: 'in/gone\.png'"):
         opened(file)
     data = opened(file, bad_files="skip")
-    assert counts(data) == {"train": 6}
+    assert len(data.splits["train"]) == 6
     assert "in/gone.png" in "\n".join(data.notes)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("path,label\nin/1.png,a|b\nin/2.png,a\n", "1 image several labels"),
         ("path,label\nin/1.png,a\nin/1.png,a\n", "1 path listed twice"),
@@ -108,13 +92,13 @@ def test_files_that_are_missing_stop_or_are_left_out_and_named(tmp_path: Path) -
         ("path,label\n" + "x" * 200_000 + ",a\n", "field larger"),
     ],
 )
-def test_lists_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_invalid_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         opened(listed(tmp_path, text))
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "line 1 is not JSON"),
         ("[1]", "not an object"),
@@ -126,8 +110,8 @@ def test_lists_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) 
     ],
     ids=range(7),
 )
-def test_json_lines_that_cannot_be_are_refused(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_invalid_json_lines_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         opened(listed(tmp_path, line + "\n", "l.jsonl"))
 
 

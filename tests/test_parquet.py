@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import importlib.util
-import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import vitc.data.sources.parquet
+from tests.source_folders import WHOLE, png
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sources.index import cache_folder
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.resolve import load_config
 
-needs_pyarrow = pytest.mark.skipif(
-    importlib.util.find_spec("pyarrow") is None,
-    reason="pyarrow is not installed: parquet and Arrow are NOT tested (pip install 'vitc[data]')",
-)
+pa = pytest.importorskip("pyarrow", reason="parquet and Arrow are NOT tested without vitc[data]")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -36,43 +33,18 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value % 256, 9, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def opened(path: Path | str, **settings: Any) -> DataSet:
-    whole = {"val_fraction": 0.0, "test_fraction": 0.0}
-    return open_data(DataConfig(source="parquet", path=str(path), **(whole | settings)))
+    return open_data(DataConfig(source="parquet", path=str(path), **(WHOLE | settings)))
 
 
 def counts(data: DataSet) -> dict[str, int]:
     return {name: len(split) for name, split in data.splits.items()}
 
 
-def test_without_pyarrow_the_line_that_installs_it_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    really = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return really(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match="needs pyarrow") as error:
-        opened(tmp_path / "x.parquet")
-    assert error.value.hint == "pip install 'vitc[data]'"
-
-
 def table(
     count: int = 10, start: int = 0, names: list[str] | None = None, plain: bool = False
 ) -> Any:
     """As `datasets` writes it; plain: a binary column and labels as they are."""
-    import pyarrow as pa
-
     raw = [png(start + i) for i in range(count)]
     image: Any = raw if plain else [{"bytes": b, "path": f"p{i}.png"} for i, b in enumerate(raw)]
     kind = pa.binary() if plain else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -86,8 +58,6 @@ def table(
 
 
 def write_arrow(file: Path, made: Any, form: str = "stream", **options: Any) -> Path:
-    import pyarrow as pa
-
     settings = pa.ipc.IpcWriteOptions(**options)
     new = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
     with pa.OSFile(str(file), "wb") as sink, new(sink, made.schema, options=settings) as writer:
@@ -95,12 +65,9 @@ def write_arrow(file: Path, made: Any, form: str = "stream", **options: Any) -> 
     return file
 
 
-@needs_pyarrow
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("form", ["stream", "file", "snappy", "zstd", "none"])
 def test_images_and_labels_are_read_from_tables(tmp_path: Path, form: str, plain: bool) -> None:
-    import pyarrow.parquet as pq
-
     made = table(names=["dog", "cat"], plain=plain)
     if form in ("stream", "file"):
         file = write_arrow(tmp_path / "t.arrow", made, form)
@@ -113,26 +80,14 @@ def test_images_and_labels_are_read_from_tables(tmp_path: Path, form: str, plain
         assert data.classes == ("dog", "cat")
         assert split.labels.tolist() == [i % 2 for i in range(10)]
         assert [split.stored(i) for i in range(10)] == [png(i) for i in range(10)]
+        assert split.sizes is not None
+        assert split.sizes.tolist() == [len(png(i)) for i in range(10)]
         assert split.names[3] == f"{file.name}/00000003{'' if plain else '/p3.png'}"
         assert pickle.loads(pickle.dumps(split)).stored(9) == png(9)
     assert load_config("debug", data=str(file)).data.source == "parquet"
 
 
-@needs_pyarrow
-def test_parquet_and_arrow_of_the_same_rows_differ_in_names_only(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    pq.write_table(table(), tmp_path / "t.parquet")
-    write_arrow(tmp_path / "t.arrow", table())
-    a, b = (opened(tmp_path / f"t.{s}").splits["train"] for s in ("parquet", "arrow"))
-    assert (a.sizes == b.sizes).all()  # type: ignore[union-attr]
-    assert [n.partition("/")[2] for n in a.names] == [n.partition("/")[2] for n in b.names]
-
-
-@needs_pyarrow
 def test_the_hub_s_layout_is_read_with_its_splits(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     data = tmp_path / "set" / "data"
     data.mkdir(parents=True)
     for split, count in (("train", 8), ("validation", 4), ("test", 2)):
@@ -154,7 +109,6 @@ def saved(folder: Path, splits: dict[str, int]) -> Path:
     return folder
 
 
-@needs_pyarrow
 def test_a_saved_data_set_is_read_where_it_lies(tmp_path: Path) -> None:
     folder = saved(tmp_path / "set", {"train": 8, "validation": 4})
     assert load_config("debug", data=str(folder)).data.source == "parquet"
@@ -163,14 +117,10 @@ def test_a_saved_data_set_is_read_where_it_lies(tmp_path: Path) -> None:
     assert not (cache_folder() / "tables").exists()
 
 
-@needs_pyarrow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is missing")
 def test_what_datasets_itself_saves_is_read(tmp_path: Path) -> None:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import datasets
+    import datasets
 
     features = datasets.Features(
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
@@ -185,7 +135,6 @@ def test_what_datasets_itself_saves_is_read(tmp_path: Path) -> None:
         assert [split.stored(i) for i in range(8)] == [png(i) for i in range(8)]
 
 
-@needs_pyarrow
 def test_state_files_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "set", {"train": 8})
     state = folder / "train" / "state.json"
@@ -204,11 +153,7 @@ def test_state_files_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
         opened(folder)
 
 
-@needs_pyarrow
 def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     file = tmp_path / "t.parquet"
     good = table()
 
@@ -242,11 +187,8 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
         opened(compressed)
 
 
-@needs_pyarrow
 @pytest.mark.parametrize("suffix", ["arrow", "parquet"])
 def test_damaged_tables_are_refused_or_read_but_never_crash(tmp_path: Path, suffix: str) -> None:
-    import pyarrow.parquet as pq
-
     file = tmp_path / f"t.{suffix}"
     if suffix == "arrow":
         write_arrow(file, table())
@@ -267,12 +209,9 @@ def test_damaged_tables_are_refused_or_read_but_never_crash(tmp_path: Path, suff
                 assert isinstance(split.stored(i), bytes)
 
 
-@needs_pyarrow
 def test_a_copy_is_made_once_and_again_when_it_or_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyarrow.parquet as pq
-
     file = tmp_path / "t.parquet"
     pq.write_table(table(), file)
     first = opened(file).fingerprint
@@ -293,10 +232,7 @@ def test_a_copy_is_made_once_and_again_when_it_or_the_file_changes(
     assert there == [".images", ".index", ".lock"]
 
 
-@needs_pyarrow
 def test_processes_of_one_run_share_one_copy(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     pq.write_table(table(3000), tmp_path / "t.parquet")
     code = (
         "import sys; from vitc.data.dataset import open_data;"
@@ -319,34 +255,19 @@ def test_processes_of_one_run_share_one_copy(tmp_path: Path) -> None:
         assert rank.returncode == 0
 
 
-@needs_pyarrow
-def test_a_cache_that_cannot_be_written_is_named(
+def test_a_cache_without_room_and_a_huge_row_group_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyarrow.parquet as pq
-
-    pq.write_table(table(), tmp_path / "t.parquet")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "t.parquet"))
-    with pytest.raises(ConfigError, match="cannot be written"):
-        opened(tmp_path / "t.parquet")
-
-
-@needs_pyarrow
-def test_a_full_disk_and_a_huge_row_group_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pyarrow.parquet as pq
-
-    pq.write_table(table(), tmp_path / "t.parquet")
-    monkeypatch.setattr("vitc.data.sources.parquet.MAX_GROUP", 10)
-    with pytest.raises(DataError, match="row group"):
-        opened(tmp_path / "t.parquet")
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Disk())
+    file = tmp_path / "t.parquet"
+    pq.write_table(table(), file)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(file))
+        with pytest.raises(ConfigError, match="cannot be written"):
+            opened(file)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitc.data.sources.parquet.MAX_GROUP", 10)
+        with pytest.raises(DataError, match="row group"):
+            opened(file)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=3))
     with pytest.raises(ConfigError, match="are free"):
-        opened(tmp_path / "t.parquet")
-
-
-class _Disk:
-    free = 3
+        opened(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import importlib.util
 import io
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.source_folders import png
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data
 from vitc.data.decode import read_image
@@ -29,12 +30,6 @@ from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
 
 CLASSES, IMAGES = ("cat", "dog"), 12
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (5, 4), (20 * value % 256, 9, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # -- a source of one class: what a person writes who adds one --------------------------------------
@@ -341,3 +336,19 @@ def test_a_file_of_another_suffix_is_not_taken_for_it(kind: str, tmp_path: Path)
 def test_a_source_that_is_unknown_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"'foldr' is unknown.*Did you mean 'folder'"):
         open_data(DataConfig(source="foldr", path="x"))
+
+
+def test_without_pyarrow_the_way_to_install_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return really(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match="needs pyarrow") as error:
+        open_data(DataConfig(source="parquet", path=str(tmp_path / "x.parquet")))
+    assert error.value.hint == "pip install 'vitc[data]'"

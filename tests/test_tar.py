@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import vitc.data.sources.tar
+from tests.source_folders import WHOLE, png
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
@@ -32,12 +32,6 @@ Members = dict[str, bytes]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value % 256, value // 256, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def tar(file: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> Path:
@@ -63,7 +57,7 @@ def opened(spec: Path | str, **settings: Any) -> DataSet:
 
 
 def whole(spec: Path | str) -> DataSet:
-    return opened(spec, val_fraction=0.0, test_fraction=0.0)
+    return opened(spec, **WHOLE)
 
 
 def refusal(file: Path) -> str:
@@ -92,11 +86,6 @@ def test_images_and_labels_come_in_the_order_of_the_shards(tmp_path: Path, form:
     assert again.read(10, 3).tolist() == split.read(10, 3).tolist()
 
 
-def test_labels_by_number_are_in_the_order_of_numbers(tmp_path: Path) -> None:
-    tar(tmp_path / "s.tar", samples(0, 24, classes=12))
-    assert whole(tmp_path / "s.tar").classes == tuple(str(i) for i in range(12))
-
-
 def test_labels_are_read_from_json_and_cls_goes_before_it(tmp_path: Path) -> None:
     members: Members = {}
     for i, key in enumerate(("label", "cls", "class_name")):
@@ -104,6 +93,8 @@ def test_labels_are_read_from_json_and_cls_goes_before_it(tmp_path: Path) -> Non
     members |= {"9.jpg": png(9), "9.json": b'{"label": 5}', "9.cls": b"c0\n"}
     split = whole(tar(tmp_path / "s.tar", members)).splits["train"]
     assert split.labels.tolist() == [0, 1, 2, 0]
+    tar(tmp_path / "t.tar", samples(0, 24, classes=12))  # in the order of numbers
+    assert whole(tmp_path / "t.tar").classes == tuple(str(i) for i in range(12))
 
 
 def test_without_labels_the_key_s_folder_is_the_class(tmp_path: Path) -> None:
@@ -220,6 +211,10 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(DataError, match="checksum"):
         whole(file)
+    split = whole(tar(file, samples(0, 4))).splits["train"]
+    os.utime(file, (1, 1))  # during a run
+    with pytest.raises(BrokenFileError, match="has changed since it was indexed"):
+        split.stored(0)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(
@@ -230,23 +225,12 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert len(whole(tar(tmp_path / "s.tar", samples(0, 4))).splits["train"]) == 4
 
 
-def test_a_shard_that_changes_in_a_run_is_an_error(tmp_path: Path) -> None:
-    file = tar(tmp_path / "s.tar", samples(0, 4))
-    split = whole(file).splits["train"]
-    os.utime(file, (1, 1))
-    with pytest.raises(BrokenFileError, match="has changed since it was indexed"):
-        split.stored(0)
-
-
 # -- refused --------------------------------------------------------------------------------------
 
 
 def with_entry(file: Path, name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> Path:
-    with tarfile.open(file, "w") as f:
-        for member, content in samples(0, 4).items():
-            info = tarfile.TarInfo(member)
-            info.size = len(content)
-            f.addfile(info, io.BytesIO(content))
+    tar(file, samples(0, 4))
+    with tarfile.open(file, "a") as f:
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, target
         f.addfile(info)
@@ -261,7 +245,7 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "what"),
     [
         (tarfile.SYMTYPE, "a symbolic link"),
         (tarfile.LNKTYPE, "a hard link"),
@@ -272,8 +256,8 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
         (b"Z", "of kind"),
     ],
 )
-def test_links_devices_and_the_like_are_refused(tmp_path: Path, kind: bytes, said: str) -> None:
-    assert said in refusal(with_entry(tmp_path / "s.tar", "evil.png", kind, "/etc/passwd"))
+def test_links_devices_and_the_like_are_refused(tmp_path: Path, kind: bytes, what: str) -> None:
+    assert what in refusal(with_entry(tmp_path / "s.tar", "evil.png", kind, "/etc/passwd"))
 
 
 def test_two_members_of_one_name_and_two_images_of_one_key_are_refused(tmp_path: Path) -> None:
@@ -322,13 +306,17 @@ def test_labels_that_cannot_be_are_refused(tmp_path: Path, label: Members, said:
     assert said in refusal(tar(tmp_path / "s.tar", {"a.png": png(0)} | label))
 
 
-def test_one_class_or_no_images_are_refused(tmp_path: Path) -> None:
+def test_one_class_no_images_or_too_many_members_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "one class only" in refusal(tar(tmp_path / "s.tar", samples(0, 4, classes=1)))
     assert "No images" in refusal(tar(tmp_path / "t.tar", {"a.txt": b"x"}))
     tar(tmp_path / "train-1.tar", samples(0, 4))
     tar(tmp_path / "val-1.tar", samples(0, 6, classes=3))
     with pytest.raises(DataError, match="outside training only: '2'"):
         opened(tmp_path / "{train,val}-1.tar")
+    monkeypatch.setattr("vitc.data.sources.tar.MAX_MEMBERS", 5)
+    assert "more than 5 members" in refusal(tar(tmp_path / "s.tar", samples(0, 4)))
 
 
 def header(size: bytes, name: bytes = b"a.png", kind: bytes = b"0") -> bytes:
@@ -402,18 +390,9 @@ def test_a_photo_folder_in_a_tar_has_the_folder_s_images(
     with tarfile.open(tmp_path / "p.tar", "w") as f:
         for file in sorted(root.rglob("*.jpg")):
             f.add(file, file.relative_to(root))
-    ours, theirs = (
-        whole(tmp_path / "p.tar"),
-        open_data(DataConfig(source="folder", path=str(root), val_fraction=0.0, test_fraction=0.0)),
-    )
+    ours = whole(tmp_path / "p.tar")
+    theirs = open_data(DataConfig(source="folder", path=str(root), **WHOLE))
     assert ours.classes == theirs.classes
     split, other = ours.splits["train"], theirs.splits["train"]
     assert (split.labels == other.labels).all()
     assert all(split.stored(i) == other.stored(i) for i in range(10))
-
-
-def test_a_shard_of_too_many_members_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitc.data.sources.tar.MAX_MEMBERS", 5)
-    assert "more than 5 members" in refusal(tar(tmp_path / "s.tar", samples(0, 4)))
