@@ -60,7 +60,7 @@ def _check(args: Namespace) -> int:
     if args.json:
         emit_json(to_values(report))
     else:
-        _print_report(report, to_values(report))
+        _print_report(report)
         for file in (args.html, args.csv):
             if file is not None:
                 emit(f"Written: {file}")
@@ -83,26 +83,15 @@ def _config(path: str, settings: dict[str, Any]) -> DataConfig:
     return config
 
 
-def _print_report(report: Report, values: dict[str, Any]) -> None:
+def _print_report(report: Report) -> None:
     """The report as text: what there is, the findings worst first, the verdict."""
-    splits = ", ".join(f"{n:,} {name}" for name, n in values["images"].items())
-    emit(
-        f"{report.config.path or report.config.source}: "
-        f"{counted(len(report.classes), 'class', 'classes')}, "
-        f"{counted(sum(values['images'].values()), 'image')} ({splits or 'none'}), "
-        f"{values['examined']:,} examined, {values['broken']:,} broken."
-    )
-    for side, (low, _, _, middle, _, _, high) in values["sizes"].items():
-        name = side.replace("_", " ")
-        emit(f"  {name}: {low:,} to {high:,} pixels, half up to {middle:,}")
-    for name in ("formats", "modes"):
-        if values[name]:
-            emit(f"  {name}: " + ", ".join(f"{kind} {n:,}" for kind, n in values[name].items()))
-    if values["speed"]:
-        core, processes, total = values["speed"].values()
-        of = counted(processes, "loader process", "loader processes")
-        emit(f"  reading and decoding: {core:,.0f} images/s a core; at most {total:,.0f} with {of}")
-    for text in values["notes"]:
+    from vitc.data.check_report import facts
+
+    classes = counted(len(report.classes), "class", "classes")
+    emit(f"{report.config.path or report.config.source}: {classes}")
+    for name, value in facts(report):
+        emit(f"  {name}: {value}")
+    for text in report.notes:
         emit(f"  {text}")
     emit("")
     for finding in report.findings:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from vitc.data.check_report import Finding, Report, to_values
+from vitc.data.check_report import Finding, Report, facts
 from vitc.data.dataset import find_image
 from vitc.data.store import shown
 from vitc.errors import BrokenFileError
@@ -34,7 +34,7 @@ def page(report: Report) -> Page:
     parts = [
         Heading(title, level=1),
         verdict,
-        _facts(report),
+        Table("", ("", ""), facts(report)),
         Bullets(report.notes),
         Heading("Findings"),
         *(part for f in report.findings for part in _finding(report, f)),
@@ -45,26 +45,6 @@ def page(report: Report) -> Page:
         *_sizes(report),
     ]
     return Page(title, parts)
-
-
-def _facts(report: Report) -> Table:
-    values = to_values(report)
-    splits = ", ".join(f"{n:,} {split}" for split, n in values["images"].items()) or "none"
-    broken = f"{values['examined']:,}, of which {values['broken']:,} cannot be read"
-    rows = [
-        ("images", splits),
-        ("examined", broken),
-        ("formats", ", ".join(f"{k} {n:,}" for k, n in values["formats"].items())),
-        ("modes", ", ".join(f"{k} {n:,}" for k, n in values["modes"].items())),
-    ]
-    if values["speed"]:
-        speed = values["speed"]
-        text = (
-            f"{speed['images_per_second_a_core']:,} images/s a core; "
-            f"{speed['processes']} processes at most {speed['images_per_second']:,}"
-        )
-        rows.append(("reading and decoding", text))
-    return Table("", ("", ""), rows)
 
 
 def _finding(report: Report, finding: Finding) -> Iterator[Part]:

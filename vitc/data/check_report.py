@@ -136,6 +136,25 @@ def to_values(report: Report) -> dict[str, Any]:
     }
 
 
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Name and value of what is in the data set, for the terminal and the page."""
+    values = to_values(report)
+    splits = ", ".join(f"{n:,} {split}" for split, n in values["images"].items())
+    examined = f"{values['examined']:,}, {values['broken']:,} broken"
+    found = [("images", splits or "none"), ("examined", examined)]
+    for side, (low, _, _, middle, _, _, high) in values["sizes"].items():
+        text = f"{low:,} to {high:,} pixels, half up to {middle:,}"
+        found.append((side.replace("_", " "), text))
+    for name in ("formats", "modes"):
+        if values[name]:
+            found.append((name, ", ".join(f"{kind} {n:,}" for kind, n in values[name].items())))
+    if values["speed"]:
+        core, processes, total = values["speed"].values()
+        text = f"{core:,.0f} images/s a core; at most {total:,.0f} with {processes} processes"
+        found.append(("reading and decoding", text))
+    return found
+
+
 def rows(report: Report) -> Iterator[tuple[str, ...]]:
     """One row of COLUMNS for each file of each finding."""
     for finding in report.findings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Literal
 
 from vitc.settings import out_of_bounds, setting
@@ -70,36 +71,46 @@ class AugmentConfig:
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def problems(self) -> list[str]:
-        return [*self._idle(), *self._out_of_range()]
-
-    def _idle(self) -> list[str]:
-        """Settings that were changed and can have no effect."""
-        by_crop, by_erase = f"data.augment.crop {self.crop!r}", "data.augment.erase 0"
-        by_policy = f"data.augment.policy {self.policy!r}"
-        shift, cut = self.crop == "shift", self.crop == "random_resized"
+        found = out_of_bounds(self, "data.augment")
+        for name, most in (("scale", 1), ("erase_area", 1), ("ratio", inf), ("erase_ratio", inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                limit = " <= 1" if most == 1 else ""
+                found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to{limit}.")
         rand, erase = self.policy == "randaugment", self.erase != 0
-        needs = [
-            ("shift_pixels", shift, by_crop, "--data.augment.crop shift"),
-            *((n, cut, by_crop, "--data.augment.crop random_resized") for n in ("scale", "ratio")),
-            *(
-                (n, rand, by_policy, "--data.augment.policy randaugment")
-                for n in ("rand_ops", "rand_magnitude", "rand_std", "rand_prob")
-            ),
-            *(
-                (n, erase, by_erase, "an --data.augment.erase above 0")
-                for n in ("erase_fill", "erase_area", "erase_ratio")
+        crop, policy = f"data.augment.crop {self.crop!r}", f"data.augment.policy {self.policy!r}"
+        settings = (  # that were changed have an effect if, else the reason and what they need
+            (("shift_pixels",), self.crop == "shift", crop, "--data.augment.crop shift"),
+            (
+                ("scale", "ratio"),
+                self.crop == "random_resized",
+                crop,
+                "--data.augment.crop random_resized",
             ),
             (
-                "mix_per",
+                ("rand_ops", "rand_magnitude", "rand_std", "rand_prob"),
+                rand,
+                policy,
+                "--data.augment.policy randaugment",
+            ),
+            (
+                ("erase_fill", "erase_area", "erase_ratio"),
+                erase,
+                "data.augment.erase 0",
+                "an --data.augment.erase above 0",
+            ),
+            (
+                ("mix_per",),
                 self.mixes,
                 "mixup_alpha and cutmix_alpha 0",
                 "an --data.augment.mixup_alpha or --data.augment.cutmix_alpha above 0",
             ),
-        ]
-        default = {f.name: f.default for f in fields(AugmentConfig)}
-        found = [
+        )
+        default = {f.name: f.default for f in fields(self)}
+        found += [
             f"data.augment.{name} has no effect with {why}; it needs {need}."
-            for name, can, why, need in needs
+            for names, can, why, need in settings
+            for name in names
             if not can and getattr(self, name) != default[name]
         ]
         if rand and self.rand_prob == 0:
@@ -107,21 +118,9 @@ class AugmentConfig:
         random = (self.crop != "none", 0 < self.flip < 1, self.alters, self.lighting, erase)
         if self.repeats > 1 and not any(random):
             found.append(
-                f"data.augment.repeats {self.repeats} has no effect but to show fewer images: "
-                "nothing random would make the copies differ; it needs a crop, a flip or a policy."
+                f"data.augment.repeats {self.repeats} only shows fewer images: nothing random "
+                "would make the copies differ; it needs a crop, a flip or a policy."
             )
-        return found
-
-    def _out_of_range(self) -> list[str]:
-        found = out_of_bounds(self, "data.augment")
-        for name in ("scale", "erase_area"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to <= 1.")
-        for name in ("ratio", "erase_ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to.")
         return found
 
 

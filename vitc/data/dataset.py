@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.decode import CHANNELS, to_channels
+from vitc.data.decode import check_channels, to_channels
 from vitc.data.sources import SOURCES, source_problems
 from vitc.data.sources.base import Found, Split, some
 from vitc.data.split import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
@@ -26,12 +26,12 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's "L"
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set, opened: what its classes are and which image is in which split.
+    """An opened data set: its classes, and which image is in which split.
 
-    splits: always "train"; "val" and "test" where there is such a split, never an empty one.
-    mean, std: in [0, 1], one per channel. notes: what was decided or noticed, one sentence each,
-    for the caller to print. fingerprint: 32 hex digits, the same for the same images, classes and
-    splits on any machine; a pack of unchanged images has the fingerprint of its source.
+    splits: "train", and "val" and "test" unless they are empty. mean, std: in [0, 1], one per
+    channel. notes: decisions and warnings, one sentence each, for the caller to print. fingerprint:
+    32 hex digits, the same for the same images, classes and splits on any machine; a pack of
+    unchanged images has the fingerprint of its source.
     """
 
     source: str
@@ -46,16 +46,11 @@ class DataSet:
 def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     """The data set that `config` names, split three ways, with pixels in `in_chans` channels.
 
-    Splits of the source are kept. Where it has no validation split, one is held out from training;
-    where it has no test split either, that too (one with train and val keeps those two: results on
-    its val are what others compare with). Raises ConfigError: a wrong path or setting; DataError:
+    Splits of the source are kept. Without a validation split, one is held out from training, and
+    without a test split either, that too. Raises ConfigError: a wrong path or setting; DataError:
     data that cannot be trained on.
     """
-    if in_chans not in CHANNELS:
-        raise ConfigError(
-            f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
-            "1: grey; 3: RGB; 4: RGB and opacity.",
-        )
+    check_channels(in_chans)
     found = read_source(config)
     classes, notes = found.classes, list(found.notes)
     splits = _split(config, classes, found.splits, notes)
@@ -111,8 +106,7 @@ def _split(
     if "val" in given and "test" not in given:
         notes.append(
             "No test split: the source's own train and val are kept, and data.test_fraction has "
-            "no effect. Choices made on val make its result a little too good; a test split gives "
-            "an unbiased one."
+            "no effect. Choices made on val make its result a little too good."
         )
     elif "test" not in given and not test:
         notes.append("No test split: data.test_fraction is 0.")
@@ -165,7 +159,6 @@ def _held_out(
             f"Add a second {units}, remove the class, or bring your own splits: "
             "FOLDER/train/<class>, FOLDER/val/<class>, FOLDER/test/<class>.",
         )
-
     if keys is None:
         names = [name_key(n) for n in train.names]
         side = hold_out(train.labels, names, val, test, config.split_seed)

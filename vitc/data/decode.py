@@ -1,9 +1,9 @@
 """How do a file's bytes become uint8 pixels of the size and channels the model takes?
 
-Free of torch until an image is resized. Nothing in a file is trusted: sizes are checked before
-memory is allocated, and only decoders that run in this process are allowed (Pillow would hand EPS
-to Ghostscript). A file is broken if Pillow's strict reading (all checksums, the whole picture)
-fails, whichever decoder is used here; mere warnings of the JPEG decoder are returned by `examined`.
+Free of torch until an image is resized. No file is trusted: sizes are checked before memory is
+allocated, and only decoders that run in this process are allowed (Pillow would hand EPS to
+Ghostscript). A file is broken if Pillow's strict reading (all checksums, the whole picture) fails,
+whichever decoder is used; warnings of the JPEG decoder are returned by `examined`.
 """
 
 from __future__ import annotations
@@ -41,24 +41,22 @@ _HINT = "Replace or remove it; training leaves such files out with --data.bad_fi
 
 
 def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
-    """The picture in a file, or in a file's bytes: uint8 (H, W, in_chans), upright.
+    """The picture in a file or its bytes, uint8 (H, W, in_chans): upright, the first frame of an
+    animation, 16 bits scaled to 8 by the full range, transparency as in `to_channels`.
 
-    The first frame of an animation; EXIF orientation applied; 16 bits scaled to 8 by the full
-    range; transparency as in `to_channels`. Raises BrokenFileError, which names the file: not an
-    image, incomplete, or more than MAX_PIXELS.
+    Raises BrokenFileError, which names the file: not an image, incomplete, too large.
     """
     return examined(file, in_chans, name).pixels
 
 
 class Examined(NamedTuple):
-    """A picture, uint8 (H, W, C), and the decoder's warning if parts of it may be invented."""
+    """A picture, uint8 (H, W, C), and the warning of a decoder that had to guess; empty: none."""
 
     pixels: Pixels
     doubt: str
 
 
 def examined(file: Path | bytes, in_chans: int, name: str) -> Examined:
-    """As `read_image`, with the warning of a decoder that had to guess; empty: none."""
     data = file if isinstance(file, bytes) else file_bytes(file, name)
     if is_jpeg(data):
         pixels, doubt = _jpeg(data, in_chans, name)
@@ -117,7 +115,7 @@ def _broken(name: str, why: str, kind: str = "damaged") -> BrokenFileError:
 
 
 def file_bytes(file: Path, name: str) -> bytes:
-    """A regular file's content. Raises BrokenFileError: none, empty, or above MAX_FILE_BYTES."""
+    """A regular file's content. Raises BrokenFileError: empty, too large, or no regular file."""
     try:
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode):
@@ -142,8 +140,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 # ------------------------------------------------------------------------------------------ JPEG
 
 # Warnings of libjpeg that put no pixel in doubt; after any other, the rest of the picture may be
-# invented. Bytes left over before the end marker are padding if they are few; if they are many, the
-# decoder lost its position.
+# invented. A few bytes before the end marker are padding; many: the decoder lost its position.
 _HARMLESS = re.compile(
     r"unknown JFIF revision|Unknown Adobe color transform|Invalid SOS parameters for sequential"
 )
@@ -312,18 +309,21 @@ def _pixels(image: Image.Image, name: str) -> Pixels:
 # -------------------------------------------------------------------------------------- channels
 
 
-def to_channels(pixels: Pixels, in_chans: int) -> Pixels:
-    """uint8 (…, 1 | 3 | 4) as (…, in_chans): grey, RGB, or RGB and opacity.
-
-    Transparent parts are composited on white when opacity is dropped: cut-outs and logos are drawn
-    for white pages, and the colour stored under full transparency is arbitrary. Grey is the
-    luminance of ITU-R BT.601, as in Pillow and JPEG. Returns the input itself if nothing changes.
-    """
+def check_channels(in_chans: int) -> None:
     if in_chans not in CHANNELS:
         raise ConfigError(
             f"model.in_chans {in_chans}: images have 1, 3 or 4 channels.",
             "1: grey; 3: RGB; 4: RGB and opacity.",
         )
+
+
+def to_channels(pixels: Pixels, in_chans: int) -> Pixels:
+    """uint8 (…, 1 | 3 | 4) as (…, in_chans): grey, RGB, or RGB and opacity.
+
+    Dropped opacity is composited on white, for which cut-outs and logos are drawn. Grey is the
+    luminance of ITU-R BT.601, as in Pillow and JPEG. Returns the input itself if nothing changes.
+    """
+    check_channels(in_chans)
     have = pixels.shape[-1]
     if have == in_chans:
         return pixels
@@ -378,9 +378,8 @@ def read_cut(
 
     `box` is called with the height and width of the upright picture. If the box is at least 2, 4
     or 8 times `size` in both directions, a JPEG is decoded at that fraction of its size, which is
-    faster and blurs less: pixels of photographs then differ by about 3 of 255 on average from
-    `crop_resize` of `read_image`. The box keeps its fractions of a pixel in the smaller frame. For
-    training; evaluation decodes fully. Raises BrokenFileError.
+    faster; pixels of photographs then differ by about 3 of 255 on average from `crop_resize` of
+    `read_image`. For training; evaluation decodes fully. Raises BrokenFileError.
     """
     cut = _jpeg_cut(data, in_chans, name, box, size) if is_jpeg(data) else None
     if cut is not None:

@@ -17,14 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitc.data.augment.device import (
-    Erased,
-    draw_erasing,
-    draw_flip,
-    draw_lighting,
-    erased,
-    to_device,
-)
+from vitc.data.augment import device as on_device
+from vitc.data.augment.device import Erased, to_device
 from vitc.data.augment.mixing import Mix, SampleMix, draw_mix
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
@@ -157,17 +151,18 @@ class TrainLoader:
         images, indices, skipped = next(self.fetched)
         augment, device = self.config.augment, self.device
         draw = self.plan, augment, place
-        flip = None if augment.alters else draw_flip(*draw)
-        lighting, erasing = draw_lighting(*draw), draw_erasing(*draw)
-        drop_path = draw_drop_path(self.plan, place)
+
+        def moved(values: NDArray[Any] | None) -> Tensor | None:
+            return None if values is None else to_device(values, device)
+
         return MicroBatch(
             images=to_device(images, device),
             labels=to_device(self.split.labels[indices], device),
-            flip=None if flip is None else to_device(flip, device),
-            lighting=None if lighting is None else to_device(lighting, device),
-            erased=None if erasing is None else erased(erasing, augment.erase_fill, device),
+            flip=None if augment.alters else moved(on_device.draw_flip(*draw)),
+            lighting=moved(on_device.draw_lighting(*draw)),
+            erased=on_device.erased(on_device.draw_erasing(*draw), augment.erase_fill, device),
             mix=draw_mix(*draw),
-            drop_path=None if drop_path is None else to_device(drop_path, device),
+            drop_path=moved(draw_drop_path(self.plan, place)),
             skipped=skipped,
         )
 

@@ -1,10 +1,9 @@
-"""Which images are near duplicates? A million small fingerprints, compared without comparing all
-pairs. Free of torch.
+"""Which of a million images are near duplicates, without comparing all pairs? Free of torch.
 
 A picture is reduced to the signs of its 64 lowest frequencies (a perceptual hash) and to a 16 x 16
-grey miniature. Two are near duplicates where at most NEAR_BITS of the signs differ and the
-miniatures by at most NEAR_GREY in the mean, overall brightness aside: scaled, compressed or
-brightened copies are, other views of a thing are not.
+grey miniature. Two are near duplicates if at most NEAR_BITS of the signs differ and the miniatures
+by at most NEAR_GREY in the mean, brightness aside: scaled, compressed or brightened copies are,
+other views of the same object are not.
 """
 
 from __future__ import annotations

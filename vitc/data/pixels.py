@@ -18,20 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitc.data import sampling
 from vitc.data.augment.crop import crop_batch, draw_crop, eval_image, frame
 from vitc.data.augment.device import draw_flip, mirror, to_device
 from vitc.data.augment.ops import Chain, change
 from vitc.data.augment.policies import draw_chain
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
-from vitc.data.sampling import (
-    BatchPlan,
-    Place,
-    epoch_indices,
-    order_places,
-    stand_ins,
-    steps_per_epoch,
-)
+from vitc.data.sampling import BatchPlan, Place
 from vitc.data.sources.base import Split
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.machine import cores, memory
@@ -67,11 +61,12 @@ def requests(
     """This process's micro-batches of the steps [start, total) of a run, in order."""
     augment = config.augment
     epoch, order = -1, labels
-    for place in plan.places(start_step, total_steps, steps_per_epoch(len(labels), plan.batch)):
+    steps = sampling.steps_per_epoch(len(labels), plan.batch)
+    for place in plan.places(start_step, total_steps, steps):
         if place.epoch != epoch:
             epoch = place.epoch
-            order = epoch_indices(plan.seed_order, epoch, labels, config.balance)
-        indices = order[order_places(plan, place, augment.repeats)]
+            order = sampling.epoch_indices(plan.seed_order, epoch, labels, config.balance)
+        indices = order[sampling.order_places(plan, place, augment.repeats)]
         operations = draw_chain(plan, augment, place)
         flip = None if operations is None else draw_flip(plan, augment, place)
         yield Request(place, indices, draw_crop(plan, augment, place), flip, operations)
@@ -112,7 +107,7 @@ def settle(
     """The image for a row of a request: its own, or the first stand-in (of n) that is usable."""
     position = request.place.index * plan.micro + row
     index = int(request.indices[row])
-    for candidate in stand_ins(plan.seed_order, request.place.epoch, position, index, n):
+    for candidate in sampling.stand_ins(plan.seed_order, request.place.epoch, position, index, n):
         if usable(candidate):
             return candidate
     raise DataError(
@@ -222,13 +217,9 @@ def hold(
             _check_files(split, config, plan, prepared)
         shape: tuple[int, ...] = (plan.in_chans, *plan.size)
         if native:
-            first = split.pixels[0] if split.pixels is not None else next(_sample(split, plan))
-            shape = tuple(prepared(first).shape)
+            shape = tuple(prepared(next(_sample(split, plan))).shape)
         _check_memory(data, shape, config, device)
-        if split.pixels is not None:
-            images, broken = _hold_pixels(split.pixels, shape, prepared)
-        else:
-            images, broken = _hold_files(split, config, plan, shape, prepared)
+        images, broken = _hold(split, config, plan, shape, prepared)
     except _Unfit as reason:
         if config.resident == "on":
             raise ConfigError(
@@ -275,24 +266,14 @@ def _sample(split: Split, plan: BatchPlan, count: int = 16) -> Iterator[NDArray[
             continue  # handled when all files are read
 
 
-def _hold_pixels(
-    pixels: NDArray[np.uint8], shape: tuple[int, ...], prepared: Prepare
-) -> tuple[Tensor, NDArray[np.bool_]]:
-    broken = np.zeros(len(pixels), np.bool_)
-    if pixels.shape[1:] == (*shape[1:], shape[0]):  # of the right size already
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), broken
-    images = torch.empty((len(pixels), *shape), dtype=torch.uint8)
-    for i, image in enumerate(pixels):
-        images[i] = prepared(image)
-    return images, broken
-
-
-def _hold_files(
+def _hold(
     split: Split, config: DataConfig, plan: BatchPlan, shape: tuple[int, ...], prepared: Prepare
 ) -> tuple[Tensor, NDArray[np.bool_]]:
-    """All files decoded, in one thread a core: the decoders release the interpreter's lock."""
-    images = torch.zeros((len(split), *shape), dtype=torch.uint8)
+    """All images, in one thread a core: the decoders release the interpreter's lock."""
     broken = np.zeros(len(split), np.bool_)
+    if split.pixels is not None and split.pixels.shape[1:] == (*shape[1:], shape[0]):
+        return torch.from_numpy(split.pixels).permute(0, 3, 1, 2).contiguous(), broken
+    images = torch.zeros((len(split), *shape), dtype=torch.uint8)
 
     def read(rows: range) -> None:
         for i in rows:

@@ -1,11 +1,10 @@
 """Which images does a step take, and where do its random numbers come from?
 
-A number is a hash of (seed, stream, epoch, position, repeat, draw). There is no generator and no
-state, so every step can be computed alone, in any process and in any order. From the hash to a
-parameter there is only integer arithmetic and what IEEE 754 rounds the same way everywhere
-(+ - * / sqrt), so parameters are bit-equal on every machine; what needs powers or logarithms is
-rounded to 2^-20. A position is a place in the epoch's order; micro-batches are counted over all
-processes. What the numbers mean is defined by each augmentation (`vitc.data.augment`).
+A number is a hash of (seed, stream, epoch, position, repeat, draw): without a generator's state,
+every step can be computed alone, in any process and in any order. Parameters are bit-equal on every
+machine: only integer arithmetic and what IEEE 754 rounds alike (+ - * / sqrt) lead to them; powers
+and logarithms are rounded to 2^-20. A position is a place in the epoch's order; micro-batches are
+counted over all processes.
 """
 
 from __future__ import annotations
@@ -83,10 +82,9 @@ def epoch_indices(
 ) -> NDArray[np.int64]:
     """int64 (n,): the order of an epoch over n images with the given labels.
 
-    balance none: every image once. sqrt, full: the n places are shared among the classes present,
-    in proportion to the square root of their counts or evenly (the largest remainders get the odd
-    places). In a class with q places for m images, every image appears floor(q / m) times, and a
-    seeded choice that changes each epoch appears once more.
+    balance none: every image once. sqrt, full: the n places are shared among the classes, in
+    proportion to the square root of their counts or evenly. In a class with q places for m images,
+    every image appears floor(q / m) times; a seeded choice, new each epoch, appears once more.
     """
     n = len(labels)
     luck = hashes(seed, "order", epoch, np.arange(n), 1)[:, 0]
@@ -116,8 +114,8 @@ def stand_ins(seed: int, epoch: int, position: int, index: int, n: int) -> Itera
 def eval_batches(n: int, batch: int, rank: int = 0, world: int = 1) -> list[NDArray[np.int64]]:
     """int64 (b,) each: the indices that process `rank` evaluates; -1 is padding.
 
-    Each process takes one contiguous block of ceil(n / world) indices, in order. All processes
-    have the same number of batches, all of one size b <= batch, so shapes are static.
+    Each process takes a contiguous block of ceil(n / world) indices, in as many batches of one size
+    b <= batch, so shapes are static.
     """
     block = -(-n // world)
     batch = min(batch, block)
@@ -129,10 +127,7 @@ def eval_batches(n: int, batch: int, rank: int = 0, world: int = 1) -> list[NDAr
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
-    """Full batches in n images; the remainder of the epoch is dropped.
-
-    Raises ConfigError when there is none.
-    """
+    """Full batches in n images; the remainder is dropped. Raises ConfigError: there is none."""
     if n < batch:
         raise ConfigError(
             f"train.batch {batch} is more than the {n} training images: no step is possible.",
@@ -145,9 +140,9 @@ def steps_per_epoch(n: int, batch: int) -> int:
 class BatchPlan:
     """How a run's samples are divided into steps, micro-batches and processes.
 
-    Step s of an epoch takes the positions [s * batch, (s + 1) * batch) of the epoch's order and
-    splits them into batch / micro micro-batches. Process `rank` of `world` takes a contiguous
-    block of them. Raises ConfigError unless every process gets the same number of micro-batches.
+    Step s of an epoch takes the positions [s * batch, (s + 1) * batch) of its order, in batch /
+    micro micro-batches. Process `rank` of `world` takes a contiguous block of them. Raises
+    ConfigError unless every process gets the same number of micro-batches.
     """
 
     batch: int
@@ -226,10 +221,9 @@ class Place:
 def order_places(plan: BatchPlan, place: Place, repeats: int) -> NDArray[np.int64]:
     """int64 (micro,): the places in the epoch's order of a micro-batch's images.
 
-    With repeated augmentation (arXiv 1902.05509) a step of B positions takes B / repeats places
-    of the order, each `repeats` times, and deals them out over its micro-batches in turn, as DeiT
-    does over its processes: a micro-batch has two copies of an image only if a step has fewer than
-    `repeats` micro-batches. An epoch keeps its n // B steps and so shows n / repeats images.
+    With repeated augmentation (arXiv 1902.05509) a step of B positions takes B / repeats places of
+    the order, each `repeats` times, and deals them out over its micro-batches in turn, as DeiT does
+    over its processes. An epoch keeps its n // B steps and so shows n / repeats images.
     """
     positions = place.positions(plan.micro)
     if repeats == 1:

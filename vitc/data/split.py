@@ -63,9 +63,9 @@ def hold_out_groups(
 ) -> Ints:
     """TRAIN, VAL or TEST for each image; a group stays whole, classes are shared out in proportion.
 
-    Largest group first, each to the side that lacks most of the group's classes. A side that
-    ends up without some class is then given the smallest group that another side can spare; where
-    groups tie classes together there may be none, so the caller looks.
+    Largest group first, each to the side that lacks most of the group's classes. A side without
+    some class then gets the smallest group that another side can spare; where groups tie classes
+    together there may be none, which the caller checks.
     """
     keys, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
     num_classes = int(labels.max()) + 1
@@ -91,30 +91,16 @@ def hold_out_groups(
     by_size = np.argsort(group_sizes, kind="stable")
     for side in open_sides:
         for label in np.flatnonzero(have[side] == 0):
-            _give(int(side), int(label), by_size, place, have, kinds, sizes)
+            for g in by_size:
+                giver = place[g]
+                if giver == side or label not in kinds[g]:
+                    continue
+                if giver == TEST or (have[giver, kinds[g]] > sizes[g]).all():
+                    have[giver, kinds[g]] -= sizes[g]
+                    have[side, kinds[g]] += sizes[g]
+                    place[g] = side
+                    break
     return place[group_of]
-
-
-def _give(
-    side: int,
-    label: int,
-    by_size: Ints,
-    place: Ints,
-    have: Ints,
-    kinds: list[Ints],
-    sizes: list[Ints],
-) -> None:
-    """Move the smallest group with `label` to `side` that its present side can spare."""
-    for g in by_size:
-        giver = place[g]
-        if giver == side or label not in kinds[g]:
-            continue
-        spared = (have[giver, kinds[g]] > sizes[g]).all() or (giver == TEST)
-        if spared:
-            have[giver, kinds[g]] -= sizes[g]
-            have[side, kinds[g]] += sizes[g]
-            place[g] = side
-            return
 
 
 def balanced_subset(labels: Ints, names: Sequence[str], count: int, seed: int) -> Ints:

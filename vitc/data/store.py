@@ -87,9 +87,6 @@ class Names(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]  # as a list
 
-    def __repr__(self) -> str:
-        return f"Names({list(self[:3])}{' ...' if len(self) > 3 else ''}, n={len(self):,})"
-
     def take(self, positions: Ints) -> Names:
         """The texts at `positions`, in that order."""
         lengths = np.diff(self.ends, prepend=0)[positions]

@@ -161,8 +161,12 @@ class Erased:
     keys: Tensor | None
 
 
-def erased(erasing: Erasing, fill: Literal["noise", "mean"], device: torch.device) -> Erased | None:
+def erased(
+    erasing: Erasing | None, fill: Literal["noise", "mean"], device: torch.device
+) -> Erased | None:
     """The drawn rectangles on the device; None if there are none."""
+    if erasing is None:
+        return None
     top, left, bottom, right = erasing.boxes.T
     rows = np.flatnonzero((bottom > top) & (right > left))
     if len(rows) == 0:

@@ -123,29 +123,16 @@ def draw_chain(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Chain |
 
 def chain_draws(augment: AugmentConfig) -> int:
     """How many uniforms an image's operations need."""
-    policy = {
-        "none": 0,
-        "autoaugment": 5,
-        "v0": 5,
-        "randaugment": 4 * augment.rand_ops,
-        "trivial": 3,
-        "three": 2,
-    }[augment.policy]
+    fixed = {"none": 0, "autoaugment": 5, "v0": 5, "trivial": 3, "three": 2}
+    policy = fixed.get(augment.policy, 4 * augment.rand_ops)
     return policy + (4 if any(augment.jitter) else 0)
 
 
 def chain(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Chain:
     """The operations on images of `size` (H, W), from uniforms (n, chain_draws)."""
-    codes = np.zeros((len(u), 0), np.int8)
-    args = np.zeros((len(u), 0))
-    if augment.policy in ("autoaugment", "v0"):
-        codes, args = _searched(augment.policy, u, size)
-    elif augment.policy == "randaugment":
-        codes, args = _rand(augment, u, size)
-    elif augment.policy == "trivial":
-        codes, args = _trivial(u, size)
-    elif augment.policy == "three":
-        codes, args = _three(u)
+    codes, args = np.zeros((len(u), 0), np.int8), np.zeros((len(u), 0))
+    if augment.policy != "none":
+        codes, args = _STEPS[augment.policy](augment, u, size)
     if any(augment.jitter):
         more = _jitter(augment.jitter, u[:, -4:])
         codes, args = np.hstack([codes, more[0]]), np.hstack([args, more[1]])
@@ -155,14 +142,14 @@ def chain(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Chain:
 Steps = tuple[NDArray[np.int8], NDArray[np.float64]]
 
 
-def _searched(name: str, u: Uniforms, size: tuple[int, int]) -> Steps:
+def _searched(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
     """One of the 25 with even odds; each of its two operations with its own probability."""
-    policy, levels = (AUTOAUGMENT, 9) if name == "autoaugment" else (V0, 10)
+    policy, levels = (AUTOAUGMENT, 9) if augment.policy == "autoaugment" else (V0, 10)
     which = _pick(u[:, 0], len(policy))
     ops = np.array([[CODE[op] for op, _, _ in sub] for sub in policy], np.int8)[which]
     odds = np.array([[p for _, p, _ in sub] for sub in policy])[which]
     strength = np.array([[level for _, _, level in sub] for sub in policy])[which] / levels
-    return _settled(ops, u[:, 1:3] < odds, strength, u[:, 3:5] < 0.5, name, size)
+    return _settled(ops, u[:, 1:3] < odds, strength, u[:, 3:5] < 0.5, augment.policy, size)
 
 
 def _rand(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
@@ -175,19 +162,28 @@ def _rand(augment: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
     return _settled(ops, taken < augment.rand_prob, m / 10, minus < 0.5, "rand", size)
 
 
-def _trivial(u: Uniforms, size: tuple[int, int]) -> Steps:
+def _trivial(_: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
     """One of the fourteen, at one of 31 levels, all with even odds."""
     ops = np.array([CODE[n] for n in TRIVIAL_OPS], np.int8)[_pick(u[:, :1], len(TRIVIAL_OPS))]
     m = _pick(u[:, 1:2], TRIVIAL_LEVELS) / (TRIVIAL_LEVELS - 1)
     return _settled(ops, np.ones(ops.shape, np.bool_), m, u[:, 2:3] < 0.5, "trivial", size)
 
 
-def _three(u: Uniforms) -> Steps:
+def _three(_: AugmentConfig, u: Uniforms, size: tuple[int, int]) -> Steps:
     """Grey, solarised, or blurred with a sigma of 0.1 to 2 pixels, with even odds."""
     which = _pick(u[:, :1], 3)
     ops = np.array([CODE["color"], CODE["solarize"], CODE["blur"]], np.int8)[which]
     sigma = 0.1 + u[:, 1:2] * (MAX_BLUR - 0.1)
     return ops, np.choose(which, [np.zeros_like(sigma), np.full_like(sigma, 128), sigma])
+
+
+_STEPS = {
+    "autoaugment": _searched,
+    "v0": _searched,
+    "randaugment": _rand,
+    "trivial": _trivial,
+    "three": _three,
+}
 
 
 def _jitter(amounts: tuple[float, float, float], u: Uniforms) -> Steps:
