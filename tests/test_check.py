@@ -116,17 +116,12 @@ def test_a_file_without_permission_is_named(folder: Path) -> None:
     assert "Permission denied" in kinds(examine(folder))["unreadable"].examples[0]
 
 
-def test_a_class_whose_images_are_all_broken_stops_training_even_when_they_are_skipped(
-    folder: Path,
-) -> None:
+def test_too_many_broken_files_to_skip_stop_training(folder: Path) -> None:
     for i in range(4):
         put(folder, f"bird/{i}.jpg", b"nothing")
     found = kinds(examine(folder, bad_files="skip"))
     assert found["emptied"].severity == "stop"
     assert found["emptied"].names == ("bird",)
-
-
-def test_so_many_broken_files_that_skipping_them_must_fail_stop_training(folder: Path) -> None:
     for i in range(32):
         put(folder, f"{'cat' if i < 16 else 'dog'}/bad{i}.jpg", b"nothing")
     found = kinds(examine(folder, bad_files="skip"))
@@ -415,6 +410,15 @@ def test_usage_errors_exit_with_2(folder: Path, capsys: pytest.CaptureFixture[st
     assert "no folder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """Images and a class with a name that tries to be HTML and to steer the terminal."""
+    for i in range(12):
+        put(tmp_path / "x", f"{HOSTILE * 2 if i % 2 else 'cat'}/{i}{HOSTILE}.jpg", PICTURES[i // 2])
+    put(tmp_path / "x", f"cat/{HOSTILE}.jpg", b"broken")
+    return tmp_path / "x"
+
+
 def test_json_csv_and_page_are_written_and_nothing_else(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,12 +450,8 @@ class Tags(HTMLParser):
         self.seen.append((tag, dict(attrs)))
 
 
-def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(tmp_path: Path) -> None:
-    root = tmp_path / "x"
-    for i in range(12):
-        put(root, f"{HOSTILE if i % 2 else 'cat'}/{i}{HOSTILE}.jpg", PICTURES[i // 2])
-    put(root, f"cat/{HOSTILE}.jpg", b"broken")
-    text = html.render(page(examine(root)))
+def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(hostile: Path) -> None:
+    text = html.render(page(examine(hostile)))
     tags = Tags(text).seen
     assert "script" not in {tag for tag, _ in tags}
     assert not any(key.startswith("on") for _, attrs in tags for key in attrs)
@@ -465,27 +465,23 @@ def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(tmp_p
 
 
 def test_a_hostile_name_reaches_no_terminal_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hostile: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for i in range(8):
-        put(tmp_path / "x", f"{i % 2}\x1b[31m/{i}.jpg", PICTURES[i])
-    put(tmp_path / "x", "0\x1b[31m/\x1b[2Jcut.jpg", b"broken")
-    assert main(["data", "check", str(tmp_path / "x"), "--workers", "1"]) == 1
+    assert main(["data", "check", str(hostile), "--workers", "1"]) == 1
     assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path: Path, width: int) -> None:
+def test_a_browser_shows_the_page_without_sideways_scrolling(
+    hostile: Path, tmp_path: Path, width: int
+) -> None:
     """Needs Debian's Chromium: scripts/install_browser.sh."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("NO CHROMIUM: run scripts/install_browser.sh to have the page looked at")
-    root = tmp_path / "x"
-    for i in range(12):
-        put(root, f"{HOSTILE * 2 if i % 2 else 'cat'}/{i}{HOSTILE}.jpg", PICTURES[i // 2])
     shown = tmp_path / "page.html"
-    shown.write_text(html.render(page(examine(root))), encoding="utf-8")
+    shown.write_text(html.render(page(examine(hostile))), encoding="utf-8")
     probe = tmp_path / "probe.html"
     probe.write_text(
         f'<iframe id="f" width="{width}" height="1800" src="{shown.as_uri()}"></iframe>'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -112,20 +114,14 @@ def test_magnitudes_span_the_published_ranges(
 # -- the others -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prob", [0.3, 0.5, 1.0])
-def test_randaugment_draws_each_operation_alike_and_applies_it_with_its_probability(
-    prob: float,
-) -> None:
-    codes = drawn(AugmentConfig(policy="randaugment", rand_ops=3, rand_prob=prob), 20_000).codes
-    assert codes.shape == (20_000, 3)
-    for slot in codes.T:
+def test_randaugment_draws_operations_alike_and_independently_with_their_probability() -> None:
+    for prob, slot in product((0.3, 0.5, 1.0), range(3)):
+        augment = AugmentConfig(policy="randaugment", rand_ops=3, rand_prob=prob)
+        codes = drawn(augment, 20_000).codes[:, slot]
         odds = np.zeros(len(OPS))
         odds[0] = 1 - prob
         odds[[CODE[name] for name in RAND_OPS]] = prob / 15
-        assert plausible(np.bincount(slot, minlength=len(OPS)), 20_000 * odds)
-
-
-def test_randaugment_operations_are_drawn_independently() -> None:
+        assert plausible(np.bincount(codes, minlength=len(OPS)), 20_000 * odds)
     a, b = drawn(AugmentConfig(policy="randaugment", rand_prob=1.0)).codes.T
     pairs = np.bincount(a.astype(int) * len(OPS) + b, minlength=len(OPS) ** 2)
     assert (pairs > 0).sum() == 15**2
@@ -142,9 +138,6 @@ def test_randaugment_magnitudes_are_normal_and_cut_to_the_range() -> None:
             assert abs((m < x).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / len(m)) + 1e-9
         assert m.max() <= 10
         assert abs((rotation[m > 0] > 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(m))
-
-
-def test_randaugment_without_a_deviation_has_one_magnitude() -> None:
     both = drawn(AugmentConfig(policy="randaugment", rand_magnitude=7, rand_std=0))
     assert set(both.args[both.codes == CODE["rotate"]].round(9)) == {-21.0, 21.0}
     assert set(both.args[both.codes == CODE["posterize"]]) == {2}
@@ -264,42 +257,13 @@ def test_copies_of_an_image_differ_in_every_parameter() -> None:
 
 
 PINNED = {
-    "autoaugment": [
-        [("identity", 0.0), ("identity", 0.0)],
-        [("identity", 0.0), ("equalize", 0.0)],
-        [("shear_x", 0.166666666667), ("equalize", 0.0)],
-        [("solarize", 142.0), ("auto_contrast", 0.0)],
-    ],
-    "v0": [
-        [("identity", 0.0), ("identity", 0.0)],
-        [("equalize", 0.0), ("identity", 0.0)],
-        [("color", 0.1), ("rotate", -6.0)],
-        [("shear_y", 0.21), ("solarize_add", 77.0)],
-    ],
-    "randaugment": [
-        [("identity", 0.0), ("identity", 0.0)],
-        [("shear_x", 0.24946290493), ("identity", 0.0)],
-        [("sharpness", 0.253922963142), ("identity", 0.0)],
-        [("shear_y", 0.271960673332), ("identity", 0.0)],
-    ],
-    "trivial": [
-        [("equalize", 0.0)],
-        [("posterize", 6.0)],
-        [("posterize", 6.0)],
-        [("auto_contrast", 0.0)],
-    ],
-    "three": [
-        [("blur", 1.857767768421)],
-        [("blur", 0.885193464993)],
-        [("blur", 0.872479895567)],
-        [("blur", 0.559685348453)],
-    ],
+    "autoaugment": "c6b211571fdbffb0",
+    "v0": "d812b3001f334f9d",
+    "randaugment": "ff536ff35fae49ee",
+    "trivial": "b0adf55e9a8ce554",
+    "three": "4110f46b00cd3618",
 }
-PINNED_JITTER = [
-    ("color", 1.241565754947),
-    ("contrast", 1.256595075933),
-    ("brightness", 1.255084558449),
-]
+PINNED_JITTER = "38a64461179eced7"
 PINNED_LIGHTING = [-0.005688024684786797, -0.0072603835724294186, -0.006775873713195324]
 PINNED_BOXES = [[0, 0, 0, 0], [0, 0, 0, 0], [7, 9, 25, 20], [9, 6, 31, 16]]
 PINNED_KEYS = [683413546, 2984812978, 2058395439, 465404114]
@@ -308,16 +272,15 @@ PINNED_KEYS = [683413546, 2984812978, 2058395439, 465404114]
 def test_drawn_operations_never_change() -> None:
     """Another value here means that no older run can be resumed or repeated."""
 
-    def seen(augment: AugmentConfig) -> list[list[tuple[str, float]]]:
+    def digest(augment: AugmentConfig) -> str:
         what = draw_chain(plan(), augment, Place(1, 3))
         assert what is not None
         rows = zip(what.codes.tolist(), what.args.tolist(), strict=True)
-        return [[(OPS[c], round(a, 12)) for c, a in zip(*row, strict=True)] for row in rows]
+        names = [[(OPS[c], round(a, 12)) for c, a in zip(*row, strict=True)] for row in rows]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
-    now = {p: seen(AugmentConfig(policy=p)) for p in PINNED}  # type: ignore[arg-type]
-    assert now == PINNED
-    jitter = seen(AugmentConfig(jitter=(0.3, 0.3, 0.3)))
-    assert jitter[0] == PINNED_JITTER
+    assert {p: digest(AugmentConfig(policy=p)) for p in PINNED} == PINNED  # type: ignore[arg-type]
+    assert digest(AugmentConfig(jitter=(0.3, 0.3, 0.3))) == PINNED_JITTER
     lighting = draw_lighting(plan(), AugmentConfig(lighting=0.1), Place(1, 3))
     assert lighting is not None
     assert lighting[0].tolist() == PINNED_LIGHTING
