@@ -17,7 +17,8 @@ import vitc
 from vitc.cli.parser import take_settings
 from vitc.config import RunConfig, to_dict
 from vitc.deploy import card as cards
-from vitc.deploy.card import ModelFacts, results_of, training_command
+from vitc.deploy.card import results_of, training_command
+from vitc.deploy.saved import Saved
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, resolve_config
@@ -122,7 +123,8 @@ def test_the_front_matter_is_the_hubs_and_states_no_licence(trained: Path) -> No
 @pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
 def test_what_five_classes_cannot_miss_is_not_told(trained: Path, classes: int, told: bool) -> None:
     model = load_config(trained).model
-    lines = cards.card(ModelFacts(model, classes, None, None, None, 0), trained).splitlines()
+    saved = Saved(model, classes, None, None, results_of(trained, "ema"))
+    lines = cards.card(saved, {}, None, run=trained).splitlines()
     assert any(line.startswith("| top-5") for line in lines) == told
     assert any(line.startswith("| top-1") for line in lines)
 

@@ -158,14 +158,6 @@ def test_title_and_json_name_the_image_and_its_class_verbatim(
     assert f"{image.name}: {values['prediction']['class']}, " in title.text
 
 
-def test_a_strangers_name_is_one_short_printable_line() -> None:
-    assert (
-        pictures._short("a\nb\x1b[31m")
-        == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
-    )
-    assert len(pictures._short("x" * 500)) < 100
-
-
 @pytest.mark.parametrize("plot", ["pic.png", "pic.pdf"])
 def test_the_file_is_the_one_that_was_named(plot: str, trained: Path, here: Path) -> None:
     assert main(["show", str(trained), "--filters", "--plot", plot]) == 0
@@ -239,13 +231,6 @@ def test_other_shapes_of_vit_are_drawn(
         assert opened(here / f"{request.kind}.png").std() > 5
 
 
-def test_only_an_even_choice_of_a_large_grids_positions_is_drawn() -> None:
-    assert pictures._spread(14) == list(range(14))
-    chosen = pictures._spread(50)
-    assert len(set(chosen)) == pictures.POSITIONS
-    assert (chosen[0], chosen[-1]) == (0, 49)
-
-
 def test_tiles_keep_their_values_and_their_places() -> None:
     tiles = [np.full((4, 4), float(i)) for i in range(5)]
     picture, down, right = pictures._mosaic(tiles, 3)
@@ -287,7 +272,7 @@ def test_a_missing_image_is_said_with_what_is_near(
     assert "expected one argument" in failed(["show", "vit_p_tiny", "--attention"], capsys).lower()
     near = str(image.with_name(image.name.replace("gr", "g")))
     said = failed(["show", "vit_p_tiny", "--attention", near], capsys)
-    assert "no such file" in said
+    assert "There is no file" in said
     assert f"Did you mean {image.name!r}" in said
     assert "is a folder" in failed(["show", "vit_p_tiny", "--features", str(here)], capsys)
 
@@ -316,9 +301,9 @@ def test_a_recipe_a_config_file_and_a_name_nobody_knows_have_no_picture(
 ) -> None:
     said = failed(["show", "fashion_vit_c", "--filters"], capsys)
     assert "a recipe has no weights" in said
-    assert "vitc show runs/fashion_vit_c --filters" in said
+    assert "runs/fashion_vit_c" in said
     config = str(trained / "config.json")
-    assert "a config file has no weights" in failed(["show", config, "--filters"], capsys)
+    assert "a config has no weights" in failed(["show", config, "--filters"], capsys)
     assert "Did you mean 'vit_c_tiny'" in failed(["show", "vit_c_tin", "--filters"], capsys)
     assert "not of a run" in failed(["show", str(here), "--positions"], capsys)
 

@@ -1,9 +1,8 @@
 """The model card: what a model is, what it was trained on, how accurate it is, what is not known.
 
-Markdown with the hub's YAML front matter, by the template `card.md.j2`, from a run folder's
-files and nothing else. Every name in them may come from a stranger (a class is a folder's name):
-it stands in a code span, in which neither Markdown nor HTML means anything, or in a JSON string,
-which is also YAML's.
+Markdown with the hub's YAML front matter, by the template `card.md.j2`, from a run folder's files
+alone. Every name in them is untrusted (a class is a folder's name): it is written as a code span,
+where neither Markdown nor HTML is interpreted, or as a JSON string, which YAML reads alike.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, flat_values, read_config, to_dict
-from vitc.data.preprocessing import Preprocessing
+from vitc.deploy.saved import Saved
 from vitc.errors import CheckpointError, VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.resolve import resolve_config
@@ -25,7 +23,7 @@ from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vitc.models.complexity import Complexity
 
@@ -34,33 +32,23 @@ CLASSES_LISTED = 50
 PLACEHOLDER = "DATA"  # for paths of the machine that trained, which are private
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a model without a run.
+def card(
+    saved: Saved,
+    tensors: Mapping[str, Tensor],
+    cost: Complexity | None,
+    why_not: str = "it cannot run without data",
+    run: Path | None = None,
+) -> str:
+    """The card of a saved model with these weights; `run`: the one that trained it, if known.
 
-    `cost`: None where it could not be counted, for the reason `why_not`. `numbers`: how many the
-    weights hold, buffers included.
-    """
-
-    config: ModelConfig
-    num_classes: int
-    classes: Sequence[str] | None
-    preprocessing: Preprocessing | None
-    cost: Complexity | None
-    numbers: int
-    why_not: str = ""
-
-
-def card(facts: ModelFacts, run: Path | None = None, weights: str = "ema") -> str:
-    """The model's card; with the run that trained it, whose EMA or raw weights are saved.
-
-    Raises CheckpointError: the run's files are damaged.
+    `cost`: None where it could not be counted, for the reason `why_not`. Raises CheckpointError:
+    the run's files are damaged.
     """
     from vitc.views.markdown import document
 
-    m = facts.config
-    about = None if run is None else _run_facts(run)
-    ema = about is not None and about["config"].optim.ema.kind != "none"
+    m, results = saved.config, saved.results
+    facts = None if run is None else _run_facts(run)
+    ema = facts is not None and facts["config"].optim.ema.kind != "none"
     kind = "vision-transformer" if isinstance(m, ViTConfig) else "timm"
     return document(
         "card.md.j2",
@@ -68,30 +56,25 @@ def card(facts: ModelFacts, run: Path | None = None, weights: str = "ema") -> st
         kind="cnn" if isinstance(m, CNNConfig) else kind,
         stem=type(m.stem).__name__.removesuffix("Config") if isinstance(m, ViTConfig) else "",
         size=f"{m.size[0]}x{m.size[1]}",
-        num_classes=facts.num_classes,
-        classes=facts.classes or (),
+        num_classes=saved.num_classes,
+        classes=saved.classes or (),
         listed=CLASSES_LISTED,
         placeholder=PLACEHOLDER,
-        preprocessing=facts.preprocessing,
-        cost=facts.cost,
-        numbers=facts.numbers,
-        why_not=facts.why_not or "it cannot run without data",
-        run=about,
-        results=None if run is None else results_of(run, weights),
-        averaged=ema and weights == "ema",
+        preprocessing=saved.preprocessing,
+        cost=cost,
+        numbers=sum(t.numel() for t in tensors.values()),
+        why_not=why_not,
+        run=facts,
+        results=results,
+        averaged=ema and results is not None and results["weights"] == "ema",
     )
 
 
-def _title(source: str) -> str:
-    """What a source's images are; an unknown one as it is."""
+def _run_facts(run: Path) -> dict[str, Any]:
+    """What a run's files hold for its card; values of the wrong type count as missing."""
     from vitc.data.sources import SOURCES
 
     titles = {name: s.title for s in SOURCES.values() for name in (s.kind, s.origin)}
-    return titles.get(source, source)
-
-
-def _run_facts(run: Path) -> dict[str, Any]:
-    """What a run's files hold for its card; values of the wrong kind are as if missing."""
     config, files = read_config(run, CheckpointError), Run(run)
     record, summary = files.data, files.summary
     source, counts, notes = (record.get(k) for k in ("source", "counts", "notes"))
@@ -105,7 +88,7 @@ def _run_facts(run: Path) -> dict[str, Any]:
         "config": config,
         "record": record,
         "summary": summary,
-        "source": _title(source) if isinstance(source, str) else "unknown",
+        "source": titles.get(source, source) if isinstance(source, str) else "unknown",
         "counts": list(counts.items())[:10] if good and counts else [],
         "fingerprint": _text(record.get("fingerprint")),
         "fit": FITS.get(record["fit"], f"middle crop, {record['eval_crop']:g} of what fits"),
@@ -131,9 +114,9 @@ def _text(value: object) -> str:
 
 
 def results_of(run: Path, weights: str) -> dict[str, Any] | None:
-    """What a finished run's last evaluation measured of its EMA or raw weights, on validation.
+    """The last validation of a finished run's EMA or raw weights; None: there was none.
 
-    Percent, with Wilson's 95 % interval; None: the run has not ended, or had nothing to measure on.
+    Percent, with Wilson's 95 % interval.
     """
     files = Run(run)
     summary = files.summary
@@ -182,13 +165,12 @@ def _bare(path: str) -> str:
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without the folders of the machine that trained."""
-    data, init, stem = settings["data"], settings["init"], settings["model"].get("stem", {})
-    if data["path"] is not None:
-        data["path"] = PLACEHOLDER
-    if init["weights"]:
-        init["weights"] = _bare(init["weights"])
-    if "source" in stem:
-        stem["source"] = _bare(stem["source"])
+    if settings["data"]["path"] is not None:
+        settings["data"]["path"] = PLACEHOLDER
+    init, stem = settings["init"], settings["model"].get("stem", {})
+    for table, name in ((init, "weights"), (stem, "source")):
+        if table.get(name):
+            table[name] = _bare(table[name])
     return settings
 
 
@@ -216,20 +198,17 @@ def training_command(config: RunConfig) -> str | None:
     whole, ours = flat_values(to_dict(again)), flat_values(to_dict(config))
     if {**whole, "data.path": None} != {**ours, "data.path": None}:
         return None
-    words = [w for k, v in {**chosen, **changed}.items() for w in (f"--{k}", *_words(v))]
+    words = []
+    for name, value in {**chosen, **changed}.items():
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            value = ",".join(value) or None
+        if isinstance(value, bool):
+            value = str(value).lower()
+        values = value if isinstance(value, list) else [value]
+        written = ("none" if v is None else str(v) for v in values)
+        words += [f"--{name}", *written]
     if config.data.path is not None:
         words += ["--data.path", PLACEHOLDER]
     if any(not word.isprintable() for word in words):
         return None
     return shlex.join(["vitc", "train", config.name, *words])
-
-
-def _words(value: Any) -> list[str]:
-    """A setting's value as the words of a command line."""
-    if isinstance(value, list):
-        if all(isinstance(v, str) for v in value):
-            return [",".join(value) or "none"]
-        return [str(v) for v in value]
-    if value is None:
-        return ["none"]
-    return [str(value).lower() if isinstance(value, bool) else str(value)]

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.deploy.show import check_plot
+from vitc.deploy import show
+from vitc.deploy.predict import best_classes, find_images
 from vitc.deploy.show_model import model_with
-from vitc.errors import BrokenFileError, ConfigError, suggest
+from vitc.errors import BrokenFileError, ConfigError
+from vitc.resolve import what_is
 from vitc.views.model import Page, Part, Table, Text
+from vitc.wording import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +37,7 @@ MAPS = 8  # channels of a stem layer
 FILTERS = 64
 MOSAIC_GAP = 2
 POSITIONS = 16  # tiles of position similarity along a side
+GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 SEED = 0  # of fresh weights: the same picture every time
 
 
@@ -57,10 +61,12 @@ def picture_page(
     a run without a checkpoint.
     """
     if plot is not None:
-        check_plot(plot)
+        show.check_plot(plot)
     file = Path(f"{request.kind}.png") if plot is None else plot
     if request.image is not None:
-        _check_image(request)
+        if request.image.is_dir():
+            raise ConfigError(f"--{request.kind} {request.image} is a folder.", "Give one image.")
+        find_images([request.image])
     subject = _subject(what, settings, request.kind)
     draw = {
         "attention": _attention,
@@ -68,7 +74,8 @@ def picture_page(
         "filters": _filters,
         "features": _features,
     }[request.kind]
-    figure, shown, values = draw(subject, request)
+    figure, title, shown, values = draw(subject, request)
+    figure.suptitle(title, fontsize=12, parse_math=False)  # a dollar in a name is not a formula
     with warnings.catch_warnings():  # a class name in a script that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, dpi=DPI)
@@ -77,47 +84,24 @@ def picture_page(
     return Page(subject.name, parts, about | values)
 
 
-# -- of what ---------------------------------------------------------------------------------------
-
-
-def _check_image(request: Request) -> None:
-    image = request.image
-    assert image is not None
-    if image.is_dir():
-        raise ConfigError(f"--{request.kind} {image} is a folder.", "Give one image in it.")
-    if not image.exists():
-        near = [p.name for p in image.parent.iterdir()] if image.parent.is_dir() else []
-        raise ConfigError(
-            f"--{request.kind} {image}: there is no such file.{suggest(image.name, near)}"
-        )
-
-
 def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Classifier:
     from vitc.deploy.classifier import Classifier
     from vitc.models.zoo import MODELS
-    from vitc.recipes import RECIPES
 
-    path = Path(what)
-    if what in RECIPES:
-        operand = " IMAGE" if kind in ("attention", "features") else ""
-        raise ConfigError(
-            f"--{kind} has no effect with {what}: a recipe has no weights.",
-            f"Give a run of it: vitc show runs/{what} --{kind}{operand}",
-        )
-    if what in MODELS or what.startswith("timm:"):
+    found = what_is(what)
+    if what in MODELS or found == "timm":
         return _fresh(what, settings)
-    if path.is_dir() and (path / "config.json").exists():
+    if found in ("run", "saved"):
         if settings:
-            raise ConfigError(f"Settings have no effect on what {what} has run already.")
-        return Classifier.load(path, "cpu")
-    if path.is_file():
+            raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
+        return Classifier.load(what, "cpu")
+    if found in ("recipe", "config"):
+        name = what if found == "recipe" else "RUN"
         raise ConfigError(
-            f"--{kind} has no effect with {what}: a config file has no weights.",
-            "Give a run folder or a model.",
+            f"--{kind} has no effect with {what}: a {found} has no weights.",
+            f"Give a run of it, such as runs/{name}, or a model.",
         )
-    near = suggest(what, MODELS)
-    what_is_it = "a folder, but not of a run" if path.is_dir() else "no run folder and no model"
-    raise ConfigError(f"{what} is {what_is_it}.{near}", "Models: vitc show --list")
+    raise show.unknown(what, MODELS)
 
 
 def _fresh(name: str, settings: Mapping[str, Any]) -> Classifier:
@@ -154,8 +138,11 @@ def _fresh(name: str, settings: Mapping[str, Any]) -> Classifier:
     )
 
 
-def _read(subject: Classifier, request: Request) -> tuple[Array, Tensor]:
-    """The image as the model sees it: uint8 (H, W, C), and normalised (1, C, H, W)."""
+def _look(subject: Classifier, request: Request) -> tuple[Array, Tensor, str, dict[str, Any]]:
+    """The image as the model sees it: uint8 (H, W, C); normalised (1, C, H, W); title, prediction.
+
+    The prediction, the likeliest class and its probability, is None for untrained weights.
+    """
     from vitc.data.decode import read_image
 
     assert request.image is not None
@@ -166,50 +153,37 @@ def _read(subject: Classifier, request: Request) -> tuple[Array, Tensor]:
             f"--{request.kind}: {error.message}", "Give one image, such as a JPEG or PNG."
         ) from error
     image = subject.prepare(pixels)
-    return image.permute(1, 2, 0).numpy(), subject.normalise(image[None])
+    title, prediction = f"{_line(subject.name)}\n{_line(request.image.name)}", None
+    if subject.trained:
+        (probs,) = subject.probabilities([image])
+        ((label, probability),) = best_classes(probs, subject.classes, 1)
+        prediction = {"class": label, "probability": probability}
+        title += f": {_line(label)}, {100 * probability:.1f} %"
+    seen = image.permute(1, 2, 0).numpy()
+    return seen, subject.normalise(image[None]), title, {"prediction": prediction}
 
 
-def _prediction(subject: Classifier, x: Tensor) -> dict[str, Any] | None:
-    """The likeliest class and its probability; None for weights that were never trained."""
-    import torch
-
-    if not subject.trained:
-        return None
-    with torch.inference_mode():
-        probability, k = subject.model(x).float().softmax(dim=1)[0].max(dim=0)
-    return {"class": subject.classes[int(k)], "probability": float(probability)}
+def _line(name: str) -> str:
+    return short(name, 70)
 
 
-def _title(subject: Classifier, image: Path, prediction: Mapping[str, Any] | None) -> str:
-    second = _short(image.name)
-    if prediction is not None:
-        second += f": {_short(prediction['class'])}, {100 * prediction['probability']:.1f} %"
-    return f"{_short(subject.name)}\n{second}"
-
-
-def _short(text: str, length: int = 70) -> str:
-    """A stranger's name as one printable line."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return text if len(text) <= length else text[: length - 1] + "…"
+Drawn = tuple["Figure", str, list[Part], dict[str, Any]]  # title, parts and values of its page
 
 
 # -- attention -------------------------------------------------------------------------------------
-
-Drawn = tuple["Figure", list[Part], dict[str, Any]]
 
 
 def _attention(subject: Classifier, request: Request) -> Drawn:
     """The image, each block's attention, the rollout; below, the heads of one block if asked."""
     from vitc.models.inspect import attention_distance, attention_rollout, class_attention
 
-    pixels, x = _read(subject, request)
+    pixels, x, title, values = _look(subject, request)
     weights = class_attention(subject.model, x)[:, 0].numpy()  # (depth, heads, h, w)
     depth, heads, h, w = weights.shape
     if request.block is not None and not 0 <= request.block < depth:
         raise ConfigError(f"--block {request.block}: the model has blocks 0 to {depth - 1}.")
     rollout = attention_rollout(subject.model, x)[0].numpy()
     distance = attention_distance(subject.model, x).numpy()
-    prediction = _prediction(subject, x)
 
     prefix = int(getattr(subject.model, "num_prefix_tokens", 0))
     even = 1 / (h * w + prefix)  # the share of a token if attention were uniform
@@ -219,11 +193,9 @@ def _attention(subject: Classifier, request: Request) -> Drawn:
             f"block {request.block}, head {i}": weights[request.block, i] / even
             for i in range(heads)
         }
-    assert request.image is not None
-    title = _title(subject, request.image, prediction)
     token = getattr(subject.config.model, "global_pool", "token") == "token"
     reader = "class token" if token else "mean of the patches"
-    figure = _attention_figure(pixels, maps, depth, rollout / even, reader, title)
+    figure = _attention_figure(pixels, maps, depth, rollout / even, reader)
     rows = [
         (str(i), f"{d.mean():.1f}", f"{d.min():.1f}", f"{d.max():.1f}")
         for i, d in enumerate(distance)
@@ -233,12 +205,12 @@ def _attention(subject: Classifier, request: Request) -> Drawn:
         ("block", "mean of the heads", "nearest", "farthest"),
         rows,
     )
-    shown: list[Part] = [Text(title), table]
-    return figure, shown, {"prediction": prediction, "attention_distance": distance.tolist()}
+    values |= {"attention_distance": distance.tolist()}
+    return figure, title, [Text(title), table], values
 
 
 def _attention_figure(
-    pixels: Array, maps: Mapping[str, Array], depth: int, rollout: Array, reader: str, title: str
+    pixels: Array, maps: Mapping[str, Array], depth: int, rollout: Array, reader: str
 ) -> Figure:
     """Tiles: the image, the first `depth` maps, the rollout; from a new row on, the other maps."""
     first = ["image", *list(maps)[:depth], "rollout"]
@@ -259,7 +231,7 @@ def _attention_figure(
             if name is None:
                 continue
             if name == "image":
-                _show_image(ax, pixels)
+                ax.imshow(_as_shown(pixels), **GREY)
             elif name == "rollout":
                 _show_overlay(ax, pixels, rollout, float(rollout.min()), float(rollout.max()))
                 name = f"rollout, own scale:\n{rollout.min():.2g} to {rollout.max():.2g}"
@@ -269,7 +241,6 @@ def _attention_figure(
     bar: Any = figure.colorbar(colours, ax=axes, extend="max", fraction=0.03, pad=0.01, aspect=30)
     bar.solids.set_alpha(1)
     bar.set_label(f"attention of the {reader}\n(1: every token alike)")
-    _set_title(figure, title)
     return figure
 
 
@@ -300,7 +271,9 @@ def _positions(subject: Classifier, request: Request) -> Drawn:
 
     similarity = pos_embed_similarity(subject.model).numpy()  # (h, w, h, w)
     h, w = similarity.shape[:2]
-    rows, columns = _spread(h), _spread(w)
+    rows, columns = (  # all, or POSITIONS of them evenly spread
+        np.linspace(0, n - 1, min(n, POSITIONS)).round().astype(int).tolist() for n in (h, w)
+    )
     tiles = [similarity[i, j] for i in rows for j in columns]
     own = np.eye(h * w, dtype=bool).reshape(h, w, h, w)
     top = float(np.abs(similarity[~own]).max(initial=0.01))  # a patch is 1 to itself, always
@@ -318,16 +291,10 @@ def _positions(subject: Classifier, request: Request) -> Drawn:
         spine.set_visible(False)
     bar = figure.colorbar(image, ax=ax, extend="max", fraction=0.04, pad=0.02, aspect=30)
     bar.set_label("cosine similarity to the position embedding of each other patch")
-    _set_title(figure, f"{_short(subject.name)}\nposition embeddings, {h}x{w} patches")
-    strongest = f"The most alike two different patches get: {top:.3f} (cosine)."
-    return figure, [Text(subject.name), Text(strongest)], {"grid": [h, w], "largest": top}
-
-
-def _spread(count: int) -> list[int]:
-    """All of `count` rows, or POSITIONS of them evenly spread."""
-    if count <= POSITIONS:
-        return list(range(count))
-    return [round(i * (count - 1) / (POSITIONS - 1)) for i in range(POSITIONS)]
+    title = f"{_line(subject.name)}\nposition embeddings, {h}x{w} patches"
+    strongest = f"Highest similarity of two different patches: {top:.3f} (cosine)."
+    shown: list[Part] = [Text(subject.name), Text(strongest)]
+    return figure, title, shown, {"grid": [h, w], "largest": top}
 
 
 # -- filters ---------------------------------------------------------------------------------------
@@ -350,7 +317,10 @@ def _filters(subject: Classifier, request: Request) -> Drawn:
         panels.append((f"the first {len(components)} principal components, {part}", components))
         values["components_share"] = share.tolist()
 
-    mosaics = [_filter_mosaic(weights.numpy(), 2 / len(panels)) for _, weights in panels]
+    mosaics = []
+    for _, weights in panels:  # about as wide as there is room
+        tiles = [_filter_tile(one) for one in weights.numpy()]
+        mosaics.append(_mosaic(tiles, math.ceil(math.sqrt(len(tiles) * 2 / len(panels))))[0])
     tallest = max(m.shape[0] / m.shape[1] for m in mosaics)
     figure = _figure(0.88 * WIDTH / len(panels) * tallest + 1.1)
     image: Any = None
@@ -365,28 +335,16 @@ def _filters(subject: Classifier, request: Request) -> Drawn:
         bar.set_label("weight / the filter's largest")
         how = "" if c == 1 else f"mean over {c} channels"
     what = f"first convolution, {kernel[0]}x{kernel[1]}" + (f"; {how}" if how else "")
-    _set_title(figure, f"{_short(subject.name)}\n{what}")
     text = f"{subject.name}: {d} filters of {c}x{kernel[0]}x{kernel[1]}"
-    return figure, [Text(text)], values
-
-
-def _filter_mosaic(filters: Array, aspect: float) -> Array:
-    """All filters (n, C, k, k) side by side, about `aspect` times as wide as tall."""
-    tiles = [_filter_tile(weights) for weights in filters]
-    return _mosaic(tiles, math.ceil(math.sqrt(len(tiles) * aspect)))[0]
+    return figure, f"{_line(subject.name)}\n{what}", [Text(text)], values
 
 
 def _filter_tile(weights: Array) -> Array:
     """(C, k, k) -> RGB in [0, 1], or (k, k) in [-1, 1] where the channels are not colours."""
-    if weights.shape[0] in (3, 4):
-        colours = weights[:3]
-        return np.asarray(0.5 + colours.transpose(1, 2, 0) / (2 * _largest(colours)))
-    mean = weights.mean(axis=0)
-    return np.asarray(mean / _largest(mean))
-
-
-def _largest(weights: Array) -> float:
-    return max(float(np.abs(weights).max()), 1e-12)
+    colours = weights.shape[0] in (3, 4)
+    shown = weights[:3].transpose(1, 2, 0) if colours else weights.mean(axis=0)
+    scaled = shown / max(float(np.abs(shown).max()), 1e-12)
+    return np.asarray(0.5 + scaled / 2 if colours else scaled)
 
 
 # -- feature maps ----------------------------------------------------------------------------------
@@ -396,33 +354,24 @@ def _features(subject: Classifier, request: Request) -> Drawn:
     """Of every layer of the stem the channels that vary most over the image."""
     from vitc.models.inspect import stem_features
 
-    pixels, x = _read(subject, request)
+    pixels, x, title, values = _look(subject, request)
     layers = [(name, maps[0].float().numpy()) for name, maps in stem_features(subject.model, x)]
-    prediction = _prediction(subject, x)
     aspect = pixels.shape[0] / pixels.shape[1]
     tile = (WIDTH - 1.2) / (MAPS + 1.6)
     figure = _figure(len(layers) * (tile * aspect + 0.3) + 0.9)
     grid = figure.add_gridspec(len(layers), MAPS + 1, width_ratios=[1.5, *[1] * MAPS])
     left = figure.add_subplot(grid[:, 0])
-    _show_image(left, pixels)
+    left.imshow(_as_shown(pixels), **GREY)
     left.set_axis_off()
     left.set_title("image", fontsize=10)
     for row, (name, maps) in enumerate(layers):
-        _feature_row(
-            figure, [figure.add_subplot(grid[row, 1 + i]) for i in range(MAPS)], name, maps
-        )
-    assert request.image is not None
-    title = _title(subject, request.image, prediction)
-    _set_title(figure, title)
+        _feature_row([figure.add_subplot(grid[row, 1 + i]) for i in range(MAPS)], name, maps)
     shapes = [(name, "x".join(map(str, maps.shape))) for name, maps in layers]
-    shown: list[Part] = [
-        Text(title),
-        Table("Layers", ("layer", "channels x height x width"), shapes),
-    ]
-    return figure, shown, {"prediction": prediction, "layers": dict(shapes)}
+    table = Table("Layers", ("layer", "channels x height x width"), shapes)
+    return figure, title, [Text(title), table], values | {"layers": dict(shapes)}
 
 
-def _feature_row(figure: Figure, axes: Sequence[Axes], name: str, maps: Array) -> None:
+def _feature_row(axes: Sequence[Axes], name: str, maps: Array) -> None:
     spread = maps.reshape(len(maps), -1).std(axis=1)
     chosen = np.sort(np.argsort(-spread, kind="stable")[:MAPS])
     low, high = np.percentile(maps[chosen], (0.5, 99.5))
@@ -442,7 +391,8 @@ def _feature_row(figure: Figure, axes: Sequence[Axes], name: str, maps: Array) -
         ax.set_yticks([])
         ax.set_title(f"channel {chosen[i]}", fontsize=8, pad=2)
     size = "x".join(map(str, maps.shape))
-    axes[0].set_ylabel(f"{_short(name, 20)}\n{size}", fontsize=9, parse_math=False)
+    axes[0].set_ylabel(f"{short(name, 20)}\n{size}", fontsize=9, parse_math=False)
+    figure = axes[0].figure
     bar = figure.colorbar(image, ax=axes, extend="both", fraction=0.02, pad=0.01, aspect=12)
     bar.set_label("activation", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -458,11 +408,6 @@ def _figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _set_title(figure: Figure, title: str) -> None:
-    # A dollar in a stranger's name is not a formula.
-    figure.suptitle(title, fontsize=12, parse_math=False)
-
-
 def _as_shown(pixels: Array) -> Array:
     """uint8 (H, W, 1 | 3 | 4) -> [0, 1], grey (H, W) or RGB; transparent parts over white."""
     shown = pixels.astype(np.float32) / 255
@@ -470,10 +415,6 @@ def _as_shown(pixels: Array) -> Array:
         opacity = shown[..., 3:]
         shown = shown[..., :3] * opacity + (1 - opacity)
     return shown[..., 0] if shown.shape[2] == 1 else shown
-
-
-def _show_image(ax: Axes, pixels: Array) -> None:
-    ax.imshow(_as_shown(pixels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
 def _mosaic(tiles: Sequence[Array], columns: int) -> tuple[Array, int, int]:

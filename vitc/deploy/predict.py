@@ -32,35 +32,28 @@ Form = Literal["table", "json", "csv"]
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files that `paths` mean, in that order: a folder stands for the images in it, sorted.
+    """The files that `paths` name, in that order; a folder: the images in it by suffix, sorted.
 
-    In a folder what is no image by its name is passed over; a file that is named is always taken.
     Raises ConfigError: a path that does not exist, or a folder without images.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            images = _images_in(path)
-            if not images:
-                raise ConfigError(
-                    f"There is no image in the folder {path}.",
-                    f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}.",
-                )
-            found += images
-        elif path.exists():
-            found.append(path)
-        else:
+        if not path.exists():
             near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise ConfigError(f"There is no file {path}.{suggest(path.name, near)}")
-    return found
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        names = sorted(f for f in files if not f.startswith("."))
-        found += [Path(root, f) for f in names if Path(f).suffix[1:].lower() in IMAGE_SUFFIXES]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        before = len(found)
+        for root, folders, files in os.walk(path):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            images = (f for f in files if Path(f).suffix[1:].lower() in IMAGE_SUFFIXES)
+            found += [Path(root, f) for f in sorted(images) if not f.startswith(".")]
+        if len(found) == before:
+            raise ConfigError(
+                f"There is no image in the folder {path}.",
+                f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}.",
+            )
     return found
 
 
@@ -153,7 +146,7 @@ class Predictor:
                     yield name, pixels if isinstance(pixels, BrokenFileError) else next(rows)
 
     def _load(self, named: tuple[str, Source]) -> Tensor | BrokenFileError:
-        """One image as the model takes it: uint8 (C, H, W)."""
+        """One image as the model's input: uint8 (C, H, W)."""
         try:
             return self.classifier.prepare(_pixels(*named, self.classifier.in_chans))
         except BrokenFileError as error:
@@ -207,66 +200,39 @@ def _as_file(image: Image, name: str) -> bytes:
     return buffer.getvalue()
 
 
-# -- words -----------------------------------------------------------------------------------------
+# -- what is printed -------------------------------------------------------------------------------
 
 
 def report(
-    predictor: Predictor,
-    files: Sequence[Path],
-    topk: int,
-    form: Form,
-    stream: TextIO,
+    predictor: Predictor, files: Sequence[Path], topk: int, form: Form, stream: TextIO
 ) -> list[BrokenFileError]:
     """Write one line per image to `stream` as they come; returns the errors of broken files."""
-    write = {"table": _table, "json": _json_lines, "csv": _csv}[form]
     topk = min(topk, len(predictor.classes))
-    broken: list[BrokenFileError] = []
-
-    def lines() -> Iterator[tuple[str, list[tuple[str, float]] | BrokenFileError]]:
-        for name, result in predictor.each(files):
-            if isinstance(result, BrokenFileError):
-                broken.append(result)
-                yield name, result
-            else:
-                yield name, best_classes(result, predictor.classes, topk)
-
-    write(lines(), [str(f) for f in files], predictor.classes, topk, stream)
-    return broken
-
-
-Line = tuple[str, list[tuple[str, float]] | BrokenFileError]
-
-
-def _table(
-    lines: Iterable[Line], names: Sequence[str], classes: Sequence[str], topk: int, stream: TextIO
-) -> None:
-    wide, deep = max(map(len, ["image", *names])), max(map(len, ["class", *classes]))
-    head = "  ".join([f"{'class':<{deep}}  probability"] * topk)
-    stream.write(f"{'image':<{wide}}  {head}\n")
-    for name, result in lines:
-        if not isinstance(result, BrokenFileError):
-            cells = [f"{label:<{deep}}  {100 * p:9.2f} %" for label, p in result]
-            stream.write(f"{name:<{wide}}  {'  '.join(cells)}\n")
-
-
-def _json_lines(
-    lines: Iterable[Line], names: Sequence[str], classes: Sequence[str], topk: int, stream: TextIO
-) -> None:
-    for name, result in lines:
+    wide = max(map(len, ["image", *map(str, files)]))
+    deep = max(map(len, ["class", *predictor.classes]))
+    rows, broken = csv.writer(stream), []
+    if form == "csv":
+        ranks = [""] if topk == 1 else [f"_{i}" for i in range(1, topk + 1)]
+        rows.writerow(["image", *(f"{c}{r}" for r in ranks for c in ("class", "probability"))])
+    elif form == "table":
+        head = "  ".join([f"{'class':<{deep}}  probability"] * topk)
+        stream.write(f"{'image':<{wide}}  {head}\n")
+    for name, result in predictor.each(files):
         values: dict[str, Any] = {"image": name}
+        best = []
         if isinstance(result, BrokenFileError):
+            broken.append(result)
+            if form != "json":
+                continue
             values |= {"status": "failed", "error": result.message, "hint": result.hint}
         else:
-            values["top"] = [{"class": label, "probability": p} for label, p in result]
-        stream.write(json.dumps(values) + "\n")
-
-
-def _csv(
-    lines: Iterable[Line], names: Sequence[str], classes: Sequence[str], topk: int, stream: TextIO
-) -> None:
-    writer = csv.writer(stream)
-    ranks = [""] if topk == 1 else [f"_{i}" for i in range(1, topk + 1)]
-    writer.writerow(["image", *(f"{c}{r}" for r in ranks for c in ("class", "probability"))])
-    for name, result in lines:
-        if not isinstance(result, BrokenFileError):
-            writer.writerow([name, *itertools.chain.from_iterable(result)])
+            best = best_classes(result, predictor.classes, topk)
+            values["top"] = [{"class": label, "probability": p} for label, p in best]
+        if form == "json":
+            stream.write(json.dumps(values) + "\n")
+        elif form == "csv":
+            rows.writerow([name, *itertools.chain.from_iterable(best)])
+        else:
+            cells = [f"{label:<{deep}}  {100 * p:9.2f} %" for label, p in best]
+            stream.write(f"{name:<{wide}}  {'  '.join(cells)}\n")
+    return broken

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitc.config import SCHEMA, RunConfig, read_config, to_dict
 from vitc.data.preprocessing import KEYS as PREPROCESSING
 from vitc.data.preprocessing import Preprocessing
+from vitc.deploy.card import card, cost_of, results_of
 from vitc.deploy.saved import (
     CARD,
     CONFIG,
@@ -80,7 +81,6 @@ def save_pretrained(
 
 def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     """Config, weights and card of a run folder."""
-    from vitc.deploy.card import ModelFacts, card, cost_of, results_of
     from vitc.runs.checkpoint import load_weights_of
     from vitc.weights.files import blueprint, kinds
 
@@ -96,9 +96,7 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
         why_not = error.message
     preprocessing, results = Preprocessing.from_run(record), results_of(run, weights)
     saved = Saved(config, k, tuple(record["classes"]), preprocessing, results)
-    numbers = sum(t.numel() for t in tensors.values())
-    facts = ModelFacts(config, k, saved.classes, preprocessing, cost, numbers, why_not)
-    return saved, tensors, card(facts, run, weights)
+    return saved, tensors, card(saved, tensors, cost, why_not, run)
 
 
 def check_run(run: Path) -> None:
@@ -120,7 +118,6 @@ def _from_model(
     preprocessing: Mapping[str, Any] | Preprocessing | None,
 ) -> tuple[Saved, dict[str, Tensor], str]:
     """Config, weights and card of a model in memory."""
-    from vitc.deploy.card import ModelFacts, card, cost_of
     from vitc.weights.files import blueprint, kinds
 
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
@@ -136,7 +133,13 @@ def _from_model(
     k = 1000 if k is None else int(k)
     config = dataclasses.replace(config, num_classes=None)
     names = classes if classes is None or isinstance(classes, str) else tuple(classes)
-    values = None if preprocessing is None else _plain_values(preprocessing)
+    if not isinstance(preprocessing, Mapping | Preprocessing | None):
+        raise ConfigError(
+            f"preprocessing is a {type(preprocessing).__name__}; it must be a table of "
+            f"{', '.join(PREPROCESSING)}, or the preprocessing of a load report."
+        )
+    given = preprocessing.to_dict() if isinstance(preprocessing, Preprocessing) else preprocessing
+    values = given and {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     problem = classes_problem(names, k) or prepared_problem(values, config.in_chans)
     if problem is not None:
         raise ConfigError(f"{problem[:1].upper()}{problem[1:]}.")
@@ -157,20 +160,7 @@ def _from_model(
         )
     prepared = None if values is None else Preprocessing.from_dict(values)
     saved = Saved(config, k, None if names is None else tuple(names), prepared, None)
-    numbers = sum(t.numel() for t in tensors.values())
-    facts = ModelFacts(config, k, saved.classes, prepared, cost_of(twin, config), numbers)
-    return saved, tensors, card(facts)
-
-
-def _plain_values(values: Mapping[str, Any] | Preprocessing) -> dict[str, Any]:
-    if isinstance(values, Preprocessing):
-        return values.to_dict()
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"preprocessing is a {type(values).__name__}; it must be a table of "
-            f"{', '.join(PREPROCESSING)}, or what load_weights reports."
-        )
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return saved, tensors, card(saved, tensors, cost_of(twin, config))
 
 
 # -- to the disk -----------------------------------------------------------------------------------
@@ -208,13 +198,26 @@ def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str)
     odd = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if odd:
         raise ConfigError(f"{odd[0]} is {tensors[odd[0]].dtype}, which cannot be saved.")
-    sources = copies(saved.config)
+    p, sources = saved.preprocessing, copies(saved.config)
+    config = without_folders(dataclasses.replace(saved.config, num_classes=None))
+    values = {
+        "format": FORMAT,
+        "library": LIBRARY,
+        "vitc_version": own_version(),
+        "schema": SCHEMA,
+        "model": to_dict(RunConfig(model=config))["model"],
+        "num_classes": saved.num_classes,
+        "classes": saved.classes,
+        "preprocessing": p and p.to_dict(),
+        "fit": p.fit if p else "crop",
+        "results": saved.results,
+    }
     temporary = target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        text = to_json(_config_values(saved), indent=2) + "\n"
+        text = to_json(values, indent=2) + "\n"
         write_file(temporary / CONFIG, [text.encode("utf-8", "replace")])
         write_file(temporary / CARD, [card.encode("utf-8", "replace")])
         write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})  # as its readers expect
@@ -233,24 +236,6 @@ def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str)
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _config_values(saved: Saved) -> dict[str, Any]:
-    # num_classes stands beside it
-    config = without_folders(dataclasses.replace(saved.config, num_classes=None))
-    p = saved.preprocessing
-    return {
-        "format": FORMAT,
-        "library": LIBRARY,
-        "vitc_version": own_version(),
-        "schema": SCHEMA,
-        "model": to_dict(RunConfig(model=config))["model"],
-        "num_classes": saved.num_classes,
-        "classes": saved.classes,
-        "preprocessing": p and p.to_dict(),
-        "fit": p.fit if p else "crop",
-        "results": saved.results,
-    }
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

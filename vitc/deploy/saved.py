@@ -28,9 +28,7 @@ from vitc.models.config import ModelConfig, TimmConfig
 from vitc.plugins.consent import customs, with_sources
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from vitc.weights.files import Kind
+    from torch import nn
 
 FORMAT = 1
 LIBRARY = "vitc"
@@ -47,6 +45,7 @@ KEYS = (
     "results",
 )
 FITS = ("crop", "pad", "squash")
+FLOATING = ("F16", "BF16", "F32", "F64")  # dtypes, by their names in a safetensors file
 MOST_CLASSES = 10_000_000
 
 
@@ -55,8 +54,7 @@ class Saved:
     """The contents of a saved model's config.json."""
 
     config: ModelConfig
-    num_classes: int
-    """K; 0: no head."""
+    num_classes: int  # K; 0: no head
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing | None
     results: dict[str, Any] | None
@@ -84,7 +82,21 @@ def from_pretrained(
     """
     if num_classes is not None and (type(num_classes) is not int or num_classes < 0):
         raise ConfigError(f"num_classes is {num_classes!r}; it must be a number of at least 0.")
-    folder = _located(folder_or_repo_id, revision)
+    given = os.fspath(folder_or_repo_id)
+    folder = Path(given).expanduser()
+    if folder.exists():
+        if revision is not None:
+            raise ConfigError(f"revision has no effect with the folder {folder}.")
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is a file.", "Give the folder that save_pretrained wrote.")
+    else:
+        from vitc.weights.hub import download, is_repo_id
+
+        if not is_repo_id(given):
+            raise ConfigError(
+                f"There is no folder {given!r}, and it is not a name on the hub (user/name)."
+            )
+        folder = download(given, revision)
     model, saved = load_pretrained(folder)
     if num_classes is not None and num_classes != saved.num_classes:
         reset = getattr(model, "reset_classifier", None)
@@ -92,27 +104,6 @@ def from_pretrained(
             raise ConfigError(f"{saved.config.name} cannot take another number of classes.")
         reset(num_classes)
     return model.eval()
-
-
-def _located(folder_or_repo_id: str | os.PathLike[str], revision: str | None) -> Path:
-    """The local folder, downloaded if this is a name on the hub."""
-    given = os.fspath(folder_or_repo_id)
-    folder = Path(given).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise ConfigError(f"revision has no effect with the folder {folder}.")
-        return folder
-    from vitc.weights.hub import download, is_repo_id
-
-    if folder.exists():
-        raise ConfigError(
-            f"{folder} is a file.", "Give the folder that save_pretrained wrote, not a file in it."
-        )
-    if not is_repo_id(given):
-        raise ConfigError(
-            f"There is no folder {given!r}, and it is not a name on the hub (user/name)."
-        )
-    return download(given, revision)
 
 
 def is_pretrained(folder: Path) -> bool:
@@ -125,54 +116,32 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
 
     Raises as `from_pretrained`.
     """
-    from vitc.weights.files import blueprint
-
-    saved = read_pretrained(folder)
-    file = folder / WEIGHTS
-    there = _header(file)
-    saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
-    skeleton = blueprint(saved.config, saved.num_classes, there, str(folder))
-    tensors = _read(file, skeleton)
-    return _filled(skeleton, saved, tensors).eval(), saved
-
-
-def _filled(skeleton: nn.Module, saved: Saved, tensors: dict[str, Tensor]) -> nn.Module:
-    """The skeleton with these tensors, or a newly built model if it holds other tensors as well."""
     import torch
 
     from vitc.models.zoo import build_model
+    from vitc.weights.files import Kind, blueprint
 
-    config = saved.config
-    if not any(customs(config)) and not isinstance(config, TimmConfig):
-        skeleton.load_state_dict(tensors, assign=True)
-        if not any(b.is_meta for b in skeleton.buffers()):
-            return skeleton
-    with torch.random.fork_rng(devices=[]):  # others may hold tensors outside their state_dict
-        model = build_model(config, saved.num_classes)
-    model.load_state_dict(tensors)
-    return model
-
-
-def _header(file: Path) -> dict[str, Kind]:
-    """Names, shapes and kinds in a safetensors file; nothing of that size is read or allocated."""
-    from vitc.weights.files import Kind
-
-    with _opened(file) as opened:
-        found = {}
+    saved = read_pretrained(folder)
+    there = {}
+    with _opened(folder / WEIGHTS) as opened:  # the header: no tensor is read or allocated yet
         for name in opened.keys():  # noqa: SIM118
             entry = opened.get_slice(name)
-            floating = entry.get_dtype() in ("F16", "BF16", "F32", "F64")
-            found[name] = Kind(tuple(entry.get_shape()), floating)
-        return found
-
-
-def _read(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the model, in its dtypes: views of the file where that has the same."""
-    with _opened(file) as opened:
-        return {
+            there[name] = Kind(tuple(entry.get_shape()), entry.get_dtype() in FLOATING)
+    saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
+    model = blueprint(saved.config, saved.num_classes, there, str(folder))
+    with _opened(folder / WEIGHTS) as opened:  # in the model's dtypes: else views of the file
+        tensors = {
             name: opened.get_tensor(name).to(like.dtype)
             for name, like in model.state_dict().items()
         }
+    outside = isinstance(saved.config, TimmConfig) or any(customs(saved.config))
+    if not outside:
+        model.load_state_dict(tensors, assign=True)
+    if outside or any(b.is_meta for b in model.buffers()):  # with tensors beside its state_dict
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(saved.config, saved.num_classes)
+        model.load_state_dict(tensors)
+    return model.eval(), saved
 
 
 @contextlib.contextmanager

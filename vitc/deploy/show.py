@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,21 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
         return _saved_page(path)
     if path.is_dir() and (path / "config.json").exists():
         if settings:
-            raise ConfigError(f"Settings have no effect on the finished part of {what}.")
+            raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
         with_sources(resolve_config(what).model, path)  # trusted, or refused
         return run_page(path, plot)
     if path.is_file():
         config = resolve_config(what, **settings)
         with_sources(config.model, path.parent)
         return _recipe_page(config, "", plot)
-    near = suggest(what, [*RECIPES, *MODELS])
-    kind = "a folder, but not of a run" if path.is_dir() else "no model, recipe or run folder"
-    raise ConfigError(f"{what} is {kind}.{near}", "Models and recipes: vitc show --list")
+    raise unknown(what, [*RECIPES, *MODELS])
+
+
+def unknown(what: str, names: Iterable[str]) -> ConfigError:
+    """The error for a name that is none of `names` and no run folder."""
+    kind = "a folder, but not of a run" if Path(what).is_dir() else "no model, recipe or run folder"
+    hint = "Models and recipes: vitc show --list"
+    return ConfigError(f"{what} is {kind}.{suggest(what, names)}", hint)
 
 
 def check_plot(file: Path) -> None:
