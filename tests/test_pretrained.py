@@ -496,7 +496,7 @@ def test_a_stem_from_outside_that_nobody_named_here_is_not_imported(
     stem.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     values = json.loads((folder / "config.json").read_text())
     for source in (str(stem), "evil.py"):
-        model = values["model"] | {"stem": {"kind": "outside", "source": f"{source}:Evil"}}
+        model = values["model"] | {"stem": {"kind": "custom", "source": f"{source}:Evil"}}
         with pytest.raises(ConfigError):
             vitc.from_pretrained(changed(folder, model=model))
     assert not (tmp_path / "ran").exists()
@@ -682,8 +682,8 @@ def test_what_is_no_name_on_the_hub_never_goes_there(hub: Hub, name: str, tmp_pa
 
 
 CASES = [
-    (failure("LocalTokenNotFoundError", OSError), "does not know who you are"),
-    (failure("HfHubHTTPError", OSError, 401), "does not know who you are"),
+    (failure("LocalTokenNotFoundError", OSError), "not logged in to the hub"),
+    (failure("HfHubHTTPError", OSError, 401), "not logged in to the hub"),
     (failure("HfHubHTTPError", OSError, 403), "may not do this"),
     (failure("RepositoryNotFoundError", OSError, 404), "there is no me/mine"),
     (failure("GatedRepoError", OSError, 403), "agree to terms"),
