@@ -31,15 +31,15 @@ def batches(recipe: str, steps: int, settings: dict[str, Any]) -> Iterator[dict[
     from vitc.data.augment.mixing import mix
     from vitc.data.dataset import open_data
     from vitc.data.loader import open_train
-    from vitc.training.build import batch_plan, step_settings
+    from vitc.training.build import batch_plan
     from vitc.training.device import Processes
-    from vitc.training.step import ready_images
+    from vitc.training.step import StepSettings, ready_images
 
     config = vitc.load_config(recipe, **settings)
     device, procs = torch.device("cpu"), Processes()
     data = open_data(config.data, config.model.in_chans)
     plan = batch_plan(config, procs)
-    ready = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+    ready = StepSettings(config, device, procs, data.mean, data.std, len(data.classes))
     with open_train(data, config.data, plan, device, 0, steps) as loader:
         for micros in loader:
             for micro in micros:
@@ -48,6 +48,6 @@ def batches(recipe: str, steps: int, settings: dict[str, Any]) -> Iterator[dict[
                     micro.labels,
                     micro.mix,
                     ready.num_classes,
-                    ready.label_smoothing,
+                    config.data.augment.label_smoothing,
                 )
                 yield {"raw": micro.images, "images": images, "targets": targets}

@@ -24,9 +24,7 @@ from torch import Tensor, nn
 
 from vitc import files
 from vitc.errors import CheckpointError
-from vitc.optim.config import EmaConfig
 from vitc.optim.ema import Ema
-from vitc.optim.schedule import CosineConfig
 from vitc.runs import checkpoint as state_module
 from vitc.runs.checkpoint import TrainState, latest_checkpoint, load_weights_of
 
@@ -79,7 +77,7 @@ def fresh(
     model = model.to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    average = Ema(model, EmaConfig(), CosineConfig(), epochs=50, steps_per_epoch=4, batch=8)
+    average = Ema(model, lambda step: max(1 / 16, 1 / step))
     return TrainState(model, build_optimizer(optimizer, model), average if ema else None)
 
 

@@ -18,8 +18,7 @@ from vitc.models.zoo import create_model
 from vitc.optim.groups import build_optimizer, lr_scales, set_lr
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.resolve import load_config
-from vitc.training.build import initial_model
-from vitc.training.freeze import freeze, train_mode
+from vitc.training.build import freeze, initial_model, train_mode
 from vitc.training.loop import run
 
 
@@ -119,10 +118,10 @@ def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: tuple[str, str])
         "256",
     ]
     code = (
-        "import os, sys; from vitc.training import resume; from vitc.cli.main import main\n"
-        "old = resume.Saver.save\n"
+        "import os, sys; from vitc.training.loop import Trainer; from vitc.cli.main import main\n"
+        "old = Trainer._save\n"
         "def saved(self):\n    old(self); os._exit(9)\n"
-        "resume.Saver.save = saved\n"
+        "Trainer._save = saved\n"
         "main(sys.argv[1:])"
     )
     killed = ["train", *words, "--out", str(tmp_path / "a"), "--train.save_every_steps", "2"]

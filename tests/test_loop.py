@@ -312,7 +312,7 @@ def test_precision_auto_is_decided_once_saved_and_kept(
         asked.append(1)
         return "bf16", "a test says so"
 
-    monkeypatch.setattr("vitc.training.decide.faster_precision", decide)
+    monkeypatch.setattr("vitc.training.probe.faster_precision", decide)
     config = tiny(**{"train.precision": "auto", "train.epochs": 3})
     stop_after(config, tmp_path / "r", step=3)
     saved = json.loads((tmp_path / "r" / "config.json").read_text())

@@ -16,10 +16,10 @@ from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
 from vitc.resolve import load_config
+from vitc.training.build import freeze, train_mode
 from vitc.training.device import Processes
-from vitc.training.freeze import freeze, train_mode
 from vitc.training.loop import run
-from vitc.training.precise_bn import norms_in_training, renew
+from vitc.training.validate import norms_in_training, renew
 
 
 def short(**overrides: Any) -> RunConfig:

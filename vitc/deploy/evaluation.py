@@ -84,17 +84,19 @@ def predict_split(
     Computed as during training, in the run's precision. Raises ConfigError, DataError.
     """
     c = classifier
-    opened = open_split(c.config, c.classes, c.preprocessing, c.device, data, split)
+    batches, settings, fingerprint = open_split(
+        c.config, c.classes, c.preprocessing, c.device, data, split
+    )
     names, labels, logits = [], [], []
-    order = np.concatenate([*opened.batches.batches, np.zeros(0, np.int64)])
-    for found, target in logits_of(c.model, opened.batches, opened.settings):
+    order = np.concatenate([*batches.batches, np.zeros(0, np.int64)])
+    for found, target in logits_of(c.model, batches, settings):
         logits.append(found.float().cpu())
         labels.append(target.cpu())
     label = torch.cat(labels)
     seen = label >= 0
-    names = [opened.batches.split.names[i] for i in order[seen.numpy()].tolist()]
+    names = [batches.split.names[i] for i in order[seen.numpy()].tolist()]
     return SplitLogits(
-        tuple(names), label[seen].numpy(), torch.cat(logits)[seen].numpy(), opened.fingerprint
+        tuple(names), label[seen].numpy(), torch.cat(logits)[seen].numpy(), fingerprint
     )
 
 

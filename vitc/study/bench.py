@@ -25,7 +25,7 @@ from vitc.models.complexity import complexity
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
 from vitc.resolve import load_config
-from vitc.training.build import fresh_state, step_settings
+from vitc.training.build import fresh_state, train_mode
 from vitc.training.config import TrainConfig
 from vitc.training.device import (
     Processes,
@@ -35,8 +35,7 @@ from vitc.training.device import (
     peak_memory,
     pick_device,
 )
-from vitc.training.freeze import train_mode
-from vitc.training.step import NormStatistics, train_step
+from vitc.training.step import NormStatistics, StepSettings, train_step
 
 WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER
 IMAGENET_TRAIN = 1_281_167  # images of ImageNet-1k
@@ -108,9 +107,8 @@ def _bench(
     forget_peak_memory(device)
     state = fresh_state(config, classes, 1, device)
     channels = config.model.in_chans
-    settings = step_settings(
-        config, device, Processes(), (0.5,) * channels, (0.25,) * channels, classes
-    )
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    settings = StepSettings(config, device, Processes(), mean, std, classes)
     model = state.model
     forward: torch.nn.Module = model
     if t.compile:

@@ -1,7 +1,8 @@
-"""From a config and its images to the parts of a run: model, state, batch plan, step settings."""
+"""The parts of a run from its config and images: model, frozen parts, state, batch plan."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch import nn
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
 from vitc.data.sampling import BatchPlan, steps_per_epoch
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, suggest
 from vitc.models.config import ViTConfig
-from vitc.models.zoo import build_model
-from vitc.optim.ema import build_ema
+from vitc.models.zoo import build_model, classifier_name
+from vitc.optim.config import check_ema, ema_alpha
+from vitc.optim.ema import Ema
 from vitc.optim.groups import build_optimizer
 from vitc.runs.checkpoint import TrainState
 from vitc.training.device import Processes
-from vitc.training.freeze import freeze
 from vitc.training.step import StepSettings
+
+BACKBONE = "backbone"  # for train.freeze: all but the classifier
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Setup:
 
 
 def set_up(config: RunConfig, data: DataSet, device: torch.device, procs: Processes) -> Setup:
-    settings = step_settings(config, device, procs, data.mean, data.std, len(data.classes))
+    settings = StepSettings(config, device, procs, data.mean, data.std, len(data.classes))
     steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
     return Setup(config, data, device, procs, batch_plan(config, procs), settings, steps)
 
@@ -99,14 +102,12 @@ def fresh_state(
                 "Leave it out; --train.micro_batch saves memory too.",
             )
         enable(True)
-    ema = build_ema(
-        model,
-        config.optim.ema,
-        config.optim.schedule,
-        steps_per_epoch=steps_per_epoch,
-        epochs=t.epochs,
-        batch=t.batch,
-    )
+    average, ema = config.optim.ema, None
+    if average.kind != "none":
+        run = {"epochs": t.epochs, "steps_per_epoch": steps_per_epoch, "batch": t.batch}
+        check_ema(average, **run)
+        schedule = config.optim.schedule
+        ema = Ema(model, lambda step: ema_alpha(step, average, schedule, **run))
     return TrainState(model, build_optimizer(config.optim, model), ema)
 
 
@@ -127,23 +128,44 @@ def batch_plan(config: RunConfig, procs: Processes) -> BatchPlan:
     )
 
 
-def step_settings(
-    config: RunConfig,
-    device: torch.device,
-    procs: Processes,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    num_classes: int,
-) -> StepSettings:
-    """The part of `config` that a step needs; `mean`, `std` and `num_classes` are the data's."""
-    return StepSettings(
-        device=device,
-        procs=procs,
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-        mean=mean,
-        std=std,
-        num_classes=num_classes,
-        label_smoothing=config.data.augment.label_smoothing,
-        clip_norm=config.optim.clip_norm,
-    )
+def freeze(model: nn.Module, parts: Collection[str]) -> None:
+    """Take the parameters of `parts` out of training.
+
+    A part is the start of parameters' names, up to a dot (stem, blocks.0, pos_embed), or
+    `backbone` for all but the classifier. Raises ConfigError: a part that no parameter belongs
+    to (with a suggestion), or nothing left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for part in parts:
+        chosen = [p for name, p in parameters.items() if _belongs(name, part, model)]
+        if not chosen:
+            known = list(dict.fromkeys(name.partition(".")[0] for name in parameters))
+            near = suggest(part, [*known, BACKBONE, *parameters])
+            raise ConfigError(
+                f"train.freeze {part!r} is no part of the model.{near}",
+                f"Its parts: {', '.join(known)}, {BACKBONE}; a longer name is a part of one of "
+                f"these, for example {max(parameters, key=len).rpartition('.')[0]}.",
+            )
+        for p in chosen:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise ConfigError(
+            f"train.freeze {', '.join(parts)} leaves nothing to train.",
+            f"For a linear probe: --train.freeze {BACKBONE}",
+        )
+
+
+def _belongs(name: str, part: str, model: nn.Module) -> bool:
+    if part == BACKBONE:
+        head = classifier_name(model)
+        return not _belongs(name, head, model)
+    return name == part or name.startswith(f"{part}.")
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but eval mode for frozen parts: their BatchNorm keeps its statistics."""
+    model.train()
+    for module in model.modules():
+        trained = [p.requires_grad for p in module.parameters()]
+        if trained and not any(trained):
+            module.eval()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitc.errors import ConfigError
 from vitc.training.config import TrainConfig
+from vitc.wording import counted
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -38,26 +39,21 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """One line for people: what it is and, where we have not tried it, that we have not."""
+    """The device in a few words, and whether its platform is untested."""
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         return f"cuda ({p.name}, {p.total_memory / 2**30:.0f} GiB)"
     if device.type == "mps":
         return f"mps ({platform.processor() or 'Apple'}; untested platform)"
     tested = "" if platform.system() == "Linux" else "; untested platform"
-    threads = torch.get_num_threads()
-    return f"cpu ({threads} thread{'s' * (threads != 1)}{tested})"
+    return f"cpu ({counted(torch.get_num_threads(), 'thread')}{tested})"
 
 
-def precision_note(precision: str, device: torch.device) -> str | None:
-    """Why a precision may be slow or wrong here; None when it is fine."""
-    if precision != "bf16":
-        return None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16 is emulated on this GPU and slow; --train.precision fp32 may be faster."
-    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        return "This CPU has no bf16 instructions; --train.precision fp32 may be faster."
-    return None
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 instructions; without them bf16 is emulated, and slow."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

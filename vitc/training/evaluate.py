@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from vitc.resolve import with_data
 from vitc.runs.checkpoint import check_fit, load_weights_of
 from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson
-from vitc.training.build import batch_plan, step_settings
+from vitc.training.build import batch_plan
 from vitc.training.device import Processes, autocast, describe, pick_device
 from vitc.training.step import StepSettings
 
@@ -74,8 +73,9 @@ def logits_of(
     """
     model.eval()
     for images, labels in batches:
-        with autocast(s.precision, s.device):
-            logits = model(finish(images, None, s.mean, s.std, s.channels_last))
+        with autocast(s.config.train.precision, s.device):
+            last = s.config.train.channels_last
+            logits = model(finish(images, None, s.mean, s.std, last))
         yield logits, labels
 
 
@@ -118,8 +118,10 @@ def evaluate_run(
     where = pick_device(device)
     model, record = load_model(run, weights)
     preprocessing = Preprocessing.from_run(record)
-    opened = open_split(config, record["classes"], preprocessing, where, data, split)
-    result: dict[str, Any] = evaluate(model.to(where), opened.batches, opened.settings)
+    batches, settings, fingerprint = open_split(
+        config, record["classes"], preprocessing, where, data, split
+    )
+    result: dict[str, Any] = evaluate(model.to(where), batches, settings)
     low, high = wilson(result["top1"], int(result["n"]))
     return {
         "run": str(run),
@@ -130,18 +132,9 @@ def evaluate_run(
         "n": int(result["n"]),
         "top1_low": low,
         "top1_high": high,
-        "data_fingerprint": opened.fingerprint,
+        "data_fingerprint": fingerprint,
         "device": describe(where),
     }
-
-
-@dataclass(frozen=True, eq=False)
-class OpenSplit:
-    """A split that is ready to be evaluated."""
-
-    batches: EvalLoader
-    settings: StepSettings
-    fingerprint: str
 
 
 def open_split(
@@ -151,8 +144,8 @@ def open_split(
     device: torch.device,
     data: str | None,
     split: str,
-) -> OpenSplit:
-    """A split of the run's data, or of `data`, prepared as for this run.
+) -> tuple[EvalLoader, StepSettings, str]:
+    """A split of the run's data, or of `data`, prepared as for this run, and its fingerprint.
 
     Raises DataError: its classes are not the run's; ConfigError: there is no such split.
     """
@@ -171,7 +164,7 @@ def open_split(
             f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
         )
     mean, std = preprocessing.mean, preprocessing.std
-    settings = step_settings(config, device, Processes(), mean, std, len(classes))
+    settings = StepSettings(config, device, Processes(), mean, std, len(classes))
     plan = batch_plan(config, Processes())
     batches = open_eval(images.splits[split], images, config.data, plan, device, batch=EVAL_BATCH)
-    return OpenSplit(batches, settings, images.fingerprint)
+    return batches, settings, images.fingerprint

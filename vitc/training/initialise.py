@@ -11,9 +11,6 @@ from torch import nn
 
 from vitc.config import RunConfig, read_config
 from vitc.errors import ConfigError
-from vitc.runs.checkpoint import TrainState
-from vitc.runs.folder import CONFIG
-from vitc.training.build import initial_model
 from vitc.training.config import InitConfig
 from vitc.weights.fit import fill
 from vitc.weights.load import Weights, read_weights
@@ -33,38 +30,61 @@ class InitialWeights:
         """Raises CheckpointError and ConfigError as `read_weights`."""
         return read_weights(self.init.weights or "", self.init.source, self.init.average)
 
+    def prepare(self, config: RunConfig, out: Path, begun: bool) -> tuple[RunConfig, list[str]]:
+        """The config with the mean and standard deviation of the weights' images, and notes.
 
-def with_preparation(
-    config: RunConfig, out: Path, overwrite: bool, initial: InitialWeights
-) -> tuple[RunConfig, list[str]]:
-    """The config with the mean and standard deviation of its initial weights, and notes on them.
+        A run that has `begun` in `out` keeps its own; its weights may no longer exist. Raises
+        ConfigError: neither the weights nor the user give them; CheckpointError: no such weights.
+        """
+        data = config.data
+        if not self.init.weights:
+            return config, []
+        if self.init.weights == str(out.absolute()):
+            raise ConfigError(
+                f"--init {self.init.weights} is the folder that the run itself would be written "
+                "to.",
+                "Choose another --out; or resume that run: vitc train RUN.",
+            )
+        notes: list[str] = []
+        if begun:
+            before = read_config(out).data
+            mean, std = before.mean, before.std
+        else:
+            mean, std, notes = _mean_and_std(config, self.weights)
+        if data.mean is not None:
+            return config, notes
+        data = dataclasses.replace(data, mean=mean, std=std)
+        return dataclasses.replace(config, data=data), notes
 
-    An existing run keeps what it started with; its weights may no longer exist. Raises ConfigError:
-    neither the weights nor the user give them; CheckpointError: no such weights.
-    """
-    init, data = config.init, config.data
-    if not init.weights:
-        return config, []
-    if init.weights == str(out.absolute()):
-        raise ConfigError(
-            f"--init {init.weights} is the folder that the run itself would be written to.",
-            "Choose another --out; or resume that run: vitc train RUN.",
-        )
-    notes: list[str] = []
-    if (out / CONFIG).exists() and not overwrite:
-        before = read_config(out).data
-        mean, std = before.mean, before.std
-    else:
-        mean, std, notes = _preparation(config, initial.weights)
-    if data.mean is not None:
-        return config, notes
-    return dataclasses.replace(config, data=dataclasses.replace(data, mean=mean, std=std)), notes
+    def load(self, model: nn.Module, classes: Sequence[str]) -> list[str]:
+        """Load the weights, if there are any, into a fresh model; returns notes.
+
+        The position embedding is resampled to the model's grid, BGR weights become RGB, and the
+        head stays fresh if the classes differ. Raises CheckpointError and ConfigError as `fill`;
+        nothing has changed then.
+        """
+        init = self.init
+        if not init.weights:
+            return []
+        weights = self.weights
+        notes = [
+            f"starting from {weights.where} ({weights.source} layout, sha256 {weights.sha256[:12]})"
+        ]
+        fresh_head = weights.classes not in (None, tuple(classes)) and not init.only
+        if fresh_head:
+            notes.append("the head is fresh: the weights have other classes")
+        adapt = list(FITTED)
+        if weights.preprocessing is None:  # the user has set mean and std, in RGB order
+            adapt.remove("channels")
+            notes.append("the weights do not state the order of their channels: taken as RGB")
+        report = fill(model, weights, adapt=adapt, only=init.only, fresh_head=fresh_head)
+        return [*notes, *report.adapted]
 
 
 _Stats = tuple[float, ...] | None
 
 
-def _preparation(config: RunConfig, weights: Weights) -> tuple[_Stats, _Stats, list[str]]:
+def _mean_and_std(config: RunConfig, weights: Weights) -> tuple[_Stats, _Stats, list[str]]:
     """mean, std in RGB order, and notes on them."""
     known, asked = weights.preprocessing, config.data.mean
     if known is None and asked is None:
@@ -89,45 +109,3 @@ def _preparation(config: RunConfig, weights: Weights) -> tuple[_Stats, _Stats, l
         )
     texts = [", ".join(f"{v:g}" for v in values) for values in (mean, std)]
     return mean, std, [f"images are prepared as for the weights: mean {texts[0]}, std {texts[1]}"]
-
-
-def check_weights(
-    config: RunConfig, out: Path, overwrite: bool, classes: Sequence[str], initial: InitialWeights
-) -> None:
-    """Refuse weights that do not fit, before the run's folder is created.
-
-    Raises CheckpointError and ConfigError as `load_weights`.
-    """
-    if config.init.weights and (overwrite or not (out / CONFIG).exists()):
-        _load_fitted(initial_model(config, len(classes)), initial, classes)
-
-
-def begin(initial: InitialWeights, state: TrainState, classes: Sequence[str]) -> list[str]:
-    """Give the fresh `state` (at step 0) the initial weights; returns notes on them.
-
-    Raises CheckpointError and ConfigError as `load_weights`; nothing has changed then.
-    """
-    if not initial.init.weights:
-        return []
-    notes = _load_fitted(state.model, initial, classes)
-    if state.ema is not None:
-        state.ema.load_state_dict(state.model.state_dict())
-    return notes
-
-
-def _load_fitted(model: nn.Module, initial: InitialWeights, classes: Sequence[str]) -> list[str]:
-    """Load the weights: the position embedding is resampled to the model's grid, BGR weights
-    become RGB, and the head stays fresh if the classes differ. Returns notes."""
-    init, weights = initial.init, initial.weights
-    notes = [
-        f"starting from {weights.where} ({weights.source} layout, sha256 {weights.sha256[:12]})"
-    ]
-    fresh_head = weights.classes not in (None, tuple(classes)) and not init.only
-    if fresh_head:
-        notes.append("the head is fresh: the weights have other classes")
-    adapt = list(FITTED)
-    if weights.preprocessing is None:  # the user has set mean and std, in RGB order
-        adapt.remove("channels")
-        notes.append("the weights do not state the order of their channels: taken as RGB")
-    report = fill(model, weights, adapt=adapt, only=init.only, fresh_head=fresh_head)
-    return [*notes, *report.adapted]

@@ -12,7 +12,7 @@ from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import RunFolder
 from vitc.stats.proportions import wilson
 from vitc.training.build import Setup
-from vitc.training.device import describe, peak_memory, precision_note
+from vitc.training.device import computes_bf16, describe, peak_memory
 from vitc.wording import counted, duration
 
 
@@ -38,9 +38,10 @@ class RunLog:
     def introduce(self) -> None:
         """What is trained, on what, for how long, where."""
         setup, t = self.setup, self.setup.config.train
-        for note in (*setup.data.notes, precision_note(t.precision, setup.device)):
-            if note:
-                self.note(note)
+        for note in setup.data.notes:
+            self.note(note)
+        if t.precision == "bf16" and setup.device.type != "mps" and not computes_bf16(setup.device):
+            self.note("bf16 is emulated on this device; --train.precision fp32 may be faster.")
         splits = ", ".join(f"{name} {len(s.labels):,}" for name, s in setup.data.splits.items())
         self.progress.line(
             f"{setup.config.name}: {setup.config.model.name} on {setup.data.source} "
@@ -123,20 +124,16 @@ class RunLog:
             self.folder.event(f"{status} at step {state.step}")
         self.folder.write_summary(summary)
         if error is None:
-            took, path = duration(state.seconds), self.folder.path
-            self.progress.line(f"done in {took}{_result(summary, last)}  ->  {path}")
+            result = "; no validation images"
+            if summary["top1"] is not None:
+                n = int(last["n"])
+                low, high = wilson(summary["top1"], n)
+                result = (
+                    f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
+                    f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
+                )
+            self.progress.line(f"done in {duration(state.seconds)}{result}  ->  {self.folder.path}")
         return summary
-
-
-def _result(summary: dict[str, Any], last: dict[str, Any]) -> str:
-    if summary["top1"] is None:
-        return "; there were no validation images to measure it on"
-    n = int(last["n"])
-    low, high = wilson(summary["top1"], n)
-    return (
-        f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
-        f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
-    )
 
 
 LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays

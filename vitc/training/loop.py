@@ -1,4 +1,4 @@
-"""A run from config to summary: step after step, with logging, evaluation and checkpoints."""
+"""A run from config to summary: resume, take steps, log, evaluate, save."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
 from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
-from vitc.runs.folder import RunFolder
-from vitc.training.build import Setup, data_record, fresh_state, set_up
-from vitc.training.decide import decided
+from vitc.runs.folder import CONFIG, RunFolder
+from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
-from vitc.training.freeze import train_mode
-from vitc.training.initialise import InitialWeights, check_weights
+from vitc.training.initialise import InitialWeights
 from vitc.training.log import RunLog
-from vitc.training.resume import Saver, resume
+from vitc.training.probe import with_precision
 from vitc.training.step import NormStatistics, train_step
 from vitc.training.validate import Validation
+from vitc.wording import counted
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def train(
     """Train a recipe, config file or RunConfig, into `out` (default runs/<name>).
 
     Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config
-    in `out` is resumed. Raises ConfigError, DataError, and RunError and its kinds.
+    in `out` is resumed. Raises ConfigError, DataError, and RunError and its subclasses.
     """
     config = load_config(config_or_recipe, **overrides)
     return run(config, Path(out) if out is not None else Path("runs") / config.name)
@@ -76,18 +75,21 @@ def run(
     config.checked()
     config = dataclasses.replace(config, model=with_sources(config.model, out))
     device = pick_device(config.train.device)
+    begun = (out / CONFIG).exists() and not overwrite
+    config, reasons = with_precision(config, device, out if begun else None)
     initial = InitialWeights(config.init)
-    config, reasons = decided(config, out, device, overwrite, initial)
+    config, prepared = initial.prepare(config, out, begun)
     with machine_settings(config.train, device), processes(device) as procs:
         data = open_data(config.data, config.model.in_chans)
         setup = set_up(config, data, device, procs)
-        check_weights(config, out, overwrite, data.classes, initial)
+        if config.init.weights and not begun:  # weights that do not fit create no folder
+            initial.load(initial_model(config, len(data.classes)), data.classes)
         folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
         procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder:
             folder.write_data(data_record(config, data))
             state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
-            for note in (*notes, *reasons):
+            for note in (*notes, *reasons, *prepared):
                 folder.event(note)
             quiet = quiet or not procs.first
             with (
@@ -98,6 +100,32 @@ def run(
                 log.introduce()
                 resume(setup, state, folder, log, initial)
                 return Trainer(setup, state, folder, log, stop).run()
+
+
+def resume(
+    setup: Setup, state: TrainState, folder: RunFolder, log: RunLog, initial: InitialWeights
+) -> None:
+    """Load the newest good checkpoint into `state`; where there is none, the initial weights."""
+    found, damaged = latest_checkpoint(folder.checkpoints)
+    for problem in damaged:
+        log.note(problem)
+    if found is None:
+        folder.cut_back(0)
+        for line in initial.load(state.model, setup.data.classes):
+            log.note(line)
+        if state.ema is not None:
+            state.ema.module.load_state_dict(state.model.state_dict())
+        return
+    extra = state.load(found)
+    folder.cut_back(state.step)
+    threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
+    if setup.device.type == "cpu" and threads and threads != here:
+        if setup.config.train.threads is None:
+            torch.set_num_threads(threads)  # machine_settings restores the old number
+            log.note(f"using {counted(threads, 'thread')} as before, not {here}")
+        else:
+            log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
+    log.note(f"resumed at step {state.step} of {setup.steps} from {found}")
 
 
 class StopSignal:
@@ -131,16 +159,16 @@ class Trainer:
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
         self.log, self.stop = log, stop
-        self.saver = Saver(setup, state, folder)
         self.validation = Validation(setup, state)
         self.pending: list[dict[str, Tensor]] = []  # what steps returned, not yet read
         self.counted_until = 0.0  # time.monotonic() up to which state.seconds counts
+        self.saved_at = 0.0  # time.monotonic() of the last checkpoint
 
     def run(self) -> RunResult:
         setup, state = self.setup, self.state
         forget_peak_memory(setup.device)
         self.log.start(state.step)
-        self.counted_until = self.saver.last = time.monotonic()
+        self.counted_until = self.saved_at = time.monotonic()
         try:
             with open_train(
                 setup.data, setup.config.data, setup.plan, setup.device, state.step, setup.steps
@@ -186,7 +214,9 @@ class Trainer:
                 self._evaluate(batches)
             if logging or within == 0 or setup.procs.world == 1:
                 self._stop_if_asked()
-            if self.saver.due() and state.step < setup.steps:
+            by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0
+            due = by_steps or time.monotonic() - self.saved_at >= t.save_every_seconds
+            if due and state.step < setup.steps:
                 self._save()
 
     def _read(self) -> None:
@@ -213,7 +243,7 @@ class Trainer:
         """Measure on validation; its time is not training time."""
         self._count_time()
         line = self.validation.measure(batches.provider)
-        for name in self.validation.skipped:
+        for name in self.validation.batches.skipped:
             self.log.note_once(f"not evaluated on broken file {name}")
         self.log.eval_line(self.state, line)
         train_mode(self.state.model)
@@ -222,7 +252,18 @@ class Trainer:
     def _save(self) -> None:
         self._read()
         self._count_time()
-        self.saver.save()
+        self.saved_at = time.monotonic()
+        if not self.setup.procs.first:
+            return
+        self.folder.sync()
+        extra = {
+            "threads": torch.get_num_threads(),
+            "device": str(self.setup.device),
+            "seed_order": self.setup.plan.seed_order,
+            "seed_augment": self.setup.plan.seed_augment,
+        }
+        keep = self.setup.config.train.keep_checkpoints
+        self.state.save(self.folder.checkpoints, extra, keep=keep)
 
     def _stop_if_asked(self) -> None:
         setup, step = self.setup, self.state.step

@@ -6,19 +6,26 @@ import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from vitc.config import RunConfig
+from vitc.config import RunConfig, read_config
 from vitc.data.dataset import DataSet
 from vitc.data.loader import open_eval, open_train
 from vitc.models.config import ViTConfig
-from vitc.training.build import fresh_state, initial_model, set_up
-from vitc.training.device import Processes, autocast, machine_settings, peak_memory
+from vitc.training.build import fresh_state, initial_model, set_up, train_mode
+from vitc.training.device import (
+    Processes,
+    autocast,
+    computes_bf16,
+    forget_peak_memory,
+    machine_settings,
+    peak_memory,
+)
 from vitc.training.evaluate import evaluate
-from vitc.training.freeze import train_mode
 from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
@@ -53,7 +60,7 @@ def probe(
         machine_settings(config.train, device),
     ):
         if cuda:
-            torch.cuda.reset_peak_memory_stats(device)
+            forget_peak_memory(device)
         try:
             step, evaluation = _measure(config, data, device, seconds)
             memory = peak_memory(device) or 0
@@ -65,31 +72,26 @@ def probe(
     return Probe(step, evaluation, memory)
 
 
-def _some_of(data: DataSet, batch: int) -> DataSet:
-    """Images enough to measure with, evenly spread over those of each split."""
-    splits = {}
-    for name, most in (("train", MOST_STEPS * batch), ("val", EVAL_IMAGES)):
-        if name in data.splits:
-            n = len(data.splits[name])
-            places = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
-            splits[name] = data.splits[name].take(places)
-    return dataclasses.replace(data, splits=splits)
-
-
 def _measure(
     config: RunConfig, data: DataSet, device: torch.device, seconds: float
 ) -> tuple[float, float]:
     """Seconds of a step, and of evaluating an image."""
-    t, optim = config.train, config.optim
+    t = config.train
     setup = set_up(config, data, device, Processes())
     plan, settings = setup.plan, setup.settings
     state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
     model = state.model
     train_mode(model)
     norms = NormStatistics(model, plan.micros_here, settings.procs)
-    lr = optim.peak_lr(t.batch) / 100
+    lr = config.optim.peak_lr(t.batch) / 100
 
-    data = _some_of(data, t.batch)
+    splits = {}  # images enough to measure with, evenly spread over those of each split
+    for name, most in (("train", MOST_STEPS * t.batch), ("val", EVAL_IMAGES)):
+        if name in data.splits:
+            n = len(data.splits[name])
+            places = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+            splits[name] = data.splits[name].take(places)
+    data = dataclasses.replace(data, splits=splits)
     times: list[float] = []
     with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
         before = time.perf_counter()
@@ -128,14 +130,19 @@ def faster_precision(
     CPUs the answer differs: bf16 products run at twice the rate of fp32 ones on some, at half of it
     on others that also have the instructions.
     """
+    if not computes_bf16(device):
+        return "fp32", f"this {device.type} device has no bf16 instructions"
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16", "this GPU computes it") if native else ("fp32", "this GPU lacks bf16")
-    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
-        return "fp32", f"this {device.type} has no bf16 instructions"
+        return "bf16", "this GPU computes it"
     with torch.random.fork_rng(devices=[]), machine_settings(config.train, device):
         model = initial_model(config, config.model.num_classes or 10).train()
-        images = torch.zeros(_probe_batch(config), config.model.in_chans, *config.model.size)
+        batch = min(config.train.micro, 8)
+        if isinstance(config.model, ViTConfig) and config.model.grid is not None:
+            # Enough to fill the cores for some 10 ms.
+            h, w = config.model.grid
+            multiply_adds = config.model.depth * h * w * config.model.embed_dim**2 * 10  # about
+            batch = max(2, min(config.train.micro, round(4e8 / multiply_adds)))
+        images = torch.zeros(batch, config.model.in_chans, *config.model.size)
 
         def step(precision: str) -> float:
             start = time.perf_counter()
@@ -151,10 +158,15 @@ def faster_precision(
     return "bf16" if ratio > 1 else "fp32", f"a step in bf16 runs at {ratio:.2f}x the rate of fp32"
 
 
-def _probe_batch(config: RunConfig) -> int:
-    """Images enough to fill the cores for some 10 ms, and no more than the run's micro-batch."""
-    if not isinstance(config.model, ViTConfig) or config.model.grid is None:
-        return min(config.train.micro, 8)
-    h, w = config.model.grid
-    per_image = config.model.depth * h * w * config.model.embed_dim**2 * 10  # multiply-adds, about
-    return max(2, min(config.train.micro, round(4e8 / per_image)))
+def with_precision(
+    config: RunConfig, device: torch.device, begun: Path | None
+) -> tuple[RunConfig, list[str]]:
+    """The config with train.precision "auto" decided, and why; a run that has begun keeps its."""
+    if config.train.precision != "auto":
+        return config, []
+    if begun is not None:
+        precision, why = read_config(begun).train.precision, "the run began with it"
+    else:
+        precision, why = faster_precision(config, device)
+    train = dataclasses.replace(config.train, precision=precision)
+    return dataclasses.replace(config, train=train), [f"precision {precision}: {why}"]

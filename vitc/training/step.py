@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from vitc.config import RunConfig
 from vitc.data.augment.device import erase, finish
 from vitc.data.augment.mixing import mix, soft_cross_entropy
 from vitc.data.loader import MicroBatch
@@ -21,17 +22,14 @@ from vitc.training.device import Processes, autocast
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step needs beside the state and the images; constant over a run."""
+    """The settings of a run's steps; mean, std and num_classes are those of its images."""
 
+    config: RunConfig
     device: torch.device
     procs: Processes
-    precision: str
-    channels_last: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
-    label_smoothing: float
-    clip_norm: float | None
 
 
 def train_step(
@@ -51,15 +49,16 @@ def train_step(
     """
     set_lr(state.optimizer, lr)
     total = torch.zeros((), device=s.device)
+    smoothing = s.config.data.augment.label_smoothing
     distributed = forward if isinstance(forward, DistributedDataParallel) else None
     for i, micro in enumerate(micros):
         norms.before_micro(i)
         images = ready_images(micro, s)
-        images, targets = mix(images, micro.labels, micro.mix, s.num_classes, s.label_smoothing)
+        images, targets = mix(images, micro.labels, micro.mix, s.num_classes, smoothing)
         # Gradients travel between processes once a step, with the last micro-batch.
         last = i == len(micros) - 1
         with nullcontext() if last or distributed is None else distributed.no_sync():
-            with autocast(s.precision, s.device):
+            with autocast(s.config.train.precision, s.device):
                 # Only a ViT takes what residual branches are multiplied by.
                 extra = () if micro.drop_path is None else (micro.drop_path,)
                 logits = forward(images, *extra)
@@ -70,8 +69,9 @@ def train_step(
 
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
-    if s.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), s.clip_norm, grad_norm)
+    clip_norm = s.config.optim.clip_norm
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), clip_norm, grad_norm)
     s.procs.sum_(total)
     total /= s.procs.world
     finite = torch.isfinite(total) & torch.isfinite(grad_norm)
@@ -82,7 +82,8 @@ def train_step(
 
 def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
     """float32 (b, C, H, W): a micro-batch as the model trains on it, but for mixing."""
-    images = finish(micro.images, micro.flip, s.mean, s.std, s.channels_last, micro.lighting)
+    last = s.config.train.channels_last
+    images = finish(micro.images, micro.flip, s.mean, s.std, last, micro.lighting)
     return erase(images, micro.erased)
 
 
@@ -105,6 +106,10 @@ def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     optimizer.step()
 
 
+def running_statistics(norms: Sequence[_BatchNorm]) -> list[Tensor]:
+    return [t for n in norms for t in (n.running_mean, n.running_var) if t is not None]
+
+
 class NormStatistics:
     """BatchNorm's running statistics over a step of G micro-batches, on all processes.
 
@@ -115,16 +120,11 @@ class NormStatistics:
     """
 
     def __init__(self, model: nn.Module, micros: int, procs: Processes) -> None:
-        modules = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-        self.alone = micros * procs.world == 1
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        self.floats = running_statistics(norms)
+        self.counts = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+        self.alone = micros * procs.world == 1 or not self.floats
         self.micros, self.procs = micros, procs
-        self.floats: list[Tensor] = []
-        self.counts: list[Tensor] = []
-        for m in modules:
-            self.floats += [b for b in (m.running_mean, m.running_var) if b is not None]
-            self.counts += [m.num_batches_tracked] if m.num_batches_tracked is not None else []
-        if not self.floats:
-            self.alone = True
         self.start: list[Tensor] = []
         self.sums: list[Tensor] = []
 

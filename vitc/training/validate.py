@@ -1,18 +1,28 @@
-"""How good is the model during a run: raw and EMA weights on validation, at the end of epochs."""
+"""How good is the model during a run: raw and EMA weights on validation, at the end of epochs.
+
+BatchNorm's running averages lag behind the weights and weigh the last batches most. pycls
+recomputes both the model's and its average's after every epoch, from 8,192 images ("Precise-BN":
+Wu and Johnson, arXiv 2105.07576, section 3): the mean over micro-batches of each one's mean and
+variance. `train.precise_bn_images` asks for that before each evaluation.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitc.data.loader import EvalLoader, open_eval, open_train
 from vitc.data.pixels import Provider
 from vitc.runs.checkpoint import TrainState
 from vitc.training.build import Setup
-from vitc.training.device import autocast
+from vitc.training.device import Processes, autocast
 from vitc.training.evaluate import EVAL_BATCH, evaluate
-from vitc.training.precise_bn import norms_in_training, renew
-from vitc.training.step import ready_images
+from vitc.training.step import ready_images, running_statistics
 
 
 class Validation:
@@ -34,9 +44,9 @@ class Validation:
         """
         setup, state = self.setup, self.state
         self._renew_norms(provider)
-        raw = main = evaluate(state.model, self._batches, setup.settings)
+        raw = main = evaluate(state.model, self.batches, setup.settings)
         if state.ema is not None:
-            main = evaluate(state.ema.module, self._batches, setup.settings)
+            main = evaluate(state.ema.module, self.batches, setup.settings)
         line: dict[str, Any] = {
             "kind": "eval",
             "step": state.step,
@@ -51,37 +61,76 @@ class Validation:
         state.last_eval = {k: v for k, v in line.items() if k != "kind"}
         return line
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Broken files of the last measurement."""
-        return self._batches.skipped
-
     @functools.cached_property
-    def _batches(self) -> EvalLoader:
+    def batches(self) -> EvalLoader:
         s = self.setup
         split = s.data.splits["val"]
         return open_eval(split, s.data, s.config.data, s.plan, s.device, batch=EVAL_BATCH)
 
     def _renew_norms(self, provider: Provider) -> None:
         """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""
-        setup, state = self.setup, self.state
-        t, s = setup.config.train, setup.settings
+        setup, state, t = self.setup, self.state, self.setup.config.train
         steps = t.precise_bn_images // t.batch
         names = norms_in_training(state.model) if steps else []
         if not names:
             return
         models = [state.model, *([state.ema.module] if state.ema else [])]
+        end = state.step + steps
+        data, plan = setup.data, setup.plan
         with (
             open_train(
-                setup.data,
-                setup.config.data,
-                setup.plan,
-                setup.device,
-                state.step,
-                state.step + steps,
-                provider=provider,
+                data, setup.config.data, plan, setup.device, state.step, end, provider=provider
             ) as batches,
-            autocast(s.precision, s.device),
+            autocast(t.precision, setup.device),
         ):
-            images = (ready_images(micro, s) for micros in batches for micro in micros)
+            images = (ready_images(micro, setup.settings) for micros in batches for micro in micros)
             renew(models, names, images, setup.procs)
+
+
+def norms_in_training(model: nn.Module) -> list[str]:
+    """Names of the BatchNorms in training mode that keep running statistics: not frozen ones."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
+    ]
+
+
+@torch.no_grad()
+def renew(
+    models: Sequence[nn.Module], names: Sequence[str], batches: Iterable[Tensor], procs: Processes
+) -> None:
+    """Replace the running mean and variance of the BatchNorms `names` of each model.
+
+    batches: images as the model sees them in training, float (b, C, H, W), alike for all models.
+    The new statistics are the means over all batches of all processes. Nothing but these norms
+    runs in training mode, so that nothing is dropped; the models are left in eval mode.
+    """
+    norms = [[cast(_BatchNorm, model.get_submodule(n)) for n in names] for model in models]
+    every = [norm for own in norms for norm in own]
+    before = [(n.momentum, n.num_batches_tracked) for n in every]
+    for model in models:
+        model.eval()
+    for norm in every:  # with momentum 1 running statistics are those of the batch just seen
+        norm.training, norm.momentum, norm.num_batches_tracked = True, 1.0, None
+    sums = [torch.zeros_like(_flat(own)) for own in norms]
+    count = 0
+    try:
+        for images in batches:
+            count += 1
+            for model, own, total in zip(models, norms, sums, strict=True):
+                model(images)
+                total += _flat(own)
+    finally:
+        for norm, (momentum, counter) in zip(every, before, strict=True):
+            norm.training, norm.momentum, norm.num_batches_tracked = False, momentum, counter
+    for own, total in zip(norms, sums, strict=True):
+        procs.sum_(total)
+        buffers = running_statistics(own)
+        means = torch.split(total / (count * procs.world), [b.numel() for b in buffers])
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def _flat(norms: Sequence[_BatchNorm]) -> Tensor:
+    return torch.cat([t.flatten() for t in running_statistics(norms)])
