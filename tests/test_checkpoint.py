@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitc import files
 from vitc.errors import CheckpointError
 from vitc.optim.ema import Ema
 from vitc.runs import checkpoint as state_module
@@ -133,9 +132,6 @@ def loaded(path: Path, **kind: Any) -> TrainState:
     return state
 
 
-# -- every bit comes back -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("ema", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("optimizer", ["adamw", "fused", "sgd", "plain sgd"])
@@ -147,11 +143,6 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     resumed = loaded(path, optimizer=optimizer, channels_last=channels_last, ema=ema)
     assert bits(resumed) == bits(straight)
     assert bits(advance(resumed, 3)) == bits(advance(straight, 3))
-
-
-def test_a_state_before_its_first_step_comes_back(tmp_path: Path) -> None:
-    state = fresh()
-    assert bits(loaded(state.save(tmp_path, {}))) == bits(state)
 
 
 def test_loading_replaces_optimizer_state_that_was_there(tmp_path: Path) -> None:
@@ -228,7 +219,7 @@ def test_the_files_are_plain_safetensors_with_readable_names(
 ) -> None:
     state = advance(fresh(optimizer), 2)
     path = state.save(tmp_path, {})
-    assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
+    assert names_in(path) == sorted(FILES)
     weights = state.model.state_dict()
     for name, expected in (("model", weights), ("ema", state.ema.module.state_dict())):
         found = load_file(path / f"{name}.safetensors")
@@ -260,9 +251,6 @@ def test_a_state_on_a_gpu_comes_back_there_and_on_the_cpu(tmp_path: Path, optimi
     for name, value in state.model.state_dict().items():
         assert torch.equal(here.model.state_dict()[name].nan_to_num(), value.cpu().nan_to_num())
     advance(here, 1)
-
-
-# -- which checkpoints stay -----------------------------------------------------------------------
 
 
 def names_in(folder: Path) -> list[str]:
@@ -302,29 +290,11 @@ def test_saving_the_same_step_again_keeps_the_newer_state(tmp_path: Path) -> Non
     assert bits(loaded(tmp_path / "step_2")) == bits(state)
     other = advance(fresh(seed=5), 2)  # other tensors
     other.save(tmp_path, {})
+    flip(tmp_path / "step_2" / "model.safetensors")  # a damaged one is replaced too
+    other.save(tmp_path, {})
     assert bits(loaded(tmp_path / "step_2")) == bits(other)
     assert names_in(tmp_path) == ["latest", "step_2"]
 
-
-def test_saving_over_a_damaged_checkpoint_of_the_same_step_replaces_it(tmp_path: Path) -> None:
-    state = advance(fresh(), 2)
-    path = state.save(tmp_path, {})
-    flip(path / "model.safetensors")
-    state.save(tmp_path, {})
-    assert bits(loaded(path)) == bits(state)
-
-
-def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    state = fresh()
-    (tmp_path / ".tmp-step_5").mkdir()
-    (tmp_path / ".tmp-step_5" / "model.safetensors").write_bytes(b"half")
-    (tmp_path / ".tmp-latest").write_text("ste")
-    assert latest_checkpoint(tmp_path) == (None, [])
-    state.save(tmp_path, {})
-    assert names_in(tmp_path) == ["latest", "step_0"]
-
-
-# -- a kill at any instant ------------------------------------------------------------------------
 
 STEPS_ON_DISK = {"write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir"}
 
@@ -460,9 +430,6 @@ def test_everything_is_synced_before_it_is_renamed(
     ]
 
 
-# -- a full disk ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
 def test_a_disk_that_refuses_at_any_point_leaves_the_last_checkpoint_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -555,13 +522,10 @@ def test_a_full_file_system_leaves_the_last_checkpoint_good(tmp_path: Path) -> N
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="There is no earlier one"):
         fresh().save(tmp_path / "file" / "checkpoints", {})
-
-
-# -- damage ---------------------------------------------------------------------------------------
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -637,7 +601,7 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"step_7", b"../../elsewhere", b"\xff\x00", b"x" * 9999])
-def test_a_latest_that_names_nothing_here_is_said_and_the_newest_taken(
+def test_a_latest_that_names_nothing_here_is_reported_and_the_newest_taken(
     tmp_path: Path, content: bytes
 ) -> None:
     two_checkpoints(tmp_path)
@@ -648,21 +612,14 @@ def test_a_latest_that_names_nothing_here_is_said_and_the_newest_taken(
     assert "latest" in troubles[0]
 
 
-def test_latest_decides_also_when_a_newer_checkpoint_is_there(tmp_path: Path) -> None:
-    two_checkpoints(tmp_path)
-    (tmp_path / "latest").write_text("step_1\n")
-    assert latest_checkpoint(tmp_path) == (tmp_path / "step_1", [])
-
-
 def test_checkpoints_that_latest_names_but_are_all_gone_are_an_error(tmp_path: Path) -> None:
     two_checkpoints(tmp_path)
+    (tmp_path / "latest").write_text("step_1\n")  # decides also where a newer one is there
+    assert latest_checkpoint(tmp_path) == (tmp_path / "step_1", [])
     for step in (1, 2):
         shutil.rmtree(tmp_path / f"step_{step}")
     with pytest.raises(CheckpointError, match="not there"):
         latest_checkpoint(tmp_path)
-
-
-# -- strangers ------------------------------------------------------------------------------------
 
 
 def forge_state(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -731,17 +688,8 @@ def test_a_forged_state_is_refused_before_anything_changes(tmp_path: Path, what:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "[]",
-        "{",
-        "null",
-        '"\ud800"',
-        '{"a": 1' + "0" * 5000 + "}",
-        '{"a":' * 600 + "1" + "}" * 600,
-        "[" * 100_000,
-    ],
-    ids=["nothing", "list", "torn", "null", "surrogate", "huge number", "nested", "deeper"],
+    ["", "null", '"\ud800"', '{"a": 1' + "0" * 5000 + "}", '{"a":' * 600 + "1" + "}" * 600],
+    ids=["nothing", "null", "surrogate", "huge number", "nested"],
 )
 def test_a_state_json_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     path = small().save(tmp_path, {})
@@ -750,16 +698,7 @@ def test_a_state_json_that_is_no_object_is_refused(tmp_path: Path, text: str) ->
         small().load(path)
 
 
-def test_a_state_json_of_absurd_size_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = small().save(tmp_path, {})
-    monkeypatch.setattr(files, "JSON_LIMIT", 100)
-    with pytest.raises(CheckpointError, match="larger"):
-        small().load(path)
-
-
-def test_a_checkpoint_of_a_newer_version_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     path = small().save(tmp_path, {})
     forge_state(path, lambda v: v.update(format=99))
     with pytest.raises(CheckpointError, match="newer vitc"):
@@ -810,9 +749,6 @@ def test_no_module_of_the_package_unpickles_checkpoints() -> None:
     assert "import pickle" not in source
 
 
-# -- another model, another optimizer -------------------------------------------------------------
-
-
 def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path: Path) -> None:
     path = fresh(width=4).save(tmp_path, {})
     state = fresh(width=6)
@@ -823,29 +759,11 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path: Path) -> 
         caught.value
     )
     assert bits(state) == before
-
-
-def test_missing_and_unexpected_tensors_are_named(tmp_path: Path) -> None:
-    path = small().save(tmp_path, {})
     model = nn.Linear(2, 1, bias=False)
     model.register_buffer("more", torch.zeros(1))
-    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(CheckpointError, match="missing: more; unexpected: bias"):
-        state.load(path)
-
-
-def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
-    path = small().save(tmp_path, {})
-    with pytest.raises(CheckpointError, match=r"scalar, stem\.weight and 10 more"):
-        fresh(ema=False, optimizer="sgd").load(path)
-
-
-def test_another_dtype_is_refused(tmp_path: Path) -> None:
-    path = small().save(tmp_path, {})
-    state = small()
-    state.model.double()
-    with pytest.raises(CheckpointError, match=r"float32 \(1, 2\) there, float64 \(1, 2\) here"):
-        state.load(path)
+    other = TrainState(model.double(), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(CheckpointError, match=r"missing: more; unexpected: bias; .* float64"):
+        other.load(small().save(tmp_path / "small", {}))
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -870,14 +788,6 @@ def test_optimizer_state_that_fits_no_parameter_is_named(tmp_path: Path, name: s
         small().load(path)
 
 
-def test_a_missing_checkpoint_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        small().load(tmp_path / "step_5")
-
-
-# -- the weights alone ----------------------------------------------------------------------------
-
-
 def same(found: dict[str, Tensor], module: nn.Module) -> bool:
     expected = module.state_dict()
     return list(found) == sorted(expected, key=list(found).index) and all(
@@ -893,40 +803,30 @@ def test_weights_are_those_of_the_average_unless_raw_ones_are_asked(tmp_path: Pa
         assert same(load_weights_of(place), state.ema.module)
         assert same(load_weights_of(place, ema=False), state.model)
     fresh(seed=8).model.load_state_dict(load_weights_of(tmp_path))
+    alone = advance(fresh(ema=False), 1)
+    assert same(load_weights_of(alone.save(tmp_path / "alone", {})), alone.model)
+    for empty in (tmp_path / "alone", tmp_path / "nowhere"):
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            load_weights_of(empty)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        alone.load(tmp_path / "step_5")
 
 
-def test_weights_of_a_run_without_an_average_are_the_raw_ones(tmp_path: Path) -> None:
-    state = advance(fresh(ema=False), 1)
-    state.save(tmp_path / "checkpoints", {})
-    assert same(load_weights_of(tmp_path), state.model)
-
-
-@pytest.mark.parametrize("damage", ["flip", "gone"])
+@pytest.mark.parametrize("damage", ["flip", "gone", "folder gone"])
 def test_damaged_weights_are_an_error_that_names_the_older_checkpoint(
     tmp_path: Path, damage: str
 ) -> None:
     folder = tmp_path / "checkpoints"
     two_checkpoints(folder)
     file = folder / "step_2" / "ema.safetensors"
-    flip(file) if damage == "flip" else file.unlink()
-    with pytest.raises(CheckpointError) as caught:
-        load_weights_of(tmp_path)
-    assert str(file) in caught.value.message
-    assert str(folder / "step_1") in (caught.value.hint or "")
-    load_weights_of(folder / "step_1")
-
-
-def test_weights_of_a_run_whose_latest_is_gone_are_an_error(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    two_checkpoints(folder)
-    shutil.rmtree(folder / "step_2")
+    if damage == "flip":
+        flip(file)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        shutil.rmtree(file.parent)
     with pytest.raises(CheckpointError, match="step_2") as caught:
         load_weights_of(tmp_path)
-    assert "step_1" in (caught.value.hint or "")
-
-
-def test_weights_of_a_folder_without_any_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        load_weights_of(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        load_weights_of(tmp_path / "nowhere")
+    assert damage == "folder gone" or str(file) in caught.value.message
+    assert str(folder / "step_1") in (caught.value.hint or "")
+    load_weights_of(folder / "step_1")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from tests.test_loop import assert_same_run, kill_and_resume
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
 from vitc.optim.groups import build_optimizer, lr_scales, set_lr
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.resolve import load_config
+from vitc.runs.checkpoint import load_weights_of
 from vitc.training.build import freeze, initial_model, train_mode
 from vitc.training.loop import run
 
@@ -27,14 +26,6 @@ def short(**overrides: Any) -> RunConfig:
     return load_config("debug", **{**base, **overrides})
 
 
-def saved(run_folder: Path) -> dict[str, torch.Tensor]:
-    step = (run_folder / "checkpoints" / "latest").read_text().strip()
-    return load_file(run_folder / "checkpoints" / step / "model.safetensors")
-
-
-# -- frozen parts ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("micro_batch", [None, 16])
 def test_a_frozen_stem_keeps_every_bit_and_its_statistics(
     tmp_path: Path, micro_batch: int | None
@@ -42,7 +33,7 @@ def test_a_frozen_stem_keeps_every_bit_and_its_statistics(
     config = short(**{"train.freeze": ["stem"], "train.micro_batch": micro_batch})
     before = initial_model(config, 10).state_dict()
     run(config, tmp_path / "r", quiet=True)
-    after = saved(tmp_path / "r")
+    after = load_weights_of(tmp_path / "r", ema=False)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     stem = {name for name in before if name.startswith("stem.")}
     assert any("running_mean" in name for name in stem)
@@ -54,7 +45,7 @@ def test_a_linear_probe_trains_the_head_alone(tmp_path: Path) -> None:
     config = short(**{"train.freeze": ["backbone"]})
     before = initial_model(config, 10).state_dict()
     run(config, tmp_path / "r", quiet=True)
-    after = saved(tmp_path / "r")
+    after = load_weights_of(tmp_path / "r", ema=False)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"head.weight", "head.bias"}
 
@@ -67,13 +58,6 @@ def test_frozen_parts_run_in_eval_mode_and_the_others_train() -> None:
     assert not model.blocks[0].training
     assert model.blocks[1].training
     assert model.training
-
-
-def test_a_part_of_the_stem_can_be_frozen() -> None:
-    model = create_model("vit_c_tiny", 10)
-    freeze(model, ["stem.layers"])
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {n for n, _ in model.named_parameters() if n.startswith("stem.layers.")}
 
 
 @pytest.mark.parametrize(
@@ -92,48 +76,21 @@ def test_a_part_that_is_none_is_refused(parts: list[str], words: tuple[str, ...]
         assert word in str(caught.value)
 
 
-def test_a_prefix_ends_at_a_dot() -> None:
-    model = create_model("vit_p_tiny", 10, depth=12)
-    freeze(model, ["blocks.1"])
+@pytest.mark.parametrize("part", ["stem.layers", "blocks.1"])
+def test_a_part_is_a_prefix_that_ends_at_a_dot(part: str) -> None:
+    model = create_model("vit_c_tiny", 10, depth=12)
+    freeze(model, [part])
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {n for n, _ in model.named_parameters() if n.startswith("blocks.1.")}
+    assert frozen == {n for n, _ in model.named_parameters() if n.startswith(f"{part}.")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [("train.freeze", "stem"), ("optim.layer_decay", "0.65")])
-def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: tuple[str, str]) -> None:
-    from tests.test_loop import assert_same_run
-
-    words = [
-        "debug",
-        "--train.epochs",
-        "3",
-        "--train.threads",
-        "1",
-        f"--{setting[0]}",
-        setting[1],
-        "--train.log_every_steps",
-        "1",
-        "--data.max_train",
-        "256",
-    ]
-    code = (
-        "import os, sys; from vitc.training.loop import Trainer; from vitc.cli.main import main\n"
-        "old = Trainer._save\n"
-        "def saved(self):\n    old(self); os._exit(9)\n"
-        "Trainer._save = saved\n"
-        "main(sys.argv[1:])"
-    )
-    killed = ["train", *words, "--out", str(tmp_path / "a"), "--train.save_every_steps", "2"]
-    done = subprocess.run([sys.executable, "-c", code, *killed], capture_output=True, text=True)
-    assert done.returncode == 9, done.stderr
-    config = load_config(tmp_path / "a")
-    run(config, tmp_path / "a", quiet=True)
-    run(config, tmp_path / "b", quiet=True)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
-
-
-# -- layer-wise learning rates ---------------------------------------------------------------------
+@pytest.mark.parametrize("setting", [{"train.freeze": ["stem"]}, {"optim.layer_decay": 0.65}])
+def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: dict[str, Any]) -> None:
+    every = {"train.epochs": 3, "train.log_every_steps": 1, "train.save_every_steps": 2}
+    config = short(**every, **setting)
+    run(config, tmp_path / "whole", quiet=True)
+    assert_same_run(tmp_path / "whole", kill_and_resume(config, tmp_path, kill_at=3))
 
 
 class Layered(nn.Module):
@@ -183,12 +140,6 @@ def test_the_step_taken_is_the_scaled_one() -> None:
     for name, scale in lr_scales(model, 0.5).items():
         expected = before[name] - 0.1 * scale
         torch.testing.assert_close(dict(model.named_parameters())[name].detach(), expected)
-
-
-def test_without_decay_there_are_two_groups_as_ever() -> None:
-    optimizer = build_optimizer(AdamWConfig(), Layered())
-    assert len(optimizer.param_groups) == 2
-    assert all("lr_scale" not in g for g in optimizer.param_groups)
 
 
 def test_a_model_without_layers_is_refused_and_so_is_a_decay_out_of_range() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vitc.cli.main import main
 from vitc.config import RunConfig
 from vitc.errors import CheckpointError, ConfigError
 from vitc.models.zoo import create_model
 from vitc.resolve import load_config
+from vitc.runs.checkpoint import load_weights_of
+from vitc.runs.folder import Run
 from vitc.training.build import initial_model
+from vitc.training.evaluate import load_model
 from vitc.training.loop import run
 from vitc.weights import load as weights_module
 
@@ -25,11 +29,10 @@ def short(**overrides: Any) -> RunConfig:
     return load_config("debug", **{**base, **overrides})
 
 
-def first(config: RunConfig, folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
+def first(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a run stopped by its budget after the first step, so all but unmoved."""
     run(config, folder, quiet=True)
-    step = (folder / "checkpoints" / "latest").read_text().strip()
-    return load_file(folder / "checkpoints" / step / f"{name}.safetensors")
+    return load_weights_of(folder, ema=False)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,7 @@ def still(**overrides: Any) -> RunConfig:
 
 
 def average(folder: Path) -> dict[str, torch.Tensor]:
-    step = (folder / "checkpoints" / "latest").read_text().strip()
-    return load_file(folder / "checkpoints" / step / "ema.safetensors")
+    return load_weights_of(folder)
 
 
 def events(folder: Path) -> str:
@@ -64,6 +66,8 @@ def test_a_run_starts_from_the_average_of_another(trained: Path, tmp_path: Path)
     moving = [n for n in theirs if "running" not in n and "num_batches" not in n]
     assert all(close(begun[n], theirs[n]) for n in moving)
     assert f"starting from {trained}" in events(tmp_path / "r")
+    name = "blocks.0.attn.qkv.weight"  # the average starts there too
+    assert close(average(tmp_path / "r")[name], theirs[name])
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
@@ -87,11 +91,6 @@ def test_the_weights_are_read_and_hashed_once(
         monkeypatch.setattr(weights_module, reader, counting)
     first(still(init=str(start)), tmp_path / "r")
     assert reads == (["load_weights_of", "_digest"] if kind == "run" else ["read_weights_file"])
-
-
-def test_the_average_starts_there_too(trained: Path, tmp_path: Path) -> None:
-    ema = first(still(init=str(trained)), tmp_path / "r", "ema")
-    assert close(ema["blocks.0.attn.qkv.weight"], average(trained)["blocks.0.attn.qkv.weight"])
 
 
 def test_the_raw_weights_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
@@ -118,31 +117,11 @@ def test_other_classes_leave_the_head_fresh_and_another_size_resamples(
     assert float(begun["head.weight"].abs().max()) < 1e-6
     assert begun["pos_embed"].shape[1] == 1 + 36
     assert close(begun["blocks.1.mlp.fc1.weight"], average(trained)["blocks.1.mlp.fc1.weight"])
-    said = events(tmp_path / "r")
-    assert "the head is fresh: the weights have other classes" in said
-    assert "pos_embed was resampled from 4x4 to 6x6" in said
-
-
-def test_the_images_are_prepared_as_for_the_weights(
-    trained: Path, tmp_path: Path, photo_folder: Any
-) -> None:
-    photos = photo_folder(classes=3, count=20)
-    config = still(
-        **{
-            "init": str(trained),
-            "data": str(photos),
-            "model.img_size": 32,
-            "train.batch": 16,
-            "data.max_train": 32,
-        }
-    )
-    run(config, tmp_path / "r", quiet=True)
-    ours = load_config(tmp_path / "r").data.mean
-    import json
-
-    theirs = json.loads((trained / "data.json").read_text())["mean"]
-    assert ours == tuple(theirs)
-    assert "images are prepared as for the weights" in events(tmp_path / "r")
+    notes = events(tmp_path / "r")
+    assert "the head is fresh: the weights have other classes" in notes
+    assert "pos_embed was resampled from 4x4 to 6x6" in notes
+    assert "images are prepared as for the weights" in notes
+    assert load_config(tmp_path / "r").data.mean == tuple(Run(trained).data["mean"])
 
 
 def test_only_the_named_parts_are_taken(trained: Path, tmp_path: Path) -> None:
@@ -180,8 +159,9 @@ def test_weights_from_a_file_need_mean_and_std(trained: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"does not state the mean.*\n.*--data\.mean"):
         run(still(init=str(tmp_path / "bare.safetensors")), tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()
-    said = {"data.mean": [0.5] * 3, "data.std": [0.25] * 3}
-    result = run(still(init=str(tmp_path / "bare.safetensors"), **said), tmp_path / "r", quiet=True)
+    given = {"data.mean": [0.5] * 3, "data.std": [0.25] * 3}
+    config = still(init=str(tmp_path / "bare.safetensors"), **given)
+    result = run(config, tmp_path / "r", quiet=True)
     assert result.status == "done"
 
 
@@ -229,6 +209,9 @@ def test_a_missing_start_is_an_error_and_leaves_no_folder(
     assert code == 2
     assert str(tmp_path / "no") in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+    (tmp_path / "base").mkdir()
+    assert main(["train", "debug", "--init", str(tmp_path / "bas"), "--dry-run"]) == 2
+    assert "Did you mean 'base'?" in capsys.readouterr().err
 
 
 def test_settings_of_the_start_need_a_start() -> None:
@@ -257,14 +240,6 @@ def test_bgr_weights_of_pycls_are_made_rgb_and_their_mean_turned(tmp_path: Path)
     assert "reversed" in events(tmp_path / "r")
 
 
-def test_a_missing_start_is_told_in_a_dry_run_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "base").mkdir()
-    assert main(["train", "debug", "--init", str(tmp_path / "bas"), "--dry-run"]) == 2
-    assert "Did you mean 'base'?" in capsys.readouterr().err
-
-
 def test_layer_decay_with_a_frozen_backbone_has_no_effect_and_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"layer_decay 0\.7 has no effect"):
         load_config("debug", **{"optim.layer_decay": 0.7, "train.freeze": ["backbone"]})
@@ -273,10 +248,6 @@ def test_layer_decay_with_a_frozen_backbone_has_no_effect_and_is_refused() -> No
 def test_a_config_edited_by_hand_names_the_tensors_that_do_not_fit(
     trained: Path, tmp_path: Path
 ) -> None:
-    import json
-
-    from vitc.training.evaluate import load_model
-
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     values = json.loads((copy / "config.json").read_text())

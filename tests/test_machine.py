@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,22 +42,13 @@ def test_the_environment_names_versions_hardware_and_commit(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment()["git_commit"] is None
-
-
-def test_the_commit_is_that_of_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    try:
-        subprocess.run(["git", "init", "-q"], check=True)
-    except FileNotFoundError:
+    if shutil.which("git") is None:
         pytest.skip("needs git")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "init", "-q"], check=True)
     assert environment()["git_commit"] is None  # no commit yet
     subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     assert re.fullmatch("[0-9a-f]{40}", environment()["git_commit"])
-    monkeypatch.setenv("PATH", "")
-    assert environment()["git_commit"] is None
 
 
 def test_processes_of_one_machine_share_its_cores_and_memory(

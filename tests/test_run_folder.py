@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import math
@@ -64,9 +63,6 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
         yield folder
 
 
-# -- begin, continue, overwrite -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_new_run_writes_its_config_first(tmp_path: Path, exists: bool) -> None:
     path = tmp_path / "deep" / "run"
@@ -118,6 +114,8 @@ def test_a_run_of_another_config_is_refused_with_the_settings_named(tmp_path: Pa
     assert "workers" not in caught.value.message
     assert "--overwrite" in (caught.value.hint or "")
     assert everything(tmp_path) == before | {".lock": everything(tmp_path)[".lock"]}
+    with begin(tmp_path, train__epochs=3, optim__lr=0.1) as folder:  # the refused one freed it
+        assert folder.resumed
 
 
 def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) -> None:
@@ -141,15 +139,7 @@ def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) 
     assert {k.replace("__", ".") for k in changed} - {"data.source"} == runlog.HARMLESS
 
 
-def test_the_settings_that_may_change_exist() -> None:
-    for name in runlog.HARMLESS:
-        place: Any = RunConfig()
-        for part in name.split("."):
-            assert part in {f.name for f in dataclasses.fields(place)}
-            place = getattr(place, part)
-
-
-def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path: Path) -> None:
+def test_overwrite_restarts_and_removes_only_what_a_run_wrote(tmp_path: Path) -> None:
     with begin(tmp_path, train__epochs=3) as folder:
         folder.metric({"kind": "train", "step": 1})
         folder.write_data(DATA)
@@ -171,11 +161,6 @@ def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(tmp_path: Path)
         "checkpoints/mine.safetensors",
     }
     assert "restarted" in (tmp_path / "events.log").read_text()
-
-
-def test_overwrite_of_nothing_is_a_plain_beginning(tmp_path: Path) -> None:
-    with begin(tmp_path / "run", overwrite=True) as folder:
-        assert not folder.resumed
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -204,15 +189,6 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match="cannot be made"):
             begin(path)
-
-
-def test_what_a_process_killed_while_beginning_left_is_an_empty_folder(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text("")
-    (tmp_path / ".tmp-config.json").write_text('{"mod')
-    (tmp_path / ".tmp-gone-data.json").write_text("{}")
-    with begin(tmp_path) as folder:
-        assert not folder.resumed
-    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_run_of_another_version_is_continued_by_nobody_but_may_be_overwritten(
@@ -278,8 +254,6 @@ def test_a_kill_at_any_instant_of_a_beginning_leaves_a_whole_run_or_none(
         assert not list(path.glob(".tmp-*"))
 
 
-# -- one process at a time ------------------------------------------------------------------------
-
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -307,12 +281,6 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path:
         assert folder.resumed
 
 
-def test_the_same_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
-    with begin(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
-        begin(tmp_path)
-    begin(tmp_path).close()
-
-
 def test_a_forked_worker_that_outlives_a_run_does_not_hold_its_folder(tmp_path: Path) -> None:
     folder = begin(tmp_path)
     reader, writer = os.pipe()
@@ -334,38 +302,21 @@ def test_a_forked_worker_that_outlives_a_run_does_not_hold_its_folder(tmp_path: 
         os.waitpid(child, 0)
 
 
-def test_a_refused_begin_frees_the_folder(tmp_path: Path) -> None:
-    begin(tmp_path, train__epochs=3).close()
-    with pytest.raises(ConfigError):
-        begin(tmp_path, train__epochs=4)
-    with begin(tmp_path, train__epochs=3) as folder:
-        assert folder.resumed
-
-
-def test_a_file_system_without_locks_is_said_and_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("platform_has_locks", [True, False])
+def test_a_file_system_or_platform_without_locks_is_noted_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform_has_locks: bool
 ) -> None:
     def no_locks(number: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    if not platform_has_locks:
+        monkeypatch.setattr(files, "fcntl", None)
     with begin(tmp_path) as folder:
         assert not folder.resumed
         assert "no file locks here" in (tmp_path / "events.log").read_text()
     with begin(tmp_path) as folder:
         assert folder.resumed
-
-
-def test_a_platform_without_fcntl_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "fcntl", None)
-    begin(tmp_path).close()
-    with begin(tmp_path) as folder:
-        assert folder.resumed
-
-
-# -- metrics --------------------------------------------------------------------------------------
 
 
 def test_metrics_come_back_with_all_their_bits(run: RunFolder) -> None:
@@ -418,9 +369,12 @@ def test_a_last_line_that_lacks_only_its_end_is_kept(run: RunFolder) -> None:
     assert Run(run.path).metrics() == [{"kind": "train", "step": 1}]
     run.cut_back(5)
     assert (run.path / "metrics.jsonl").read_bytes() == whole
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 2, "lo')
+    assert Run(run.path).metrics() == [{"kind": "train", "step": 1}]  # readers leave it out
 
 
-def test_cutting_back_nothing_says_nothing(run: RunFolder) -> None:
+def test_cutting_back_nothing_writes_nothing(run: RunFolder) -> None:
     run.cut_back(0)
     run.metric({"kind": "train", "step": 1})
     before = everything(run.path)
@@ -428,15 +382,8 @@ def test_cutting_back_nothing_says_nothing(run: RunFolder) -> None:
     assert everything(run.path) == before
 
 
-def test_a_half_written_last_line_is_left_out_by_readers(run: RunFolder) -> None:
-    run.metric({"kind": "train", "step": 1})
-    with open(run.path / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "train", "step": 2, "lo')
-    assert Run(run.path).metrics() == [{"kind": "train", "step": 1}]
-
-
 @pytest.mark.parametrize("line", ["{", "[1]", '{"step": 1}', '{"kind": "train", "step": "1"}'])
-def test_damage_before_the_last_line_is_said_with_its_place(run: RunFolder, line: str) -> None:
+def test_damage_before_the_last_line_is_reported_with_its_place(run: RunFolder, line: str) -> None:
     run.metric({"kind": "train", "step": 1})
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write(line + "\n")
@@ -456,9 +403,6 @@ def test_a_metrics_file_of_absurd_size_is_not_read(
         Run(run.path).metrics()
 
 
-# -- the other files ------------------------------------------------------------------------------
-
-
 def test_events_are_one_line_each_with_the_time_and_nothing_a_terminal_obeys(
     run: RunFolder,
 ) -> None:
@@ -468,13 +412,8 @@ def test_events_are_one_line_each_with_the_time_and_nothing_a_terminal_obeys(
     assert line.endswith(r"skipped broken file a | b\x1b[2J\udcff é.jpg")
 
 
-def test_data_json_says_how_images_are_prepared(run: RunFolder) -> None:
-    run.write_data(DATA)
-    assert Run(run.path).data == DATA
-
-
 @pytest.mark.parametrize("key", ["fingerprint", "classes"])
-def test_a_run_does_not_go_on_with_other_images(run: RunFolder, key: str) -> None:
+def test_a_run_does_not_resume_with_other_images(run: RunFolder, key: str) -> None:
     run.write_data(DATA)
     run.write_data({**DATA, "notes": ["found again"], "classes": tuple(DATA["classes"])})
     assert Run(run.path).data["notes"] == ["found again"]
@@ -499,23 +438,20 @@ def test_a_run_does_not_go_on_with_other_images(run: RunFolder, key: str) -> Non
         {"eval_crop": "1"},
     ],
 )
-def test_a_data_json_that_does_not_say_enough_is_refused(
-    run: RunFolder, change: dict[str, Any]
-) -> None:
+def test_a_data_json_that_is_incomplete_is_refused(run: RunFolder, change: dict[str, Any]) -> None:
     (run.path / "data.json").write_text(json.dumps(DATA | change))
     with pytest.raises(CheckpointError, match=r"data\.json"):
         assert Run(run.path).data
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\0"])
-def test_damaged_files_are_named(run: RunFolder, text: str) -> None:
+def test_damaged_files_are_named(run: RunFolder) -> None:
     for name in ("data.json", "summary.json"):
-        (run.path / name).write_text(text)
+        (run.path / name).write_text("{")
         with pytest.raises(CheckpointError, match=re.escape(str(run.path / name))):
             getattr(Run(run.path), name.removesuffix(".json"))
 
 
-def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
     assert Run(tmp_path).metrics() == []
     assert Run(tmp_path).summary == {}
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.test_loop import TRAIN, lines, weights
+from vitc.config import to_dict
 from vitc.resolve import load_config
 from vitc.training.device import Processes
+from vitc.training.loop import run
 from vitc.training.step import NormStatistics, _guarded_update
 
 
@@ -63,25 +66,12 @@ def test_fused_optimizers_honour_found_inf(kind: type[torch.optim.Optimizer]) ->
     assert torch.equal(w.detach(), torch.ones(3))
 
 
-RUN = """
-import sys, json, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from vitc.config import from_dict
-from vitc.training.loop import run
-run(from_dict(json.load(open(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
-"""
-
-
 @pytest.mark.parametrize(
     "model", [pytest.param("vit_p_tiny", marks=pytest.mark.slow), "vit_c_tiny"]
 )
 def test_two_processes_with_two_micro_batches_each_equal_one_with_four(
     tmp_path: Path, model: str
 ) -> None:
-    from vitc.config import to_dict
-    from vitc.training.loop import run
-
     config = load_config(
         "debug",
         model=model,
@@ -100,21 +90,11 @@ def test_two_processes_with_two_micro_batches_each_equal_one_with_four(
     run(config, tmp_path / "one", quiet=True)
     file, script = tmp_path / "c.json", tmp_path / "run.py"
     file.write_text(json.dumps(to_dict(config)))
-    script.write_text(RUN)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(script),
-        str(file),
-        str(tmp_path / "two"),
-    ]
+    script.write_text(TRAIN)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(script), str(file), str(tmp_path / "two")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     subprocess.run(command, check=True, timeout=120, capture_output=True, env=env)
-
-    from tests.test_loop import lines, weights
 
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()

@@ -50,11 +50,11 @@ from vitc.runs.tensors import (
     row_major,
     write_tensors,
 )
-from vitc.training.config import TrainConfig
 from vitc.wording import few
 
 FORMAT = 1
 PLAIN = (bool, int, float, type(None))  # of an optimizer's state, beside tensors
+VALUES = ("step", "seconds", "skipped", "best", "last_eval", "sums")  # of TrainState, as JSON
 STATE = "state.json"
 MODEL, EMA, OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
 
@@ -82,9 +82,7 @@ class TrainState:
     skipped: int = 0
     """Broken files skipped so far."""
 
-    def save(
-        self, folder: Path, extra: Mapping[str, Any], *, keep: int = TrainConfig.keep_checkpoints
-    ) -> Path:
+    def save(self, folder: Path, extra: Mapping[str, Any], *, keep: int = 2) -> Path:
         """Write `folder/step_N`, make it the latest, then prune to `keep`; returns its path.
 
         `extra` is plain JSON values for `load` to give back. Raises CheckpointError where the disk
@@ -110,21 +108,20 @@ class TrainState:
         _prune(folder, self.step, keep)
         return final
 
+    def _modules(self) -> dict[str, nn.Module]:
+        return {MODEL: self.model, **({EMA: self.ema.module} if self.ema is not None else {})}
+
     def _write(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, str]:
         """Write the files of a checkpoint; returns the SHA-256 of those that hold tensors."""
         tensors, scalars = _optimizer_tensors(self.model, self.optimizer)
-        parts = {MODEL: _module_tensors(self.model), OPTIM: tensors}
-        if self.ema is not None:
-            parts[EMA] = _module_tensors(self.ema.module)
+        parts: dict[str, Mapping[str, Tensor]] = {
+            **{name: m.state_dict(keep_vars=True) for name, m in self._modules().items()},
+            OPTIM: tensors,
+        }
         sha256 = {name: write_tensors(folder / name, part) for name, part in parts.items()}
         state = {
             "format": FORMAT,
-            "step": self.step,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "best": self.best,
-            "last_eval": self.last_eval,
-            "sums": self.sums,
+            **{name: getattr(self, name) for name in VALUES},
             "extra": extra,
             "optimizer": {
                 "name": type(self.optimizer).__name__,
@@ -152,10 +149,9 @@ class TrainState:
                 f"keeps {'one' if self.ema else 'none'}.",
                 "Resume with the optim.ema that the run started with.",
             )
-        modules = {MODEL: self.model, **({EMA: self.ema.module} if self.ema is not None else {})}
         fills = []
-        for name, module in modules.items():
-            targets = _module_tensors(module)
+        for name, module in self._modules().items():
+            targets = module.state_dict(keep_vars=True)  # the parameters and buffers themselves
             values = read_tensors(path / name)
             check_fit(path / name, values, targets)
             fills.append((targets, values, _checked_strides(path, state, name, values)))
@@ -169,20 +165,17 @@ class TrainState:
         saved_groups = state["optimizer"]["groups"]
         for group, numbers in zip(self.optimizer.param_groups, saved_groups, strict=True):
             group.update({k: v for k, v in numbers.items() if k in _numbers(group)})
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        self.best, self.last_eval = state["best"], state["last_eval"]
-        self.sums = defaultdict(float, state["sums"])
+        for name in VALUES:
+            setattr(self, name, state[name])
+        self.sums = defaultdict(float, self.sums)
         extra: dict[str, Any] = state["extra"]
         return extra
 
 
-# -- finding checkpoints --------------------------------------------------------------------------
-
-
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest good checkpoint in `checkpoints/`, and what was wrong with those before it.
+    """The newest good checkpoint in `checkpoints/`, if any, and what is wrong with newer ones.
 
-    None where there is none. Raises CheckpointError where there are some and all are damaged.
+    Raises CheckpointError where all are damaged.
     """
     paths, troubles = _candidates(folder)
     for path in paths:
@@ -208,26 +201,22 @@ def load_weights_of(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
     checkpoint is never taken in silence.
     """
     path = Path(path)
-    if not (path / STATE).exists():
-        paths, troubles = _candidates(path / CHECKPOINTS)
-        if troubles:
-            raise CheckpointError("\n".join(troubles), _name_one(paths))
-        if not paths:
-            raise CheckpointError(
-                f"{path} holds no checkpoint.", "Give the folder of a run, or one of its step_N."
-            )
-        path, others = paths[0], paths[1:]
-    else:
-        others = []
+    others: list[Path] = []
     try:
+        if not (path / STATE).exists():
+            others, troubles = _candidates(path / CHECKPOINTS)
+            if troubles:
+                raise CheckpointError("\n".join(troubles))
+            if not others:
+                raise CheckpointError(f"{path} holds no checkpoint.")
+            path = others.pop(0)
         state = _verified(path, only=(EMA, MODEL) if ema else (MODEL,))
         return read_tensors(path / (EMA if ema and EMA in state["sha256"] else MODEL))
     except CheckpointError as error:
-        raise CheckpointError(error.message, _name_one(others)) from error
-
-
-def _name_one(paths: list[Path]) -> str | None:
-    return f"Older checkpoints there: {', '.join(map(str, paths))}." if paths else None
+        hint = f"Older checkpoints there: {', '.join(map(str, others))}."
+        if not others:
+            hint = "Give the folder of a run, or one of its checkpoints/step_N."
+        raise CheckpointError(error.message, hint) from error
 
 
 def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
@@ -312,9 +301,6 @@ def _all_numbers(value: object) -> bool:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
 
 
-# -- putting a checkpoint in place ----------------------------------------------------------------
-
-
 def _put_in_place(temporary: Path, final: Path, sha256: dict[str, str]) -> None:
     """Rename a complete checkpoint to its name; at every instant a good one can be found.
 
@@ -357,9 +343,6 @@ def _prune(folder: Path, step: int, keep: int) -> None:
         discard(path)
 
 
-# -- state.json -----------------------------------------------------------------------------------
-
-
 def _encode(state: Mapping[str, Any], indent: int | None = None) -> str:
     """Strict JSON that gives every float back bit for bit, also inf and nan."""
     exact = plain(state, non_finite=lambda v: {"$float": repr(v)})
@@ -370,14 +353,6 @@ def _decode(values: dict[str, Any]) -> Any:
     if set(values) == {"$float"} and values["$float"] in ("inf", "-inf", "nan"):
         return float(values["$float"])
     return values
-
-
-# -- tensors to disk and back ---------------------------------------------------------------------
-
-
-def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The state_dict, as the parameters and buffers themselves."""
-    return dict(module.state_dict(keep_vars=True))
 
 
 def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -418,9 +393,6 @@ def _checked_strides(
             raise CheckpointError(f"{path / STATE} is damaged: {stride!r} is no stride of {name}.")
         found[name] = tuple(stride)
     return found
-
-
-# -- the optimizer --------------------------------------------------------------------------------
 
 
 def _owned(

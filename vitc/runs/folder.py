@@ -27,21 +27,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vitc import files
 from vitc.config import RunConfig, differences, read_config, to_saved
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
-from vitc.files import (
-    LOCK,
-    TEMPORARY,
-    FolderLock,
-    discard,
-    plain,
-    read_json,
-    remove_leftovers,
-    sync_file,
-    sync_folder,
-    to_json,
-    write_atomically,
-)
+from vitc.files import read_json, write_json
 from vitc.plugins.consent import copies
 from vitc.plugins.names import SOURCES
 from vitc.wording import printable, short
@@ -71,6 +60,7 @@ HARMLESS = frozenset(
 learned. Another device or thread count keeps the run but not its bits; events.log then notes it."""
 
 METRICS_LIMIT = 1 << 30  # bytes; a stranger's file must not fill the memory
+ELSEWHERE = "Restart it with --overwrite, or choose another --out."
 
 
 def keep_sources(folder: Path, config: RunConfig) -> None:
@@ -80,7 +70,7 @@ def keep_sources(folder: Path, config: RunConfig) -> None:
         if place.is_symlink():  # in a stranger's folder it could lead anywhere
             raise ConfigError(f"{place} is a link; a run keeps its sources in its own folder.")
         place.mkdir(exist_ok=True)
-        write_atomically(place / name, content)
+        files.write_atomically(place / name, content)
 
 
 # -- the folder -----------------------------------------------------------------------------------
@@ -100,7 +90,7 @@ class RunFolder:
         self.writer = writer
         self.resumed = False
         self.finished = False
-        self._lock: FolderLock | None = None
+        self._lock: files.FolderLock | None = None
 
     @staticmethod
     def open(
@@ -116,10 +106,10 @@ class RunFolder:
         if not writer:
             return folder
         folder._make()
-        folder._lock = FolderLock(folder.path)
+        folder._lock = files.FolderLock(folder.path)
         try:
             with _writing(folder.path):
-                remove_leftovers(folder.path)
+                files.remove_leftovers(folder.path)
                 if overwrite or not (folder.path / CONFIG).exists():
                     folder._begin(config)
                 else:
@@ -140,13 +130,17 @@ class RunFolder:
         """Create the folder; refuse one that holds anything but a run."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            names = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
+            names = {p.name for p in self.path.iterdir() if not p.name.startswith(files.TEMPORARY)}
         except OSError as error:
             raise ConfigError(
                 f"The run folder {self.path} cannot be made: {error.strerror}.",
                 "Choose another --out.",
             ) from error
-        if names - {LOCK, CLAIM, TRIES} and not _is_run(self.path):
+        found: dict[str, Any] = {}
+        with contextlib.suppress(ConfigError):
+            found = read_json(self.path / CONFIG)
+        is_run = all(isinstance(found.get(k), dict) for k in ("model", "data", "optim", "train"))
+        if names - {files.LOCK, CLAIM, TRIES} and not is_run:
             raise ConfigError(
                 f"{self.path} is not empty and not a run folder; nothing in it was touched.",
                 "Choose another --out.",
@@ -160,14 +154,14 @@ class RunFolder:
         """
         restarted = (self.path / CONFIG).exists()
         if self.checkpoints.exists():
-            discard(self.checkpoints / LATEST)
+            files.discard(self.checkpoints / LATEST)
             for path in list(self.checkpoints.iterdir()):
                 if CHECKPOINT_NAME.fullmatch(path.name):
-                    discard(path)
-            remove_leftovers(self.checkpoints)
+                    files.discard(path)
+            files.remove_leftovers(self.checkpoints)
         for name in (METRICS, EVENTS, DATA, SUMMARY):
             (self.path / name).unlink(missing_ok=True)
-        write_atomically(self.path / CONFIG, _config_text(config))
+        write_json(self.path / CONFIG, to_saved(config))
         keep_sources(self.path, config)
         self.event("restarted (--overwrite)" if restarted else "started")
 
@@ -176,30 +170,22 @@ class RunFolder:
         try:
             old = read_config(self.path)
         except ConfigError as error:
-            raise ConfigError(
-                f"The run in {self.path} has a config of another version: {error.message}",
-                "Restart it with --overwrite, or choose another --out.",
-            ) from error
+            what = f"The run in {self.path} has a config of another version: {error.message}"
+            raise ConfigError(what, ELSEWHERE) from error
         changed = differences(old, config)
         other = [c for c in changed if c.split(":")[0] not in HARMLESS]
         if other:
             lines = "\n".join(f"  {c}" for c in other)
-            raise ConfigError(
-                f"{self.path} holds a run of another config:\n{lines}",
-                "Restart it with --overwrite, or choose another --out.",
-            )
+            raise ConfigError(f"{self.path} holds a run of another config:\n{lines}", ELSEWHERE)
         summary = Run(self.path).summary
         if summary.get("status") == "done":
             top1 = summary.get("top1")
             result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
-            raise ConfigError(
-                f"The run in {self.path} is finished{result}.",
-                "Restart it with --overwrite, or choose another --out.",
-            )
+            raise ConfigError(f"The run in {self.path} is finished{result}.", ELSEWHERE)
         keep_sources(self.path, config)
         (self.path / SUMMARY).unlink(missing_ok=True)  # of the part before this one
         if changed:  # so that `vitc train RUN` and `vitc eval RUN` find what moved
-            write_atomically(self.path / CONFIG, _config_text(config))
+            write_json(self.path / CONFIG, to_saved(config))
         self.resumed = True
         self.event(f"continued{''.join(f'; {c}' for c in changed)}")
 
@@ -207,12 +193,11 @@ class RunFolder:
 
     def metric(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; it holds at least `kind` and `step`."""
-        self._append(METRICS, to_json(line))
+        self._append(METRICS, files.to_json(line))
 
     def event(self, text: str) -> None:
         """Append one line with the time (UTC) to events.log; file names in it may hold anything."""
-        text = " | ".join(text.splitlines())
-        text = printable(text)
+        text = printable(" | ".join(text.splitlines()))
         self._append(EVENTS, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}")
 
     def _append(self, name: str, line: str) -> None:
@@ -221,15 +206,15 @@ class RunFolder:
                 file.write(line.encode() + b"\n")
 
     def sync(self) -> None:
-        """Wait until the disk has metrics and events: to be called before a checkpoint is saved,
-        so that the metrics always reach at least as far as the checkpoint."""
+        """Wait until the disk has metrics and events; called before a checkpoint is saved, so that
+        the metrics always reach at least as far."""
         if not self.writer:
             return
         with _writing(self.path):
             for name in (METRICS, EVENTS):
                 if (self.path / name).exists():
-                    sync_file(self.path / name)
-            sync_folder(self.path)
+                    files.sync_file(self.path / name)
+            files.sync_folder(self.path)
 
     def cut_back(self, step: int) -> None:
         """Drop the metrics of later steps than `step`, and lines that a kill left half-written."""
@@ -243,7 +228,7 @@ class RunFolder:
             new = b"".join(line + b"\n" for line in kept)
             if new == old:
                 return
-            write_atomically(file, new)
+            files.write_atomically(file, new)
         broken = sum(values is None for _, values in lines)
         self.event(
             f"metrics cut back to step {step}: {len(lines) - len(kept) - broken} later lines and "
@@ -258,7 +243,7 @@ class RunFolder:
         if file.exists():
             old = read_json(file, CheckpointError)
             for key in ("fingerprint", "classes"):
-                if old.get(key) != plain(values.get(key)):
+                if old.get(key) != files.plain(values.get(key)):
                     raise DataError(
                         f"These are not the images that the run in {self.path} began with: "
                         f"their {key} differs ({short(repr(old.get(key)), 60)} then, "
@@ -266,14 +251,14 @@ class RunFolder:
                         "Point --data.path at the first images, or choose another --out.",
                     )
         with _writing(file):
-            write_atomically(file, to_json(values, indent=2) + "\n")
+            write_json(file, values)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write summary.json: the run has ended, with `status` done|diverged|interrupted|failed."""
         if not self.writer:
             return
         with _writing(self.path / SUMMARY):
-            write_atomically(self.path / SUMMARY, to_json(values, indent=2) + "\n")
+            write_json(self.path / SUMMARY, values)
         self.finished = values["status"] == "done"
 
     def close(self) -> None:
@@ -298,19 +283,6 @@ def _writing(path: Path) -> Iterator[None]:
             "Free space or repair the disk, then repeat the command: it resumes from the last "
             "checkpoint.",
         ) from error
-
-
-def _config_text(config: RunConfig) -> str:
-    return to_json(to_saved(config), indent=2) + "\n"
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a folder's config.json is a RunConfig's, of this or another version."""
-    try:
-        values = read_json(path / CONFIG)
-    except ConfigError:
-        return False
-    return all(isinstance(values.get(k), dict) for k in ("model", "data", "optim", "train"))
 
 
 def _metric(line: bytes) -> dict[str, Any] | None:
@@ -344,18 +316,21 @@ class Run:
     def data(self) -> dict[str, Any]:
         """data.json, with what preprocessing needs checked.
 
-        Holds at least `classes` (texts), `mean` and `std` (one number a channel), `img_size`
+        Holds at least `classes` (strings), `mean` and `std` (one number a channel), `img_size`
         ([H, W]), `in_chans`, `fit` and `eval_crop`.
         """
+        from vitc.data.preprocessing import preprocessing_problem
+
         values = read_json(self.path / DATA, CheckpointError)
-        channels, size = values.get("in_chans"), values.get("img_size")
+        classes, keys = values.get("classes"), ("mean", "std", "img_size")
+        needed = {**{k: values.get(k) for k in keys}, "crop": values.get("eval_crop")}
         good = (
-            _list_of(values.get("classes"), str)
-            and type(channels) is int
-            and all(_list_of(values.get(k), int | float, channels) for k in ("mean", "std"))
-            and _list_of(size, int, 2)
+            isinstance(classes, list)
+            and all(isinstance(name, str) for name in classes)
+            and type(values.get("in_chans")) is int
             and values.get("fit") in ("crop", "pad", "squash")
-            and isinstance(values.get("eval_crop"), int | float)
+            and None not in needed.values()
+            and preprocessing_problem(needed, values["in_chans"]) is None
         )
         if not good:
             raise CheckpointError(
@@ -413,11 +388,7 @@ class Run:
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """(engine, host) of each part of a trial, in order; one that was moved has several.
-
-        Empty for a run that no study's engine placed. Studies of version 0.1 have them in
-        events.log.
-        """
+        """(launcher, host) of each try of a study's trial; those of 0.1 have it in events.log."""
         file = self.path / EVENTS
         found = PLACED.findall(file.read_text(errors="replace")) if file.is_file() else []
         tries = self.path / TRIES
@@ -434,11 +405,3 @@ def load_runs(folder: str | Path) -> list[Run]:
     if not found:
         raise ConfigError(f"There is no run in {root}.", "A run folder holds a config.json.")
     return [Run(path) for path in found]
-
-
-def _list_of(value: Any, kind: Any, length: int | None = None) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == (len(value) if length is None else length)
-        and all(isinstance(v, kind) for v in value)
-    )

@@ -23,30 +23,9 @@ from vitc.data.sampling import steps_per_epoch
 from vitc.errors import ConfigError
 from vitc.recipes import get_recipe
 from vitc.resolve import resolve_config, with_data
-from vitc.training.auto_model import (
-    choose_length,
-    choose_model,
-    choose_rate,
-    note_costs,
-    note_expectations,
-    note_schedule,
-)
-from vitc.training.auto_rules import (
-    DEFAULT_BUDGET_SECONDS,
-    RECIPE,
-    SAMPLE,
-    SMALL_SIDE,
-    Choices,
-    Look,
-    Machine,
-    balance_for,
-    batch_size,
-    fit_for,
-    flip_for,
-    held_out_shares,
-    memory_bytes,
-    sample,
-)
+from vitc.training import auto_model
+from vitc.training import auto_rules as rules
+from vitc.training.auto_rules import Choices, Look, Machine
 from vitc.wording import counted
 
 if TYPE_CHECKING:
@@ -82,7 +61,7 @@ def propose(
     fixed = dict(overrides or {})
     if fixed.get("train.precision") == "auto":  # what a choice here comes to as well
         del fixed["train.precision"]
-    budget = DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
+    budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
     _refuse(images, budget, fixed)
     weights, theirs = _as_the_weights(fixed)
     choices = Choices({**fixed, **theirs}, frozenset(theirs))
@@ -91,16 +70,16 @@ def propose(
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine)
-    trial = choose_model(choices, base, data, look, device, machine, budget)
-    choose_rate(choices, trial)
-    seconds = choose_length(choices, look, trial, budget, default=budget_seconds is None)
+    trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
+    auto_model.choose_rate(choices, trial)
+    seconds = auto_model.choose_length(choices, look, trial, budget, default=budget_seconds is None)
     config = choices.config(base, trial.settings)
     if weights:
         choices.lines.insert(1, weights)
-    note_schedule(choices, config)
-    memory = memory_bytes(config, data, machine, trial.cost)
-    note_costs(choices, machine, trial, seconds, memory)
-    note_expectations(choices, look, config)
+    auto_model.note_schedule(choices, config)
+    memory = rules.memory_bytes(config, data, machine, trial.cost)
+    auto_model.note_costs(choices, machine, trial, seconds, memory)
+    auto_model.note_expectations(choices, look, config)
     return Proposal(config, choices.lines, seconds, memory)
 
 
@@ -159,7 +138,7 @@ def _as_the_weights(fixed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _base(images: Path, fixed: Mapping[str, Any]) -> RunConfig:
     """What choices are laid over: the images, and a small recipe's optimizer, its lr absolute."""
-    recipe = get_recipe(RECIPE, fixed.get("optim", fixed.get("optim.kind")))
+    recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
     return with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
 
 
@@ -170,10 +149,10 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
     whole = {**own, "data.val_fraction": 0.0, "data.test_fraction": 0.0}
     channels = fixed.get("model.in_chans", 3)
     given = open_data(resolve_config(base, **whole).data, channels).splits
-    sizes, gray = sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
+    sizes, gray = rules.sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
     total = len(given["train"])
     if "val" not in given:
-        val, test = held_out_shares(total)
+        val, test = rules.held_out_shares(total)
         because = f"there are {counted(total, 'image')}, and no validation images beside them"
         choices.take("data.val_fraction", "share held out for validation", val, because)
         if "test" not in given:
@@ -183,7 +162,7 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
                 )
             choices.take("data.test_fraction", "share held out for the test", test, because)
     if gray or "model.in_chans" in fixed:
-        because = f"none of {counted(min(SAMPLE, total), 'image')} looked at has colour"
+        because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
     data = open_data(resolve_config(base, **{**chosen, **own}).data, channels)
@@ -226,11 +205,11 @@ def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
 
 def _choose_views(choices: Choices, look: Look) -> None:
     """How an image reaches the model: shape, balance, crop, mirror, mixing."""
-    fit, because = fit_for(look.sizes)
+    fit, because = rules.fit_for(look.sizes)
     choices.take("data.fit", "fit to a square", fit, because)
-    balance, because = balance_for(look.counts)
+    balance, because = rules.balance_for(look.counts)
     choices.take("data.balance", "balance of classes", balance, because)
-    if look.short_side <= SMALL_SIDE:
+    if look.short_side <= rules.SMALL_SIDE:
         crop, because = "shift", "images this small lose too much when a part is cut out"
         if choices.fixed.get("data.fit", fit) == "crop" and "data.eval_crop" not in choices.fixed:
             choices.settings["data.eval_crop"] = 1.0  # evaluation keeps every pixel
@@ -239,7 +218,7 @@ def _choose_views(choices: Choices, look: Look) -> None:
     crop = choices.take("data.augment.crop", "training crop", crop, because)
     if crop == "random_resized" and "data.augment.scale" not in choices.fixed:
         choices.settings["data.augment.scale"] = (0.35, 1.0)
-    flip, because = flip_for(look.classes)
+    flip, because = rules.flip_for(look.classes)
     choices.take("data.augment.flip", "mirror", flip, because)
     mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1}
     for name, value in mixing.items():
@@ -253,7 +232,7 @@ def _choose_views(choices: Choices, look: Look) -> None:
 
 
 def _choose_batch(choices: Choices, look: Look, machine: Machine) -> None:
-    batch = batch_size(look.train, machine.kind)
+    batch = rules.batch_size(look.train, machine.kind)
     micro = choices.fixed.get("train.micro_batch")
     if micro:
         batch = max(1, batch // micro) * micro

@@ -13,27 +13,10 @@ from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
 from vitc.recipes import get_recipe
-from vitc.training.auto_rules import (
-    FEW_OF_A_CLASS,
-    FEW_TOKENS,
-    LEAST_SHARE,
-    RECIPE,
-    START_SECONDS,
-    TRAINED_SHARE,
-    Choices,
-    Look,
-    Machine,
-    Rung,
-    epoch_seconds,
-    evaluation_seconds,
-    fixed_optimizer,
-    half_width,
-    learning_rate,
-    run_length,
-    rungs_for,
-    wanted_epochs,
-)
-from vitc.wording import counted, duration
+from vitc.stats.proportions import wilson
+from vitc.training import auto_rules as rules
+from vitc.training.auto_rules import Choices, Look, Machine, Rung
+from vitc.wording import counted, duration, few
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +47,9 @@ def choose_model(
     budget: float,
 ) -> Trial:
     """Climb from the cheapest rung for as long as the budget pays for enough epochs of the next."""
-    least = choices.fixed.get("train.epochs", math.ceil(LEAST_SHARE * wanted_epochs(look.train)))
+    least = choices.fixed.get(
+        "train.epochs", math.ceil(rules.LEAST_SHARE * rules.wanted_epochs(look.train))
+    )
     ladder = _rungs(choices.fixed, look)
     best: Trial | None = None
     reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
@@ -78,7 +63,7 @@ def choose_model(
         if trial is None:
             reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
             break
-        seconds = epoch_seconds(look, trial.config.train.batch, trial.cost)
+        seconds = rules.epoch_seconds(look, trial.config.train.batch, trial.cost)
         if best is not None and seconds * least > budget:
             reason = _too_slow(rung, least, seconds, budget)
             break
@@ -102,7 +87,7 @@ def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
 
 def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
     """The ladder, or what a model or an image size that the user fixed leaves of it."""
-    ladder = rungs_for(look)
+    ladder = rules.rungs_for(look)
     if "model" in fixed:
         own, reduction = model_config(fixed["model"]).size[0], _reduction(fixed["model"])
         side = max(ladder[0].img_size, min(own, look.short_side))
@@ -204,7 +189,7 @@ def _predicted_epoch(
     """Seconds an epoch of the next rung would take at the speed, in flops, of the best so far."""
     config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
     ratio = _flops(config) / _flops(best.config)
-    return ratio * epoch_seconds(look, config.train.batch, best.cost)
+    return ratio * rules.epoch_seconds(look, config.train.batch, best.cost)
 
 
 def _flops(config: RunConfig) -> int:
@@ -238,7 +223,7 @@ def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None
         choices.note("threads", str(config.train.threads), trial.reasons["threads"])
     if config.train.micro_batch is not None and "train.micro_batch" not in fixed:
         choices.note("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
-    if h * w < FEW_TOKENS:
+    if h * w < rules.FEW_TOKENS:
         choices.warn(
             f"{config.model.img_size} pixels are only {counted(h * w, 'token')} for "
             f"{config.model.name}, "
@@ -250,14 +235,15 @@ def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None
 def choose_rate(choices: Choices, trial: Trial) -> None:
     """The learning rate, in the unit of `optim.lr_per_batch` where the user set that."""
     config = trial.config
-    recipe = get_recipe(RECIPE, fixed_optimizer(choices.fixed))
-    lr, because = learning_rate(
+    fixed = choices.fixed
+    recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
+    lr, because = rules.learning_rate(
         recipe.optim, recipe.train.batch, config.train.batch, _vit(config).embed_dim
     )
     if config.init.weights:
-        lr = float(f"{TRAINED_SHARE * lr:.2g}")
-        because += f"; times {TRAINED_SHARE:g}, as the weights are trained already"
-    per = choices.fixed.get("optim.lr_per_batch")
+        lr = float(f"{rules.TRAINED_SHARE * lr:.2g}")
+        because += f"; times {rules.TRAINED_SHARE:g}, as the weights are trained already"
+    per = fixed.get("optim.lr_per_batch")
     if per is not None:
         lr *= per / config.train.batch
     choices.take("optim.lr", "peak learning rate", lr, because)
@@ -271,14 +257,14 @@ def choose_length(
 ) -> float:
     """Epochs and evaluations; returns the seconds of the run."""
     batch = trial.config.train.batch
-    epoch = epoch_seconds(look, batch, trial.cost)
-    evaluation = evaluation_seconds(look, trial.cost)
-    wanted = wanted_epochs(look.train)
+    epoch = rules.epoch_seconds(look, batch, trial.cost)
+    evaluation = rules.evaluation_seconds(look, trial.cost)
+    wanted = rules.wanted_epochs(look.train)
     fixed = choices.fixed.get("train.epochs")
     if fixed is not None:
-        length = run_length(epoch, evaluation, math.inf, fixed)
+        length = rules.run_length(epoch, evaluation, math.inf, fixed)
     else:
-        length = run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
+        length = rules.run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
     start = "from trained weights, too" if trial.config.init.weights else "from scratch"
     because = f"for {counted(look.train, 'image')} it should be about {wanted} {start}"
     if length.epochs != wanted:
@@ -293,7 +279,7 @@ def choose_length(
     )
     seconds = length.seconds
     if every != length.eval_every:
-        seconds = START_SECONDS + length.epochs * epoch
+        seconds = rules.START_SECONDS + length.epochs * epoch
         seconds += math.ceil(length.epochs / every) * evaluation
     if seconds > budget and length.epochs == 1 and "data.max_train" not in choices.fixed:
         seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget)
@@ -315,12 +301,12 @@ def _fewer_images(
     choices: Choices, look: Look, batch: int, epoch: float, evaluation: float, budget: float
 ) -> float:
     """One epoch of as many images as the budget pays for; returns the seconds it takes."""
-    share = max(0.0, budget - START_SECONDS - evaluation) / epoch
+    share = max(0.0, budget - rules.START_SECONDS - evaluation) / epoch
     images = max(batch, len(look.classes), int(look.train * share) // batch * batch)
     if images < look.train:
         because = f"not one epoch of {look.train:,} fits the budget of {duration(budget)}"
         choices.take("data.max_train", "training images used", images, because)
-    return START_SECONDS + evaluation + epoch * min(1.0, images / look.train)
+    return rules.START_SECONDS + evaluation + epoch * min(1.0, images / look.train)
 
 
 def note_costs(
@@ -345,12 +331,11 @@ def note_costs(
 def note_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
     """What a model trained on so many images can be, and how surely that is known."""
     n = config.data.max_train or look.train
-    rare = [c for c, count in zip(look.classes, look.counts, strict=True) if count < FEW_OF_A_CLASS]
+    least = rules.FEW_OF_A_CLASS
+    rare = [c for c, count in zip(look.classes, look.counts, strict=True) if count < least]
     if rare:
-        more = f" and {len(rare) - 3} more" if len(rare) > 3 else ""
         choices.warn(
-            f"fewer than {FEW_OF_A_CLASS} training images of {', '.join(rare[:3])}{more}: too few "
-            "to learn a class from."
+            f"fewer than {least} training images of {few(rare, 3)}: too few to learn a class from."
         )
     chance, largest = 100 / len(look.classes), 100 * max(look.counts) / look.train
     if n < 2_000:
@@ -373,7 +358,8 @@ def note_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
         f"Chance is {chance:.1f} %, always naming the largest class {largest:.1f} %."
     )
     if look.val:
-        doubt = half_width(look.val)
+        low, high = wilson(50.0, look.val)  # accuracies near one half are the least certain
+        doubt = (high - low) / 2
         tail = " Differences smaller than that mean nothing." if doubt > 2 else ""
         choices.lines.append(
             f"certainty: an accuracy measured on {counted(look.val, 'validation image')} is "

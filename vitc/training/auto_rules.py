@@ -209,12 +209,6 @@ def flip_for(classes: Sequence[str]) -> tuple[float, str]:
     return 0.5, "a mirrored photo is of the same class"
 
 
-def half_width(n: int) -> float:
-    """Half of Wilson's 95 % interval, in points, of an accuracy near 50 % measured on n images."""
-    z = 1.959963984540054
-    return 100 * z / (1 + z * z / n) * math.sqrt(0.25 / n + (z / (2 * n)) ** 2)
-
-
 def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> tuple[float, str]:
     """The peak learning rate, absolute, and why: a tiny recipe's, scaled to batch and embed_dim."""
     peak, linear = optim.peak_lr(at_batch), optim.lr_scaling == "linear"
@@ -313,8 +307,3 @@ class Choices:
     def config(self, base: RunConfig, more: Mapping[str, Any] | None = None) -> RunConfig:
         """`base` with all that is chosen, `more`, and above all what the user fixed."""
         return load_config(base, **{**self.settings, **(more or {}), **self.fixed})
-
-
-def fixed_optimizer(fixed: Mapping[str, Any]) -> str | None:
-    name: str | None = fixed.get("optim", fixed.get("optim.kind"))
-    return name

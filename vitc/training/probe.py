@@ -131,7 +131,7 @@ def faster_precision(
     on others that also have the instructions.
     """
     if not computes_bf16(device):
-        return "fp32", f"this {device.type} device has no bf16 instructions"
+        return "fp32", f"this {device.type} has no bf16 instructions"
     if device.type == "cuda":
         return "bf16", "this GPU computes it"
     with torch.random.fork_rng(devices=[]), machine_settings(config.train, device):
