@@ -433,7 +433,9 @@ def test_fewer_than_sixteen_images_are_warned_of(photo_folder: PHOTOS, machine: 
     assert proposal.config.train.batch == 6
     assert "BatchNorm" in warnings(proposal)
     assert "fewer than 10 training images of class_0, class_1:" in warnings(proposal)
-    few_tokens = propose(photo_folder(), None, {"model": "vit_c_1gf", "model.img_size": 32})
+    few_tokens = propose(
+        photo_folder(name="more"), None, {"model": "vit_c_1gf", "model.img_size": 32}
+    )
     assert "only 4 tokens" in warnings(few_tokens)
 
 

@@ -12,8 +12,8 @@ from math import inf, prod
 from typing import Literal, get_args
 
 from vitc.models.stem_config import PatchifyStemConfig, StemConfig
-from vitc.plugins.consent import name_class
-from vitc.plugins.names import MODEL, Custom
+from vitc.plugins.consent import CustomConfig
+from vitc.plugins.names import MODEL
 from vitc.settings import out_of_bounds, setting
 
 GlobalPool = Literal["token", "avg"]
@@ -324,26 +324,13 @@ class TimmConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomModelConfig(ModelConfig):
+class CustomModelConfig(CustomConfig, ModelConfig):
     """A custom model: a torch.nn.Module class of the user's own, by file or module."""
+
+    KIND = MODEL
 
     name: str = "custom"
     """Name of the class, for messages and reports."""
-    source: str = ""
-    """path/to/file.py:Class or package.module:Class, with settings if it has any:
-    my.py:Net(width=32)."""
-    sha256: str = ""
-    """SHA-256 of the file that defines it; filled in when it is named."""
-
-    @classmethod
-    def named(cls, source: str) -> CustomModelConfig:
-        """The model that the user names; its file is trusted as it is. Raises ConfigError."""
-        one = name_class(MODEL, source)
-        return cls(name=one.what, source=one.source, sha256=one.sha256)
-
-    @property
-    def custom(self) -> Custom:
-        return Custom(MODEL, self.source, self.sha256)
 
     def problems(self) -> list[str]:
         return super().problems() + self.custom.problems("model")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal, get_args
 
-from vitc.plugins.consent import name_class
-from vitc.plugins.names import STEM, Custom
+from vitc.plugins.consent import CustomConfig
+from vitc.plugins.names import STEM
 from vitc.settings import out_of_bounds, setting
 
 Norm = Literal["bn", "ln", "none"]
@@ -203,28 +203,14 @@ def _window_problem(kernel: int, stride: int, padding: int) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomStemConfig(StemConfig):
+class CustomStemConfig(CustomConfig, StemConfig):
     """A custom stem: a class of the user's own, by file or module (docs/stems.md)."""
 
-    source: str = ""
-    """path/to/file.py:Class or package.module:Class, with settings if it has any:
-    my.py:MyStem(width=32)."""
-    sha256: str = ""
-    """SHA-256 of the file that defines it; filled in when it is named."""
+    KIND = STEM
 
     @property
     def reduction(self) -> int | None:
         return None
-
-    @classmethod
-    def named(cls, source: str) -> CustomStemConfig:
-        """The stem that the user names; its file is trusted as it is. Raises ConfigError."""
-        one = name_class(STEM, source)
-        return cls(source=one.source, sha256=one.sha256)
-
-    @property
-    def custom(self) -> Custom:
-        return Custom(STEM, self.source, self.sha256)
 
     def problems(self) -> list[str]:
         return self.custom.problems("stem")

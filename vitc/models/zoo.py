@@ -305,6 +305,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
         config: ModelConfig = timm_config(name)
     elif ":" in name or name.endswith(".py"):
         config = CustomModelConfig.named(name)
+        config = dataclasses.replace(config, name=config.custom.what)
     elif name in MODELS:
         config = MODELS[name]
     elif name.startswith("regnetz"):

@@ -83,9 +83,6 @@ class OptimConfig:
         return self.lr if self.lr_per_batch is None else self.lr * batch / self.lr_per_batch
 
 
-# -- weight average as a closed form of the step ---------------------------------------------------
-
-
 def ema_alpha(
     step: int,
     ema: EmaConfig,

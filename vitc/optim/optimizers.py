@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
-from vitc.plugins.consent import name_class
-from vitc.plugins.names import OPTIMIZER, Custom
+from vitc.plugins.consent import CustomConfig
+from vitc.plugins.names import OPTIMIZER
 from vitc.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -66,29 +66,17 @@ class SGDConfig(OptimConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomOptimizerConfig(OptimConfig):
+class CustomOptimizerConfig(CustomConfig, OptimConfig):
     """A class of the user's own: a torch.optim.Optimizer, by file or module."""
+
+    KIND = OPTIMIZER
 
     lr: float = 1e-3
     """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
     weight_decay: float = 0.0
     """Set in the group of decayed parameters; what it does is up to the class."""
-    source: str = ""
-    """path/to/file.py:Class or package.module:Class, with settings if it has any."""
-    sha256: str = ""
-    """SHA-256 of the file that defines it; filled in when it is named."""
     settings: Settings = field(default_factory=Settings)
     """What the class is called with besides parameters and lr: --optim.settings.NAME VALUE."""
-
-    @classmethod
-    def named(cls, source: str) -> CustomOptimizerConfig:
-        """The optimizer that the user names; its file is trusted as it is. Raises ConfigError."""
-        one = name_class(OPTIMIZER, source)
-        return cls(source=one.source, sha256=one.sha256)
-
-    @property
-    def custom(self) -> Custom:
-        return Custom(OPTIMIZER, self.source, self.sha256)
 
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import Optimizer
@@ -103,10 +91,7 @@ class CustomOptimizerConfig(OptimConfig):
         return built
 
     def problems(self) -> list[str]:
-        found = super().problems()
-        if not self.source:
-            found.append("optim.source is empty; name the class: --optim my.py:Lion.")
-        return found
+        return super().problems() + self.custom.problems("optim")
 
 
 OPTIMIZERS: dict[str, type[OptimConfig]] = {

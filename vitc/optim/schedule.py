@@ -12,8 +12,8 @@ from functools import cache
 from math import cos, pi
 from typing import Any, Literal
 
-from vitc.plugins.consent import name_class
-from vitc.plugins.names import SCHEDULE, Custom
+from vitc.plugins.consent import CustomConfig
+from vitc.plugins.names import SCHEDULE
 from vitc.settings import Settings, out_of_bounds, setting
 
 
@@ -71,15 +71,22 @@ class CosineConfig(ScheduleConfig):
         """
         total = epochs * steps_per_epoch
         assert 0 <= step <= total, f"step {step} is outside the run's 0..{total}"
+
+        def line(progress: float) -> float:  # from warmup_start to 1
+            return self.warmup_start + (1 - self.warmup_start) * progress
+
+        def cosine(progress: float) -> float:  # half a period, from 1 to floor
+            return self.floor + (1 - self.floor) * 0.5 * (1 + cos(pi * progress))
+
         if self.per == "epoch":
             epoch = step // steps_per_epoch
             warmup = self.warmup(epochs)
-            ramp = _line(epoch / warmup, self.warmup_start) if epoch < warmup else 1.0
-            return peak * ramp * _cosine(epoch / epochs, self.floor)
+            ramp = line(epoch / warmup) if epoch < warmup else 1.0
+            return peak * ramp * cosine(epoch / epochs)
         warm = self.warmup_steps(epochs, steps_per_epoch)
         if step < warm:
-            return peak * _line(step / warm, self.warmup_start)
-        return peak * _cosine((step - warm) / (total - warm), self.floor)
+            return peak * line(step / warm)
+        return peak * cosine((step - warm) / (total - warm))
 
     def warmup(self, epochs: int) -> float:
         return min(5.0, 0.1 * epochs) if self.warmup_epochs is None else self.warmup_epochs
@@ -98,40 +105,21 @@ class CosineConfig(ScheduleConfig):
         return found
 
 
-def _line(progress: float, start: float) -> float:
-    """From `start` at progress 0 to 1 at progress 1."""
-    return start + (1 - start) * progress
-
-
-def _cosine(progress: float, floor: float) -> float:
-    """Half a period: 1 at progress 0, `floor` at progress 1."""
-    return floor + (1 - floor) * 0.5 * (1 + cos(pi * progress))
-
-
 @dataclass(frozen=True, kw_only=True)
-class CustomScheduleConfig(ScheduleConfig):
+class CustomScheduleConfig(CustomConfig, ScheduleConfig):
     """A class of the user's own whose `lr(step, total_steps)` is the share of the peak."""
 
-    source: str = ""
-    """path/to/file.py:Class or package.module:Class, with settings if it has any."""
-    sha256: str = ""
-    """SHA-256 of the file that defines it; filled in when it is named."""
+    KIND = SCHEDULE
+
     settings: Settings = field(default_factory=Settings)
     """What the class is called with: --optim.schedule.settings.NAME VALUE."""
-
-    @classmethod
-    def named(cls, source: str) -> CustomScheduleConfig:
-        """The schedule that the user names; its file is trusted as it is. Raises ConfigError."""
-        one = name_class(SCHEDULE, source)
-        return cls(source=one.source, sha256=one.sha256)
-
-    @property
-    def custom(self) -> Custom:
-        return Custom(SCHEDULE, self.source, self.sha256)
 
     @property
     def summary(self) -> str:
         return self.custom.what
+
+    def problems(self) -> list[str]:
+        return self.custom.problems("optim.schedule")
 
     def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
         return peak * float(_built(self).lr(step, epochs * steps_per_epoch))

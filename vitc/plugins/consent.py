@@ -15,9 +15,10 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from vitc.errors import ConfigError, suggest
 from vitc.files import read_json
@@ -41,6 +42,29 @@ from vitc.plugins.names import (
 NAMING = ("config.json", "plan.json")  # files of a run and of a study that name classes
 TRUSTED_ENV = "VITC_TRUSTED"
 _Config = TypeVar("_Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig:
+    """What every config of a class of the user's own has."""
+
+    KIND: ClassVar[Kind]
+
+    source: str = ""
+    """path/to/file.py:Class or package.module:Class, with settings if it has any:
+    my.py:Net(width=32)."""
+    sha256: str = ""
+    """SHA-256 of the file that defines it; filled in when it is named."""
+
+    @classmethod
+    def named(cls, source: str) -> Self:
+        """The class that the user names; its file is trusted as it is. Raises ConfigError."""
+        one = name_class(cls.KIND, source)
+        return cls(source=one.source, sha256=one.sha256)
+
+    @property
+    def custom(self) -> Custom:
+        return Custom(self.KIND, self.source, self.sha256)
 
 
 def name_class(kind: Kind, source: str) -> Custom:

@@ -86,9 +86,8 @@ class TrainConfig:
     @property
     def micro(self) -> int:
         """Images in one micro-batch."""
-        return (
-            min(self.batch, DEFAULT_MICRO_BATCH) if self.micro_batch is None else self.micro_batch
-        )
+        default = min(self.batch, DEFAULT_MICRO_BATCH)
+        return default if self.micro_batch is None else self.micro_batch
 
     def problems(self) -> list[str]:
         found = out_of_bounds(self, "train")
