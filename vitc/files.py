@@ -33,9 +33,6 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network file systems
 
 
-# -- writing ---------------------------------------------------------------------------------------
-
-
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
     """Write a file and wait until the disk has it; returns its SHA-256 in hex. Raises OSError."""
     digest = hashlib.sha256()
@@ -112,9 +109,6 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-# -- JSON ------------------------------------------------------------------------------------------
-
-
 def plain(value: Any, non_finite: Callable[[float], Any] = lambda _: None) -> Any:
     """`value` with every float that is not finite replaced, and containers JSON knows."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -153,9 +147,6 @@ def read_json(
     if not isinstance(values, dict):
         raise error(f"{path} is damaged: it holds {type(values).__name__}, not a JSON object.")
     return values
-
-
-# -- one process at a time -------------------------------------------------------------------------
 
 
 class FolderLock:

@@ -41,9 +41,6 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, Parameter], dict[str, Para
     return decayed, exempt
 
 
-ParamGroups = list[dict[str, Any]]
-
-
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """The optimizer of `config` over all trainable parameters of `model`, in two groups.
 
@@ -57,13 +54,19 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     trained = [*decayed.values(), *exempt.values()]
     if not trained:
         raise ConfigError("The model has no trainable parameter.", "Set requires_grad on some.")
-    groups: ParamGroups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": list(exempt.values()), "weight_decay": 0.0},
     ]
     if config.layer_decay < 1:
         by_name = lr_scales(model, config.layer_decay)
-        groups = _by_layer(groups, {p: by_name[name] for name, p in model.named_parameters()})
+        scales = {p: by_name[name] for name, p in model.named_parameters()}
+        groups = [
+            {**group, "params": members, "lr_scale": scale}
+            for scale in sorted(set(scales.values()))
+            for group in groups
+            if (members := [p for p in group["params"] if scales[p] == scale])
+        ]
     # Fused: one kernel a group. On one CPU core a step over 60 small tensors took 0.4 ms against
     # 2.0 (AdamW) and 0.3 against 0.9 (SGD) unfused. The CPU kernels walk parameter, gradient and
     # state in storage order and do not look at strides: the moments of a channels_last weight
@@ -92,16 +95,6 @@ def lr_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     layers = listed()
     last = len(layers) - 1
     return {name: layer_decay ** (last - i) for i, names in enumerate(layers) for name in names}
-
-
-def _by_layer(groups: ParamGroups, scales: dict[Parameter, float]) -> ParamGroups:
-    """The same groups, cut where the factor of the learning rate changes; lowest factor first."""
-    return [
-        {**group, "params": members, "lr_scale": scale}
-        for scale in sorted(set(scales.values()))
-        for group in groups
-        if (members := [p for p in group["params"] if scales[p] == scale])
-    ]
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -100,9 +100,13 @@ class TrainState:
             write_atomically(folder / LATEST, f"{final.name}\n")
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            last = "There is no earlier one."
+            with contextlib.suppress(CheckpointError):
+                if paths := _candidates(folder)[0]:
+                    last = f"The last good one is {paths[0].name}."
             raise CheckpointError(
                 f"The checkpoint of step {self.step} cannot be written to {folder}: "
-                f"{error.strerror or error}. {_last_good(folder)}",
+                f"{error.strerror or error}. {last}",
                 "Free space or repair the disk, then repeat the command to resume.",
             ) from error
         _prune(folder, self.step, keep)
@@ -113,7 +117,14 @@ class TrainState:
 
     def _write(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, str]:
         """Write the files of a checkpoint; returns the SHA-256 of those that hold tensors."""
-        tensors, scalars = _optimizer_tensors(self.model, self.optimizer)
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, dict[str, Any]] = {}
+        for name, (parameter, _) in _owned(self.model, self.optimizer).items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}/{key}"] = value
+                else:
+                    scalars.setdefault(name, {})[key] = value
         parts: dict[str, Mapping[str, Tensor]] = {
             **{name: m.state_dict(keep_vars=True) for name, m in self._modules().items()},
             OPTIM: tensors,
@@ -241,13 +252,6 @@ def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
     return named + [path for path in paths if path.name != name], []
 
 
-def _last_good(folder: Path) -> str:
-    with contextlib.suppress(CheckpointError):
-        if paths := _candidates(folder)[0]:
-            return f"The last good one is {paths[0].name}."
-    return "There is no earlier one."
-
-
 def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
     """The content of state.json, once it and the files it names (or `only` those) prove whole."""
     if not path.is_dir():
@@ -328,10 +332,7 @@ def _put_in_place(temporary: Path, final: Path, sha256: dict[str, str]) -> None:
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
-    """Leave `step` and the `keep - 1` before it.
-
-    Later ones go too: they are damaged, or the run was taken back to before them.
-    """
+    """Leave `step` and the `keep - 1` before it; later ones are damaged, or of an undone future."""
     found = []
     for path in folder.iterdir():
         match = CHECKPOINT_NAME.fullmatch(path.name)
@@ -401,21 +402,6 @@ def _owned(
     """The optimizer's parameters and their groups, by the names they have in the model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {names[p]: (p, group) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """The optimizer's state by parameter name: tensors as `name/key`, the rest as name -> key."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for name, (parameter, _) in _owned(model, optimizer).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
-            else:
-                scalars.setdefault(name, {})[key] = value
-    return tensors, scalars
 
 
 def _optimizer_entries(

@@ -73,9 +73,6 @@ def keep_sources(folder: Path, config: RunConfig) -> None:
         files.write_atomically(place / name, content)
 
 
-# -- the folder -----------------------------------------------------------------------------------
-
-
 class RunFolder:
     """The folder of one run, open for writing by this process alone; close it, or use `with`.
 
@@ -189,8 +186,6 @@ class RunFolder:
         self.resumed = True
         self.event(f"continued{''.join(f'; {c}' for c in changed)}")
 
-    # -- writing ------------------------------------------------------------------------------
-
     def metric(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; it holds at least `kind` and `step`."""
         self._append(METRICS, files.to_json(line))
@@ -293,9 +288,6 @@ def _metric(line: bytes) -> dict[str, Any] | None:
         return None
     good = isinstance(values, dict) and type(values.get("step")) is int and "kind" in values
     return values if good else None
-
-
-# -- reading --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

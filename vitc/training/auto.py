@@ -65,7 +65,9 @@ def propose(
     _refuse(images, budget, fixed)
     weights, theirs = _as_the_weights(fixed)
     choices = Choices({**fixed, **theirs}, frozenset(theirs))
-    base = _base(images, fixed)
+    # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
+    recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
+    base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
     data, look = _choose_images(choices, base)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
@@ -90,7 +92,7 @@ def name_of(images: Path) -> str:
 
 
 def _refuse(images: Path, budget: float, fixed: Mapping[str, Any]) -> None:
-    """What no choice can mend."""
+    """Raises ConfigError: what no choice can mend."""
     if not images.exists():
         raise ConfigError(
             f"There is no folder or file {images}.", "Give a folder of images, or a pack of them."
@@ -113,7 +115,7 @@ def _refuse(images: Path, budget: float, fixed: Mapping[str, Any]) -> None:
 
 
 def _as_the_weights(fixed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A line on the weights to start from; model, image size and channels as they have them."""
+    """A line on the weights to start from, and the settings that they fix."""
     where = fixed.get("init", fixed.get("init.weights"))
     if not where:
         return "", {}
@@ -134,12 +136,6 @@ def _as_the_weights(fixed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if isinstance(model.get(key), int) and f"model.{key}" not in fixed:
             theirs[f"model.{key}"] = model[key]
     return f"start: {where} — because you set --init", theirs
-
-
-def _base(images: Path, fixed: Mapping[str, Any]) -> RunConfig:
-    """What choices are laid over: the images, and a small recipe's optimizer, its lr absolute."""
-    recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
-    return with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
 
 
 def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
@@ -169,18 +165,15 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
     val_images = len(data.splits["val"]) if "val" in data.splits else 0
     look = Look(data.classes, tuple(counts), val_images, sizes, gray)
-    choices.lines.insert(0, _images_line(look))
-    return data, look
-
-
-def _images_line(look: Look) -> str:
-    sides = [side for size in look.sizes for side in size]
     shown = ", ".join(look.classes[:3]) + (", ..." if len(look.classes) > 3 else "")
-    return (
+    choices.lines.insert(
+        0,
         f"images: {look.train:,} to train on, {look.val:,} to validate; "
         f"{counted(len(look.classes), 'class', 'classes')} ({shown}) of "
-        f"{_range(look.counts, 'training image')}; {_range(sides, 'pixel')} a side"
+        f"{_range(look.counts, 'training image')}; "
+        f"{_range([side for size in sizes for side in size], 'pixel')} a side",
     )
+    return data, look
 
 
 def _range(values: Sequence[int], noun: str) -> str:
@@ -189,18 +182,17 @@ def _range(values: Sequence[int], noun: str) -> str:
 
 
 def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
-    """The device: what `train.device` names, else the fastest there is."""
+    """The device: what `train.device` names, else the fastest present."""
     from vitc.data.pixels import device_memory
     from vitc.machine import cores
     from vitc.training.device import describe, pick_device
 
     device = pick_device(choices.fixed.get("train.device", "auto"))
-    kind: Any = device.type
-    because = "torch sees no GPU" if kind == "cpu" else "it is the fastest device here"
+    because = "torch sees no GPU" if device.type == "cpu" else "it is the fastest device here"
     if "train.device" in choices.fixed:
         because = "you set --train.device"
     choices.note("device", describe(device), because)
-    return device, Machine(kind, describe(device), cores(), device_memory(device))
+    return device, Machine(device.type, describe(device), cores(), device_memory(device))
 
 
 def _choose_views(choices: Choices, look: Look) -> None:

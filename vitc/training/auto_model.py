@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from vitc.training.probe import Probe
 
-# -- the model, measured ---------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -55,7 +53,10 @@ def choose_model(
     reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
     for rung in ladder:
         if best is not None and machine.kind == "cpu":  # not even tried where there is no hope
-            seconds = _predicted_epoch(best, rung, choices, base, look)
+            # At the speed, in flops, of the best so far.
+            config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
+            ratio = _flops(config) / _flops(best.config)
+            seconds = ratio * rules.epoch_seconds(look, config.train.batch, best.cost)
             if seconds * least > 1.5 * budget:
                 reason = _too_slow(rung, least, seconds, budget)
                 break
@@ -183,15 +184,6 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
-def _predicted_epoch(
-    best: Trial, rung: Rung, choices: Choices, base: RunConfig, look: Look
-) -> float:
-    """Seconds an epoch of the next rung would take at the speed, in flops, of the best so far."""
-    config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
-    ratio = _flops(config) / _flops(best.config)
-    return ratio * rules.epoch_seconds(look, config.train.batch, best.cost)
-
-
 def _flops(config: RunConfig) -> int:
     import torch
 
@@ -249,16 +241,13 @@ def choose_rate(choices: Choices, trial: Trial) -> None:
     choices.take("optim.lr", "peak learning rate", lr, because)
 
 
-# -- length, cost, expectation ---------------------------------------------------------------------
-
-
 def choose_length(
     choices: Choices, look: Look, trial: Trial, budget: float, default: bool
 ) -> float:
     """Epochs and evaluations; returns the seconds of the run."""
     batch = trial.config.train.batch
     epoch = rules.epoch_seconds(look, batch, trial.cost)
-    evaluation = rules.evaluation_seconds(look, trial.cost)
+    evaluation = 2 * look.val * trial.cost.eval_seconds  # raw weights and their average
     wanted = rules.wanted_epochs(look.train)
     fixed = choices.fixed.get("train.epochs")
     if fixed is not None:

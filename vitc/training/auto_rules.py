@@ -40,9 +40,6 @@ FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
 FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
 
-# -- what was seen ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Look:
     """The images, as far as choices depend on them."""
@@ -71,7 +68,8 @@ class Look:
 class Machine:
     """Where it will run."""
 
-    kind: Literal["cuda", "mps", "cpu"]
+    kind: str
+    """cuda, mps or cpu."""
     name: str
     cores: int
     memory_bytes: int
@@ -109,9 +107,6 @@ def _is_gray(pixels: NDArray[np.uint8]) -> bool:
     """Whether the channels of (H, W, C) agree, but for what JPEG's rounding makes of them."""
     spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)
     return bool(np.percentile(spread, 99) <= 8)
-
-
-# -- choices: pure functions of what was seen ------------------------------------------------------
 
 
 class Rung(NamedTuple):
@@ -221,17 +216,9 @@ def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> 
     return float(f"{scaled:.2g}"), reason
 
 
-# -- costs: pure functions of what was measured ----------------------------------------------------
-
-
 def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
     """One pass over the training images."""
     return look.train // batch * cost.step_seconds
-
-
-def evaluation_seconds(look: Look, cost: Probe) -> float:
-    """One evaluation on validation: of the weights as they are, and of their average."""
-    return 2 * look.val * cost.eval_seconds
 
 
 class Length(NamedTuple):
@@ -270,9 +257,6 @@ def memory_bytes(config: RunConfig, data: DataSet, machine: Machine, cost: Probe
     if not held and machine.kind == "cpu":
         workers = min(machine.cores, 8) if config.data.workers is None else config.data.workers
     return cost.memory_bytes + held + workers * WORKER_BYTES
-
-
-# -- the record of choices -------------------------------------------------------------------------
 
 
 @dataclass

@@ -21,18 +21,16 @@ from vitc.wording import counted
 
 def pick_device(name: str = "auto") -> torch.device:
     """cuda, else mps, else cpu; or the named one, refused where it is absent."""
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(n for n, there in present.items() if there)
-    if name not in present:
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = [*(n for n, there in gpus.items() if there), "cpu"]
+    if name not in ("auto", "cuda", "mps", "cpu"):
         raise ConfigError(f"Unknown device {name!r}.", "Allowed: auto, cuda, mps, cpu.")
-    if not present[name]:
-        there = ", ".join(n for n, p in present.items() if p)
-        raise ConfigError(f"Device {name!r} is not available here.", f"Available: {there}.")
+    if name == "auto":
+        name = present[0]
+    if name not in present:
+        raise ConfigError(
+            f"Device {name!r} is not available here.", f"Available: {', '.join(present)}."
+        )
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(name)
@@ -130,9 +128,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
     finally:
         if own:
             dist.destroy_process_group()
-
-
-# -- memory ----------------------------------------------------------------------------------------
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -26,7 +26,7 @@ class RunLog:
         self.limit_noted = False
 
     def note(self, text: str) -> None:
-        """A line for the screen and events.log."""
+        """Write a line to the screen and events.log."""
         self.folder.event(text)
         self.progress.line(text)
 
@@ -119,9 +119,8 @@ class RunLog:
         }
         if error is not None:
             summary["error"] = str(error)
-            self.folder.event(f"{status}: {error}")
-        else:
-            self.folder.event(f"{status} at step {state.step}")
+        outcome = f" at step {state.step}" if error is None else f": {error}"
+        self.folder.event(f"{status}{outcome}")
         self.folder.write_summary(summary)
         if error is None:
             result = "; no validation images"
