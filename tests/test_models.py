@@ -490,8 +490,8 @@ def test_set_input_size_to_the_same_size_changes_no_bit() -> None:
         ({"in_chans": 0}, "in_chans 0 must be at least 1"),
         ({"class_token": False}, "needs model.class_token"),
         ({"init": "2020"}, "init '2020' must be one of 2021, 2022"),
-        ({"attention": "flash"}, "attention 'flash' must be one of auto, sdpa, explicit"),
-        ({"global_pool": "mean"}, "global_pool 'mean' must be one of token, avg"),
+        ({"attention": "flash"}, "Unknown value of model.attention: 'flash'"),
+        ({"global_pool": "mean"}, "Unknown value of model.global_pool: 'mean'"),
         ({"stem": ConvStemConfig(strides=(2,))}, "model.stem.strides (2,) has 1 entries"),
         ({"drop_rate": 0.1}, "Unknown model setting 'drop_rate'. Did you mean"),
     ],
@@ -509,11 +509,11 @@ def test_settings_that_cannot_work_are_refused_with_the_reason(
     ("key", "value", "allowed"),
     [
         *[
-            ("img_size", v, "an integer number of pixels, or two")
+            ("img_size", v, "an integer or 2 values")
             for v in ("32", 32.0, True, (32,), (32, 32, 32), (32, "32"), (True, 32))
         ],
-        *[("num_classes", v, "0 for no head, or more") for v in (-1, "10", 10.0, True, None)],
-        *[("in_chans", v, "an integer, as 3") for v in ("3", 3.0, True, None)],
+        *[("num_classes", v, "must be") for v in (-1, "10", 10.0, True, None)],
+        *[("in_chans", v, "an integer") for v in ("3", 3.0, True, None)],
         ("in_chans", 0, "at least 1"),
         ("img_size", 0, ""),
         ("img_size", (0, 32), ""),
@@ -533,11 +533,11 @@ def test_values_of_a_wrong_type_are_refused_with_the_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("depth", "3", "an integer, as 4"),
+        ("depth", "3", "an integer"),
         ("depth", True, "an integer"),
-        ("mlp_ratio", "3", "a number, as 3.0"),
-        ("class_token", 1, "True or False"),
-        ("global_pool", 3, "a string, as 'token'"),
+        ("mlp_ratio", "3", "a number"),
+        ("class_token", 1, "true or false"),
+        ("global_pool", 3, "'token' or 'avg'"),
     ],
 )
 def test_other_settings_of_a_wrong_type_are_refused_alike(

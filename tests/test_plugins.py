@@ -171,7 +171,7 @@ def test_settings_are_literals_and_reach_the_class(file: Path) -> None:
 def test_other_settings_are_refused_and_never_evaluated(kind: Kind, call: str, file: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"settings .* of the {kind.noun}|does not name the class of a {kind.noun}",
+        match=rf"settings .* of the {kind.noun}|names no class of a {kind.noun}",
     ):
         name_class(kind, f"{file}:Tiny{call}")
 
@@ -189,7 +189,7 @@ def test_settings_that_the_model_decides_are_refused(file: Path) -> None:
         ("{dir}:Tiny", "not a Python file"),
         ("{dir}/my.py:Tini", "no class 'Tini'.*'Tin"),
         ("{dir}/my.py:Tini", "Classes in it: Tinier, Tiny"),
-        ("{dir}/my.py", "class of a (stem|source). Classes in it: Tinier, Tiny"),
+        ("{dir}/my.py", "no class of a (stem|source). Classes in it: Tinier, Tiny"),
         ("{dir}/broken.py:Tiny", "line 2: invalid Python"),
         ("{dir}/zero.py:Tiny", "invalid Python"),
         ("{dir}/large.py:Tiny", "larger than 1 MiB"),

@@ -14,15 +14,10 @@ from torch import Tensor, nn
 
 from vitc.errors import ConfigError
 from vitc.models.config import Activation, CNNConfig, inner_width, se_width
-
-BN_EPS, BN_MOMENTUM = 1e-5, 0.1  # pycls's for every model, EfficientNets too
-
-
-def _activation(kind: Activation) -> nn.Module:
-    return nn.ReLU(inplace=True) if kind == "relu" else nn.SiLU()  # SiLU's backward needs its input
+from vitc.models.stems import ConvNormAct, act_layer, check_images
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(ConvNormAct):
     """Convolution without bias, BatchNorm, and the activation unless that is None.
 
     (B, C, H, W) -> (B, out_chans, ceil(H / stride), ceil(W / stride)): padded by half the kernel.
@@ -37,16 +32,8 @@ class ConvNorm(nn.Module):
         groups: int = 1,
         activation: Activation | None = None,
     ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
-        )
-        self.norm = nn.BatchNorm2d(out_chans, eps=BN_EPS, momentum=BN_MOMENTUM)
-        self.act = nn.Identity() if activation is None else _activation(activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.norm(self.conv(x)))
-        return out
+        padding, act = kernel_size // 2, activation or "none"
+        super().__init__(in_chans, out_chans, kernel_size, stride, padding, groups, act=act)
 
 
 class SqueezeExcite(nn.Module):
@@ -56,7 +43,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, hidden: int, activation: Activation) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.act = _activation(activation)
+        self.act = act_layer(activation)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +70,7 @@ class Bottleneck(nn.Module):
         self.conv3 = ConvNorm(inner, width, 1)
         same = stride == 1 and in_chans == width
         self.shortcut = nn.Identity() if same else ConvNorm(in_chans, width, 1, stride)
-        self.act = _activation(act)
+        self.act = act_layer(act)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv3(self.se(self.conv2(self.conv1(x))))
@@ -174,12 +161,7 @@ class CNN(nn.Module):
         Raises ConfigError: images with another number of channels than it was built for; a single
         one in training, so small that BatchNorm would see one value a channel.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ConfigError(
-                f"The model got a tensor of shape {tuple(x.shape)}; it takes (batch, "
-                f"{self.in_chans}, height, width).",
-                f"It was built with in_chans={self.in_chans}.",
-            )
+        check_images(x, self.in_chans, 1)
         if self.training and len(x) == 1 and max(x.shape[2:]) <= self.config.reduction:
             raise ConfigError(
                 f"BatchNorm cannot train on one image of {x.shape[2]}x{x.shape[3]}: "

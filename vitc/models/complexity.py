@@ -8,9 +8,10 @@ global pooling are free. Attention is q k^T and its product with v, fused or not
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -121,58 +122,57 @@ def _count(
     model: nn.Module, img_size: int | tuple[int, int] | None, in_chans: int | None
 ) -> list[tuple[str, Complexity]]:
     """The cost of each part by its name, "" for what is in none, in the model's order."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    size, channels = _input_size(model, img_size), _input_channels(model, in_chans)
-    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+    twin = _without_data(getattr(model, "_orig_mod", model)).eval()  # torch.compile's wrapper
+    size, channels = _input_size(twin, img_size), _input_channels(twin, in_chans)
+    dtype = next((p.dtype for p in twin.parameters() if p.dtype.is_floating_point), torch.float32)
     image = torch.empty(1, channels, *size, dtype=dtype, device="meta")
-    with _on_meta(model), torch.inference_mode():
-        model.eval()
-        set_input_size: Any = getattr(model, "set_input_size", None)
-        if img_size is not None and set_input_size is not None:
+    with torch.inference_mode():
+        if img_size is not None and hasattr(twin, "set_input_size"):
             with _Counter():
-                set_input_size(img_size=img_size)
-        members = dict(_parts_of(model))
+                twin.set_input_size(img_size=img_size)
+        members = dict(_parts_of(twin))
         counter = _Counter()
+        for name, module in members.items():
+            module.register_forward_pre_hook(partial(_enter, counter, name), prepend=True)
+            module.register_forward_hook(partial(_leave, counter))
         try:
-            with counter, _followed(members, counter):
-                model(image)
+            with counter:
+                twin(image)
         except VitcError:
             raise
         except (RuntimeError, TypeError, ValueError) as e:
             raise ConfigError(
-                f"{type(model).__name__} cannot be counted at {size[0]}x{size[1]} with {channels} "
+                f"{type(twin).__name__} cannot be counted at {size[0]}x{size[1]} with {channels} "
                 f"channels: {e}",
                 "Check that it takes that input. It is run on tensors without values, so what it "
                 "computes may not depend on them.",
             ) from e
-        return _costs(model, members, counter)
-
-
-def _costs(
-    model: nn.Module, members: dict[str, nn.Module], counter: _Counter
-) -> list[tuple[str, Complexity]]:
     seen: set[int] = set()
     params = {}
     for name, module in members.items():
         own = {id(p): p.numel() for p in module.parameters() if id(p) not in seen}
         seen |= own.keys()
         params[name] = sum(own.values())
-    params = {"": sum(p.numel() for p in model.parameters() if id(p) not in seen)} | params
+    params = {"": sum(p.numel() for p in twin.parameters() if id(p) not in seen)} | params
     flops, activations = counter.flops, counter.activations
     return [(n, Complexity(flops.get(n, 0), p, activations.get(n, 0))) for n, p in params.items()]
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def _enter(counter: _Counter, name: str, *_: Any) -> None:
+    counter.stack.append(name)
+
+
+def _leave(counter: _Counter, *_: Any) -> None:
+    counter.stack.pop()
 
 
 def _input_size(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    size = getattr(model, "img_size", None) if img_size is None else img_size
+    size: Any = getattr(model, "img_size", None) if img_size is None else img_size
     if size is None:
         raise ConfigError(
             f"The img_size of {type(model).__name__} is unknown.", "Give img_size, e.g. 224."
         )
-    return _pair(size)
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _input_channels(model: nn.Module, in_chans: int | None) -> int:
@@ -196,55 +196,15 @@ def _parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-@contextmanager
-def _on_meta(model: nn.Module) -> Iterator[None]:
-    """Its parameters and buffers without data; afterwards every attribute of every module is put
-    back: the tensors, the modes, what `forward` changed or cached."""
-    tables = ("_parameters", "_buffers", "_modules")
-    saved = [(m, dict(vars(m)), [dict(vars(m)[t]) for t in tables]) for m in model.modules()]
-    twins: dict[int, Tensor] = {}  # shared tensors stay shared
-    try:
-        for _, attributes, _ in saved:
-            for table in (attributes["_parameters"], attributes["_buffers"]):
-                for name, tensor in table.items():
-                    if tensor is not None:
-                        table[name] = twins.setdefault(id(tensor), _without_data(tensor))
-        yield
-    finally:
-        for module, attributes, contents in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for table_name, content in zip(tables, contents, strict=True):
-                attributes[table_name].clear()
-                attributes[table_name].update(content)
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
-
-
-@contextmanager
-def _followed(members: dict[str, nn.Module], counter: _Counter) -> Iterator[None]:
-    """The counter follows which part is running."""
-
-    def enter(name: str) -> Callable[..., None]:
-        return lambda *_: counter.stack.append(name)
-
-    def leave(*_: Any) -> None:
-        counter.stack.pop()
-
-    handles = []
-    for name, module in members.items():
-        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
-        handles.append(module.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _without_data(model: nn.Module) -> Any:
+    """A copy of the model with its parameters and buffers on the meta device; shared ones stay
+    shared. The model itself is never run, so that nothing in it changes."""
+    twins: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = tensor.detach().to("meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        twins[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(model, twins)
 
 
 # --------------------------------------------------------------------------- counting operations

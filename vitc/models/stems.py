@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitc.errors import ConfigError
-from vitc.models.config import Init
+from vitc.models.config import Activation, Init
 from vitc.models.custom import load_stem
 from vitc.models.stem_config import (
     Act,
@@ -52,19 +52,24 @@ class Stem(nn.Module):
         self.reduction = config.reduction
 
     def check_input(self, x: Tensor) -> None:
-        """Raises ConfigError unless x is (B, in_chans, H, W), H and W divisible by reduction."""
-        shape, r = tuple(x.shape), self.reduction
-        if len(shape) != 4 or shape[1] != self.in_chans:
-            raise ConfigError(
-                f"The stem got a tensor of shape {shape}; it takes (batch, {self.in_chans}, "
-                f"height, width).",
-                f"It was built with in_chans={self.in_chans}.",
-            )
-        if shape[2] % r or shape[3] % r:
-            raise ConfigError(
-                f"Images of {shape[2]}x{shape[3]} are not divisible by the stem's reduction {r}.",
-                f"Resize or pad them to multiples of {r}.",
-            )
+        """Raises ConfigError: see `check_images`."""
+        check_images(x, self.in_chans, self.reduction)
+
+
+def check_images(x: Tensor, in_chans: int, reduction: int) -> None:
+    """Raises ConfigError unless x is (B, in_chans, H, W), H and W divisible by reduction."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ConfigError(
+            f"The model got a tensor of shape {tuple(x.shape)}; it takes (batch, {in_chans}, "
+            f"height, width).",
+            f"It was built with in_chans={in_chans}.",
+        )
+    height, width = x.shape[2:]
+    if min(height, width) < reduction or height % reduction or width % reduction:
+        raise ConfigError(
+            f"Images of {height}x{width} are not divisible by the stem's reduction {reduction}.",
+            f"Resize or pad them to multiples of {reduction}.",
+        )
 
 
 class LayeredStem(Stem):
@@ -106,7 +111,7 @@ class ConvNormAct(nn.Module):
         padding: int,
         groups: int = 1,
         norm: Norm = "bn",
-        act: Act = "relu",
+        act: Act | Activation = "relu",
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -125,15 +130,15 @@ class ConvNormAct(nn.Module):
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
     """The norm of a name for (B, channels, h, w)."""
     if norm == "bn":
-        return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
+        return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)  # also pycls's for every CNN
     return LayerNorm2d(channels, eps=LN_EPS) if norm == "ln" else nn.Identity()
 
 
-def act_layer(act: Act) -> nn.Module:
+def act_layer(act: Act | Activation) -> nn.Module:
     """The activation function of a name."""
     if act == "relu":
         return nn.ReLU(inplace=True)
-    return nn.GELU() if act == "gelu" else nn.Identity()
+    return {"gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}[act]()
 
 
 def start_projection(layer: nn.Conv2d | nn.Linear) -> None:

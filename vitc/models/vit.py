@@ -19,7 +19,7 @@ from vitc.errors import ConfigError
 from vitc.models.config import AttentionKind, ViTConfig
 from vitc.models.custom import make_stem, try_stem
 from vitc.models.stem_config import CustomStemConfig
-from vitc.models.stems import build_stem
+from vitc.models.stems import build_stem, check_images
 
 NORM_EPS = 1e-6  # all configs of the authors' branch; pycls's default is 1e-5
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
@@ -296,7 +296,7 @@ class VisionTransformer(nn.Module):
                 "Normalise them by the mean and std of its data; Predictor does all that.",
             )
         if self.config.dynamic_img_size:
-            self._check_dynamic(x)
+            check_images(x, self.in_chans, _reduction(self.stem))
         elif tuple(x.shape[1:]) != expected:
             c, h, w = expected
             raise ConfigError(
@@ -310,21 +310,6 @@ class VisionTransformer(nn.Module):
             raise ConfigError(
                 f"drop_path has shape {tuple(drop_path.shape)}; it must be (2 * depth, batch) = "
                 f"{(len(self._keep), x.shape[0])}."
-            )
-
-    def _check_dynamic(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ConfigError(
-                f"The model got a tensor of shape {tuple(x.shape)}; it was built for "
-                f"(batch, {self.in_chans}, height, width)."
-            )
-        reduction = _reduction(self.stem)
-        height, width = x.shape[2:]
-        if min(height, width) < reduction or height % reduction or width % reduction:
-            raise ConfigError(
-                f"Images of {height}x{width} are not divisible by the stem's reduction "
-                f"{reduction}.",
-                f"Resize or pad them to multiples of {reduction}.",
             )
 
     def _check_stem_output(self, tokens: Tensor, expected: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from math import log
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from vitc.errors import ConfigError, unknown
 from vitc.models.config import (
@@ -29,6 +29,7 @@ from vitc.models.stem_config import (
     StemConfig,
     carried,
 )
+from vitc.settings import coerce
 
 if TYPE_CHECKING:
     from torch import nn
@@ -316,7 +317,9 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     for key in overrides:
         if key not in fields:
             raise unknown("model setting", key, fields)
-    overrides = {key: _typed(key, value, getattr(config, key)) for key, value in overrides.items()}
+    hints = get_type_hints(type(config))
+    for key in overrides.keys() - {"stem"}:
+        overrides[key] = coerce(_plain(overrides[key]), hints[key], f"model.{key}")
     config = dataclasses.replace(config, **overrides)
     problems = config.problems()
     if problems:
@@ -324,36 +327,13 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     return config
 
 
-def _typed(key: str, value: Any, own: Any) -> Any:
-    """`value` for the model's setting `key`, if it is of the type of the model's `own`.
-
-    Only img_size, bools, numbers and strings are checked. Raises ConfigError: another type.
-    """
-    if key == "img_size":
-        sides = list(value) if isinstance(value, tuple | list) else [value]
-        good = len(sides) == (2 if isinstance(value, tuple | list) else 1)
-        if not good or any(_whole(side) is None for side in sides):
-            raise ConfigError(
-                f"model.img_size is {value!r}; it must be an integer number of pixels, or "
-                f"two: (height, width)."
-            )
-        return int(value) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-    kind = type(own)
-    if kind is int and _whole(value) is not None:
-        return int(value)
-    if kind is float and isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    if kind in _KINDS and not (kind in (bool, str) and isinstance(value, kind)):
-        raise ConfigError(f"model.{key} is {value!r}; it must be {_KINDS[kind]}, as {own!r}.")
-    return value
-
-
-_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
-
-
-def _whole(value: object) -> int | None:
-    """`value` as an integer; None if it is not one (neither are bools and strings)."""
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, also those in a list or tuple."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def create_model(
@@ -375,11 +355,9 @@ def create_model(
     built module. Raises ConfigError: unknown name or setting (with a suggestion), values of a wrong
     type or that cannot work.
     """
-    if _whole(num_classes) is None or num_classes < 0:
-        raise ConfigError(
-            f"num_classes is {num_classes!r}; it must be an integer: 0 for no head, or more."
-        )
-    num_classes = int(num_classes)
+    num_classes = coerce(_plain(num_classes), int, "num_classes")
+    if num_classes < 0:
+        raise ConfigError(f"num_classes is {num_classes}; it must be 0 (no head) or more.")
     stem: str | type[nn.Module] | nn.Module | StemConfig | None = overrides.pop("stem", None)
     if img_size is not None:
         overrides["img_size"] = img_size

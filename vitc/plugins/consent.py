@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -126,8 +126,16 @@ def _named_in(file: Path) -> Iterator[Custom]:
     """Every custom class that a JSON file names, nested or dotted."""
     if not file.is_file():
         raise ConfigError(f"There is no run folder, study or config file {file}.")
+
+    def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict | list):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from leaves(inner, f"{path}.{key}" if path else str(key))
+        else:
+            yield path, value
+
     try:
-        flat = dict(_leaves(read_json(file), ""))
+        flat = dict(leaves(read_json(file), ""))
     except RecursionError as error:
         raise ConfigError(f"{file} is damaged: nested too deep.") from error
     for leaf, value in flat.items():
@@ -141,15 +149,6 @@ def _named_in(file: Path) -> Iterator[Custom]:
             yield Custom(NAMED_BY[component], value, str(flat.get(f"{table}.sha256") or ""))
         elif leaf.endswith("data.path") and flat.get(f"{table}.source") in ("custom", "outside"):
             yield Custom(SOURCE, value, str(flat.get(f"{table}.path_sha256") or ""))
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def trusted() -> set[tuple[str, str]]:
@@ -166,11 +165,7 @@ def trusted() -> set[tuple[str, str]]:
 
 def consent() -> str:
     """The value of VITC_TRUSTED for a worker on another machine: all that is trusted here."""
-    return _lines(trusted())
-
-
-def _lines(entries: set[tuple[str, str]]) -> str:
-    return "".join(f"{digest}  {file}\n" for digest, file in sorted(entries))
+    return "".join(f"{digest}  {file}\n" for digest, file in sorted(trusted()))
 
 
 def trusted_file() -> Path:
@@ -183,15 +178,15 @@ def trusted_file() -> Path:
 
 def _remember(digest: str, file: str) -> None:
     """Trust a file: in this process, in those it starts, and in later ones of this user."""
-    entry = {(digest, file)}
-    if entry <= trusted():
+    if (digest, file) in trusted():
         return
-    os.environ[TRUSTED_ENV] = os.environ.get(TRUSTED_ENV, "").rstrip("\n") + "\n" + _lines(entry)
+    line = f"{digest}  {file}\n"
+    os.environ[TRUSTED_ENV] = os.environ.get(TRUSTED_ENV, "").rstrip("\n") + "\n" + line
     path = trusted_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with path.open("a", encoding="utf-8") as stream:
-            stream.write(_lines(entry))
+            stream.write(line)
     except OSError as error:
         warn_once(
             f"{path} cannot be written ({error.strerror}): {file or digest} is trusted by this "
@@ -242,51 +237,52 @@ def with_sources(config: _Config, folder: str | Path, strict: bool = True) -> _C
     in the study of the trial `folder`. Raises ConfigError if `strict`: a file is not trusted, or
     its content is nowhere; such a class is otherwise left as it is.
     """
+    folder = Path(folder)
+    names_it = folder.is_file() or any((folder / name).is_file() for name in NAMING)
+    named_in = folder if names_it else None
+
+    def found_again(one: Custom) -> dict[str, str]:
+        if one.sha256:
+            require_trust(one, one.sha256, named_in)
+        file, content = locate(one, folder.parent if folder.is_file() else folder)
+        digest = sha(content)
+        require_trust(one, digest, named_in)
+        if file == find_if_there(one):
+            return {"sha256": digest}
+        warn_once(f"{one.place} has changed or no longer exists; using the copy {file}.")
+        return {"source": f"{file}:{one.what}", "sha256": digest}
+
+    def found_if_possible(one: Custom) -> dict[str, str]:
+        with contextlib.suppress(ConfigError):
+            return found_again(one)
+        return {}
+
+    return _with_each(config, found_again if strict else found_if_possible)
+
+
+def without_folders(config: _Config) -> _Config:
+    """The config with custom files by name alone, for a folder that holds their copies."""
+
+    def by_name(one: Custom) -> dict[str, str]:
+        name = Path(one.place).name if is_path(one.place) else one.place
+        return {"source": f"{name}:{one.what}"}
+
+    return _with_each(config, by_name)
+
+
+def _with_each(config: _Config, changes: Callable[[Custom], dict[str, str]]) -> _Config:
+    """The config with `changes` of each custom class in it."""
     config_: Any = config
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(config_):
         value = getattr(config_, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            new = with_sources(value, folder, strict)
+            new = _with_each(value, changes)
             if new is not value:
                 changed[field.name] = new
-    one = getattr(config_, "custom", None)
-    if isinstance(one, Custom):
-        try:
-            changed["source"], changed["sha256"] = _found_again(one, Path(folder))
-        except ConfigError:
-            if strict:
-                raise
+    if isinstance(getattr(config_, "custom", None), Custom):
+        changed |= changes(config_.custom)
     return dataclasses.replace(config_, **changed) if changed else config
-
-
-def _found_again(one: Custom, folder: Path) -> tuple[str, str]:
-    """(source, sha256) of the file to use."""
-    names_it = folder.is_file() or any((folder / name).is_file() for name in NAMING)
-    named_in = folder if names_it else None
-    if one.sha256:
-        require_trust(one, one.sha256, named_in)
-    file, content = locate(one, folder.parent if folder.is_file() else folder)
-    digest = sha(content)
-    require_trust(one, digest, named_in)
-    if file == find_if_there(one):
-        return one.source, digest
-    warn_once(f"{one.place} has changed or no longer exists; using the copy {file}.")
-    return f"{file}:{one.what}", digest
-
-
-def without_folders(config: _Config) -> _Config:
-    """The config with custom files by name alone, for a folder that holds their copies."""
-    config_: Any = config
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(config_):
-        value = getattr(config_, field.name)
-        if dataclasses.is_dataclass(value):
-            changed[field.name] = without_folders(value)
-    one = getattr(config_, "custom", None)
-    if isinstance(one, Custom) and is_path(one.place):
-        changed["source"] = f"{Path(one.place).name}:{one.what}"
-    return dataclasses.replace(config_, **changed)  # type: ignore[no-any-return]
 
 
 def copies(config: Any) -> dict[str, bytes]:

@@ -80,13 +80,10 @@ def build(
         raise ConfigError(f"{the} cannot be built: {why(error, cls)}") from error
 
 
-def why(error: BaseException, cls: type) -> str:
-    """`line 3: ValueError: ...`: what went wrong, and where in the file of a class."""
-    return _explained(error, getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
-
-
-def _explained(error: BaseException, file: str) -> str:
-    """The error with the last line of `file` in its traceback."""
+def why(error: BaseException, cls: type | None, file: str = "") -> str:
+    """`line 3: ValueError: ...`: what went wrong, and where in `file` or the file of a class."""
+    if cls is not None:
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == file else None
     trace = error.__traceback__
     while trace is not None:
@@ -124,7 +121,7 @@ def _import(one: Custom, file: Path, content: bytes) -> ModuleType:
         alone = not at_home and isinstance(error, ImportError)
         raise ConfigError(
             f"The {one.kind.noun}'s file {file} fails when it is imported: "
-            f"{_explained(error, str(file))}",
+            f"{why(error, None, str(file))}",
             "It was imported without the files beside it, which are not trusted. Name the class "
             "in its original place, or keep it in one file."
             if alone

@@ -75,13 +75,13 @@ class Custom(NamedTuple):
     def what(self) -> str:
         """The class, with its settings if it has any."""
         parts = class_parts(self.source)
-        return repr(self.source[:200]) if parts is None else parts[1] + parts[2]
+        return parts[1] + parts[2] if parts else repr(self.source[:200])
 
     @property
     def place(self) -> str:
         """The file or module."""
         parts = class_parts(self.source)
-        return repr(self.source[:200]) if parts is None else parts[0]
+        return parts[0] if parts else repr(self.source[:200])
 
     def problems(self, path: str) -> list[str]:
         """What is wrong with the settings `source` and `sha256` below `path`."""
@@ -116,29 +116,24 @@ def parse(one: Custom) -> tuple[str, str, dict[str, Any]]:
         if file.suffix == ".py" and file.is_file():
             classes = sorted(names_in(file, read_source(one.kind, file))[0])
             known = f" Classes in it: {', '.join(classes) or 'none'}."
-    raise ConfigError(
-        f"{one.source[:200]!r} does not name the class of a {one.kind.noun}.{known}", FORM
-    )
+    raise ConfigError(f"{one.source[:200]!r} names no class of a {one.kind.noun}.{known}", FORM)
 
 
 def _settings(kind: Kind, call: str) -> dict[str, Any]:
     """`(width=32, act="gelu")` as values; only literals are evaluated."""
-    invalid = ConfigError(
-        f"The settings {short(call)} of the {kind.noun} are invalid: use NAME=VALUE, where VALUE "
-        "is a number, a quoted string, True, False, None, or a list of those.",
-        "For example, quoted for the shell: 'my.py:MyClass(width=32, act=\"gelu\")'",
-    )
-    if len(call) > SETTINGS_LIMIT:
-        raise invalid
-    try:
-        node = ast.parse(f"f{call}", mode="eval").body
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-            raise invalid
-        values = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None}
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise invalid from None
-    if len(values) < len(node.keywords):  # **settings, or a name twice
-        raise invalid
+    values: dict[str, Any] | None = None
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        node = ast.parse(f"f{call}" if len(call) <= SETTINGS_LIMIT else "", mode="eval").body
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            values = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+            if len(values) < len(node.keywords):  # **settings, or a name twice
+                values = None
+    if values is None:
+        raise ConfigError(
+            f"The settings {short(call)} of the {kind.noun} are invalid: use NAME=VALUE, where "
+            "VALUE is a number, a quoted string, True, False, None, or a list of those.",
+            "For example, quoted for the shell: 'my.py:MyClass(width=32, act=\"gelu\")'",
+        )
     for name in (*kind.given, *kind.offered):
         if name in values:
             raise ConfigError(
@@ -154,10 +149,20 @@ def _settings(kind: Kind, call: str) -> dict[str, Any]:
 def find(one: Custom) -> Path:
     """The file of a class. Raises ConfigError: there is none."""
     where, cls, _ = parse(one)
-    if not is_path(where):
-        return _find_module(one.kind, where)
     file = Path(os.path.abspath(os.path.expanduser(where)))
-    if not file.exists():
+    if not is_path(where):
+        spec = _module_spec(where)
+        if spec is not None and str(spec.origin).endswith(".py"):
+            return Path(os.path.abspath(spec.origin))
+        if spec is not None:
+            raise ConfigError(f"The module {where} has no Python source file.", FORM)
+        if not file.is_file():
+            meant = f" Did you mean '{where}.py'?" if Path(f"{where}.py").is_file() else ""
+            raise ConfigError(
+                f"There is no module {where!r} on Python's path.{meant}",
+                f"{FORM} A module must be installed, or on PYTHONPATH.",
+            )
+    elif not file.exists():
         near = suggest(file.name, [p.name for p in file.parent.glob("*.py")])
         raise ConfigError(f"There is no file {where} for the {one.kind.noun} {cls}.{near}", FORM)
     if file.suffix != ".py" or not file.is_file():
@@ -165,36 +170,22 @@ def find(one: Custom) -> Path:
     return file
 
 
-def _find_module(kind: Kind, where: str) -> Path:
-    """The file of a module. Its parent packages are not imported, so nothing runs."""
+def _module_spec(where: str) -> Any:
+    """The spec of a module, or None. Its parent packages are not imported, so nothing runs."""
     names = where.split(".")
+    spec: Any = None
     path: Any = None
-    found: Any = None
     for i in range(len(names) if all(name.isidentifier() for name in names) else 0):
-        found = _module_spec(".".join(names[: i + 1]), path) if not i or path is not None else None
-        if found is None:
-            break
-        path = found.submodule_search_locations  # None: a module, not a package
-    if found is not None and found.origin and found.origin.endswith(".py"):
-        return Path(os.path.abspath(found.origin))
-    if found is not None:
-        raise ConfigError(f"The module {where} has no Python source file.", FORM)
-    if Path(where).is_file():
-        raise ConfigError(f"The {kind.noun}'s file {where} is not a Python file (.py).", FORM)
-    meant = f" Did you mean '{where}.py'?" if Path(f"{where}.py").is_file() else ""
-    raise ConfigError(
-        f"There is no module {where!r} on Python's path.{meant}",
-        f"{FORM} A module must be installed, or on PYTHONPATH.",
-    )
-
-
-def _module_spec(name: str, path: Any) -> Any:
-    for finder in sys.meta_path:
-        with contextlib.suppress(AttributeError, ImportError):
-            spec = finder.find_spec(name, path, None)
-            if spec is not None:
-                return spec
-    return None
+        if i and path is None:  # the last was a module, not a package
+            return None
+        spec = None
+        for finder in sys.meta_path:
+            with contextlib.suppress(AttributeError, ImportError):
+                spec = spec or finder.find_spec(".".join(names[: i + 1]), path, None)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec
 
 
 def read_source(kind: Kind, file: Path) -> bytes:

@@ -44,27 +44,15 @@ from vitc.wording import few, short
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth", ".pyth", ".bin", ".ckpt", ".tar")
 
+COPY_AGAIN = "Copy or download it again."
 HEADER_LIMIT = 16 << 20  # bytes; the header of 10,000 tensors takes about 1 MiB
 PICKLE_LIMIT = 64 << 20
 ENTRIES_LIMIT = 100_000  # tensors in one file
 DIMENSIONS_LIMIT = 16
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number torch writes first
-_DTYPE_BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-}
+_DTYPE_BITS = {"BOOL": 8} | {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)}
+_DTYPE_BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +107,7 @@ def _check_there(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} is not a regular file.")
     if status.st_size == 0:
-        raise CheckpointError(f"{path} is empty.", "Copy or download it again.")
+        raise CheckpointError(f"{path} is empty.", COPY_AGAIN)
 
 
 def no_weights_in(folder: Path) -> CheckpointError:
@@ -178,7 +166,7 @@ def _not_weights(path: Path, start: bytes) -> CheckpointError:
         if start.startswith(magic):
             return CheckpointError(f"{path} is {what}.", _KINDS_HINT)
     if path.suffix.lower() in SAFETENSORS and len(start) < 16:
-        return CheckpointError(f"{path} is cut short.", "Copy or download it again.")
+        return CheckpointError(f"{path} is cut short.", COPY_AGAIN)
     text = start.decode("utf-8", errors="replace")
     if b"\0" not in start and (start.isascii() or text.isprintable()):
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
@@ -215,7 +203,7 @@ def _check_header(path: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{path} is {what}: its header claims {length} bytes, the file has {size} and a "
                 f"header at most {HEADER_LIMIT}.",
-                "Copy or download it again.",
+                COPY_AGAIN,
             )
         text = file.read(length)
     try:
@@ -233,7 +221,7 @@ def _check_header(path: Path) -> dict[str, str]:
         what = "cut short" if end > size - 8 - length else "damaged"
         raise CheckpointError(
             f"{path} is {what}: its tensors take {end} bytes, the file holds {size - 8 - length}.",
-            "Copy or download it again.",
+            COPY_AGAIN,
         )
     assert isinstance(metadata, dict)
     return metadata
@@ -276,9 +264,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise CheckpointError(
-            f"{path} is cut short or damaged: {error}.", "Copy or download it again."
-        ) from error
+        raise CheckpointError(f"{path} is cut short or damaged: {error}.", COPY_AGAIN) from error
     names = [entry.filename.partition("/")[2] for entry in entries]
     if "constants.pkl" in names or "code" in {name.partition("/")[0] for name in names}:
         raise CheckpointError(
@@ -345,9 +331,7 @@ def _way_out(path: Path) -> str:
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return CheckpointError(
-        f"{path} is cut short or damaged: {reason}", "Copy or download it again."
-    )
+    return CheckpointError(f"{path} is cut short or damaged: {reason}", COPY_AGAIN)
 
 
 def _check_sizes(path: Path, content: Any) -> None:
