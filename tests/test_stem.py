@@ -1,21 +1,46 @@
-"""The stems: their layers as the paper describes them, their initialisation, what they refuse."""
+"""The stems: what each computes, written out from its source; how it starts; what it refuses."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from vitc.config import RunConfig, from_dict
 from vitc.errors import ConfigError
+from vitc.models.complexity import complexity
 from vitc.models.config import ViTConfig
-from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
-from vitc.models.stems import ConvNormAct, ConvStem, PatchifyStem, build_stem
-from vitc.models.zoo import MODELS
+from vitc.models.stem_config import (
+    STEM_KINDS,
+    ConvStemConfig,
+    CustomStemConfig,
+    DepthwiseStemConfig,
+    DualPatchNormStemConfig,
+    NormFreeStemConfig,
+    OverlapStemConfig,
+    PatchifyStemConfig,
+    ScaledReluStemConfig,
+    StemConfig,
+)
+from vitc.models.stems import (
+    ConvStem,
+    DepthwiseStem,
+    DualPatchNormStem,
+    NormFreeStem,
+    OverlapStem,
+    PatchifyStem,
+    ScaledReluStem,
+    StandardisedConv,
+    build_stem,
+)
+from vitc.models.zoo import MODELS, create_model
 
 # Paper Table 3 (S1's first width is 52 there by its flops, 42 by a slip) and Table 1's sizes.
 PAPER_CONV_STEMS = {
@@ -65,30 +90,6 @@ def test_a_conv_stem_is_conv_norm_relu_then_one_convolution_with_bias(size: str)
     assert stem.reduction == math.prod(strides) == 16
 
 
-def test_a_conv_stem_computes_what_its_layers_say_in_that_order() -> None:
-    torch.manual_seed(0)
-    stem = conv_stem().eval()
-    with torch.no_grad():
-        for tensor in [*stem.parameters(), *stem.buffers()]:
-            if tensor.is_floating_point():
-                tensor.uniform_(0.1, 0.5)
-    x = torch.randn(2, 3, 16, 16)
-    expected = x
-    for layer in stem.layers:
-        assert isinstance(layer, ConvNormAct)
-        conv, norm = layer.conv, layer.norm
-        expected = nn.functional.conv2d(expected, conv.weight, stride=2, padding=1)
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert var is not None
-        shape = (1, -1, 1, 1)
-        expected = (expected - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
-        expected = (expected * norm.weight.view(shape) + norm.bias.view(shape)).clamp(min=0)
-    expected = nn.functional.conv2d(expected, stem.proj.weight, stem.proj.bias)
-    assert expected.std() > 0.1
-    torch.testing.assert_close(stem(x), expected)
-
-
 def test_a_patchify_stem_is_a_linear_map_of_each_patch() -> None:
     torch.manual_seed(0)
     stem = PatchifyStem(PatchifyStemConfig(patch_size=4), 2, 8)
@@ -98,37 +99,6 @@ def test_a_patchify_stem_is_a_linear_map_of_each_patch() -> None:
     expected = patches @ stem.proj.weight.flatten(1).T + stem.proj.bias
     assert stem.reduction == 4
     torch.testing.assert_close(stem(x), expected.permute(0, 3, 1, 2))
-
-
-def test_patchify_starts_lecun_normal_in_both_initialisations() -> None:
-    torch.manual_seed(0)
-    for init in ("2021", "2022"):
-        stem = PatchifyStem(PatchifyStemConfig(patch_size=8), 3, 400, init)  # type: ignore[arg-type]
-        assert stem.proj.weight.std().item() == pytest.approx((1 / 192) ** 0.5, rel=0.02)
-        assert stem.proj.bias is not None
-        assert not stem.proj.bias.any()
-
-
-def test_2021_leaves_the_3x3_as_torch_makes_them_and_draws_the_1x1_with_variance_2_over_d() -> None:
-    torch.manual_seed(0)
-    stem = conv_stem("2021", embed_dim=512)
-    conv = stem.layers[1].conv
-    bound = (1 / (9 * 32)) ** 0.5  # uniform(-bound, bound): Kaiming with a = sqrt 5
-    assert isinstance(conv, nn.Conv2d)
-    assert 0.98 * bound < conv.weight.abs().max().item() <= bound
-    assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
-    assert stem.proj.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.03)
-    assert stem.proj.bias is not None
-    assert not stem.proj.bias.any()
-
-
-def test_2022_draws_the_3x3_without_the_kernels_area_and_the_1x1_with_variance_1_over_d() -> None:
-    torch.manual_seed(0)
-    stem = conv_stem("2022", embed_dim=512)
-    for layer, channels in zip(stem.layers, (32, 64), strict=True):
-        assert isinstance(layer, ConvNormAct)
-        assert layer.conv.weight.std().item() == pytest.approx((2 / channels) ** 0.5, rel=0.06)
-    assert stem.proj.weight.std().item() == pytest.approx((1 / 512) ** 0.5, rel=0.03)
 
 
 @pytest.mark.parametrize(("channels", "kernels", "strides", "paddings"), PAPER_ABLATIONS)
@@ -224,22 +194,28 @@ def test_a_convolution_is_refused_exactly_when_it_skips_a_pixel_or_divides_inexa
             "no padding of an even kernel keeps the size; use an odd one",
         ),
         (PatchifyStemConfig(patch_size=0), "patch_size 0 must be at least 1"),
+        (DualPatchNormStemConfig(patch_size=0), "stem.patch_size 0 must be at least 1"),
+        (ScaledReluStemConfig(patch_size=7), "patch_size 7 must be even: the stem's first"),
+        (ScaledReluStemConfig(width=0), "stem.width 0 must be at least 1"),
+        (OverlapStemConfig(patch_size=1), "patch_size 1 leaves nothing to overlap"),
+        (OverlapStemConfig(patch_size=4, kernel_size=4), "kernel_size 4 must be above"),
+        (OverlapStemConfig(patch_size=4, kernel_size=8), "patch_size 4 and at most 7"),
+        (DepthwiseStemConfig(strides=(2,)), "strides (2,) has 1 entries"),
+        (NormFreeStemConfig(channels=(), strides=()), "channels is empty"),
+        (ConvStemConfig(norm="gn"), "stem.norm 'gn' must be one of bn, ln, none"),  # type: ignore[arg-type]
+        (ConvStemConfig(act="silu"), "stem.act 'silu' must be one of relu, gelu, none"),  # type: ignore[arg-type]
+        (
+            ConvStemConfig(channels=(8, 8), strides=(4, 2), paddings=(0, 0)),
+            "use padding 1",  # of the second convolution: all problems at once
+        ),
     ],
 )
 def test_a_stem_that_cannot_work_is_refused_with_the_reason(
-    config: ConvStemConfig | PatchifyStemConfig, reason: str
+    config: StemConfig, reason: str
 ) -> None:
     with pytest.raises(ConfigError) as e:
         build_stem(config, 3, 16)
     assert reason in e.value.message
-
-
-def test_all_problems_of_a_stem_are_told_at_once() -> None:
-    config = ConvStemConfig(channels=(8, 8), strides=(4, 2), paddings=(0, 0))
-    with pytest.raises(ConfigError) as e:
-        ConvStem(config, 3, 16)
-    assert "convolution 0" in e.value.message
-    assert "convolution 1" in e.value.message
 
 
 @pytest.mark.parametrize(
@@ -254,10 +230,363 @@ def test_an_input_the_stem_cannot_take_is_refused_with_the_reason(stem: nn.Modul
         stem(torch.zeros(3, 32, 32))
 
 
-def test_a_stem_gives_the_same_in_channels_last_memory() -> None:
+REDUCED_BY_8: list[StemConfig] = [
+    PatchifyStemConfig(patch_size=8),
+    PatchifyStemConfig(patch_size=8, bn_relu=True),
+    ConvStemConfig(channels=(8, 16, 32), strides=(2, 2, 2)),
+    ConvStemConfig(channels=(8, 16, 32), strides=(2, 2, 2), norm="ln", act="gelu"),
+    ConvStemConfig(channels=(8, 16, 32), strides=(2, 2, 2), norm="none"),
+    DualPatchNormStemConfig(patch_size=8),
+    ScaledReluStemConfig(patch_size=8, width=16),
+    OverlapStemConfig(patch_size=8),
+    OverlapStemConfig(patch_size=8, kernel_size=11),
+    DepthwiseStemConfig(channels=(8, 16, 32), strides=(2, 2, 2)),
+    NormFreeStemConfig(channels=(8, 16, 32), strides=(2, 2, 2)),
+]
+
+
+def filled(stem: nn.Module, seed: int = 0) -> nn.Module:
+    """Every tensor and float buffer away from its default; the variance is kept near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, t in [*stem.named_parameters(), *stem.named_buffers()]:
+            if not t.is_floating_point():
+                continue
+            noise = torch.randn(t.shape, generator=generator, dtype=t.dtype)
+            if name.endswith("running_var"):
+                t.copy_(0.5 + noise.abs())
+            elif t.ndim > 1:
+                t.copy_(noise / t[0].numel() ** 0.5)
+            else:
+                t.copy_(0.3 * noise + (1 if "norm" in name and "weight" in name else 0))
+                t.add_(1 if name.endswith("gain") else 0)
+    return stem
+
+
+def built(config: StemConfig, in_chans: int = 3, embed_dim: int = 24, **kw: Any) -> Any:
+    return filled(build_stem(config, in_chans, embed_dim, **kw)).double().eval()
+
+
+def bn(x: Tensor, norm: Any) -> Tensor:
+    shape = (1, -1, 1, 1)
+    x = (x - norm.running_mean.view(shape)) / (norm.running_var.view(shape) + 1e-5).sqrt()
+    return x * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def ln(x: Tensor, norm: Any, dim: int) -> Tensor:
+    mean = x.mean(dim, keepdim=True)
+    var = (x - mean).square().mean(dim, keepdim=True)
+    shape = [1] * x.ndim
+    shape[dim] = -1
+    return (x - mean) / (var + 1e-6).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------- what they compute
+
+
+def test_dual_patchnorm_normalises_each_patch_and_then_each_token() -> None:
+    stem, x = built(DualPatchNormStemConfig(patch_size=4), in_chans=2), image(2, 2, 8, 12)
+    assert isinstance(stem, DualPatchNormStem)
+    for i in range(2):
+        for j in range(3):
+            patch = x[:, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten(1)
+            token = ln(patch, stem.norm_in, 1) @ stem.proj.weight.T + stem.proj.bias
+            torch.testing.assert_close(stem(x)[:, :, i, j], ln(token, stem.norm_out, 1))
+
+
+def test_dual_patchnorm_without_its_norms_is_patchify() -> None:
+    dual, plain = (
+        built(kind(patch_size=4)) for kind in (DualPatchNormStemConfig, PatchifyStemConfig)
+    )
+    dual.norm_in = dual.norm_out = nn.Identity()
+    dual.proj.weight.data = plain.proj.weight.data.flatten(1)
+    dual.proj.bias.data = plain.proj.bias.data
+    x = image(1, 3, 8, 8)
+    torch.testing.assert_close(dual(x), plain(x))
+
+
+def test_scaled_relu_is_7x7_and_two_3x3_with_batch_norm_and_relu_then_patchify() -> None:
+    stem, x = built(ScaledReluStemConfig(width=8)), image(2, 3, 32, 48)
+    assert isinstance(stem, ScaledReluStem)
+    expected = x
+    for layer, (kernel, stride) in zip(stem.layers, [(7, 2), (3, 1), (3, 1)], strict=True):
+        assert layer.conv.weight.shape[2:] == (kernel, kernel)
+        expected = F.conv2d(expected, layer.conv.weight, None, stride, kernel // 2)
+        expected = bn(expected, layer.norm).clamp(min=0)
+    expected = F.conv2d(expected, stem.proj.weight, stem.proj.bias, stride=8)
+    torch.testing.assert_close(stem(x), expected)
+    assert build_stem(ScaledReluStemConfig(), 3, 8).layers[0].conv.out_channels == 64  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("kernel", [None, 5])
+def test_overlap_sees_a_window_larger_than_its_stride_and_normalises_tokens(
+    kernel: int | None,
+) -> None:
+    stem = built(OverlapStemConfig(patch_size=4, kernel_size=kernel))
+    assert isinstance(stem, OverlapStem)
+    k = kernel or 7
+    x = image(2, 3, 8, 12)
+    expected = F.conv2d(x, stem.proj.weight, stem.proj.bias, 4, k - 4)
+    assert stem.proj.weight.shape[-1] == k
+    torch.testing.assert_close(stem(x), ln(expected, stem.norm, 1))
+
+
+def test_pvt_v2s_own_numbers_come_out_of_the_overlap_rule() -> None:
+    config = OverlapStemConfig(patch_size=4)
+    assert (config.kernel, config.padding) == (7, 3)
+
+
+def test_depthwise_is_one_full_convolution_and_then_separable_ones() -> None:
+    stem = built(DepthwiseStemConfig(channels=(8, 16), strides=(2, 2)))
+    assert isinstance(stem, DepthwiseStem)
+    x = image(2, 3, 8, 12)
+    first, second = stem.layers
+    expected = bn(F.conv2d(x, first.conv.weight, None, 2, 1), first.norm).clamp(min=0)
+    deep = second.depthwise
+    expected = F.conv2d(expected, deep.conv.weight, None, 2, 1, groups=8)
+    expected = bn(expected, deep.norm).clamp(min=0)
+    point = second.pointwise
+    expected = bn(F.conv2d(expected, point.conv.weight), point.norm).clamp(min=0)
+    expected = F.conv2d(expected, stem.proj.weight, stem.proj.bias)
+    torch.testing.assert_close(stem(x), expected)
+
+
+def test_norm_free_standardises_filters_and_scales_the_relu() -> None:
+    stem = built(NormFreeStemConfig(channels=(8, 16), strides=(2, 2)))
+    assert isinstance(stem, NormFreeStem)
+    x = image(2, 3, 8, 12)
+    expected = x
+    for layer in stem.layers:
+        w = layer.weight
+        flat = w.flatten(1)
+        std = flat.std(1, correction=0) * flat.shape[1] ** 0.5
+        w = (w - flat.mean(1)[:, None, None, None]) / std[:, None, None, None]
+        w = w * layer.gain[:, None, None, None]
+        relu = F.conv2d(expected, w, layer.bias, 2, 1).clamp(min=0)
+        expected = relu / (1 / 2 - 1 / (2 * math.pi)) ** 0.5  # the variance of a unit normal's ReLU
+    expected = F.conv2d(expected, stem.proj.weight, stem.proj.bias)
+    torch.testing.assert_close(stem(x), expected)
+
+
+def test_norm_free_keeps_the_variance_of_the_signal_where_plain_convolutions_lose_it() -> None:
     torch.manual_seed(0)
-    stem, x = conv_stem(), torch.randn(2, 3, 16, 16)
+    shape: dict[str, Any] = {"channels": (64,) * 6, "strides": (1,) * 6}
+    free = build_stem(NormFreeStemConfig(**shape), 3, 64)
+    plain = build_stem(ConvStemConfig(norm="none", **shape), 3, 64)
+    outputs = []
+    for stem in (free, plain):
+        layers: Any = stem.layers
+        layers[-1].register_forward_hook(lambda _, __, out: outputs.append(out[..., 8:-8, 8:-8]))
+        stem(torch.randn(4, 3, 32, 32))
+    assert outputs[0].var().item() == pytest.approx(1, rel=0.3)
+    assert outputs[1].var().item() < 0.01
+
+
+def test_a_filter_of_equal_weights_gives_no_nan_but_nothing() -> None:
+    conv = StandardisedConv(3, 2, 3, 1, 1)
+    nn.init.constant_(conv.weight, 0.3)
+    assert not conv(torch.randn(1, 3, 4, 4)).any()
+    with pytest.raises(ConfigError, match="filters of a single weight"):
+        build_stem(NormFreeStemConfig(channels=(4,), strides=(1,), kernel_sizes=(1,)), 1, 8)
+
+
+def test_the_papers_bn_relu_follows_the_patchify_convolution() -> None:
+    stem, x = built(PatchifyStemConfig(patch_size=4, bn_relu=True)), image(2, 3, 8, 12)
+    assert isinstance(stem, PatchifyStem)
+    expected = F.conv2d(x, stem.proj.weight, stem.proj.bias, 4)
+    torch.testing.assert_close(stem(x), bn(expected, stem.norm).clamp(min=0))
+
+
+@pytest.mark.parametrize("norm", ["bn", "ln"])
+def test_the_conv_stem_is_convolution_norm_and_relu_then_one_convolution(norm: Any) -> None:
+    stem = built(ConvStemConfig(channels=(8, 16), strides=(2, 2), norm=norm))
+    assert isinstance(stem, ConvStem)
+    x = image(2, 3, 8, 12)
+    expected = x
+    for layer in stem.layers:
+        expected = F.conv2d(expected, layer.conv.weight, None, 2, 1)
+        normed = bn(expected, layer.norm) if norm == "bn" else ln(expected, layer.norm, 1)
+        expected = normed.clamp(min=0)
+    torch.testing.assert_close(stem(x), F.conv2d(expected, stem.proj.weight, stem.proj.bias))
+
+
+def test_without_norm_a_convolution_has_a_bias_and_the_activation_is_chosen() -> None:
+    config = ConvStemConfig(channels=(8,), strides=(2,), norm="none", act="gelu")
+    stem, x = built(config), image(2, 3, 8, 8)
+    layer = stem.layers[0]
+    expected = F.gelu(F.conv2d(x, layer.conv.weight, layer.conv.bias, 2, 1))
+    torch.testing.assert_close(stem(x), F.conv2d(expected, stem.proj.weight, stem.proj.bias))
+    linear = built(ConvStemConfig(channels=(8,), strides=(2,), norm="none", act="none"))
+    torch.testing.assert_close(linear(x) - linear(0 * x), -(linear(-x) - linear(0 * x)))
+
+
+# -------------------------------------------------------------------------------- what all promise
+
+
+def test_every_kind_of_stem_has_its_module_and_is_tried_here() -> None:
+    assert {type(c) for c in REDUCED_BY_8} == set(STEM_KINDS.values()) - {CustomStemConfig}
+
+
+@pytest.mark.parametrize("config", REDUCED_BY_8, ids=str)
+def test_every_stem_divides_any_multiple_of_its_reduction(config: StemConfig) -> None:
+    assert config.problems() == []
+    assert config.reduction == 8
+    for in_chans, (h, w) in [(3, (8, 8)), (1, (16, 40)), (4, (24, 8))]:
+        stem = build_stem(config, in_chans, 24).eval()
+        assert stem.reduction == 8
+        assert stem(torch.randn(2, in_chans, h, w)).shape == (2, 24, h // 8, w // 8)
+        with pytest.raises(ConfigError, match="are not divisible by the stem's reduction 8"):
+            stem(torch.zeros(2, in_chans, 12, 16))
+
+
+@pytest.mark.parametrize("config", REDUCED_BY_8, ids=str)
+def test_every_pixel_reaches_a_token_through_every_stem(config: StemConfig) -> None:
+    stem = built(config)
+    x = image(16, 3, 24, 16).requires_grad_()  # many: a ReLU may be shut for one of them
+    stem(x).square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad.abs().amax(dim=(0, 1)) > 0).all()
+
+
+@pytest.mark.parametrize("config", REDUCED_BY_8, ids=str)
+def test_every_stem_trains_in_every_memory_format_dtype_and_on_meta(config: StemConfig) -> None:
+    torch.manual_seed(0)
+    stem, x = build_stem(config, 3, 24), torch.randn(4, 3, 16, 16)
+    stem(x).square().sum().backward()
+    for name, p in stem.named_parameters():
+        assert p.grad is not None, name
     stem.eval()
     expected = stem(x)
     stem.to(memory_format=torch.channels_last)
     torch.testing.assert_close(stem(x.to(memory_format=torch.channels_last)), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = stem(x).float()
+    assert (rough - expected).norm() < 0.03 * expected.norm()
+    with torch.device("meta"):
+        meta = build_stem(config, 3, 24)
+    assert all(p.is_meta for p in meta.parameters())
+    assert complexity(meta, 16).params == sum(p.numel() for p in stem.parameters())
+
+
+@pytest.mark.parametrize("config", REDUCED_BY_8, ids=str)
+def test_weight_decay_spares_gains_and_biases_of_every_stem(config: StemConfig) -> None:
+    model: Any = create_model("vit_p_tiny", stem=config)
+    exempt = {n for n in model.no_weight_decay() if n.startswith("stem.")}
+    names = {n for n, _ in model.named_parameters() if n.startswith("stem.")}
+    spared = {n for n in names if "norm" in n or n.endswith(("bias", "gain"))}
+    assert exempt == spared
+    assert names - exempt
+
+
+# ----------------------------------------------------------------------------- choosing one by name
+
+
+@pytest.mark.parametrize("kind", ["dual_patchnorm", "scaled_relu", "overlap", "patchify"])
+def test_a_stem_of_patches_keeps_the_reduction_of_the_one_it_replaces(kind: str) -> None:
+    model: Any = create_model("vit_c_tiny", stem=kind)
+    assert model.stem.reduction == 8
+    config = from_dict(
+        {"model": {"stem": kind}}, RunConfig(model=create_model("vit_c_tiny").config)
+    )  # type: ignore[arg-type]
+    assert isinstance(config.model, ViTConfig)
+    assert config.model.stem == STEM_KINDS[kind](patch_size=8)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "norm_free"])
+def test_a_stack_of_convolutions_keeps_widths_and_strides(kind: str) -> None:
+    model: Any = create_model("vit_c_tiny", stem=kind)
+    assert model.stem.reduction == 8
+    assert model.stem.proj.in_channels == 72
+
+
+def test_patchify_for_a_conv_stem_is_the_plain_one() -> None:
+    model: Any = create_model("vit_c_ln_4gf", stem="patchify", depth=1, img_size=32)
+    assert [n for n, _ in model.stem.named_parameters()] == ["proj.weight", "proj.bias"]
+
+
+# --------------------------------------------------------------------------------- initialisation
+
+
+def spread(tensor: Tensor, std: float, rel: float = 0.05) -> None:
+    assert tensor.numel() >= 2000
+    assert tensor.std().item() == pytest.approx(std, rel=rel)
+    assert abs(tensor.mean().item()) < 4 * std / tensor.numel() ** 0.5
+
+
+@pytest.mark.parametrize("init", ["2021", "2022"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PatchifyStemConfig(patch_size=8, bn_relu=True),
+        DualPatchNormStemConfig(patch_size=8),
+        ScaledReluStemConfig(patch_size=8, width=64),
+        OverlapStemConfig(patch_size=8),
+        DepthwiseStemConfig(channels=(48, 96, 300), strides=(2, 2, 2)),
+        NormFreeStemConfig(channels=(96, 96, 300), strides=(2, 2, 2)),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_rivals_start_as_their_docs_say_whatever_the_init(config: StemConfig, init: Any) -> None:
+    torch.manual_seed(0)
+    stem = build_stem(config, 3, 300, init)
+    for name, p in stem.named_parameters():
+        fan_in = p[0].numel()
+        if p.ndim == 1:
+            ones = ("norm" in name and name.endswith("weight")) or name.endswith("gain")
+            assert (p == float(ones)).all(), name
+        elif name.startswith("proj."):
+            spread(p, fan_in**-0.5)
+            assert p.abs().max() <= 2  # cut at +-2, as torch cuts
+        elif isinstance(config, NormFreeStemConfig):
+            spread(p, fan_in**-0.5)
+        elif p.numel() >= 2000:
+            spread(p, (3 * fan_in) ** -0.5)
+            assert p.abs().max() <= fan_in**-0.5
+        else:  # a depthwise filter of 9, a first layer: uniform within the same bound
+            assert 0.9 * fan_in**-0.5 < p.abs().max() <= fan_in**-0.5
+
+
+@pytest.mark.parametrize(("init", "gain"), [("2021", 2), ("2022", 1)])
+@pytest.mark.parametrize("norm", ["bn", "ln", "none"])
+def test_the_conv_stem_starts_alike_with_every_norm(init: Any, gain: int, norm: Any) -> None:
+    torch.manual_seed(0)
+    stem: Any = build_stem(
+        ConvStemConfig(channels=(96, 128), strides=(2, 2), norm=norm), 3, 256, init
+    )
+    spread(stem.proj.weight, (gain / 256) ** 0.5)
+    for layer, fan_in in zip(stem.layers, (27, 9 * 96), strict=True):
+        std = (3 * fan_in) ** -0.5 if init == "2021" else (2 / layer.conv.out_channels) ** 0.5
+        spread(layer.conv.weight, std)
+    for name, p in stem.named_parameters():
+        if p.ndim == 1:
+            assert (p == float("norm.weight" in name)).all(), name
+
+
+# -------------------------------------------------------------------- against the source's own code
+
+
+def test_overlap_and_scaled_standardisation_agree_with_timm() -> None:
+    from vitc.models.timm import import_peer
+
+    try:
+        import_peer("timm")
+    except ImportError as e:
+        pytest.skip(f"NOT COMPARED with timm, which is not installed: {e}")
+    from timm.layers import ScaledStdConv2d  # type: ignore[import-not-found, unused-ignore]
+    from timm.models.pvt_v2 import OverlapPatchEmbed  # type: ignore[import-not-found, unused-ignore]
+
+    stem, x = built(OverlapStemConfig(patch_size=4)), image(2, 3, 8, 12)
+    theirs = OverlapPatchEmbed(7, 4, 3, 24).double()
+    theirs.norm.eps = 1e-6
+    theirs.load_state_dict(stem.state_dict())
+    torch.testing.assert_close(stem(x), theirs(x).permute(0, 3, 1, 2))
+
+    free = built(NormFreeStemConfig(channels=(8,), strides=(2,))).layers[0]
+    conv = ScaledStdConv2d(3, 8, 3, 2, 1, eps=1e-12).double()
+    state = free.state_dict()
+    conv.load_state_dict({**state, "gain": state["gain"].view(8, 1, 1, 1)})
+    torch.testing.assert_close(free(x), conv(x))
