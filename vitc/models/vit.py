@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
         self.num_features = self.embed_dim = dim = config.embed_dim
         self.num_prefix_tokens = int(config.class_token) + config.registers
         self.grad_checkpointing = False
-        rates = drop_path_rates(config.depth, config.drop_path_rate)
+        rates = [config.drop_path_rate * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self._keep = [1 - rate for rate in rates for _ in range(2)]  # two branches a block
 
         self.stem = stem
@@ -402,11 +402,6 @@ def build_vit(
     if custom:
         try_stem(stem, config.in_chans, config.embed_dim, config.size)
     return model
-
-
-def drop_path_rates(depth: int, rate: float) -> list[float]:
-    """Stochastic depth of each block: 0 at the first, `rate` at the last, linear between."""
-    return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
