@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,23 @@ def test_what_no_study_has_is_refused(
     with pytest.raises(ConfigError, match=text):
         study.run(measure, "debug", draws=1, out=tmp_path / "s", **words)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("given", ["file", pytest.param("standard input", marks=pytest.mark.slow)])
+def test_a_script_without_a_main_guard_runs_a_study_once(given: str, tmp_path: Path) -> None:
+    script = (
+        "import vitc\n"
+        f"made = vitc.study.run('hparams', 'debug', models=['vit_p_tiny'], draws=1, workers=1,\n"
+        f"    out={str(tmp_path / 's')!r}, quiet=True, **{BRIEF!r})\n"
+        "print('trials', len(made.frame))\n"
+    )
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-" if given == "standard input" else file],
+        input=script if given == "standard input" else None,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout.splitlines() == ["trials 1"], done.stderr

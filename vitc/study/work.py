@@ -422,10 +422,24 @@ class Pool:
         context = multiprocessing.get_context("spawn")  # fork copies torch's thread pools half-way
         lifeline_read, lifeline_write = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(self, number, lifeline_read))
-        with deaf_children():
+        with deaf_children(), _main_left_alone():
             process.start()
         lifeline_read.close()
         return _Worker(process, lifeline_write, number)
+
+
+@contextlib.contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Keep new processes from importing the caller's script: it may have no main guard."""
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def stop_processes(processes: Sequence[Any], seconds: float) -> None:
