@@ -254,7 +254,7 @@ def init_weights(module: nn.Module, zero_init_last: bool = False) -> None:
             nn.init.zeros_(layer.bias)
     if zero_init_last:
         for layer in module.modules():
-            if isinstance(layer, Bottleneck):
+            if isinstance(layer, Bottleneck) and isinstance(layer.conv3.norm, nn.BatchNorm2d):
                 nn.init.zeros_(layer.conv3.norm.weight)
 
 

@@ -138,7 +138,8 @@ def act_layer(act: Act | Activation) -> nn.Module:
     """The activation function of a name."""
     if act == "relu":
         return nn.ReLU(inplace=True)
-    return {"gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}[act]()
+    layers: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}
+    return layers[act]()
 
 
 def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
