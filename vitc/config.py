@@ -13,11 +13,11 @@ import itertools
 import math
 import textwrap
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitc.data.config import DataConfig
 from vitc.errors import ConfigError, VitcError, unknown
@@ -30,9 +30,6 @@ from vitc.optim.schedule import SCHEDULES, CustomScheduleConfig
 from vitc.plugins.names import STEM, Custom
 from vitc.settings import Settings, coerce, table
 from vitc.training.config import InitConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +51,11 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with it, one sentence each; empty when it can run."""
-        found = [
-            f"{name} {value} must be a finite number."
-            for name, value in leaves(self).items()
-            if any(isinstance(v, float) and not math.isfinite(v) for v in _as_tuple(value))
-        ]
+        found = []
+        for name, value in leaves(self).items():
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+                found.append(f"{name} {value} must be a finite number.")
         if found:
             return found  # comparisons with nan would let it pass below
         from vitc.data.sources import source_problems  # late: it imports numpy
@@ -78,16 +75,13 @@ class RunConfig:
                 f"{self.train.epochs} train.epochs."
             )
         if self.data.augment.lighting > 0 and self.model.in_chans == 1:
-            found.append(
-                "data.augment.lighting needs colours: it has no meaning for model.in_chans 1."
-            )
+            found.append("data.augment.lighting needs colours, but model.in_chans is 1.")
         if self.optim.layer_decay < 1 and "backbone" in self.train.freeze:
             found.append(
                 f"optim.layer_decay {self.optim.layer_decay} has no effect with train.freeze "
                 f"backbone: only the head is trained."
             )
-        channels = self.data.mean, self.data.std
-        for name, values in zip(("mean", "std"), channels, strict=True):
+        for name, values in (("mean", self.data.mean), ("std", self.data.std)):
             if values is not None and len(values) != self.model.in_chans:
                 found.append(
                     f"data.{name} {values} has {len(values)} entries for "
@@ -135,36 +129,42 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
-def leaves(config: Any, path: str = "") -> dict[str, Any]:
-    """Every setting by its dotted name, in field order: {"model.depth": 12, ...}."""
-    out: dict[str, Any] = {}
+def _settings(config: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted name, its component, the name there) of every setting, in field order."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            out |= leaves(value, f"{path}{f.name}.")
-        elif isinstance(value, Settings):
-            out |= {f"{path}{f.name}.{name}": inner for name, inner in value.items()}
+            yield from _settings(value, f"{path}{f.name}.")
         else:
-            out[f"{path}{f.name}"] = value
+            yield f"{path}{f.name}", config, f.name
+
+
+def leaves(config: Any, path: str = "") -> dict[str, Any]:
+    """Every setting by its dotted name: {"model.depth": 12, ...}; tables by their entries."""
+    out: dict[str, Any] = {}
+    for name, component, leaf in _settings(config, path):
+        value = getattr(component, leaf)
+        if isinstance(value, Settings):
+            out |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            out[name] = value
     return out
 
 
-def setting_docs(config: Any, path: str = "") -> dict[str, str]:
+def setting_docs(config: Any) -> dict[str, str]:
     """What every setting means, by its dotted name: the string below its field."""
+    return {name: _docs(part.__class__).get(leaf, "") for name, part, leaf in _settings(config)}
+
+
+@cache
+def _docs(component: Hashable) -> dict[str, str]:
     about: dict[str, str] = {}
-    for cls in reversed(type(config).__mro__[:-1]):
+    for cls in reversed(component.__mro__[:-1]):  # type: ignore[attr-defined]
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
         for node, after in itertools.pairwise(body):
             if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
                 about[ast.unparse(node.target)] = " ".join(ast.literal_eval(after.value).split())
-    out: dict[str, str] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            out |= setting_docs(value, f"{path}{f.name}.")
-        else:
-            out[f"{path}{f.name}"] = about.get(f.name, "")
-    return out
+    return about
 
 
 @cache
@@ -174,35 +174,18 @@ def _hints(cls: Hashable) -> dict[str, Any]:
 
 
 def leaf_types(config: Any, path: str = "") -> dict[str, Any]:
-    """The annotated type of every setting, by its dotted name as in `leaves`."""
-    hints = _hints(config.__class__)
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            out |= leaf_types(value, f"{path}{f.name}.")
-        else:
-            out[f"{path}{f.name}"] = hints[f.name]
-    return out
+    """The annotated type of every setting, by its dotted name."""
+    return {name: _hints(part.__class__)[leaf] for name, part, leaf in _settings(config, path)}
 
 
 @cache
 def all_leaf_types() -> dict[str, Any]:
-    """The same over every kind of model, stem and optimizer: what may stand on a command line."""
+    """The same over every kind of every component: the settings of the command line."""
     out = leaf_types(RunConfig())
-    for optim in OPTIMIZERS.values():
-        out |= leaf_types(optim(), "optim.")  # type: ignore[call-arg]
-    for schedule in SCHEDULES.values():
-        out |= leaf_types(schedule(), "optim.schedule.")
-    for model in MODEL_KINDS.values():
-        out |= leaf_types(model(), "model.")
-    for stem in STEM_KINDS.values():
-        out |= leaf_types(stem(), "model.stem.")
+    for path in ("optim", "optim.schedule", "model", "model.stem"):
+        for kind in _KINDS[path.rpartition(".")[2]].values():
+            out |= leaf_types(kind(), f"{path}.")
     return out
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def from_dict(values: Mapping[str, Any], default: RunConfig | None = None) -> RunConfig:

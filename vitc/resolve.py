@@ -59,36 +59,27 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
     if what == "recipe":
         return RECIPES[name_or_path](optim)
     if what not in ("run", "config"):
-        near = suggest(path.name, [*RECIPES, *_neighbours(path)]) if what == "nothing" else ""
+        end = "."
+        if what == "nothing":
+            near = [p.name for p in path.parent.glob("*") if p.is_dir() or p.suffix == ".json"]
+            end = f"; nothing of that name exists.{suggest(path.name, [*RECIPES, *near])}"
         raise ConfigError(
-            f"{name_or_path!r} is neither a recipe nor a config file (.json) nor a run folder"
-            f"{f'; nothing of that name exists.{near}' if what == 'nothing' else '.'}",
+            f"{name_or_path!r} is neither a recipe nor a config file (.json) nor a run folder{end}",
             "All recipes: vitc show --list",
         )
-    config = read_config(path)
-    if optim is not None:
-        config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
-    return config
+    return _with_optim(read_config(path), optim)
 
 
-def _neighbours(path: Path) -> list[str]:
-    """Folders and configs beside a path, for suggestions."""
-    try:
-        return [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".json"]
-    except OSError:
-        return []
+def _with_optim(config: RunConfig, kind: str | None) -> RunConfig:
+    if kind is None:
+        return config
+    return dataclasses.replace(config, optim=with_kind(config.optim, "optim", kind))
 
 
 def with_model(config: RunConfig, name: str) -> RunConfig:
     """The same run with another model of the zoo; img_size and in_chans of the run are kept."""
-    own = config.model
-    model = dataclasses.replace(
-        model_config(name),
-        img_size=own.img_size,
-        in_chans=own.in_chans,
-        num_classes=own.num_classes,
-    )
-    return dataclasses.replace(config, model=model)
+    kept = {leaf: getattr(config.model, leaf) for leaf in ("img_size", "in_chans", "num_classes")}
+    return dataclasses.replace(config, model=dataclasses.replace(model_config(name), **kept))
 
 
 def with_data(config: RunConfig, data: str) -> RunConfig:
@@ -137,9 +128,7 @@ def resolve_config(
             "Choose a model of the zoo with --model NAME (in Python: model=NAME).",
         )
     if isinstance(path_or_recipe, RunConfig):
-        config = path_or_recipe
-        if optim is not None:
-            config = dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
+        config = _with_optim(path_or_recipe, optim)
     elif callable(path_or_recipe):
         config = path_or_recipe() if optim is None else path_or_recipe(optim)
     else:
@@ -174,7 +163,8 @@ def _located(config: RunConfig) -> RunConfig:
         config = _with(config, path=source.absolute(path))
     weights = config.init.weights
     if weights and not weights.startswith("timm:"):
-        init = dataclasses.replace(config.init, weights=_absolute(weights))
+        weights = os.path.abspath(os.path.expanduser(weights))
+        init = dataclasses.replace(config.init, weights=weights)
         config = dataclasses.replace(config, init=init)
     return config
 
@@ -205,7 +195,3 @@ def _looked_up(component: Any, path: str, flat: Mapping[str, Any]) -> Any:
             "Leave it out: it is filled in when a class is named.",
         )
     return dataclasses.replace(component, source=one.source, sha256=one.sha256)
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))

@@ -43,16 +43,12 @@ def _run(args: Namespace) -> int:
         r = results[-1]
         note(f"{r.model}: a step of {r.batch} images {r.step.median:.1f} ms")
     costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
+    paper = {name: row.minutes for name, row in TABLE2.items()}
     values = {
         "protocol": f"{args.warm_up} warm-up and {args.iterations} timed iterations; medians and "
         "quartiles in ms a batch; pycls's test_fw, train_fw, train_bw, and the whole step",
         "models": [
-            dataclasses.asdict(r)
-            | {
-                "paper_epoch_minutes_on_8_v100": TABLE2[r.model].minutes
-                if r.model in TABLE2
-                else None
-            }
+            dataclasses.asdict(r) | {"paper_epoch_minutes_on_8_v100": paper.get(r.model)}
             for r in results
         ],
         "correlations": correlation_values(costs),
@@ -71,47 +67,26 @@ def _run(args: Namespace) -> int:
 
 
 def bench_table(results: Sequence[Bench], imagenet: bool = True) -> Table:
-    """Times of models beside the paper's minutes an epoch; those only of models for `imagenet`."""
+    """Times of models and, for `imagenet`, minutes an epoch with the paper's."""
     from vitc.study.paper.numbers import TABLE2
     from vitc.views.model import Table
 
-    rows = [
-        [
-            r.model,
-            str(r.batch),
-            r.precision,
-            *(f"{t.median:.1f}" for t in (r.test_fw, r.train_fw, r.train_bw)),
-            f"{r.step.median:.1f} ({r.step.low:.1f} to {r.step.high:.1f})",
-            f"{1e3 * r.batch / r.step.median:,.0f}",
-            "-" if r.memory_mib is None else f"{r.memory_mib:,.0f}",
-            *(
-                [
-                    f"{r.epoch_minutes_pycls:,.1f}",
-                    f"{r.epoch_minutes:,.1f}",
-                    f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-",
-                ]
-                if imagenet
-                else []
-            ),
-        ]
-        for r in results
-    ]
-    return Table(
-        f"Times on this {results[0].device}, ms a batch",
-        [
-            "model",
-            "batch",
-            "precision",
-            "test_fw",
-            "train_fw",
-            "train_bw",
-            "step (quartiles)",
-            "images/s",
-            "memory MiB",
-            *(["min an ImageNet epoch, fw + bw", "step", "paper, 8 V100"] if imagenet else []),
-        ],
-        rows,
-    )
+    head = ["model", "batch", "precision", "test_fw", "train_fw", "train_bw", "step (quartiles)"]
+    head += ["images/s", "memory MiB"]
+    if imagenet:
+        head += ["min an ImageNet epoch, fw + bw", "step", "paper, 8 V100"]
+    rows = []
+    for r in results:
+        row = [r.model, str(r.batch), r.precision]
+        row += [f"{t.median:.1f}" for t in (r.test_fw, r.train_fw, r.train_bw)]
+        row.append(f"{r.step.median:.1f} ({r.step.low:.1f} to {r.step.high:.1f})")
+        row.append(f"{1e3 * r.batch / r.step.median:,.0f}")
+        row.append("-" if r.memory_mib is None else f"{r.memory_mib:,.0f}")
+        if imagenet:
+            row += [f"{r.epoch_minutes_pycls:,.1f}", f"{r.epoch_minutes:,.1f}"]
+            row.append(f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-")
+        rows.append(row)
+    return Table(f"Times on this {results[0].device}, ms a batch", head, rows)
 
 
 def bench_exhibit(args: Namespace, groups: Sequence[Group]) -> int:
@@ -135,31 +110,23 @@ def bench_exhibit(args: Namespace, groups: Sequence[Group]) -> int:
     if not args.dry_run:
         results = []
         for group in groups:
-            batch = args.settings.get("train.batch", 64)
             train = dataclasses.replace(
-                group.config.train, batch=batch, micro_batch=None, precise_bn_images=0
+                group.config.train,
+                batch=args.settings.get("train.batch", 64),
+                micro_batch=None,
+                precise_bn_images=0,
             )
-            train = dataclasses.replace(
-                train, precision="fp32" if train.precision == "auto" else train.precision
-            )
-            results.append(
-                bench(dataclasses.replace(group.config, train=train), 3, args.iterations, classes)
-            )
+            if train.precision == "auto":
+                train = dataclasses.replace(train, precision="fp32")
+            config = dataclasses.replace(group.config, train=train)
+            results.append(bench(config, 3, args.iterations, classes))
             note(f"{group.contender}: a step {results[-1].step.median:.1f} ms")
         costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
         shown += [bench_table(results, imagenet), time_correlations(costs)[0]]
         times = [dataclasses.asdict(r) for r in results]
-        values |= {
-            "times": [
-                {
-                    name: value
-                    for name, value in each.items()
-                    if imagenet or not name.startswith("epoch_minutes")
-                }
-                for each in times
-            ],
-            "correlations": correlation_values(costs),
-        }
+        if not imagenet:
+            times = [{k: v for k, v in t.items() if k[:13] != "epoch_minutes"} for t in times]
+        values |= {"times": times, "correlations": correlation_values(costs)}
     if args.json:
         emit_json(values)
         return 0
@@ -178,6 +145,6 @@ VERB = Verb(
     options=_options,
     run=_run,
     takes_settings=True,
-    epilog="Images are made up and stay on the device: loading is not timed. By pycls's protocol\n"
+    epilog="Images are random and stay on the device: loading is not timed. By pycls's protocol\n"
     "(forward and backward, no optimizer), and by the step that vitc train runs.",
 )

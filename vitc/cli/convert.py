@@ -19,21 +19,13 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     add("source", metavar="IN", help="a run, a weights file, a folder, or timm:NAME")
     add("out", metavar="OUT", type=Path, help="a new .safetensors, .pt, .pth or .pyth")
-    add(
-        "--from",
-        dest="layout",
-        metavar="LAYOUT",
-        default="auto",
-        help=f"tensor names of IN: {LAYOUTS} (default: recognised)",
-    )
+    about = f"tensor names of IN: {LAYOUTS} (default: recognised)"
+    add("--from", dest="layout", metavar="LAYOUT", default="auto", help=about)
     add("--to", metavar="LAYOUT", default="vitc", help="tensor names of OUT (default: vitc)")
     add("--model", metavar="NAME", help="check that it is this model, and store its config in OUT")
     weights_option(parser)
-    add(
-        "--channels",
-        choices=("rgb", "bgr"),
-        help="the order of colours that OUT takes (default: as IN)",
-    )
+    about = "the order of colours that OUT takes (default: as IN)"
+    add("--channels", choices=("rgb", "bgr"), help=about)
     add("--overwrite", action="store_true", help="replace OUT")
     add("--json", action="store_true", help="print the result as JSON on the last line of stdout")
 
@@ -46,15 +38,8 @@ def run(args: Namespace) -> int:
 
     from vitc.weights.convert import convert
 
-    done = convert(
-        args.source,
-        args.out,
-        args.to,
-        source=args.layout,
-        average=args.weights,
-        model=args.model,
-        channels=args.channels,
-    )
+    options = {"source": args.layout, "average": args.weights, "model": args.model}
+    done = convert(args.source, args.out, args.to, channels=args.channels, **options)
     weights, shape, pre = done.weights, done.shape, done.weights.preprocessing
     if args.json:
         record = {

@@ -13,12 +13,8 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", type=Path, help="a run folder")
     add("data", nargs="?", metavar="DATA", help="a data set or folder (default: the run's own)")
-    add(
-        "--split",
-        choices=("val", "test"),
-        default="val",
-        help="default: val; read test once, for the run chosen on val",
-    )
+    about = "default: val; read test once, for the run chosen on val"
+    add("--split", choices=("val", "test"), default="val", help=about)
     weights_option(parser)
     device_option(parser)
     add("--json", action="store_true", help="print the result as JSON on the last line of stdout")
@@ -29,9 +25,8 @@ def run(args: Namespace) -> int:
     from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 
-    page = evaluation_page(
-        evaluate(args.run_folder, args.data, args.split, args.weights, args.device)
-    )
+    found = evaluate(args.run_folder, args.data, args.split, args.weights, args.device)
+    page = evaluation_page(found)
     if args.json:
         emit_json(page.values)
     else:

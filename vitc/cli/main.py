@@ -172,14 +172,24 @@ def _overview() -> str:
 
 def _report(error: Exception, args: Namespace) -> int:
     """Print an error to stderr, and under --json to stdout; return its exit code."""
-    message, hint, code, status = _explained(error)
-    if args.debug or (message is None):
+    hint, code, status = None, 1, "failed"
+    if isinstance(error, VitcError):
+        message, hint, code = error.message, error.hint, error.exit_code
+        if isinstance(error, InterruptedRun):
+            code, status = error.run_exit_code, "interrupted"
+        elif isinstance(error, DivergedError):
+            status = "diverged"
+    elif isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported here
+        message = f"Out of device memory: {error}"
+        hint = "Lower --train.batch, or add --train.grad_checkpointing."
+    else:
+        args.debug = True
+        message = f"{type(error).__name__}: {error}"
+        hint = "This is a bug in vitc. Please report it with the traceback."
+    if args.debug:
         traceback.print_exception(error)
-    if message is None:
-        message, hint = (
-            f"{type(error).__name__}: {error}",
-            "This is a bug in vitc. Please report it with the traceback.",
-        )
     label = "" if isinstance(error, InterruptedRun) else "error: "
     lines = [f"{label}{message}", *([hint] if hint else [])]
     if isinstance(error, ConfigError):
@@ -191,22 +201,6 @@ def _report(error: Exception, args: Namespace) -> int:
             emit_json(_last_summary(args, status) | about)
             sys.stdout.flush()
     return code
-
-
-def _explained(error: Exception) -> tuple[str | None, str | None, int, str]:
-    """(message, hint, exit code, status) of an error; message None where it is a bug of ours."""
-    if isinstance(error, InterruptedRun):
-        return error.message, error.hint, error.run_exit_code, "interrupted"
-    if isinstance(error, VitcError):
-        status = "diverged" if isinstance(error, DivergedError) else "failed"
-        return error.message, error.hint, error.exit_code, status
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}.", None, 1, "failed"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported here
-        hint = "Lower --train.batch, or add --train.grad_checkpointing."
-        return f"Out of device memory: {error}", hint, 1, "failed"
-    return None, None, 1, "failed"
 
 
 def _last_summary(args: Namespace, status: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What every verb shares: parsing dotted settings and options, printing results and notes.
+"""What do all verbs share? Settings by dotted name, options, printing results and notes.
 
-Settings are named as `load_config` takes them; a verb's own options are
-parsed by argparse. Every error is a ConfigError. Free of torch.
+Settings are named as `load_config` takes them; argparse parses a verb's own options. Every error
+is a ConfigError. Free of torch.
 """
 
 from __future__ import annotations
@@ -16,20 +16,14 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TextIO, get_args
 
 from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs
 from vitc.errors import ConfigError, suggest
 from vitc.settings import Settings, from_words, table_value
 
-COMPONENTS = (
-    "model",
-    "data",
-    "optim",
-    "model.stem",
-    "optim.schedule",
-    "init",
-)  # take one word
+# They take one word: a name, or weights to start from.
+COMPONENTS = ("model", "data", "optim", "model.stem", "optim.schedule", "init")
 
 
 # -- dotted settings -----------------------------------------------------------------------------
@@ -77,14 +71,14 @@ def unknown_word(
 
 def _width(hint: Any, following: Sequence[str]) -> int:
     """How many of the following words are the value of a setting of this type."""
+    if not following:
+        return 0
     if hint is bool:  # the flag alone means True
-        return int(bool(following) and following[0].lower() in ("true", "false"))
-    if hint == tuple[str, ...]:  # names separated by commas
-        return int(bool(following) and not following[0].startswith("--"))
-    if "tuple" in str(hint):  # as many numbers as follow
+        return int(following[0].lower() in ("true", "false"))
+    if "tuple" in str(hint) and hint != tuple[str, ...]:  # as many numbers as follow
         count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
         return max(count, _is_none(following))
-    return int(bool(following) and not following[0].startswith("--"))
+    return int(not following[0].startswith("--"))  # names are separated by commas
 
 
 def _is_number(word: str) -> bool:
@@ -94,8 +88,8 @@ def _is_number(word: str) -> bool:
     return False
 
 
-def _is_none(words: Sequence[str]) -> int:
-    return int(bool(words) and words[0].lower() in ("none", "null"))
+def _is_none(words: Sequence[str]) -> bool:
+    return bool(words) and words[0].lower() in ("none", "null")
 
 
 def _typed(name: str, hint: Any, words: list[str]) -> Any:
@@ -152,10 +146,10 @@ class Verb:
     run: Callable[[Namespace], int]
     takes_settings: bool = False
     epilog: str = ""
-    runs: tuple[str, ...] = ()  # arguments that can name folders or configs of others
-    more_help: Callable[[Parser, Namespace], None] | None = (
-        None  # printed when arguments accompany --help
-    )
+    runs: tuple[str, ...] = ()
+    """Arguments that can name folders or configs of others."""
+    more_help: Callable[[Parser, Namespace], None] | None = None
+    """Printed when arguments accompany --help."""
 
     def parser(self, name: str) -> Parser:
         parser = Parser(
@@ -241,15 +235,10 @@ def seconds(text: str) -> float:
 # -- results and notes -----------------------------------------------------------------------------
 
 
-def first_process() -> bool:
-    """Whether this process prints: under torchrun only the first one does."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def emit(text: str) -> None:
-    """Print a line of the result to stdout."""
-    if first_process():
-        print(text)
+def emit(text: str, file: TextIO | None = None) -> None:
+    """Print a line of the result to stdout; under torchrun only the first process does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=file)
 
 
 def emit_json(values: Mapping[str, Any]) -> None:
@@ -259,5 +248,5 @@ def emit_json(values: Mapping[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    if first_process():
-        print(text, file=sys.stderr)
+    """Print progress or advice to stderr."""
+    emit(text, sys.stderr)

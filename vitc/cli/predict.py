@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vitc.cli.parser import (
     Parser,
@@ -46,7 +44,8 @@ def run(args: Namespace) -> int:
     for text in predictor.notes:
         note(text)
     form: Form = "json" if args.json else "csv" if args.csv is not None else "table"
-    with _output(args.csv) as stream:
+    csv = {"mode": "w", "newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with args.csv.open(**csv) if args.csv else contextlib.nullcontext(sys.stdout) as stream:
         broken = report(predictor, files, args.topk, form, stream)
     for error in broken:
         note(f"broken: {error.message}")
@@ -55,15 +54,6 @@ def run(args: Namespace) -> int:
     if broken:
         note(f"{len(broken):,} of {counted(len(files), 'image')} could not be read.")
     return 1 if broken else 0
-
-
-@contextlib.contextmanager
-def _output(file: Path | None) -> Iterator[Any]:
-    if file is None:
-        yield sys.stdout
-        return
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        yield stream
 
 
 VERB = Verb(

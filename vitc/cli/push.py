@@ -54,8 +54,8 @@ def _dry_run(args: Namespace) -> int:
         files = file_sizes(saved_folder(args.source, Path(temporary, "model"), args.weights))
     private = not args.public
     if args.json:
-        record = {"status": "dry-run", "repo": args.repo_id, "private": private, "files": files}
-        emit_json(record)
+        about = {"status": "dry-run", "repo": args.repo_id, "private": private, "files": files}
+        emit_json(about)
         return 0
     for name, size in files.items():
         emit(f"{size:>14,} bytes  {name}")

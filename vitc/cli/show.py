@@ -18,12 +18,8 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     add("what", nargs="?", metavar="MODEL|RECIPE|RUN", help="a name or a run folder")
     add("--list", action="store_true", help="list all models and recipes")
-    add(
-        "--plot",
-        metavar="FILE",
-        type=Path,
-        help="plot to this file: a recipe's lr, a run's curves, or the picture chosen below",
-    )
+    about = "plot to this file: a recipe's lr, a run's curves, or the picture chosen below"
+    add("--plot", metavar="FILE", type=Path, help=about)
     picture = parser.add_argument_group("pictures of a RUN or of a fresh MODEL, one at a time")
     add = picture.add_argument
     add("--attention", metavar="IMAGE", type=Path, help="what a ViT's blocks attend to in an image")
@@ -40,11 +36,11 @@ def run(args: Namespace) -> int:
 
     if args.list == (args.what is not None):
         raise ConfigError("Nothing to show: give one model, recipe or run folder, or --list alone.")
-    if args.list and args.plot is not None:
-        raise ConfigError("--plot has no effect with --list.")
     picture = _picture(args)
-    if args.list and picture is not None:
-        raise ConfigError(f"--{picture.kind} has no effect with --list.")
+    given = [] if args.plot is None else ["plot"]
+    given += [] if picture is None else [picture.kind]
+    if args.list and given:
+        raise ConfigError(f"--{given[-1]} has no effect with --list.")
     if picture is not None:
         from vitc.deploy.pictures import picture_page
 

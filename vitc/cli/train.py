@@ -44,18 +44,15 @@ COMMON_SETTINGS = (
 
 def options(parser: Parser) -> None:
     add = parser.add_argument
-    add(
-        "what",
-        nargs="?",
-        metavar="RECIPE|CONFIG.json|IMAGES|RUN",
-        help="a recipe's name, a saved config, images (a folder, a pack, a list, shards), "
-        "or a run to resume",
+    about = (
+        "a recipe's name, a saved config, images (a folder, a pack, a list, shards), or a run to "
+        "resume"
     )
+    add("what", nargs="?", metavar="RECIPE|CONFIG.json|IMAGES|RUN", help=about)
     add("--out", metavar="DIR", type=Path, help="the run folder (default: runs/<recipe>)")
     add("--overwrite", action="store_true", help="discard a run in that folder and start over")
-    add(
-        "--budget", metavar="TIME", type=seconds, help="with IMAGES: training time: 90s, 30m, 1h30m"
-    )
+    about = "with IMAGES: training time: 90s, 30m, 1h30m"
+    add("--budget", metavar="TIME", type=seconds, help=about)
     add("--dry-run", action="store_true", help="show what would run, and stop")
     add("--json", action="store_true", help="print summary.json on the last line of stdout")
 
