@@ -53,8 +53,8 @@ class RunConfig:
         """Everything wrong with it, one sentence each; empty when it can run."""
         found = []
         for name, value in leaves(self).items():
-            values = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
                 found.append(f"{name} {value} must be a finite number.")
         if found:
             return found  # comparisons with nan would let it pass below
