@@ -106,7 +106,7 @@ def test_a_name_that_timm_does_not_have_is_refused(name: str, words: tuple[str, 
 
 @pytest.mark.usefixtures("timm")
 def test_dropout_that_cannot_be_drawn_on_the_host_is_refused() -> None:
-    with pytest.raises(ConfigError, match="keeps dropout in drop"):
+    with pytest.raises(ConfigError, match="active dropout in drop"):
         vitc.create_model("timm:net_dropout")
 
 

@@ -21,12 +21,12 @@ import vitc
 from tests.pycls_reference import forward as pycls_forward
 from vitc.cli.main import main
 from vitc.errors import CheckpointError, ConfigError
+from vitc.models import timm as timm_module
 from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.timm import import_peer
 from vitc.models.zoo import build_model
 from vitc.weights import convert as convert_module
-from vitc.weights import load as weights_module
 from vitc.weights.fit import load_weights, models_like
 from vitc.weights.layouts import (
     LAYOUTS,
@@ -845,7 +845,7 @@ class FakeTimm(nn.Module):
 
 def test_timm_weights_come_with_their_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTimm()
-    monkeypatch.setattr(weights_module, "import_peer", lambda name: fake.library)
+    monkeypatch.setattr(timm_module, "import_peer", lambda name: fake.library)
     found = read_weights("timm:vit_x.in1k")
     assert found.source == "timm"
     assert "stem.proj.weight" in found.tensors
@@ -863,7 +863,7 @@ def test_timm_weights_without_timm_say_how_to_install_it(monkeypatch: pytest.Mon
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(weights_module, "import_peer", missing)
+    monkeypatch.setattr(timm_module, "import_peer", missing)
     with pytest.raises(ConfigError, match="pip install"):
         read_weights("timm:vit_x.in1k")
 

@@ -684,7 +684,7 @@ def test_what_is_no_name_on_the_hub_never_goes_there(hub: Hub, name: str, tmp_pa
 CASES = [
     (failure("LocalTokenNotFoundError", OSError), "not logged in to the hub"),
     (failure("HfHubHTTPError", OSError, 401), "not logged in to the hub"),
-    (failure("HfHubHTTPError", OSError, 403), "may not do this"),
+    (failure("HfHubHTTPError", OSError, 403), "you may not do this"),
     (failure("RepositoryNotFoundError", OSError, 404), "there is no me/mine"),
     (failure("GatedRepoError", OSError, 403), "agree to terms"),
     (failure("RevisionNotFoundError", OSError, 404), "no revision"),

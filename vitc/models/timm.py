@@ -22,15 +22,8 @@ def timm_config(name: str) -> TimmConfig:
 
     Raises ConfigError: timm is not installed or does not load, or it has no such model.
     """
-    timm = _timm()
-    asked = name.removeprefix("timm:")
-    bare, _, tag = asked.partition(".")
-    if not timm.is_model(bare):
-        known = timm.list_models()
-        raise ConfigError(
-            f"timm has no model {bare!r}.{suggest(bare, known)}",
-            f"timm {timm.__version__} has {len(known)}; timm.list_models() lists them.",
-        )
+    timm, bare = timm_with(name)
+    tag = name.partition(".")[2]
     if tag:
         raise ConfigError(
             f"{name} names pretrained weights (.{tag}), but a model starts fresh.",
@@ -68,6 +61,22 @@ def build_timm(config: TimmConfig) -> nn.Module:
     refuse_dropout(model, config.name)
     describe(model, config)
     return model
+
+
+def timm_with(name: str) -> tuple[Any, str]:
+    """The library, and the model of timm:NAME.TAG without its tag.
+
+    Raises ConfigError: timm is not installed, or has no such model.
+    """
+    timm, bare = _timm(), name.removeprefix("timm:").partition(".")[0]
+    if not timm.is_model(bare):
+        known = timm.list_models()
+        raise ConfigError(
+            f"timm has no model {bare!r}.{suggest(bare, known)}",
+            f"timm {timm.__version__} has {len(known)}; timm.list_models() lists them, "
+            "timm.list_pretrained() their weights.",
+        )
+    return timm, bare
 
 
 def _timm() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from vitc.weights.load import (
     Average,
     Weights,
     by_our_names,
-    by_our_names_if_ours,
     dtype_name,
     read_stored,
     settings_of,
@@ -361,7 +360,7 @@ def _misfit(
 
 def _looks_like(weights: Weights) -> str:
     """Which ViT the tensors are of, and which models are the same."""
-    shape = describe(by_our_names_if_ours(weights).tensors)
+    shape = describe(by_our_names(weights, strict=False).tensors)
     if shape is None:
         return f"Its tensors are named {few(weights.tensors, 2)}: not a known ViT."
     names = models_like(shape)
@@ -382,14 +381,7 @@ def models_like(shape: Shape) -> list[str]:
             channels, norm = stem.channels, stem.norm
         elif isinstance(stem, PatchifyStemConfig):
             patch, norm = stem.patch_size, "bn" if stem.bn_relu else "none"
-        own = (config.embed_dim, config.depth, config.mlp_dim, channels, patch, norm)
-        if own == (
-            shape.embed_dim,
-            shape.depth,
-            shape.mlp_dim,
-            shape.stem,
-            shape.patch_size,
-            shape.stem_norm,
-        ):
+        body = config.embed_dim, config.depth, config.mlp_dim
+        if astuple(shape)[:6] == (*body, channels, patch, norm):
             found.append(name)
     return found

@@ -119,20 +119,9 @@ def explained(
             "the hub cannot be reached, and the model is not in the cache of this machine.",
             "Go online (unset HF_HUB_OFFLINE), or copy the model's folder here and give its path.",
         )
-    if names & {
-        "OfflineModeIsEnabled",
-        "ConnectionError",
-        "ConnectError",
-        "TimeoutException",
-        "Timeout",
-        "TimeoutError",
-    }:
+    if re.search(r"OfflineMode|Connect(ion)?Error|Timeout", " ".join(names)):
         return "the hub cannot be reached.", "Go online, and unset HF_HUB_OFFLINE."
     text = (str(error).splitlines() or [""])[0][:300]
-    return f"{type(error).__name__}: {_without_token(text, token)}", None
-
-
-def _without_token(text: str, token: str | None) -> str:
-    if token:
-        text = text.replace(token, "***")
-    return re.sub(r"(hf_|Bearer\s+)[\w.-]+", r"\1***", text)
+    text = text.replace(token, "***") if token else text
+    text = re.sub(r"(hf_|Bearer\s+)[\w.-]+", r"\1***", text)
+    return f"{type(error).__name__}: {text}", None

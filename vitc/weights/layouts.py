@@ -318,24 +318,18 @@ def to_vitc(
             )
         if layout in ("pycls", "pycls_branch") and pos.shape[1] == 1:
             out["pos_embed"] = pos.transpose(0, 1)  # (N, 1, D), batch second
-        if layout == "timm":
-            _take_timm_positions(out)
+    if pos is not None and layout == "timm":
+        # timm's positions cover class token, registers and grid, or the grid alone
+        # (no_embed_class); ours the class token and the grid.
+        registers, first, n = out.get("reg_token"), int("cls_token" in out), pos.shape[1]
+        prefix = first + (registers.shape[1] if registers is not None else 0)
+        if prefix and _square(n) and not _square(n - prefix):
+            none = pos.new_zeros(1, first, pos.shape[2])
+            out["pos_embed"] = torch.cat([none, pos], dim=1)
+        elif registers is not None:
+            out["reg_token"] = registers + pos[:, first:prefix]
+            out["pos_embed"] = torch.cat([pos[:, :first], pos[:, prefix:]], dim=1)
     return out, unknown
-
-
-def _take_timm_positions(out: dict[str, Tensor]) -> None:
-    """timm's positions cover class token, registers and grid, or the grid alone (no_embed_class);
-    ours the class token and the grid."""
-    pos, registers = out["pos_embed"], out.get("reg_token")
-    first = int("cls_token" in out)
-    prefix = first + (registers.shape[1] if registers is not None else 0)
-    n = pos.shape[1]
-    if prefix and _square(n) and not _square(n - prefix):
-        none = pos.new_zeros(1, first, pos.shape[2])
-        out["pos_embed"] = torch.cat([none, pos], dim=1)
-    elif registers is not None:
-        out["reg_token"] = registers + pos[:, first:prefix]
-        out["pos_embed"] = torch.cat([pos[:, :first], pos[:, prefix:]], dim=1)
 
 
 def _square(n: int) -> bool:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from vitc.data.preprocessing import Fit, Preprocessing
-from vitc.errors import CheckpointError, ConfigError, suggest, unknown
+from vitc.errors import CheckpointError, unknown
 from vitc.files import read_json
-from vitc.models.timm import import_peer
+from vitc.models.timm import timm_with
 from vitc.runs.checkpoint import STATE, load_weights_of
 from vitc.runs.folder import CHECKPOINTS, Run
 from vitc.runs.tensors import dtype_shape
@@ -73,7 +73,7 @@ def read_weights(
     as stored. Raises CheckpointError: nothing readable there, or of another layout; ConfigError: an
     unknown layout, timm is not installed.
     """
-    return by_our_names_if_ours(read_stored(where, source, average))
+    return by_our_names(read_stored(where, source, average), strict=False)
 
 
 def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str) -> Weights:
@@ -93,20 +93,15 @@ def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str
     return _checked_source(found, source)
 
 
-def by_our_names(weights: Weights) -> Weights:
+def by_our_names(weights: Weights, strict: bool = True) -> Weights:
     """The same with a ViT's tensors in our layout; another model's as they are.
 
-    Raises CheckpointError: a ViT that ours cannot compute.
+    Raises CheckpointError if `strict`: a ViT that ours cannot compute.
     """
     layout = recognise(weights.tensors)
-    if layout is None:
+    if layout is None or (not strict and foreign_part(weights.tensors)):
         return weights
     return replace(weights, tensors=to_vitc(weights.tensors, layout)[0])
-
-
-def by_our_names_if_ours(weights: Weights) -> Weights:
-    """The same, without an error for a ViT that ours cannot compute."""
-    return weights if foreign_part(weights.tensors) else by_our_names(weights)
 
 
 def _checked_source(weights: Weights, source: str) -> Weights:
@@ -170,8 +165,8 @@ def _from_content(
     if raw is not None and averaged is not None:
         # pycls's best file keeps the two sets from different epochs
         errors = {k: content.get(k) for k in ("test_err", "ema_err")}
-        known = [f"{k} {v:.2f}" for k, v in errors.items() if type(v) in (int, float)]
-        notes += [f"Errors stored in the file: {', '.join(known)}."] if known else []
+        stored = [f"{k} {v:.2f}" for k, v in errors.items() if type(v) in (int, float)]
+        notes += [f"Errors stored in the file: {', '.join(stored)}."] if stored else []
     odd = [
         str(n) for n, t in tensors.items() if not isinstance(n, str) or not isinstance(t, Tensor)
     ]
@@ -188,24 +183,12 @@ def _from_content(
             f"It was trained with LayerNorm eps {settings['norm_eps']}, here it is 1e-6: logits "
             f"differ slightly."
         )
-    weights = Weights(
-        tensors=tensors,
-        source=OTHER,
-        where=where,
-        preprocessing=None,
-        classes=None,
-        sha256=sha256 or _digest(tensors),
-        notes=tuple(notes),
-        settings=settings,
-    )
-    return _with_metadata(weights, metadata)
-
-
-def _with_metadata(weights: Weights, metadata: Mapping[str, str]) -> Weights:
-    """What `vitc convert` wrote into a safetensors file beside the tensors."""
+    digest = sha256 or _digest(tensors)
+    known: dict[str, Any] = {"notes": tuple(notes), "settings": settings}
+    weights = Weights(tensors, OTHER, where, None, None, digest, **known)
     if metadata.get("library") != "vitc":
         return weights
-    try:
+    try:  # what `vitc convert` wrote beside the tensors
         values = {k: json.loads(v) for k, v in metadata.items() if k in _METADATA}
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{weights.where} is damaged: its metadata is not JSON.") from error
@@ -386,22 +369,9 @@ def _timm_record(cfg: Mapping[str, Any]) -> tuple[Preprocessing | None, tuple[st
 
 def _from_timm(where: str) -> Weights:
     """timm's own pretrained weights, by timm: from its cache where there is no network."""
+    timm, bare = timm_with(where)
     try:
-        timm = import_peer("timm")
-    except ImportError as error:
-        raise ConfigError(
-            f"{where} needs the timm library, which is not installed.",
-            'Install it with: pip install -c constraints.txt -e ".[peers]"',
-        ) from error
-    name = where.removeprefix("timm:")
-    bare = name.partition(".")[0]
-    if not timm.is_model(bare):
-        raise ConfigError(
-            f"timm has no model {bare!r}.{suggest(bare, timm.list_models())}",
-            f"timm {timm.__version__}; timm.list_pretrained() lists weights.",
-        )
-    try:
-        model = timm.create_model(name, pretrained=True)
+        model = timm.create_model(where.removeprefix("timm:"), pretrained=True)
     except Exception as error:  # no network, no such weights, a damaged cache: each in its own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(
