@@ -246,7 +246,7 @@ def test_a_settings_words_become_its_type(words: str, name: str, value: Any) -> 
         ("tarin debug", ["'tarin'", "Did you mean 'train'?", "Try 'vitc --help'."]),
         ("train", ["Nothing to train", "vitc train fashion_vit_c"]),
         ("train debugg", ["'debugg'", "Did you mean 'debug'?"]),
-        ("train no/where", ["no/where", "nothing of that name exists"]),
+        ("train no/where", ["no/where", "There is no recipe"]),
         ("predict run", ["required: PATH"]),
         ("predict run a.jpg --topk 0", ["--topk: '0' must be an integer of at least 1"]),
         ("eval run --split tset", ["--split", "'tset'", "val"]),

@@ -305,7 +305,7 @@ def test_a_recipe_a_config_file_and_a_name_nobody_knows_have_no_picture(
     config = str(trained / "config.json")
     assert "a config has no weights" in failed(["show", config, "--filters"], capsys)
     assert "Did you mean 'vit_c_tiny'" in failed(["show", "vit_c_tin", "--filters"], capsys)
-    assert "not of a run" in failed(["show", str(here), "--positions"], capsys)
+    assert "not a recipe" in failed(["show", str(here), "--positions"], capsys)
 
 
 def test_words_that_cannot_take_effect_are_refused(

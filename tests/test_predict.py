@@ -262,7 +262,7 @@ def test_a_picture_over_a_broken_file_is_broken_too(predictor: Predictor, broken
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.json"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         Predictor(tmp_path)
     with pytest.raises(ConfigError, match="weights is 'emma'"):
         Predictor(trained, weights="emma")  # type: ignore[arg-type]

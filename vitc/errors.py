@@ -16,7 +16,9 @@ part is `hint`, a field of its own under `--json`.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -90,6 +92,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest known name, or ""."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def suggest_beside(path: Path) -> str:
+    """The same for a path that does not exist: the closest name in its folder."""
+    try:
+        return suggest(path.name, os.listdir(path.parent))
+    except OSError:
+        return ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str | None = None) -> ConfigError:

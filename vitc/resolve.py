@@ -7,46 +7,83 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.config import RunConfig, flat_values, from_dict, read_config, with_kind
 from vitc.data.config import DataConfig
-from vitc.errors import ConfigError, suggest
+from vitc.errors import ConfigError, suggest, suggest_beside
 from vitc.models.config import ViTConfig
-from vitc.models.zoo import model_config
+from vitc.models.zoo import MODELS, model_config
 from vitc.plugins.consent import name_class, with_sources
 from vitc.recipes import RECIPES
 
 if TYPE_CHECKING:
     from vitc.data.sources.base import Source
 
-What = Literal["recipe", "timm", "saved", "run", "study", "config", "images", "file", "nothing"]
+What = Literal[
+    "recipe", "model", "timm", "checkpoint", "saved", "run", "study", "config", "images", "file"
+]
+WHAT: dict[What, str] = {
+    "recipe": "a recipe",
+    "model": "the name of a model",
+    "timm": "a model of timm",
+    "checkpoint": "a checkpoint",
+    "saved": "a saved model",
+    "run": "a run folder",
+    "study": "a study",
+    "config": "a config file",
+    "images": "a folder or file of data",
+    "file": "a file of another kind",
+}
 
 
-def what_is(name: str | Path) -> What:
-    """What a name or path stands for; "images": a folder, or a file that holds or lists some.
+def what_is(name: str | Path) -> What | None:
+    """What a name or path stands for; None: nothing of that name exists.
 
-    "saved" is a folder of `vitc save`; "file" one that none of the others is, such as weights.
+    "images": a folder, or a file that holds or lists some; "saved": a folder of `vitc save`, or of
+    weights with a config.json; "file": one that none of the others is, such as weights.
     """
     text, path = str(name), Path(name)
     if text in RECIPES:
         return "recipe"
+    if text in MODELS:
+        return "model"
     if text.startswith("timm:"):
         return "timm"
     if path.is_dir():
+        if (path / "state.json").exists():
+            return "checkpoint"
         if (path / "config.json").exists():
-            saved = (path / "model.safetensors").exists() and not (path / "data.json").exists()
-            return "saved" if saved else "run"
+            weights = ("model.safetensors", "pytorch_model.bin")
+            saved = any((path / file).exists() for file in weights)
+            return "saved" if saved and not (path / "data.json").exists() else "run"
         return "study" if (path / "plan.json").exists() else "images"
     if not path.is_file():
-        return "nothing"
+        return None
     if path.suffix == ".json":
         return "config"
     from vitc.data.sources import SUFFIXES  # late: it imports numpy
 
     return "images" if text.lower().endswith(SUFFIXES) else "file"
+
+
+def check_is(name: str | Path, *wanted: What, known: Iterable[str] = ()) -> What:
+    """What a name or path stands for, if that is one of `wanted`.
+
+    `known`: names to suggest besides those of files. Raises ConfigError: it is something else.
+    """
+    what = what_is(name)
+    if what in wanted:
+        return what
+    allowed = [WHAT[w] for w in wanted]
+    hint = "Recipes and models: vitc show --list; vitc train writes runs to runs/."
+    if what is None:
+        near = suggest(str(name), known) or suggest_beside(Path(name))
+        kinds = " or ".join(w.removeprefix("a ") for w in allowed)
+        raise ConfigError(f"There is no {kinds} {str(name)!r}.{near}", hint)
+    raise ConfigError(f"{str(name)!r} is {WHAT[what]}, not {' or '.join(allowed)}.", hint)
 
 
 def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
@@ -55,25 +92,16 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
     A recipe has its own settings for each optimizer it is tuned for (`optim`); for a file, another
     optimizer starts from that class's defaults.
     """
-    what, path = what_is(name_or_path), Path(name_or_path)
+    what = check_is(name_or_path, "recipe", "run", "config", known=RECIPES)
     if what == "recipe":
         return RECIPES[name_or_path](optim)
-    if what not in ("run", "config"):
-        end = "."
-        if what == "nothing":
-            near = [p.name for p in path.parent.glob("*") if p.is_dir() or p.suffix == ".json"]
-            end = f"; nothing of that name exists.{suggest(path.name, [*RECIPES, *near])}"
-        raise ConfigError(
-            f"{name_or_path!r} is neither a recipe nor a config file (.json) nor a run folder{end}",
-            "All recipes: vitc show --list",
-        )
-    return _with_optim(read_config(path), optim)
+    return _with_optim(read_config(Path(name_or_path)), optim)
 
 
-def _with_optim(config: RunConfig, kind: str | None) -> RunConfig:
-    if kind is None:
+def _with_optim(config: RunConfig, optim: str | None) -> RunConfig:
+    if optim is None:
         return config
-    return dataclasses.replace(config, optim=with_kind(config.optim, "optim", kind))
+    return dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
 
 
 def with_model(config: RunConfig, name: str) -> RunConfig:

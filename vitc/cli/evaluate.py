@@ -6,7 +6,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, check_run, device_option, emit_json, weights_option
+from vitc.cli.parser import Parser, Verb, device_option, emit_json, weights_option
+from vitc.resolve import check_is
 
 
 def options(parser: Parser) -> None:
@@ -21,7 +22,7 @@ def options(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    check_run(args.run_folder)
+    check_is(args.run_folder, "run")
     from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 

@@ -15,7 +15,6 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
 from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs
@@ -186,24 +185,6 @@ def count(text: str) -> int:
 def device_option(parser: Parser) -> None:
     devices = ("auto", "cuda", "mps", "cpu")
     parser.add_argument("--device", choices=devices, default="auto", help="default: auto")
-
-
-def check_folder(folder: Path, what: str) -> None:
-    """Raises ConfigError, before torch is imported, where the folder does not exist."""
-    if not folder.is_dir():
-        near = suggest(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
-        raise ConfigError(f"There is no {what} {folder}.{near}", "vitc train writes runs to runs/.")
-
-
-def check_run(run: Path) -> None:
-    """Raises ConfigError, before torch is imported, where this is not a run folder."""
-    check_folder(run, "run folder")
-    missing = [name for name in ("config.json", "data.json") if not (run / name).exists()]
-    if missing:
-        raise ConfigError(
-            f"{run} is not a run folder: it has no {' and no '.join(missing)}.",
-            "Give the folder that vitc train printed at its end.",
-        )
 
 
 def weights_option(parser: Parser) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from vitc.cli.parser import (
     Parser,
     Verb,
-    check_run,
     count,
     device_option,
     emit,
@@ -18,6 +17,7 @@ from vitc.cli.parser import (
     weights_option,
 )
 from vitc.errors import ConfigError
+from vitc.resolve import check_is
 from vitc.wording import counted
 
 
@@ -37,8 +37,7 @@ def run(args: Namespace) -> int:
 
     if args.json and args.csv is not None:
         raise ConfigError("--json and --csv exclude each other.", "Choose one of them.")
-    if not (args.run_folder / "model.safetensors").exists():  # else a folder of vitc save
-        check_run(args.run_folder)
+    check_is(args.run_folder, "run", "saved")
     files = find_images(args.paths)
     predictor = Predictor(args.run_folder, args.device, args.weights)
     for text in predictor.notes:

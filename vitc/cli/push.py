@@ -6,8 +6,9 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, check_folder, emit, emit_json, note, weights_option
+from vitc.cli.parser import Parser, Verb, emit, emit_json, note, weights_option
 from vitc.cli.save import file_sizes
+from vitc.resolve import check_is
 
 
 def options(parser: Parser) -> None:
@@ -24,7 +25,7 @@ def options(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    check_folder(args.source, "run folder or saved model")
+    check_is(args.source, "run", "saved")
     if args.dry_run:
         return _dry_run(args)
     from vitc.deploy.push import push_to_hub

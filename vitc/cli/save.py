@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, check_folder, emit, emit_json, weights_option
+from vitc.cli.parser import Parser, Verb, emit, emit_json, weights_option
+from vitc.resolve import check_is
 
 
 def options(parser: Parser) -> None:
@@ -18,7 +19,7 @@ def options(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    check_folder(args.run_folder, "run folder")
+    check_is(args.run_folder, "run")
     from vitc.deploy.save import save_pretrained
 
     folder = save_pretrained(

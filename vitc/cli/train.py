@@ -13,7 +13,7 @@ from typing import Any
 
 from vitc.cli.parser import Parser, Verb, emit, emit_json, note, seconds, settings_help
 from vitc.config import RunConfig, to_saved
-from vitc.errors import ConfigError, suggest
+from vitc.errors import ConfigError, suggest_beside
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, resolve_config, what_is
 
@@ -85,11 +85,9 @@ def run(args: Namespace) -> int:
 def _check_weights(config: RunConfig) -> None:
     """Raises ConfigError, before torch is imported, where init.weights does not exist."""
     weights = config.init.weights
-    if weights and not weights.startswith("timm:") and not Path(weights).exists():
-        parent = Path(weights).parent
-        names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    if weights and what_is(weights) is None:
         raise ConfigError(
-            f"--init {weights} does not exist.{suggest(Path(weights).name, names)}",
+            f"--init {weights} does not exist.{suggest_beside(Path(weights))}",
             "Give a run folder, a weights file, a folder of vitc save, or timm:NAME.",
         )
 

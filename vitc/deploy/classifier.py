@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
 from vitc.data.preprocessing import Preprocessing
-from vitc.deploy.saved import is_pretrained, load_pretrained
+from vitc.deploy.saved import load_pretrained
 from vitc.errors import ConfigError
+from vitc.resolve import check_is
 from vitc.training.device import pick_device
 from vitc.training.evaluate import load_model
 
@@ -56,7 +57,7 @@ class Classifier:
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
         folder, where = Path(path), pick_device(device)
-        if is_pretrained(folder):
+        if check_is(folder, "run", "saved") == "saved":
             if weights != "ema":
                 raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
             return _saved(folder, where)

@@ -16,7 +16,7 @@ from vitc.deploy import show
 from vitc.deploy.predict import best_classes, find_images
 from vitc.deploy.show_model import model_with
 from vitc.errors import BrokenFileError, ConfigError
-from vitc.resolve import what_is
+from vitc.resolve import What, check_is
 from vitc.views.model import Page, Part, Table, Text
 from vitc.wording import short
 
@@ -88,20 +88,19 @@ def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Classifier:
     from vitc.deploy.classifier import Classifier
     from vitc.models.zoo import MODELS
 
-    found = what_is(what)
-    if what in MODELS or found == "timm":
+    kinds: tuple[What, ...] = ("recipe", "config", "model", "timm", "run", "saved")
+    found = check_is(what, *kinds, known=MODELS)
+    if found in ("model", "timm"):
         return _fresh(what, settings)
     if found in ("run", "saved"):
         if settings:
             raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
         return Classifier.load(what, "cpu")
-    if found in ("recipe", "config"):
-        name = what if found == "recipe" else "RUN"
-        raise ConfigError(
-            f"--{kind} has no effect with {what}: a {found} has no weights.",
-            f"Give a run of it, such as runs/{name}, or a model.",
-        )
-    raise show.unknown(what, MODELS)
+    name = what if found == "recipe" else "RUN"
+    raise ConfigError(
+        f"--{kind} has no effect with {what}: a {found} has no weights.",
+        f"Give a run of it, such as runs/{name}, or a model.",
+    )
 
 
 def _fresh(name: str, settings: Mapping[str, Any]) -> Classifier:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.data.sources.base import IMAGE_SUFFIXES
-from vitc.errors import BrokenFileError, ConfigError, suggest
+from vitc.errors import BrokenFileError, ConfigError, suggest_beside
 from vitc.machine import cores
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise ConfigError(f"There is no file {path}.{suggest(path.name, near)}")
+            raise ConfigError(f"There is no file {path}.{suggest_beside(path)}")
         if not path.is_dir():
             found.append(path)
             continue

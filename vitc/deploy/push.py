@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from vitc.deploy.save import save_pretrained
-from vitc.deploy.saved import is_pretrained, load_pretrained
+from vitc.deploy.saved import load_pretrained
 from vitc.errors import ConfigError
 from vitc.machine import own_version
+from vitc.resolve import check_is
 from vitc.weights.hub import check_repo_id, upload
 
 
@@ -37,7 +38,7 @@ def push_to_hub(
 
 def saved_folder(run_or_folder: Path, target: Path, weights: Literal["ema", "raw"]) -> Path:
     """The folder itself if it is a saved model that loads, else the run saved into `target`."""
-    if not is_pretrained(run_or_folder):
+    if check_is(run_or_folder, "run", "saved") == "run":
         return save_pretrained(run_or_folder, target, weights=weights)
     if weights != "ema":
         raise ConfigError("weights has no effect with a saved model: it holds one set.")

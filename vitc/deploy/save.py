@@ -30,6 +30,7 @@ from vitc.machine import own_version
 from vitc.models.config import ModelConfig
 from vitc.plugins.consent import copies, with_sources, without_folders
 from vitc.plugins.names import SOURCES
+from vitc.resolve import check_is
 from vitc.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     from vitc.runs.checkpoint import load_weights_of
     from vitc.weights.files import blueprint, kinds
 
-    check_run(run)
+    check_is(run, "run")
     config = with_sources(read_config(run, CheckpointError).model, run)
     record = Run(run).data
     k = len(record["classes"])
@@ -97,19 +98,6 @@ def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     preprocessing, results = Preprocessing.from_run(record), results_of(run, weights)
     saved = Saved(config, k, tuple(record["classes"]), preprocessing, results)
     return saved, tensors, card(saved, tensors, cost, why_not, run)
-
-
-def check_run(run: Path) -> None:
-    """Raises ConfigError: this is not a run folder."""
-    if not run.is_dir():
-        raise ConfigError(f"There is no run folder {run}.", "vitc train makes one in runs/.")
-    if is_pretrained(run):
-        raise ConfigError(
-            f"{run} is a saved model already, not a run folder.", "Copy it, or vitc push it."
-        )
-    missing = [name for name in (CONFIG, "data.json") if not (run / name).exists()]
-    if missing:
-        raise ConfigError(f"{run} is not a run folder: it has no {' and no '.join(missing)}.")
 
 
 def _from_model(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitc.config import RunConfig, read_config, to_dict
 from vitc.deploy.show_config import config_page, lr_chart, plain
-from vitc.errors import ConfigError, suggest
+from vitc.errors import ConfigError
 from vitc.files import read_json
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
 from vitc.models.zoo import Reported
-from vitc.resolve import resolve_config
+from vitc.resolve import check_is, resolve_config, what_is
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 
 LATEST = 10  # evaluations of a run that are listed
@@ -26,7 +26,6 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     `plot`: also draw a recipe's learning rate, or a run's curves, into that file. Raises
     ConfigError: an unknown name, with a suggestion; settings or a plot that have no effect here.
     """
-    from vitc.deploy.saved import is_pretrained
     from vitc.deploy.show_model import model_page, model_with
     from vitc.models.zoo import MODELS
     from vitc.plugins.consent import with_sources
@@ -34,32 +33,25 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
 
     if plot is not None:
         check_plot(plot)
-    path = Path(what)
-    if what in RECIPES:
-        return _recipe_page(resolve_config(what, **settings), recipe_doc(what), plot)
-    if what in MODELS or what.startswith(("timm:", "regnetz")):  # the last has its own reason
+    kind = what_is(what)
+    if kind in ("model", "timm") or what.startswith("regnetz"):  # the last has its own reason
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
         return model_page(model_with(what, settings))
-    if path.is_dir() and is_pretrained(path):
+    check_is(what, "recipe", "run", "saved", "config", known=[*RECIPES, *MODELS])
+    if kind == "recipe":
+        return _recipe_page(resolve_config(what, **settings), recipe_doc(what), plot)
+    path = Path(what)
+    if kind == "saved":
         return _saved_page(path)
-    if path.is_dir() and (path / "config.json").exists():
+    if kind == "run":
         if settings:
             raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
         with_sources(resolve_config(what).model, path)  # trusted, or refused
         return run_page(path, plot)
-    if path.is_file():
-        config = resolve_config(what, **settings)
-        with_sources(config.model, path.parent)
-        return _recipe_page(config, "", plot)
-    raise unknown(what, [*RECIPES, *MODELS])
-
-
-def unknown(what: str, names: Iterable[str]) -> ConfigError:
-    """The error for a name that is none of `names` and no run folder."""
-    kind = "a folder, but not of a run" if Path(what).is_dir() else "no model, recipe or run folder"
-    hint = "Models and recipes: vitc show --list"
-    return ConfigError(f"{what} is {kind}.{suggest(what, names)}", hint)
+    config = resolve_config(what, **settings)
+    with_sources(config.model, path.parent)
+    return _recipe_page(config, "", plot)
 
 
 def check_plot(file: Path) -> None:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vitc.config import leaves
-from vitc.errors import CheckpointError, VitcError, suggest
+from vitc.errors import CheckpointError, VitcError, suggest_beside
 from vitc.models.config import ModelConfig
 from vitc.models.zoo import build_model
 from vitc.wording import few, short
@@ -95,9 +95,8 @@ def _check_there(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(
-            f"There is no file {path}.{suggest(path.name, near)}",
+            f"There is no file {path}.{suggest_beside(path)}",
             _weights_beside(path.parent),
         ) from None
     except (OSError, ValueError) as error:

@@ -19,7 +19,8 @@ from vitc.data.preprocessing import Fit, Preprocessing
 from vitc.errors import CheckpointError, unknown
 from vitc.files import read_json
 from vitc.models.timm import timm_with
-from vitc.runs.checkpoint import STATE, load_weights_of
+from vitc.resolve import what_is
+from vitc.runs.checkpoint import load_weights_of
 from vitc.runs.folder import CHECKPOINTS, Run
 from vitc.runs.tensors import dtype_shape
 from vitc.weights.files import no_weights_in, read_weights_file
@@ -252,9 +253,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _from_folder(path: Path, average: str) -> Weights:
-    if (path / STATE).exists() or (
-        (path / "config.json").exists() and (path / CHECKPOINTS).is_dir()
-    ):
+    if what_is(path) == "checkpoint" or (what_is(path) == "run" and (path / CHECKPOINTS).is_dir()):
         return _from_run(path, average)
     config = (
         read_json(path / "config.json", CheckpointError) if (path / "config.json").exists() else {}
