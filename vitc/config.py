@@ -71,7 +71,7 @@ class RunConfig:
         warmup = self.optim.schedule.warmup(self.train.epochs)
         if warmup >= self.train.epochs:
             found.append(
-                f"optim.schedule.warmup_epochs {warmup} leaves nothing of the "
+                f"optim.schedule.warmup_epochs {warmup} leaves none of the "
                 f"{self.train.epochs} train.epochs."
             )
         if self.data.augment.lighting > 0 and self.model.in_chans == 1:
@@ -97,7 +97,7 @@ class RunConfig:
         return self
 
 
-# Components whose class is chosen by name: (field name, kinds, the class's entry in a saved config)
+# Components with several kinds, chosen by name.
 _KINDS: dict[str, Mapping[str, type[Any]]] = {
     "optim": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -191,7 +191,7 @@ def all_leaf_types() -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any], default: RunConfig | None = None) -> RunConfig:
     """A RunConfig from nested or dotted values laid over `default`; unknown names are refused.
 
-    A component's name may stand beside its details: {"optim": "sgd", "optim.lr": 0.5}.
+    A component's name may come with its details: {"optim": "sgd", "optim.lr": 0.5}.
     """
     return typing.cast(RunConfig, _overlay(default or RunConfig(), flat_values(values), ""))
 
@@ -402,7 +402,7 @@ def read_config(path: Path, error: type[VitcError] = ConfigError) -> RunConfig:
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """The settings in which two configs differ: `optim.lr: 0.001 -> 0.002`, in field order.
 
-    A custom class whose file has moved is the same: its hash identifies it.
+    A custom class in a moved file is the same: its hash identifies it.
     """
     x, y = flat_values(to_dict(a)), flat_values(to_dict(b))
     for part in CUSTOM_PARTS:

@@ -1,4 +1,4 @@
-"""What does a name or path stand for, and which config does it lead to with the user's settings?
+"""What is a name or path, and which config does it lead to with the user's settings?
 
 A recipe, a config file, a run folder, a saved model, a study, weights, images. Free of torch.
 """
@@ -143,7 +143,7 @@ def load_config(
 def resolve_config(
     path_or_recipe: str | Path | RunConfig | Callable[..., RunConfig], **overrides: Any
 ) -> RunConfig:
-    """As `load_config`, without the check: a recipe whose data.path is open is not refused."""
+    """As `load_config`, without the check: a recipe with an open data.path is not refused."""
     flat = flat_values(overrides)
     named = ("model", "data", "optim", "optim.kind")
     names = {k: flat.pop(k) for k in named if isinstance(flat.get(k), str)}
@@ -214,7 +214,7 @@ def _looked_up(component: Any, path: str, flat: Mapping[str, Any]) -> Any:
     by_name = isinstance(flat.get(path), str) or f"{path}.source" in flat
     parents = {path, path.partition(".")[0]} & flat.keys()
     if not by_name and (component.sha256 or not parents):
-        return component  # a hash alone names nothing: the file was in somebody's config
+        return component  # a hash alone names nothing: the config may be another user's
     one = name_class(component.custom.kind, component.source)
     wanted = flat.get(f"{path}.sha256", one.sha256)
     if wanted != one.sha256:

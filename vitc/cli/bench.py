@@ -134,7 +134,7 @@ def bench_exhibit(args: Namespace, groups: Sequence[Group]) -> int:
     for each in shown:
         emit(columns(each))
     if args.dry_run:
-        emit(f"Nothing was timed. {len(groups)} models would be, on the device at hand.")
+        emit(f"Nothing was timed (--dry-run); {len(groups)} models would be, on this machine.")
     return 0
 
 

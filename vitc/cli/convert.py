@@ -89,5 +89,5 @@ VERB = Verb(
     options=options,
     run=run,
     epilog="No code in IN is run: a file that needs that is refused. Preprocessing that IN\n"
-    "stores, or its library implies, is stored in OUT.safetensors beside the tensors.",
+    "stores, or its library implies, is stored in OUT.safetensors with the tensors.",
 )

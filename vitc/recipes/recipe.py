@@ -48,6 +48,6 @@ class Recipe:
 
 
 def recipe(config: RunConfig, tuned: Mapping[str, OptimConfig], doc: str) -> Recipe:
-    """The recipe of a config, whose optimizer is the first of `tuned`."""
+    """The recipe of a config, under the first optimizer of `tuned`."""
     first = next(iter(tuned.values()))
     return Recipe(doc=doc, config=dataclasses.replace(config, optim=first), tuned=tuned)

@@ -17,7 +17,7 @@ from vitc.data.sources.parquet import Parquet
 from vitc.data.sources.tar import Tar
 from vitc.errors import ConfigError, suggest, unknown
 
-# In the order in which they are asked whether a path is theirs: any folder is a folder of images.
+# In the order in which they are asked; `Folder` last, since it matches any folder.
 _ALL: tuple[Source, ...] = (
     Fashion(),
     Synthetic(),
@@ -38,7 +38,7 @@ SUFFIXES = tuple(suffix for source in SOURCES.values() for suffix in source.suff
 def guess_source(data: str | Path) -> str:
     """The source of a folder, a file, a pattern of files or a class, by names alone.
 
-    Raises ConfigError: nothing of that name (with a suggestion), or nothing that is recognised.
+    Raises ConfigError: it does not exist (with a suggestion), or is not recognised.
     """
     path = os.path.expanduser(str(data))
     for kind, source in SOURCES.items():
@@ -51,8 +51,8 @@ def guess_source(data: str | Path) -> str:
     if os.path.exists(path):
         raise ConfigError(f"{data} is not in a format that can be trained on.", hint)
     parent = Path(path).parent
-    beside = [str(parent / name) for name in entries(str(parent))]
-    raise unknown("data", str(data), [*SOURCES, *beside], hint)
+    near = [str(parent / name) for name in entries(str(parent))]
+    raise unknown("data", str(data), [*SOURCES, *near], hint)
 
 
 def source_problems(config: DataConfig) -> list[str]:

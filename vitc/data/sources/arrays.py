@@ -1,5 +1,5 @@
-"""What do IDX and CIFAR files hold? They may come from strangers: nothing in them is executed, and
-every size they declare is checked against the file's before memory is allocated."""
+"""What do IDX and CIFAR files hold? They are not trusted: nothing in them is executed, and every
+size they declare is checked against the file's before memory is allocated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _IDX_NAME = re.compile(
 
 
 class Idx(Source):
-    """MNIST and its kin: train-images-idx3-ubyte and so on, gzipped or not.
+    """MNIST and data sets like it: train-images-idx3-ubyte and so on, gzipped or not.
 
     The set in a folder (or its `raw`), or the one of several that is named FOLDER/PREFIX. EMNIST's
     images, stored with rows and columns exchanged, are turned upright, and its classes are named by
@@ -93,7 +93,7 @@ class Idx(Source):
 def read_idx(file: Path) -> Pixels:
     """The array in an IDX file of bytes, gzipped or not (yann.lecun.com/exdb/mnist).
 
-    Raises DataError: not such a file, truncated, longer than declared, or beyond 2 GiB.
+    Raises DataError: not an IDX file, truncated, longer than declared, or beyond 2 GiB.
     """
     try:
         packed = file.stat().st_size
@@ -167,7 +167,7 @@ def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) ->
 def _idx_classes(place: Path, prefix: str, values: Pixels) -> tuple[str, ...]:
     """The labels' numbers, or the characters that EMNIST's mapping file gives them.
 
-    Each of its lines has a label, then the ASCII codes of the characters the label stands for.
+    Each line has a label, then the ASCII codes of the characters it means.
     """
     numbers = tuple(str(v) for v in values.tolist())
     mapping = place / f"{prefix}-mapping.txt"
@@ -277,7 +277,7 @@ class Cifar(Source):
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 
     def _classes(self, folder: Path, suffix: str) -> list[str]:
-        """The names beside the data; the labels' numbers where that file is missing."""
+        """The names in the file next to the data; without that file, the labels' numbers."""
         file = folder / (self.names_text if suffix else self.names_file[0])
         if not file.is_file():
             return [str(i) for i in range(self.num_classes)]

@@ -117,7 +117,7 @@ class Source:
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of the files that are recognised as this source."""
     settings: ClassVar[frozenset[str]] = frozenset()
-    """Those of `OPTIONAL` that it uses."""
+    """The settings of `OPTIONAL` that it uses."""
 
     def matches(self, path: str) -> bool:
         """Whether a folder, file, pattern of files or class looks like one of this source."""
@@ -151,7 +151,7 @@ class Source:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path stands for several files: *, ?, [..], a brace range, or parts with ::."""
+    """Whether a path names several files: *, ?, [..], a brace range, or parts with ::."""
     return any(mark in path for mark in ("*", "?", "[", "{", "::"))
 
 
@@ -172,7 +172,7 @@ def some(names: Iterable[str], most: int = 3) -> str:
 
 
 def split_of_name(path: str) -> int:
-    """The split that a word in a file's name stands for, as an index into SPLITS; else train."""
+    """The split named by a word of a file's name, as an index into SPLITS; else train."""
     words = re.split(r"[^a-z]+", os.path.basename(path).lower())
     return next((SPLITS.index(SPLIT_OF[word]) for word in words if word in SPLIT_OF), 0)
 

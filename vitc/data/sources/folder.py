@@ -58,9 +58,9 @@ def scan_folder(root: Path, strict: bool = True) -> Found:
         raise _no_folder(root)
     places, notes = _layout(root)
     found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
-    strangers = [other for part in found.values() for c in part.values() for other in c.others]
-    if strangers:
-        notes.append(f"{counted(len(strangers), 'file')} skipped, not images: {some(strangers)}.")
+    others = [file for part in found.values() for c in part.values() for file in c.others]
+    if others:
+        notes.append(f"{counted(len(others), 'file')} skipped, not images: {some(others)}.")
     if not strict:
         names = {name_key(name): name for part in reversed(found.values()) for name in part}
         classes = [names[key] for key in sorted(names)]

@@ -1,6 +1,6 @@
 """Where are the images inside large files? What tar shards and tables have in common.
 
-The files that a pattern stands for, the images of several files as one, and the index of each file,
+The files that a pattern names, the images of several files as one, and the index of each file,
 which is kept in the user's cache.
 """
 
@@ -56,7 +56,7 @@ def joined(
     """The images of several files as one, and the texts that their labels are indices into.
 
     paths: of the files; the images' names begin with them, as far as they differ. places: of the
-    files that are read in their stead.
+    files that are read instead.
     """
     known: dict[str, int] = {}
     codes = [
@@ -82,7 +82,7 @@ def joined(
 
 
 def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
-    """The files that a path or pattern stands for, in order. Raises ConfigError: none, or gone."""
+    """The files that a path or pattern names, in order. Raises ConfigError: there are none."""
     found: list[str] = []
     for part in spec.split("::"):
         for path in braces(os.path.expanduser(part)):
@@ -119,7 +119,7 @@ def braces(pattern: str) -> list[str]:
             first, last = int(numbers[1]), int(numbers[2])
             if first > last or last - first >= limit:
                 raise ConfigError(
-                    f"The range {{{piece}}} must go up, and stand for at most {MAX_BRACES:,} files "
+                    f"The range {{{piece}}} must go up, and name at most {MAX_BRACES:,} files "
                     "in all."
                 )
             width = len(numbers[1]) if numbers[1].startswith("0") else 0

@@ -1,6 +1,6 @@
 """What is in a pack, `*.vitc`, the one file of a data set? The format: docs/pack-format.md.
 
-A pack may come from a stranger. Every size in it is checked against the file's before memory is
+A pack is not trusted. Every size in it is checked against the file's before memory is
 allocated, offsets follow from lengths alone (so that records cannot overlap), and the index is
 hashed. Names in it are for messages; they are never used as paths.
 """
@@ -44,7 +44,7 @@ Encoding = Literal["source", "jpeg", "raw"]
 class About:
     """The metadata of a pack, in JSON.
 
-    counts: images of "train", then "val", "test" where there are such. encoding: source: the
+    counts: images of "train", then "val" and "test" if present. encoding: source: the
     files' own bytes; jpeg: re-encoded; raw: pixels. origin: `Source.origin` of the source they came
     from. lossless: the images are unchanged.
     """
@@ -249,8 +249,8 @@ class PackedStore:
     """The images of a pack, as a `Store`.
 
     Encoded images are read: one request of the right length to a disk or a network, and a file
-    that is cut off meanwhile is an error. Pixels are mapped: of an image of which a crop is taken,
-    only those rows are touched, and nothing is copied. Neither checks the checksum: for encoded
+    that is cut off meanwhile is an error. Pixels are mapped: cropping an image
+    touches only the rows of the crop, and copies nothing. Neither checks the checksum: for encoded
     images it would cost 4 % of decoding, for pixels as much as the crop; `vitc data verify` does.
     """
 
@@ -335,7 +335,7 @@ def verify(path: Path) -> Pack:
 def write_index(
     f: BinaryIO, about: About, names: Names, labels: Ints, entries: NDArray[np.uint32]
 ) -> None:
-    """Write index, footer and header around the payload that ends where `f` stands.
+    """Write index, footer and header around the payload, which ends at the position of `f`.
 
     entries: uint32 (n, 4): length, crc32, height, width. The header comes last: until then the file
     is known to be unfinished.

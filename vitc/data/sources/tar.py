@@ -1,8 +1,8 @@
 """Which images do tar shards (WebDataset's layout) hold? They are read in any order, not unpacked.
 
 Each shard is read through once, header by header; the index of its images is kept in the user's
-cache and is valid while the shard keeps its size and modification time. Tars may come from
-strangers, so they are parsed here, with every size checked before it is used: links, devices, names
+cache and is valid while the shard keeps its size and modification time. Tars are not
+trusted, so they are parsed here, with every size checked before it is used: links, devices, names
 that lead out of the folder and two members of one name are refused, though nothing is ever written.
 (Python's tarfile read two of five members of a damaged file without an error.)
 """
@@ -36,7 +36,7 @@ _PACKERS = {
     b"\x28\xb5\x2f\xfd": "zstd: unzstd",
 }
 _LAYOUT = (
-    "Expected KEY.jpg with KEY.cls or KEY.json beside it (WebDataset's layout), or CLASS/KEY.jpg."
+    "Expected KEY.jpg with KEY.cls or KEY.json next to it (WebDataset's layout), or CLASS/KEY.jpg."
 )
 
 
