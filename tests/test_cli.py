@@ -299,29 +299,20 @@ def test_a_run_goes_to_its_folder_unless_another_is_given(
     assert runs.settings[-1]["overwrite"] is True
 
 
-def test_json_is_the_last_line_on_stdout_and_strict(runs: Runs, capsys: Capture) -> None:
+def test_the_result_is_on_stdout_as_text_or_strict_json(runs: Runs, capsys: Capture) -> None:
+    out = shown(capsys, "train", "debug")
+    assert "50.00 %" in out
+    assert "vitc predict runs/debug" in out
     runs.summary = {"status": "done", "top1": float("nan"), "run": "runs/debug"}
-    assert main(["train", "debug", "--json"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = shown(capsys, "train", "debug", "--json").splitlines()[-1]
     assert json.loads(last) == {"status": "done", "top1": None, "run": "runs/debug"}
 
 
-def test_without_json_the_result_and_what_to_do_next_are_on_stdout(
-    runs: Runs, capsys: Capture
-) -> None:
-    assert main(["train", "debug"]) == 0
-    said = capsys.readouterr().out
-    assert "50.00 %" in said
-    assert "vitc predict runs/debug" in said
-
-
 def test_a_dry_run_runs_nothing(runs: Runs, capsys: Capture) -> None:
-    assert main(["train", "debug", "--dry-run", "--optim.lr", "0.125"]) == 0
-    said = capsys.readouterr().out
-    assert "0.125" in said
-    assert "runs/debug" in said
-    assert main(["train", "debug", "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["out"] == "runs/debug"
+    out = shown(capsys, "train", "debug", "--dry-run", "--optim.lr", "0.125")
+    assert "0.125" in out
+    assert "runs/debug" in out
+    assert json.loads(shown(capsys, "train", "debug", "--dry-run", "--json"))["out"] == "runs/debug"
     assert runs.configs == []
 
 
@@ -369,42 +360,32 @@ def test_ctrl_c_ends_with_130(error: BaseException, runs: Runs, capsys: Capture)
     assert "Interrupted." in failed("train debug", capsys, 130)
 
 
-def test_a_full_disk_is_a_failure_without_traceback(runs: Runs, capsys: Capture) -> None:
+def test_a_traceback_is_for_bugs_and_for_debug(runs: Runs, capsys: Capture) -> None:
     runs.error = OSError(28, "No space left on device", "runs/debug/x")
     assert "runs/debug/x: No space left on device." in failed("train debug", capsys, 1)
-
-
-def test_a_fault_of_ours_shows_where_it_happened(runs: Runs, capsys: Capture) -> None:
     runs.error = ZeroDivisionError("ours")
     assert main(["train", "debug", "--json"]) == 1
-    said = capsys.readouterr()
-    assert "Traceback" in said.err
-    assert json.loads(said.out)["error"] == "ZeroDivisionError: ours"
-
-
-def test_debug_shows_the_traceback_of_a_users_mistake(capsys: Capture) -> None:
+    printed = capsys.readouterr()
+    assert "Traceback" in printed.err
+    assert json.loads(printed.out)["error"] == "ZeroDivisionError: ours"
     assert main(["train", "debugg", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_only_the_first_of_several_processes_speaks(
+def test_only_the_first_of_several_processes_prints(
     runs: Runs, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert main(["train", "debug", "--json"]) == 0
-    assert capsys.readouterr().out == ""
+    assert shown(capsys, "train", "debug", "--json") == ""
 
 
-def test_a_reader_who_leaves_is_no_error_of_ours() -> None:
+def test_a_reader_who_leaves_is_not_an_error() -> None:
     command = [sys.executable, "-m", "vitc", "show", "--list"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (141, b"")
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 # -- the front door --------------------------------------------------------------------------------
@@ -480,7 +461,7 @@ def test_a_run_on_the_same_folder_is_resumed_with_its_settings(
 
 
 @pytest.mark.parametrize("words", [[], ["--init", "W"], ["--budget", "30m", "--train.batch", "8"]])
-def test_the_full_command_given_again_goes_on_with_the_run_that_it_began(
+def test_the_same_command_again_resumes_its_run(
     words: list[str],
     runs: Runs,
     door: list[Any],
@@ -489,35 +470,29 @@ def test_the_full_command_given_again_goes_on_with_the_run_that_it_began(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    out = tmp_path / "out"
-    out.mkdir()
-    command = ["train", str(photo_folder()), "--out", str(out), *words]
-    (tmp_path / "W").mkdir()
+    for name in ("out", "W"):
+        (tmp_path / name).mkdir()
+    command = ["train", str(photo_folder()), "--out", "out", *words]
     assert main(command) == 0
-    (out / "config.json").write_text(json.dumps(to_dict(runs.configs[0])))
+    (tmp_path / "out" / "config.json").write_text(json.dumps(to_dict(runs.configs[0])))
     (tmp_path / "W").rmdir()  # the weights are no longer there
     assert main(command) == 0
     assert len(door) == 1
     assert runs.configs[1] == runs.configs[0]
 
 
-@pytest.mark.parametrize("suffix", [".vitc", ".csv", ".parquet", ".tar"])
-def test_a_file_of_images_goes_through_the_front_door_too(
-    suffix: str, runs: Runs, door: list[Any], tmp_path: Path
+def test_a_file_of_images_is_trained_on_too_but_not_a_pattern_of_files(
+    runs: Runs, door: list[Any], tmp_path: Path, capsys: Capture
 ) -> None:
-    file = tmp_path / f"pets{suffix}"
-    file.touch()
-    assert main(["train", str(file), "--budget", "30m"]) == 0
-    assert door == [(file, 1800.0, {})]
-    assert runs.outs == [Path("runs/pets")]
-
-
-def test_a_pattern_of_shards_names_the_command_to_use(
-    runs: Runs, tmp_path: Path, capsys: Capture
-) -> None:
-    said = failed(["train", str(tmp_path / "shards-{000..012}.tar")], capsys)
-    assert f"vitc train cifar10_vit_c --data '{tmp_path}/shards-{{000..012}}.tar'" in said
-    assert runs.configs == []
+    for suffix in (".vitc", ".csv", ".parquet", ".tar"):
+        file = tmp_path / f"pets{suffix}"
+        file.touch()
+        assert main(["train", str(file), "--budget", "30m"]) == 0
+        assert door.pop() == (file, 1800.0, {})
+        assert runs.outs.pop() == Path("runs/pets")
+    capsys.readouterr()
+    error = failed(["train", str(tmp_path / "shards-{000..012}.tar")], capsys)
+    assert f"vitc train cifar10_vit_c --data '{tmp_path}/shards-{{000..012}}.tar'" in error
 
 
 # -- eval ------------------------------------------------------------------------------------------
@@ -548,19 +523,15 @@ def test_evaluate_passes_its_options_on_and_shows_the_result(
 
     monkeypatch.setattr(vitc.deploy.evaluation, "evaluate", evaluate)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
-    assert main(words) == 0
+    out = shown(capsys, *words)
     assert asked == [(finished_run, "cifar10", "test", "raw", "auto")]
-    said = capsys.readouterr().out
-    assert "1,234 test images, raw weights" in said
-    assert "12.35 %" in said or "12.34 %" in said
-    assert "top-5" in said
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["top1"] == 12.345
+    assert "1,234 test images, raw weights" in out
+    assert "12.35 %" in out or "12.34 %" in out
+    assert "top-5" in out
+    assert json.loads(shown(capsys, *words, "--json"))["top1"] == 12.345
     classes = 5
-    assert main(words) == 0
-    assert "top-5" not in capsys.readouterr().out
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["top5"] == 50.0
+    assert "top-5" not in shown(capsys, *words)
+    assert json.loads(shown(capsys, *words, "--json"))["top5"] == 50.0
 
 
 @pytest.mark.parametrize("classes", [5, 6])

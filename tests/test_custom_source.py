@@ -62,6 +62,9 @@ def test_a_custom_class_is_a_source(custom: Path) -> None:
     with pytest.raises(BrokenFileError, match=r"'train/15' is a ndarray uint8 \(4, 4\)"):
         split.read(15, 3)
     assert data.splits["val"].read(1, 1).shape == (7, 5, 1)
+    custom.write_text(CUSTOM + "\nraise AssertionError('imported')\n")
+    with pytest.raises(ConfigError, match="has changed since it was named"):
+        open_data(config.data)
 
 
 def test_a_custom_class_can_be_named_by_its_module(
@@ -88,7 +91,7 @@ def test_every_process_makes_its_own_object(custom: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("class Stripes", "class Other", "no class 'Stripes'"),
         ("def read", "def get", "has no read"),
@@ -103,11 +106,9 @@ def test_every_process_makes_its_own_object(custom: Path) -> None:
         ("class", "cla$$", "invalid Python"),
     ],
 )
-def test_custom_classes_that_cannot_be_are_refused(
-    custom: Path, old: str, new: str, said: str
-) -> None:
+def test_invalid_custom_classes_are_refused(custom: Path, old: str, new: str, message: str) -> None:
     custom.write_text(CUSTOM.replace(old, new, 1))
-    with pytest.raises(VitcError, match=said):
+    with pytest.raises(VitcError, match=message):
         open_data(load_config("debug", data=f"{custom}:Stripes").data)
 
 

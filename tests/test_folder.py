@@ -60,18 +60,13 @@ def test_splits_are_the_folder_s_own_or_held_out_class_by_class(
     names = [name for part in data.splits.values() for name in part.names]
     assert len(names) == len(set(names))
     for part in data.splits.values():
+        assert isinstance(part.names, Names)  # flat in the process and its workers
         assert isinstance(part.store, Files)
+        assert isinstance(part.store.names, Names)
         for i, (name, label) in enumerate(zip(part.names, part.labels, strict=True)):
             place = i if part.places is None else int(part.places[i])
             assert part.store.path(place) == tmp_path / name
             assert data.classes[label] in name.split("/")
-
-
-def test_a_folder_s_names_are_flat_in_the_process_and_its_workers(tmp_path: Path) -> None:
-    split = opened(plant(tmp_path, {"a": 20, "ü": 20})).splits["train"]
-    assert isinstance(split.names, Names)
-    assert isinstance(split.store, Files)
-    assert isinstance(split.store.names, Names)
 
 
 def test_the_split_depends_on_its_seed_and_hardly_on_new_images(tmp_path: Path) -> None:
@@ -120,12 +115,6 @@ def test_litter_is_passed_over_and_other_files_are_counted_and_named(tmp_path: P
     assert "'README'" in noted
 
 
-def test_empty_image_files_are_named_at_once(tmp_path: Path) -> None:
-    plant(tmp_path, {"a": 5, "b": 5})
-    (tmp_path / "a" / "zero.jpg").touch()
-    assert "1 image file of 0 bytes, broken: 'a/zero.jpg'." in notes(opened(tmp_path))
-
-
 def test_links_in_circles_end_and_linked_folders_are_read(tmp_path: Path) -> None:
     plant(tmp_path, {"data/a": 3, "data/b": 3, "elsewhere": 4})
     root = tmp_path / "data"
@@ -140,10 +129,12 @@ def test_links_in_circles_end_and_linked_folders_are_read(tmp_path: Path) -> Non
     assert len(names) < 20
 
 
-def test_special_files_are_never_opened_as_images(tmp_path: Path) -> None:
+def test_special_and_empty_files_are_named_at_once(tmp_path: Path) -> None:
     plant(tmp_path, {"a": 3, "b": 3})
-    os.mkfifo(tmp_path / "a" / "pipe.png")
+    os.mkfifo(tmp_path / "a" / "pipe.png")  # never opened as an image
+    (tmp_path / "a" / "zero.jpg").touch()
     assert "'a/pipe.png'" in notes(opened(tmp_path))
+    assert "1 image file of 0 bytes, broken: 'a/zero.jpg'." in notes(opened(tmp_path))
 
 
 def test_odd_names_are_fine(tmp_path: Path) -> None:
@@ -220,9 +211,6 @@ def test_a_wrong_path_is_a_config_error_with_a_suggestion(tmp_path: Path) -> Non
     message = refusal(tmp_path / "photo", ConfigError)
     assert "There is no folder" in message
     assert "Did you mean 'photos'?" in message
-
-
-def test_an_archive_instead_of_a_folder_is_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "photos.zip").write_bytes(b"PK")
     assert "Unpack it" in refusal(tmp_path / "photos.zip", ConfigError)
     (tmp_path / "one.jpg").write_bytes(b"x")
