@@ -158,48 +158,37 @@ def test_title_and_json_name_the_image_and_its_class_verbatim(
     assert f"{image.name}: {values['prediction']['class']}, " in title.text
 
 
-@pytest.mark.parametrize("plot", ["pic.png", "pic.pdf"])
-def test_the_file_is_the_one_that_was_named(plot: str, trained: Path, here: Path) -> None:
-    assert main(["show", str(trained), "--filters", "--plot", plot]) == 0
-    assert (here / plot).stat().st_size > 1000
+def test_the_file_is_the_one_that_was_named_and_shows_the_heads_of_a_block(
+    trained: Path, image: Path, here: Path
+) -> None:
+    assert main(["show", str(trained), "--filters", "--plot", "pic.pdf"]) == 0
+    assert (here / "pic.pdf").stat().st_size > 1000
     assert not (here / "filters.png").exists()
-
-
-def test_the_heads_of_one_block_stand_below(trained: Path, image: Path, here: Path) -> None:
-    for name, words in (("few", []), ("more", ["--block", "1"])):
-        words = ["show", str(trained), "--attention", str(image), *words, "--plot", f"{name}.png"]
-        assert main(words) == 0
+    for name, block in (("few", []), ("more", ["--block", "1"])):
+        command = ["show", str(trained), "--attention", str(image), *block]
+        assert main([*command, "--plot", f"{name}.png"]) == 0
     assert opened(here / "more.png").shape[0] > 1.5 * opened(here / "few.png").shape[0]
 
 
 @pytest.mark.parametrize("name", ["vit_p_tiny", "vit_c_tiny"])
-def test_a_fresh_model_is_drawn_and_said_to_be_untrained(
+def test_a_fresh_model_is_drawn_and_called_untrained(
     name: str, image: Path, undrawn: None, capsys: Capture
 ) -> None:
-    for words in (
-        ["--attention", str(image)],
-        ["--positions"],
-        ["--filters"],
-        ["--features", str(image)],
-    ):
-        assert main(["show", name, *words]) == 0
-        said = capsys.readouterr().out
-        assert f"{name}: fresh weights, not trained" in said
-        assert "%" not in said  # no prediction
+    for kind in ("attention", "positions", "filters", "features"):
+        operand = [str(image)] if kind in ("attention", "features") else []
+        assert main(["show", name, f"--{kind}", *operand]) == 0
+        shown = capsys.readouterr().out
+        assert f"{name}: fresh weights, not trained" in shown
+        assert "%" not in shown  # no prediction
 
 
 def test_a_fresh_models_picture_is_the_same_each_time_and_leaves_the_generator_alone(
     undrawn: None,
 ) -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    shares = []
-    for _ in range(2):
-        values = picture_page("vit_p_tiny", {}, Request("filters")).values
-        shares.append(values["components_share"])
-    assert shares[0] == shares[1]
-    assert torch.equal(torch.rand(3), expected)
+    before = torch.get_rng_state()
+    first, second = (picture_page("vit_p_tiny", {}, Request("filters")).values for _ in range(2))
+    assert first["components_share"] == second["components_share"]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGBA"), (3, "L"), (4, "RGB")])
@@ -231,18 +220,14 @@ def test_other_shapes_of_vit_are_drawn(
         assert opened(here / f"{request.kind}.png").std() > 5
 
 
-def test_tiles_keep_their_values_and_their_places() -> None:
-    tiles = [np.full((4, 4), float(i)) for i in range(5)]
-    picture, down, right = pictures._mosaic(tiles, 3)
+def test_tiles_keep_their_places_and_a_colour_filter_its_hue() -> None:
+    picture, down, right = pictures._mosaic([np.full((4, 4), float(i)) for i in range(5)], 3)
     for i in range(5):
         assert picture[i // 3 * down, i % 3 * right] == i
     assert np.isnan(picture[down - 1]).all()
     assert np.isnan(picture[down, 2 * right])  # no sixth tile
-
-
-def test_a_colour_filter_is_grey_where_it_weighs_nothing_and_keeps_its_hue() -> None:
     tile = pictures._filter_tile(np.array([[[2.0, 0.0]], [[0.0, 0.0]], [[-2.0, 0.0]]]))
-    assert tile.tolist() == [[[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]]]
+    assert tile.tolist() == [[[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]]]  # grey where it weighs nothing
     assert np.isfinite(pictures._filter_tile(np.zeros((3, 2, 2)))).all()
 
 
@@ -256,27 +241,6 @@ def test_filters_and_features_of_a_cnn_are_drawn(image: Path, undrawn: None) -> 
 # -- what is refused -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["attention", "positions"])
-def test_a_cnn_has_no_attention_and_is_told_what_it_has(
-    kind: str, image: Path, here: Path, capsys: Capture
-) -> None:
-    operand = [str(image)] if kind == "attention" else []
-    said = failed(["show", "resnet_50", f"--{kind}", *operand], capsys)
-    assert "not one of vitc's ViTs" in said
-    assert "--filters" in said
-
-
-def test_a_missing_image_is_said_with_what_is_near(
-    image: Path, here: Path, capsys: Capture
-) -> None:
-    assert "expected one argument" in failed(["show", "vit_p_tiny", "--attention"], capsys).lower()
-    near = str(image.with_name(image.name.replace("gr", "g")))
-    said = failed(["show", "vit_p_tiny", "--attention", near], capsys)
-    assert "There is no file" in said
-    assert f"Did you mean {image.name!r}" in said
-    assert "is a folder" in failed(["show", "vit_p_tiny", "--features", str(here)], capsys)
-
-
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n torn"])
 def test_a_file_that_is_no_image_is_a_mistake_of_the_users(
     content: bytes, here: Path, capsys: Capture
@@ -288,41 +252,33 @@ def test_a_file_that_is_no_image_is_a_mistake_of_the_users(
     assert "notes.txt" in said
 
 
-@pytest.mark.parametrize("block", ["3", "-1"])
-def test_a_block_out_of_range_is_said_with_the_range(
-    block: str, trained: Path, image: Path, here: Path, capsys: Capture
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("RUN --filters --positions", "--positions and --filters: only one picture at a time"),
+        ("RUN --filters --block 1", "--block has no effect without --attention"),
+        ("--list --filters", "--filters has no effect with --list"),
+        ("RUN --filters --model.img_size 64", "Settings have no effect"),
+        ("vit_p_tiny --filters --train.epochs 3", "--train.epochs has no effect"),
+        ("RUN --filters --plot a.txt", "picture's suffix"),
+        ("RUN --attention IMAGE --block=3", "--block 3: the model has blocks 0 to 2"),
+        ("RUN --attention IMAGE --block=-1", "--block -1: the model has blocks 0 to 2"),
+        ("resnet_50 --attention IMAGE", "not one of vitc's ViTs"),
+        ("resnet_50 --positions", "--filters"),
+        ("vit_p_tiny --features .", "is a folder"),
+        ("vit_p_tiny --attention gone.jpg", "There is no file gone.jpg"),
+        ("fashion_vit_c --filters", "a recipe has no weights"),
+        ("RUN/config.json --filters", "a config has no weights"),
+        ("vit_c_tin --filters", "Did you mean 'vit_c_tiny'"),
+        (". --positions", "not a recipe"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(
+    command: str, message: str, trained: Path, image: Path, here: Path, capsys: Capture
 ) -> None:
-    words = ["show", str(trained), "--attention", str(image), f"--block={block}"]
-    assert f"--block {block}: the model has blocks 0 to 2" in failed(words, capsys)
-
-
-def test_a_recipe_a_config_file_and_a_name_nobody_knows_have_no_picture(
-    trained: Path, here: Path, capsys: Capture
-) -> None:
-    said = failed(["show", "fashion_vit_c", "--filters"], capsys)
-    assert "a recipe has no weights" in said
-    assert "runs/fashion_vit_c" in said
-    config = str(trained / "config.json")
-    assert "a config has no weights" in failed(["show", config, "--filters"], capsys)
-    assert "Did you mean 'vit_c_tiny'" in failed(["show", "vit_c_tin", "--filters"], capsys)
-    assert "not a recipe" in failed(["show", str(here), "--positions"], capsys)
-
-
-def test_words_that_cannot_take_effect_are_refused(
-    trained: Path, image: Path, here: Path, capsys: Capture
-) -> None:
-    run_folder = str(trained)
-    one_at_a_time = failed(["show", run_folder, "--filters", "--positions"], capsys)
-    assert "--positions and --filters: only one picture at a time" in one_at_a_time
-    said = failed(["show", run_folder, "--filters", "--block", "1"], capsys)
-    assert "--block has no effect without --attention" in said
-    assert "--filters has no effect with --list" in failed(["show", "--list", "--filters"], capsys)
-    said = failed(["show", run_folder, "--filters", "--model.img_size", "64"], capsys)
-    assert "Settings have no effect" in said
-    said = failed(["show", "vit_p_tiny", "--filters", "--train.epochs", "3"], capsys)
-    assert "--train.epochs has no effect" in said
-    said = failed(["show", run_folder, "--filters", "--plot", "a.txt"], capsys)
-    assert "picture's suffix" in said
+    names = {"RUN": str(trained), "IMAGE": str(image)}
+    arguments = command.replace("RUN", names["RUN"]).split()
+    assert message in failed(["show", *(names.get(a, a) for a in arguments)], capsys)
 
 
 def test_a_model_without_a_convolution_is_told_what_can_be_shown(here: Path) -> None:

@@ -14,10 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import vitc
 from vitc.cli.main import main
 from vitc.config import RunConfig
-from vitc.data.decode import read_image
 from vitc.deploy.predict import Predictions, Predictor, find_images
 from vitc.errors import BrokenFileError, CheckpointError, ConfigError
 from vitc.resolve import load_config
@@ -94,14 +92,10 @@ def test_a_folder_stands_for_its_images_and_a_named_file_for_itself(tmp_path: Pa
     ]
 
 
-def test_a_path_that_leads_nowhere_is_said_with_what_is_near(tmp_path: Path) -> None:
-    (tmp_path / "cat.jpg").touch()
-    with pytest.raises(ConfigError, match=r"no file .*cta\.jpg\. Did you mean 'cat\.jpg'"):
-        find_images([tmp_path / "cta.jpg"])
-
-
-def test_a_folder_without_images_is_said(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
+def test_a_missing_file_and_a_folder_without_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cat.txt").touch()
+    with pytest.raises(ConfigError, match=r"no file .*cta\.txt\. Did you mean 'cat\.txt'"):
+        find_images([tmp_path / "cta.txt"])
     with pytest.raises(ConfigError, match=r"no image in the folder"):
         find_images([tmp_path])
 
@@ -120,34 +114,30 @@ def test_probabilities_are_one_row_an_image_and_sum_to_one(
     assert found.classes == CLASSES
     assert found.names[-1] == str(photos / "val" / "blue" / "00.png")
     assert len(found) == 6
+    one_by_one = predictor([photos / "val" / "red"], batch=1).probs
+    assert np.allclose(found.probs[:5], one_by_one, atol=1e-5)
 
 
-def test_it_learned_something_and_says_so_in_order(predictor: Predictor) -> None:
+def test_the_likeliest_classes_come_first(predictor: Predictor) -> None:
     found = predictor([photo(label, 7) for label in CLASSES])
     assert [best[0][0] for best in found.topk(1)] == list(CLASSES)
     for row, best in zip(found.probs, found.topk(99), strict=True):
         assert [p for _, p in best] == sorted(row.tolist(), reverse=True)
         assert {c for c, _ in best} == set(CLASSES)
-
-
-def test_topk_of_nothing_is_refused(predictor: Predictor) -> None:
     with pytest.raises(ConfigError, match="k is 0"):
-        predictor([photo("red", 1)]).topk(0)
+        found.topk(0)
 
 
-def test_a_file_its_picture_and_its_pixels_agree(predictor: Predictor, photos: Path) -> None:
+def test_a_file_its_picture_and_its_pixels_agree_alone_and_together(
+    predictor: Predictor, photos: Path
+) -> None:
     file = photos / "val" / "green" / "03.png"
     with Image.open(file) as image:
-        as_file, as_image, as_pixels = predictor([file, image, np.asarray(image)]).probs
-    assert np.array_equal(as_file, as_image)
-    assert np.array_equal(as_file, as_pixels)
-
-
-def test_one_image_alone_is_a_batch_of_one(predictor: Predictor, photos: Path) -> None:
-    file = photos / "val" / "green" / "03.png"
-    with Image.open(file) as image:
-        for alone in (file, str(file), image, np.asarray(image)):
-            assert predictor(alone).probs.shape == (1, 3)
+        forms: list[Any] = [file, str(file), image, np.asarray(image)]
+        together = predictor(forms).probs
+        assert (together == together[0]).all()
+        for alone in forms:
+            assert np.allclose(predictor(alone).probs, together[:1], atol=1e-5)
 
 
 def test_no_image_gives_no_rows(predictor: Predictor) -> None:
@@ -156,19 +146,12 @@ def test_no_image_gives_no_rows(predictor: Predictor) -> None:
     assert found.topk(2) == []
 
 
-def test_the_batch_size_changes_nothing_but_rounding(predictor: Predictor, photos: Path) -> None:
-    a, b = (predictor([photos / "val"], batch=n).probs for n in (1, 64))
-    assert np.allclose(a, b, atol=1e-5)
-
-
 def test_predictions_agree_with_the_evaluation_of_the_run(
     predictor: Predictor, trained: Path, photos: Path
 ) -> None:
     found = predictor([photos / "val"])
-    right = [
-        Path(n).parent.name == best[0][0]
-        for n, best in zip(found.names, found.topk(1), strict=True)
-    ]
+    best = [classes[0][0] for classes in found.topk(1)]
+    right = [Path(n).parent.name == b for n, b in zip(found.names, best, strict=True)]
     assert evaluate_run(trained)["top1"] == pytest.approx(100 * np.mean(right))
 
 
@@ -239,38 +222,30 @@ def test_images_are_read_one_batch_ahead_and_no_more(predictor: Predictor) -> No
         assert taken == expected
 
 
-# -- what cannot be --------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
-def test_a_broken_file_is_named(predictor: Predictor, broken: Path) -> None:
-    with pytest.raises(BrokenFileError, match=r"torn\.jpg"):
-        predictor([broken])
-
-
-def test_a_broken_file_does_not_stop_the_others(
+def test_a_broken_file_is_named_and_does_not_stop_the_others(
     predictor: Predictor, broken: Path, photos: Path
 ) -> None:
+    with pytest.raises(BrokenFileError, match=r"torn\.jpg"):
+        predictor([broken])
+    with Image.open(broken) as image, pytest.raises(BrokenFileError, match=r"torn\.jpg"):
+        predictor([image])
     good = photos / "val" / "red" / "00.png"
     results = dict(predictor.each([good, broken, str(good.with_name("01.png"))], batch=2))
     assert isinstance(results[str(broken)], BrokenFileError)
     assert sum(isinstance(r, np.ndarray) for r in results.values()) == 2
 
 
-def test_a_picture_over_a_broken_file_is_broken_too(predictor: Predictor, broken: Path) -> None:
-    with Image.open(broken) as image, pytest.raises(BrokenFileError, match=r"torn\.jpg"):
-        predictor([image])
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:
+def test_a_folder_without_a_trained_model_and_unknown_options_are_refused(
+    tmp_path: Path, trained: Path
+) -> None:
     with pytest.raises(ConfigError, match="not a run folder"):
         Predictor(tmp_path)
-    with pytest.raises(ConfigError, match="weights is 'emma'"):
-        Predictor(trained, weights="emma")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="device"):
-        Predictor(trained, device="gpu")  # type: ignore[arg-type]
-
-
-def test_a_run_without_a_checkpoint_is_said(trained: Path, tmp_path: Path) -> None:
+    for wrong in ({"weights": "emma"}, {"device": "gpu"}):
+        with pytest.raises(ConfigError, match=r"emma|gpu"):
+            Predictor(trained, **wrong)  # type: ignore[arg-type]
     for name in ("config.json", "data.json"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     with pytest.raises(CheckpointError, match="checkpoint"):
@@ -332,31 +307,19 @@ def test_the_command_lists_broken_files_goes_on_and_fails(
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv", "out.csv"]])
-def test_a_name_that_is_no_text_is_no_trouble(
+def test_names_that_are_not_utf8_or_look_like_options_are_taken(
     form: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo("red", 1)).save("--json.png")
     try:
         Image.fromarray(photo("red", 1)).save(os.fsdecode(b"\xff-x.png"))
     except OSError:
         pytest.skip("this file system has no such names")
-    assert main(["predict", str(trained), ".", *form]) == 0
-
-
-def test_a_name_like_an_option_comes_after_two_dashes(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(photo("red", 1)).save("--json.png")
-    assert main(["predict", str(trained), "--", "--json.png"]) == 0
+    assert main(["predict", str(trained), *form, "--", ".", "--json.png"]) == 0
 
 
 def test_the_command_refuses_two_forms_and_missing_files(trained: Path, capsys: Capture) -> None:
     assert main(["predict", str(trained), "x.jpg", "--json", "--csv", "y"]) == 2
     assert main(["predict", str(trained), "gone.jpg"]) == 2
     assert "no file gone.jpg" in capsys.readouterr().err
-
-
-def test_the_public_name_is_this_one() -> None:
-    assert vitc.Predictor is Predictor
-    assert read_image.__doc__  # the reader that predictions and training share

@@ -25,9 +25,8 @@ from vitc.config import RunConfig
 from vitc.deploy import save as pretrained
 from vitc.deploy.predict import Predictor
 from vitc.errors import CheckpointError, ConfigError, VitcError
-from vitc.models.config import CNNConfig, TimmConfig
+from vitc.models.config import TimmConfig
 from vitc.models.stems import ConvStem
-from vitc.models.timm import import_peer
 from vitc.resolve import load_config
 from vitc.training.evaluate import load_model
 from vitc.training.loop import run as train
@@ -86,9 +85,9 @@ def folder(tmp_path: Path) -> Path:
     )
 
 
-def changed(folder: Path, **values: Any) -> Path:
-    """The folder with other values in its config.json."""
-    file = folder / "config.json"
+def changed(folder: Path, name: str = "config.json", **values: Any) -> Path:
+    """The folder with other values in one of its files."""
+    file = folder / name
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     return folder
 
@@ -96,43 +95,28 @@ def changed(folder: Path, **values: Any) -> Path:
 # -- there and back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_a_run_comes_back_from_its_folder_with_equal_logits(
-    trained: Path, tmp_path: Path, weights: Any
-) -> None:
-    saved = vitc.save_pretrained(trained, tmp_path / "saved", weights=weights)
-    model = vitc.from_pretrained(saved)
-    assert not model.training
-    assert torch.equal(logits(model), logits(load_model(trained, weights)[0]))
-    assert logits(model).std() > 0
-
-
-def test_the_average_and_the_raw_weights_are_not_the_same(trained: Path, tmp_path: Path) -> None:
-    ema, raw = (
-        vitc.from_pretrained(vitc.save_pretrained(trained, tmp_path / w, weights=w))
-        for w in ("ema", "raw")
-    )
-    assert not torch.equal(logits(ema), logits(raw))
-
-
-def test_a_folder_of_a_run_predicts_what_the_run_predicts(trained: Path, tmp_path: Path) -> None:
-    saved = vitc.save_pretrained(trained, tmp_path / "saved")
-    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    ours, theirs = Predictor(saved), Predictor(trained)
-    assert ours.classes == theirs.classes
-    assert np.array_equal(ours([image]).probs, theirs([image]).probs)
-    assert ours.notes == ()
+def test_either_weights_of_a_run_come_back_with_equal_logits(trained: Path, tmp_path: Path) -> None:
+    found = []
+    for weights in ("ema", "raw"):
+        saved = vitc.save_pretrained(trained, tmp_path / weights, weights=weights)
+        model = vitc.from_pretrained(saved)
+        assert not model.training
+        assert torch.equal(logits(model), logits(load_model(trained, weights)[0]))
+        found.append(logits(model))
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_each_way_of_preparing_images_goes_along(trained: Path, tmp_path: Path, fit: str) -> None:
+def test_a_saved_model_prepares_and_predicts_as_its_run(
+    trained: Path, tmp_path: Path, fit: str
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    record = json.loads((run / "data.json").read_text()) | {"fit": fit}
-    (run / "data.json").write_text(json.dumps(record))
+    changed(run, "data.json", fit=fit)
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    saved = vitc.save_pretrained(run, tmp_path / "saved")
-    assert np.array_equal(Predictor(saved)([image]).probs, Predictor(run)([image]).probs)
+    ours, theirs = Predictor(vitc.save_pretrained(run, tmp_path / "saved")), Predictor(run)
+    assert np.array_equal(ours([image]).probs, theirs([image]).probs)
+    assert (ours.classes, ours.notes) == (theirs.classes, ())
 
 
 @pytest.mark.parametrize(
@@ -143,6 +127,9 @@ def test_each_way_of_preparing_images_goes_along(trained: Path, tmp_path: Path, 
         ("vit_p_tiny", {"img_size": (24, 40)}),
         ("vit_c_tiny", {"num_classes": 0}),
         ("vit_c_tiny", {"in_chans": 1}),
+        ("resnet_50", {}),
+        ("regnety_1gf", {}),
+        ("effnet_b2", {}),
     ],
 )
 def test_a_model_comes_back_from_its_folder_whole(
@@ -153,7 +140,7 @@ def test_a_model_comes_back_from_its_folder_whole(
     first, second = model.state_dict(), again.state_dict()
     assert list(first) == list(second)
     assert all(torch.equal(first[k], second[k]) for k in first)
-    assert again.config == vitc.from_pretrained(tmp_path / "saved").config
+    assert type(again.config) is type(model.config)
     assert all(p.requires_grad for p in again.parameters())
     assert not any(t.is_meta for t in [*again.parameters(), *again.buffers()])
 
@@ -186,48 +173,21 @@ def test_another_number_of_classes_puts_a_fresh_head_on_it(folder: Path) -> None
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(model.forward_features(image), tiny().forward_features(image))  # type: ignore[operator]
     assert logits(vitc.from_pretrained(folder, num_classes=0)).shape == (2, model.num_features)
+    for wrong in (-1, True, "3", 2.0):
+        with pytest.raises(ConfigError, match="num_classes is"):
+            vitc.from_pretrained(folder, num_classes=wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [-1, True, "3", 2.0])
-def test_a_number_of_classes_that_is_none_is_refused(folder: Path, value: Any) -> None:
-    with pytest.raises(ConfigError, match="num_classes is"):
-        vitc.from_pretrained(folder, num_classes=value)
-
-
-def test_half_precision_is_saved_as_it_is_and_loaded_for_float32(tmp_path: Path) -> None:
+def test_half_precision_is_loaded_as_float32_and_draws_no_random_number(tmp_path: Path) -> None:
     saved = vitc.save_pretrained(tiny().half(), tmp_path / "saved")
     assert load_file(saved / "model.safetensors")["pos_embed"].dtype == torch.float16
+    before = torch.get_rng_state()
     assert vitc.from_pretrained(saved).pos_embed.dtype == torch.float32
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_loading_leaves_the_random_numbers_of_others_alone(folder: Path) -> None:
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    vitc.from_pretrained(folder)
-    assert torch.equal(torch.rand(1), expected)
-
-
-def cnn_names() -> list[str]:
-    from vitc.models.zoo import CNNS
-
-    return [name for name in ("resnet_50", "regnety_1gf", "effnet_b2") if name in CNNS]
-
-
-@pytest.mark.parametrize("name", cnn_names())
-def test_a_cnn_goes_through_the_same_folder(name: str, tmp_path: Path) -> None:
-    model = tiny(3, name).eval()
-    again = vitc.from_pretrained(vitc.save_pretrained(model, tmp_path / "saved"))
-    assert isinstance(again.config, CNNConfig)
-    first, second = model.state_dict(), again.state_dict()
-    assert all(torch.equal(first[k], second[k]) for k in first)
-
-
-def test_a_timm_model_goes_through_the_same_folder(tmp_path: Path) -> None:
-    try:
-        import_peer("timm")
-    except ImportError:
-        pytest.skip("timm is not installed: its models in saved folders are NOT tested here")
+def test_a_timm_model_comes_back_from_its_folder(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="saved models of timm are NOT tested here")
     model = tiny(3, "timm:vit_tiny_patch16_224", img_size=32)
     again = vitc.from_pretrained(vitc.save_pretrained(model, tmp_path / "saved"))
     assert isinstance(again.config, TimmConfig)
@@ -251,29 +211,20 @@ def test_the_files_say_what_they_are(trained: Path, tmp_path: Path) -> None:
     with open(saved / "model.safetensors", "rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     assert header["__metadata__"] == {"format": "pt"}
+    for name in ("config.json", "README.md"):
+        assert str(trained.parent) not in (saved / name).read_text()
     modes = {stat.S_IMODE(p.stat().st_mode) for p in saved.iterdir()}
     assert len(modes) == 1
 
 
-def test_nothing_names_the_folders_of_this_machine(trained: Path, tmp_path: Path) -> None:
-    saved = vitc.save_pretrained(trained, tmp_path / "saved")
-    for name in ("config.json", "README.md"):
-        assert str(trained.parent) not in (saved / name).read_text()
-
-
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_never_replaced(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(ConfigError, match=r"not empty|not replaced: it holds 'note.txt'"):
-            vitc.save_pretrained(tiny(), tmp_path, overwrite=overwrite)
-    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
-
-
-def test_a_run_folder_is_never_replaced(trained: Path) -> None:
-    before = sorted(p.name for p in trained.iterdir())
-    with pytest.raises(ConfigError, match="not replaced"):
-        vitc.save_pretrained(trained, trained, overwrite=True)
-    assert sorted(p.name for p in trained.iterdir()) == before
+    for folder in (tmp_path, trained):
+        before = sorted(p.name for p in folder.iterdir())
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=r"not empty|not replaced: it holds '"):
+                vitc.save_pretrained(tiny(), folder, overwrite=overwrite)
+        assert sorted(p.name for p in folder.iterdir()) == before
 
 
 def test_overwrite_replaces_a_saved_model_and_nothing_else_does(folder: Path) -> None:
@@ -284,35 +235,33 @@ def test_overwrite_replaces_a_saved_model_and_nothing_else_does(folder: Path) ->
     assert [p.name for p in folder.parent.iterdir()] == ["saved"]
 
 
-def test_a_disk_that_fails_leaves_what_was_there_and_no_rest(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("step", "calls"), [("sync_folder", 1), ("rename", 2)])
+def test_a_failed_write_leaves_the_old_model_and_no_rest(
+    step: str, calls: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = (folder / "model.safetensors").read_bytes()
+    """A full disk before the new model is in place, or the second of two renames."""
+    owner, made = os if step == "rename" else pretrained, []
+    work = getattr(owner, step)
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def fails(*args: Any) -> None:
+        made.append(args)
+        if len(made) == calls:
+            raise OSError(28, "No space left on device")
+        work(*args)
 
-    monkeypatch.setattr(pretrained, "sync_folder", full)
-    for target in (folder, folder.parent / "new"):
-        with pytest.raises(CheckpointError, match="No space left"):
-            vitc.save_pretrained(tiny(), target, overwrite=True)
-    assert (folder / "model.safetensors").read_bytes() == before
+    monkeypatch.setattr(owner, step, fails)
+    with pytest.raises(CheckpointError, match="No space left"):
+        vitc.save_pretrained(tiny(2), folder, overwrite=True)
+    assert torch.equal(logits(vitc.from_pretrained(folder)), logits(tiny()))
     assert [p.name for p in folder.parent.iterdir()] == ["saved"]
 
 
-def test_what_loading_reports_of_preprocessing_can_be_saved(folder: Path, tmp_path: Path) -> None:
+def test_the_preprocessing_of_a_load_report_can_be_saved(folder: Path, tmp_path: Path) -> None:
     model = vitc.create_model("vit_c_tiny", 4)
     report = vitc.load_weights(model, folder)
     again = vitc.save_pretrained(model, tmp_path / "again", preprocessing=report.preprocessing)
     assert torch.equal(logits(vitc.from_pretrained(again)), logits(tiny()))
-    prepared = json.loads((again / "config.json").read_text())["preprocessing"]
-    assert prepared == PREPARED
-
-
-def test_a_type_of_numbers_that_is_not_written_is_refused(tmp_path: Path) -> None:
-    model = tiny().to(torch.float8_e4m3fn)
-    with pytest.raises(ConfigError, match="float8_e4m3fn, which cannot be saved"):
-        vitc.save_pretrained(model, tmp_path / "saved")
+    assert json.loads((again / "config.json").read_text())["preprocessing"] == PREPARED
 
 
 def test_weights_that_share_memory_are_saved_each(tmp_path: Path) -> None:
@@ -322,29 +271,13 @@ def test_weights_that_share_memory_are_saved_each(tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
 
 
-def test_a_rename_that_fails_brings_the_old_model_back(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename, calls = os.rename, []
-
-    def second_fails(a: Any, b: Any) -> None:
-        calls.append(a)
-        if len(calls) == 2:
-            raise OSError(5, "Input/output error")
-        rename(a, b)
-
-    monkeypatch.setattr(os, "rename", second_fails)
-    with pytest.raises(CheckpointError, match="Input/output"):
-        vitc.save_pretrained(tiny(2), folder, overwrite=True)
-    assert logits(vitc.from_pretrained(folder)).shape == (2, 4)
-    assert [p.name for p in folder.parent.iterdir()] == ["saved"]
-
-
 def test_settings_that_make_no_sense_together_are_refused(trained: Path, tmp_path: Path) -> None:
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (trained, {"classes": ["a"]}, "have no effect with a run"),
         (trained, {"weights": "best"}, "must be 'ema' or 'raw'"),
         (tiny(), {"weights": "raw"}, "no effect with a model"),
+        (tiny().to("meta"), {}, "meta device"),
+        (tiny().to(torch.float8_e4m3fn), {}, "float8_e4m3fn, which cannot be saved"),
         (tiny(), {"classes": ["a"]}, "1 classes for 4 outputs"),
         (tiny(), {"preprocessing": {"mean": [0.5]}}, "'std' is missing"),
         (tiny(), {"preprocessing": PREPARED | {"mean": [0.5]}}, "is not 3 numbers"),
@@ -380,26 +313,15 @@ def test_a_stem_that_the_config_does_not_name_is_refused(tmp_path: Path) -> None
         vitc.save_pretrained(model, tmp_path / "saved")
 
 
-def test_a_model_on_the_meta_device_is_refused(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = vitc.create_model("vit_c_tiny", 4)
-    with pytest.raises(ConfigError, match="meta device"):
-        vitc.save_pretrained(model, tmp_path / "saved")
-
-
 # -- folders of strangers --------------------------------------------------------------------------
+
+LONG_STEM = {"kind": "conv", "channels": [8] * 40_000, "strides": [2, 2, 2] + [1] * 39_997}
 
 
 def refused(folder: Path, message: str) -> CheckpointError:
     with pytest.raises(CheckpointError, match=message) as caught:
         vitc.from_pretrained(folder)
     return caught.value
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "\udc80", '{"a": ' * 5000])
-def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) -> None:
-    (folder / "config.json").write_text(content, errors="surrogateescape")
-    refused(folder, r"config\.json is damaged")
 
 
 @pytest.mark.parametrize(
@@ -433,11 +355,14 @@ def test_each_wrong_value_of_a_config_has_its_message(
     refused(changed(folder, **values), message)
 
 
-def test_a_config_that_lacks_a_value_is_refused(folder: Path) -> None:
-    values = json.loads((folder / "config.json").read_text())
+def test_a_config_that_is_no_json_object_or_lacks_a_value_is_refused(folder: Path) -> None:
+    file = folder / "config.json"
+    values = json.loads(file.read_text())
+    for content in ("{", "[]", "\udc80", '{"a": ' * 5000):
+        file.write_text(content, errors="surrogateescape")
+        refused(folder, r"config\.json is damaged")
     for name in values.keys() - {"schema"}:  # folders of the first schema have none
-        rest = {k: v for k, v in values.items() if k != name}
-        (folder / "config.json").write_text(json.dumps(rest))
+        file.write_text(json.dumps({k: v for k, v in values.items() if k != name}))
         refused(folder, "another library" if name in ("format", "library") else f"no '{name}'")
 
 
@@ -447,6 +372,7 @@ def test_a_config_that_lacks_a_value_is_refused(folder: Path) -> None:
         ({"depth": "3"}, "it must be an integer"),
         ({"dept": 3}, "Did you mean 'model.depth'"),
         ({"kind": "vti"}, "Unknown model 'vti'"),
+        ({"kind": "timm", "name": "timm:hf-hub:evil/model"}, "must be timm:NAME|nknown"),
         ({"stem": "evil"}, "Unknown stem 'evil'|Unknown model.stem"),
         ({"num_heads": 3}, "not divisible by"),
         ({"depth": 4}, r"13 missing: .*blocks\.3|missing"),
@@ -454,37 +380,23 @@ def test_a_config_that_lacks_a_value_is_refused(folder: Path) -> None:
         ({"embed_dim": 128}, "of another shape"),
         ({"img_size": 64}, "pos_embed"),
         # of terabytes, or of a billion blocks: nothing of that size is made
-        ({"depth": 10**9}, "not that of these weights|is not that of these"),
+        ({"depth": 10**9}, "not that of these"),
         ({"depth": 60_000}, "more tensors than the weights"),
-        ({"embed_dim": 2 * 10**9}, "not that of these weights|is not that of these"),
-        ({"mlp_ratio": 1e300}, "not that of these weights|is not that of these"),
+        ({"embed_dim": 2 * 10**9}, "not that of these"),
+        ({"mlp_ratio": 1e300}, "not that of these"),
         (
             {"mlp_ratio": float("nan")},
-            "not that of these weights|is not that of these|no hidden width",
+            r"not that of\s+these|no hidden width",
         ),
         ({"img_size": 65_536}, "pos_embed|cannot be of"),
-        (
-            {
-                "stem": {
-                    "kind": "conv",
-                    "channels": [8] * 40_000,
-                    "strides": [2, 2, 2] + [1] * 39_997,
-                }
-            },
-            "more tensors than the weights",
-        ),
+        ({"stem": LONG_STEM}, "more tensors than the weights"),
     ],
 )
 def test_a_config_of_another_model_is_refused_before_it_is_built(
-    folder: Path, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, settings: dict[str, Any], message: str
 ) -> None:
     values = json.loads((folder / "config.json").read_text())
     refused(changed(folder, model=values["model"] | settings), message)
-
-
-def test_a_timm_name_that_leads_to_the_network_is_refused(folder: Path) -> None:
-    model = {"kind": "timm", "name": "timm:hf-hub:evil/model"}
-    refused(changed(folder, model=model), "must be timm:NAME")
 
 
 def test_a_stem_from_outside_that_nobody_named_here_is_not_imported(
@@ -537,12 +449,9 @@ def test_weights_that_are_damaged_or_pickles_are_refused(folder: Path, tmp_path:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    file.write_bytes(whole[: len(whole) // 2])
-    refused(folder, "damaged or not a safetensors")
-    file.write_bytes(b"")
-    refused(folder, "damaged or not a safetensors")
-    file.write_bytes(b"\xff" * 8 + whole[8:])
-    refused(folder, "damaged or not a safetensors")
+    for content in (whole[: len(whole) // 2], b"", b"\xff" * 8 + whole[8:]):
+        file.write_bytes(content)
+        refused(folder, "damaged or not a safetensors")
     torch.save(Payload(), file)
     refused(folder, "damaged or not a safetensors")
     assert not (tmp_path / "ran").exists()
@@ -673,11 +582,10 @@ def test_a_model_comes_from_the_hub_without_code(hub: Hub, folder: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["me", "a/b/c", "../up", "/etc/x", "me/", "-a/b", "a/b\n", "a/.."])
-def test_what_is_no_name_on_the_hub_never_goes_there(hub: Hub, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(no|not a) name on the hub"):
-        vitc.from_pretrained(name)
-    with pytest.raises(ConfigError, match=r"(no|not a) name on the hub"):
-        vitc.push_to_hub(tmp_path, name)
+def test_an_invalid_name_never_reaches_the_hub(hub: Hub, name: str, tmp_path: Path) -> None:
+    for call in (lambda: vitc.from_pretrained(name), lambda: vitc.push_to_hub(tmp_path, name)):
+        with pytest.raises(ConfigError, match=r"(no|not a) name on the hub"):
+            call()
     assert hub.asked == []
 
 
@@ -719,9 +627,8 @@ def test_without_the_extra_the_line_to_install_it_is_given(
         lambda: vitc.from_pretrained("me/mine"),
         lambda: vitc.push_to_hub(folder, "me/mine"),
     ):
-        with pytest.raises(ConfigError, match="huggingface_hub") as caught:
+        with pytest.raises(ConfigError, match=r"huggingface_hub[^$]*pip install"):
             call()
-        assert "pip install" in (caught.value.hint or "")
     assert logits(vitc.from_pretrained(folder)).shape == (2, 4)  # a folder needs none of it
 
 
@@ -783,15 +690,14 @@ def test_the_verbs_save_predict_and_push(
     assert result == {"status": "done", "url": "https://hub/me/mine", "private": False}
 
 
-def test_a_dry_run_says_the_same_as_json_and_needs_no_extra(
+def test_a_dry_run_needs_no_extra(
     trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    words = ["push", str(trained), "me/mine", "--dry-run", "--json", "--weights", "raw"]
-    assert main(words) == 0
+    command = ["push", str(trained), "me/mine", "--dry-run", "--json", "--weights", "raw"]
+    assert main(command) == 0
     result = json.loads(capsys.readouterr().out)
-    assert set(result["files"]) == FILES
-    assert result["private"] is True
+    assert (set(result["files"]), result["private"]) == (FILES, True)
 
 
 def test_the_verbs_refuse_in_one_message(
@@ -813,14 +719,7 @@ def test_the_verbs_refuse_in_one_message(
         assert "Traceback" not in error
 
 
-def test_show_tells_what_a_saved_folder_holds(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from vitc.cli.main import main
-
+def test_a_saved_model_is_shown(folder: Path, capsys: Capture) -> None:
     assert main(["show", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "The saved model" in said
-    assert "classes" in said
-    assert "stem" in said
-    assert f"vitc predict {folder}" in said
+    shown = capsys.readouterr().out
+    assert all(w in shown for w in ("The saved model", "classes", "stem", f"vitc predict {folder}"))
