@@ -53,3 +53,23 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny model, with EMA weights that differ from the raw ones. Read-only."""
+    from vitc.config import RunConfig
+    from vitc.resolve import load_config
+    from vitc.training.loop import run
+
+    config = load_config(
+        RunConfig(name="mine"),
+        model="vit_c_tiny",
+        data="synthetic",
+        optim={"lr": 1e-3, "ema": {"horizon": 0.5}},
+        train={"epochs": 1, "batch": 128, "threads": 1},
+        **{"model.img_size": 32, "data.workers": 0},
+    )
+    out = tmp_path_factory.mktemp("secret_home") / "run"
+    assert run(config, out, quiet=True).status == "done"
+    return out

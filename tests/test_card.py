@@ -22,7 +22,6 @@ from vitc.deploy.saved import Saved
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, resolve_config
-from vitc.training.loop import run as train
 from vitc.views.markdown import code, quoted
 
 EVIL = [
@@ -36,20 +35,6 @@ EVIL = [
     "x" * 5000,
     "---",
 ]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = load_config(
-        RunConfig(name="mine"),
-        model="vit_c_tiny",
-        data="synthetic",
-        train={"epochs": 1, "batch": 128, "threads": 1},
-        **{"model.img_size": 32, "data.workers": 0},
-    )
-    out = tmp_path_factory.mktemp("secret_home") / "run"
-    assert train(config, out, quiet=True).status == "done"
-    return out
 
 
 @pytest.fixture

@@ -11,17 +11,8 @@ import vitc
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import evaluate, predict_split
 from vitc.errors import ConfigError
-from vitc.resolve import load_config
 from vitc.runs.folder import Run
 from vitc.training.evaluate import evaluate_run
-from vitc.training.loop import run
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "debug"
-    run(load_config("debug", **{"train.epochs": 1, "train.threads": 1}), out, quiet=True)
-    return out
 
 
 def test_it_has_the_numbers_of_the_runs_last_evaluation_and_adds_up(trained: Path) -> None:

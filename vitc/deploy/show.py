@@ -1,4 +1,4 @@
-"""What is known of a model, recipe, run or saved model: as tables, as values, as curves."""
+"""What is known of a model, recipe, run or saved model: as tables, values and curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitc.config import RunConfig, read_config, to_dict
 from vitc.deploy.show_config import config_page, lr_chart, plain
 from vitc.errors import ConfigError
 from vitc.files import read_json
-from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.models.config import CNNConfig, ViTConfig
 from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
 from vitc.models.zoo import Reported
 from vitc.resolve import check_is, resolve_config, what_is
@@ -143,8 +143,9 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
     from vitc.views import figures
 
     config, run = read_config(path), Run(path)
+    stem = getattr(config.model, "stem", None)
     classes = read_json(path / DATA).get("classes") if (path / DATA).exists() else None
-    few = isinstance(classes, list) and len(classes) <= 5  # their top-5 accuracy is always 100 %
+    few = isinstance(classes, list) and len(classes) <= 5  # top-5 accuracy is always 100 %
     summary, metrics = run.summary, run.metrics()
     evals = [m for m in metrics if m["kind"] == "eval"]
     step = metrics[-1]["step"] if metrics else 0
@@ -153,7 +154,7 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
     rows = [
         ("status", f"{status}, at step {summary['step'] if summary else step}"),
         ("model", config.model.name),
-        *_custom_stem(config.model),
+        *([("stem", stem.source)] if isinstance(stem, CustomStemConfig) else []),
         ("data", config.data.path or config.data.source),
         ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
         ("epochs", str(config.train.epochs)),
@@ -178,11 +179,6 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
         "evals": evals,
     }
     return Page(str(path), parts, values)
-
-
-def _custom_stem(model: ModelConfig) -> list[tuple[str, str]]:
-    stem = getattr(model, "stem", None)
-    return [("stem", stem.source)] if isinstance(stem, CustomStemConfig) else []
 
 
 def _eval_row(line: Mapping[str, Any], measures: Sequence[str]) -> tuple[str, ...]:

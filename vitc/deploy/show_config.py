@@ -112,44 +112,31 @@ def schedule_numbers(config: RunConfig) -> dict[str, Any]:
 
 
 def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    t, optim = config.train, config.optim
-    known = s["steps_per_epoch"] is not None
-    micros = t.batch // t.micro
-    absolute = optim.lr_per_batch is None
-    images, unknown = s["train_images"], "the data is not at hand: no steps below"
+    t, optim, images = config.train, config.optim, s["train_images"]
+    known, micros = s["steps_per_epoch"] is not None, t.batch // t.micro
+    count = ("?", "the images are not here: steps are unknown")
+    if images is not None:
+        count = (f"{images:,}", "")
+    warmup = _several(f"{s['warmup_epochs']:g}", "epoch")
+    steps, last, per_epoch = "?", "?", ""
+    if known:
+        steps, last = f"{s['total_steps']:,}", f"{s['last_lr']:.3g}"
+        warmup += f", {counted(s['warmup_steps'], 'step')}"
+        per_epoch = f"of {counted(s['steps_per_epoch'], 'step')}"
     default_warmup = getattr(optim.schedule, "warmup_epochs", 0) is None
-    warm = _several(f"{s['warmup_epochs']:g}", "epoch")
+    peak = "absolute"
+    if optim.lr_per_batch is not None:
+        peak = f"{optim.lr:g} per {optim.lr_per_batch} images x batch {t.batch}"
+    parts = f"{micros} micro-batches of {t.micro}" if micros > 1 else ""
     rows = [
-        (
-            "training images",
-            "?" if images is None else f"{images:,}",
-            unknown if images is None else "",
-        ),
-        (
-            "step",
-            counted(t.batch, "image"),
-            f"{micros} micro-batches of {t.micro}" if micros > 1 else "",
-        ),
-        ("epochs", str(t.epochs), f"of {counted(s['steps_per_epoch'], 'step')}" if known else ""),
-        ("steps", f"{s['total_steps']:,}" if known else "?", ""),
-        (
-            "warm-up",
-            f"{warm}, {counted(s['warmup_steps'], 'step')}" if known else warm,
-            "the smaller of 5 epochs and 10 %" if default_warmup else "set",
-        ),
+        ("training images", *count),
+        ("step", counted(t.batch, "image"), parts),
+        ("epochs", str(t.epochs), per_epoch),
+        ("steps", steps, ""),
+        ("warm-up", warmup, "the smaller of 5 epochs and 10 %" if default_warmup else "set"),
         ("lr, first", f"{s['first_lr']:.3g}", ""),
-        (
-            "lr, peak",
-            f"{s['peak_lr']:.4g}",
-            "absolute"
-            if absolute
-            else f"{optim.lr:g} per {optim.lr_per_batch} images x batch {t.batch}",
-        ),
-        (
-            "lr, last",
-            f"{s['last_lr']:.3g}" if known else "?",
-            optim.schedule.summary,
-        ),
+        ("lr, peak", f"{s['peak_lr']:.4g}", peak),
+        ("lr, last", last, optim.schedule.summary),
         ("weight decay", f"{optim.weight_decay:g}", "not on norm gains and biases"),
     ]
     epochs = s["ema_horizon_epochs"]

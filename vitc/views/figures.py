@@ -89,22 +89,15 @@ def _draw_on(axes: Any, chart: Chart) -> None:
             axes.set_xticks(measured)  # lengths in epochs: those that were run
             axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     if chart.ticks:
-        places = range(len(chart.ticks))
-        axes.set_xticks(places, chart.ticks, rotation=25, ha="right", fontsize=8)
+        axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=25, ha="right", fontsize=8)
     axes.set_xlabel(chart.xlabel)
     axes.set_ylabel(chart.ylabel)
-    bottom, top = chart.ylim
-    if top is not None:
-        axes.set_ylim(top=top)
-    if bottom is not None:
-        axes.set_ylim(bottom=bottom)
+    axes.set_ylim(*chart.ylim)
 
 
 def save(chart: Chart, folder: Path) -> tuple[Figure, str]:
     """The chart as SVG, PNG and PDF in `folder`; the figure, and the SVG for an HTML page."""
     figure = draw(chart)
-    figure.draw_without_rendering()  # the layout is made once for all files
-    figure.set_layout_engine("none")
     for suffix in ("png", "pdf"):
         figure.savefig(folder / f"{chart.name}.{suffix}", dpi=200)
     buffer = io.StringIO()
@@ -117,7 +110,7 @@ def save(chart: Chart, folder: Path) -> tuple[Figure, str]:
 
 
 def _inline(svg: str, title: str) -> str:
-    """An SVG file as an element of a page: in the page's ink, as wide as there is room."""
+    """An SVG file as an element of a page: in the page's ink and width."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for size in ("width", "height"):

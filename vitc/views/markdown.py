@@ -10,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vitc.views.model import Bullets, Figures, Heading, Part, Table, Text
-from vitc.wording import counted, printable
+from vitc.wording import counted, short
 
 
 def render(parts: Sequence[Part], folder: str) -> str:
@@ -22,7 +22,7 @@ def render(parts: Sequence[Part], folder: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text on one line: what a name holds is shown and is no markup."""
+    """Plain text on one line, with nothing in it that is markup."""
     return re.sub(r"([\\`*\[\]<>|~#&])", r"\\\1", " ".join(text.split()))
 
 
@@ -60,7 +60,7 @@ def _table(table: Table) -> str:
 
 
 def document(template: str, **values: object) -> str:
-    """A Markdown template with its values; whatever a stranger named goes through `code`."""
+    """A Markdown template with its values; untrusted names go through the filter `code`."""
     environment = Environment(
         loader=PackageLoader("vitc.views"),
         undefined=StrictUndefined,
@@ -78,8 +78,8 @@ def document(template: str, **values: object) -> str:
 
 
 def code(value: object, most: int = 120) -> str:
-    """Any text as a Markdown code span on one line, in which nothing of it is interpreted."""
-    text = _one_line(value, most) or " "
+    """Any text as a Markdown code span on one line: none of it is interpreted."""
+    text = short(str(value), most) or " "
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     space = " " if longest or text.startswith(" ") or text.endswith(" ") else ""
@@ -88,10 +88,4 @@ def code(value: object, most: int = 120) -> str:
 
 def quoted(value: object) -> str:
     """Any text as a double-quoted string of JSON, which YAML reads alike."""
-    return json.dumps(_one_line(value, 120), ensure_ascii=False)
-
-
-def _one_line(value: object, most: int) -> str:
-    text = str(value)
-    shown = printable(text[: most + 1])
-    return shown if len(shown) <= most else shown[:most] + "..."
+    return json.dumps(short(str(value), 120), ensure_ascii=False)
