@@ -28,7 +28,7 @@ JSON = "print the result as one line of JSON, last on stdout"
 
 def _check_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("path", metavar="PATH", help="a folder of images, or whatever --data takes")
+    add("path", metavar="PATH", help="a folder of images, or another source as for --data")
     add("--html", metavar="FILE", type=Path, help="write a page with pictures of the findings")
     add("--csv", metavar="FILE", type=Path, help="write the files of every finding, one per row")
     add("--sample", metavar="N", type=count, help="check only N images, evenly spaced")
@@ -113,7 +113,7 @@ def _print_report(report: Report) -> None:
 
 def _pack_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("source", metavar="SRC", help="a folder of images, or whatever --data takes")
+    add("source", metavar="SRC", help="a folder of images, or another source as for --data")
     add("out", metavar="OUT.vitc", type=Path, help="the file to make")
     smaller = "resize larger images to this and store them as JPEG"
     add("--short-side", metavar="PIXELS", type=count, help=smaller)

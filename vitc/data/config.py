@@ -149,8 +149,8 @@ class DataConfig:
     split_seed: int = 0
     """Seed of that hold-out: the same for every model, so that they see the same images."""
     group: str | None = None
-    """Regular expression on the image's relative path or name; images whose first group (or whole
-    match) agrees stay on one side of a split: bursts, patients, frames of one video."""
+    """Regular expression on the image's relative path or name; images with the same first group (or
+    whole match) stay in one split: bursts, patients, frames of one video."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """How another aspect ratio or size reaches img_size: cut the middle, pad, or distort."""
     eval_crop: float = 0.875

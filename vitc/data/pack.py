@@ -175,14 +175,10 @@ def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
         if options.raw:
             return _Form("raw", channels, options.short_side or RAW_SIDE), False
         return _Form("jpeg", channels, options.short_side, options.quality or QUALITY), False
-    first = train.pixels[0] if train.pixels is not None else None
-    if train.store is not None:
-        with contextlib.suppress(BrokenFileError):
-            stored = train.stored(0)
-            first = None if isinstance(stored, bytes) else stored
-    if first is None:
-        return _Form("source"), True
-    return _Form("raw", int(first.shape[-1])), True
+    with contextlib.suppress(BrokenFileError):
+        if not isinstance(first := train.stored(0), bytes):
+            return _Form("raw", int(first.shape[-1])), True
+    return _Form("source"), True
 
 
 def _digest(found: Found, work: _Work) -> bytes:
@@ -359,16 +355,14 @@ class _Work:
         if form.encoding == "raw":
             return _Made(np.ascontiguousarray(pixels).tobytes(), height, width)
         assert form.quality is not None
-        space = "GRAY" if form.channels == 1 else "RGB"
-        jpeg = simplejpeg.encode_jpeg(
-            np.ascontiguousarray(pixels), form.quality, space, "444" if space == "GRAY" else "420"
-        )
+        space, sampling = ("GRAY", "444") if form.channels == 1 else ("RGB", "420")
+        pixels = np.ascontiguousarray(pixels)
+        jpeg = simplejpeg.encode_jpeg(pixels, form.quality, space, sampling)
         return _Made(jpeg, height, width)
 
 
 def shrunk(pixels: Pixels, short_side: int) -> Pixels:
-    """uint8 (H, W, C), the whole image, its shorter side at most `short_side`: bilinear with
-    antialiasing."""
+    """The image uint8 (H, W, C), its shorter side at most `short_side`: antialiased bilinear."""
     height, width = pixels.shape[:2]
     scale = short_side / min(height, width)
     if scale >= 1:

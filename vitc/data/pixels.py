@@ -101,15 +101,14 @@ class Provider(Protocol):
         """Images as evaluation sees them, black for index -1."""
 
 
-def settle(
-    request: Request, row: int, plan: BatchPlan, n: int, usable: Callable[[int], bool]
-) -> int:
-    """The image for a row of a request: its own, or the first stand-in (of n) that is usable."""
+def candidates(request: Request, row: int, plan: BatchPlan, n: int) -> Iterator[int]:
+    """The image of a row of a request, then stand-ins (of n) while they are broken.
+
+    Raises DataError when none is left.
+    """
     position = request.place.index * plan.micro + row
     index = int(request.indices[row])
-    for candidate in sampling.stand_ins(plan.seed_order, request.place.epoch, position, index, n):
-        if usable(candidate):
-            return candidate
+    yield from sampling.stand_ins(plan.seed_order, request.place.epoch, position, index, n)
     raise DataError(
         "Eleven images drawn in a row are broken; data.bad_files skip is meant for a few.",
         "Repair or remove the broken files.",
@@ -168,16 +167,14 @@ class Resident:
         """The images to use, and the names of broken files among those requested."""
         if not self.broken[request.indices].any():
             return request.indices, ()
-        skipped: list[str] = []
-
-        def usable(index: int) -> bool:
-            if self.broken[index]:
+        chosen, skipped = request.indices.copy(), []
+        for row in range(len(chosen)):
+            for index in candidates(request, row, self.plan, len(self.broken)):
+                chosen[row] = index
+                if not self.broken[index]:
+                    break
                 skipped.append(self.split.names[index])
-            return not self.broken[index]
-
-        rows, n = range(len(request.indices)), len(self.broken)
-        chosen = [settle(request, row, self.plan, n, usable) for row in rows]
-        return np.array(chosen, np.int64), tuple(skipped)
+        return chosen, tuple(skipped)
 
 
 class _Unfit(Exception):

@@ -40,7 +40,7 @@ class Preprocessing:
     """How an image is brought to img_size: crop, pad or squash."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON values stored beside weights; `fit` is stored apart."""
+        """The JSON values stored with weights; `fit` is stored separately."""
         values = asdict(self)
         return {k: list(values[k]) if isinstance(values[k], tuple) else values[k] for k in KEYS}
 
@@ -57,9 +57,8 @@ class Preprocessing:
             raise CheckpointError(
                 f"The preprocessing stored with the weights is damaged: {problem}."
             )
-        known: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
+        known: dict[str, Any]
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if known.get("img_size") is not None:
             known["img_size"] = tuple(map(int, known["img_size"]))
         return cls(**known, fit=fit)
@@ -144,8 +143,5 @@ def preprocessing_problem(
 
 def _numbers(values: Any) -> bool:
     """Whether it is a list of finite numbers."""
-    return (
-        isinstance(values, list | tuple)
-        and len(values) > 0
-        and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
-    )
+    listed = isinstance(values, list | tuple) and len(values) > 0
+    return listed and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)

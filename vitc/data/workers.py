@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vitc.data.augment.crop import eval_image, train_image
 from vitc.data.augment.ops import apply
 from vitc.data.config import DataConfig
-from vitc.data.pixels import Fetched, Request, settle
+from vitc.data.pixels import Fetched, Request, candidates
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Names
@@ -144,24 +144,18 @@ class Reader(Dataset[Fetched | VitcError]):
         images = _blank((plan.micro, plan.in_chans, *plan.size))
         chosen = request.indices.copy()
         skipped: list[str] = []
-        image, row = torch.empty(0, dtype=torch.uint8), 0
-
-        def usable(index: int) -> bool:
-            nonlocal image
-            self.note(index)
-            name, crop = split.names[index], request.crop[row]
-            try:
-                stored = split.stored(index)
-                image = train_image(stored, name, plan.in_chans, crop, plan.size, config)
-            except BrokenFileError:
-                if config.bad_files == "stop":
-                    raise
-                skipped.append(name)
-                return False
-            return True
-
         for row in range(plan.micro):
-            chosen[row] = settle(request, row, plan, len(split), usable)
+            for index in candidates(request, row, plan, len(split)):
+                self.note(index)
+                chosen[row], name, crop = index, split.names[index], request.crop[row]
+                try:
+                    stored = split.stored(index)
+                    image = train_image(stored, name, plan.in_chans, crop, plan.size, config)
+                    break
+                except BrokenFileError:
+                    if config.bad_files == "stop":
+                        raise
+                    skipped.append(name)
             images.numpy()[row] = _altered(image, request, row)
         return Fetched(images, chosen, tuple(skipped))
 

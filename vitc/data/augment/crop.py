@@ -1,8 +1,8 @@
 """Which part of an image does the model see? In evaluation, and at random in training.
 
-A training crop is drawn on the host as uniforms (`draw_crop`). They are applied while an image is
-decoded (`train_image`, in loader processes) or to a resident batch on the device (`crop_batch`),
-with the same boxes. Shapes: B batch, C channels, H W pixels.
+A training crop is drawn on the host as uniforms (`draw_crop`) and applied while an image is decoded
+(`train_image`, in loader processes) or to a resident batch on the device (`crop_batch`), with the
+same boxes. Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ CROP_DRAWS = {"none": 0, "shift": 2, "random_resized": 2 * CROP_TRIES + 2}
 
 
 def eval_image(image: Pixels, size: tuple[int, int], fit: Fit, eval_crop: float) -> Tensor:
-    """An image (H, W, C) as evaluation sees it: uint8 (C, *size), without anything random.
+    """An image (H, W, C) as evaluation sees it: uint8 (C, *size).
 
-    crop: the middle, `eval_crop` of the largest area with the aspect ratio of `size`: up to whole
-    pixels the usual "shorter side to size / eval_crop, then centre crop"; small images are
-    enlarged. pad: scaled down to fit, or up by an integer factor (28 to 32 pixels would only
-    blur), then centred on zeros. squash: both sides to `size`, whatever the aspect ratio. An image
-    of that size already is unchanged.
+    crop: up to whole pixels, "shorter side to size / eval_crop, then centre crop"; small images are
+    enlarged. pad: scaled down to fit, or up by an integer factor (28 to 32 pixels would only blur),
+    then centred on zeros. squash: both sides to `size`. An image of that size is unchanged.
     """
     height, width = image.shape[:2]
     if (height, width) == tuple(size) or fit == "squash":
@@ -72,10 +70,10 @@ def random_resized_boxes(
 ) -> NDArray[np.int64]:
     """int64 (n, 4): top, left, height, width of n boxes in images of one size, in pixels.
 
-    `crop` holds (n, 22) uniforms. Inception's crop (arXiv 1409.4842): a share of the area, uniform
-    in `augment.scale`, and an aspect ratio, log-uniform in `augment.ratio`; the first of ten tries
-    that fits the image is used, otherwise the largest box in the middle with an allowed ratio.
-    `frame` (H, W): area and ratio are measured after distorting the image to it (fit squash).
+    Inception's crop (arXiv 1409.4842) from (n, 22) uniforms: a share of the area, uniform in
+    `augment.scale`, and an aspect ratio, log-uniform in `augment.ratio`; the first of ten tries
+    that fits, or the largest box in the middle with an allowed ratio. `frame` (H, W): area and
+    ratio are measured after distorting the image to it (fit squash).
     """
     frame_h, frame_w = frame or (height, width)
     to_h, to_w = height / frame_h, width / frame_w
@@ -124,9 +122,7 @@ def train_image(
 ) -> Tensor:
     """uint8 (in_chans, *size): the training crop, defined by its uniforms, of a stored image.
 
-    crop none: as evaluation. shift: that, shifted. random_resized: a box of `frame`; with fit
-    squash, area and aspect ratio are measured after the distortion. Of a large JPEG only as much
-    is decoded as a random resized crop needs. Raises BrokenFileError.
+    Of a large JPEG only as much is decoded as a random resized crop needs. Raises BrokenFileError.
     """
     augment = config.augment
 
@@ -152,8 +148,8 @@ def train_image(
 
 
 def frame(image: Pixels, size: tuple[int, int], fit: str) -> Pixels:
-    """What a random resized crop takes its box from: the image (H, W, C); with fit pad, centred on
-    black with the aspect ratio of `size`."""
+    """The image (H, W, C) that a random resized crop is a box of: with fit pad, centred on black
+    with the aspect ratio of `size`."""
     if fit != "pad":
         return image
     h, w, c = image.shape
@@ -208,9 +204,9 @@ def shift(images: Tensor, offsets: Tensor, pixels: int) -> Tensor:
 def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes of uint8 (B, C, H, W), each resized to `size`: uint8 (B, C, *size).
 
-    boxes: int64 (B, 4) of top, left, height, width in pixels. Antialiased bilinear filtering, with
-    every pixel within 1 of `decode.crop_resize`: here in float32, as two batched matrix products;
-    there in torch's 8-bit fixed-point kernel, rounded between the two directions.
+    boxes: int64 (B, 4) of top, left, height, width in pixels. Antialiased bilinear, as two batched
+    matrix products in float32: every pixel is within 1 of `decode.crop_resize`, which rounds
+    between the two directions.
     """
     b, c, high, wide = images.shape
     boxes = boxes.float()
@@ -225,11 +221,8 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _taps(start: Tensor, length: Tensor, pixels: int, out: int) -> Tensor:
-    """float32 (B, out, pixels): the weight of each pixel in each output along one axis.
-
-    A triangle around the output's centre, at least one pixel wide, limited to the box and
-    normalised.
-    """
+    """float32 (B, out, pixels): the weight of each pixel in each output along one axis: a triangle
+    around the output's centre, at least one pixel wide, limited to the box and normalised."""
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length / out
     slope = 1 / scale.clamp(min=1)

@@ -1,7 +1,7 @@
 """What is done to every batch on the device? Mirror, PCA lighting, normalisation, random erasing.
 
-Shapes: B batch, C channels, H W pixels. All shapes are static (but for the number of erased images,
-which the host has drawn), and nothing waits for the device.
+Shapes: B batch, C channels, H W pixels; all are static but for the number of erased images, which
+the host has drawn. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def erase_boxes(
 ) -> NDArray[np.int64]:
     """int64 (n, 4): top, left, bottom, right of the rectangles to erase from images of `size`.
 
-    `u` holds (n, ERASE_DRAWS) uniforms. The share of the area is uniform in `erase_area`, height /
-    width log-uniform in `erase_ratio`; the first of ten tries that is smaller than the image in
-    both directions is placed anywhere in it; if none is, the box is empty (as in timm).
+    From (n, ERASE_DRAWS) uniforms: the share of the area is uniform in `erase_area`, height / width
+    log-uniform in `erase_ratio`; the first of ten tries that is smaller than the image in both
+    directions is placed anywhere in it; if none is, the box is empty (as in timm).
     """
     area, aspect = u[:, :ERASE_TRIES], u[:, ERASE_TRIES : 2 * ERASE_TRIES]
     (least, most), (low, high) = augment.erase_area, augment.erase_ratio

@@ -1,8 +1,8 @@
 """Which operations do the policies use? One row each: ranges, and how it changes an image or batch.
 
-A sample's operations are drawn on the host (`policies`) as codes and arguments (`Chain`). They are
-applied by Pillow to one image at a time, in loader processes (`apply`), or by torch to a whole
-batch on the device (`apply_chain`), with the same results.
+`policies` draws a sample's operations on the host as codes and arguments (`Chain`). Pillow applies
+them to one image in a loader process (`apply`), or torch to a whole batch on the device
+(`apply_chain`), with the same results.
 
 Images: uint8 (H, W, C), C = 1 (grey), 3 (RGB) or 4 (RGB and opacity; opacity moves and blurs with
 the image and is otherwise unchanged). Batches: uint8 (n, C, H, W).
@@ -281,13 +281,11 @@ def batches_are_faster(device: torch.device) -> bool:
 
 
 def apply_chain(images: Tensor, chain: Chain) -> Tensor:
-    """uint8 (n, C, H, W) after each image's operations, in order; a new tensor, or the same if
-    nothing changes.
+    """uint8 (n, C, H, W) after each image's operations, in order; itself if none changes it.
 
-    Every kind of operation in the batch is applied to the whole of it, neutral where an image has
-    another: shapes are static, and codes and arguments stay on the host, so nothing waits for the
-    device. That suits a GPU. A CPU is two to ten times faster one image at a time for images above
-    32 pixels, and about as fast below (benchmarks/augment.py).
+    Every kind of operation is applied to the whole batch, neutral where an image has another:
+    shapes are static, and codes and arguments stay on the host, so nothing waits for the device. A
+    CPU is two to ten times faster one image at a time above 32 pixels (benchmarks/augment.py).
     """
     h, w = images.shape[2:]
     for codes, args in zip(chain.codes.T, chain.args.T, strict=True):
