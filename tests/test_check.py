@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.browser import Tags, measured
 from tests.mutants import encoded, photo, png_bomb, resaved
 from vitc.cli.data import DATA_VERBS
 from vitc.cli.main import main
@@ -440,16 +439,6 @@ def test_json_csv_and_page_are_written_and_nothing_else(
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J'.replace("/", "\u2215")
 
 
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-
 def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(hostile: Path) -> None:
     text = html.render(page(examine(hostile)))
     tags = Tags(text).seen
@@ -476,25 +465,10 @@ def test_a_hostile_name_reaches_no_terminal_as_it_is(
 def test_a_browser_shows_the_page_without_sideways_scrolling(
     hostile: Path, tmp_path: Path, width: int
 ) -> None:
-    """Needs Debian's Chromium: scripts/install_browser.sh."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("NO CHROMIUM: run scripts/install_browser.sh to have the page looked at")
     shown = tmp_path / "page.html"
     shown.write_text(html.render(page(examine(hostile))), encoding="utf-8")
-    probe = tmp_path / "probe.html"
-    probe.write_text(
-        f'<iframe id="f" width="{width}" height="1800" src="{shown.as_uri()}"></iframe>'
-        '<pre id="o"></pre><script>onload = () => { const d = f.contentDocument; '
-        "o.textContent = JSON.stringify({scroll: d.documentElement.scrollWidth, "
-        "client: d.documentElement.clientWidth, images: [...d.images].filter(i => "
-        "i.naturalWidth > 10).length, all: d.images.length}); }</script>"
-    )
-    flags = "--headless --no-sandbox --disable-gpu --allow-file-access-from-files --dump-dom"
-    flags += f" --virtual-time-budget=4000 --window-size={max(width, 500) + 40},1200"
-    words = [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", probe.as_uri()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True)
-    found = json.loads(done.stdout.partition('<pre id="o">')[2].partition("</pre>")[0])
+    loaded = "[...d.images].filter(i => i.naturalWidth > 10).length"
+    found = measured(shown, width, tmp_path, images=loaded, all="d.images.length")
     assert found["images"] == found["all"] > 5
     assert found["scroll"] <= found["client"]
 

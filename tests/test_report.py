@@ -7,14 +7,13 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import Tags, measured
 from vitc.config import to_dict
 from vitc.errors import ConfigError
 from vitc.study.analysis import analyse
@@ -241,23 +240,12 @@ HOSTILE = {
 }
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += attrs
-
-
 def test_hostile_names_and_notes_inject_nothing(tmp_path: Path) -> None:
     page, _ = report([invented(tmp_path / "s", easier, rename=HOSTILE)])
-    parsed = Tags()
-    parsed.feed(page.read_text())
-    assert not parsed.tags & {"script", "img", "iframe", "object", "embed", "a", "base", "form"}
-    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    tags = Tags(page.read_text()).seen
+    active = {"script", "img", "iframe", "object", "embed", "a", "base", "form"}
+    assert not {tag for tag, _ in tags} & active
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
     assert "default-src 'none'" in page.read_text()
     rows = list(csv.reader((page.parent / "trials.csv").read_text().splitlines()))
     assert not [c for row in rows for c in row if c[:1] in "=+-@" and c]
@@ -280,50 +268,12 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(
     tmp_path: Path, width: int, names: dict[str, str]
 ) -> None:
     """Needs Debian's Chromium: scripts/install_browser.sh."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("NO CHROMIUM: run scripts/install_browser.sh to have the report looked at")
     page, _ = report([invented(tmp_path / "s", easier, optims=("adamw", "sgd"), rename=names)])
-    # A frame of the wanted width (headless windows have a least width of about 500 pixels), whose
-    # page measures the report from outside: the report itself may run no script.
-    probe = tmp_path / "probe.html"
-    probe.write_text(
-        f'<iframe id="f" width="{width}" height="3000" src="{page.as_uri()}"></iframe><pre id="o">'
-        "</pre><script>onload = () => { const d = f.contentDocument; o.textContent = JSON.stringify"
-        "({scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth, figures: "
-        "[...d.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 200 "
-        "&& s.getBoundingClientRect().height > 100).length, all: d.querySelectorAll('figure')"
-        ".length}); }</script>"
+    drawn = (
+        "[...d.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect())"
+        ".filter(r => r.width > 200 && r.height > 100).length"
     )
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--allow-file-access-from-files",
-        "--enable-logging=stderr",
-        "--v=0",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=4000",
-    ]
-    done = subprocess.run(
-        [
-            chromium,
-            *flags,
-            f"--window-size={max(width, 500) + 40},1200",
-            "--dump-dom",
-            probe.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    )
-    found = json.loads(re.findall(r'<pre id="o">(.*?)</pre>', done.stdout)[0])
+    every = "d.querySelectorAll('figure').length"
+    found = measured(page, width, tmp_path, figures=drawn, all=every)
     assert found["all"] == found["figures"] > 10
     assert found["scroll"] <= found["client"]
-    assert "CONSOLE" not in done.stderr

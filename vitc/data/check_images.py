@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitc.data.dataset import find_image
 from vitc.data.decode import Header, examined, header, to_channels
@@ -26,19 +27,6 @@ from vitc.data.store import Ints, shown
 from vitc.errors import BrokenFileError, RunError
 
 CHUNK = 32  # images a task
-FORMAT_OF = {
-    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
-    "png": "PNG",
-    "gif": "GIF",
-    **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM"),
-    "webp": "WEBP",
-    "avif": "AVIF",
-    **dict.fromkeys(("tif", "tiff"), "TIFF"),
-    **dict.fromkeys(("jp2", "j2k"), "JPEG2000"),
-    "bmp": "BMP",
-    "dib": "BMP",
-    "ico": "ICO",
-}
 
 
 class Mark(IntFlag):
@@ -122,9 +110,10 @@ def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:
 
 def _marks(found: Header, name: str) -> Mark:
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
-    is_of = {"DIB": "BMP"}.get(found.format, found.format)
+    named, format_ = Image.registered_extensions().get(f".{suffix}"), found.format
+    same = {named, format_} <= {"BMP", "DIB"} or named == format_
     whether = {
-        Mark.SUFFIX: suffix in IMAGE_SUFFIXES and FORMAT_OF[suffix] != is_of,
+        Mark.SUFFIX: suffix in IMAGE_SUFFIXES and not same,
         Mark.ANIMATED: found.animated,
         Mark.ROTATED: found.orientation != 1,
         Mark.DEEP: found.bits > 8,

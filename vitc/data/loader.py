@@ -1,7 +1,7 @@
 """How do the images of a split become the batches that training and evaluation take?
 
-A `Provider` makes uint8 pixels, on the device (`pixels.Resident`) or in loader processes
-(`workers.Served`); here they get their labels and the parameters of what the device does to them.
+Pixels come from the device (`pixels.Resident`) or from loader processes (`workers.Served`); here
+they get their labels and the parameters of what the device does to them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from vitc.data.augment.device import Erased, to_device
 from vitc.data.augment.mixing import Mix, SampleMix, draw_mix
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
-from vitc.data.pixels import Fetched, Provider, Resident, hold, requests
+from vitc.data.pixels import Fetched, Resident, hold, requests
 from vitc.data.sampling import BatchPlan, Place, draw_drop_path, eval_batches, steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.data.workers import Served
 
+Provider = Resident | Served  # where the pixels of a split come from
 Moved = TypeVar("Moved")
 
 

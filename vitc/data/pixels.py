@@ -1,9 +1,9 @@
 """Which images does a batch need, and how are they provided when the whole split is resident?
 
-A `Request` names the images of a micro-batch and their random parameters; a `Provider` answers it
-with uint8 pixels. `Resident` keeps the split as one tensor on the device, where a batch is one
-gather (loader processes would be the bottleneck for small images); `workers.Served` decodes images
-as they are needed. Both give the same batches; `hold` chooses.
+A `Request` names the images of a micro-batch and their random parameters. `Resident` keeps the
+split as one tensor on the device, where a batch is one gather (loader processes would be the
+bottleneck for small images); `workers.Served` decodes images as they are needed. Both answer with
+the same pixels; `hold` chooses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,22 +85,6 @@ class Fetched(NamedTuple):
         return self._replace(images=self.images.pin_memory())
 
 
-class Provider(Protocol):
-    """Where the pixels of one split come from; `note` is a sentence on it for the log."""
-
-    @property
-    def note(self) -> str: ...
-    @property
-    def workers(self) -> int | None:
-        """Loader processes; None: the split is resident."""
-
-    def train(self, asked: Iterable[Request]) -> Generator[Fetched, None, None]:
-        """The micro-batches requested, cropped and with their operations applied."""
-
-    def evaluate(self, asked: Iterable[NDArray[np.int64]]) -> Generator[Fetched, None, None]:
-        """Images as evaluation sees them, black for index -1."""
-
-
 def candidates(request: Request, row: int, plan: BatchPlan, n: int) -> Iterator[int]:
     """The image of a row of a request, then stand-ins (of n) while they are broken.
 
@@ -130,16 +114,18 @@ class Resident:
 
     @property
     def workers(self) -> None:
-        return None
+        """Loader processes: none."""
 
     @property
     def note(self) -> str:
+        """Where the images are, in one sentence for the log."""
         n, *shape = self.images.shape
         what = f"{n:,} images of {' x '.join(map(str, shape))}"
         megabytes = self.images.nbytes / 1e6
         return f"{what} are resident on {self.images.device.type} ({megabytes:.1f} MB)."
 
     def train(self, asked: Iterable[Request]) -> Generator[Fetched, None, None]:
+        """The micro-batches requested, cropped and with their operations applied."""
         for request in asked:
             indices, skipped = self._settled(request)
             images = self.images.index_select(0, to_device(indices, self.images.device))
@@ -151,7 +137,7 @@ class Resident:
             yield Fetched(images, indices, skipped)
 
     def evaluate(self, asked: Iterable[NDArray[np.int64]]) -> Generator[Fetched, None, None]:
-        """The indices of a batch are consecutive; -1 only at its end."""
+        """Images as evaluation sees them, of consecutive indices; black for -1, at the end only."""
         for indices in asked:
             real = indices[indices >= 0]
             first = int(real[0]) if len(real) else 0

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitc.data.loader import EvalLoader, open_eval, open_train
-from vitc.data.pixels import Provider
+from vitc.data.loader import EvalLoader, Provider, open_eval, open_train
 from vitc.runs.checkpoint import TrainState
 from vitc.training.build import Setup
 from vitc.training.device import Processes, autocast
