@@ -27,7 +27,7 @@ def burst(root: Path, classes: int = 3, bursts: int = 12, frames: int = 5) -> Pa
 
 
 def test_groups_stay_on_one_side_and_classes_stay_in_proportion(tmp_path: Path) -> None:
-    data = opened(burst(tmp_path), group=r"/(p\d+)_")
+    data = opened(burst(tmp_path), group=r"(p\d+)_")
     side = {}
     for name, split in data.splits.items():
         for path in split.names:
@@ -36,12 +36,8 @@ def test_groups_stay_on_one_side_and_classes_stay_in_proportion(tmp_path: Path) 
     for name, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
         assert np.abs(np.array(counts(data)[name]) / totals - share).max() < 0.08
     assert "by the groups of data.group" in notes(data)
-
-
-def test_without_a_group_in_parentheses_the_whole_match_counts(tmp_path: Path) -> None:
-    a = opened(burst(tmp_path), group=r"p\d+")
-    b = opened(tmp_path, group=r"(p\d+)_")
-    assert a.splits["val"].names == b.splits["val"].names
+    whole_match = opened(tmp_path, group=r"p\d+")
+    assert whole_match.splits["val"].names == data.splits["val"].names
 
 
 def test_two_groups_of_each_class_train_and_validate(tmp_path: Path) -> None:
@@ -50,12 +46,6 @@ def test_two_groups_of_each_class_train_and_validate(tmp_path: Path) -> None:
     assert all(counts(data)["val"])
     assert "test" not in data.splits
     assert "Too few groups to be in the test" in notes(data)
-
-
-def test_a_class_of_one_group_only_is_refused(tmp_path: Path) -> None:
-    burst(tmp_path)
-    plant(tmp_path, {"class9/p999_": 5})
-    assert "1 class with one group only: 'class9'" in refusal(tmp_path, group=r"(p\d+)_")
 
 
 def test_groups_that_tie_the_classes_together_are_refused(tmp_path: Path) -> None:
@@ -77,18 +67,19 @@ def test_groups_across_the_folders_own_splits_are_a_loud_leak(tmp_path: Path) ->
     )
 
 
-def test_group_expressions_that_are_wrong_or_match_nothing_are_refused(tmp_path: Path) -> None:
+def test_groups_that_are_wrong_match_nothing_or_are_a_class_are_refused(tmp_path: Path) -> None:
     burst(tmp_path)
     with pytest.raises(ConfigError, match="not a regular expression"):
         opened(tmp_path, group="(")
     assert "does not match any file name, e.g. 'class0/p000_0.png'" in refusal(
         tmp_path, ConfigError, group="patient"
     )
+    plant(tmp_path, {"class9/p999_": 5})
+    assert "1 class with one group only: 'class9'" in refusal(tmp_path, group=r"(p\d+)_")
 
 
-def test_images_outside_any_group_are_counted_and_stand_alone(tmp_path: Path) -> None:
-    burst(tmp_path)
-    plant(tmp_path, {"class0/x": 4})
+def test_images_outside_any_group_are_counted_and_are_groups_of_their_own(tmp_path: Path) -> None:
+    plant(burst(tmp_path), {"class0/x": 4})
     assert "data.group does not match 4 train images" in notes(opened(tmp_path, group=r"(p\d+)_"))
 
 
@@ -101,7 +92,7 @@ def test_max_train_takes_a_balanced_subset_of_training_only() -> None:
         open_data(DataConfig(max_train=9))
 
 
-def test_the_fingerprint_tells_images_names_classes_and_splits_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_images_names_classes_and_splits_alone(tmp_path: Path) -> None:
     plant(tmp_path / "x", {"a": 9, "b": 9})
     first = opened(tmp_path / "x").fingerprint
     assert opened(plant(tmp_path / "y", {"a": 9, "b": 9})).fingerprint == first  # elsewhere
@@ -111,9 +102,6 @@ def test_the_fingerprint_tells_images_names_classes_and_splits_apart(tmp_path: P
     assert opened(tmp_path / "x").fingerprint != first
     (tmp_path / "y" / "a" / "000.png").write_bytes(PNG + b"1234")
     assert opened(tmp_path / "y").fingerprint != first
-
-
-def test_the_fingerprint_does_not_depend_on_the_channels_asked_for() -> None:
     config = DataConfig(source="synthetic")
     assert open_data(config, 1).fingerprint == open_data(config, 4).fingerprint
 

@@ -351,11 +351,16 @@ def test_a_killed_pack_resumes_and_is_the_same(photo_folder: Photos, tmp_path: P
     process.kill()
     process.wait()
     assert not out.exists()
+    assert resumed(root, out) > 16
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "whole.vitc", "x.vitc"]
+
+
+def resumed(root: Path, out: Path) -> int:
+    """After how many images the pack resumes; the file is the same as one made at once."""
     made = pack(folder_config(root), out, PackOptions(), workers=1)
-    assert made.resumed > 16
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "x.vitc"]
-    packed(root, tmp_path / "whole.vitc")
-    assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
+    packed(root, out.with_name("whole.vitc"))
+    assert out.read_bytes() == out.with_name("whole.vitc").read_bytes()
+    return made.resumed
 
 
 def interrupted(root: Path, out: Path, after: int) -> None:
@@ -382,10 +387,8 @@ def test_what_was_lost_of_an_unfinished_pack_is_made_again(
     if damage != "none":
         raw[len(raw) // 2] ^= 255
         file.write_bytes(raw[: len(raw) // 2] if "cut" in damage else raw)
-    made = pack(folder_config(root), out, PackOptions(), workers=1)
-    assert made.resumed == 48 if damage == "none" else 10 < made.resumed < 40
-    packed(root, tmp_path / "whole.vitc")
-    assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
+    images = resumed(root, out)
+    assert images == 48 if damage == "none" else 10 < images < 40
 
 
 def test_an_unfinished_pack_of_other_images_is_not_resumed(
@@ -412,9 +415,7 @@ def test_a_full_disk_loses_nothing(photo_folder: Photos, tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "to resume" in (error.value.hint or "")
     assert not out.exists()
-    assert pack(folder_config(root), out, PackOptions(), workers=1).resumed >= 16
-    packed(root, tmp_path / "whole.vitc")
-    assert out.read_bytes() == (tmp_path / "whole.vitc").read_bytes()
+    assert resumed(root, out) >= 16
 
 
 def test_two_processes_do_not_write_one_pack(photo_folder: Photos, tmp_path: Path) -> None:
