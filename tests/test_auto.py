@@ -427,7 +427,7 @@ def test_a_budget_must_be_a_time(budget: float, tmp_path: Path) -> None:
 def test_what_no_choice_can_mend_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         propose(tmp_path / "absent")
     with pytest.raises(ConfigError, match="--data fashion"):
         propose(tmp_path, None, {"data": "fashion"})

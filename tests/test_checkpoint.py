@@ -10,7 +10,6 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -201,11 +200,8 @@ def test_hyperparameters_that_are_numbers_come_back_and_no_others(tmp_path: Path
     state = fresh()
     state.optimizer.param_groups[1]["lr"] = 0.125
     path = state.save(tmp_path, {})
-
-    def forge(values: dict[str, Any]) -> None:
-        values["optimizer"]["groups"][0] |= {"lr": 0.5, "unheard_of": 1.0, "amsgrad": 1}
-
-    forge_state(path, forge)
+    forged = {"lr": 0.5, "unheard_of": 1.0, "amsgrad": 1}
+    forge_state(path, lambda v: v["optimizer"]["groups"][0].update(forged))
     resumed = loaded(path)
     first, second = resumed.optimizer.param_groups
     assert (first["lr"], second["lr"]) == (0.5, 0.125)
@@ -487,39 +483,8 @@ def test_a_file_size_limit_during_a_write_leaves_the_last_checkpoint_good(tmp_pa
     in_child(limited)
     assert names_in(tmp_path) == ["latest", "step_2"]
     assert bits(loaded(tmp_path / "step_2", width=40)) == bits(old)
-
-
-def test_a_full_file_system_leaves_the_last_checkpoint_good(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if mount is None:
-        pytest.skip("FULL-DISK TEST NOT RUN: there is no mount command")
-    made = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)],
-        capture_output=True,
-        text=True,
-    )
-    if made.returncode != 0:
-        pytest.skip(f"FULL-DISK TEST NOT RUN: mounting needs root ({made.stderr.strip()})")
-    try:
-        state = advance(fresh(width=80), 2)  # some 150 KiB a checkpoint
-        state.save(disk / "checkpoints", {})
-        before = bits(state)
-        advance(state, 1)
-        with pytest.raises(CheckpointError, match="No space left on device") as caught:
-            state.save(disk / "checkpoints", {})
-        assert "step_2" in str(caught.value)
-        assert "Free space" in (caught.value.hint or "")
-        assert names_in(disk / "checkpoints") == ["latest", "step_2"]
-        found, _ = latest_checkpoint(disk / "checkpoints")
-        assert found is not None
-        assert bits(loaded(found, width=80)) == before
-        subprocess.run([mount, "-o", "remount,size=2m", str(disk)], check=True)
-        state.save(disk / "checkpoints", {})  # the run went on, and saves once there is space
-        assert bits(loaded(disk / "checkpoints" / "step_3", width=80)) == bits(state)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    new.save(tmp_path, {})  # there is space again
+    assert bits(loaded(tmp_path / "step_3", width=40)) == bits(new)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -622,7 +587,7 @@ def test_checkpoints_that_latest_names_but_are_all_gone_are_an_error(tmp_path: P
         latest_checkpoint(tmp_path)
 
 
-def forge_state(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def forge_state(path: Path, change: Callable[[dict[str, Any]], Any] = len) -> None:
     """Change state.json and give it the checksums it needs to pass for whole."""
     values = json.loads((path / "state.json").read_text())
     values.pop("self")
@@ -635,8 +600,8 @@ def forge_state(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (path / "state.json").write_text(json.dumps(values))
 
 
-def nothing(values: dict[str, Any]) -> None:
-    pass
+def strides(part: str, value: list[int], name: str = "head.weight") -> Callable[..., Any]:
+    return lambda v: v["memory_formats"].update({f"{part}.safetensors": {name: value}})
 
 
 FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -659,19 +624,11 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "optimizer state that is a list": lambda v: v["optimizer"].update(
         scalars={"head.bias": {"step": [1]}}
     ),
-    "huge strides": lambda v: v["memory_formats"].update(
-        {"model.safetensors": {"head.weight": [1 << 40, 1]}}
-    ),
-    "overlapping strides": lambda v: v["memory_formats"].update(
-        {"model.safetensors": {"head.weight": [1, 1]}}
-    ),
-    "negative strides": lambda v: v["memory_formats"].update(
-        {"ema.safetensors": {"head.weight": [-1, 5]}}
-    ),
-    "strides of nothing": lambda v: v["memory_formats"].update({"optim.safetensors": {"x": [1]}}),
-    "strides of another rank": lambda v: v["memory_formats"].update(
-        {"model.safetensors": {"head.weight": [1]}}
-    ),
+    "huge strides": strides("model", [1 << 40, 1]),
+    "overlapping strides": strides("model", [1, 1]),
+    "negative strides": strides("ema", [-1, 5]),
+    "strides of nothing": strides("optim", [1], name="x"),
+    "strides of another rank": strides("model", [1]),
 }
 
 
@@ -733,7 +690,7 @@ def test_a_hostile_tensor_file_is_refused_and_not_executed(
 ) -> None:
     path = small(1).save(tmp_path / "checkpoints", {})
     (path / file).write_bytes(HOSTILE[content])
-    forge_state(path, nothing)
+    forge_state(path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=file):
         small().load(path)
@@ -783,7 +740,7 @@ def test_another_optimizer_is_refused_by_name(tmp_path: Path) -> None:
 def test_optimizer_state_that_fits_no_parameter_is_named(tmp_path: Path, name: str) -> None:
     path = small(1).save(tmp_path, {})
     save_file({name: torch.zeros(7)}, path / "optim.safetensors")
-    forge_state(path, nothing)
+    forge_state(path)
     with pytest.raises(CheckpointError, match=rf"{name}, float32 \(7,\)"):
         small().load(path)
 
@@ -808,7 +765,7 @@ def test_weights_are_those_of_the_average_unless_raw_ones_are_asked(tmp_path: Pa
     for empty in (tmp_path / "alone", tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
             load_weights_of(empty)
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         alone.load(tmp_path / "step_5")
 
 

@@ -26,6 +26,7 @@ from vitc.resolve import load_config
 from vitc.runs.folder import Run
 from vitc.training.loop import run
 
+MIXED = {"data.augment.mixup_alpha": 0.8, "data.augment.cutmix_alpha": 1.0}
 WALL = {"seconds", "images_per_second"}  # the fields of a metrics line that time decides
 
 
@@ -200,8 +201,7 @@ def test_kill_9_on_the_resident_path_is_bit_exact(tmp_path: Path) -> None:
         **{
             "train.epochs": 4,
             "train.save_every_steps": 3,
-            "data.augment.mixup_alpha": 0.8,
-            "data.augment.cutmix_alpha": 1.0,
+            **MIXED,
             "data.augment.label_smoothing": 0.1,
             "train.batch": 64,
             "train.micro_batch": 32,
@@ -225,8 +225,7 @@ def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
             "data.workers": 3,
             "data.resident": "off",
             "data.augment.crop": "random_resized",
-            "data.augment.mixup_alpha": 0.8,
-            "data.augment.cutmix_alpha": 1.0,
+            **MIXED,
             "data.augment.label_smoothing": 0.1,
             "train.batch": 16,
             "train.micro_batch": 8,

@@ -153,13 +153,8 @@ def test_overwrite_restarts_and_removes_only_what_a_run_wrote(tmp_path: Path) ->
     with begin(tmp_path, overwrite=True, train__epochs=9) as folder:
         assert not folder.resumed
     assert read_config(tmp_path) == config(train__epochs=9)
-    assert set(everything(tmp_path)) == {
-        ".lock",
-        "config.json",
-        "events.log",
-        "notes.txt",
-        "checkpoints/mine.safetensors",
-    }
+    kept = ".lock config.json events.log notes.txt checkpoints/mine.safetensors"
+    assert set(everything(tmp_path)) == set(kept.split())
     assert "restarted" in (tmp_path / "events.log").read_text()
 
 
@@ -424,20 +419,12 @@ def test_a_run_does_not_resume_with_other_images(run: RunFolder, key: str) -> No
     assert Run(run.path).data["notes"] == ["found again"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"classes": None},
-        {"classes": [1]},
-        {"in_chans": "3"},
-        {"mean": [0.5]},
-        {"std": ["a", "b", "c"]},
-        {"img_size": [32]},
-        {"img_size": 32},
-        {"fit": "__import__"},
-        {"eval_crop": "1"},
-    ],
-)
+INCOMPLETE = [("classes", None), ("classes", [1]), ("in_chans", "3"), ("mean", [0.5])]
+INCOMPLETE += [("std", ["a", "b", "c"]), ("img_size", [32]), ("img_size", 32)]
+INCOMPLETE += [("fit", "__import__"), ("eval_crop", "1"), ("eval_crop", None)]
+
+
+@pytest.mark.parametrize(("key", "value"), INCOMPLETE)
 def test_a_data_json_that_is_incomplete_is_refused(run: RunFolder, change: dict[str, Any]) -> None:
     (run.path / "data.json").write_text(json.dumps(DATA | change))
     with pytest.raises(CheckpointError, match=r"data\.json"):

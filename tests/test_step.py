@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_loop import TRAIN, lines, weights
+from tests.test_loop import MIXED, TRAIN, lines, tiny, weights
 from vitc.config import to_dict
-from vitc.resolve import load_config
 from vitc.training.device import Processes
 from vitc.training.loop import run
 from vitc.training.step import NormStatistics, _guarded_update
@@ -72,21 +71,8 @@ def test_fused_optimizers_honour_found_inf(kind: type[torch.optim.Optimizer]) ->
 def test_two_processes_with_two_micro_batches_each_equal_one_with_four(
     tmp_path: Path, model: str
 ) -> None:
-    config = load_config(
-        "debug",
-        model=model,
-        **{
-            "train.batch": 128,
-            "train.micro_batch": 32,
-            "train.epochs": 1,
-            "train.threads": 1,
-            "train.precision": "fp32",
-            "data.augment.mixup_alpha": 0.8,
-            "data.augment.cutmix_alpha": 1.0,
-            "train.log_every_steps": 1,
-            "train.device": "cpu",
-        },
-    )
+    one_epoch = {"train.epochs": 1, "train.batch": 128, "train.micro_batch": 32}
+    config = tiny(model=model, **MIXED, **one_epoch, **{"train.device": "cpu"})
     run(config, tmp_path / "one", quiet=True)
     file, script = tmp_path / "c.json", tmp_path / "run.py"
     file.write_text(json.dumps(to_dict(config)))

@@ -26,7 +26,7 @@ def usable_cores() -> int:
 
 
 def cores() -> int:
-    """This process's share of the usable cores, beside the others of a run on this machine."""
+    """This process's share of the usable cores among the processes of a run on this machine."""
     return max(1, usable_cores() // _processes_here())
 
 

@@ -1,4 +1,4 @@
-"""How far is it: a bar with rate and ETA on a terminal, elsewhere a plain line now and then."""
+"""Progress with rate and ETA: a bar on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Progress:
         self.console.print(text, markup=False)
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """`done` parts of `total` are finished; `note` stands in place of the rate."""
+        """`done` parts of `total` are finished; `note` replaces the rate."""
         if total is not None:
             if not self.total:  # the first update: what an earlier run had done is no speed
                 self.start_at(done)

@@ -14,7 +14,7 @@ class Ema:
 
     `module` is the average: a copy of the model, in eval mode, that asks for no gradient.
     `alpha(step)`, the weight of the new model in an update, is a pure function of the step
-    (`config.ema_alpha`), so the tensors of `module` are all the state there is.
+    (`config.ema_alpha`), so the tensors of `module` are the whole state.
     """
 
     def __init__(self, model: nn.Module, alpha: Callable[[int], float]) -> None:
@@ -37,7 +37,7 @@ class Ema:
 
 
 def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """(averaged, copied): float tensors, and the rest, such as BatchNorm's counter of batches.
+    """(averaged, copied): float tensors, and the rest, for example BatchNorm's counter.
 
     `parameters()` and `buffers()` name a shared tensor once. A state_dict names it twice, and a
     tensor averaged twice a step would have another horizon than its neighbours.

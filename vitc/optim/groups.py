@@ -45,7 +45,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """The optimizer of `config` over all trainable parameters of `model`, in two groups.
 
     Group 0 is decayed by config.weight_decay, group 1 is not (`decay_groups`); with
-    config.layer_decay below 1 there are two such groups for every layer, each with its `lr_scale`.
+    config.layer_decay below 1 there are two groups a layer, each with its `lr_scale`.
     The learning rate is config.lr as written until the first `set_lr`, which the loop calls at
     every step. Raises ConfigError: no parameter to train, or layer_decay for a model that does not
     list its layers.
@@ -83,7 +83,7 @@ def lr_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     """What each parameter's learning rate is multiplied by: layer_decay ** (layers above it).
 
     The layers are the model's own `layers()`: lists of parameters' names from the input to the
-    head, whose factor is 1. Raises ConfigError: the model has no such method.
+    head, with factor 1. Raises ConfigError: the model has no `layers()`.
     """
     listed: Callable[[], list[list[str]]] | None = getattr(model, "layers", None)
     if not callable(listed):

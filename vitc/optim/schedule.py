@@ -107,7 +107,7 @@ class CosineConfig(ScheduleConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CustomScheduleConfig(CustomConfig, ScheduleConfig):
-    """A class of the user's own whose `lr(step, total_steps)` is the share of the peak."""
+    """A class of the user's own with `lr(step, total_steps)`, the share of the peak."""
 
     KIND = SCHEDULE
 

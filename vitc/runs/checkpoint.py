@@ -53,7 +53,7 @@ from vitc.runs.tensors import (
 from vitc.wording import few
 
 FORMAT = 1
-PLAIN = (bool, int, float, type(None))  # of an optimizer's state, beside tensors
+PLAIN = (bool, int, float, type(None))  # types in an optimizer's state besides tensors
 VALUES = ("step", "seconds", "skipped", "best", "last_eval", "sums")  # of TrainState, as JSON
 STATE = "state.json"
 MODEL, EMA, OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
@@ -255,7 +255,7 @@ def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
 def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
     """The content of state.json, once it and the files it names (or `only` those) prove whole."""
     if not path.is_dir():
-        raise CheckpointError(f"There is no checkpoint {path}.")
+        raise CheckpointError(f"Checkpoint {path} does not exist.")
     state = read_json(path / STATE, CheckpointError, _decode)
     if type(state.get("format")) is int and state["format"] > FORMAT:
         raise CheckpointError(

@@ -40,7 +40,7 @@ METRICS, EVENTS = "metrics.jsonl", "events.log"
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
-ENDED = ("done", "diverged", "failed")  # a trial with such a status is never run again
+ENDED = ("done", "diverged", "failed")  # a trial with one of these is never run again
 PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)
 
 HARMLESS = frozenset(
@@ -292,7 +292,7 @@ def _metric(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it stands, read only: each file when it is first asked for, and once.
+    """A run folder, read only: each file is read once, when it is first needed.
 
     Files that are not there raise ConfigError, damaged ones CheckpointError.
     """
@@ -389,11 +389,11 @@ class Run:
 
 
 def load_runs(folder: str | Path) -> list[Run]:
-    """Every run folder below `folder` (or itself), by path. Raises ConfigError: there is none."""
+    """Every run folder in or below `folder`, by path. Raises ConfigError if there are none."""
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"{root} is not a folder.", "Give a run, a study, or a folder of runs.")
     found = sorted(p.parent for p in root.rglob(CONFIG) if (p.parent / CONFIG).is_file())
     if not found:
-        raise ConfigError(f"There is no run in {root}.", "A run folder holds a config.json.")
+        raise ConfigError(f"{root} contains no run.", "A run folder holds a config.json.")
     return [Run(path) for path in found]

@@ -59,7 +59,7 @@ def propose(
     that cannot be; DataError: images that cannot be trained on.
     """
     fixed = dict(overrides or {})
-    if fixed.get("train.precision") == "auto":  # what a choice here comes to as well
+    if fixed.get("train.precision") == "auto":  # decided by measuring here too
         del fixed["train.precision"]
     budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
     _refuse(images, budget, fixed)
@@ -95,7 +95,7 @@ def _refuse(images: Path, budget: float, fixed: Mapping[str, Any]) -> None:
     """Raises ConfigError: what no choice can mend."""
     if not images.exists():
         raise ConfigError(
-            f"There is no folder or file {images}.", "Give a folder of images, or a pack of them."
+            f"{images} does not exist.", "Give a folder of images, or a pack of them."
         )
     if not 0 < budget < math.inf:
         raise ConfigError(f"A budget of {budget} seconds: it must be above 0.")
@@ -149,7 +149,7 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
     total = len(given["train"])
     if "val" not in given:
         val, test = rules.held_out_shares(total)
-        because = f"there are {counted(total, 'image')}, and no validation images beside them"
+        because = f"there are {counted(total, 'image')}, none set aside for validation"
         choices.take("data.val_fraction", "share held out for validation", val, because)
         if "test" not in given:
             if not test:

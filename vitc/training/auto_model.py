@@ -52,7 +52,7 @@ def choose_model(
     best: Trial | None = None
     reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
     for rung in ladder:
-        if best is not None and machine.kind == "cpu":  # not even tried where there is no hope
+        if best is not None and machine.kind == "cpu":  # not tried where it is far too slow
             # At the speed, in flops, of the best so far.
             config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
             ratio = _flops(config) / _flops(best.config)
@@ -169,7 +169,7 @@ def _threads(
         return math.inf if cost is None else cost.step_seconds
 
     best = torch.get_num_threads()
-    why = "there is one core" if best == 1 else ""
+    why = "this machine has one core" if best == 1 else ""
     seconds = step_seconds(best) if best > 1 else 0.0
     while best > 1:
         half = step_seconds(best // 2)

@@ -30,12 +30,12 @@ SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are re
 EVALUATIONS = 20  # on validation over a run, at most
 LEAST_SHARE = 0.4  # of the wanted epochs that a model must reach within the budget to be chosen
 SMALL_SIDE = 40  # pixels up to which images are treated as MNIST's and CIFAR's are
-RECIPE = "cifar10_vit_c"  # whose optimizer settings are used, the learning rate scaled
+RECIPE = "cifar10_vit_c"  # its optimizer settings are used, the learning rate scaled
 # Of a fresh model's rate, for weights that are trained. Measured: vit_c_tiny from five classes of
 # CIFAR-10 (JPEG q75) to 50 images each of the other five; see docs/LOG.md.
 TRAINED_SHARE = 0.3
 TINY_WIDTH = 64  # embed_dim of its model
-WORKER_BYTES = 150_000_000  # what a forked loader process comes to own
+WORKER_BYTES = 150_000_000  # own memory of a forked loader process
 FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
 FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
@@ -79,7 +79,7 @@ class Machine:
 def sample(split: Split, skip_broken: bool) -> tuple[tuple[tuple[int, int], ...], bool]:
     """(height, width) of a few images, evenly spread, and whether all are gray.
 
-    Raises BrokenFileError, unless such files are skipped.
+    Raises BrokenFileError unless broken files are skipped.
     """
     places = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64)).tolist()
     if split.pixels is not None:
@@ -249,7 +249,7 @@ def run_length(epoch: float, evaluation: float, budget: float, most: int) -> Len
 
 
 def memory_bytes(config: RunConfig, data: DataSet, machine: Machine, cost: Probe) -> int:
-    """Peak memory of a run whose step was seen to need `cost.memory_bytes`; 0: not known."""
+    """Peak memory of a run, from that of its probe; 0: unknown."""
     if not cost.memory_bytes:
         return 0
     held = sum(s.pixels.nbytes for s in data.splits.values() if s.pixels is not None)

@@ -18,11 +18,11 @@ class InitConfig:
     """A run folder, a weights file, a folder of save_pretrained, or timm:NAME; None: fresh. Empty:
     a recipe that needs some, to be named with --init."""
     source: Literal["auto", "vitc", "pycls", "pycls_branch", "torchvision", "timm"] = "auto"
-    """Whose names the tensors have; auto: recognised."""
+    """Layout of the tensor names; auto: recognised."""
     average: Literal["ema", "raw"] = "ema"
     """Of a run or checkpoint that has both: the average, or the last weights."""
     only: tuple[str, ...] = ()
-    """Take only parts whose names start so (stem.layers); the rest is fresh. Empty: all."""
+    """Load only parts with these name prefixes (stem.layers); the rest is fresh. Empty: all."""
 
     def problems(self) -> list[str]:
         if self.weights == "":

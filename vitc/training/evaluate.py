@@ -147,7 +147,7 @@ def open_split(
 ) -> tuple[EvalLoader, StepSettings, str]:
     """A split of the run's data, or of `data`, prepared as for this run, and its fingerprint.
 
-    Raises DataError: its classes are not the run's; ConfigError: there is no such split.
+    Raises DataError: its classes are not the run's; ConfigError: unknown split.
     """
     if data is not None:
         config = with_data(config, data)
@@ -161,7 +161,7 @@ def open_split(
         )
     if split not in images.splits:
         raise ConfigError(
-            f"There is no split {split!r}.", f"This data has: {', '.join(images.splits)}."
+            f"This data has no split {split!r}.", f"Its splits: {', '.join(images.splits)}."
         )
     mean, std = preprocessing.mean, preprocessing.std
     settings = StepSettings(config, device, Processes(), mean, std, len(classes))

@@ -56,7 +56,7 @@ class RunLog:
         self.progress.start_at(step)
 
     def train_line(self, state: TrainState, lr: float) -> None:
-        """The means since the last such line, which begin again from zero."""
+        """Write the means since the last train line, and reset the sums."""
         means = {name: state.sums[name] / state.sums["steps"] for name in ("loss", "grad_norm")}
         state.sums.update(dict.fromkeys(state.sums, 0.0))
         rate = self._rate(state)

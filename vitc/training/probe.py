@@ -40,7 +40,7 @@ class Probe:
     step_seconds: float
     """One optimizer step, from reading its images to updating the average of the weights."""
     eval_seconds: float
-    """Evaluating one validation image, with reading it; 0 where there is none."""
+    """Evaluating one validation image, with reading it; 0 without validation images."""
     memory_bytes: int
     """Peak of the device, or of this process where the device is the CPU; 0: not known."""
 

@@ -45,7 +45,7 @@ def train_step(
     `forward` is the model, or the model compiled or wrapped for several processes. Returns
     `loss`, averaged over the micro-batches of all processes, and `grad_norm`, before clipping:
     0-d float32 on the device, for the caller to read when it waits for the device anyway. A step
-    whose loss or gradient is not finite changes no weight.
+    with a non-finite loss or gradient changes no weight.
     """
     set_lr(state.optimizer, lr)
     total = torch.zeros((), device=s.device)
