@@ -87,7 +87,7 @@ def test_a_part_is_a_prefix_that_ends_at_a_dot(part: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"train.freeze": ["stem"]}, {"optim.layer_decay": 0.65}])
 def test_a_run_with_it_resumes_exactly(tmp_path: Path, setting: dict[str, Any]) -> None:
-    every = {"train.epochs": 3, "train.log_every_steps": 1, "train.save_every_steps": 2}
+    every = {"train.epochs": 8, "train.log_every_steps": 1, "train.save_every_steps": 2}
     config = short(**every, **setting)
     run(config, tmp_path / "whole", quiet=True)
     assert_same_run(tmp_path / "whole", kill_and_resume(config, tmp_path, kill_at=3))

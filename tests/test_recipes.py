@@ -158,6 +158,10 @@ def test_an_optimizer_and_a_schedule_of_the_users_own_train_resume_and_are_studi
     assert len(rho) == 2
     with pytest.raises(ConfigError, match="no setting 'rhoo'"):
         tiny(optim=f"{file}:Nudge(rhoo=1)").optim.build([], fused=False)
+    file.write_text("")  # the run keeps its own copy
+    kept = load_config(tmp_path / "whole").optim
+    for source in (kept.source, kept.schedule.source):  # type: ignore[attr-defined]
+        assert source.startswith(str(tmp_path / "whole" / "sources"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

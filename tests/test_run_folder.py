@@ -425,8 +425,8 @@ INCOMPLETE += [("fit", "__import__"), ("eval_crop", "1"), ("eval_crop", None)]
 
 
 @pytest.mark.parametrize(("key", "value"), INCOMPLETE)
-def test_a_data_json_that_is_incomplete_is_refused(run: RunFolder, change: dict[str, Any]) -> None:
-    (run.path / "data.json").write_text(json.dumps(DATA | change))
+def test_a_data_json_that_is_incomplete_is_refused(run: RunFolder, key: str, value: Any) -> None:
+    (run.path / "data.json").write_text(json.dumps({**DATA, key: value}))
     with pytest.raises(CheckpointError, match=r"data\.json"):
         assert Run(run.path).data
 

@@ -57,6 +57,16 @@ def environment() -> dict[str, Any]:
     import numpy as np
     import torch
 
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        commit = done.stdout.strip()
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "versions": {
@@ -67,12 +77,12 @@ def environment() -> dict[str, Any]:
         },
         "hardware": {
             "platform": platform.platform(),
-            "cpu": cpu_model(),
+            "cpu": cpu,
             "cores": usable_cores(),
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in gpus],
         },
-        "git_commit": git_commit(),
+        "git_commit": commit,
     }
 
 
@@ -82,22 +92,3 @@ def own_version() -> str:
         return importlib.metadata.version("vitc")
     except importlib.metadata.PackageNotFoundError:  # run from the source tree
         return "unknown"
-
-
-def cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_commit() -> str | None:
-    """The commit of the working folder; None outside git."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

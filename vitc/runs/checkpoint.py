@@ -358,14 +358,14 @@ def _decode(values: dict[str, Any]) -> Any:
 
 def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly those of the model, by name, shape and dtype."""
-    both = [name for name in expected if name in values]
+    there, here = ({n: dtype_shape(t) for n, t in part.items()} for part in (values, expected))
     problems = {
-        "missing": [name for name in expected if name not in values],
-        "unexpected": [name for name in values if name not in expected],
+        "missing": [n for n in here if n not in there],
+        "unexpected": [n for n in there if n not in here],
         "different": [
-            f"{name} ({dtype_shape(values[name])} there, {dtype_shape(expected[name])} here)"
-            for name in both
-            if dtype_shape(values[name]) != dtype_shape(expected[name])
+            f"{n} ({there[n]} there, {here[n]} here)"
+            for n in here
+            if n in there and there[n] != here[n]
         ],
     }
     if any(problems.values()):

@@ -65,7 +65,7 @@ ELSEWHERE = "Restart it with --overwrite, or choose another --out."
 
 def keep_sources(folder: Path, config: RunConfig) -> None:
     """Copy the files of custom classes into the run folder. Raises ConfigError, OSError."""
-    for name, content in copies(config.model).items():
+    for name, content in copies(config).items():
         place = folder / SOURCES
         if place.is_symlink():  # in a stranger's folder it could lead anywhere
             raise ConfigError(f"{place} is a link; a run keeps its sources in its own folder.")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -81,10 +82,7 @@ class InitialWeights:
         return [*notes, *report.adapted]
 
 
-_Stats = tuple[float, ...] | None
-
-
-def _mean_and_std(config: RunConfig, weights: Weights) -> tuple[_Stats, _Stats, list[str]]:
+def _mean_and_std(config: RunConfig, weights: Weights) -> tuple[Any, Any, list[str]]:
     """mean, std in RGB order, and notes on them."""
     known, asked = weights.preprocessing, config.data.mean
     if known is None and asked is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import threading
@@ -14,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig
@@ -73,7 +72,7 @@ def run(
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
-    config = dataclasses.replace(config, model=with_sources(config.model, out))
+    config = with_sources(config, out)
     device = pick_device(config.train.device)
     begun = (out / CONFIG).exists() and not overwrite
     config, reasons = with_precision(config, device, out if begun else None)
@@ -188,7 +187,14 @@ class Trainer:
 
     def _steps(self, batches: TrainLoader) -> None:
         setup, state, t = self.setup, self.state, self.setup.config.train
-        forward = forward_module(setup, state.model)
+        forward = state.model
+        if t.compile:
+            forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+        if setup.procs.world > 1:
+            ids = [setup.device.index] if setup.device.type == "cuda" else None
+            forward = DistributedDataParallel(
+                forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         train_mode(state.model)
         norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs)
         for micros in batches:
@@ -287,16 +293,3 @@ class Trainer:
             "Lower --optim.lr, lengthen --optim.schedule.warmup_epochs, or set "
             "--optim.clip_norm 1.",
         )
-
-
-def forward_module(setup: Setup, model: nn.Module) -> nn.Module:
-    """The model, compiled and wrapped for several processes where the run has that."""
-    forward = model
-    if setup.config.train.compile:
-        forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
-    if setup.procs.world > 1:
-        ids = [setup.device.index] if setup.device.type == "cuda" else None
-        forward = DistributedDataParallel(
-            forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-    return forward
