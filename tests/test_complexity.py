@@ -63,6 +63,8 @@ PAPER = {  # 1000 classes at 224: the model, its stem, one block
     ),
 }
 PAPER_EXTRAS = {  # the same of paper appendices A to C: whole models
+    "vit_p_bn_4gf": Complexity(3909048808, 18507112 + 2 * 384, 11040496),  # gains and biases
+    "vit_c_ln_4gf": Complexity(3965674216, 17754136, 11255770),
     "vit_p_16gf": Complexity(15461406184, 71757160, 43933192),
     "vit_c_16gf": Complexity(15518031592, 71004184, 44148466),
     "vit_p_72gf": Complexity(71206897384, 352954216, 65522836),
@@ -124,18 +126,10 @@ def test_every_stem_of_table_3_costs_what_is_printed(name: str) -> None:
     assert stem.flops / 1e6 == pytest.approx(int(flops), abs=0.51)  # S4's 407.504 is printed 407
     assert f"{stem.params / 1e6:.1f}" == params
     assert f"{stem.activations / 1e6:.1f}" == activations
-
-
-def test_the_first_width_of_s1_is_a_slip_by_its_cost() -> None:
-    stem = dataclasses.replace(model_config("vit_s1_4gf").stem, channels=(42, 104, 208, 416))
-    found = complexity(build_stem(stem, 3, 384), img_size=224)
-    assert f"{found.flops / 1e6:.0f}" == "389"
-
-
-def test_bn_and_ln_cost_what_their_gains_and_biases_are() -> None:
-    bn, p = complexity(meta("vit_p_bn_4gf")), PAPER["vit_p_4gf"][0]
-    assert minus(bn, p) == (0, 2 * 384, 0)
-    assert complexity(meta("vit_c_ln_4gf")) == PAPER["vit_c_4gf"][0]
+    if name == "vit_s1_4gf":  # its first width is printed as 42
+        printed = dataclasses.replace(model_config(name).stem, channels=(42, 104, 208, 416))
+        found = complexity(build_stem(printed, 3, 384), img_size=224)
+        assert f"{found.flops / 1e6:.0f}" == "389"
 
 
 @pytest.mark.parametrize(
@@ -171,13 +165,15 @@ def test_registers_and_qk_norm_cost_their_tokens_and_their_gains() -> None:
     assert whole.params == PAPER["vit_p_1gf"][0].params + 4 * d
     acts = 5 * d * n + heads * n * n + (mlp + d) * n
     assert whole.activations == 196 * d + 12 * acts + 1000
+    n -= 5  # no registers and no class token
+    block = n * (4 * d * d + 4 * d) + 2 * n * n * d + n * (2 * d * mlp + mlp + d)
+    whole = complexity(meta("vit_p_1gf", class_token=False, global_pool="avg"))
+    assert whole.flops == PAPER["vit_p_1gf"][1].flops + 12 * block + 1000 * (d + 1)
+    assert whole.params == PAPER["vit_p_1gf"][0].params - 2 * d
+    acts = 5 * d * n + heads * n * n + (mlp + d) * n
+    assert whole.activations == d * n + 12 * acts + 1000
     normed = minus(complexity(meta("vit_p_1gf", qk_norm=True)), PAPER["vit_p_1gf"][0])
     assert normed == (0, 12 * 4 * 64, 0)
-
-
-@pytest.mark.parametrize("name", ["vit_p_1gf", "vit_c_1gf"])
-def test_a_real_model_costs_the_same_as_one_on_the_meta_device(name: str) -> None:
-    assert complexity(create_model(name)) == PAPER[name][0]
 
 
 def test_no_integer_of_the_papers_exact_table_stands_in_the_package() -> None:
@@ -262,17 +258,6 @@ def test_another_image_size_costs_what_the_formula_says(size: int | tuple[int, i
     assert complexity(model) == PAPER["vit_p_1gf"][0]
     assert model.img_size == (224, 224)
     assert model.pos_embed.shape == (1, 197, 192)
-
-
-def test_pooling_without_a_class_token_costs_one_token_less() -> None:
-    model = meta("vit_p_1gf", class_token=False, global_pool="avg")
-    n, d, mlp, heads = 196, 192, 576, 3
-    block = n * (4 * d * d + 4 * d) + 2 * n * n * d + n * (2 * d * mlp + mlp + d)
-    whole = complexity(model)
-    assert whole.flops == PAPER["vit_p_1gf"][1].flops + 12 * block + 1000 * (d + 1)
-    assert whole.params == PAPER["vit_p_1gf"][0].params - 2 * d
-    acts = 5 * d * n + heads * n * n + (mlp + d) * n
-    assert whole.activations == d * n + 12 * acts + 1000
 
 
 def test_an_image_size_the_stem_cannot_divide_is_refused_and_the_model_stays() -> None:

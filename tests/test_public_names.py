@@ -52,6 +52,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     [
         ("create_model", ["name", "num_classes", "img_size", "in_chans", "init", "overrides"]),
         ("list_models", ["pattern"]),
+        (
+            "load_weights",
+            ["model", "path_or_state_dict", "source", "strict", "adapt", "only", "average"],
+        ),
         ("load_config", ["path_or_recipe", "overrides"]),
         (
             "save_pretrained",
