@@ -29,7 +29,6 @@ QUOTING = {"docs/words.md", "tests/test_words.py"}
 NOT_YET = {
     "docs/results",
     "vitc/cli/engines.py",
-    "vitc/cli/parser.py",
     "vitc/study/paper/claims.py",
     "scripts/make_goldens.py",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vitc.config import RunConfig
-from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.models.config import CNNConfig, ViTConfig
 
 Family = Literal["vit", "cnn"]
 
@@ -31,14 +31,9 @@ def study_ranges(config: RunConfig, optim: str) -> dict[str, tuple[float, float]
     [centre / 8, centre * 4], around the config's own lr and weight decay: for a recipe of a
     ViT_P, around what suits the ViT_P. It leans to the left because too large values do not train.
     """
-    family = _family(config.model)
+    vit, cnn = isinstance(config.model, ViTConfig), isinstance(config.model, CNNConfig)
+    family: Family | None = "vit" if vit else "cnn" if cnn else None
     if config.optim.lr_per_batch == 2048 and family and optim in PAPER_RANGES[family]:
         return PAPER_RANGES[family][optim]
     centres = {"optim.lr": config.optim.lr, "optim.weight_decay": config.optim.weight_decay}
     return {name: (c / 8, c * 4) for name, c in centres.items() if c > 0}
-
-
-def _family(model: ModelConfig) -> Family | None:
-    if isinstance(model, ViTConfig):
-        return "vit"
-    return "cnn" if isinstance(model, CNNConfig) else None

@@ -54,8 +54,13 @@ def scan_folder(root: Path, strict: bool = True) -> Found:
     such folder; DataError: no classes and, if `strict`, only one, an empty one, or classes that
     differ between the splits.
     """
-    if not root.is_dir():
-        raise _no_folder(root)
+    if root.exists() and not root.is_dir():
+        packed = root.name.lower().endswith(_PACKED)
+        hint = "Unpack it and give the folder." if packed else _LAYOUTS
+        raise ConfigError(f"{root} is a file, not a folder of images.", hint)
+    if not root.exists():
+        folders = [p.name for p in root.parent.glob("*") if p.is_dir()]
+        raise ConfigError(f"There is no folder {root}.{suggest(root.name, folders)}", _LAYOUTS)
     places, notes = _layout(root)
     found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
     others = [file for part in found.values() for c in part.values() for file in c.others]
@@ -81,14 +86,6 @@ def scan_folder(root: Path, strict: bool = True) -> Found:
         notes.append(f"{counted(len(empty), 'image file')} of 0 bytes, broken: {some(empty)}.")
     splits = {split: _gather(root, classes, part) for split, part in found.items()}
     return Found(tuple(map(shown, classes)), splits, tuple(notes))
-
-
-def _no_folder(root: Path) -> ConfigError:
-    if root.exists():
-        hint = "Unpack it and give the folder." if root.name.lower().endswith(_PACKED) else _LAYOUTS
-        return ConfigError(f"{root} is a file, not a folder of images.", hint)
-    folders = [p.name for p in root.parent.glob("*") if p.is_dir()]
-    return ConfigError(f"There is no folder {root}.{suggest(root.name, folders)}", _LAYOUTS)
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
