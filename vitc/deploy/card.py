@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on, how accurate it is, what is not known.
+"""The model card: what a model is, what it was trained on, how accurate it is, what is unknown.
 
 Markdown with the hub's YAML front matter, by the template `card.md.j2`, from a run folder's files
 alone. Every name in them is untrusted (a class is a folder's name): it is written as a code span,

@@ -1,7 +1,4 @@
-"""A trained model with all that its answers depend on: weights, classes, preprocessing.
-
-Prediction, evaluation and pictures stand on it, and ask it alone.
-"""
+"""A trained model with all that its answers depend on: weights, classes, preprocessing."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class SplitLogits:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class: `n` images, of which `correct` were predicted as it."""
+    """One class: `n` images, `correct` of them predicted as this class."""
 
     name: str
     n: int

@@ -32,7 +32,7 @@ Array = NDArray[Any]
 
 WIDTH = 12.8  # inches; text is legible when the picture is shown 1280 pixels wide
 DPI = 150
-COLUMNS = 7  # tiles of attention beside each other
+COLUMNS = 7  # tiles of attention in a row
 MAPS = 8  # channels of a stem layer
 FILTERS = 64
 MOSAIC_GAP = 2

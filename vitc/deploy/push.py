@@ -43,7 +43,7 @@ def saved_folder(run_or_folder: Path, target: Path, weights: Literal["ema", "raw
     if weights != "ema":
         raise ConfigError("weights has no effect with a saved model: it holds one set.")
     linked = [p for p in run_or_folder.rglob("*") if p.is_symlink()]
-    if linked:  # in a stranger's folder it could lead to any file
+    if linked:  # in an untrusted folder a link can lead to any file
         raise ConfigError(
             f"{linked[0]} is a link; only plain files are pushed.", "Replace it by a copy."
         )

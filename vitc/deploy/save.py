@@ -48,10 +48,10 @@ def save_pretrained(
 ) -> Path:
     """Save a model into `folder`, to be loaded by `from_pretrained` and `Predictor` or pushed.
 
-    `run_or_model`: a run folder, whose last checkpoint's `weights` ("ema" or "raw") are saved with
-    the run's classes and preprocessing; or a model of this library, for which `classes` (K names)
-    and `preprocessing` (a table or a load report's) may be given. The folder is written whole or
-    not at all. One that is not empty is refused; with `overwrite` a saved model is replaced.
+    `run_or_model`: a run folder, to save the "ema" or "raw" `weights` of its last checkpoint with
+    its classes and preprocessing; or a model of this library, optionally with `classes` (K names)
+    and `preprocessing` (a table or a load report's). The folder is written whole or not at all.
+    One that is not empty is refused; `overwrite` replaces a saved model.
 
     Returns the folder's path. Raises ConfigError: settings that exclude each other, a model
     without a config or that differs from its config, a folder that must not be replaced;
@@ -64,7 +64,7 @@ def save_pretrained(
     target = _target(Path(folder), overwrite)
     if isinstance(run_or_model, nn.Module):
         if weights != "ema":
-            raise ConfigError("weights has no effect with a model: it is saved as it is.")
+            raise ConfigError("weights has no effect with a model in memory.")
         parts = _from_model(run_or_model, classes, preprocessing)
     elif isinstance(run_or_model, str | os.PathLike):
         if classes is not None or preprocessing is not None:
@@ -180,7 +180,7 @@ def _target(folder: Path, overwrite: bool) -> Path:
 
 
 def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str) -> None:
-    """Everything into a folder beside `target`, which then takes its name."""
+    """Write everything into a temporary folder and rename that to `target`."""
     from vitc.runs.tensors import DTYPES, write_tensors
 
     odd = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]

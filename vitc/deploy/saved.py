@@ -72,9 +72,9 @@ def from_pretrained(
     """A saved model in evaluation mode on CPU: (B, C, H, W) float32 -> (B, K) logits.
 
     `folder_or_repo_id`: a folder of `save_pretrained`, or `user/name` on the Hugging Face hub
-    (extra `hub`), of which `revision` is a branch, tag or commit. `num_classes`: another number
-    than it was saved with puts a fresh head on it (0: none, for features). Nothing is unpickled
-    and no code of the folder is imported; a custom class has to be trusted.
+    (extra `hub`); `revision`: its branch, tag or commit. `num_classes`: a number other than the
+    saved one gives a fresh head (0: none, for features). Nothing is unpickled and no code of the
+    folder is imported; a custom class has to be trusted.
 
     Raises ConfigError: no such folder, a missing extra, a custom class that is not trusted;
     CheckpointError: files that are missing, damaged, of a newer format or of different models,
@@ -137,7 +137,7 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
     outside = isinstance(saved.config, TimmConfig) or any(customs(saved.config))
     if not outside:
         model.load_state_dict(tensors, assign=True)
-    if outside or any(b.is_meta for b in model.buffers()):  # with tensors beside its state_dict
+    if outside or any(b.is_meta for b in model.buffers()):  # it has tensors outside its state_dict
         with torch.random.fork_rng(devices=[]):
             model = build_model(saved.config, saved.num_classes)
         model.load_state_dict(tensors)
@@ -204,7 +204,7 @@ def read_pretrained(folder: Path) -> Saved:
 
 
 def _problem(values: Mapping[str, Any]) -> str | None:
-    """What is invalid in the values beside `model`; None: nothing."""
+    """What is invalid in the values other than `model`; None: nothing."""
     unknown = [k for k in values if k not in (*KEYS, "schema")]
     missing = [k for k in KEYS if k not in values]
     if unknown or missing:

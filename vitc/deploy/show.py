@@ -13,7 +13,6 @@ from vitc.errors import ConfigError
 from vitc.files import read_json
 from vitc.models.config import CNNConfig, ViTConfig
 from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
-from vitc.models.zoo import Reported
 from vitc.resolve import check_is, resolve_config, what_is
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 
@@ -108,8 +107,18 @@ def list_page() -> Page:
     from vitc.models.zoo import MODELS, REPORTED
     from vitc.recipes import RECIPES, recipe_summary
 
-    vits = [_vit_row(m, REPORTED.get(n)) for n, m in MODELS.items() if isinstance(m, ViTConfig)]
-    cnns = [_cnn_row(m, REPORTED[n]) for n, m in MODELS.items() if isinstance(m, CNNConfig)]
+    vits, cnns = [], []
+    for name, m in MODELS.items():
+        paper = REPORTED.get(name)
+        flops = f"{paper.gflops:g} G" if paper else ""
+        if isinstance(m, ViTConfig):
+            stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
+            numbers = m.depth, m.embed_dim, m.num_heads, m.img_size, m.stem.reduction
+            vits.append((name, stem, *map(str, numbers), flops))
+        elif isinstance(m, CNNConfig) and paper:
+            stages, widths = ("-".join(map(str, values)) for values in (m.depths, m.widths))
+            sizes = str(m.img_size), str(m.test_size)
+            cnns.append((name, m.stem_type, stages, widths, *sizes, flops, f"{paper.params_m:g} M"))
     recipes = [(name, recipe_summary(name)) for name in RECIPES]
     vit_head = ("model", "stem", "blocks", "dim", "heads", "image", "patch", "paper's flops")
     cnn_head = ("model", "stem", "stages", "widths", "image", "test", "paper's flops", "params")
@@ -120,18 +129,6 @@ def list_page() -> Page:
         Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
     ]
     return Page("Models and recipes", parts, {"models": list(MODELS), "recipes": list(RECIPES)})
-
-
-def _vit_row(m: ViTConfig, paper: Reported | None) -> tuple[str, ...]:
-    stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
-    numbers = m.depth, m.embed_dim, m.num_heads, m.img_size, m.stem.reduction
-    return (m.name, stem, *map(str, numbers), f"{paper.gflops:g} G" if paper else "")
-
-
-def _cnn_row(m: CNNConfig, paper: Reported) -> tuple[str, ...]:
-    stages, widths = ("-".join(map(str, values)) for values in (m.depths, m.widths))
-    reported = f"{paper.gflops:g} G", f"{paper.params_m:g} M"
-    return (m.name, m.stem_type, stages, widths, str(m.img_size), str(m.test_size), *reported)
 
 
 # -- a run -----------------------------------------------------------------------------------------

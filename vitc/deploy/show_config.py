@@ -149,5 +149,5 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
 
 
 def _several(number: str, noun: str) -> str:
-    """`1 epoch`, `0.5 epochs`: of a number as it is printed."""
+    """`1 epoch`, `0.5 epochs`: for a formatted number."""
     return f"{number} {noun}{'s' * (number != '1')}"

@@ -1,4 +1,4 @@
-"""What does a model consist of: its parts with their cost, the paper's numbers beside ours."""
+"""What does a model consist of: its parts with their cost, and the numbers of the paper?"""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def model_page(config: ModelConfig) -> Page:
         values["stem_over_block"] = flops / by_name["blocks"].flops
     whole = ""
     if config == MODELS.get(config.name):
-        whole = _beside_the_paper(config, model, total, stem, shown, values)
+        whole = _compare_with_paper(config, model, total, stem, shown, values)
     if "stem_over_block" in values:
         shown.append(Text(f"Its stem costs {values['stem_over_block']:.2f} of one block{whole}."))
     return Page(config.name, shown, values)
 
 
-def _beside_the_paper(
+def _compare_with_paper(
     config: ModelConfig,
     model: Any,
     total: Complexity,
@@ -92,10 +92,10 @@ def _beside_the_paper(
     if name in REPORTED:
         values["reported"] = _printed(REPORTED[name])
         table = 1 if isinstance(config, ViTConfig) else 2
-        shown.append(_compared(f"Beside the paper's Table {table}", total, REPORTED[name]))
+        shown.append(_compared(f"Compared with the paper's Table {table}", total, REPORTED[name]))
     if name in REPORTED_STEMS and stem is not None:
         values["reported_stem"] = _printed(REPORTED_STEMS[name])
-        title = "The stem beside the paper's Table 3"
+        title = "The stem compared with the paper's Table 3"
         shown.append(_compared(title, stem, REPORTED_STEMS[name]))
     if name in REPORTED_GFLOPS:
         reported = {size: g * 1e9 for size, g in REPORTED_GFLOPS[name].items()}
@@ -104,7 +104,7 @@ def _beside_the_paper(
         values["reported_flops_at"] = {str(size): count for size, count in reported.items()}
         rows = [(str(s), *_difference(flops[s], r, 1e9, "G")) for s, r in reported.items()]
         head = ("image", "counted", "reported", "difference")
-        shown.append(Table("Flops beside the paper's appendix C", head, rows))
+        shown.append(Table("Flops compared with the paper's appendix C", head, rows))
     if name in SLIPS:
         values["slip"] = SLIPS[name]
         shown.append(Text(SLIPS[name]))

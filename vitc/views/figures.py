@@ -20,7 +20,7 @@ from vitc.views.model import Chart, Line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-MOST_TICKS = 6  # labels that have room beside each other
+MOST_TICKS = 6  # labels that fit on an axis
 INK = "#1b1f24"  # text and axes; in HTML they take the page's own colour
 
 STYLE: dict[Any, Any] = {
@@ -57,7 +57,7 @@ def draw(chart: Chart) -> Figure:
 
 
 def save_row(charts: Sequence[Chart], file: Path) -> None:
-    """Charts beside each other in one file, the title of the first above them."""
+    """Charts in a row in one file, under the title of the first."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5 * len(charts), 3.5), layout="constrained")
         row = figure.subplots(1, len(charts), squeeze=False)[0]
@@ -119,7 +119,7 @@ def _inline(svg: str, title: str) -> str:
 
 
 def _draw_points(axes: Any, line: Line) -> None:
-    """Points with their intervals, joined; dashed on the way to a point that stands for another."""
+    """Points with their intervals, joined; the line to a substituted point is dashed."""
     colour, own = _colour_and_style(line.look)
     style = "-" if line.substituted else own  # there dashed has a meaning
     marker = line.marker if line.marker != "o" else MARKERS[line.look % len(MARKERS)]

@@ -1,7 +1,7 @@
-"""What is shown to people, as plain data: text, tables and charts, and the page they stand on.
+"""What is shown to people, as plain data: text, tables, charts, and a page of them.
 
-Whoever has something to show builds these records once; `text`, `html`, `markdown`, `latex` and
-`figures` render them. Every string is plain text: a renderer escapes it.
+`text`, `html`, `markdown`, `latex` and `figures` render these records. Every string is plain text:
+a renderer escapes it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Line:
     points: markers joined by lines, with the intervals `low` to `high` (nan: unbounded);
     curve, steps: a line; scatter: markers alone; band, step band: the area from `low` to `high`;
     range: a bar along the axis from x[0] to x[2] with a tick at x[1].
-    `substituted` marks points that stand for a diverged run: hollow, and the way there dashed; in
-    a scatter a cross. Without a label a line is not in the legend.
+    `substituted` marks points of diverged runs: hollow, with a dashed line to them; in a scatter
+    a cross. Without a label a line is not in the legend.
     """
 
     label: str
@@ -99,7 +99,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Figures:
-    """Charts beside each other, below a title and a note if they have one."""
+    """Charts in a row, below a title and a note if they have one."""
 
     kind: ClassVar = "figures"
     charts: Sequence[Chart]
