@@ -334,9 +334,9 @@ def test_every_error_has_its_exit_code_its_words_and_its_json(
 ) -> None:
     runs.error = error
     assert main(["train", "debug"]) == code
-    said = capsys.readouterr()
-    assert "w\nh" in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert "w\nh" in printed.err
+    assert printed.out == ""
     assert main(["train", "debug", "--json"]) == code
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == {"status": status, "error": "w", "hint": "h"}
@@ -424,10 +424,10 @@ def test_a_dry_run_of_a_folder_saves_what_it_proposes_and_stops(
 ) -> None:
     words = ["train", str(photo_folder()), "--out", str(tmp_path / "r" / "x"), "--dry-run"]
     assert main([*words, "--train.batch", "8"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "model: small - because few"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "model: small - because few"
     assert runs.configs == []
-    assert main(shlex.split(said[-1].partition(": vitc ")[2])) == 0
+    assert main(shlex.split(printed[-1].partition(": vitc ")[2])) == 0
     assert runs.configs[0].train.batch == 8
     assert runs.outs == [tmp_path / "r" / "x"]
 

@@ -171,7 +171,7 @@ def test_accents_written_in_two_ways_are_one_class_with_one_fingerprint(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ({".": 5}, "holds 5 images but no sub-folders"),
         ({".": 0}, "holds no sub-folders"),
@@ -189,9 +189,9 @@ def test_accents_written_in_two_ways_are_one_class_with_one_fingerprint(tmp_path
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_is_refused(
-    tmp_path: Path, tree: Tree, said: str
+    tmp_path: Path, tree: Tree, message: str
 ) -> None:
-    assert said in refusal(plant(tmp_path, tree))
+    assert message in refusal(plant(tmp_path, tree))
 
 
 def test_what_lies_there_instead_of_images_is_named(tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ def test_tables_that_cannot_be_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
     good = table()
 
-    def refused(made: Any, said: str, **settings: Any) -> None:
+    def refused(made: Any, message: str, **settings: Any) -> None:
         pq.write_table(made, file)
-        with pytest.raises((DataError, ConfigError), match=said):
+        with pytest.raises((DataError, ConfigError), match=message):
             opened(file, **settings)
 
     refused(good.drop(["image"]), "no column that can be the image")

@@ -61,7 +61,7 @@ def whole(spec: Path | str) -> DataSet:
 
 
 def refusal(file: Path) -> str:
-    """What is said of a tar that is refused; nothing may be written beside it."""
+    """The message about a tar that is refused; nothing may be written beside it."""
     before = sorted(p for p in file.parent.rglob("*") if "cache" not in p.parts)
     with pytest.raises(DataError) as error:
         opened(file)
@@ -122,7 +122,7 @@ def test_long_names_and_umlauts_are_read(tmp_path: Path) -> None:
         assert whole(file).splits["train"].names == [f"s.tar/{m}" for m in members]
 
 
-def test_a_member_that_is_no_image_is_said_and_a_shard_without_end_is_read(tmp_path: Path) -> None:
+def test_other_members_are_counted_and_a_shard_without_end_is_read(tmp_path: Path) -> None:
     file = tar(tmp_path / "s.tar", samples(0, 4) | {"readme.txt": b"x", "a.extra.npy": b"y"})
     raw = file.read_bytes().rstrip(b"\0")
     file.write_bytes(raw + b"\0" * (-len(raw) % 512))
@@ -269,7 +269,7 @@ def test_two_members_of_one_name_and_two_images_of_one_key_are_refused(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("magic", "said"),
+    ("magic", "message"),
     [
         (gzip.compress(b"x" * 600, mtime=0), "gzip"),
         (b"BZh9" + b"x" * 600, "bzip2"),
@@ -278,18 +278,18 @@ def test_two_members_of_one_name_and_two_images_of_one_key_are_refused(tmp_path:
     ],
 )
 def test_compressed_tars_are_refused_with_the_reason(
-    tmp_path: Path, magic: bytes, said: str
+    tmp_path: Path, magic: bytes, message: str
 ) -> None:
     file = tmp_path / "s.tar.gz"
     file.write_bytes(magic)
     text = refusal(file)
-    assert f"compressed ({said})" in text
+    assert f"compressed ({message})" in text
     assert "random order" in text
     assert load_config("debug", data=str(file)).data.source == "tar"
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         ({"a.cls": b"x" * (2 << 20)}, "has 2,097,152 bytes"),
         ({"a.json": b"{"}, "cannot be read"),
@@ -302,8 +302,8 @@ def test_compressed_tars_are_refused_with_the_reason(
         ({}, "no label"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(tmp_path: Path, label: Members, said: str) -> None:
-    assert said in refusal(tar(tmp_path / "s.tar", {"a.png": png(0)} | label))
+def test_invalid_labels_are_refused(tmp_path: Path, label: Members, message: str) -> None:
+    assert message in refusal(tar(tmp_path / "s.tar", {"a.png": png(0)} | label))
 
 
 def test_one_class_no_images_or_too_many_members_are_refused(
@@ -349,7 +349,7 @@ def header(size: bytes, name: bytes = b"a.png", kind: bytes = b"0") -> bytes:
     ],
     ids=range(14),
 )
-def test_forged_headers_are_refused_before_memory_is_asked_for(tmp_path: Path, raw: bytes) -> None:
+def test_forged_headers_are_refused_before_memory_is_allocated(tmp_path: Path, raw: bytes) -> None:
     file = tmp_path / "s.tar"
     file.write_bytes(raw)
     assert refusal(file)
