@@ -134,7 +134,7 @@ def stem_filters(model: nn.Module) -> Tensor:
         if isinstance(module, nn.Conv2d):
             return module.weight.detach().float()
     raise ConfigError(
-        f"{type(root).__name__} has no 2-D convolution whose filters could be shown.",
+        f"{type(root).__name__} has no 2-D convolution, so no filters to show.",
         "The outputs of its layers can be: vitc show MODEL|RUN --features IMAGE",
     )
 

@@ -27,7 +27,7 @@ def timm_config(name: str) -> TimmConfig:
     if tag:
         raise ConfigError(
             f"{name} names pretrained weights (.{tag}), but a model starts fresh.",
-            f"Model and weights apart: --model timm:{bare} --init {name}",
+            f"Name model and weights separately: --model timm:{bare} --init {name}",
         )
     size = timm.get_pretrained_cfg(bare).input_size
     return TimmConfig(name=f"timm:{bare}", img_size=size[-1] if size[1] == size[2] else size[1:])
@@ -90,7 +90,7 @@ def _timm() -> Any:
 
 
 def import_peer(name: str) -> Any:
-    """timm, torchvision or one of their modules, also beside a torch that torchvision does not fit.
+    """timm, torchvision or one of their modules, also with a torch that torchvision does not fit.
 
     A torchvision linked to CUDA cannot load its compiled part beside a CPU-only torch; and timm
     imports torchvision at once. Its models need none of that part but the names of two operators,

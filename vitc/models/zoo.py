@@ -54,7 +54,7 @@ class Size(NamedTuple):
     num_heads: int
     mlp_ratio: float
     depth: int
-    """Blocks of the ViT_P; the ViT_C has one less, whose flops its stem takes (paper section 4)."""
+    """Blocks of the ViT_P; the ViT_C has one less: its stem takes those flops (paper section 4)."""
     img_size: int
     patch_size: int
     channels: tuple[int, ...]

@@ -19,9 +19,9 @@ from vitc.files import replacing
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model, model_config
 from vitc.runs.tensors import DTYPES, dtype_shape, write_tensors
+from vitc.weights import layouts
 from vitc.weights.files import SAFETENSORS, TORCH
 from vitc.weights.fit import fill, models_like
-from vitc.weights.layouts import LAYOUTS, Layout, Shape, describe, from_vitc, recognise
 from vitc.weights.load import Average, Weights, by_our_names, read_weights
 from vitc.wording import few
 
@@ -34,7 +34,7 @@ class Converted:
     """What `convert` read and wrote."""
 
     weights: Weights
-    shape: Shape | None
+    shape: layouts.Shape | None
     """Of the ViT; None: another model."""
     models: list[str]
     """Names of the models that have this shape."""
@@ -59,9 +59,9 @@ def convert(
     "rgb" or "bgr", the order of colours that the written weights take. Raises ConfigError and
     CheckpointError as `read_weights` and `write_weights`.
     """
-    layout = next((name for name in LAYOUTS if name == to), None)
+    layout = next((name for name in layouts.LAYOUTS if name == to), None)
     if layout is None:
-        raise unknown("layout", to, LAYOUTS)
+        raise unknown("layout", to, layouts.LAYOUTS)
     weights = read_weights(where, source, average)
     notes = list(weights.notes)
     if model is not None:
@@ -76,14 +76,14 @@ def convert(
             f"{feeds.upper()}; --channels {feeds} reverses them."
         )
     sha256 = write_weights(out, weights, layout)
-    shape = describe(weights.tensors)
+    shape = layouts.describe(weights.tensors)
     models = [model] if model else models_like(shape) if shape else []
     return Converted(weights, shape, models, notes, sha256)
 
 
 def _checked(weights: Weights, name: str) -> Weights:
     """The weights with the config of the model `name`, once every tensor fits it."""
-    shape = describe(weights.tensors)
+    shape = layouts.describe(weights.tensors)
     config = model_config(name)
     overrides: dict[str, Any] = {}
     if shape is not None and isinstance(config, ViTConfig):
@@ -123,7 +123,7 @@ def _with_channels(weights: Weights, channels: str) -> tuple[Weights, str]:
     )
 
 
-def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
+def write_weights(path: Path, weights: Weights, layout: layouts.Layout) -> str:
     """Write a ViT's weights (in our layout) in that of a library, whole or not at all.
 
     `.safetensors` keeps source, layout, preprocessing, classes and the model's config as JSON
@@ -135,13 +135,13 @@ def write_weights(path: Path, weights: Weights, layout: Layout) -> str:
     if suffix not in (*SAFETENSORS, *TORCH):
         raise ConfigError(
             f"{path} must end in one of {', '.join((*SAFETENSORS, *TORCH))}.",
-            "safetensors keeps preprocessing and classes beside the tensors.",
+            "safetensors also keeps preprocessing and classes.",
         )
     weights = by_our_names(weights)
     tensors = weights.tensors
-    if recognise(tensors) is not None:
+    if layouts.recognise(tensors) is not None:
         stem = (weights.model or {}).get("stem")
-        tensors = from_vitc(tensors, layout, stem if isinstance(stem, Mapping) else None)
+        tensors = layouts.from_vitc(tensors, layout, stem if isinstance(stem, Mapping) else None)
     elif (layout, weights.source) != ("vitc", "vitc"):
         raise CheckpointError(
             f"{weights.where} is not a known ViT; only ViTs are converted between libraries.",

@@ -1,4 +1,4 @@
-"""How is a stranger's weights file read safely? No code runs, and no memory is taken on its word.
+"""How is a stranger's weights file read safely? No code runs, no size that it claims is believed.
 
     .safetensors                     its header is checked against the file's size before it is read
     .pt .pth .pyth .bin .ckpt .tar   PyTorch's zip archive, or its older form, both by torch's own

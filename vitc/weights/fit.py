@@ -19,14 +19,7 @@ from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import MODELS, classifier_name
 from vitc.runs.tensors import dtype_shape
-from vitc.weights.layouts import (
-    Shape,
-    describe,
-    first_convolution,
-    from_vitc,
-    recognise,
-    without_wrappers,
-)
+from vitc.weights import layouts
 from vitc.weights.load import (
     Average,
     Weights,
@@ -106,7 +99,7 @@ def fill(
     """
     _check_adaptations(adapt)
     only = (only,) if isinstance(only, str) else only
-    target = without_wrappers(dict(model.state_dict(keep_vars=True)))
+    target = layouts.without_wrappers(dict(model.state_dict(keep_vars=True)))
     for name in ("_orig_mod", "module", "_orig_mod"):  # torch.compile, DistributedDataParallel
         model = getattr(model, name, model)
     head = f"{classifier_name(model)}."
@@ -173,11 +166,11 @@ def _part_of(target: dict[str, Tensor], only: Collection[str]) -> dict[str, Tens
 
 def _in_layout_of(target: Mapping[str, Tensor], stored: Weights) -> Weights:
     """The weights in the layout of the model's tensors, converted through ours if they differ."""
-    here = recognise(target)
-    if here is None or recognise(stored.tensors) in (None, here):
+    here = layouts.recognise(target)
+    if here is None or layouts.recognise(stored.tensors) in (None, here):
         return stored
     ours = by_our_names(stored)
-    return ours if here == "vitc" else replace(ours, tensors=from_vitc(ours.tensors, here))
+    return ours if here == "vitc" else replace(ours, tensors=layouts.from_vitc(ours.tensors, here))
 
 
 def _fits(value: Tensor, target: Tensor) -> bool:
@@ -238,7 +231,7 @@ def _as_rgb(weights: Weights, target: Mapping[str, Tensor], notes: list[str]) ->
             f"The channel order of {weights.where} is unknown, so it cannot be adapted.",
             "If it is BGR, convert the file first: vitc convert IN OUT --channels rgb --from pycls",
         )
-    name = first_convolution(target)
+    name = layouts.first_convolution(target)
     if pre.channels != "bgr" or name not in weights.tensors:  # `only` may leave the stem out
         return weights
     tensors = {**weights.tensors, name: weights.tensors[name].flip(1)}
@@ -249,7 +242,7 @@ def _as_rgb(weights: Weights, target: Mapping[str, Tensor], notes: list[str]) ->
 def _resampled(
     weights: Weights, wanted: Mapping[str, Tensor], model: nn.Module, notes: list[str]
 ) -> Weights:
-    """The position embedding for the model's grid if it is of another; class token apart."""
+    """The position embedding for the model's grid if that is another; the class token is kept."""
     old, new = weights.tensors.get("pos_embed"), wanted.get("pos_embed")
     if old is None or new is None or old.shape == new.shape or old.ndim != 3:
         return weights
@@ -360,7 +353,7 @@ def _misfit(
 
 def _looks_like(weights: Weights) -> str:
     """Which ViT the tensors are of, and which models are the same."""
-    shape = describe(by_our_names(weights, strict=False).tensors)
+    shape = layouts.describe(by_our_names(weights, strict=False).tensors)
     if shape is None:
         return f"Its tensors are named {few(weights.tensors, 2)}: not a known ViT."
     names = models_like(shape)
@@ -369,7 +362,7 @@ def _looks_like(weights: Weights) -> str:
     )
 
 
-def models_like(shape: Shape) -> list[str]:
+def models_like(shape: layouts.Shape) -> list[str]:
     """Names of the zoo's ViTs of this shape, at any resolution and number of classes."""
     found = []
     for name, config in MODELS.items():

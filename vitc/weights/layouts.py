@@ -381,7 +381,7 @@ def from_vitc(
 def _misfit(
     tensors: Mapping[str, Tensor], layout: Layout, conv: bool, stem: Mapping[str, Any]
 ) -> str | None:
-    """Why that library cannot compute what these tensors do, apart from unknown names."""
+    """Why that library cannot compute what these tensors do, other than unknown names."""
     if "pos_embed" not in tensors or "stem.proj.weight" not in tensors:
         return "they are not of a ViT with one of the paper's stems"
     if stem.get("kind", "conv") not in ("patchify", "conv"):
