@@ -21,8 +21,8 @@ from pathlib import Path
 from vitc.config import to_saved
 from vitc.files import write_json
 from vitc.machine import environment
-from vitc.study.design import StudyFolder
 from vitc.study.measures.hparams import hparams_plan
+from vitc.study.study_folder import StudyFolder
 
 MODELS, OPTIMS = ["vit_c_tiny", "vit_p_tiny"], ["adamw", "sgd"]
 LINES = 4  # evaluations of a trial, each with a line of training before it

@@ -13,8 +13,9 @@ from vitc.config import flat_values, to_dict
 from vitc.errors import ConfigError
 from vitc.resolve import load_config
 from vitc.study import controls
-from vitc.study.design import Plan, Range, from_json, mixed, to_json
+from vitc.study.design import Plan, Range, mixed
 from vitc.study.measures.hparams import hparams_plan
+from vitc.study.study_folder import from_json, to_json
 
 MODELS = ["vit_c_tiny", "vit_p_tiny"]
 

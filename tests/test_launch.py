@@ -30,11 +30,13 @@ from vitc.runs.folder import CLAIM, TRIES
 from vitc.study import launch_slurm as slurm_module
 from vitc.study import load_runs
 from vitc.study.analysis import analyse
-from vitc.study.design import StudyFolder, Trial
+from vitc.study.design import Trial
 from vitc.study.launch import ENGINES, LocalEngine, run_all
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import Slice, SlurmEngine
-from vitc.study.runner import conduct, standing
+from vitc.study.runner import conduct
+from vitc.study.standing import standing
+from vitc.study.study_folder import StudyFolder
 from vitc.study.summary import facts
 from vitc.study.work import Span, read_tries, run_trial, trials_of
 

@@ -22,7 +22,7 @@ from vitc.stats import effects
 from vitc.stats.proportions import Interval, share_difference
 from vitc.study.analysis import analyse
 from vitc.study.contenders import contenders_of
-from vitc.study.design import Plan, StudyFolder, Trial, from_json, mixed, to_json
+from vitc.study.design import Plan, Trial, mixed
 from vitc.study.launch_slurm import SlurmEngine
 from vitc.study.measures import MEASURES
 from vitc.study.measures.base import default_lengths, length_points, measure_plan, request_of
@@ -33,8 +33,9 @@ from vitc.study.paper.claims import claims, pairs
 from vitc.study.paper.exhibits import EXHIBITS, PAPER_LENGTHS
 from vitc.study.paper.numbers import TABLE2, TABLE3
 from vitc.study.paper.plans import entry_groups, exhibit_plan
-from vitc.study.report import report
+from vitc.study.reporting import report
 from vitc.study.runner import conduct
+from vitc.study.study_folder import StudyFolder, from_json, to_json
 from vitc.study.tuning import Tuned, before_measuring, best_values, tuning_plan
 
 HERE: dict[str, Any] = {
@@ -551,7 +552,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
 
     monkeypatch.setattr("vitc.study.runner.conduct", conduct)
     # Drawing takes most of the time; one test above draws.
-    monkeypatch.setattr("vitc.study.report.save_figure", lambda chart, folder: (None, "<svg/>"))
+    monkeypatch.setattr("vitc.views.figures.save", lambda chart, folder: (None, "<svg/>"))
     monkeypatch.chdir(tmp_path)
     return plans
 
@@ -619,7 +620,7 @@ def test_each_verb_plans_runs_and_reports(
         (["length", "debug", "--lengths", "1", "--train.epochs", "2"], "no effect with --lengths"),
         (["vary", "debug"], "Nothing is varied"),
         (["vary", "debug", "--set", "train.batches", "1"], "train.batch"),
-        (["vary", "debug", "--set", "train.batch", "many"], "whole number"),
+        (["vary", "debug", "--set", "train.batch", "many"], "integer"),
         (["vary", "debug", "--times", "train.precision", "2"], "no number"),
         (["vary", "debug", "--setup", "x", "train.batch"], "SETTING=VALUE"),
         (["peak", "debug", "--tune", "0", "--optims", "adamw", "sgd"], "which optimizer"),

@@ -14,8 +14,9 @@ from vitc.config import SCHEMA, to_dict
 from vitc.errors import ConfigError
 from vitc.models.config import TimmConfig
 from vitc.recipes.ranges import PAPER_RANGES, study_ranges
-from vitc.study.design import Plan, StudyFolder, from_json, hashed_settings, mixed, to_json
+from vitc.study.design import Plan, hashed_settings, mixed
 from vitc.study.measures.hparams import hparams_plan
+from vitc.study.study_folder import StudyFolder, from_json, to_json
 
 HERE: dict[str, Any] = {"versions": {}, "hardware": {}}
 

@@ -35,8 +35,9 @@ from vitc.plugins.consent import name_class, with_sources
 from vitc.plugins.names import SOURCE, Custom, Kind, parse, sha
 from vitc.plugins.names import STEM as A_STEM
 from vitc.study.analysis import analyse
-from vitc.study.design import StudyFolder, hashed_settings
+from vitc.study.design import hashed_settings
 from vitc.study.measures.hparams import hparams_plan
+from vitc.study.study_folder import StudyFolder
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_stem.py"
 BRIEF: dict[str, Any] = {"train.epochs": 1, "train.batch": 128}

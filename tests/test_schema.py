@@ -19,7 +19,8 @@ from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
 from vitc.recipes import RECIPES
 from vitc.recipes.recipe import recipe
-from vitc.study.design import NOT_HASHED, StudyFolder
+from vitc.study.design import NOT_HASHED
+from vitc.study.study_folder import StudyFolder
 
 SAME_MACHINE = cases.machine() == golden("runs")["machine"]
 

@@ -11,7 +11,8 @@ import pytest
 
 from vitc import study
 from vitc.errors import ConfigError
-from vitc.study.design import TUNING, StudyFolder
+from vitc.study.design import TUNING
+from vitc.study.study_folder import StudyFolder
 
 BRIEF: dict[str, Any] = {
     "train.epochs": 1,

@@ -17,12 +17,14 @@ from vitc.config import to_dict
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
 from vitc.study import load_runs
 from vitc.study.contenders import contenders_of
-from vitc.study.design import TUNING, Plan, StudyFolder
+from vitc.study.design import TUNING, Plan
 from vitc.study.measures.base import length_points, measure_plan
 from vitc.study.measures.hparams import hparams_plan
 from vitc.study.quick import quick_plan
-from vitc.study.report import report
-from vitc.study.runner import conduct, standing, status_lines
+from vitc.study.reporting import report
+from vitc.study.runner import conduct
+from vitc.study.standing import standing, status_lines
+from vitc.study.study_folder import StudyFolder
 from vitc.study.tuning import tuning_plan
 
 QUICKLY = {"train.epochs": 1, "train.batch": 64}

@@ -24,12 +24,12 @@ BANNED = {
     "of a kind that": r"of (?:a|no) kind",
     "how far it is": r"how far (?:it|a study|they)",
 }
+STORED = re.compile(r"\.tell\(\)|\"says\"")  # a file's method, and a key of results.json
 # Files quoting the words, and rooms that are still to be reworded. The second list only shrinks.
 QUOTING = {"docs/words.md", "tests/test_words.py"}
 NOT_YET = {
     "docs/results",
     "vitc/cli/engines.py",
-    "vitc/study/paper/claims.py",
     "scripts/make_goldens.py",
 }
 
@@ -55,7 +55,7 @@ def test_no_banned_word_is_used(file: Path) -> None:
         f"{name}:{number} ({what}): {line.strip()}"
         for number, line in enumerate(lines, start=1)
         for what, pattern in BANNED.items()
-        if re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", line.replace(".tell()", ""))
+        if re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", STORED.sub("", line))
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -23,10 +23,12 @@ from vitc.files import FolderLock, read_json, write_json
 from vitc.machine import environment
 from vitc.runs.folder import CLAIM, CONFIG, TRIES
 from vitc.study import load_runs, work
-from vitc.study.design import Plan, StudyFolder, Trial
+from vitc.study.design import Plan, Trial
 from vitc.study.launch import LocalEngine
 from vitc.study.measures.hparams import hparams_plan
-from vitc.study.runner import conduct, standing, work_on
+from vitc.study.runner import conduct, work_on
+from vitc.study.standing import standing
+from vitc.study.study_folder import StudyFolder
 from vitc.study.work import (
     BUSY,
     DEATHS,

@@ -11,8 +11,9 @@ from vitc.cli.parser import Parser, count, emit
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitc.study.design import Plan, StudyFolder
+    from vitc.study.design import Plan
     from vitc.study.launch import Engine
+    from vitc.study.study_folder import StudyFolder
 
 
 class Flag(NamedTuple):
@@ -107,7 +108,7 @@ def show_trials(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
     """How many trials of a plan would run, and with SLURM the job script."""
     from vitc.study.launch import device_of
     from vitc.study.launch_slurm import SlurmEngine
-    from vitc.study.runner import standing, trials_by_id
+    from vitc.study.standing import standing, trials_by_id
 
     total = len(trials_by_id(plan))
     left = total - (standing(folder, plan).ended if folder.exists() else 0)

@@ -27,9 +27,9 @@ from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitc.study.contenders import Request
-    from vitc.study.design import StudyFolder
     from vitc.study.measures.base import Measure, Option
     from vitc.study.studies import Stage
+    from vitc.study.study_folder import StudyFolder
 
 QUICK_SECONDS = 240.0  # of training, so that install and report fit into a few minutes as well
 EPILOG = (
@@ -193,7 +193,7 @@ def _factors(words: Sequence[str]) -> tuple[str, list[float]]:
 
 
 def _folder(args: Namespace, name: str) -> StudyFolder:
-    from vitc.study.design import StudyFolder
+    from vitc.study.study_folder import StudyFolder
 
     return StudyFolder(args.out or Path("studies") / name)
 
@@ -290,8 +290,8 @@ def _status_options(parser: Parser) -> None:
 
 
 def _status(args: Namespace) -> int:
-    from vitc.study.design import StudyFolder
-    from vitc.study.runner import status_lines
+    from vitc.study.standing import status_lines
+    from vitc.study.study_folder import StudyFolder
 
     for line in status_lines(StudyFolder(args.folder)):
         emit(line)
@@ -321,8 +321,8 @@ def part(text: str) -> tuple[int, int]:
 
 
 def _work(args: Namespace) -> int:
-    from vitc.study.design import StudyFolder
     from vitc.study.runner import work_on
+    from vitc.study.study_folder import StudyFolder
 
     folder, engine = StudyFolder(args.folder), engine_of(args)
     if args.dry_run:
@@ -435,9 +435,9 @@ def _paper_study(args: Namespace, data: str | None, settings: dict[str, Any]) ->
 
 
 def _paper_dry_run(args: Namespace, stages: Sequence[Stage]) -> int:
-    from vitc.study.design import to_json
     from vitc.study.paper.exhibits import get_exhibit
     from vitc.study.paper.plans import cost_lines
+    from vitc.study.study_folder import to_json
 
     lines = cost_lines([plan for _, plan in stages])
     if args.json:

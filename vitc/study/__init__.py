@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vitc.stats.compare import Comparison, compare
     from vitc.stats.curves import edf, interval
     from vitc.stats.proportions import Interval
-    from vitc.study.report import report
+    from vitc.study.reporting import report
     from vitc.study.studies import StudyResult, run
 
 __all__ = [
@@ -34,7 +34,7 @@ _MODULES = {
     "interval": "stats.curves",
     "load_runs": "runs.folder",
     "StudyResult": "study.studies",
-    "report": "study.report",
+    "report": "study.reporting",
     "run": "study.studies",
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.errors import ConfigError
-from vitc.study.design import HPARAMS, MUST_AGREE, Plan, StudyFolder, settings_of
+from vitc.study.design import HPARAMS, MUST_AGREE, Plan, settings_of
 from vitc.study.measures import measure_of
 from vitc.study.paper.beside import beside
 from vitc.study.paper.claims import claim_values, claims_table
@@ -21,6 +21,7 @@ from vitc.study.results import (
     results_of,
     unsuccessful,
 )
+from vitc.study.study_folder import StudyFolder
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitc.files import read_json, write_json
-from vitc.study.design import Plan, StudyFolder
-from vitc.study.runner import standing
+from vitc.study.design import Plan
+from vitc.study.standing import standing
+from vitc.study.study_folder import StudyFolder
 
 CHOSEN_FILE = "chosen.json"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vitc.config import RunConfig, all_leaf_types, leaves
 from vitc.errors import ConfigError
-from vitc.models.config import ViTConfig
+from vitc.models.config import ModelConfig, ViTConfig
 from vitc.models.stem_config import STEM_KINDS, CustomStemConfig, StemConfig
 from vitc.models.zoo import MODELS, build_model
 from vitc.plugins.consent import customs, with_sources
@@ -84,8 +84,7 @@ def contenders_of(
                     raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
                 if stem:
                     config = load_config(config, **{"model.stem": _stem_for(config, stem)})
-                model_found = with_sources(config.model, recipe)
-                config = dataclasses.replace(config, model=model_found)
+                config = dataclasses.replace(config, model=with_sources(config.model, recipe))
                 kind = stem or overrides.get("model.stem", "")
                 label = _label(config, kind if isinstance(kind, str) else "", stems)
                 label = label if len(recipes) == 1 else f"{recipe} {label}"
@@ -148,11 +147,15 @@ def again(groups: Sequence[Group], reference: str) -> list[Group]:
     ]
 
 
+def twin_of(model: ModelConfig) -> ModelConfig | None:
+    """The ViT_C of a ViT_P in the zoo, and the other way round."""
+    kind = {"vit_p_": "vit_c_", "vit_c_": "vit_p_"}.get(model.name[:6], "")
+    return MODELS.get(kind + model.name[6:])
+
+
 def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
     """A stem of this kind as the zoo gives it to the model or its twin; else the word itself."""
-    name = config.model.name
-    twin = {"vit_p_": "vit_c_", "vit_c_": "vit_p_"}.get(name[:6], "") + name[6:]
-    for model in (config.model, MODELS.get(twin)):
+    for model in (config.model, twin_of(config.model)):
         if isinstance(model, ViTConfig) and type(model.stem) is STEM_KINDS.get(stem):
             return model.stem
     return stem

@@ -11,12 +11,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
-from vitc.models.zoo import MODELS
 from vitc.recipes.ranges import study_ranges
 from vitc.resolve import load_config
+from vitc.study.contenders import twin_of
 from vitc.study.design import Group, Range
 
 RangeRule = Literal["shared", "separate", "union"]
@@ -52,18 +53,21 @@ def _with(group: Group, what: str, **settings: object) -> Group:
     return named.with_config(config)
 
 
-def _smaller_patch(group: Group) -> Group | None:
+def _patchify(group: Group) -> PatchifyStemConfig | None:
     stem = getattr(group.config.model, "stem", None)
-    if not isinstance(stem, PatchifyStemConfig) or stem.patch_size % 2:
+    return stem if isinstance(stem, PatchifyStemConfig) else None
+
+
+def _smaller_patch(group: Group) -> Group | None:
+    stem = _patchify(group)
+    if stem is None or stem.patch_size % 2:
         return None
     half = stem.patch_size // 2
     return _with(group, f"patch {half}", **{"model.stem.patch_size": half})
 
 
 def _swap_depth(group: Group) -> Group | None:
-    model = group.config.model
-    twin = {"vit_p_": "vit_c_", "vit_c_": "vit_p_"}.get(model.name[:6], "") + model.name[6:]
-    other = MODELS.get(twin)
+    model, other = group.config.model, twin_of(group.config.model)
     if not (isinstance(model, ViTConfig) and isinstance(other, ViTConfig)):
         return None
     if model.depth == other.depth:
@@ -72,8 +76,8 @@ def _swap_depth(group: Group) -> Group | None:
 
 
 def _bn_patchify(group: Group) -> Group | None:
-    stem = getattr(group.config.model, "stem", None)
-    if not isinstance(stem, PatchifyStemConfig) or stem.bn_relu:
+    stem = _patchify(group)
+    if stem is None or stem.bn_relu:
         return None
     return _with(group, "bn", **{"model.stem.bn_relu": True})
 
@@ -87,8 +91,7 @@ def _ln_conv(group: Group) -> Group | None:
 
 def _frozen_patchify(group: Group) -> Group | None:
     """Random patch embeddings that stay: what Chen et al. (arXiv 2104.02057) did for ViT_P."""
-    stem = getattr(group.config.model, "stem", None)
-    if not isinstance(stem, PatchifyStemConfig):
+    if _patchify(group) is None:
         return None
     return _with(group, "frozen stem", **{"train.freeze": (*group.config.train.freeze, "stem")})
 
@@ -135,6 +138,12 @@ def _step_ms(group: Group) -> float:
 # -- ranges ----------------------------------------------------------------------------------------
 
 
+def family_ranges(config: RunConfig, optim: str) -> dict[str, Range]:
+    """The ranges of `recipes.ranges` for one config."""
+    own = study_ranges(config, optim)
+    return {name: Range(low=low, high=high) for name, (low, high) in own.items()}
+
+
 def shifted(ranges: Mapping[str, Range], octave: Literal["up", "down"] | None) -> dict[str, Range]:
     """Log ranges times or over two; uniform ones have no octave and stay."""
     factor = {"up": 2.0, "down": 0.5, None: 1.0}[octave]
@@ -161,7 +170,8 @@ def with_range_rule(
     ranges = {optim: dict(rs) for optim, rs in shared.items()}
     if rule == "shared":
         return list(groups), ranges
-    new = [dataclasses.replace(g, ranges={**_own(g), **asked.get(g.optim, {})}) for g in groups]
+    own = {id(g): family_ranges(g.config, g.optim) for g in groups}
+    new = [dataclasses.replace(g, ranges={**own[id(g)], **asked.get(g.optim, {})}) for g in groups]
     if rule == "separate":
         return new, ranges
     return list(groups), {optim: _union(new, optim) for optim in ranges}
@@ -183,8 +193,3 @@ def _union(groups: Sequence[Group], optim: str) -> dict[str, Range]:
         low, high = min(r.low for r in every), max(r.high for r in every)
         found[name] = dataclasses.replace(every[0], low=low, high=high)
     return found
-
-
-def _own(group: Group) -> dict[str, Range]:
-    found = study_ranges(group.config, group.optim)
-    return {n: Range(low=low, high=high) for n, (low, high) in found.items()}

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from vitc.errors import ConfigError, RunError
 from vitc.runs.folder import ENDED
-from vitc.study.design import Plan, StudyFolder
+from vitc.study.design import Plan
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import SlurmEngine
+from vitc.study.study_folder import StudyFolder
 from vitc.study.work import Pool, claimed, read_tries, status_of
 
 

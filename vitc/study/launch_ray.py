@@ -20,7 +20,7 @@ from typing import Any
 from vitc.errors import ConfigError, InterruptedRun, RunError, VitcError
 from vitc.machine import cores
 from vitc.plugins.consent import TRUSTED_ENV, consent
-from vitc.study.design import StudyFolder
+from vitc.study.study_folder import StudyFolder
 from vitc.study.work import (
     SAVE_SECONDS,
     Span,

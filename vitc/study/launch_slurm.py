@@ -27,7 +27,7 @@ from typing import Any
 from vitc.errors import ConfigError, RunError
 from vitc.plugins.consent import TRUSTED_ENV, consent
 from vitc.runs.folder import ENDED
-from vitc.study.design import StudyFolder
+from vitc.study.study_folder import StudyFolder
 from vitc.study.work import (
     SAVE_SECONDS,
     Pool,

@@ -7,14 +7,15 @@ comes from; `vitc.study.analysis` makes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.errors import VitcError
 from vitc.study.chosen import read_chosen
-from vitc.study.design import Group, Plan, StudyFolder
-from vitc.study.runner import standing
+from vitc.study.design import Group, Plan
+from vitc.study.standing import standing
+from vitc.study.study_folder import StudyFolder
 from vitc.views.model import Chart, Table
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
 PAPER_PRIMARY = "minimum over epochs of the top-1 error of the EMA weights on validation"
-
-
-# -- what is concluded ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,6 @@ class Section:
     @property
     def unfinished(self) -> int:
         return sum(r.status in ("waiting", "running", "interrupted") for r in self.results)
-
-
-# -- one trial -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -105,9 +100,8 @@ def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> 
         summary = run.summary if run else {}
         status = run.status if run else "waiting"
         done = status == "done"
-        error = {"done": _error(summary.get(metric)), "diverged": plan.chance_error}.get(status)
-        key = "/".join(x for x in (trial.contender, trial.optim, trial.point) if x)
-        test = tests.get(key, {})
+        error = {"done": _error(summary, metric), "diverged": plan.chance_error}.get(status)
+        test = tests.get(trial.group.key, {})
         found.append(
             Result(
                 study=plan.name,
@@ -118,8 +112,8 @@ def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> 
                 values=trial.values,
                 status=status,
                 error=error,
-                error_raw=_error(summary.get("top1_raw")) if done else None,
-                error_best_epoch=_error(summary.get("top1_best")) if done else None,
+                error_raw=_error(summary, "top1_raw") if done else None,
+                error_best_epoch=_error(summary, "top1_best") if done else None,
                 train_seconds=summary.get("train_seconds"),
                 steps=int(summary.get("step") or 0),
                 peak_memory_bytes=summary.get("peak_memory_bytes"),
@@ -133,8 +127,8 @@ def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> 
     return found
 
 
-def _error(top1: float | None) -> float | None:
-    return None if top1 is None else 100 - top1
+def _error(summary: Mapping[str, Any], metric: str) -> float | None:
+    return None if summary.get(metric) is None else 100 - summary[metric]
 
 
 def unsuccessful(results: Sequence[Result]) -> list[str]:
@@ -154,9 +148,6 @@ def protocol_notes(plan: Plan, protocol: Protocol) -> list[str]:
         "epoch is chosen on the images it is reported on, so they are too low."
         + (f" Runs were evaluated every {rare} epochs only." if rare > 1 else "")
     ]
-
-
-# -- what a contender costs ------------------------------------------------------------------------
 
 
 def cost_of(g: Group, classes: int) -> tuple[Complexity | None, str]:

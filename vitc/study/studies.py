@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request, contenders_of
-from vitc.study.design import TUNING, Plan, StudyFolder
+from vitc.study.design import TUNING, Plan
 from vitc.study.measures import measure_of
 from vitc.study.measures.base import groups_of, request_of
 from vitc.study.results import Section
 from vitc.study.runner import conduct
+from vitc.study.study_folder import StudyFolder
 from vitc.study.tuning import (
     CHOSEN,
     Tuned,
@@ -88,7 +89,7 @@ def run(
     `retry_failed`; and dotted settings for every trial, as `**{"train.epochs": 3}`.
     Raises ConfigError, RunError.
     """
-    from vitc.study.report import report
+    from vitc.study.reporting import report
 
     kind = measure_of(measure)
     execution = {name: words.pop(name) for name in EXECUTION if name in words}

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitc.runs.folder import Run
-from vitc.study.design import DIVERGED, HPARAMS, PRIMARY, Plan
+from vitc.study.design import HPARAMS, Plan
 from vitc.study.paper.claims import claims
 from vitc.study.paper.exhibits import EXHIBITS
 from vitc.study.results import PAPER_PRIMARY, Result, Section
+from vitc.study.study_folder import DIVERGED, PRIMARY
 from vitc.views.latex import tabular
 from vitc.views.model import Table
 from vitc.views.text import columns

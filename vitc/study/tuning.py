@@ -12,11 +12,12 @@ from typing import Any
 
 from vitc.config import RunConfig, leaves
 from vitc.errors import ConfigError, RunError
-from vitc.recipes.ranges import study_ranges
 from vitc.resolve import load_config
 from vitc.study.contenders import count_classes, for_study, one_precision
-from vitc.study.design import HPARAMS, TUNING, TUNING_SEEDS, Group, Plan, Range, StudyFolder
-from vitc.study.runner import standing
+from vitc.study.controls import family_ranges
+from vitc.study.design import HPARAMS, TUNING, TUNING_SEEDS, Group, Plan, Range, key_of
+from vitc.study.standing import standing
+from vitc.study.study_folder import StudyFolder
 
 CHOSEN = (
     "chosen on the validation images that the errors are on; the measured runs have other seeds"
@@ -126,12 +127,6 @@ def before_measuring(plan: Plan) -> Plan:
     return dataclasses.replace(plan, seed_start=TUNING_SEEDS).checked()
 
 
-def family_ranges(config: RunConfig, optim: str) -> dict[str, Range]:
-    """The ranges of `recipes.ranges` for one config."""
-    own = study_ranges(config, optim)
-    return {name: Range(low=low, high=high) for name, (low, high) in own.items()}
-
-
 def best_values(
     folder: StudyFolder, plan: Plan
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
@@ -152,7 +147,7 @@ def best_values(
     errors: dict[str, float] = {}
     for trial in plan.trials():
         contender = trial.contender.removesuffix(f" at {trial.point}")
-        key = "/".join(x for x in (contender, trial.optim, trial.point) if x)
+        key = key_of(contender, trial.optim, trial.point)
         run = at.runs.get(trial.id)
         if run is None or run.top1 is None:
             errors.setdefault(key, float("inf"))

@@ -37,7 +37,8 @@ from vitc.errors import (
 )
 from vitc.files import LOCK, FolderLock, read_json, write_json
 from vitc.runs.folder import CHECKPOINTS, CLAIM, CONFIG, ENDED, LATEST, SUMMARY, TRIES, Run
-from vitc.study.design import StudyFolder, Trial
+from vitc.study.design import Trial
+from vitc.study.study_folder import StudyFolder
 
 BUSY = "busy"  # another process is running the trial
 STOPPED = 143  # exit code of a worker that was asked to stop: 128 + SIGTERM

@@ -96,9 +96,12 @@ def _draw_on(axes: Any, chart: Chart) -> None:
 
 
 def save(chart: Chart, folder: Path) -> tuple[Figure, str]:
-    """The chart as SVG, PNG and PDF in `folder`; the figure, and the SVG for an HTML page."""
+    """The chart as SVG in `folder`, a main one (`brief`) also as PNG and PDF.
+
+    Returns the figure, and the SVG for an HTML page.
+    """
     figure = draw(chart)
-    for suffix in ("png", "pdf"):
+    for suffix in ("png", "pdf") if chart.brief else ():
         figure.savefig(folder / f"{chart.name}.{suffix}", dpi=200)
     buffer = io.StringIO()
     # Ids are hashed with the salt, so that several pictures in one page never share one.

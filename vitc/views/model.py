@@ -6,7 +6,7 @@ a renderer escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +54,15 @@ class Table:
     note: str = ""
     brief: bool = False
     level: int = 2
+
+    @classmethod
+    def of(
+        cls, title: str, rows: Sequence[Mapping[str, str]], note: str = "", **more: Any
+    ) -> Table:
+        """A table of rows by the names of its columns, the same in every row."""
+        return cls(
+            title, list(rows[0]) if rows else [], [[*r.values()] for r in rows], note, **more
+        )
 
 
 @dataclass(frozen=True)

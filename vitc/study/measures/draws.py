@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +48,16 @@ class GroupDraws:
     is_control: bool
     point: str
 
-    @property
+    @cached_property
     def known(self) -> list[tuple[Result, float]]:
         """The trials that have a result, with their errors."""
         return [(r, r.error) for r in self.results if r.error is not None]
 
-    @property
+    @cached_property
     def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array([error for _, error in self.known])
 
-    @property
+    @cached_property
     def best(self) -> Result | None:
         return min(self.known, key=lambda pair: pair[1])[0] if self.known else None
 

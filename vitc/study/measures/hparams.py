@@ -26,7 +26,7 @@ from vitc.study.contenders import (
     one_precision,
     reference_of,
 )
-from vitc.study.controls import control_groups, shifted, with_range_rule
+from vitc.study.controls import control_groups, family_ranges, shifted, with_range_rule
 from vitc.study.design import Plan, Range
 from vitc.study.measures.base import Measure, Option, request_of
 from vitc.study.measures.draws import (
@@ -39,7 +39,7 @@ from vitc.study.measures.draws import (
     groups_of_draws,
 )
 from vitc.study.results import Finding, Result
-from vitc.study.tuning import UNTUNED, Tuned, family_ranges
+from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Table
 
 
@@ -344,33 +344,33 @@ def _p(p: float) -> str:
 
 
 def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
-    columns: dict[str, list[str]] = {
-        "contender": [g.contender for g in groups],
-        "optimizer": [g.optim for g in groups],
-        "draws": [str(len(g.errors)) for g in groups],
-        "diverged": [str(g.count("diverged")) for g in groups],
-        "failed": [str(g.count("failed")) for g in groups],
-        "best error %": [
-            f"{g.best.error:.2f}" if g.best and g.best.error is not None else "-" for g in groups
-        ],
-        "test error % of that draw (95 %)": [_test(g.test) for g in groups],
-        "best settings": [_settings(g.best) for g in groups],
-        "median error % (95 %)": [_interval(g.median) for g in groups],
-        f"within {WITHIN_POINTS:g} points of the best": [_share(g.share) for g in groups],
-        "Mflops": [f"{g.cost.flops / 1e6:,.1f}" if g.cost else "-" for g in groups],
-        "params": [f"{g.cost.params:,}" if g.cost else "-" for g in groups],
-        "activations": [f"{g.cost.activations:,}" if g.cost else "-" for g in groups],
-        "step ms": [f"{g.step_ms:.1f}" if g.step_ms else "-" for g in groups],
-        "memory MiB": [f"{g.memory_mib:,.0f}" if g.memory_mib else "-" for g in groups],
-        "s a trial": [f"{g.seconds_a_trial:.1f}" if g.seconds_a_trial else "-" for g in groups],
-    }
+    rows = [
+        {
+            "contender": g.contender,
+            "optimizer": g.optim,
+            "draws": str(len(g.errors)),
+            "diverged": str(g.count("diverged")),
+            "failed": str(g.count("failed")),
+            "best error %": f"{g.best.error:.2f}" if g.best and g.best.error is not None else "-",
+            "test error % of that draw (95 %)": _test(g.test),
+            "best settings": _settings(g.best),
+            "median error % (95 %)": _interval(g.median),
+            f"within {WITHIN_POINTS:g} points of the best": _share(g.share),
+            "Mflops": f"{g.cost.flops / 1e6:,.1f}" if g.cost else "-",
+            "params": f"{g.cost.params:,}" if g.cost else "-",
+            "activations": f"{g.cost.activations:,}" if g.cost else "-",
+            "step ms": f"{g.step_ms:.1f}" if g.step_ms else "-",
+            "memory MiB": f"{g.memory_mib:,.0f}" if g.memory_mib else "-",
+            "s a trial": f"{g.seconds_a_trial:.1f}" if g.seconds_a_trial else "-",
+        }
+        for g in groups
+    ]
     note = (
         "Flops are multiply-adds of one image's forward pass. Step time and memory are medians "
         "over the trials as they ran, several at a time on one machine; memory is the peak of the "
         "whole process on CPU, of the allocator on a GPU."
     )
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return Table("Contenders", list(columns), rows, note)
+    return Table.of("Contenders", rows, note)
 
 
 def _interval(i: Interval | None) -> str:
@@ -398,38 +398,27 @@ def _share(i: Interval | None) -> str:
 
 
 def _comparisons_table(comparisons: Sequence[DrawsComparison]) -> Table:
-    head = [
-        "contender",
-        "against",
-        "optimizer",
-        "shared draws",
-        "median difference, points",
-        "95 % interval",
-        "p",
-        "Holm p",
-        "EDFs cross",
+    rows = [
+        {
+            "contender": c.contender + (" (control)" if c.is_control else ""),
+            "against": c.reference,
+            "optimizer": c.optim,
+            "shared draws": str(c.n),
+            "median difference, points": f"{c.difference.estimate:+.2f}",
+            "95 % interval": _bounds(c.difference, signed=True),
+            "p": _p(c.p),
+            "Holm p": _p(c.p_holm),
+            "EDFs cross": "beyond noise"
+            if c.crossings.beyond_noise
+            else ("within noise" if c.crossings.seen else "no"),
+        }
+        for c in comparisons
     ]
-    rows = []
-    for c in comparisons:
-        seen, beyond = bool(c.crossings.seen), bool(c.crossings.beyond_noise)
-        rows.append(
-            [
-                c.contender + (" (control)" if c.is_control else ""),
-                c.reference,
-                c.optim,
-                str(c.n),
-                f"{c.difference.estimate:+.2f}",
-                _bounds(c.difference, signed=True),
-                _p(c.p),
-                _p(c.p_holm),
-                "beyond noise" if beyond else "within noise" if seen else "no",
-            ]
-        )
     note = (
         "Difference of top-1 errors on the same draw; negative: the contender is better. "
         "Wilcoxon signed-rank tests, exact; Holm-corrected over all rows."
     )
-    return Table("On shared draws", head, rows, note)
+    return Table.of("On shared draws", rows, note)
 
 
 def _group_values(g: GroupDraws) -> dict[str, Any]:

@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request
 from vitc.study.design import Plan
-from vitc.study.measures.base import (
-    FIXED,
-    LENGTHS,
-    RETUNE,
-    Measure,
-    epochs_of,
-    points_of_lengths,
-    seeded_plan,
-    tuning_at_every_length,
-)
-from vitc.study.measures.cells import (
-    Cells,
-    Errors,
-    Key,
-    difference_sentences,
-    difference_tables,
-    differences,
-    level,
-    line_of,
-    mean,
-    paired,
-    points_of,
-    seeds_note,
-    shown,
-    untrained,
-    values_of,
-    verdict_of,
-)
+from vitc.study.measures import base, seeded
+from vitc.study.measures.base import Measure
 from vitc.study.measures.length import Length
+from vitc.study.measures.seeded import Errors, Key
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Line, Table
@@ -59,8 +34,8 @@ class Optimizer(Measure):
         "vitc study optimizer fashion_vit_p --models vit_c_tiny vit_p_tiny --lengths 5 10 20 40"
     )
     optims = ("adamw", "sgd")
-    options = (LENGTHS, RETUNE)
-    untuned = FIXED
+    options = (base.LENGTHS, base.RETUNE)
+    untuned = base.FIXED
 
     def tuning(self, request: Request) -> Tuning | None:
         if len(set(request.optims)) != 2:
@@ -68,14 +43,14 @@ class Optimizer(Measure):
                 f"A gap is between two optimizers, not {len(set(request.optims))}.",
                 "For example: --optims adamw sgd",
             )
-        return tuning_at_every_length(request, points_of_lengths(request))
+        return base.tuning_at_every_length(request, base.points_of_lengths(request))
 
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
-        return seeded_plan(self, request, points_of_lengths(request), tuned)
+        return base.seeded_plan(self, request, base.points_of_lengths(request), tuned)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = Cells.of(plan, results)
-        points = points_of(plan)
+        cells = seeded.Cells.of(plan, results)
+        points = seeded.points_of(plan)
         first, *others = plan.optims
         second, last = others[0] if others else "another optimizer", points[-1]
         ruled = {
@@ -83,14 +58,18 @@ class Optimizer(Measure):
             for c in plan.contenders
             for o in plan.optims
         }
-        gaps = _gaps(cells, ruled)
-        final: dict[Key, Errors] = {
-            (g.contender, g.optim, ""): g.gap for g in gaps if g.point == last
+        keys = [(c, second, p) for c in plan.contenders for p in points]
+        keys = [k for k in keys if k in cells and (k[0], first, k[2]) in cells]
+        gaps = {
+            (c, o, p): seeded.paired(cells.errors(c, o, p), cells.trained(c, first, p))
+            for c, o, p in keys
         }
-        found = differences(plan, final)
+        final: dict[Key, Errors] = {(c, o, ""): g for (c, o, p), g in gaps.items() if p == last}
+        found = seeded.differences(plan, final)
         own = [
-            f"At {last} {contender}'s error under {optim} is {shown(mean(gap), signed=True)} "
-            f"points above {first}'s ({len(gap)} seeds)."
+            f"At {last} {contender}'s error under {optim} is "
+            f"{seeded.shown(seeded.mean(gap), signed=True)} points above {first}'s "
+            f"({len(gap)} seeds)."
             for (contender, optim, _), gap in final.items()
             if gap
         ]
@@ -98,46 +77,33 @@ class Optimizer(Measure):
         gone = sum(cells.diverged(*key) for key in cells.runs)
         rule = (
             f"Of {gone} diverged runs {substituted} had a shorter schedule to take the place of, "
-            "as in the paper: drawn hollow and dashed. The numbers beside the rule's count all as "
+            "as in the paper: drawn hollow and dashed. The other numbers count all of them as "
             "chance error."
             if gone
             else "No run diverged, so the paper's rule changed nothing."
         )
-        head = [
-            "contender",
-            "epochs",
-            "seeds",
-            f"{first} error % (95 %)",
-            f"{second} error % (95 %)",
-            "diverged",
-            f"{second} - {first}, points (95 %)",
-            "by the paper's rule",
-        ]
-        note = f"{seeds_note(plan)} {rule}"
-        table = Table("Gap between the optimizers", head, [g.row for g in gaps], note, brief=True)
-        baseless = {(c, first): cells.diverged(c, first, last) for c, *_ in final}
-        sentences = difference_sentences(found, f"the gap to {first} at {last}", "loses")
+        both = [_compared(cells, ruled, first, *key, gap) for key, gap in gaps.items()]
+        sentences = seeded.difference_sentences(found, f"the gap to {first} at {last}", "loses")
         by_length = Length().read(plan, results) if len(points) > 1 else Finding([], [], [], {})
+        note = f"{seeded.seeds_note(plan)} {rule}"
+        against = f"Gap at {last}, against the reference"
+        smaller = "Negative: the contender has the smaller gap."
         return Finding(
             [
-                *verdict_of(sentences, plan),
+                *seeded.verdict_of(sentences, plan),
                 *own,
-                *untrained(baseless, plan.draws, f"at {last}"),
+                *seeded.untrained(cells, [(c, first) for c, *_ in final], last),
                 rule,
                 *by_length.sentences,
             ],
             [
-                table,
-                *difference_tables(
-                    found,
-                    f"Gap at {last}, against the reference",
-                    "Negative: the contender has the smaller gap.",
-                ),
+                Table.of("Gap between the optimizers", [row for row, _ in both], note, brief=True),
+                *seeded.difference_tables(found, against, smaller),
                 *(replace(t, brief=False) for t in by_length.tables),
             ],
             [_chart(plan, cells, ruled), *by_length.charts],
             {
-                "gaps": [g.values for g in gaps],
+                "gaps": [values for _, values in both],
                 "comparisons": [d.values for d in found],
                 "substituted": substituted,
                 **({"length": by_length.values} if by_length.values else {}),
@@ -145,7 +111,49 @@ class Optimizer(Measure):
         )
 
 
-def _by_the_papers_rule(cells: Cells, contender: str, optim: str, points: Sequence[str]) -> Ruled:
+def _compared(
+    cells: seeded.Cells,
+    ruled: Mapping[tuple[str, str], Ruled],
+    first: str,
+    contender: str,
+    optim: str,
+    point: str,
+    gap: Errors,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The row of a contender's gap to the first optimizer at a point, and its values."""
+    old, new = (contender, first, point), (contender, optim, point)
+    at = seeded.points_of(cells.plan).index(point)
+    mine, theirs = (
+        {seed: error for seed, (error, _) in ruled[contender, o][at].items()}
+        for o in (optim, first)
+    )
+    mean, by_rule = seeded.mean(gap), seeded.mean(seeded.paired(mine, theirs))
+    row = {
+        "contender": contender,
+        "epochs": str(base.epochs_of(point)),
+        "seeds": str(len(gap)),
+        f"{first} error % (95 %)": seeded.shown(seeded.level(cells.errors(*old))),
+        f"{optim} error % (95 %)": seeded.shown(seeded.level(cells.errors(*new))),
+        "diverged": f"{cells.diverged(*old)} / {cells.diverged(*new)}",
+        f"{optim} - {first}, points (95 %)": seeded.shown(mean, signed=True),
+        "by the paper's rule": seeded.shown(by_rule, signed=True),
+    }
+    values = {
+        "contender": contender,
+        "optim": optim,
+        "against": first,
+        "epochs": base.epochs_of(point),
+        "n": len(gap),
+        "diverged": cells.diverged(*new),
+        "gap": seeded.values_of(mean),
+        "gap_by_the_papers_rule": seeded.values_of(by_rule),
+    }
+    return row, values
+
+
+def _by_the_papers_rule(
+    cells: seeded.Cells, contender: str, optim: str, points: Sequence[str]
+) -> Ruled:
     """A diverged run counts as the best result of a shorter schedule of its seed; where there is
     none it stays at chance, for itself."""
     shorter: dict[int, float] = {}
@@ -163,70 +171,22 @@ def _by_the_papers_rule(cells: Cells, contender: str, optim: str, points: Sequen
     return found
 
 
-@dataclass(frozen=True)
-class _Gap:
-    """One contender at one length: the gap of an optimizer to the first, seed by seed."""
-
-    contender: str
-    optim: str
-    point: str
-    gap: Errors
-    row: list[str]
-    values: dict[str, Any]
-
-
-def _gaps(cells: Cells, ruled: Mapping[tuple[str, str], Ruled]) -> list[_Gap]:
-    plan, found = cells.plan, []
-    first, *others = plan.optims
-    for contender in plan.contenders:
-        for other in others:
-            for k, point in enumerate(points_of(plan)):
-                mine, base = (contender, other, point), (contender, first, point)
-                if mine not in cells or base not in cells:
-                    continue
-                gap = paired(cells.errors(*mine), cells.trained(*base))
-                rule = paired(
-                    {i: e for i, (e, _) in ruled[contender, other][k].items()},
-                    {i: e for i, (e, _) in ruled[contender, first][k].items()},
-                )
-                row = [
-                    contender,
-                    str(epochs_of(point)),
-                    str(len(gap)),
-                    shown(level(cells.errors(*base))),
-                    shown(level(cells.errors(*mine))),
-                    f"{cells.diverged(*base)} / {cells.diverged(*mine)}",
-                    shown(mean(gap), signed=True),
-                    shown(mean(rule), signed=True),
-                ]
-                values = {
-                    "contender": contender,
-                    "optim": other,
-                    "against": first,
-                    "epochs": epochs_of(point),
-                    "n": len(gap),
-                    "diverged": cells.diverged(*mine),
-                    "gap": values_of(mean(gap)),
-                    "gap_by_the_papers_rule": values_of(mean(rule)),
-                }
-                found.append(_Gap(contender, other, point, gap, row, values))
-    return found
-
-
-def _chart(plan: Plan, cells: Cells, ruled: Mapping[tuple[str, str], Ruled]) -> Chart:
+def _chart(plan: Plan, cells: seeded.Cells, ruled: Mapping[tuple[str, str], Ruled]) -> Chart:
     """Error by length; where there is one length only, contenders side by side."""
-    points = points_of(plan)
+    points = seeded.points_of(plan)
     lines: list[Line] = []
     for look, contender in enumerate(plan.contenders):
         for optim in plan.optims:
             if all((contender, optim, p) not in cells for p in points):
                 continue
-            means = [level({i: e for i, (e, _) in at.items()}) for at in ruled[contender, optim]]
-            x = [float(epochs_of(p)) for p in points]
+            means = [
+                seeded.level({i: e for i, (e, _) in at.items()}) for at in ruled[contender, optim]
+            ]
+            x = [float(base.epochs_of(p)) for p in points]
             if len(points) == 1:
                 x = [float(look)]
             marker = "^" if optim == plan.optims[0] else "v"
-            line = line_of(f"{contender}, {optim}", look, x, means, marker)
+            line = seeded.line_of(f"{contender}, {optim}", look, x, means, marker)
             instead = [any(sub for _, sub in at.values()) for at in ruled[contender, optim]]
             there = [s for s, m in zip(instead, means, strict=True) if m is not None]
             lines.append(replace(line, substituted=there))

@@ -13,32 +13,8 @@ from vitc.stats import effects
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import Request
 from vitc.study.design import Group, Plan
-from vitc.study.measures.base import (
-    LENGTHS,
-    RECIPES_OWN,
-    TUNE_EPOCHS,
-    Measure,
-    epochs_of,
-    groups_of,
-    points_of_lengths,
-    seeded_plan,
-    short_tuning,
-    tune_option,
-)
-from vitc.study.measures.cells import (
-    Cells,
-    contender_optims,
-    difference_sentences,
-    difference_tables,
-    differences,
-    level,
-    line_of,
-    points_of,
-    seeds_note,
-    shown,
-    values_of,
-    verdict_of,
-)
+from vitc.study.measures import base, seeded
+from vitc.study.measures.base import Measure
 from vitc.study.results import Finding, Result, cost_of, uncounted_note
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Table
@@ -57,14 +33,14 @@ class Peak(Measure):
         "--tune 8 --optims adamw sgd"
     )
     options = (
-        replace(LENGTHS, help="epochs of the runs (default: the recipe's)"),
-        tune_option(8),
-        TUNE_EPOCHS,
+        replace(base.LENGTHS, help="epochs of the runs (default: the recipe's)"),
+        base.tune_option(8),
+        base.TUNE_EPOCHS,
     )
-    untuned = RECIPES_OWN
+    untuned = base.RECIPES_OWN
 
     def tuning(self, request: Request) -> Tuning | None:
-        found = short_tuning(request)
+        found = base.short_tuning(request)
         if len(request.optims) > 1 and found is None:
             raise ConfigError(
                 "Without --tune it is not known which optimizer is best.",
@@ -73,49 +49,38 @@ class Peak(Measure):
         return found
 
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
-        points = points_of_lengths(request, every_length=False)
+        points = base.points_of_lengths(request, every_length=False)
         if len(request.optims) == 1 or not tuned.errors:
-            return seeded_plan(self, request, points, tuned)
-        groups = best_optimizer(groups_of(request)[0], tuned.errors)
+            return base.seeded_plan(self, request, points, tuned)
+        groups = best_optimizer(base.groups_of(request)[0], tuned.errors)
         about = "of each contender the optimizer whose best draw was best is run"
         tuned = replace(tuned, about=(*tuned.about, about))
-        return seeded_plan(self, request, points, tuned, groups)
+        return base.seeded_plan(self, request, points, tuned, groups)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = Cells.of(plan, results)
-        points = points_of(plan)
+        cells = seeded.Cells.of(plan, results)
+        points = seeded.points_of(plan)
         last = points[-1]
-        contenders = [_contender(cells, *key) for key in contender_optims(plan)]
+        contenders = [_contender(cells, *key) for key in seeded.contender_optims(plan)]
         finals = {(c.group.contender, "", ""): c.final for c in contenders}
-        found = differences(plan, finals)
-        head = [
-            "contender",
-            "optimizer",
-            "lr / weight decay",
-            *(f"error % at {p} (95 %)" for p in points),
-            "diverged",
-            "Mflops",
-            "params (M)",
-            "activations (M)",
-            "ms an image",
-        ]
-        note = f"{seeds_note(plan)} Time: of training steps as the trials ran, several at a time."
+        found = seeded.differences(plan, finals)
+        note = f"{seeded.seeds_note(plan)} Times are of training steps of several trials at a time."
         costs = [
             (c.cost.params, c.cost.flops, c.cost.activations, c.image_ms)
             for c in contenders
             if c.cost is not None and c.image_ms is not None
         ]
         correlated, sentence = time_correlations(costs)
-        sentences = difference_sentences(found, f"the error at {last}", "errs")
+        sentences = seeded.difference_sentences(found, f"the error at {last}", "errs")
         return Finding(
             [
-                *verdict_of(sentences, plan),
+                *seeded.verdict_of(sentences, plan),
                 sentence,
                 *(uncounted_note(c.group.contender, c.why) for c in contenders if c.cost is None),
             ],
             [
-                Table("Peak performance", head, [c.row for c in contenders], note, brief=True),
-                *difference_tables(
+                Table.of("Peak performance", [c.row for c in contenders], note, brief=True),
+                *seeded.difference_tables(
                     found,
                     f"Error at {last}, against the reference",
                     "Negative: the contender is better.",
@@ -154,19 +119,19 @@ class _Contender:
     diverged: int
 
     @property
-    def row(self) -> list[str]:
+    def row(self) -> dict[str, str]:
         optim, cost = self.group.config.optim, self.cost
-        return [
-            self.group.contender,
-            self.group.optim,
-            f"{optim.lr:.3g} / {optim.weight_decay:.3g}",
-            *map(shown, self.levels.values()),
-            str(self.diverged),
-            f"{cost.flops / 1e6:,.1f}" if cost else "-",
-            f"{cost.params / 1e6:,.3f}" if cost else "-",
-            f"{cost.activations / 1e6:,.3f}" if cost else "-",
-            "-" if self.image_ms is None else f"{self.image_ms:.3f}",
-        ]
+        return {
+            "contender": self.group.contender,
+            "optimizer": self.group.optim,
+            "lr / weight decay": f"{optim.lr:.3g} / {optim.weight_decay:.3g}",
+            **{f"error % at {p} (95 %)": seeded.shown(i) for p, i in self.levels.items()},
+            "diverged": str(self.diverged),
+            "Mflops": f"{cost.flops / 1e6:,.1f}" if cost else "-",
+            "params (M)": f"{cost.params / 1e6:,.3f}" if cost else "-",
+            "activations (M)": f"{cost.activations / 1e6:,.3f}" if cost else "-",
+            "ms an image": "-" if self.image_ms is None else f"{self.image_ms:.3f}",
+        }
 
     @property
     def values(self) -> dict[str, Any]:
@@ -180,13 +145,13 @@ class _Contender:
             "activations": self.cost and self.cost.activations,
             "image_ms": self.image_ms,
             "n": len(self.final),
-            "errors": {epochs_of(p): values_of(i) for p, i in self.levels.items()},
+            "errors": {base.epochs_of(p): seeded.values_of(i) for p, i in self.levels.items()},
         }
 
 
-def _contender(cells: Cells, contender: str, optim: str) -> _Contender:
+def _contender(cells: seeded.Cells, contender: str, optim: str) -> _Contender:
     plan = cells.plan
-    points = points_of(plan)
+    points = seeded.points_of(plan)
     group = next(g for g in plan.groups if (g.contender, g.optim) == (contender, optim))
     cost, why = cost_of(group, plan.classes)
     images = group.config.train.batch  # models of one table may differ in it
@@ -201,7 +166,7 @@ def _contender(cells: Cells, contender: str, optim: str) -> _Contender:
         why=why,
         image_ms=float(np.median(each)) if each else None,
         final=cells.errors(contender, optim, points[-1]),
-        levels={p: level(cells.errors(contender, optim, p)) for p in points},
+        levels={p: seeded.level(cells.errors(contender, optim, p)) for p in points},
         diverged=cells.diverged(contender, optim, points[-1]),
     )
 
@@ -217,7 +182,7 @@ def _charts(contenders: Sequence[_Contender], last: str) -> list[Chart]:
     found = []
     for n, (what, cost) in enumerate(costs):
         lines = [
-            line_of(c.group.contender, look, [x], [c.levels[last]])
+            seeded.line_of(c.group.contender, look, [x], [c.levels[last]])
             for look, c in enumerate(contenders)
             if (x := cost(c)) is not None
         ]
@@ -227,7 +192,6 @@ def _charts(contenders: Sequence[_Contender], last: str) -> list[Chart]:
     return found
 
 
-COSTS = ("params", "flops", "activations")
 PAPER_R = {"params": 0.71, "flops": 0.75, "activations": 0.93}  # Figure 9, of its models and GPUs
 
 
@@ -235,27 +199,29 @@ def correlation_values(costs: Sequence[tuple[float, float, float, float]]) -> di
     """Pearson's r of the time an image with params, flops, activations; `costs` hold the four."""
     columns = np.array(costs, dtype=np.float64).reshape(-1, 4)
     return {
-        name: values_of(effects.correlation(columns[:, i], columns[:, 3]))
-        for i, name in enumerate(COSTS)
+        name: seeded.values_of(effects.correlation(columns[:, i], columns[:, 3]))
+        for i, name in enumerate(PAPER_R)
     } | {"n": len(costs)}
 
 
-def time_correlations(
-    costs: Sequence[tuple[float, float, float, float]],
-) -> tuple[Table, str]:
-    """The table beside the paper's Figure 9, and what so many models allow to conclude."""
-    found = correlation_values(costs)
+def time_correlations(costs: Sequence[tuple[float, float, float, float]]) -> tuple[Table, str]:
+    """The table with the paper's Figure 9, and what so many models allow to conclude."""
     rows = []
-    for name in COSTS:
-        i = found[name]
+    for name, i in list(correlation_values(costs).items())[:-1]:
         ours = "-" if i is None else f"{i['estimate']:.2f} ({i['low']:.2f} to {i['high']:.2f})"
-        rows.append([name, ours, i["method"] if i else "-", f"{PAPER_R[name]:.2f}"])
-    n = len(costs)
-    sentence = f"Time an image against cost: {n} models."
-    if n < effects.FEWEST_TO_BOOTSTRAP:
-        sentence += (
-            f" That is too few to separate the three correlations; {effects.FEWEST_TO_BOOTSTRAP} "
-            "or more give a bootstrap interval."
+        rows.append(
+            {
+                "time an image against": name,
+                "Pearson's r (95 %)": ours,
+                "interval": i["method"] if i else "-",
+                "paper, Figure 9": f"{PAPER_R[name]:.2f}",
+            }
         )
-    head = ["time an image against", "Pearson's r (95 %)", "interval", "paper, Figure 9"]
-    return Table("What time goes with", head, rows, sentence), sentence
+    n, fewest = len(costs), effects.FEWEST_TO_BOOTSTRAP
+    sentence = f"Time an image against cost: {n} models."
+    if n < fewest:
+        sentence += (
+            f" That is too few to separate the three correlations; {fewest} or more give a "
+            "bootstrap interval."
+        )
+    return Table.of("What time goes with", rows, sentence), sentence

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy
 
 from vitc.errors import ConfigError
 from vitc.resolve import load_config
@@ -14,20 +14,8 @@ from vitc.stats import effects
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import Request
 from vitc.study.design import Group, Plan
-from vitc.study.measures.base import (
-    Measure,
-    seeded_plan,
-)
-from vitc.study.measures.cells import (
-    Cells,
-    contender_optims,
-    line_of,
-    name_of,
-    paired,
-    percent,
-    points_of,
-    values_of,
-)
+from vitc.study.measures import base, seeded
+from vitc.study.measures.base import Measure
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Chart, Table
@@ -58,15 +46,15 @@ class Seeds(Measure):
         """
         if request.runs < 2:
             raise ConfigError(f"A variance needs at least 2 seeds, not {request.runs}.")
-        plan = seeded_plan(self, request, {part: {} for part in SEED_PARTS})
+        plan = base.seeded_plan(self, request, {part: {} for part in SEED_PARTS})
         varied = [_varying(g, SEED_PARTS[g.point], plan.seed) for g in plan.groups]
         return replace(plan, groups=tuple(varied)).checked()
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = Cells.of(plan, results)
-        points = points_of(plan)
+        cells = seeded.Cells.of(plan, results)
+        points = seeded.points_of(plan)
         rows, values, lines = [], [], []
-        for look, (contender, optim) in enumerate(contender_optims(plan)):
+        for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
             whole = list(cells.errors(contender, optim, "all").values())
             spreads = []
             for point in points:
@@ -75,16 +63,18 @@ class Seeds(Measure):
                 share = None if point == "all" else effects.variance_share(runs, whole)
                 spreads.append(sd)
                 rows.append(
-                    [
-                        contender,
-                        optim,
-                        point,
-                        str(len(runs)),
-                        str(cells.diverged(contender, optim, point)),
-                        f"{np.mean(runs):.2f}" if runs else "-",
-                        _spread(sd),
-                        percent(share) if point != "all" else "100 %",
-                    ]
+                    {
+                        "contender": contender,
+                        "optimizer": optim,
+                        "varied": point,
+                        "runs": str(len(runs)),
+                        "diverged": str(cells.diverged(contender, optim, point)),
+                        "mean error %": f"{np.mean(runs):.2f}" if runs else "-",
+                        "standard deviation (95 %)": _spread(sd),
+                        "share of the variance of all (95 %)": "100 %"
+                        if point == "all"
+                        else seeded.percent(share),
+                    }
                 )
                 values.append(
                     {
@@ -92,36 +82,27 @@ class Seeds(Measure):
                         "optim": optim,
                         "varied": point,
                         "n": len(runs),
-                        "deviation": values_of(sd),
-                        "variance_share": values_of(share),
+                        "deviation": seeded.values_of(sd),
+                        "variance_share": seeded.values_of(share),
                     }
                 )
-            x = [float(i) for i in range(len(points))]
-            lines.append(line_of(name_of(plan, contender, optim), look, x, spreads))
-        head = [
-            "contender",
-            "optimizer",
-            "varied",
-            "runs",
-            "diverged",
-            "mean error %",
-            "standard deviation (95 %)",
-            "share of the variance of all (95 %)",
-        ]
+            name, x = seeded.name_of(plan, contender, optim), [float(i) for i in range(len(points))]
+            lines.append(seeded.line_of(name, look, x, spreads))
         note = (
             "One kind of seed varies while the others stay; the shares need not add up to 100 %, "
             "for the kinds act on each other."
         )
         if plan.draws < 30:
+            df = plan.draws - 1
             note += (
                 f" {plan.draws} seeds bound a share of variance within a factor of some "
-                f"{_factor(plan.draws):.0f} only."
+                f"{scipy.stats.f.isf(0.025, df, df):.0f} only."
             )
         sentences, power = _power(cells)
         spread = "standard deviation (points)"
         return Finding(
             sentences or ["There are too few runs yet to estimate a spread."],
-            [Table("Spread of the error by what is varied", head, rows, note, brief=True), power],
+            [Table.of("Spread of the error by what is varied", rows, note, brief=True), power],
             [Chart("seeds", "Spread by what is varied", "varied", spread, lines, ticks=points)],
             {"spreads": values},
         )
@@ -136,36 +117,35 @@ def _varying(group: Group, names: tuple[str, ...], seed: int) -> Group:
     return replace(group, seed_names=names).with_config(load_config(group.config, **fixed))
 
 
-def _power(cells: Cells) -> tuple[list[str], Table]:
+def _power(cells: seeded.Cells) -> tuple[list[str], Table]:
     """The seeds that gaps need: sentences, and a table that has paired seeds too."""
     plan = cells.plan
     reference = plan.reference or plan.contenders[-1]
     sentences, rows, paired_rows = [], [], []
-    for contender, optim in contender_optims(plan):
+
+    def row(name: str, optim: str, sd: Interval, paired: bool = False) -> dict[str, str]:
+        needed = {f"gap of {gap:g}": _needed(sd, gap, paired) for gap in GAPS}
+        deviation = {"standard deviation (95 %)": _spread(sd)}
+        return {"contender": name, "optimizer": optim, **deviation, **needed}
+
+    for contender, optim in seeded.contender_optims(plan):
         mine = cells.errors(contender, optim, "all")
         sd = _spread_of(list(mine.values()))
         if sd is not None:
-            rows.append([contender, optim, _spread(sd), *(_needed(sd, gap) for gap in GAPS)])
+            rows.append(row(contender, optim, sd))
             sentences.append(
-                f"{name_of(plan, contender, optim)}: runs that differ in all seeds spread by "
-                f"{_spread(sd)} points; a gap of 1 point between two such contenders needs "
+                f"{seeded.name_of(plan, contender, optim)}: runs that differ in all seeds spread "
+                f"by {_spread(sd)} points; a gap of 1 point between two such contenders needs "
                 f"{_needed(sd, 1.0)} seeds each."
             )
         theirs = cells.errors(reference, optim, "all")
-        sd = _spread_of(list(paired(mine, theirs).values()))
+        sd = _spread_of(list(seeded.paired(mine, theirs).values()))
         if contender != reference and sd is not None:
-            needed = [_needed(sd, gap, paired=True) for gap in GAPS]
             name = f"{contender} - {reference}, shared seeds"
-            paired_rows.append([name, optim, _spread(sd), *needed])
-    head = [
-        "contender",
-        "optimizer",
-        "standard deviation (95 %)",
-        *(f"gap of {g:g}" for g in GAPS),
-    ]
+            paired_rows.append(row(name, optim, sd, paired=True))
     title = "Seeds needed, each contender, for 80 % power at the 5 % level"
     note = "Of a t test; in brackets for the ends of the deviation's interval."
-    return sentences, Table(title, head, [*rows, *paired_rows], note)
+    return sentences, Table.of(title, [*rows, *paired_rows], note)
 
 
 def _spread_of(errors: Sequence[float]) -> Interval | None:
@@ -183,9 +163,3 @@ def _needed(sd: Interval, gap: float, paired: bool = False) -> str:
     )
     words = ["over 100,000" if x is None else str(x) for x in (low, n, high)]
     return f"{words[1]} ({words[0]} to {words[2]})"
-
-
-def _factor(n: int) -> float:
-    from scipy import stats
-
-    return math.sqrt(float(stats.f.isf(0.025, n - 1, n - 1))) ** 2

@@ -9,36 +9,9 @@ from vitc.errors import ConfigError
 from vitc.stats import proportions
 from vitc.study.contenders import Request
 from vitc.study.design import Plan
-from vitc.study.measures.base import (
-    RECIPES_OWN,
-    TUNE_EPOCHS,
-    Measure,
-    Option,
-    seeded_plan,
-    short_tuning,
-    tune_option,
-)
-from vitc.study.measures.cells import (
-    Cells,
-    Difference,
-    Errors,
-    Key,
-    contender_optims,
-    difference_tables,
-    differences,
-    level,
-    line_of,
-    mean,
-    name_of,
-    paired,
-    percent,
-    points_of,
-    seeds_note,
-    shown,
-    untrained,
-    values_of,
-    verdict_of,
-)
+from vitc.study.measures import base, seeded
+from vitc.study.measures.base import Measure, Option
+from vitc.study.measures.seeded import Difference, Errors, Key
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Points, Times, Tuned, Tuning
 from vitc.views.model import Chart, Table
@@ -84,46 +57,50 @@ class Vary(Measure):
             metavar="NAME",
             help="NAME SETTING=VALUE...: a point of several settings together",
         ),
-        tune_option(0),
-        TUNE_EPOCHS,
+        base.tune_option(0),
+        base.TUNE_EPOCHS,
     )
-    untuned = RECIPES_OWN
+    untuned = base.RECIPES_OWN
 
     def tuning(self, request: Request) -> Tuning | None:
-        return short_tuning(request)
+        return base.short_tuning(request)
 
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         o = request.options
-        return seeded_plan(self, request, vary_points(o["set"], o["times"], o["setup"]), tuned)
+        return base.seeded_plan(self, request, vary_points(o["set"], o["times"], o["setup"]), tuned)
 
     def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = Cells.of(plan, results)
-        points = points_of(plan)
+        cells = seeded.Cells.of(plan, results)
+        points = seeded.points_of(plan)
+        start, *_ = points
         rows, values, lines = [], [], []
         extremes: list[str] = []
         changes: dict[Key, Errors] = {}
-        for look, (contender, optim) in enumerate(contender_optims(plan)):
-            first = cells.trained(contender, optim, points[0])
+        for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
+            first = cells.trained(contender, optim, start)
             means = []
             for point in points:
                 error = cells.errors(contender, optim, point)
-                change = paired(error, first)
-                m, n = level(error), len(error)
+                change = seeded.paired(error, first)
+                mean, n = seeded.level(error), len(error)
                 gone = cells.diverged(contender, optim, point)
                 share = proportions.share(gone, n) if n else None
-                means.append(m)
-                if point != points[0]:
+                means.append(mean)
+                if point != start:
                     changes[contender, optim, point] = change
+                changed = seeded.mean(change)
                 rows.append(
-                    [
-                        contender,
-                        optim,
-                        point,
-                        str(n),
-                        shown(m),
-                        "-" if point == points[0] else shown(mean(change), signed=True),
-                        "-" if share is None else f"{gone} of {n}: {percent(share)}",
-                    ]
+                    {
+                        "contender": contender,
+                        "optimizer": optim,
+                        "point": point,
+                        "seeds": str(n),
+                        "error % (95 %)": seeded.shown(mean),
+                        f"against {start} (95 %)": "-"
+                        if point == start
+                        else seeded.shown(changed, signed=True),
+                        "diverged": f"{gone} of {n}: {seeded.percent(share)}" if n else "-",
+                    }
                 )
                 values.append(
                     {
@@ -131,45 +108,36 @@ class Vary(Measure):
                         "optim": optim,
                         "point": point,
                         "n": n,
-                        "error": values_of(m),
-                        "change": values_of(mean(change)),
+                        "error": seeded.values_of(mean),
+                        "change": seeded.values_of(changed),
                         "diverged": gone,
-                        "diverged_share": values_of(share),
+                        "diverged_share": seeded.values_of(share),
                     }
                 )
-            name = name_of(plan, contender, optim)
+            name = seeded.name_of(plan, contender, optim)
             known = [(m.estimate, p) for m, p in zip(means, points, strict=True) if m is not None]
             if known:
                 (best, at), (most, where) = min(known), max(known)
                 extremes.append(
                     f"{name}: best at {at} ({best:.2f} %), worst at {where} ({most:.2f} %)."
                 )
-            lines.append(line_of(name, look, [float(i) for i in range(len(points))], means))
-        found = sorted(differences(plan, changes), key=lambda d: points.index(d.point))
-        baseless = {(c, o): cells.diverged(c, o, points[0]) for c, o in contender_optims(plan)}
-        head = [
-            "contender",
-            "optimizer",
-            "point",
-            "seeds",
-            "error % (95 %)",
-            f"against {points[0]} (95 %)",
-            "diverged",
-        ]
+            lines.append(seeded.line_of(name, look, [float(i) for i in range(len(points))], means))
+        found = sorted(seeded.differences(plan, changes), key=lambda d: points.index(d.point))
         note = (
             "Negative: the contender's error rises less. The intervals hold together with 95 % "
             "(Bonferroni)."
         )
+        against = f"Change from {start}, against the reference"
         axis = "top-1 error (%); diverged = chance"
         return Finding(
             [
-                *verdict_of(_sentences(plan, found), plan),
+                *seeded.verdict_of(_sentences(plan, found), plan),
                 *extremes,
-                *untrained(baseless, plan.draws, f"at {points[0]}"),
+                *seeded.untrained(cells, seeded.contender_optims(plan), start),
             ],
             [
-                Table("Error at each point", head, rows, seeds_note(plan), brief=True),
-                *difference_tables(found, f"Change from {points[0]}, against the reference", note),
+                Table.of("Error at each point", rows, seeded.seeds_note(plan), brief=True),
+                *seeded.difference_tables(found, against, note),
             ],
             [Chart("vary", "Error at each point", "", axis, lines, ticks=points)],
             {"points": values, "comparisons": [d.values for d in found]},
@@ -207,10 +175,10 @@ def vary_points(
 
 def _sentences(plan: Plan, found: Sequence[Difference]) -> list[str]:
     """The changes that differ from the reference's; one sentence where none is shown to."""
-    first = points_of(plan)[0]
+    first = seeded.points_of(plan)[0]
     certain = [
-        f"{name_of(plan, d.contender, d.optim)}: from {first} to {d.point} its error changes by "
-        f"{shown(d.difference, signed=True)} points against {d.reference}'s."
+        f"{seeded.name_of(plan, d.contender, d.optim)}: from {first} to {d.point} its error "
+        f"changes by {seeded.shown(d.difference, signed=True)} points against {d.reference}'s."
         for d in found
         if d.certain
     ]

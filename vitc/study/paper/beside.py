@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vitc.config import RunConfig
 from vitc.models.zoo import REPORTED
-from vitc.study.measures.cells import Cells, mean, paired, shown
+from vitc.study.measures.seeded import Cells, mean, paired, shown
 from vitc.study.paper.claims import agreement
 from vitc.study.paper.exhibits import EXHIBITS, Printed, scale_of
 from vitc.study.paper.numbers import TABLE2, TABLE5
@@ -43,14 +43,8 @@ def beside(section: Section) -> list[Table]:
     }
     rows = [
         [
-            o.printed.contender,
-            o.optim,
-            str(o.printed.epochs),
-            whats[o.printed.what],
-            f"{o.printed.value:g}",
-            o.contender,
-            str(o.epochs),
-            shown(mean(o.values)),
+            *(o.printed.contender, o.optim, str(o.printed.epochs), whats[o.printed.what]),
+            *(f"{o.printed.value:g}", o.contender, str(o.epochs), shown(mean(o.values))),
         ]
         for o in found
     ]
@@ -102,29 +96,19 @@ def _order(found: Sequence[Ours], whats: Mapping[str, str]) -> Table:
         ours = mean(paired(o.values, base.values))
         sign = "open" if ours is None else agreement(ours, math.copysign(1, printed))
         rows.append(
-            [
-                o.printed.contender,
-                base.printed.contender,
-                o.optim,
-                str(o.printed.epochs),
-                whats[o.printed.what],
-                f"{printed:+.1f}",
-                shown(ours, signed=True),
-                sign,
-            ]
+            {
+                "paper's model": o.printed.contender,
+                "against": base.printed.contender,
+                "optimizer": o.optim,
+                "epochs": str(o.printed.epochs),
+                "difference of": whats[o.printed.what],
+                "paper": f"{printed:+.1f}",
+                "ours (95 %)": shown(ours, signed=True),
+                "sign": sign,
+            }
         )
-    head = [
-        "paper's model",
-        "against",
-        "optimizer",
-        "epochs",
-        "difference of",
-        "paper",
-        "ours (95 %)",
-        "sign",
-    ]
     note = "Open: our interval holds zero. Intervals are not corrected for the number of rows."
-    return Table("In the paper's order?", head, rows, note, brief=True)
+    return Table.of("In the paper's order?", rows, note, brief=True)
 
 
 def _is_base(base: Ours, of: Ours) -> bool:
@@ -151,36 +135,22 @@ def models_table(configs: Sequence[RunConfig], classes: int) -> Table:
         m = config.model
         with torch.device("meta"):
             cost = complexity(build_model(m, classes))
-        made = (
-            [str(m.embed_dim), f"{m.mlp_ratio:g}", str(m.num_heads), str(m.depth)]
-            if isinstance(m, ViTConfig)
-            else ["-"] * 4
-        )
-        paper = REPORTED.get(m.name)
-        known = TABLE2.get(m.name)
+        made = ["-"] * 4
+        if isinstance(m, ViTConfig):
+            made = [str(m.embed_dim), f"{m.mlp_ratio:g}", str(m.num_heads), str(m.depth)]
+        paper, known = REPORTED.get(m.name), TABLE2.get(m.name)
+        printed = "-"
+        if paper is not None:
+            printed = f"{paper.gflops:g} / {paper.params_m:g} / {paper.activations_m:g}"
         rows.append(
-            [
-                m.name,
-                *made,
-                f"{cost.flops / 1e9:.3f}",
-                f"{cost.params / 1e6:.3f}",
-                f"{cost.activations / 1e6:.3f}",
-                "-"
-                if paper is None
-                else f"{paper.gflops:g} / {paper.params_m:g} / {paper.activations_m:g}",
-                "-" if known is None else f"{known.minutes:g}",
-            ]
+            {
+                "model": m.name,
+                **dict(zip(("hidden", "MLP mult", "heads", "blocks"), made, strict=True)),
+                "Gflops": f"{cost.flops / 1e9:.3f}",
+                "params (M)": f"{cost.params / 1e6:.3f}",
+                "acts (M)": f"{cost.activations / 1e6:.3f}",
+                "paper: Gflops / params / acts": printed,
+                "paper: min/epoch, 8 V100": "-" if known is None else f"{known.minutes:g}",
+            }
         )
-    head = [
-        "model",
-        "hidden",
-        "MLP mult",
-        "heads",
-        "blocks",
-        "Gflops",
-        "params (M)",
-        "acts (M)",
-        "paper: Gflops / params / acts",
-        "paper: min/epoch, 8 V100",
-    ]
-    return Table("Models", head, rows)
+    return Table.of("Models", rows)

@@ -10,18 +10,19 @@ from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.models.zoo import MODELS
 from vitc.resolve import load_config, resolve_config
-from vitc.study.design import HPARAMS, Group, Plan, StudyFolder
+from vitc.study.controls import family_ranges
+from vitc.study.design import HPARAMS, Group, Plan
 from vitc.study.measures.base import length_points, measure_plan
 from vitc.study.paper.exhibits import CLASSES, Entry, Name, get_exhibit, scale_of
 from vitc.study.paper.numbers import TABLE2
 from vitc.study.studies import Stage, after_tuning
+from vitc.study.study_folder import StudyFolder
 from vitc.study.tuning import (
     UNTUNED,
     Points,
     Tuned,
     Tuning,
     check_draws,
-    family_ranges,
     tuning_plan,
 )
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from vitc.files import read_json, write_json
 from vitc.stats.effects import fit_line
-from vitc.study.design import Plan, StudyFolder
+from vitc.study.design import Plan
 from vitc.study.measures.base import epochs_of
-from vitc.study.measures.cells import Cells, mean, points_of, shown
+from vitc.study.measures.seeded import Cells, mean, points_of, shown
 from vitc.study.results import Section, results_of
-from vitc.study.runner import standing
+from vitc.study.standing import standing
+from vitc.study.study_folder import StudyFolder
 from vitc.views.model import Chart, Line, Table
 
 SECOND_FILE = "second.json"
@@ -82,7 +83,15 @@ def with_second_test_set(section: Section) -> Section:
         b = mean({r.draw: 100 - top1[r.id] for r in both})
         if a is None or b is None:
             continue
-        rows.append([contender, optim, str(len(both)), shown(a), shown(b)])
+        rows.append(
+            {
+                "contender": contender,
+                "optimizer": optim,
+                "runs": str(len(both)),
+                "validation error % (95 %)": shown(a),
+                "second set, error % (95 %)": shown(b),
+            }
+        )
         x.append(a.estimate)
         y.append(b.estimate)
         lines.append(Line(contender, look, [a.estimate], [b.estimate]))
@@ -108,19 +117,12 @@ def with_second_test_set(section: Section) -> Section:
         }
     if section.protocol != "last":
         sentence += " Here both errors are those after the last epoch."
-    head = [
-        "contender",
-        "optimizer",
-        "runs",
-        "validation error % (95 %)",
-        "second set, error % (95 %)",
-    ]
     title, on = "Error on a second test set", f"error on {found['data']} (%)"
     f = section.finding
     finding = replace(
         f,
         sentences=[*f.sentences, sentence],
-        tables=[*f.tables, Table("A second test set", head, rows, sentence)],
+        tables=[*f.tables, Table.of("A second test set", rows, sentence)],
         charts=[*f.charts, Chart("second", title, "validation error (%)", on, lines)],
         values={**f.values, "second_test_set": values},
     )

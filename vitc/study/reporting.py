@@ -16,7 +16,7 @@ from urllib.parse import quote
 from vitc.errors import ConfigError
 from vitc.files import write_atomically
 from vitc.study.analysis import analyse
-from vitc.study.design import HPARAMS
+from vitc.study.design import HPARAMS, key_of
 from vitc.study.figures import draw_figures
 from vitc.study.results import Protocol, Section
 from vitc.study.summary import (
@@ -29,11 +29,20 @@ from vitc.study.summary import (
     troubles,
     unfinished_text,
 )
-from vitc.views.model import Bullets, Chart, Details, Figures, Heading, Page, Part, Text
+from vitc.views.model import Bullets, Details, Figures, Heading, Page, Part, Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MEASURED = (  # of a trial, as columns of trials.csv
+    "status",
+    "error",
+    "error_raw",
+    "error_best_epoch",
+    "train_seconds",
+    "steps",
+    "peak_memory_bytes",
+)
 PAGE_DPI = 110  # beside each other on a page of a repository, a few tens of kilobytes each
 
 
@@ -51,7 +60,7 @@ def report(
     Nothing of the studies is changed, so a report can be made at any time, also while trials run.
     Raises ConfigError.
     """
-    from vitc.views import html, latex
+    from vitc.views import figures, html, latex
 
     if page is not None:
         _check_page(page)
@@ -74,7 +83,7 @@ def report(
     tex = [contenders_tex(sections), *map(latex.tabular, tables)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     charts = [c for part in parts if isinstance(part, Figures) for c in part.charts]
-    drawn = {chart.name: save_figure(chart, out / "figures") for chart in charts}
+    drawn = {chart.name: figures.save(chart, out / "figures") for chart in charts}
     for name, text in {**files, "table.tex": "\n".join(filter(None, tex))}.items():
         write_atomically(out / name, text)
     title = " + ".join(s.name for s in sections)
@@ -83,13 +92,6 @@ def report(
     if page is not None:
         _write_page(page, parts, {c.name: drawn[c.name][0] for c in charts if c.brief}, files)
     return out / "report.html", sections
-
-
-def save_figure(chart: Chart, folder: Path) -> tuple[Figure, str]:
-    """The chart's files in `folder`; the figure and the SVG of it for an HTML page."""
-    from vitc.views import figures
-
-    return figures.save(chart, folder)
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
         figures = [Figures(charts)] if charts else []
     unfinished, agreement = unfinished_text(s), agreement_text(s)
     settings = {
-        "/".join(filter(None, (g["contender"], g["optim"], g.get("point")))): g["config"]
+        key_of(g["contender"], g["optim"], g.get("point", "")): g["config"]
         for r in s.records
         for g in r["plan"]["groups"]
     }
@@ -187,9 +189,8 @@ def _values(s: Section) -> dict[str, Any]:
         **s.finding.values,
     }
     if s.plan.measure == HPARAMS:
-        return {**values, "notes": s.finding.warnings}
-    return {
-        **values,
+        return values | {"notes": s.finding.warnings}
+    return values | {
         "measure": s.plan.measure,
         "seeds": s.plan.draws,
         "exhibit": s.plan.exhibit or None,
@@ -199,64 +200,28 @@ def _values(s: Section) -> dict[str, Any]:
 
 def trials_csv(sections: Sequence[Section]) -> str:
     """Tidy: one row a trial, one column a drawn setting."""
-    rows = [r for s in sections for r in s.results]
-    settings = list(dict.fromkeys(n for r in rows for n in r.values))
+    results = [r for s in sections for r in s.results]
+    settings = list(dict.fromkeys(n for r in results for n in r.values))
+    rows = [
+        {
+            "study": r.study,
+            "trial": r.id,
+            **{name: getattr(r, name) for name in ("contender", "optim", "point", "draw", "seed")},
+            **{name: r.values.get(name) for name in settings},
+            **{name: getattr(r, name) for name in MEASURED},
+            "folder": r.folder,
+            "note": " ".join(r.note.split()),
+        }
+        for r in results
+    ]
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            "study",
-            "trial",
-            "contender",
-            "optim",
-            "point",
-            "draw",
-            "seed",
-            *settings,
-            "status",
-            "error",
-            "error_raw",
-            "error_best_epoch",
-            "train_seconds",
-            "steps",
-            "peak_memory_bytes",
-            "folder",
-            "note",
-        ]
-    )
-    for r in rows:
-        values = [r.values.get(n, "") for n in settings]
-        writer.writerow(
-            [
-                _cell(x)
-                for x in (
-                    r.study,
-                    r.id,
-                    r.contender,
-                    r.optim,
-                    r.point,
-                    r.draw,
-                    r.seed,
-                    *values,
-                    r.status,
-                    r.error,
-                    r.error_raw,
-                    r.error_best_epoch,
-                    r.train_seconds,
-                    r.steps,
-                    r.peak_memory_bytes,
-                    r.folder,
-                    " ".join(r.note.split()),
-                )
-            ]
-        )
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 
 def _cell(value: Any) -> Any:
     """A string that a spreadsheet would run as a formula stays a string."""
-    if value is None:
-        return ""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+    formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if formula else value

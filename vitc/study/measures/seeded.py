@@ -205,16 +205,18 @@ def difference_tables(found: Sequence[Difference], title: str, note: str) -> lis
     """One table; none where nothing was compared."""
     if not found:
         return []
-    at_points = any(d.point for d in found)
-    head = ["contender", "against", "optimizer", "seeds", "difference, points"]
     rows = [
-        [d.contender, d.reference, d.optim, str(d.n), shown(d.difference, signed=True)]
+        {
+            **({"point": d.point} if d.point else {}),
+            "contender": d.contender,
+            "against": d.reference,
+            "optimizer": d.optim,
+            "seeds": str(d.n),
+            "difference, points": shown(d.difference, signed=True),
+        }
         for d in found
     ]
-    if at_points:
-        head = ["point", *head]
-        rows = [[d.point, *row] for d, row in zip(found, rows, strict=True)]
-    return [Table(title, head, rows, note)]
+    return [Table.of(title, rows, note)]
 
 
 # -- sentences that several measures have ----------------------------------------------------------
@@ -237,11 +239,11 @@ def verdict_of(found: Iterable[str], plan: Plan) -> list[str]:
     return ["There is nothing to compare yet."]
 
 
-def untrained(left_out: Mapping[tuple[str, str], int], of: int, what: str) -> list[str]:
-    """One sentence on the seeds that a difference leaves out."""
+def untrained(cells: Cells, of: Iterable[tuple[str, str]], point: str) -> list[str]:
+    """One sentence a (contender, optimizer) on the seeds that its difference leaves out."""
     return [
-        f"{contender}{f' under {optim}' if optim else ''}: {n} of {of} seeds diverged {what}, so "
-        "they have no difference and are left out of it."
-        for (contender, optim), n in left_out.items()
-        if n
+        f"{contender} under {optim}: {n} of {cells.plan.draws} seeds diverged at {point}, so they "
+        "have no difference and are left out of it."
+        for contender, optim in of
+        if (n := cells.diverged(contender, optim, point))
     ]

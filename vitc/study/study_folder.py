@@ -1,0 +1,304 @@
+"""A study on disk: plan.json, written before the first trial, and what may change it later."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitc.config import SCHEMA, differences, from_saved, upgrade
+from vitc.errors import ConfigError
+from vitc.files import LOCK, read_json, write_json
+from vitc.plugins.consent import with_sources
+from vitc.runs.folder import keep_sources
+from vitc.study.design import HPARAMS, TUNING, Group, Plan, Range, Trial, sha_of
+
+PLAN_FILE = "plan.json"
+RECORD = {
+    "plan": dict,
+    "hash": str,
+    "created": str,
+    "command": str,
+    "environment": dict,
+    "history": list,
+}
+PRIMARY = "top-1 error of the EMA weights on validation after the last epoch"
+DIVERGED = "a run whose loss stops being finite counts as chance error and stays in the statistics"
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: what is hashed, and what `from_json` reads back."""
+    return {
+        "name": plan.name,
+        "contenders": plan.contenders,
+        "reference": plan.reference,
+        "groups": [
+            {
+                "contender": g.contender,
+                "optim": g.optim,
+                "seed_shift": g.seed_shift,
+                "config": g.settings,
+                **_group_extras(g),
+            }
+            for g in plan.groups
+        ],
+        "ranges": {
+            o: {n: dataclasses.asdict(r) for n, r in rs.items()} for o, rs in plan.ranges.items()
+        },
+        "draws": _draws(plan),
+        "draw_count": plan.draws,
+        "seed": plan.seed,
+        "classes": plan.classes,
+        "batch": sorted({g.config.train.batch for g in plan.groups}),
+        "budget_epochs": sorted({g.config.train.epochs for g in plan.groups}),
+        **({} if plan.measure == HPARAMS else {"measure": plan.measure}),
+        **({"exhibit": plan.exhibit} if plan.exhibit else {}),
+        **({"seed_start": plan.seed_start} if plan.seed_start else {}),
+    }
+
+
+def _draws(plan: Plan) -> list[dict[str, Any]]:
+    every = ((o, i) for o in plan.optims for i in range(plan.draws))
+    return [{"optim": o, "draw": i, **plan.draw_values(o, i)} for o, i in every]
+
+
+def _group_extras(g: Group) -> dict[str, Any]:
+    """What few groups have; left out elsewhere, so that a plan without it keeps its hash."""
+    extras: dict[str, Any] = {}
+    if g.point:
+        extras["point"] = g.point
+    if g.seed_names != ("train.seed",):
+        extras["seed_names"] = list(g.seed_names)
+    if g.ranges is not None:
+        extras["ranges"] = {n: dataclasses.asdict(r) for n, r in g.ranges.items()}
+    return extras
+
+
+def from_json(values: Mapping[str, Any], schema: int = SCHEMA, about: Sequence[str] = ()) -> Plan:
+    """The plan that `to_json` wrote under a schema. Raises ConfigError where it is not one."""
+    try:
+        return Plan(
+            name=values["name"],
+            groups=tuple(
+                Group(
+                    contender=g["contender"],
+                    optim=g["optim"],
+                    seed_shift=g["seed_shift"],
+                    config=from_saved({"schema": schema, **g["config"]}, g["contender"]),
+                    stored=g["config"],
+                    point=g.get("point", ""),
+                    seed_names=tuple(g.get("seed_names", ("train.seed",))),
+                    ranges={n: Range(**r) for n, r in g["ranges"].items()}
+                    if "ranges" in g
+                    else None,
+                )
+                for g in values["groups"]
+            ),
+            ranges={
+                o: {n: Range(**r) for n, r in rs.items()} for o, rs in values["ranges"].items()
+            },
+            draws=values["draw_count"],
+            seed=values["seed"],
+            reference=values["reference"],
+            classes=values["classes"],
+            measure=values.get("measure", HPARAMS),
+            about=tuple(values.get("about", about)),
+            schema=schema,
+            exhibit=values.get("exhibit", ""),
+            seed_start=values.get("seed_start", 0),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"This is not a study's plan: {error!r}.") from error
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study on disk: plan.json, trials/<id>/ (ordinary run folders), and later the report."""
+
+    path: Path
+
+    @property
+    def trials(self) -> Path:
+        return self.path / "trials"
+
+    def trial(self, trial: Trial) -> Path:
+        return self.trials / trial.id
+
+    def exists(self) -> bool:
+        return (self.path / PLAN_FILE).exists()
+
+    def read(self) -> tuple[Plan, dict[str, Any]]:
+        """(plan, the whole record with hash, environment and history)."""
+        if not self.exists() and StudyFolder(self.path / TUNING).exists():
+            raise ConfigError(
+                f"{self.path} has only begun its tuning; nothing is measured yet.",
+                f"How far it is: vitc study status {self.path}; the draws so far: vitc report "
+                f"{self.path / TUNING}",
+            )
+        if not self.exists():
+            raise ConfigError(
+                f"{self.path} is not a study: it has no {PLAN_FILE}.",
+                "Start one with: vitc study quick --out DIR",
+            )
+        file = self.path / PLAN_FILE
+        try:
+            record = read_json(file)
+            schema = record.get("schema", 1)
+            if type(schema) is int and schema > SCHEMA:
+                raise ConfigError(
+                    f"{file} is of schema {schema}; this version reads schemas up to {SCHEMA}.",
+                    "Use the version of vitc that began the study, or a newer one.",
+                )
+            lacking = [name for name, kind in RECORD.items() if type(record.get(name)) is not kind]
+            if lacking:
+                raise ConfigError(f"{file} is damaged: it has no {', '.join(lacking)}.")
+            if sha_of(record["plan"]) != record["hash"]:
+                raise ConfigError(
+                    f"{file} was changed after it was written: its hash does not fit."
+                )
+        except ConfigError as error:
+            raise ConfigError(
+                error.message,
+                error.hint
+                or "Restore it from a copy, or start a new study with another --out. The trials "
+                f"are runs of their own, in {self.trials}.",
+            ) from error
+        try:
+            plan = from_json(record["plan"], schema, record.get("about", ()))
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error.message}", error.hint) from error
+        return plan, record
+
+    def joined(self, plan: Plan) -> Plan:
+        """The plan that its command runs here: as it is, or the stored one with its draws.
+
+        What is stored stays, under the schema it was stored in, so that its trials are found.
+        Raises ConfigError: a setting differs, or there are fewer draws than before.
+        """
+        if not self.exists():
+            return plan
+        old, _ = self.read()
+        differing = plan_differences(old, plan)
+        if differing:
+            raise ConfigError(
+                f"{self.path} holds another study:\n  " + "\n  ".join(differing),
+                "Give another --out, or the settings it was started with.",
+            )
+        if plan.draws < old.draws:
+            raise ConfigError(
+                f"{self.path} has {old.draws} draws, more than {plan.draws}; draws are never "
+                "taken back.",
+                f"Use --draws {old.draws} or more.",
+            )
+        here = {g.key: g.config for g in plan.groups}  # a custom stem may have moved since
+        groups = tuple(dataclasses.replace(g, config=here[g.key]) for g in old.groups)
+        return dataclasses.replace(old, draws=plan.draws, groups=groups)
+
+    def start(self, plan: Plan, environment: Mapping[str, Any], command: str) -> dict[str, Any]:
+        """Write the plan before the first trial, or join the study that is there; its record.
+
+        The same plan continues; the same plan with more draws is extended, which is noted in the
+        history. Anything else is refused with what differs (`joined`).
+        """
+        names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        if not self.exists() and names - {LOCK, TUNING}:
+            raise ConfigError(
+                f"{self.path} is not empty and is not a study.", "Give another --out."
+            )
+        if self.exists():
+            joined, (old, record) = self.joined(plan), self.read()
+            if joined.draws > old.draws:
+                joined.check_trials()
+                record["plan"] |= {"draws": _draws(joined), "draw_count": joined.draws}
+                record["hash"] = sha_of(record["plan"])
+                what = f"extended from {old.draws} to {joined.draws} draws"
+                record["history"].append({"when": _now(), "what": what, "command": command})
+                self._write(record)
+        else:
+            plan.check_trials()
+            values = to_json(plan)
+            record = {
+                "schema": SCHEMA,
+                "hash": sha_of(values),
+                "first_hash": sha_of(values),
+                "created": _now(),
+                "command": command,
+                "environment": dict(environment),
+                "plan": values,
+                "about": list(plan.about),
+                "primary_metric": PRIMARY,
+                "divergence_rule": DIVERGED,
+                "history": [],
+            }
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write(record)
+        for group in plan.groups:
+            keep_sources(self.path, group.config)
+        return record
+
+    def with_sources(self, plan: Plan) -> Plan:
+        """The plan with its custom classes found again: their files, or the study's copies.
+
+        Raises ConfigError: one was never admitted (`vitc.plugins.trust`), or is nowhere.
+        """
+        models = [with_sources(g.config.model, self.path) for g in plan.groups]
+        configs = [
+            dataclasses.replace(g.config, model=m) for g, m in zip(plan.groups, models, strict=True)
+        ]
+        groups = [
+            dataclasses.replace(g, config=c) for g, c in zip(plan.groups, configs, strict=True)
+        ]
+        return dataclasses.replace(plan, groups=tuple(groups))
+
+    def note(self, what: str, command: str) -> None:
+        """Add a deviation to the history: a retry, another machine, a change of engine."""
+        _, record = self.read()
+        record["history"].append({"when": _now(), "what": what, "command": command})
+        self._write(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        write_json(self.path / PLAN_FILE, record, indent=1)
+
+
+def plan_differences(old: Plan, new: Plan) -> list[str]:
+    """What differs between two plans by meaning, by the name of the setting; draws may be added."""
+    found = [
+        f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
+        for name in ("name", "measure", "reference", "seed", "classes", "exhibit", "seed_start")
+        if getattr(old, name) != getattr(new, name)
+    ]
+    for optim in dict.fromkeys([*old.ranges, *new.ranges]):
+        lines = _range_differences(old.ranges.get(optim), new.ranges.get(optim), old.schema)
+        found += [f"{optim}: {line}" for line in lines]
+    before, after = ({g.key: g for g in plan.groups} for plan in (old, new))
+    found += [f"contender {key} is not in the study" for key in after if key not in before]
+    found += [f"contender {key} is missing" for key in before if key not in after]
+    for key in before.keys() & after.keys():
+        a, b = before[key], after[key]
+        found += [f"{key}: {line}" for line in differences(a.config, b.config)]
+        found += [f"{key}: {line}" for line in _range_differences(a.ranges, b.ranges, old.schema)]
+        found += [
+            f"{key}: {name} {getattr(a, name)} -> {getattr(b, name)}"
+            for name in ("seed_shift", "seed_names")
+            if getattr(a, name) != getattr(b, name)
+        ]
+    return found
+
+
+def _range_differences(
+    old: Mapping[str, Range] | None, new: Mapping[str, Range] | None, schema: int
+) -> list[str]:
+    before, after = upgrade(old or {}, schema), upgrade(new or {}, SCHEMA)
+    absent = "(not drawn)"
+    return [
+        f"range of {name}: {before.get(name, absent)} -> {after.get(name, absent)}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
