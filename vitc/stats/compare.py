@@ -279,9 +279,8 @@ def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> PairedTest:
     which both diverged, are left out, which keeps the test exact. Beyond 400 draws:
     scipy's normal approximation.
 
-    The law is discrete, so the level is at most 5 %, not 5 %: without ties 3.1 % at 6 draws, 3.9 %
-    at 8, 4.9 % at 10, 4.3 % at 12, 4.9 to 5.0 % from 32. Fewer than 6 differing draws can never
-    reach p < 0.05. Its power at a given gap: `draws_needed`. Raises ConfigError if unpaired.
+    Fewer than 6 differing draws can never reach p < 0.05. Its power at a given gap: `draws_needed`.
+    Raises ConfigError if unpaired.
     """
     differences = paired_differences(a, b)
     differences = differences[differences != 0]
@@ -334,15 +333,13 @@ def draws_needed(
 ) -> int | None:
     """Shared draws after which `paired_test` finds a gap: what would change an open verdict.
 
-    The spread comes from the paired differences seen so far, their shape included: Noether's
-    formula (JASA 82, 1987, pp. 645-647) needs only how often the sum of two differences has the
-    gap's sign, so a few diverged runs do not blow it up as they would a standard deviation. Asked
-    for power 0.8 it gave 0.77 to 0.87, measured, and 0.95 for a gap as large as the spread.
+    Noether's formula (JASA 82, 1987, pp. 645-647) on the paired differences seen so far: it needs
+    only how often the sum of two differences has the gap's sign, which a few diverged runs hardly
+    change. Asked for power 0.8 it gave 0.77 to 0.87, and 0.95 for a gap as large as the spread.
 
-    `gap` is in points, the median difference worth finding; None takes what was observed, which is
-    optimistic right after a study that looked promising. For m contenders under Holm plan with
-    level = 0.05 / m. Draws without a difference stay without one and are paid for.
-    None: no number of draws is enough, because the gap is 0 or the differences lean the other way.
+    `gap`: the median difference worth finding, in points; None: the one observed, which is
+    optimistic. For m contenders under Holm plan with level = 0.05 / m. Returns None where no number
+    of draws is enough: the gap is 0, or the differences lean the other way.
     Raises ConfigError for less than two differing draws or a power or level outside (0, 1).
     """
     seen = np.round(checked(differences, "differences"), 9)
@@ -392,13 +389,12 @@ def edfs_cross(
 ) -> Crossings:
     """Where two error distributions cross, so that neither contender is better throughout.
 
-    EDFs of finite samples cross all the time. A crossing is beyond noise when each contender leads
-    by more than `noise` on its own side; then it lies anywhere between the two leads. `noise` is
-    the bootstrap quantile of the greatest deviation of F_a - F_b over all errors, resampling shared
-    draws together if `paired` (pairing matters: EDFs of paired runs move together).
-    Measured, contenders equal on the good half of the errors and A better on the bad half: a false
-    crossing in 0.2 % of studies. Spreads of 3 and 7 points around one median: found in 95 % of
-    studies with 64 paired draws, 34 % with 32. Raises ConfigError if paired runs differ in number.
+    A crossing is beyond noise when each contender leads by more than `noise` on its own side; it
+    lies anywhere between the two leads. `noise` is the bootstrap quantile of the greatest deviation
+    of F_a - F_b over all errors, resampling shared draws together if `paired`. Of contenders that
+    are equal on the good half of the errors 0.2 % falsely cross; spreads of 3 and 7 points around
+    one median are found in 95 % of studies with 64 paired draws, 34 % with 32. Raises ConfigError
+    if paired runs differ in number.
     """
     first, second = checked_pair(a, b) if paired else (checked(a, "a"), checked(b, "b"))
     x = np.union1d(first, second)

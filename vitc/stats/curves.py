@@ -47,10 +47,8 @@ MOST_TO_RESAMPLE = 4000  # beyond, skewness no longer matters and the weights wo
 def edf(values: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Empirical distribution function: x, the distinct errors ascending; F(x), the share <= x.
 
-    Both have shape (distinct,), and F ends at 1. The paper's reference [30] writes the share with
-    error *below* e; we count `<=`, as pycls plots it: only so does a curve of n runs reach 1 at
-    its worst error. The two differ at the jumps alone. Source: paper section 4, pycls `plot_edf`.
-    Raises ConfigError if a value is missing or not finite.
+    Both have shape (distinct,), and F ends at 1. Source: paper section 4, pycls `plot_edf`. Raises
+    ConfigError if a value is missing or not finite.
     """
     x, counts = np.unique(checked(values), return_counts=True)
     return x, np.cumsum(counts) / counts.sum()
@@ -59,9 +57,8 @@ def edf(values: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
 def edf_delta(values: npt.ArrayLike, best: float | None = None) -> tuple[FloatArray, FloatArray]:
     """EDF of error minus the best error, in points: the paper's Figures 4 and 5, bottom row.
 
-    The paper subtracts the error at the optimal lr and weight decay; pass that as `best`. Without
-    it the best of these draws is taken, which is itself random: a band around this curve is then
-    conditional on that best, and contenders with unequal numbers of draws are not comparable.
+    `best`: the error at the best settings; None: that of the best draw, which is itself random, so
+    that contenders with unequal numbers of draws are not comparable.
     """
     array = checked(values)
     return edf(array - (array.min() if best is None else best))
@@ -90,14 +87,12 @@ BandKind = Literal["dkw", "equal_precision"]
 def edf_band(values: npt.ArrayLike, confidence: float = 0.95, kind: BandKind = "dkw") -> Band:
     """Bounds on the distribution function that these random draws came from.
 
-    - `dkw`: simultaneous, the same width everywhere; Massart's constant in the Dvoretzky-Kiefer-
-      Wolfowitz inequality (1990), sqrt(log(2/alpha) / 2n), valid for every n. The exact Kolmogorov
-      quantile (`scipy.stats.kstwo`) would be 2 % narrower at n = 32 and 64 and cover 95 % sharp;
-      the bound has a margin and can be checked by hand.
-    - `equal_precision`: simultaneous, exact, tighter at both ends, so the one to judge the best
-      runs by: a beta interval around each order statistic, all widened by the same exactly
-      computed level (Learned-Miller and DeStefano, IEEE Trans. Inf. Theory 54, 2008; opda's
-      `ld_equal_tailed` simulates that level).
+    Both kinds are simultaneous.
+    - `dkw`: the same width everywhere, sqrt(log(2/alpha) / 2n); Massart's constant in the
+      Dvoretzky-Kiefer-Wolfowitz inequality (1990), valid for every n.
+    - `equal_precision`: exact, and tighter at both ends, so the one to judge the best runs by: a
+      beta interval around each order statistic, all widened by the same exactly computed level
+      (Learned-Miller and DeStefano, IEEE Trans. Inf. Theory 54, 2008).
 
     Coverage is at least nominal, also with ties and an atom of diverged runs: a discrete
     distribution only removes places where a band could fail. Raises ConfigError.
@@ -145,10 +140,9 @@ def _simultaneous_alpha(n: int, alpha: float) -> float:
 def _chance_inside(low: FloatArray, high: FloatArray) -> float:
     """P(low_i <= U_(i) <= high_i for every i) for n ordered uniforms; low, high ascending, (n,).
 
-    Exact: walk through all the bounds in time order, keeping the distribution of how many points
-    have passed and dropping the states that break a bound. Increments are Poisson; conditioning on
-    n points at the end makes them uniform (Khmaladze and Shinjikashvili 2001, Moscovich and Nadler
-    2017, https://doi.org/10.1016/j.spl.2016.11.027).
+    Exact: the distribution of how many points have passed, followed over all bounds in order; a
+    Poisson process with n points at the end is n uniforms (Moscovich and Nadler 2017,
+    https://doi.org/10.1016/j.spl.2016.11.027).
     """
     n = low.size
     times = np.unique(np.concatenate([low, high, [1.0]]))
@@ -199,9 +193,9 @@ def _bca_bounds(
 ) -> tuple[float, float]:
     """Bias-corrected and accelerated bounds (Efron 1987, https://doi.org/10.2307/2289144).
 
-    From (RESAMPLES,) resampled and (n,) leave-one-out statistics. Resampling n of n values shrinks
-    the spread by sqrt((n-1)/n); the normal quantile is enlarged as much (Hesterberg 2015, arXiv
-    1411.5279, "narrowness bias"), the one difference from `scipy.stats.bootstrap`.
+    From (RESAMPLES,) resampled and (n,) leave-one-out statistics. Unlike in `scipy.stats.bootstrap`
+    the normal quantile is enlarged by sqrt(n/(n-1)), which resampling takes from the spread
+    (Hesterberg 2015, arXiv 1411.5279, "narrowness bias").
     """
     n, tie = without.size, 1e-9 * float(np.ptp(replicates))
     # Half of the ties count as below: means of many diverged runs lie on a lattice.
@@ -219,13 +213,10 @@ def _bca_bounds(
 def median(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     """The median error with its order-statistic interval, in the unit of the values.
 
-    The ranks come from the binomial(n, 1/2) law of how many values fall below the median, which
-    needs no assumption about their distribution, and are interpolated between the two neighbouring
-    levels (Hettmansperger and Sheather 1986, https://doi.org/10.1016/0167-7152(86)90021-0), since
-    whole ranks jump: at n = 32 from 94.99 % to 98 %. Coverage at n = 32 to 128: 94.5 to 96.0 % for
-    normal, lognormal and mixtures with up to 40 % diverged, errors in steps of 0.2 points included.
-    It is more where many runs share the median's very value (steps of 1 point: 99 %; more than half
-    diverged: 100 %), as for any interval. Bounds are infinite from fewer than 6 runs at 95 %.
+    Ranks by the binomial(n, 1/2) law, interpolated between the two neighbouring levels
+    (Hettmansperger and Sheather 1986, https://doi.org/10.1016/0167-7152(86)90021-0). Coverage at
+    n = 32 to 128: 94.5 to 96.0 % for normal, lognormal and mixtures with up to 40 % diverged; more
+    where many runs share the median's very value. Bounds are infinite from fewer than 6 runs.
     """
     x = np.sort(checked(values))
     n, estimate, method = x.size, float(np.median(x)), "order statistics, interpolated"
@@ -262,13 +253,10 @@ def area(
     high - low and taken from 1 it is the share under the EDF. Contenders must share both limits.
 
     Interval: BCa bootstrap, kept within [0, high - low]; Student's t for fewer than 12 runs.
-    Coverage at n = 32 to 128: 93.1 to 96.4 % for 18 cases of normal, lognormal and mixtures
-    with 5 to 80 % diverged, capped near and far.
-    Chosen over Student's t, the bootstrap-t (up to 98.7 %) and Hall's skewness correction (90 to
-    97 %). It fails where failures are too rare to be in the sample while `high` is far off (5 %
-    diverged at an error of 90 %, 32 draws: 82 %): what was not seen cannot be resampled.
-    Then a `high` within the range of the good runs, or `share_within`, is the sounder reading.
-    Raises ConfigError unless low < high.
+    Coverage at n = 32 to 128: 93.1 to 96.4 % for 18 cases of normal, lognormal and mixtures with
+    5 to 80 % diverged. It fails where failures are too rare to be in the sample while `high` is far
+    off (5 % diverged at an error of 90 %, 32 draws: 82 %); a `high` within the range of the good
+    runs, or `share_within`, is sounder then. Raises ConfigError unless low < high.
     """
     if not -math.inf < low < high < math.inf:
         raise ConfigError(f"area from {low} to {high}; allowed are finite limits, low < high.")
@@ -335,10 +323,10 @@ def tuning_curve(
     with replacement is not: it promises too little). `median` is the EDF's quantile 1 - 0.5^(1/k).
     Both bands come from one simultaneous band on the distribution function (`edf_band`, kind
     "equal_precision"), of which the best of k is a falling functional: its survival is (1 - F)^k.
-    They hold at all k at once, with at least the nominal coverage. The price is honesty about large
-    k: where n draws cannot bound the best of k, a bound stands at the edge of `support`, the range
-    in percent that no error can leave. Source: Lourie, Cho, He 2023, arXiv 2311.09480 (opda, which
-    the tests compare with). Raises ConfigError for k outside 1..n or values outside the support.
+    They hold at all k at once, with at least the nominal coverage; where n draws cannot bound the
+    best of k, a bound is the edge of `support`, the range in percent that no error can leave.
+    Source: Lourie, Cho, He 2023, arXiv 2311.09480. Raises ConfigError for k outside 1..n or values
+    outside the support.
     """
     x = np.sort(checked(values))
     n, (floor, ceiling) = x.size, support
@@ -434,10 +422,9 @@ def best_range(
 ) -> BestRange:
     """Where a setting's good values lie: pycls's filter, the vertical bars in its scatter plots.
 
-    `b` times, draw `fraction` of the runs with replacement, take the setting `metric` of the one
-    with the least error; report percentiles. pycls gives lr and weight decay as log10, which the
-    interpolated percentiles depend on. It describes the good region and is no confidence interval
-    for the optimum. Source: pycls `sweep/analysis.py` get_filters, paper Figures 4 and 5, top.
+    `b` times, draw `fraction` of the runs with replacement and take the setting `metric` of the one
+    with the least error (lr and weight decay as log10). No confidence interval for the optimum.
+    Source: pycls `sweep/analysis.py` get_filters, paper Figures 4 and 5, top.
     Raises ConfigError if the two differ in number, or no run would be drawn.
     """
     errors, settings = checked_pair(values, metric, ("values", "metric"))
@@ -470,11 +457,10 @@ def on_border(
 ) -> Border:
     """Does the best draw lie on the border of the sampled range, so that the range should move?
 
-    On the border means within the outer `margin` of the range, in its logarithm if `log`. For the
-    paper's ranges, [centre/8, 4 centre], an eighth is a factor of 1.54. A setting without any
-    effect has its best value there by luck with chance 2 * margin, one time in four: a hint to
-    look, not a finding. Several equally good draws count with their median position; if all are
-    equal there is no best. Raises ConfigError if a draw lies outside [low, high].
+    On the border means within the outer `margin` of the range, in its logarithm if `log`. A setting
+    without any effect has its best value there with chance 2 * margin, one time in four: a hint,
+    not a finding. Several equally good draws count with their median position; if all are equal
+    there is no best. Raises ConfigError if a draw lies outside [low, high].
     """
     settings, values = checked_pair(draws, errors, ("draws", "errors"))
     if not (low < high and (low > 0 or not log) and 0 < margin < 0.5):

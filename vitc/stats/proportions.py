@@ -77,11 +77,9 @@ def checked_confidence(confidence: float) -> float:
 def share(count: int, n: int, confidence: float = 0.95) -> Interval:
     """`count` of n runs, such as the diverged ones, as a share in [0, 1] with its interval.
 
-    Wilson's score with continuity correction. Plain Wilson covers 95 % only on average over the
-    true share: computed exactly at n = 32 it swings between 92 and 97 % for shares in [0.05, 0.95]
-    and falls to 84 % outside. Corrected, the least coverage over all shares is 95.3 % at n = 32 and
-    at least 95.0 % for every other n tried from 9 to 256 (94.9 % at 8), for 10 % more width at
-    n = 32 and 4 % at 256. Raises ConfigError unless 0 <= count <= n and n >= 1.
+    Wilson's score with continuity correction: plain Wilson covers 95 % only on average over the
+    true share (84 % for small ones at n = 32), this at least 95.0 % of any share for every n tried
+    from 9 to 256. Raises ConfigError unless 0 <= count <= n and n >= 1.
     """
     from scipy.stats import binomtest  # late: training needs `wilson` alone
 
@@ -98,10 +96,9 @@ def share_within(
 ) -> Interval:
     """Share of draws, in [0, 1], whose error is within `points` of the best one; see `share`.
 
-    The paper's sentence "60 % of runs within 4 % of the best" (section 5.3). `best` is an error in
-    percent, known from elsewhere; None takes the best of these draws. That makes the threshold
-    random, which no binomial theory covers; measured with normal and lognormal errors, 32 and 64
-    draws: the share of all further draws under that threshold is covered in 95.7 to 97.0 %.
+    As in the paper's "60 % of runs within 4 % of the best" (section 5.3). `best` is an error in
+    percent; None takes the best of these draws, a random threshold: the share of all further draws
+    under it is covered in 95.7 to 97.0 % (normal and lognormal errors, 32 and 64 draws).
     """
     array = checked(values)
     if not points >= 0:
@@ -116,8 +113,7 @@ def share_difference(a: Interval, b: Interval) -> Interval:
 
     Each bound takes the distance from the estimates to their own bounds, added in squares (method
     10 of Newcombe, Statistics in Medicine 17, 1998; 11 where, as `share`'s, they are continuity-
-    corrected). For shares of the same draws, which go
-    together, it is wider than need be.
+    corrected). It is wider than need be for shares of the same draws.
     """
     d = a.estimate - b.estimate
     low = d - math.hypot(a.estimate - a.low, b.high - b.estimate)

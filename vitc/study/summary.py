@@ -144,22 +144,11 @@ def _places(s: Section) -> str:
 
 def ranges(plan: Plan) -> Table:
     """What was drawn from; without rows where nothing was."""
+    own = {f"{g.optim}, {g.contender} only": g.ranges for g in plan.groups if g.ranges is not None}
     rows = [
-        [o, n, f"{r.low:g}", f"{r.high:g}", "log-uniform" if r.log else "uniform"]
-        for o, rs in plan.ranges.items()
-        for n, r in rs.items()
-    ]
-    rows += [
-        [
-            f"{g.optim}, {g.contender} only",
-            n,
-            f"{r.low:g}",
-            f"{r.high:g}",
-            "log-uniform" if r.log else "uniform",
-        ]
-        for g in plan.groups
-        if g.ranges is not None
-        for n, r in g.ranges.items()
+        [where, name, f"{r.low:g}", f"{r.high:g}", "log-uniform" if r.log else "uniform"]
+        for where, drawn in {**plan.ranges, **own}.items()
+        for name, r in drawn.items()
     ]
     return Table("Ranges", ["optimizer", "setting", "low", "high", "law"], rows, level=3)
 

@@ -169,15 +169,8 @@ def _table5_full() -> tuple[Entry, ...]:
         lr, decay = TABLE4[model]["adamw"]
         if model == "vit_p_18gf" and policy == "randaugment":
             decay = 0.5  # so the paper in its comparison with DeiT, for this model and policy
-        found.append(
-            Entry(
-                f"{name} {model}",
-                recipe,
-                ("adamw",),
-                _row(name, recipe, {}),
-                {"adamw": (lr, decay)},
-            )
-        )
+        settings, rates = _row(name, recipe, {}), {"adamw": (lr, decay)}
+        found.append(Entry(f"{name} {model}", recipe, ("adamw",), settings, rates))
     return tuple(found)
 
 
@@ -233,9 +226,7 @@ _PEAK_SMALL = Scale(
     "vit_p_tiny",
 )
 _PLOTTED = "The paper gives these values only as a plot, but for what is printed here."
-_ALL_TIMED = Scale(
-    tuple(_full(m, ("sgd",) if not m.startswith("vit") else ("adamw",)) for m in TABLE2), (), 0
-)
+_ALL_TIMED = Scale(_PEAK.entries, (), 0)
 _TINY_TIMED = Scale(
     tuple(
         _small(m, m, s)

@@ -130,8 +130,11 @@ def exhibit_stages(
         yield folder, folder.joined(exhibit_plan(label, scale, groups, **plan))
         return
     check_draws(folder, draws, "tune")
-    # its mistakes, before a budget is spent; and precision auto is decided once for both
-    groups = with_precision(groups, exhibit_plan(label, scale, groups, **plan))
+    # its mistakes, before a budget is spent; and precision auto, which is measured, once for both
+    groups = [
+        g.with_config(load_config(g.config, **{"train.precision": p.config.train.precision}))
+        for g, p in zip(groups, exhibit_plan(label, scale, groups, **plan).groups, strict=False)
+    ]
     epochs = max(1, min(s.tune_epochs, *(plan.get("lengths") or s.lengths)))
     about = f"lr and weight decay are the best of {draws} draws of {epochs} epochs"
     tuning = Tuning("tune", draws, length_points([epochs]), about)
@@ -146,17 +149,6 @@ def exhibit_stages(
     yield from after_tuning(
         tuning, folder, first, dry, lambda t: exhibit_plan(label, scale, groups, tuned=t, **plan)
     )
-
-
-def with_precision(groups: Sequence[Group], plan: Plan) -> list[Group]:
-    """The groups with the precision they have in a plan of them.
-
-    Precision auto is measured: once more for another plan of theirs, it could come out otherwise.
-    """
-    return [
-        g.with_config(load_config(g.config, **{"train.precision": p.config.train.precision}))
-        for g, p in zip(groups, plan.groups, strict=False)
-    ]
 
 
 # -- what it would cost ----------------------------------------------------------------------------
