@@ -20,7 +20,7 @@ from vitc.config import (
     leaves,
     to_dict,
 )
-from vitc.data.config import DataConfig
+from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.sources import guess_source
 from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
@@ -308,3 +308,16 @@ def test_every_setting_has_a_type_and_every_kind_its_settings() -> None:
         all_leaf_types().keys()
     )
     assert isinstance(RunConfig().model.stem, PatchifyStemConfig)
+
+
+def test_a_setting_of_the_recipe_that_lost_its_effect_is_dropped_and_a_given_one_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = load_config("fashion_vit_c", **{"data.augment.crop": "none"})
+    assert config.data.augment.shift_pixels == AugmentConfig().shift_pixels
+    assert "data.augment.shift_pixels" in caplog.text
+    for more in ({"data.augment.shift_pixels": 2}, {"data": {"augment": {"shift_pixels": 2}}}):
+        with pytest.raises(ConfigError, match=r"shift_pixels has no effect .* crop shift"):
+            load_config("fashion_vit_c", **{"data.augment.crop": "none"}, **more)
+    with pytest.raises(ConfigError, match=r"erase_fill has no effect without data\.augment\.erase"):
+        load_config("debug", **{"data.augment.erase_fill": "mean"})

@@ -6,8 +6,10 @@ A recipe, a config file, a run folder, a saved model, a study, weights, images. 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
 from vitc.plugins.consent import name_class, with_sources
 from vitc.recipes import RECIPES
+from vitc.settings import without_effect
 
 if TYPE_CHECKING:
     from vitc.data.sources.base import Source
@@ -173,8 +176,22 @@ def resolve_config(
         source = _source(config.data)
         if source is not None:
             config = dataclasses.replace(config, data=source.named(config.data))
+    if not isinstance(path_or_recipe, RunConfig):
+        config = _with_effect(config, flat)
     if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
         config = with_sources(config, path_or_recipe, strict=False)
+    return config
+
+
+def _with_effect(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """The same without settings of a recipe or file that lost their effect by what is `given`."""
+    for part in ("data", "data.augment", "optim.ema", "init"):
+        component = attrgetter(part)(config)
+        for name, why in without_effect(component, part).items():
+            setting = f"{part}.{name}"
+            if not any(setting == g or setting.startswith(f"{g}.") for g in given):
+                logging.getLogger("vitc").warning(f"{why} It is left at its default.")
+                config = from_dict({setting: getattr(type(component)(), name)}, config)
     return config
 
 

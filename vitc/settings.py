@@ -29,15 +29,45 @@ def setting(
     at_most: float | None = None,
     below: float | None = None,
     one_of: tuple[str, ...] = (),
+    needs: tuple[str, Any] | None = None,
 ) -> Any:
-    """A field of a config with its default and allowed values; `out_of_bounds` checks them."""
+    """A field of a config with its default and allowed values; `out_of_bounds` checks them.
+
+    `needs`: another setting of the component and the value, or SOME, with which alone this one has
+    an effect; of names joined by " or ", one is enough.
+    """
     bounds = (at_least, above, at_most, below)
-    return dataclasses.field(default=default, metadata={"bounds": bounds, "one_of": one_of})
+    metadata = {"bounds": bounds, "one_of": one_of, "needs": needs}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+SOME = object()  # any value but None, 0 and False
+
+
+def without_effect(config: Any, path: str) -> dict[str, str]:
+    """Settings of a component that differ from their defaults and lack what they need, and why."""
+    found = {}
+    for f in dataclasses.fields(config):
+        needs = f.metadata.get("needs")
+        if needs is None or getattr(config, f.name) == f.default:
+            continue
+        names, wanted = needs[0].split(" or "), needs[1]
+        have = [getattr(config, name) for name in names]
+        if wanted is SOME and all(value is None or value == 0 for value in have):
+            options = " or ".join(f"{path}.{name}" for name in names)
+            found[f.name] = f"{path}.{f.name} has no effect without {options}."
+        elif wanted is not SOME and have != [wanted]:
+            found[f.name] = (
+                f"{path}.{f.name} has no effect with {path}.{names[0]} {have[0]!r}; it needs "
+                f"--{path}.{names[0]} {wanted}."
+            )
+    return found
 
 
 def out_of_bounds(config: Any, path: str) -> list[str]:
-    """The settings of a config whose values are outside their bounds, one sentence each."""
-    found = []
+    """The settings of a component that are outside their bounds or without effect, a sentence
+    each."""
+    found = list(without_effect(config, path).values())
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if value is None or "bounds" not in f.metadata:

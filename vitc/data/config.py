@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from vitc.settings import out_of_bounds, setting
+from vitc.settings import SOME, out_of_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,25 +15,25 @@ class AugmentConfig:
 
     crop: Literal["none", "shift", "random_resized"] = "none"
     """none: as evaluation; shift: pad and cut back at random; random_resized: Inception's crop."""
-    shift_pixels: int = setting(4, at_least=0)
+    shift_pixels: int = setting(4, at_least=0, needs=("crop", "shift"))
     """With crop shift: the largest shift, in pixels of the final image."""
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: tuple[float, float] = setting((0.08, 1.0), needs=("crop", "random_resized"))
     """With crop random_resized: the cut's share of the image area, from-to."""
-    ratio: tuple[float, float] = (0.75, 4 / 3)
+    ratio: tuple[float, float] = setting((0.75, 4 / 3), needs=("crop", "random_resized"))
     """With crop random_resized: the cut's aspect ratio (width / height), from-to."""
     flip: float = setting(0.5, at_least=0, at_most=1)
     """Probability of a horizontal flip."""
     policy: Literal["none", "autoaugment", "v0", "randaugment", "trivial", "three"] = "none"
     """autoaugment: ImageNet's of its paper; v0: the EfficientNet code's, which pycls and so the
     paper use; randaugment: timm's "inc1"; trivial: TrivialAugment Wide; three: 3-Augment."""
-    rand_ops: int = setting(2, at_least=1)
+    rand_ops: int = setting(2, at_least=1, needs=("policy", "randaugment"))
     """With policy randaugment: operations in a row on one image (DeiT 2)."""
-    rand_magnitude: float = setting(9.0, at_least=0, at_most=10)
+    rand_magnitude: float = setting(9.0, at_least=0, at_most=10, needs=("policy", "randaugment"))
     """With policy randaugment: strength, 0 to 10, timm's scale (DeiT 9)."""
-    rand_std: float = setting(0.5, at_least=0)
+    rand_std: float = setting(0.5, at_least=0, needs=("policy", "randaugment"))
     """With policy randaugment: standard deviation of each operation's magnitude around
     rand_magnitude, cut to 0-10; timm's mstd (DeiT 0.5). 0: always rand_magnitude."""
-    rand_prob: float = setting(0.5, at_least=0, at_most=1)
+    rand_prob: float = setting(0.5, at_least=0, at_most=1, needs=("policy", "randaugment"))
     """With policy randaugment: probability of each of the operations (timm and DeiT 0.5)."""
     jitter: tuple[float, float, float] = setting((0.0, 0.0, 0.0), at_least=0)
     """Colour jitter after the policy, in a random order: brightness, contrast, saturation are
@@ -42,16 +42,18 @@ class AugmentConfig:
     """AlexNet's PCA lighting: standard deviation of the three coefficients (pycls 0.1)."""
     erase: float = setting(0.0, at_least=0, at_most=1)
     """Probability of random erasing, after normalisation (DeiT 0.25)."""
-    erase_fill: Literal["noise", "mean"] = "noise"
+    erase_fill: Literal["noise", "mean"] = setting("noise", needs=("erase", SOME))
     """With erase: normal noise for each pixel and channel, or the data's mean colour."""
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_area: tuple[float, float] = setting((0.02, 1 / 3), needs=("erase", SOME))
     """With erase: the erased share of the image, from-to."""
-    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    erase_ratio: tuple[float, float] = setting((0.3, 1 / 0.3), needs=("erase", SOME))
     """With erase: height / width of what is erased, from-to."""
     repeats: int = setting(1, at_least=1)
     """Repeated augmentation: copies of an image in an epoch, each with its own random parameters.
     An epoch keeps its number of steps, so it shows 1 / repeats of the images (DeiT 3)."""
-    mix_per: Literal["micro", "sample"] = "micro"
+    mix_per: Literal["micro", "sample"] = setting(
+        "micro", needs=("mixup_alpha or cutmix_alpha", SOME)
+    )
     """With mixup or CutMix: one coin, lambda and box for a micro-batch (the paper), or for each
     image (timm's elem mode)."""
     mixup_alpha: float = setting(0.0, at_least=0)
@@ -77,45 +79,9 @@ class AugmentConfig:
             if not 0 < low <= high <= most:
                 limit = " <= 1" if most == 1 else ""
                 found.append(f"data.augment.{name} {(low, high)} must be 0 < from <= to{limit}.")
-        rand, erase = self.policy == "randaugment", self.erase != 0
-        crop, policy = f"data.augment.crop {self.crop!r}", f"data.augment.policy {self.policy!r}"
-        settings = (  # that were changed have an effect if, else the reason and what they need
-            (("shift_pixels",), self.crop == "shift", crop, "--data.augment.crop shift"),
-            (
-                ("scale", "ratio"),
-                self.crop == "random_resized",
-                crop,
-                "--data.augment.crop random_resized",
-            ),
-            (
-                ("rand_ops", "rand_magnitude", "rand_std", "rand_prob"),
-                rand,
-                policy,
-                "--data.augment.policy randaugment",
-            ),
-            (
-                ("erase_fill", "erase_area", "erase_ratio"),
-                erase,
-                "data.augment.erase 0",
-                "an --data.augment.erase above 0",
-            ),
-            (
-                ("mix_per",),
-                self.mixes,
-                "mixup_alpha and cutmix_alpha 0",
-                "an --data.augment.mixup_alpha or --data.augment.cutmix_alpha above 0",
-            ),
-        )
-        default = {f.name: f.default for f in fields(self)}
-        found += [
-            f"data.augment.{name} has no effect with {why}; it needs {need}."
-            for names, can, why, need in settings
-            for name in names
-            if not can and getattr(self, name) != default[name]
-        ]
-        if rand and self.rand_prob == 0:
+        if self.policy == "randaugment" and self.rand_prob == 0:
             found.append("data.augment.rand_prob 0 leaves data.augment.policy without effect.")
-        random = (self.crop != "none", 0 < self.flip < 1, self.alters, self.lighting, erase)
+        random = (self.crop != "none", 0 < self.flip < 1, self.alters, self.lighting, self.erase)
         if self.repeats > 1 and not any(random):
             found.append(
                 f"data.augment.repeats {self.repeats} only shows fewer images: nothing random "
@@ -153,7 +119,7 @@ class DataConfig:
     whole match) stay in one split: bursts, patients, frames of one video."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """How another aspect ratio or size reaches img_size: cut the middle, pad, or distort."""
-    eval_crop: float = 0.875
+    eval_crop: float = setting(0.875, above=0, at_most=1, needs=("fit", "crop"))
     """With fit crop: share of the shorter side that evaluation keeps (224 of 256)."""
     balance: Literal["none", "sqrt", "full"] = "none"
     """Sampling of rare classes: as they are, by square root of their counts, or all alike."""
@@ -173,7 +139,7 @@ class DataConfig:
     """Training-time augmentation."""
 
     def problems(self) -> list[str]:
-        found = self.augment.problems()
+        found = [*self.augment.problems(), *out_of_bounds(self, "data")]
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"data.{name} {getattr(self, name)} must be in [0, 1).")
@@ -182,10 +148,6 @@ class DataConfig:
                 f"data.val_fraction {self.val_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must be below 1."
             )
-        if not 0 < self.eval_crop <= 1:
-            found.append(f"data.eval_crop {self.eval_crop} must be in (0, 1].")
-        if self.eval_crop != 0.875 and self.fit != "crop":
-            found.append(f"data.eval_crop has no effect with data.fit {self.fit!r}.")
         if self.workers is not None and self.workers < 0:
             found.append(f"data.workers {self.workers} must not be negative.")
         if self.workers and self.resident == "on":

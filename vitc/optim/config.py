@@ -20,22 +20,15 @@ class EmaConfig:
 
     kind: Literal["fraction", "pycls", "none"] = "fraction"
     """fraction: horizon is a share of the run; pycls: the authors' formula; none: no average."""
-    horizon: float = setting(0.08, above=0, at_most=1)
+    horizon: float = setting(0.08, above=0, at_most=1, needs=("kind", "fraction"))
     """With kind fraction: 1 / (1 - decay), as a share of the run's steps."""
-    alpha: float = setting(1e-5, above=0)
+    alpha: float = setting(1e-5, above=0, needs=("kind", "pycls"))
     """With kind pycls: EMA_ALPHA; an update mixes in alpha * batch / epochs * period."""
-    period: int = setting(32, at_least=1)
+    period: int = setting(32, at_least=1, needs=("kind", "pycls"))
     """With kind pycls: steps between updates."""
 
     def problems(self) -> list[str]:
-        found = out_of_bounds(self, "optim.ema")
-        if self.kind != "fraction" and self.horizon != 0.08:
-            found.append(f"optim.ema.horizon has no effect with optim.ema.kind {self.kind!r}.")
-        if self.kind != "pycls" and (self.alpha != 1e-5 or self.period != 32):
-            found.append(
-                f"optim.ema.alpha and period have no effect with optim.ema.kind {self.kind!r}."
-            )
-        return found
+        return out_of_bounds(self, "optim.ema")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from vitc.settings import out_of_bounds, setting
+from vitc.settings import SOME, out_of_bounds, setting
 
 DEFAULT_MICRO_BATCH = 256  # the paper's 2048 over 8 GPUs
 
@@ -17,20 +17,19 @@ class InitConfig:
     weights: str | None = None
     """A run folder, a weights file, a folder of save_pretrained, or timm:NAME; None: fresh. Empty:
     a recipe that needs some, to be named with --init."""
-    source: Literal["auto", "vitc", "pycls", "pycls_branch", "torchvision", "timm"] = "auto"
+    source: Literal["auto", "vitc", "pycls", "pycls_branch", "torchvision", "timm"] = setting(
+        "auto", needs=("weights", SOME)
+    )
     """Layout of the tensor names; auto: recognised."""
-    average: Literal["ema", "raw"] = "ema"
+    average: Literal["ema", "raw"] = setting("ema", needs=("weights", SOME))
     """Of a run or checkpoint that has both: the average, or the last weights."""
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] = setting((), needs=("weights", SOME))
     """Load only parts with these name prefixes (stem.layers); the rest is fresh. Empty: all."""
 
     def problems(self) -> list[str]:
         if self.weights == "":
             return ["init.weights is open: this recipe starts from weights; --init RUN|FILE."]
-        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
-        if self.weights is None and changed:
-            return [f"init.{name} has no effect without init.weights." for name in changed]
-        return []
+        return out_of_bounds(self, "init")
 
 
 @dataclass(frozen=True, kw_only=True)
