@@ -317,7 +317,7 @@ def test_operations_do_not_depend_on_how_the_batch_is_cut() -> None:
             {"erase_fill": "mean"},
             "data.augment.erase_fill has no effect without data.augment.erase",
         ),
-        ({"erase_area": (0.1, 0.2)}, "it needs an --data.augment.erase above 0"),
+        ({"erase_area": (0.1, 0.2)}, "erase_area has no effect without data.augment.erase"),
         ({"mix_per": "sample"}, "mix_per has no effect without data.augment.mixup_alpha or"),
         ({"repeats": 3, "flip": 0.0}, "nothing random would make the copies differ"),
         ({"repeats": 3, "flip": 1.0}, "nothing random would make the copies differ"),
