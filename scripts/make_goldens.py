@@ -182,7 +182,7 @@ def started(weights: Path, out: str) -> dict[str, Any]:
 
 
 def killed(name: str) -> dict[str, Any]:
-    """What an uninterrupted run comes to; one killed after its second checkpoint is stored."""
+    """The end of an uninterrupted run, beside one killed after its second checkpoint."""
     whole, cut = PLACE / "whole" / name, PLACE / name
     command = [sys.executable, "-m", "vitc", *cases.train_words(name, cut)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
