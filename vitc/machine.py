@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,29 @@ def environment() -> dict[str, Any]:
 
 
 def own_version() -> str:
-    """The version of vitc."""
-    try:
-        return importlib.metadata.version("vitc")
-    except importlib.metadata.PackageNotFoundError:  # run from the source tree
-        return "unknown"
+    """The version of vitc; "unknown" when run from the source tree."""
+    return deciding_versions()["vitc"]
+
+
+def deciding_versions() -> dict[str, str]:
+    """The versions that runs to be compared must share; torch is not imported for them."""
+    found = dict.fromkeys(("torch", "vitc"), "unknown")
+    for name in found:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def other_versions(then: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> list[str]:
+    """`torch 2.13.0 -> 2.14.0`: the deciding versions in which `here` (default: this machine)
+    differs, local builds aside."""
+    here = deciding_versions() if here is None else here
+
+    def public(text: object) -> str:
+        return str(text).partition("+")[0]
+
+    return [
+        f"{name} {then.get(name)} -> {here.get(name)}"
+        for name in ("torch", "vitc")
+        if public(then.get(name)) != public(here.get(name))
+    ]

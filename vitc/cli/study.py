@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitc.cli import work
 from vitc.cli.engines import engine_of, engine_options, settings_of, show_trials
 from vitc.cli.parser import (
     Parser,
@@ -252,7 +253,7 @@ def _run(
     return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
 
 
-# -- quick, work and status ------------------------------------------------------------------------
+# -- quick and status ------------------------------------------------------------------------------
 
 
 def _quick_options(parser: Parser) -> None:
@@ -296,42 +297,6 @@ def _status(args: Namespace) -> int:
     for line in status_lines(StudyFolder(args.folder)):
         emit(line)
     return 0
-
-
-def _work_options(parser: Parser) -> None:
-    add = parser.add_argument
-    add("folder", metavar="DIR", type=Path, help="a study's folder, which other machines may share")
-    add(
-        "--slice",
-        metavar="I/N",
-        type=part,
-        default=(1, 1),
-        help="the I-th of N equal parts of the trials, as 1/4 (default: all)",
-    )
-    add("--allow-mixed", action="store_true", help="run trials though versions differ; reported")
-    engine_options(parser, shown=True)
-
-
-def part(text: str) -> tuple[int, int]:
-    """`2/4` as (2, 4)."""
-    first, _, last = text.partition("/")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, as 1/4")
-    return int(first), int(last)
-
-
-def _work(args: Namespace) -> int:
-    from vitc.study.runner import work_on
-    from vitc.study.study_folder import StudyFolder
-
-    folder, engine = StudyFolder(args.folder), engine_of(args)
-    if args.dry_run:
-        show_trials(folder, folder.read()[0], engine)
-        return 0
-    now = work_on(folder, engine, part=args.slice, allow_mixed=args.allow_mixed)
-    counts = ", ".join(f"{n} {status}" for status, n in now.counts.items())
-    emit(f"{folder.path}: {now.ended} of {now.total} trials have ended; {counts}")
-    return int(now.counts["failed"] > 0)
 
 
 # -- the paper -------------------------------------------------------------------------------------
@@ -489,15 +454,6 @@ QUICK_VERB = Verb(
     takes_settings=True,
     epilog=EPILOG.format(runs="draws"),
 )
-WORK_VERB = Verb(
-    summary="Run the unfinished trials of a study, on any machine that sees its folder.",
-    usage="DIR [--slice I/N] [options]",
-    example="vitc study work /shared/studies/lr --workers 4\n"
-    "vitc study work /shared/studies/lr --engine ray --ray-address auto",
-    options=_work_options,
-    run=_work,
-    runs=("folder",),
-)
 STATUS_VERB = Verb(
     summary="Show a study's progress.",
     usage="DIR",
@@ -505,7 +461,7 @@ STATUS_VERB = Verb(
     options=_status_options,
     run=_status,
 )
-OTHER_VERBS = {"work": WORK_VERB, "status": STATUS_VERB}
+OTHER_VERBS = {"work": work.VERB, "status": STATUS_VERB}
 PAPER_VERB = Verb(
     summary="Set up a figure or table of the paper, full scale or small, beside its numbers.",
     usage="FIGURE|TABLE [--scale small|full] [--dry-run] [options] [--SETTING VALUE ...]",

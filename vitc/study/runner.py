@@ -11,7 +11,7 @@ from typing import Any
 
 from vitc.errors import ConfigError, InterruptedRun
 from vitc.files import FolderLock
-from vitc.machine import environment
+from vitc.machine import environment, other_versions
 from vitc.progress import Progress
 from vitc.runs.folder import ENDED, Run
 from vitc.study.design import Plan, Trial, mixed
@@ -22,7 +22,6 @@ from vitc.study.work import (
     allow_again,
     check_machine,
     locks_work,
-    other_versions,
     read_tries,
     status_of,
 )

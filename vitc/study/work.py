@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from vitc.errors import (
     VitcError,
 )
 from vitc.files import LOCK, FolderLock, read_json, write_json
+from vitc.machine import deciding_versions, other_versions
 from vitc.runs.folder import CHECKPOINTS, CLAIM, CONFIG, ENDED, LATEST, SUMMARY, TRIES, Run
 from vitc.study.design import Trial
 from vitc.study.study_folder import StudyFolder
@@ -46,7 +46,6 @@ DEATHS = 2  # of a trial's process, without a new checkpoint in between; then it
 MOST_TRIES = 10  # the same, for whatever reason: machines that go away, jobs that are too short
 LOCK_SECONDS = 60.0  # a lost process may write a little longer than its parent lives
 SAVE_SECONDS = 120.0  # for a trial that was asked to stop, to save its state
-MUST_AGREE = ("torch", "vitc")  # versions on which all trials of a study must agree
 
 
 # -- one trial -------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def _new_try(engine: str, reached: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": deciding_versions(),
         "checkpoint": reached,
     }
 
@@ -341,29 +340,6 @@ def check_machine(study: StudyFolder, allow_mixed: bool = False) -> None:
             f"{host} differs from where the study was started in {'; '.join(differing)}.",
             "Install the same versions there, or give --allow-mixed; the report will name it.",
         )
-
-
-def other_versions(then: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> list[str]:
-    """`torch 2.13.0 -> 2.14.0`: in what `here` (default: this machine) differs, builds aside."""
-    here = _versions() if here is None else here
-
-    def public(text: object) -> str:
-        return str(text).partition("+")[0]
-
-    return [
-        f"{name} {then.get(name)} -> {here.get(name)}"
-        for name in MUST_AGREE
-        if public(then.get(name)) != public(here.get(name))
-    ]
-
-
-def _versions() -> dict[str, str]:
-    """What `environment()` has under `versions`, without the seconds that importing torch takes."""
-    found = dict.fromkeys(MUST_AGREE, "unknown")
-    for name in found:
-        with contextlib.suppress(PackageNotFoundError):  # run from the source tree
-            found[name] = version(name)
-    return found
 
 
 @dataclass
