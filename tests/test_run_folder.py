@@ -431,6 +431,15 @@ def test_a_data_json_that_is_incomplete_is_refused(run: RunFolder, key: str, val
         assert Run(run.path).data
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_a_run_on_images_of_any_number_of_channels_is_read(run: RunFolder, channels: int) -> None:
+    mean = [0.5] * channels
+    (run.path / "data.json").write_text(
+        json.dumps({**DATA, "in_chans": channels, "mean": mean, "std": mean})
+    )
+    assert Run(run.path).data["mean"] == mean
+
+
 def test_damaged_files_are_named(run: RunFolder) -> None:
     for name in ("data.json", "summary.json"):
         (run.path / name).write_text("{")

@@ -316,6 +316,7 @@ class Run:
         values = read_json(self.path / DATA, CheckpointError)
         classes, keys = values.get("classes"), ("mean", "std", "img_size")
         needed = {**{k: values.get(k) for k in keys}, "crop": values.get("eval_crop")}
+        needed["channels"] = "other"  # a run has any number of channels: grey images have one
         good = (
             isinstance(classes, list)
             and all(isinstance(name, str) for name in classes)
