@@ -26,6 +26,7 @@ from vitc.models.stem_config import (
     NormFreeStemConfig,
     OverlapStemConfig,
     PatchifyStemConfig,
+    ResidualStemConfig,
     ScaledReluStemConfig,
     StemConfig,
 )
@@ -242,6 +243,7 @@ REDUCED_BY_8: list[StemConfig] = [
     OverlapStemConfig(patch_size=8, kernel_size=11),
     DepthwiseStemConfig(channels=(8, 16, 32), strides=(2, 2, 2)),
     NormFreeStemConfig(channels=(8, 16, 32), strides=(2, 2, 2)),
+    ResidualStemConfig(channels=(8, 16, 32, 32), strides=(2, 2, 2, 1)),
 ]
 
 
@@ -424,6 +426,25 @@ def test_without_norm_a_convolution_has_a_bias_and_the_activation_is_chosen() ->
     torch.testing.assert_close(linear(x) - linear(0 * x), -(linear(-x) - linear(0 * x)))
 
 
+def test_the_residual_stem_is_a_convolution_basic_blocks_and_one_convolution() -> None:
+    config = ResidualStemConfig(channels=(8, 16, 16), strides=(2, 2, 1))
+    stem, x = built(config), image(2, 3, 8, 12)
+
+    def conv_norm(x: Tensor, layer: Any, stride: int, padding: int) -> Tensor:
+        return bn(F.conv2d(x, layer.conv.weight, None, stride, padding), layer.norm)
+
+    first, wider, same = stem.layers
+    expected = conv_norm(x, first, 2, 1).clamp(min=0)
+    branch = conv_norm(conv_norm(expected, wider.conv1, 2, 1).clamp(min=0), wider.conv2, 1, 1)
+    expected = (branch + conv_norm(expected, wider.shortcut, 2, 0)).clamp(min=0)
+    branch = conv_norm(conv_norm(expected, same.conv1, 1, 1).clamp(min=0), same.conv2, 1, 1)
+    expected = (branch + expected).clamp(min=0)
+    torch.testing.assert_close(stem(x), F.conv2d(expected, stem.proj.weight, stem.proj.bias))
+    assert "must all be odd" in " ".join(
+        ResidualStemConfig(channels=(8, 8), strides=(2, 2), kernel_sizes=(3, 2)).problems()
+    )
+
+
 # -------------------------------------------------------------------------------- what all promise
 
 
@@ -527,6 +548,7 @@ def spread(tensor: Tensor, std: float, rel: float = 0.05) -> None:
         OverlapStemConfig(patch_size=8),
         DepthwiseStemConfig(channels=(48, 96, 300), strides=(2, 2, 2)),
         NormFreeStemConfig(channels=(96, 96, 300), strides=(2, 2, 2)),
+        ResidualStemConfig(channels=(48, 96, 300), strides=(2, 2, 2)),
     ],
     ids=lambda c: type(c).__name__,
 )

@@ -120,6 +120,20 @@ class NormFreeStemConfig(ConvStackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResidualStemConfig(ConvStackConfig):
+    """The conv stem with residual blocks after its first convolution (arXiv 1512.03385).
+
+    Each entry of `channels` but the first is a basic block; the stride is that of its first 3x3.
+    """
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if any(k % 2 == 0 for k in self.kernels):
+            found.append(f"stem.kernel_sizes {self.kernels} must all be odd.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class DualPatchNormStemConfig(PatchConfig):
     """Patchify with a LayerNorm before and one after (Dual PatchNorm, arXiv 2302.01327)."""
 
@@ -224,6 +238,7 @@ STEM_KINDS: dict[str, type[StemConfig]] = {
     "overlap": OverlapStemConfig,
     "depthwise": DepthwiseStemConfig,
     "norm_free": NormFreeStemConfig,
+    "residual": ResidualStemConfig,
     "custom": CustomStemConfig,
 }
 

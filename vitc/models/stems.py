@@ -30,6 +30,7 @@ from vitc.models.stem_config import (
     NormFreeStemConfig,
     OverlapStemConfig,
     PatchifyStemConfig,
+    ResidualStemConfig,
     ScaledReluStemConfig,
     StemConfig,
 )
@@ -324,6 +325,52 @@ class DepthwiseStem(LayeredStem):
         windows = zip(config.kernels, config.strides, config.pads, strict=True)
         self.layers = nn.ModuleList(
             (SeparableConv if i else ConvNormAct)(widths[i], widths[i + 1], *window)
+            for i, window in enumerate(windows)
+        )
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
+        start_projection(self.proj)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions with BatchNorm, the sum with the shortcut, ReLU (arXiv 1512.03385).
+
+    (B, in_chans, h, w) -> (B, out_chans, h / stride, w / stride). The first convolution has the
+    stride. The shortcut is the input itself, or a 1x1 and BatchNorm where the shape changes.
+    """
+
+    def __init__(
+        self, in_chans: int, out_chans: int, kernel_size: int, stride: int, padding: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(in_chans, out_chans, kernel_size, stride, padding)
+        same = kernel_size // 2
+        self.conv2 = ConvNormAct(out_chans, out_chans, kernel_size, 1, same, act="none")
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and in_chans == out_chans
+            else ConvNormAct(in_chans, out_chans, 1, stride, 0, act="none")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv2(self.conv1(x)) + self.shortcut(x)).relu()
+
+
+class ResidualStem(LayeredStem):
+    """The paper's conv stem made deeper by residual connections: one convolution, basic blocks.
+
+    The blocks are ResNet's (He et al. 2016, arXiv 1512.03385). That a few of them, down to the
+    tokens' size, make the stem of a shallow ViT for small data sets, with the paper's final 1x1,
+    is ours (docs/stems.md); BiT's and Dosovitskiy's hybrids (2010.11929) put whole ResNets there.
+    """
+
+    def __init__(
+        self, config: ResidualStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        super().__init__(config, in_chans, embed_dim)
+        widths = (in_chans, *config.channels)
+        windows = zip(config.kernels, config.strides, config.pads, strict=True)
+        self.layers = nn.ModuleList(
+            (BasicBlock if i else ConvNormAct)(widths[i], widths[i + 1], *window)
             for i, window in enumerate(windows)
         )
         self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
