@@ -352,7 +352,8 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.conv2(self.conv1(x)) + self.shortcut(x)).relu()
+        out: Tensor = (self.conv2(self.conv1(x)) + self.shortcut(x)).relu()
+        return out
 
 
 class ResidualStem(LayeredStem):
