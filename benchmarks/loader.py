@@ -50,10 +50,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitc.data.augment.device import finish
 from vitc.data.config import AugmentConfig, DataConfig
-from vitc.data.dataset import IMAGENET_MEAN, IMAGENET_STD, DataSet, read_source
+from vitc.data.dataset import DataSet, read_source
 from vitc.data.loader import open_train
 from vitc.data.pack import PackOptions, pack
 from vitc.data.pixels import requests
+from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.workers import Reader

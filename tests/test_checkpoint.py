@@ -712,9 +712,8 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path: Path) -> 
     before = bits(state)
     with pytest.raises(CheckpointError) as caught:
         state.load(path)
-    assert "different: stem.weight (float32 (4, 3, 3, 3) there, float32 (6, 3, 3, 3) here)" in str(
-        caught.value
-    )
+    shapes = "stem.weight (float32 (4, 3, 3, 3) in the file, float32 (6, 3, 3, 3) in the model)"
+    assert shapes in caught.value.message
     assert bits(state) == before
     model = nn.Linear(2, 1, bias=False)
     model.register_buffer("more", torch.zeros(1))

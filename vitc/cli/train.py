@@ -168,7 +168,7 @@ def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig |
 
 def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) -> int:
     """Show what would run. Settings that were chosen automatically are saved, to train them."""
-    from vitc.deploy.show_config import config_page
+    from vitc.deploy.show import config_page
     from vitc.views.text import write
 
     page = config_page(config)

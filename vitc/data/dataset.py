@@ -12,6 +12,7 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import check_channels, to_channels
+from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vitc.data.sources import SOURCES, source_problems
 from vitc.data.sources.base import Found, Split, some
 from vitc.data.split import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
@@ -19,8 +20,6 @@ from vitc.data.store import Pixels, name_key
 from vitc.errors import ConfigError, DataError
 from vitc.wording import counted
 
-# Of ImageNet's training images in RGB, as the field has used them since Torch7's fb.resnet.torch.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's "L"
 
 

@@ -19,6 +19,8 @@ Fit = Literal["crop", "pad", "squash"]
 CHANNEL_COUNTS = {"rgb": 3, "bgr": 3, "gray": 1, "other": None}
 KEYS = ("mean", "std", "channels", "interpolation", "crop", "img_size")
 LARGEST_SIDE = 4096
+# Of ImageNet's training images in RGB, as the field has used them since Torch7's fb.resnet.torch.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

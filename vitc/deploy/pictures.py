@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from vitc.deploy import show
 from vitc.deploy.predict import best_classes, find_images
-from vitc.deploy.show_model import model_with
 from vitc.errors import BrokenFileError, ConfigError
 from vitc.resolve import What, check_is
 from vitc.views.model import Page, Part, Table, Text
@@ -109,12 +108,11 @@ def _fresh(name: str, settings: Mapping[str, Any]) -> Classifier:
 
     from vitc.config import RunConfig
     from vitc.data.config import DataConfig
-    from vitc.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-    from vitc.data.preprocessing import Preprocessing
+    from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
     from vitc.deploy.classifier import Classifier
     from vitc.models.zoo import build_model
 
-    config = model_with(name, settings)
+    config = show.model_with(name, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = build_model(config)

@@ -83,7 +83,8 @@ def save_pretrained(
 def _from_run(run: Path, weights: str) -> tuple[Saved, dict[str, Tensor], str]:
     """Config, weights and card of a run folder."""
     from vitc.runs.checkpoint import load_weights_of
-    from vitc.weights.files import blueprint, kinds
+    from vitc.runs.tensors import kinds
+    from vitc.weights.files import blueprint
 
     check_is(run, "run")
     config = with_sources(read_config(run, CheckpointError).model, run)
@@ -106,7 +107,8 @@ def _from_model(
     preprocessing: Mapping[str, Any] | Preprocessing | None,
 ) -> tuple[Saved, dict[str, Tensor], str]:
     """Config, weights and card of a model in memory."""
-    from vitc.weights.files import blueprint, kinds
+    from vitc.runs.tensors import kinds
+    from vitc.weights.files import blueprint
 
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     config = getattr(model, "config", None)

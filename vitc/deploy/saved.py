@@ -12,10 +12,9 @@ It is read without network and without any extra; a name on the hub (user/name) 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,20 +118,21 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
     import torch
 
     from vitc.models.zoo import build_model
-    from vitc.weights.files import Kind, blueprint
+    from vitc.runs.tensors import Kind, opened
+    from vitc.weights.files import blueprint
 
     saved = read_pretrained(folder)
     there = {}
-    with _opened(folder / WEIGHTS) as opened:  # the header: no tensor is read or allocated yet
-        for name in opened.keys():  # noqa: SIM118
-            entry = opened.get_slice(name)
-            there[name] = Kind(tuple(entry.get_shape()), entry.get_dtype() in FLOATING)
+    with opened(folder / WEIGHTS) as file:  # the header: no tensor is read or allocated yet
+        for name in file.keys():  # noqa: SIM118
+            entry = file.get_slice(name)
+            numbers = "" if entry.get_dtype() in FLOATING else " integers"
+            there[name] = Kind(tuple(entry.get_shape()), numbers)
     saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
     model = blueprint(saved.config, saved.num_classes, there, str(folder))
-    with _opened(folder / WEIGHTS) as opened:  # in the model's dtypes: else views of the file
+    with opened(folder / WEIGHTS) as file:  # in the model's dtypes: else views of the file
         tensors = {
-            name: opened.get_tensor(name).to(like.dtype)
-            for name, like in model.state_dict().items()
+            name: file.get_tensor(name).to(like.dtype) for name, like in model.state_dict().items()
         }
     outside = isinstance(saved.config, TimmConfig) or any(customs(saved.config))
     if not outside:
@@ -142,20 +142,6 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
             model = build_model(saved.config, saved.num_classes)
         model.load_state_dict(tensors)
     return model.eval(), saved
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            yield opened
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged or not a safetensors file: {str(error)[:200]}.",
-            "Copy or download it again.",
-        ) from error
 
 
 # -- config.json -----------------------------------------------------------------------------------

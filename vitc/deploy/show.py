@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig, read_config, to_dict
-from vitc.deploy.show_config import config_page, lr_chart, plain
-from vitc.errors import ConfigError
+from vitc.config import RunConfig, flat_values, read_config, to_dict
+from vitc.errors import ConfigError, DataError
 from vitc.files import read_json
-from vitc.models.config import CNNConfig, ViTConfig
+from vitc.models import zoo
+from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
+from vitc.optim.config import horizon_steps
+from vitc.plugins.consent import with_sources
+from vitc.recipes import RECIPES, recipe_doc, recipe_summary
 from vitc.resolve import check_is, resolve_config, what_is
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
+from vitc.wording import counted
+
+if TYPE_CHECKING:
+    from vitc.models.complexity import Complexity
+    from vitc.models.zoo import Reported
 
 LATEST = 10  # evaluations of a run that are listed
+UNKNOWN_STEPS = 1000  # an epoch, where images cannot be counted: over epochs curves look the same
+MOST_POINTS = 4000  # of a curve
+COSTS = ("flops", "params", "activations")
 
 
 def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
@@ -25,11 +37,6 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     `plot`: also draw a recipe's learning rate, or a run's curves, into that file. Raises
     ConfigError: an unknown name, with a suggestion; settings or a plot that have no effect here.
     """
-    from vitc.deploy.show_model import model_page, model_with
-    from vitc.models.zoo import MODELS
-    from vitc.plugins.consent import with_sources
-    from vitc.recipes import RECIPES, recipe_doc
-
     if plot is not None:
         check_plot(plot)
     kind = what_is(what)
@@ -37,9 +44,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
         return model_page(model_with(what, settings))
-    check_is(what, "recipe", "run", "saved", "config", known=[*RECIPES, *MODELS])
-    if kind == "recipe":
-        return _recipe_page(resolve_config(what, **settings), recipe_doc(what), plot)
+    check_is(what, "recipe", "run", "saved", "config", known=[*RECIPES, *zoo.MODELS])
     path = Path(what)
     if kind == "saved":
         return _saved_page(path)
@@ -49,8 +54,14 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
         with_sources(resolve_config(what).model, path)  # trusted, or refused
         return run_page(path, plot)
     config = resolve_config(what, **settings)
-    with_sources(config.model, path.parent)
-    return _recipe_page(config, "", plot)
+    if kind == "config":
+        with_sources(config.model, path.parent)
+    shown = config_page(config, recipe_doc(what) if kind == "recipe" else "")
+    if plot is None:
+        return shown
+    _draw([_lr_chart(config, shown.values["schedule"]["steps_per_epoch"])], plot)
+    parts = [*shown.parts, Text(f"Learning rate: {plot}")]
+    return Page(shown.title, parts, {**shown.values, "plot": str(plot)})
 
 
 def check_plot(file: Path) -> None:
@@ -66,25 +77,28 @@ def check_plot(file: Path) -> None:
         raise ConfigError(f"--plot {file}: there is no folder {file.parent}.")
 
 
-def _recipe_page(config: RunConfig, doc: str, plot: Path | None) -> Page:
-    from vitc.views import figures
+def _draw(charts: Sequence[Chart], file: Path) -> None:
+    from vitc.views import figures  # late: matplotlib takes its time
 
-    shown = config_page(config, doc)
-    if plot is None:
-        return shown
-    chart = lr_chart(config, shown.values["schedule"]["steps_per_epoch"])
-    figures.save_row([chart], plot)
-    parts = [*shown.parts, Text(f"Learning rate: {plot}")]
-    return Page(shown.title, parts, {**shown.values, "plot": str(plot)})
+    figures.save_row(charts, file)
+
+
+def plain(value: Any) -> str:
+    """A setting or result as a cell of a table."""
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items() if v not in (None, []))
+    number = isinstance(value, float) and math.isfinite(value)
+    return f"{value:g}" if number else str(value).replace("\n", " ")
 
 
 def _saved_page(folder: Path) -> Page:
     """A folder of `save_pretrained`: the model, its classes and its preprocessing."""
     from vitc.deploy.saved import read_pretrained
-    from vitc.deploy.show_model import model_page
 
     saved = read_pretrained(folder)
-    shown = model_page(dataclasses.replace(saved.config, num_classes=saved.num_classes or None))
+    shown = model_page(replace(saved.config, num_classes=saved.num_classes or None))
     about = {
         "classes": ", ".join(saved.classes) if saved.classes else "unknown",
         **(saved.preprocessing.to_dict() if saved.preprocessing else {"preprocessing": "unknown"}),
@@ -104,12 +118,9 @@ def _saved_page(folder: Path) -> Page:
 
 def list_page() -> Page:
     """All models and recipes, one line each."""
-    from vitc.models.zoo import MODELS, REPORTED
-    from vitc.recipes import RECIPES, recipe_summary
-
     vits, cnns = [], []
-    for name, m in MODELS.items():
-        paper = REPORTED.get(name)
+    for name, m in zoo.MODELS.items():
+        paper = zoo.REPORTED.get(name)
         flops = f"{paper.gflops:g} G" if paper else ""
         if isinstance(m, ViTConfig):
             stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
@@ -128,7 +139,7 @@ def list_page() -> Page:
         Table(cnn_title, cnn_head, cnns),
         Table("Recipes (vitc show RECIPE, vitc train RECIPE)", ("recipe", "what"), recipes),
     ]
-    return Page("Models and recipes", parts, {"models": list(MODELS), "recipes": list(RECIPES)})
+    return Page("Models and recipes", parts, {"models": list(zoo.MODELS), "recipes": list(RECIPES)})
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -137,7 +148,6 @@ def list_page() -> Page:
 def run_page(path: Path, plot: Path | None = None) -> Page:
     """The settings, progress and results of a run."""
     from vitc.runs.folder import DATA, Run
-    from vitc.views import figures
 
     config, run = read_config(path), Run(path)
     stem = getattr(config.model, "stem", None)
@@ -161,11 +171,16 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
     if evals:
         measures = ("top1", "top1_raw", *(() if few else ("top5",)), "loss")
         head = ("epoch", "step", *(m.replace("_", " ") for m in measures))
-        parts.append(Table("Validation", head, [_eval_row(e, measures) for e in evals[-LATEST:]]))
+        shown = []
+        for line in evals[-LATEST:]:
+            known = [(m, line.get(m)) for m in measures]
+            cells = ["" if v is None else f"{v:.{3 if m == 'loss' else 2}f}" for m, v in known]
+            shown.append((str(line.get("epoch", "")), f"{line['step']:,}", *cells))
+        parts.append(Table("Validation", head, shown))
     if status != "done":
         parts.append(Text(f"Resume it: vitc train {path}"))
     if plot is not None:
-        figures.save_row(_curves(str(path), metrics), plot)
+        _draw(_curves(str(path), metrics), plot)
         parts.append(Text(f"Curves: {plot}"))
     values = {
         "run": str(path),
@@ -176,14 +191,6 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
         "evals": evals,
     }
     return Page(str(path), parts, values)
-
-
-def _eval_row(line: Mapping[str, Any], measures: Sequence[str]) -> tuple[str, ...]:
-    cells = [
-        "" if line.get(m) is None else f"{line[m]:.3f}" if m == "loss" else f"{line[m]:.2f}"
-        for m in measures
-    ]
-    return (str(line.get("epoch", "")), f"{line['step']:,}", *cells)
 
 
 def _curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -199,3 +206,242 @@ def _curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
         Chart("loss", title, "epoch", "training loss", [line("train", "loss", "", 0)]),
         Chart("top1", title, "epoch", "validation top-1 (%)", accuracy),
     ]
+
+
+# -- a recipe or config ----------------------------------------------------------------------------
+
+
+def config_page(config: RunConfig, doc: str = "") -> Page:
+    """What the run is, its schedule in numbers, and every setting."""
+    schedule = schedule_numbers(config)
+    rows = [(name, plain(value)) for name, value in flat_values(to_dict(config)).items()]
+    problems = config.problems()
+    if schedule["train_images"] is not None and schedule["steps_per_epoch"] is None:
+        problems.append(
+            f"train.batch {config.train.batch} exceeds the {schedule['train_images']} "
+            "training images."
+        )
+    parts: list[Part] = [
+        *([Text(doc)] if doc else []),
+        Table("Schedule", ("", "value", "why"), _schedule_rows(config, schedule)),
+        Table("Settings (their meaning: vitc train RECIPE --help)", ("setting", "value"), rows),
+    ]
+    if problems:
+        parts.append(Text("It cannot run yet:\n" + "\n".join(f"  {p}" for p in problems)))
+    values = {
+        "recipe": config.name,
+        "settings": to_dict(config),
+        "schedule": schedule,
+        "problems": problems,
+    }
+    return Page(config.name, parts, values)
+
+
+def _lr(config: RunConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, as the loop will set it."""
+    t, optim = config.train, config.optim
+    peak = optim.peak_lr(t.batch)
+    return optim.schedule.lr(step, peak=peak, epochs=t.epochs, steps_per_epoch=steps_per_epoch)
+
+
+def _lr_chart(config: RunConfig, steps_per_epoch: int | None) -> Chart:
+    """The learning rate over the epochs of a run."""
+    steps = steps_per_epoch or UNKNOWN_STEPS
+    total = steps * config.train.epochs
+    at = range(0, total, max(1, total // MOST_POINTS))
+    lr = [_lr(config, step, steps) for step in at]
+    line = Line("", 0, [step / steps for step in at], lr, form="curve")
+    return Chart("lr", config.name, "epoch", "learning rate", [line])
+
+
+def count_images(config: RunConfig) -> int | None:
+    """How many images the run trains on; None where they are not at hand."""
+    from vitc.data.dataset import open_data
+
+    try:
+        return len(open_data(config.data, config.model.in_chans).splits["train"])
+    except (ConfigError, DataError, OSError):
+        return None
+
+
+def schedule_numbers(config: RunConfig) -> dict[str, Any]:
+    """The schedule as numbers; steps only where the training images can be counted."""
+    t, optim = config.train, config.optim
+    images = count_images(config)
+    steps = None if images is None else images // t.batch or None
+    grain = steps or UNKNOWN_STEPS
+    horizon = None
+    if optim.ema.kind != "none":
+        horizon = horizon_steps(optim.ema, epochs=t.epochs, steps_per_epoch=grain, batch=t.batch)
+    # pycls's formula has a horizon in steps, so in epochs only where those are known
+    in_epochs = horizon is not None and (steps is not None or optim.ema.kind != "pycls")
+    return {
+        "train_images": images,
+        "batch": t.batch,
+        "micro_batch": t.micro,
+        "epochs": t.epochs,
+        "steps_per_epoch": steps,
+        "total_steps": steps and steps * t.epochs,
+        "warmup_epochs": optim.schedule.warmup(t.epochs),
+        "warmup_steps": steps and optim.schedule.warmup_steps(t.epochs, steps),
+        "first_lr": _lr(config, 0, grain),
+        "peak_lr": optim.peak_lr(t.batch),
+        "last_lr": steps and _lr(config, steps * t.epochs - 1, steps),
+        "ema_horizon_steps": steps and horizon,
+        "ema_horizon_epochs": horizon * (1 / grain) if in_epochs and horizon is not None else None,
+    }
+
+
+def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    t, optim, images = config.train, config.optim, s["train_images"]
+    known, micros = s["steps_per_epoch"] is not None, t.batch // t.micro
+    count = ("?", "the images are not here: steps are unknown")
+    if images is not None:
+        count = (f"{images:,}", "")
+    warmup = _several(f"{s['warmup_epochs']:g}", "epoch")
+    steps, last, per_epoch = "?", "?", ""
+    if known:
+        steps, last = f"{s['total_steps']:,}", f"{s['last_lr']:.3g}"
+        warmup += f", {counted(s['warmup_steps'], 'step')}"
+        per_epoch = f"of {counted(s['steps_per_epoch'], 'step')}"
+    default_warmup = getattr(optim.schedule, "warmup_epochs", 0) is None
+    peak = "absolute"
+    if optim.lr_per_batch is not None:
+        peak = f"{optim.lr:g} per {optim.lr_per_batch} images x batch {t.batch}"
+    parts = f"{micros} micro-batches of {t.micro}" if micros > 1 else ""
+    rows = [
+        ("training images", *count),
+        ("step", counted(t.batch, "image"), parts),
+        ("epochs", str(t.epochs), per_epoch),
+        ("steps", steps, ""),
+        ("warm-up", warmup, "the smaller of 5 epochs and 10 %" if default_warmup else "set"),
+        ("lr, first", f"{s['first_lr']:.3g}", ""),
+        ("lr, peak", f"{s['peak_lr']:.4g}", peak),
+        ("lr, last", last, optim.schedule.summary),
+        ("weight decay", f"{optim.weight_decay:g}", "not on norm gains and biases"),
+    ]
+    epochs = s["ema_horizon_epochs"]
+    if epochs is not None:
+        horizon = _several(f"{epochs:.3g}", "epoch")
+        if known:
+            horizon += ", " + _several(f"{s['ema_horizon_steps']:,.0f}", "step")
+        rows.append(("EMA horizon", horizon, f"{100 * epochs / t.epochs:.3g} % of the run"))
+    return rows
+
+
+def _several(number: str, noun: str) -> str:
+    """`1 epoch`, `0.5 epochs`: for a formatted number."""
+    return f"{number} {noun}{'s' * (number != '1')}"
+
+
+# -- a model ---------------------------------------------------------------------------------------
+
+
+def model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
+    """The config of a named model under changed settings. Raises ConfigError: others than its."""
+    foreign = [s for s in settings if not s.startswith("model.")]
+    if foreign:
+        raise ConfigError(f"--{foreign[0]} has no effect with a model: only --model.* has.")
+    config = resolve_config(RunConfig(model=zoo.model_config(name)), **settings).model
+    if config.problems():
+        raise ConfigError("\n".join(config.problems()))
+    return config
+
+
+def model_page(config: ModelConfig) -> Page:
+    """A model's parts with their cost, and, if it is one of the paper's, what the paper reports."""
+    import torch
+
+    from vitc.models.complexity import complexity, parts
+
+    with torch.device("meta"):
+        model = zoo.build_model(config)
+    total, pieces = complexity(model), parts(model)
+    costs = [(p.name, str(p.repeats), p.each) for p in pieces] + [("total", "", total)]
+    rows = [(name, times, *(f"{getattr(c, k):,}" for k in COSTS)) for name, times, c in costs]
+    values: dict[str, Any] = {
+        "model": config.name,
+        "settings": to_dict(config),
+        **{k: getattr(total, k) for k in COSTS},
+        "parts": [{"name": p.name, "repeats": p.repeats, **asdict(p.each)} for p in pieces],
+    }
+    classes = 1000 if config.num_classes is None else config.num_classes
+    about = (
+        f"{config.name}: {config.summary}, on {config.size[0]}x{config.size[1]} images with "
+        f"{config.in_chans} channels and {classes:,} classes"
+    )
+    title = "Cost of one image; flops are multiply-adds, a part's cost is each"
+    shown: list[Part] = [Text(about), Table(title, ("part", "times", *COSTS), rows)]
+    stem = None
+    if isinstance(config, ViTConfig):
+        by_name = {p.name.partition(".")[0]: p.each for p in pieces}
+        stem = by_name.get("stem")
+        flops = 0 if stem is None else stem.flops
+        values["stem_over_block"] = flops / by_name["blocks"].flops
+    whole = ""
+    if config == zoo.MODELS.get(config.name):
+        whole = _compare_with_paper(config, model, total, stem, shown, values)
+    if "stem_over_block" in values:
+        shown.append(Text(f"Its stem costs {values['stem_over_block']:.2f} of one block{whole}."))
+    return Page(config.name, shown, values)
+
+
+def _compare_with_paper(
+    config: ModelConfig,
+    model: Any,
+    total: Complexity,
+    stem: Complexity | None,
+    shown: list[Part],
+    values: dict[str, Any],
+) -> str:
+    """Add what the paper reports of its model; returns how well it matches its twin's flops."""
+    from vitc.models.complexity import complexity, twin_match
+
+    name = config.name
+    if name in zoo.REPORTED:
+        values["reported"] = _printed(zoo.REPORTED[name])
+        table = 1 if isinstance(config, ViTConfig) else 2
+        shown.append(
+            _compared(f"Compared with the paper's Table {table}", total, zoo.REPORTED[name])
+        )
+    if name in zoo.REPORTED_STEMS and stem is not None:
+        values["reported_stem"] = _printed(zoo.REPORTED_STEMS[name])
+        title = "The stem compared with the paper's Table 3"
+        shown.append(_compared(title, stem, zoo.REPORTED_STEMS[name]))
+    if name in zoo.REPORTED_GFLOPS:
+        reported = {size: g * 1e9 for size, g in zoo.REPORTED_GFLOPS[name].items()}
+        flops = {size: complexity(model, size).flops for size in reported}
+        values["flops_at"] = {str(size): count for size, count in flops.items()}
+        values["reported_flops_at"] = {str(size): count for size, count in reported.items()}
+        rows = [(str(s), *_difference(flops[s], r, 1e9, "G")) for s, r in reported.items()]
+        head = ("image", "counted", "reported", "difference")
+        shown.append(Table("Flops compared with the paper's appendix C", head, rows))
+    if name in zoo.SLIPS:
+        values["slip"] = zoo.SLIPS[name]
+        shown.append(Text(zoo.SLIPS[name]))
+    match = twin_match(name)
+    if match is None:
+        return ""
+    values |= {"twin": match.twin, "flops_mismatch": match.flops_mismatch}
+    return f"; the whole {100 * match.flops_mismatch:+.1f} % of the flops of {match.twin}"
+
+
+def _printed(paper: Reported) -> dict[str, float]:
+    return {
+        "flops": paper.gflops * 1e9,
+        "params": paper.params_m * 1e6,
+        "activations": paper.activations_m * 1e6,
+    }
+
+
+def _compared(title: str, counted: Complexity, paper: Reported) -> Table:
+    rows = []
+    for name, printed in _printed(paper).items():
+        unit, sign = (1e9, "G") if printed >= 1e9 else (1e6, "M")
+        rows.append((name, *_difference(getattr(counted, name), printed, unit, sign)))
+    return Table(title, ("", "counted", "reported", "difference"), rows)
+
+
+def _difference(ours: float, theirs: float, unit: float, sign: str) -> tuple[str, str, str]:
+    percent = f"{100 * (ours / theirs - 1):+.1f} %"
+    return f"{ours / unit:.2f} {sign}", f"{theirs / unit:g} {sign}", percent

@@ -108,19 +108,6 @@ def _squeeze_excite(config: CNNConfig, channels: int, in_chans: int) -> nn.Modul
     return SqueezeExcite(channels, hidden, config.activation)
 
 
-def _stem(config: CNNConfig) -> nn.Sequential:
-    """(B, C, H, W) -> (B, stem_width, H / r, W / r), r being 1, 2 or 4."""
-    kernel, stride = {"simple": (3, 2), "resnet": (7, 2), "cifar": (3, 1)}[config.stem_type]
-    stem = nn.Sequential()
-    stem.add_module(
-        "conv",
-        ConvNorm(config.in_chans, config.stem_width, kernel, stride, activation=config.activation),
-    )
-    if config.stem_type == "resnet":
-        stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
-    return stem
-
-
 class CNN(nn.Module):
     """A CNN of the paper's comparison (Table 2): (B, C, H, W) -> (B, K).
 
@@ -134,10 +121,14 @@ class CNN(nn.Module):
         super().__init__()
         self.config, self.in_chans, self.img_size = config, config.in_chans, config.size
         self.num_features = config.num_features
-        self.stem = _stem(config)
+        kernel, stride = {"simple": (3, 2), "resnet": (7, 2), "cifar": (3, 1)}[config.stem_type]
+        act, width = config.activation, config.stem_width
+        self.stem = nn.Sequential()  # (B, stem_width, H / r, W / r), r being 1, 2 or 4
+        self.stem.add_module("conv", ConvNorm(config.in_chans, width, kernel, stride, 1, act))
+        if config.stem_type == "resnet":
+            self.stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
         self.stages = nn.ModuleList()
         block = MBConv if config.block == "mbconv" else Bottleneck
-        width = config.stem_width
         for stage, depth in enumerate(config.depths):
             blocks = nn.Sequential()
             for i in range(depth):

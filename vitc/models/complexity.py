@@ -9,7 +9,7 @@ global pooling are free. Attention is q k^T and its product with v, fused or not
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -123,18 +123,30 @@ def _count(
 ) -> list[tuple[str, Complexity]]:
     """The cost of each part by its name, "" for what is in none, in the model's order."""
     twin = _without_data(getattr(model, "_orig_mod", model)).eval()  # torch.compile's wrapper
-    size, channels = _input_size(twin, img_size), _input_channels(twin, in_chans)
+    size: Any = getattr(twin, "img_size", None) if img_size is None else img_size
+    if size is None:
+        raise ConfigError(
+            f"The img_size of {type(twin).__name__} is unknown.", "Give img_size, e.g. 224."
+        )
+    size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    channels = _input_channels(twin, in_chans)
     dtype = next((p.dtype for p in twin.parameters() if p.dtype.is_floating_point), torch.float32)
     image = torch.empty(1, channels, *size, dtype=dtype, device="meta")
     with torch.inference_mode():
         if img_size is not None and hasattr(twin, "set_input_size"):
             with _Counter():
                 twin.set_input_size(img_size=img_size)
-        members = dict(_parts_of(twin))
+        members: dict[str, nn.Module] = {}
+        for name, child in twin.named_children():
+            if isinstance(child, nn.ModuleList | nn.Sequential):
+                members |= {f"{name}.{i}": member for i, member in child.named_children()}
+            else:
+                members[name] = child
         counter = _Counter()
         for name, module in members.items():
-            module.register_forward_pre_hook(partial(_enter, counter, name), prepend=True)
-            module.register_forward_hook(partial(_leave, counter))
+            enter, leave = partial(counter.enter, name), counter.leave
+            module.register_forward_pre_hook(enter, prepend=True)
+            module.register_forward_hook(leave)
         try:
             with counter:
                 twin(image)
@@ -158,23 +170,6 @@ def _count(
     return [(n, Complexity(flops.get(n, 0), p, activations.get(n, 0))) for n, p in params.items()]
 
 
-def _enter(counter: _Counter, name: str, *_: Any) -> None:
-    counter.stack.append(name)
-
-
-def _leave(counter: _Counter, *_: Any) -> None:
-    counter.stack.pop()
-
-
-def _input_size(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    size: Any = getattr(model, "img_size", None) if img_size is None else img_size
-    if size is None:
-        raise ConfigError(
-            f"The img_size of {type(model).__name__} is unknown.", "Give img_size, e.g. 224."
-        )
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
 def _input_channels(model: nn.Module, in_chans: int | None) -> int:
     known = getattr(model, "in_chans", None) if in_chans is None else in_chans
     if known is not None:
@@ -186,14 +181,6 @@ def _input_channels(model: nn.Module, in_chans: int | None) -> int:
         f"{type(model).__name__} has no in_chans and no convolution to read it from.",
         "Give in_chans, e.g. 3.",
     )
-
-
-def _parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in model.named_children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from ((f"{name}.{i}", member) for i, member in child.named_children())
-        else:
-            yield name, child
 
 
 def _without_data(model: nn.Module) -> Any:
@@ -223,6 +210,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops: dict[str, int] = {}
         self.activations: dict[str, int] = {}
 
+    def enter(self, part: str, *_: Any) -> None:
+        self.stack.append(part)
+
+    def leave(self, *_: Any) -> None:
+        self.stack.pop()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -238,7 +231,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return out
         out = func(*args, **kwargs)
         if rule is not None:
-            flops, activations = rule(_arguments(func, args, kwargs), out)
+            names = [argument.name for argument in func._schema.arguments]
+            flops, activations = rule(dict(zip(names, args, strict=False)) | kwargs, out)
             part = self.stack[-1]
             self.flops[part] = self.flops.get(part, 0) + flops
             self.activations[part] = self.activations.get(part, 0) + activations
@@ -248,11 +242,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _to_meta(tensor: Tensor) -> Tensor:
     with torch.inference_mode(False):  # else torch refuses to see a view of it as one of `tensor`
         return tensor.to("meta")
-
-
-def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [a.name for a in func._schema.arguments]
-    return dict(zip(names, args, strict=False)) | kwargs
 
 
 Rule = Callable[[dict[str, Any], Any], tuple[int, int]]

@@ -7,7 +7,7 @@ D embed_dim, K classes.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Literal, get_args
 
@@ -137,14 +137,6 @@ class ViTConfig(ModelConfig):
 
 # -- CNNs ------------------------------------------------------------------------------------------
 
-# Settings of one kind of block that the other cannot use.
-_OF_BLOCK = {
-    "bottleneck_ratio": "bottleneck",
-    "group_widths": "bottleneck",
-    "zero_init_last": "bottleneck",
-    "expand_ratios": "mbconv",
-}
-
 _LISTS = ("widths", "strides", "kernel_sizes", "group_widths", "expand_ratios")  # one entry a stage
 
 # Images that the paper's CNNs train on, and what the shorter side is resized to before evaluation
@@ -191,11 +183,11 @@ class CNNConfig(ModelConfig):
     """Stride of each stage's first block."""
     kernel_sizes: tuple[int, ...] | None = setting(None, at_least=1)
     """Kernel of each stage's kxk convolution, odd; None: 3 for all."""
-    bottleneck_ratio: float = setting(0.25, above=0, below=inf)
+    bottleneck_ratio: float = setting(0.25, above=0, below=inf, needs=("block", "bottleneck"))
     """With block bottleneck: channels inside a block over its output channels."""
-    group_widths: tuple[int, ...] | None = setting(None, at_least=1)
+    group_widths: tuple[int, ...] | None = setting(None, at_least=1, needs=("block", "bottleneck"))
     """With block bottleneck: channels in a group of each stage's kxk; None: one group."""
-    expand_ratios: tuple[int, ...] | None = setting(None, at_least=1)
+    expand_ratios: tuple[int, ...] | None = setting(None, at_least=1, needs=("block", "mbconv"))
     """With block mbconv: channels inside a block over its input channels, each stage; None: 1."""
     se_ratio: float = setting(0.0, at_least=0, at_most=1)
     """Width of squeeze-and-excitation over a block's input channels (arXiv 1709.01507); 0: none."""
@@ -203,7 +195,7 @@ class CNNConfig(ModelConfig):
     """Channels of a 1x1 convolution before pooling; None: no such convolution."""
     activation: Activation = setting("relu", one_of=get_args(Activation))
     """Non-linearity, in squeeze-and-excitation too."""
-    zero_init_last: bool = False
+    zero_init_last: bool = setting(False, needs=("block", "bottleneck"))
     """With block bottleneck: start the last BatchNorm gain of each block at 0, so that a fresh
     block passes its shortcut on. pycls can; its default, which the configs of its published
     baselines keep, is to start all gains at 1."""
@@ -259,15 +251,7 @@ class CNNConfig(ModelConfig):
                 )
         if any(k % 2 == 0 for k in self.kernels):
             found.append(f"model.kernel_sizes {self.kernels} must all be odd.")
-        wrong = bool(found)
-        default = {f.name: f.default for f in fields(CNNConfig)}
-        for name, block in _OF_BLOCK.items():
-            if self.block != block and getattr(self, name) != default[name]:
-                found.append(
-                    f"model.{name} {getattr(self, name)} has no effect with model.block "
-                    f"{self.block!r}; it is a setting of {block!r}."
-                )
-        return found if wrong else found + self._width_problems()
+        return found or self._width_problems()
 
     def _width_problems(self) -> list[str]:
         """What is wrong with the widths inside the blocks, once each number is valid by itself."""

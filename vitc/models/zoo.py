@@ -155,27 +155,23 @@ def _vit_c(size: str) -> ViTConfig:
     return dataclasses.replace(twin, name=f"vit_c_{size}", stem=stem, depth=depth)
 
 
-def _ablation(name: str, body: ViTConfig, stem: StemConfig) -> ViTConfig:
-    return dataclasses.replace(body, name=name, stem=stem)
-
-
 _P, _C = _vit_p("4gf"), _vit_c("4gf")
 ABLATIONS: list[ViTConfig] = [
     # Paper Table 3, stems of about equal cost that reduce the size later and later. What stands
     # after their convolutions (BatchNorm and ReLU after all but the last) and the number of blocks
     # (11, as "overall model flops remain comparable") is an inference: the paper does not state it.
     # S1's first width is printed as 42: see SLIPS.
-    _ablation("vit_s1_4gf", _C, ConvStemConfig(
+    dataclasses.replace(_C, name="vit_s1_4gf", stem=ConvStemConfig(
         channels=(52, 104, 208, 416), kernel_sizes=(3, 3, 3, 2), strides=(2, 2, 2, 2))),
-    _ablation("vit_s2_4gf", _C, ConvStemConfig(
+    dataclasses.replace(_C, name="vit_s2_4gf", stem=ConvStemConfig(
         channels=(32, 64, 128, 256), kernel_sizes=(3, 3, 3, 4), strides=(2, 2, 1, 4))),
-    _ablation("vit_s3_4gf", _C, ConvStemConfig(
+    dataclasses.replace(_C, name="vit_s3_4gf", stem=ConvStemConfig(
         channels=(17, 34, 68, 136), kernel_sizes=(3, 3, 3, 8), strides=(2, 1, 1, 8))),
-    _ablation("vit_s4_4gf", _C, ConvStemConfig(
+    dataclasses.replace(_C, name="vit_s4_4gf", stem=ConvStemConfig(
         channels=(8, 16, 32, 64), kernel_sizes=(3, 3, 3, 16), strides=(1, 1, 1, 16))),
     # Paper appendix A, norm and non-linearity.
-    _ablation("vit_p_bn_4gf", _P, PatchifyStemConfig(bn_relu=True)),
-    _ablation("vit_c_ln_4gf", _C, ConvStemConfig(norm="ln")),
+    dataclasses.replace(_P, name="vit_p_bn_4gf", stem=PatchifyStemConfig(bn_relu=True)),
+    dataclasses.replace(_C, name="vit_c_ln_4gf", stem=ConvStemConfig(norm="ln")),
 ]  # fmt: skip
 
 

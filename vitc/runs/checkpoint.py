@@ -40,17 +40,9 @@ from vitc.files import (
     write_file,
 )
 from vitc.optim.ema import Ema
+from vitc.runs import tensors as stored
 from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST
-from vitc.runs.tensors import (
-    dtype_shape,
-    fill,
-    is_dense,
-    odd_strides,
-    read_tensors,
-    row_major,
-    write_tensors,
-)
-from vitc.wording import few
+from vitc.runs.tensors import dtype_shape, misfits, read_tensors, write_tensors
 
 FORMAT = 1
 PLAIN = (bool, int, float, type(None))  # types in an optimizer's state besides tensors
@@ -139,7 +131,7 @@ class TrainState:
                 "groups": [_numbers(group) for group in self.optimizer.param_groups],
                 "scalars": scalars,
             },
-            "memory_formats": {name: odd_strides(part) for name, part in parts.items()},
+            "memory_formats": {name: stored.odd_strides(part) for name, part in parts.items()},
             "sha256": sha256,
         }
         text = _encode(state)
@@ -170,7 +162,7 @@ class TrainState:
 
         for targets, values, strides in fills:
             for name, target in targets.items():
-                fill(target, values[name], strides[name])
+                stored.fill(target, values[name], strides[name])
         self.optimizer.state.clear()
         self.optimizer.state.update(entries)
         saved_groups = state["optimizer"]["groups"]
@@ -359,19 +351,10 @@ def _decode(values: dict[str, Any]) -> Any:
 def check_fit(path: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly those of the model, by name, shape and dtype."""
     there, here = ({n: dtype_shape(t) for n, t in part.items()} for part in (values, expected))
-    problems = {
-        "missing": [n for n in here if n not in there],
-        "unexpected": [n for n in there if n not in here],
-        "different": [
-            f"{n} ({there[n]} there, {here[n]} here)"
-            for n in here
-            if n in there and there[n] != here[n]
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {few(names)}" for what, names in problems.items() if names)
+    problem = misfits(there, here)
+    if problem:
         raise CheckpointError(
-            f"{path} is of another model. {listed}.",
+            f"{path} is of another model. {problem}.",
             "Use the config that the checkpoint was written with.",
         )
 
@@ -380,7 +363,7 @@ def _checked_strides(
     path: Path, state: dict[str, Any], part: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
     """The strides that each tensor of a part had; a forged entry must not reach the allocator."""
-    found = {name: row_major(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: stored.row_major(tensor.shape) for name, tensor in tensors.items()}
     saved = state["memory_formats"].get(part)
     for name, stride in saved.items() if isinstance(saved, dict) else ():
         good = (
@@ -388,7 +371,7 @@ def _checked_strides(
             and isinstance(stride, list)
             and len(stride) == tensors[name].ndim
             and all(type(s) is int and 0 <= s < 1 << 62 for s in stride)
-            and is_dense(tensors[name].shape, stride)
+            and stored.is_dense(tensors[name].shape, stride)
         )
         if not good:
             raise CheckpointError(f"{path / STATE} is damaged: {stride!r} is no stride of {name}.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vitc.errors import CheckpointError
 from vitc.files import write_file
+from vitc.wording import few, short
 
 # Names of the safetensors format (https://github.com/huggingface/safetensors, "Format").
 DTYPES = {
@@ -29,8 +31,12 @@ DTYPES = {
 }
 
 
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def dtype_shape(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{dtype_name(tensor)} {tuple(tensor.shape)}"
 
 
 def write_tensors(
@@ -66,13 +72,61 @@ def write_tensors(
     return write_file(path, chunks())
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file on CPU: views of the file, so not all of it in memory."""
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its header checked by the library: tensors that fill the file exactly.
+
+    Raises CheckpointError: damaged, or another kind of file.
+    """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from error
+            yield file
+    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} is cut short, damaged or not a safetensors file: {str(error)[:200]}.",
+            "Copy or download it again.",
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on CPU: views of the file, so not all of it in memory."""
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+class Kind(NamedTuple):
+    """What a tensor must share with another to take its values: shape, and sort of numbers."""
+
+    shape: tuple[int, ...]
+    numbers: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.shape}{self.numbers}"
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    """The kind of each tensor of a state_dict."""
+    found = {}
+    for name, t in tensors.items():
+        numbers = "" if t.is_floating_point() else " complex" if t.is_complex() else " integers"
+        found[name] = Kind(tuple(t.shape), numbers)
+    return found
+
+
+def misfits(there: Mapping[str, object], here: Mapping[str, object]) -> str:
+    """How the tensors of a file differ from a model's, by name and kind; empty: in nothing."""
+    problems = {
+        "missing": [name for name in here if name not in there],
+        "unexpected": [short(name) for name in there if name not in here],
+        "of another shape or type": [
+            f"{name} ({there[name]} in the file, {kind} in the model)"
+            for name, kind in here.items()
+            if there.get(name, kind) != kind
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {what}: {few(names)}" for what, names in problems.items() if names
+    )
 
 
 def fill(target: Tensor, value: Tensor, stride: tuple[int, ...]) -> None:

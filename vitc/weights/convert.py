@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from vitc.config import to_dict
-from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError, unknown
 from vitc.files import replacing
 from vitc.models.config import ViTConfig
@@ -25,7 +24,6 @@ from vitc.weights.fit import fill, models_like
 from vitc.weights.load import Average, Weights, by_our_names, read_weights
 from vitc.wording import few
 
-FIRST = ("stem.layers.0.conv.weight", "stem.proj.weight")  # what reads the image, in our layout
 FEEDS = {"pycls": "bgr", "pycls_branch": "bgr"}  # what each library feeds its models; else RGB
 
 
@@ -90,8 +88,7 @@ def _checked(weights: Weights, name: str) -> Weights:
         overrides["num_classes"] = shape.classes
         side = isqrt(shape.tokens - config.class_token) * (config.stem.reduction or 1)
         overrides["img_size"] = side  # if the grid is not a square, `fill` reports the misfit
-        first = next((weights.tensors[n] for n in FIRST if n in weights.tensors), None)
-        overrides["in_chans"] = config.in_chans if first is None else first.shape[1]
+        overrides["in_chans"] = shape.in_chans or config.in_chans
     elif weights.classes is not None:
         overrides["num_classes"] = len(weights.classes)
     config = model_config(name, **overrides)
@@ -113,12 +110,11 @@ def _with_channels(weights: Weights, channels: str) -> tuple[Weights, str]:
         )
     if pre.channels == channels:
         return weights, f"The channels are {channels.upper()} already."
-    name = next((n for n in FIRST if n in weights.tensors), None)
-    if name is None or weights.tensors[name].shape[1] != 3:
+    first = layouts.first_convolution(weights.tensors)
+    if not first:
         raise ConfigError(f"{weights.where} has no first convolution of 3 channels to reverse.")
-    tensors = {**weights.tensors, name: weights.tensors[name].flip(1)}
-    return replace(weights, tensors=tensors, preprocessing=pre.reversed()), (
-        f"The input channels of {name} were reversed, from {pre.channels.upper()} to "
+    return weights.reversed(first), (
+        f"The input channels of {first} were reversed, from {pre.channels.upper()} to "
         f"{channels.upper()}; so were mean and std."
     )
 
@@ -150,11 +146,21 @@ def write_weights(path: Path, weights: Weights, layout: layouts.Layout) -> str:
     odd = [f"{n} ({dtype_shape(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
     if odd:
         raise CheckpointError(f"{weights.where} has unsupported types: {few(odd)}.")
+    pre = weights.preprocessing
+    known = {
+        "source": {"layout": weights.source, "where": weights.where, "sha256": weights.sha256},
+        "preprocessing": pre and pre.to_dict(),
+        "fit": pre and pre.fit != "crop" and pre.fit,
+        "classes": weights.classes,
+        "model": weights.model,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             if suffix in SAFETENSORS:
-                return write_tensors(temporary, tensors, _metadata(weights, layout))
+                texts = {name: json.dumps(v, allow_nan=False) for name, v in known.items() if v}
+                metadata = {"format": "pt", "library": "vitc", "layout": layout, **texts}
+                return write_tensors(temporary, tensors, metadata)
             plain = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
             # pycls reads the epoch, and takes model_state where there are no errors to compare.
             wrapped = {"epoch": 0, "model_state": plain} if "pycls" in layout else plain
@@ -164,16 +170,3 @@ def write_weights(path: Path, weights: Weights, layout: layouts.Layout) -> str:
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"{path} cannot be written: {reason}.") from error
-
-
-def _metadata(weights: Weights, layout: str) -> dict[str, str]:
-    pre: Preprocessing | None = weights.preprocessing
-    values = {
-        "source": {"layout": weights.source, "where": weights.where, "sha256": weights.sha256},
-        "preprocessing": None if pre is None else pre.to_dict(),
-        "fit": None if pre is None or pre.fit == "crop" else pre.fit,
-        "classes": None if weights.classes is None else list(weights.classes),
-        "model": weights.model,
-    }
-    texts = {k: json.dumps(v, allow_nan=False) for k, v in values.items() if v is not None}
-    return {"format": "pt", "library": "vitc", "layout": layout, **texts}

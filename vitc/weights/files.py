@@ -1,6 +1,6 @@
 """How is a stranger's weights file read safely? No code runs, no size that it claims is believed.
 
-    .safetensors                     its header is checked against the file's size before it is read
+    .safetensors                     by its library, which checks the header against the file's size
     .pt .pth .pyth .bin .ckpt .tar   PyTorch's zip archive, or its older form, both by torch's own
                                      restricted unpickler (weights_only)
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 import shlex
@@ -28,10 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -39,20 +37,17 @@ from vitc.config import leaves
 from vitc.errors import CheckpointError, VitcError, suggest_beside
 from vitc.models.config import ModelConfig
 from vitc.models.zoo import build_model
+from vitc.runs.tensors import DTYPES, Kind, dtype_shape, kinds, misfits, opened
 from vitc.wording import few, short
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth", ".pyth", ".bin", ".ckpt", ".tar")
 
 COPY_AGAIN = "Copy or download it again."
-HEADER_LIMIT = 16 << 20  # bytes; the header of 10,000 tensors takes about 1 MiB
-PICKLE_LIMIT = 64 << 20
+PICKLE_LIMIT = 64 << 20  # bytes
 ENTRIES_LIMIT = 100_000  # tensors in one file
-DIMENSIONS_LIMIT = 16
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number torch writes first
-_DTYPE_BITS = {"BOOL": 8} | {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)}
-_DTYPE_BITS |= {"F16": 16, "BF16": 16, "F32": 32, "F64": 64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,73 +179,13 @@ _KINDS_HINT = "Weights are read from safetensors and from files of torch.save (.
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    metadata = _check_header(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from error
-
-
-def _check_header(path: Path) -> dict[str, str]:
-    """Its metadata, once the tensors in the header prove to fill the file exactly."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(HEADER_LIMIT, size - 8):
-            what = "cut short" if length <= HEADER_LIMIT else "damaged"
-            raise CheckpointError(
-                f"{path} is {what}: its header claims {length} bytes, the file has {size} and a "
-                f"header at most {HEADER_LIMIT}.",
-                COPY_AGAIN,
-            )
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: its header is not JSON.") from error
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    plain = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-    if not plain or not isinstance(header, dict) or len(header) > ENTRIES_LIMIT:
-        raise CheckpointError(f"{path} is damaged: its header does not list tensors.")
-    end = 0
-    for name, entry in sorted(header.items(), key=lambda item: _start(item[1])):
-        end = _check_entry(path, name, entry, end)
-    if end != size - 8 - length:
-        what = "cut short" if end > size - 8 - length else "damaged"
-        raise CheckpointError(
-            f"{path} is {what}: its tensors take {end} bytes, the file holds {size - 8 - length}.",
-            COPY_AGAIN,
-        )
-    assert isinstance(metadata, dict)
-    return metadata
-
-
-def _start(entry: object) -> int:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    first = offsets[0] if isinstance(offsets, list) and offsets else None
-    return first if type(first) is int else -1
-
-
-def _check_entry(path: Path, name: str, entry: object, begin: int) -> int:
-    """The end of a tensor, which must begin at `begin` and be as long as its shape requires."""
-    if isinstance(entry, dict):
-        shape, offsets, dtype = (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
-        if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-            raise CheckpointError(f"{path}: {name:.80} has the unsupported type {dtype!r:.20}.")
-        if (
-            isinstance(shape, list)
-            and len(shape) <= DIMENSIONS_LIMIT
-            and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
-            and isinstance(offsets, list)
-            and [type(n) for n in offsets] == [int, int]
-            and offsets[0] == begin
-            and (offsets[1] - begin) * 8 == prod(shape) * _DTYPE_BITS[dtype]
-        ):
-            return int(offsets[1])
-    raise CheckpointError(
-        f"{path} is damaged: in its header, the shape of {name:.80} does not match its place."
-    )
+    with opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    odd = [f"{n:.80} ({dtype_shape(t)})" for n, t in tensors.items() if t.dtype not in DTYPES]
+    if odd:
+        raise CheckpointError(f"{path} has unsupported types: {few(odd)}.")
+    return tensors, metadata
 
 
 # -- PyTorch ---------------------------------------------------------------------------------------
@@ -372,21 +307,7 @@ SMALL = 1 << 16
 """An integer setting up to this needs no weights to justify it, such as the side of an image."""
 SPARE = 64
 """Parameters a model may make and replace while it is built, beyond twice those it ends with."""
-
-
-class Kind(NamedTuple):
-    """Of a tensor: its shape, and whether it holds floating-point numbers."""
-
-    shape: tuple[int, ...]
-    floating: bool
-
-    def __str__(self) -> str:
-        return f"{self.shape}{'' if self.floating else ' integers'}"
-
-
-def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """The kind of each tensor of a state_dict."""
-    return {name: Kind(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+SAME_SAVE = "config.json and the weights must come from the same save."
 
 
 def blueprint(
@@ -415,31 +336,12 @@ def blueprint(
         raise CheckpointError(
             f"{where}: the model it asks for cannot be built: {short(str(error))}."
         ) from error
-    check_fit(there, kinds(model.state_dict()), where)
-    return model
-
-
-def check_fit(there: Mapping[str, Kind], here: Mapping[str, Kind], where: str) -> None:
-    """Refuse tensors `there` that are not those of the model `here`, by name and shape."""
-    problems = {
-        "missing": [name for name in here if name not in there],
-        "unexpected": [short(name) for name in there if name not in here],
-        "of another shape or type": [
-            f"{name} ({there[name]} in the file, {kind} in the model)"
-            for name, kind in here.items()
-            if name in there and there[name] != kind
-        ],
-    }
-    wrong = [
-        f"{len(names)} {what}: {few(map(short, names))}"
-        for what, names in problems.items()
-        if names
-    ]
-    if wrong:
+    problem = misfits(there, kinds(model.state_dict()))
+    if problem:
         raise CheckpointError(
-            f"{where}: the weights are not those of the model in the config. {'; '.join(wrong)}.",
-            "config.json and the weights must come from the same save.",
+            f"{where}: the weights are not those of the model in the config. {problem}.", SAME_SAVE
         )
+    return model
 
 
 def _check_integers(config: ModelConfig, there: Mapping[str, Kind], where: str) -> None:
@@ -465,7 +367,7 @@ def _at_most(parameters: int, where: str) -> Iterator[None]:
         if made > parameters:
             raise CheckpointError(
                 f"{where}: the config is that of a model with more tensors than the weights have.",
-                "config.json and the weights must come from the same save.",
+                SAME_SAVE,
             )
 
     handle = register_module_parameter_registration_hook(count)

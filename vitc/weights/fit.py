@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -18,16 +18,9 @@ from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.models.vit import VisionTransformer, resample_pos_embed
 from vitc.models.zoo import MODELS, classifier_name
-from vitc.runs.tensors import dtype_shape
+from vitc.runs.tensors import Kind, dtype_name, kinds, misfits
 from vitc.weights import layouts
-from vitc.weights.load import (
-    Average,
-    Weights,
-    by_our_names,
-    dtype_name,
-    read_stored,
-    settings_of,
-)
+from vitc.weights.load import Average, Weights, by_our_names, read_stored, settings_of
 from vitc.wording import few
 
 ADAPTABLE = {
@@ -81,7 +74,9 @@ def load_weights(
     unexpected, or of another shape) and ConfigError (an unknown name in `adapt`, `source`, `only`);
     the model is unchanged then.
     """
-    _check_adaptations(adapt)  # before a large file is read
+    for name in (adapt,) if isinstance(adapt, str) else adapt:  # before a large file is read
+        if name not in ADAPTABLE:
+            raise unknown("adaptation", name, ADAPTABLE)
     return fill(model, read_stored(path_or_state_dict, source, average), strict, adapt, only)
 
 
@@ -97,24 +92,23 @@ def fill(
 
     `fresh_head`: the model keeps its own classifier, even if theirs would fit.
     """
-    _check_adaptations(adapt)
     only = (only,) if isinstance(only, str) else only
-    target = layouts.without_wrappers(dict(model.state_dict(keep_vars=True)))
+    wanted = layouts.without_wrappers(dict(model.state_dict(keep_vars=True)))
     for name in ("_orig_mod", "module", "_orig_mod"):  # torch.compile, DistributedDataParallel
         model = getattr(model, name, model)
     head = f"{classifier_name(model)}."
-    wanted = _part_of(target, only)
-    weights = _in_layout_of(target, stored)
+    weights = _in_layout_of(wanted, stored)
+    first = layouts.first_convolution(wanted)
     if only:
-        chosen = {n: t for n, t in weights.tensors.items() if _in_parts(n, only)}
-        weights = replace(weights, tensors=chosen)
+        wanted = _part_of(wanted, only)
+        weights = replace(weights, tensors=_in_parts(weights.tensors, only))
     if fresh_head:  # on both sides, so that everything else is still compared
         wanted = {n: t for n, t in wanted.items() if not n.startswith(head)}
         others = {n: t for n, t in weights.tensors.items() if not n.startswith(head)}
         weights = replace(weights, tensors=others)
     notes = list(weights.notes)
     if "channels" in adapt:
-        weights = _as_rgb(weights, target, notes)
+        weights = _as_rgb(weights, first, notes)
     if "pos_embed" in adapt:
         weights = _resampled(weights, wanted, model, notes)
     values = dict(weights.tensors)
@@ -124,44 +118,37 @@ def fill(
     wanted = {
         n: t for n, t in wanted.items() if n in values or not n.endswith(".num_batches_tracked")
     }
-    missing = [n for n in wanted if n not in values]
-    unexpected = [n for n in values if n not in target]
-    misfits = [n for n in wanted if n in values and not _fits(values[n], wanted[n])]
-    if strict and (missing or unexpected or misfits):
-        raise _misfit(weights, wanted, values, missing, unexpected, misfits, head)
-    pairs = {n: (values[n], t) for n, t in wanted.items() if n in values and n not in misfits}
+    here, there = kinds(wanted), kinds(values)
+    if strict and here != there:
+        raise _misfit(weights, here, there, head)
+    pairs = {n: (values[n], t) for n, t in wanted.items() if here[n] == there.get(n)}
     _check_settings(weights, model, takes_head=f"{head}weight" in pairs)
     _copy(weights, pairs, notes)
     if weights.preprocessing is not None and weights.preprocessing.channels == "bgr":
         notes.append("The channels stay BGR; adapt 'channels' makes them RGB.")
     return LoadReport(
         weights.source,
-        tuple(missing + misfits),
-        tuple(unexpected),
+        tuple(n for n in wanted if n not in pairs),
+        tuple(n for n in values if n not in wanted),
         tuple(notes),
         weights.preprocessing,
     )
 
 
-def _check_adaptations(adapt: Collection[str]) -> None:
-    for name in (adapt,) if isinstance(adapt, str) else adapt:
-        if name not in ADAPTABLE:
-            raise unknown("adaptation", name, ADAPTABLE)
-
-
-def _in_parts(name: str, parts: Collection[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
+def _in_parts(tensors: Mapping[str, Tensor], parts: Collection[str]) -> dict[str, Tensor]:
+    starts = tuple(f"{part}." for part in parts)
+    return {n: t for n, t in tensors.items() if n in parts or n.startswith(starts)}
 
 
 def _part_of(target: dict[str, Tensor], only: Collection[str]) -> dict[str, Tensor]:
     for part in only:
-        if not any(_in_parts(name, (part,)) for name in target):
+        if not _in_parts(target, (part,)):
             known = list(dict.fromkeys(name.partition(".")[0] for name in target))
             raise ConfigError(
                 f"The model has no part {part!r}.{suggest(part, [*known, *target])}",
                 f"Its parts: {', '.join(known)}; a longer name selects a part of these.",
             )
-    return {n: t for n, t in target.items() if not only or _in_parts(n, only)}
+    return _in_parts(target, only)
 
 
 def _in_layout_of(target: Mapping[str, Tensor], stored: Weights) -> Weights:
@@ -171,11 +158,6 @@ def _in_layout_of(target: Mapping[str, Tensor], stored: Weights) -> Weights:
         return stored
     ours = by_our_names(stored)
     return ours if here == "vitc" else replace(ours, tensors=layouts.from_vitc(ours.tensors, here))
-
-
-def _fits(value: Tensor, target: Tensor) -> bool:
-    same_kind = value.is_floating_point() == target.is_floating_point() and not value.is_complex()
-    return value.shape == target.shape and same_kind
 
 
 def _copy(weights: Weights, pairs: Mapping[str, tuple[Tensor, Tensor]], notes: list[str]) -> None:
@@ -188,8 +170,8 @@ def _copy(weights: Weights, pairs: Mapping[str, tuple[Tensor, Tensor]], notes: l
                 f"{weights.where} holds non-finite numbers in {name}.",
                 "The weights are those of a diverged run, or damaged.",
             )
-    casts = {(v.dtype, t.dtype) for v, t in pairs.values() if v.dtype != t.dtype}
-    notes += [f"{dtype_name(v)} was cast to {dtype_name(t)}." for v, t in sorted(casts, key=str)]
+    casts = {(dtype_name(v), dtype_name(t)) for v, t in pairs.values() if v.dtype != t.dtype}
+    notes += [f"{there} was cast to {here}." for there, here in sorted(casts)]
     with torch.no_grad():
         for value, tensor in pairs.values():
             tensor.copy_(value)
@@ -223,20 +205,18 @@ def _check_settings(weights: Weights, model: nn.Module, takes_head: bool) -> Non
 # -- adapting --------------------------------------------------------------------------------------
 
 
-def _as_rgb(weights: Weights, target: Mapping[str, Tensor], notes: list[str]) -> Weights:
-    """BGR weights for RGB images: exact, as only the order of a sum changes."""
+def _as_rgb(weights: Weights, first: str, notes: list[str]) -> Weights:
+    """BGR weights for RGB images; the convolution `first` reads them."""
     pre = weights.preprocessing
     if pre is None:
         raise ConfigError(
             f"The channel order of {weights.where} is unknown, so it cannot be adapted.",
             "If it is BGR, convert the file first: vitc convert IN OUT --channels rgb --from pycls",
         )
-    name = layouts.first_convolution(target)
-    if pre.channels != "bgr" or name not in weights.tensors:  # `only` may leave the stem out
+    if pre.channels != "bgr" or first not in weights.tensors:  # `only` may leave the stem out
         return weights
-    tensors = {**weights.tensors, name: weights.tensors[name].flip(1)}
-    notes.append(f"The input channels of {name} were reversed: BGR weights, now for RGB images.")
-    return replace(weights, tensors=tensors, preprocessing=pre.reversed())
+    notes.append(f"The input channels of {first} were reversed: BGR weights, now for RGB images.")
+    return weights.reversed(first)
 
 
 def _resampled(
@@ -286,68 +266,53 @@ def _without_head(
     """Leave the classifier out if its classes differ in number, or only one side has one."""
     own = {n: t for n, t in wanted.items() if n.startswith(head)}
     theirs = {n: t for n, t in values.items() if n.startswith(head)}
-    if own.keys() == theirs.keys() and all(_fits(theirs[n], own[n]) for n in own):
+    if kinds(own) == kinds(theirs):
         return wanted, values
+    ours, other = (_rows(kinds(part).items()) for part in (own, theirs))
     notes.append(
-        f"The classifier was left out ({_rows(theirs)} classes in the weights, {_rows(own)} in the "
-        "model): the model keeps its own."
+        f"The classifier was left out ({other} classes in the weights, {ours} in the model): the "
+        "model keeps its own."
     )
     wanted = {n: t for n, t in wanted.items() if n not in own}
     return wanted, {n: t for n, t in values.items() if n not in theirs}
 
 
-def _rows(head: Mapping[str, Tensor]) -> str:
-    return next((str(t.shape[0]) for n, t in head.items() if n.endswith("weight")), "no")
+def _rows(head: Iterable[tuple[str, Kind]]) -> str:
+    return next((str(kind.shape[0]) for n, kind in head if n.endswith("weight")), "no")
 
 
 # -- what does not fit -----------------------------------------------------------------------------
 
 
 def _misfit(
-    weights: Weights,
-    wanted: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    misfits: list[str],
-    head: str,
+    weights: Weights, here: Mapping[str, Kind], there: Mapping[str, Kind], head: str
 ) -> CheckpointError:
     """What is wrong, the likely cause first: other classes, another resolution, another model."""
     problems, adapt = [], []
-    of_head = [
-        n for n in misfits if n.startswith(head) and values[n].shape[1:] == wanted[n].shape[1:]
-    ]
+    both = {n: (there[n], kind) for n, kind in here.items() if there.get(n, kind) != kind}
+    of_head = {n: k for n, k in both.items() if n.startswith(head)}
+    of_head = {n: (a, b) for n, (a, b) in of_head.items() if a.shape[1:] == b.shape[1:]}
     if of_head:
-        theirs, ours = (_rows({n: m[n] for n in of_head}) for m in (values, wanted))
+        theirs, ours = (_rows((n, k[i]) for n, k in of_head.items()) for i in range(2))
         problems.append(f"its classifier has {theirs} classes, the model {ours}")
         adapt.append("head")
-    of_grid = [n for n in misfits if n.endswith(("pos_embed", "pos_embedding"))]
-    of_grid = [n for n in of_grid if values[n].shape[-1] == wanted[n].shape[-1]]
-    for n in of_grid:
-        theirs, ours = (str(tuple(m[n].shape)) for m in (values, wanted))
-        problems.append(
-            f"its position embedding is of another resolution: {theirs}, the model's {ours}"
-        )
+    grid = {n: k for n, k in both.items() if n.endswith(("pos_embed", "pos_embedding"))}
+    grid = {n: (a, b) for n, (a, b) in grid.items() if a.shape[-1:] == b.shape[-1:]}
+    for a, b in grid.values():
+        problems.append(f"its position embedding is of another resolution: {a}, the model's {b}")
         adapt.append("pos_embed")
-    rest = [n for n in misfits if n not in of_head + of_grid]
-    groups = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": [
-            f"{n} ({dtype_shape(values[n])} in the weights, {dtype_shape(wanted[n])} in the model)"
-            for n in rest
-        ],
-    }
-    if not any(groups.values()):
+    known = {*of_head, *grid}
+    rest = misfits(*({n: k for n, k in part.items() if n not in known} for part in (there, here)))
+    if not rest:
         ways = {"head": "leaves the classifier out", "pos_embed": "resamples it"}
         hints = " and ".join(f"adapt {name!r} {ways[name]}" for name in adapt)
         return CheckpointError(
             f"{weights.where} does not fit the model: {'; '.join(problems)}.",
             f"{hints}: load_weights(..., adapt={tuple(adapt)!r}).",
         )
-    problems += [f"{what}: {few(names, 4)}" for what, names in groups.items() if names]
     return CheckpointError(
-        f"{weights.where} is of another model. {'; '.join(problems)}.", _looks_like(weights)
+        f"{weights.where} is of another model. {'; '.join([*problems, rest])}.",
+        _looks_like(weights),
     )
 
 

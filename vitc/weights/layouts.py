@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vitc.data.preprocessing import Preprocessing
+from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitc.errors import CheckpointError
 from vitc.wording import few
 
@@ -33,14 +33,12 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # -- preprocessing ---------------------------------------------------------------------------------
 
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in RGB
-
 CONVENTIONS: dict[str, Preprocessing] = {
     # pycls/datasets/imagenet.py: cv2.imread gives BGR, "mean and SD values in BGR order", and
     # cv2.INTER_LINEAR resizes.
-    "pycls": Preprocessing(_MEAN[::-1], _STD[::-1], "bgr", "bilinear"),
+    "pycls": Preprocessing(IMAGENET_MEAN[::-1], IMAGENET_STD[::-1], "bgr", "bilinear"),
     # torchvision/transforms/_presets.py; resizing differs between its weights.
-    "torchvision": Preprocessing(_MEAN, _STD),
+    "torchvision": Preprocessing(IMAGENET_MEAN, IMAGENET_STD),
 }
 """What a library has always done to ImageNet; its weights files do not store it. timm has no one
 convention: some of its ViTs take mean and standard deviation 0.5."""
@@ -216,6 +214,8 @@ class Shape:
     """Length of the position embedding."""
     classes: int | None
     """None: no classifier."""
+    in_chans: int | None
+    """None: an unknown stem."""
 
     def __str__(self) -> str:
         stem = f"conv stem {self.stem}" if self.stem else f"patches of {self.patch_size}"
@@ -238,24 +238,21 @@ def describe(tensors: Mapping[str, Tensor]) -> Shape | None:
     while (conv := tensors.get(f"stem.layers.{len(channels)}.conv.weight")) is not None:
         channels.append(conv.shape[0])
     proj, head = tensors.get("stem.proj.weight"), tensors.get("head.weight")
-    patchify = not channels and proj is not None and proj.ndim == 4
+    first = tensors.get("stem.layers.0.conv.weight", proj)
+    of_stem = [name for name in tensors if name.startswith("stem.")]
+    norm = "ln" if any(".norm." in name for name in of_stem) else "none"
+    patchify = proj is not None and not channels and proj.ndim == 4
     return Shape(
         embed_dim=pos.shape[-1],
         depth=len(blocks),
         mlp_dim=fc1.shape[0],
         stem=tuple(channels),
-        patch_size=proj.shape[-1] if patchify and proj is not None else None,
-        stem_norm=_stem_norm(tensors),
+        patch_size=proj.shape[-1] if proj is not None and patchify else None,
+        stem_norm="bn" if any(name.endswith("running_mean") for name in of_stem) else norm,
         tokens=pos.shape[1],
         classes=None if head is None else head.shape[0],
+        in_chans=None if first is None else first.shape[1],
     )
-
-
-def _stem_norm(tensors: Iterable[str]) -> str:
-    names = [name for name in tensors if name.startswith("stem.")]
-    if any(name.endswith("running_mean") for name in names):
-        return "bn"
-    return "ln" if any(".norm." in name for name in names) else "none"
 
 
 def first_convolution(tensors: Mapping[str, Tensor]) -> str:

@@ -23,15 +23,9 @@ from vitc.resolve import what_is
 from vitc.runs.checkpoint import load_weights_of
 from vitc.runs.folder import CHECKPOINTS, Run
 from vitc.runs.tensors import dtype_shape
+from vitc.weights import layouts
 from vitc.weights.files import no_weights_in, read_weights_file
-from vitc.weights.layouts import (
-    LAYOUTS,
-    convention,
-    foreign_part,
-    recognise,
-    to_vitc,
-    without_wrappers,
-)
+from vitc.weights.layouts import LAYOUTS, recognise
 from vitc.wording import few
 
 Average = Literal["ema", "raw"]
@@ -60,6 +54,13 @@ class Weights:
     """What else a user should know: which of two sets was taken, which convention is assumed."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the tensors do not show, where known: num_heads, global_pool, stem, strides, ..."""
+
+    def reversed(self, first: str) -> Weights:
+        """The same for images with their channels in reverse order; the convolution `first` reads
+        them. Exact: only the order of a sum changes."""
+        tensors = {**self.tensors, first: self.tensors[first].flip(1)}
+        pre = self.preprocessing and self.preprocessing.reversed()
+        return replace(self, tensors=tensors, preprocessing=pre)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -100,9 +101,9 @@ def by_our_names(weights: Weights, strict: bool = True) -> Weights:
     Raises CheckpointError if `strict`: a ViT that ours cannot compute.
     """
     layout = recognise(weights.tensors)
-    if layout is None or (not strict and foreign_part(weights.tensors)):
+    if layout is None or (not strict and layouts.foreign_part(weights.tensors)):
         return weights
-    return replace(weights, tensors=to_vitc(weights.tensors, layout)[0])
+    return replace(weights, tensors=layouts.to_vitc(weights.tensors, layout)[0])
 
 
 def _checked_source(weights: Weights, source: str) -> Weights:
@@ -118,7 +119,7 @@ def _checked_source(weights: Weights, source: str) -> Weights:
     if looks is None:
         return replace(weights, source=weights.source if source == "auto" else source)
     weights = replace(weights, source=looks)
-    by_convention = convention(looks)
+    by_convention = layouts.convention(looks)
     if weights.preprocessing is None and by_convention is not None:
         size = weights.settings.get("img_size")
         crop = weights.settings.get("crop")
@@ -176,7 +177,7 @@ def _from_content(
         raise CheckpointError(
             f"{where} is not a plain state dict: {what}.", f"Known wrappers: {', '.join(_RAW)}."
         )
-    tensors = without_wrappers(tensors)
+    tensors = layouts.without_wrappers(tensors)
     cfg = content.get("cfg")
     settings = pycls_settings(cfg) if isinstance(cfg, str) else {}
     if settings.get("norm_eps", 1e-6) != 1e-6:
@@ -202,15 +203,17 @@ _METADATA = ("preprocessing", "classes", "model", "fit")
 def _with_record(weights: Weights, values: Mapping[str, Any]) -> Weights:
     """Model config, classes and preprocessing as this package saves them beside the tensors."""
     pre, classes, model = (values.get(k) for k in _METADATA[:3])
-    fit = values.get("fit", "crop")
-    if fit not in get_args(Fit):
-        raise CheckpointError(f"{weights.where} is damaged: fit is none of {get_args(Fit)}.")
+    problem, fit = None, values.get("fit", "crop")
     if classes is not None and not (
         isinstance(classes, list) and all(isinstance(c, str) for c in classes)
     ):
-        raise CheckpointError(f"{weights.where} is damaged: its classes are not a list of names.")
+        problem = "its classes are not a list of names"
     if model is not None and not isinstance(model, dict):
-        raise CheckpointError(f"{weights.where} is damaged: its model is not an object.")
+        problem = "its model is not an object"
+    if fit not in get_args(Fit):
+        problem = f"fit is none of {get_args(Fit)}"
+    if problem is not None:
+        raise CheckpointError(f"{weights.where} is damaged: {problem}.")
     return replace(
         weights,
         source="vitc",
@@ -236,17 +239,11 @@ def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
     stem = model.get("stem")
     found = {k: model[k] for k in ("num_heads", "global_pool") if k in model}
     if isinstance(stem, Mapping):
-        found |= {new: stem[k] for k, new in _STEM_SETTINGS.items() if k in stem}
-        if found.get("stem") == "outside":  # its name in earlier versions
-            found["stem"] = "custom"
+        found |= {k: stem[k] for k in ("strides", "act") if k in stem}
+        if "kind" in stem:
+            kind = stem["kind"]
+            found["stem"] = "custom" if kind == "outside" else kind  # its name in schema 1
     return found
-
-
-_STEM_SETTINGS = {"kind": "stem", "strides": "strides", "act": "act"}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # -- folders ---------------------------------------------------------------------------------------

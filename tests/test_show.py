@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from vitc.cli.main import main
-from vitc.deploy.show import page
-from vitc.deploy.show_model import model_page
+from vitc.deploy.show import model_page, page
 from vitc.models.complexity import parts
 from vitc.models.zoo import create_model, model_config
 from vitc.views.model import Table
