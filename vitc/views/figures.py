@@ -51,8 +51,10 @@ def draw(chart: Chart) -> Figure:
         _draw_on(figure.subplots(), chart)
         labels = sum(bool(line.label) for line in chart.lines)
         figure.legend(loc="outside lower center", ncols=2 if labels > 1 else 1, fontsize=8)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is the same in every file: computed once
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # the layout is computed once, for all files
     return figure
 
 
