@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from tests.test_work import LONGER, nothing_twice, plan, results, study
-from vitc.cli.engines import FLAGS
 from vitc.cli.main import main
+from vitc.cli.work import FLAGS
 from vitc.errors import ConfigError, InterruptedRun, RunError
 from vitc.files import write_json
 from vitc.runs.folder import CLAIM, TRIES
@@ -38,7 +38,7 @@ from vitc.study.runner import conduct
 from vitc.study.standing import standing
 from vitc.study.study_folder import StudyFolder
 from vitc.study.summary import facts
-from vitc.study.work import Span, read_tries, run_trial, trials_of
+from vitc.study.work import Pool, Span, read_tries, run_trial, trials_of
 
 
 def always() -> bool:
@@ -365,8 +365,8 @@ class Cluster:
 
 
 def finished(part: Slice) -> list[str | None]:
-    for trial in part.ids:
-        finish(StudyFolder(Path(part.folder)), trial)
+    for trial in part.pool.ids:
+        finish(part.pool.study, trial)
     return [None]
 
 
@@ -382,8 +382,8 @@ def test_all_trials_are_one_throttled_array_of_packs(
     cluster, (folder, trials) = Cluster(monkeypatch), study(tmp_path, 5)
     cluster.ends = finished
     run_slurm(folder, trials, pack=2, max_jobs=1)
-    assert sorted(i for s in cluster.submitted for i in s.ids) == sorted(t.id for t in trials)
-    assert [len(s.ids) for s in cluster.submitted] == [2, 2, 1]
+    assert sorted(i for s in cluster.submitted for i in s.pool.ids) == sorted(t.id for t in trials)
+    assert [len(s.pool.ids) for s in cluster.submitted] == [2, 2, 1]
     assert cluster.arrays == [3]
     assert [c[0] for c in cluster.commands] == ["scancel", "sacct"]  # what still waits is replaced
     assert "--state=PENDING" in cluster.commands[0]
@@ -397,13 +397,17 @@ def test_a_killed_task_is_submitted_again_without_accounting(
 
     def ends(part: Slice) -> list[str | None] | None:
         if len(cluster.submitted) == 1:
-            note(folder, part.ids[0])
+            note(folder, part.pool.ids[0])
             return None
         return finished(part)
 
     cluster.ends = ends
     run_slurm(folder, trials)
-    assert [s.ids for s in cluster.submitted] == [[trials[0].id], [trials[1].id], [trials[0].id]]
+    assert [s.pool.ids for s in cluster.submitted] == [
+        [trials[0].id],
+        [trials[1].id],
+        [trials[0].id],
+    ]
 
 
 def test_a_machine_that_cannot_run_trials_ends_the_study_with_the_reason(
@@ -492,24 +496,16 @@ def always_fine() -> Iterator[None]:
     yield
 
 
-def slice_of(folder: StudyFolder, trials: Sequence[Trial], **changed: Any) -> Slice:
-    values = {
-        "folder": str(folder.path),
-        "ids": [t.id for t in trials],
-        "workers": 1,
-        "span": Span(),
-        "gpus": False,
-        "save_seconds": 1.0,
-        "trusted": "{}",
-        "allow_mixed": False,
-    }
-    return Slice(**{**values, **changed})
+def slice_of(folder: Path, span: Span | None = None) -> Slice:
+    """A task of no trials."""
+    pool = Pool(StudyFolder(folder), [], 1, "slurm", span=span or Span())
+    return Slice(pool, share_gpus=False, save_seconds=1.0, trusted="{}", allow_mixed=False)
 
 
 def test_a_task_that_does_not_see_the_study_returns_why(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        why = slice_of(StudyFolder(tmp_path / "none"), [])()
+        why = slice_of(tmp_path / "none")()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "does not see" in str(why)
@@ -518,13 +514,13 @@ def test_a_task_that_does_not_see_the_study_returns_why(tmp_path: Path) -> None:
 def test_two_trials_of_an_array_meet_at_two_ports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, fake = slice_of(StudyFolder(tmp_path), [], span=Span(2, 2)), ModuleType("submitit")
+    part, fake = slice_of(tmp_path, Span(2, 2)), ModuleType("submitit")
     monkeypatch.setitem(sys.modules, "submitit", fake)
     spans = []
     for number, node in (("901", 0), ("901", 1), ("902", 0)):
         here = SimpleNamespace(raw_job_id=number, node=node, hostnames=["a", "b"])
         monkeypatch.setattr(fake, "JobEnvironment", lambda here=here: here, raising=False)
-        spans.append(part._span())
+        spans.append(part.span_here())
     assert spans[0].port == spans[1].port != spans[2].port
     assert [(s.rank, s.address) for s in spans] == [(0, "a"), (1, "a"), (0, "a")]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.cli import work
-from vitc.cli.engines import engine_of, engine_options, settings_of, show_trials
 from vitc.cli.parser import (
     Parser,
     Verb,
@@ -27,7 +26,7 @@ from vitc.cli.report import protocol_option, report_on
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitc.study.contenders import Request
+    from vitc.study.design import Plan
     from vitc.study.measures.base import Measure, Option
     from vitc.study.studies import Stage
     from vitc.study.study_folder import StudyFolder
@@ -38,33 +37,40 @@ EPILOG = (
     "--{runs} it keeps the trials that ended. Dotted settings hold for every trial:\n"
     "--train.epochs 10. Progress, from another terminal: vitc study status DIR"
 )
-CONTROL_FLAGS = {
-    "smaller_patch": "add every ViT_P at half its patch size",
-    "swap_depth": "add every ViT_P and ViT_C with its twin's number of blocks",
-    "bn_patchify": "add every ViT_P with BatchNorm and ReLU after its stem",
-    "ln_conv": "add every ViT_C with LayerNorm in its stem",
-    "frozen_patchify": "add every ViT_P with a random stem that is not trained",
-    "time_matched": "add every contender trained for as long as the reference takes; needs "
-    "--allow-mixed, for the epochs differ",
-}
 
 
 # -- options ---------------------------------------------------------------------------------------
 
 
 def _measure_options(parser: Parser, measure: Measure) -> None:
-    _contender_options(parser, measure.optims)
+    """Who is compared, the measure's own options, how many runs, and what every study takes."""
+    from vitc.study.controls import CONTROL_NAMES
+
+    add = parser.add_argument
+    add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
+    about = "contenders: these models under each recipe (default: each recipe's own)"
+    add("--models", nargs="+", default=[], metavar="MODEL", help=about)
+    about = (
+        "contenders: each model with these stems: kinds (conv, patchify ...) or custom classes "
+        "(my.py:MyStem); labelled MODEL+STEM"
+    )
+    add("--stems", nargs="+", default=[], metavar="STEM", help=about)
+    optims = list(measure.optims)
+    about = f"default: {' '.join(optims)}"
+    add("--optims", nargs="+", default=optims, metavar="OPTIM", help=about)
+    add("--reference", metavar="NAME", help="the contender to compare with (default: the last)")
+    add("--control", action="store_true", help="add the reference against itself, other seeds")
+    about = f"add contenders that answer a reviewer: {', '.join(CONTROL_NAMES)}; see docs/paper.md"
+    add("--controls", nargs="+", choices=CONTROL_NAMES, default=[], metavar="NAME", help=about)
+    for name in CONTROL_NAMES:  # the former spelling, a flag each
+        hidden: dict[str, Any] = {"dest": "controls", "const": name, "help": argparse.SUPPRESS}
+        add(f"--{name.replace('_', '-')}", action="append_const", **hidden)
     for option in measure.options:
         _add(parser, option)
-    default = f"default: {measure.default_runs}"
-    if measure.runs == "draws":
-        about = f"draws a contender and optimizer ({default})"
-        parser.add_argument("--draws", metavar="N", type=count, dest="runs", help=about)
-        _test_option(parser)
-    else:
-        about = f"runs at each point, seed i of all being a pair ({default})"
-        parser.add_argument("--seeds", metavar="N", type=count, dest="runs", help=about)
-    _study_options(parser, f"studies/{measure.name}")
+    of = {"draws": "draws a contender and optimizer", "seeds": "runs at each point, paired by seed"}
+    about = f"{of[measure.runs]} (default: {measure.default_runs})"
+    add(f"--{measure.runs}", metavar="N", type=count, dest="runs", help=about)
+    _study_options(parser, f"studies/{measure.name}", test=measure.runs == "draws")
 
 
 def _add(parser: Parser, option: Option) -> None:
@@ -82,43 +88,12 @@ def _add(parser: Parser, option: Option) -> None:
     parser.add_argument(f"--{option.name.replace('_', '-')}", **words)
 
 
-def _contender_options(parser: Parser, optims: Sequence[str]) -> None:
-    """Who is compared: recipes x models x stems, under which optimizers, against whom."""
+def _study_options(parser: Parser, out: str, test: bool = False) -> None:
+    """What every study takes; `test`: it has draws, of which the best may read the test images."""
     add = parser.add_argument
-    add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
-    about = "contenders: these models under each recipe (default: each recipe's own)"
-    add("--models", nargs="+", default=[], metavar="MODEL", help=about)
-    about = (
-        "contenders: each model with these stems: kinds (conv, patchify ...) or custom classes "
-        "(my.py:MyStem); labelled MODEL+STEM"
-    )
-    add("--stems", nargs="+", default=[], metavar="STEM", help=about)
-    about = f"default: {' '.join(optims)}"
-    add("--optims", nargs="+", default=list(optims), metavar="OPTIM", help=about)
-    add("--reference", metavar="NAME", help="the contender to compare with (default: the last)")
-    add("--control", action="store_true", help="add the reference against itself, other seeds")
-    about = (
-        f"add contenders that answer a reviewer: {', '.join(CONTROL_FLAGS)}; see docs/studies.md"
-    )
-    add("--controls", nargs="+", choices=CONTROL_FLAGS, default=[], metavar="NAME", help=about)
-    for name in CONTROL_FLAGS:  # the former spelling, a flag each
-        add(
-            f"--{name.replace('_', '-')}",
-            action="append_const",
-            const=name,
-            dest="controls",
-            help=argparse.SUPPRESS,
-        )
-
-
-def _test_option(parser: Parser) -> None:
-    about = "at the end, read the test images with each contender's best draw"
-    parser.add_argument("--test", action="store_true", help=about)
-
-
-def _study_options(parser: Parser, out: str) -> None:
-    """What every study takes."""
-    add = parser.add_argument
+    if test:
+        about = "at the end, read the test images with each contender's best draw"
+        add("--test", action="store_true", help=about)
     add("--out", metavar="DIR", type=Path, help=f"the study's folder (default: {out})")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
     about = "compare although settings, versions or machines differ; reported"
@@ -126,51 +101,32 @@ def _study_options(parser: Parser, out: str) -> None:
     add("--retry-failed", action="store_true", help="run trials again whose worker died")
     protocol_option(parser)
     add("--json", action="store_true", help="results.json on one line, last on stdout")
-    engine_options(parser)
-
-
-# -- a study ---------------------------------------------------------------------------------------
-
-
-def _request(args: Namespace, measure: Measure, folder: StudyFolder) -> Request:
-    from vitc.study.measures.base import request_of
-    from vitc.study.studies import continued
-
-    options = {o.name: _value(o, getattr(args, o.name)) for o in measure.options}
-    request = request_of(
-        measure,
-        recipes=args.recipes,
-        models=args.models,
-        stems=args.stems,
-        optims=args.optims,
-        reference=args.reference or "",
-        control=args.control,
-        controls=args.controls,
-        seed=args.seed,
-        runs=args.runs or 0,
-        **options,
-        **settings_of(args),
-    )
-    return continued(request, folder, measure.name)
+    work.engine_options(parser)
 
 
 def _value(option: Option, value: Any) -> Any:
     """An option's words as the measure takes them. Raises ConfigError."""
     if option.least is not None and isinstance(value, int) and value < option.least:
         raise ConfigError(f"--{option.name} {value} must be {option.least} or more.")
-    convert = {"set": _axis, "times": _factors, "setup": _setup}.get(option.name)
-    return value if convert is None else [convert(words) for words in value]
+    if option.name not in ("set", "times", "setup"):
+        return value
+    return [_point(option.name, words) for words in value]
 
 
-def _axis(words: Sequence[str]) -> tuple[str, list[Any]]:
+def _point(option: str, words: Sequence[str]) -> tuple[str, Any]:
+    """The words of --set, --times or --setup: a name, and the values or settings there."""
     name, *values = words
+    if option == "setup":
+        return name, _settings(values, "--setup")
     if not values:
-        raise ConfigError(f"--set {name} has no value.", f"For example: --set {name} 1 2")
-    return name, [next(iter(_settings([f"{name}={v}"], "--set").values())) for v in values]
-
-
-def _setup(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    return words[0], _settings(words[1:], "--setup")
+        hint = f"For example: --{option} {name} 1 2"
+        raise ConfigError(f"--{option} {name} has no value.", hint)
+    if option == "set":
+        return name, [v for w in values for v in _settings([f"{name}={w}"], "--set").values()]
+    try:
+        return name, [float(w) for w in values]
+    except ValueError:
+        raise ConfigError(f"--times {name} needs numbers, not {' '.join(values)}.") from None
 
 
 def _settings(words: Sequence[str], option: str) -> dict[str, Any]:
@@ -182,15 +138,7 @@ def _settings(words: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
-def _factors(words: Sequence[str]) -> tuple[str, list[float]]:
-    name, *values = words
-    try:
-        factors = [float(w) for w in values]
-    except ValueError:
-        raise ConfigError(f"--times {name} needs numbers, not {' '.join(values)}.") from None
-    if not factors:
-        raise ConfigError(f"--times {name} has no factor.", f"For example: --times {name} 1 2 4 8")
-    return name, factors
+# -- a study ---------------------------------------------------------------------------------------
 
 
 def _folder(args: Namespace, name: str) -> StudyFolder:
@@ -200,40 +148,46 @@ def _folder(args: Namespace, name: str) -> StudyFolder:
 
 
 def _measure(args: Namespace, measure: Measure) -> int:
-    from vitc.study.studies import stages
+    from vitc.study.measures import base, hparams
+    from vitc.study.studies import continued, stages
 
     folder = _folder(args, measure.name)
-    request = _request(args, measure, folder)
-    found: Iterable[Stage] = stages(measure.name, request, folder, dry=args.dry_run)
-    if measure.name == "hparams":
-        found = _with_range_lines(found, request)
-    return _run(args, folder, found)
+    words = {name: getattr(args, name) for name in ("recipes", "models", "stems", "optims")}
+    words |= {name: getattr(args, name) for name in ("control", "controls", "seed")}
+    words |= {o.name: _value(o, getattr(args, o.name)) for o in measure.options}
+    words |= {"reference": args.reference or "", "runs": args.runs or 0}
+    request = base.request_of(measure, **words, **work.settings_of(args))
+    request = continued(request, folder, measure.name)
 
+    def ranges(plan: Plan) -> list[str]:
+        if measure.name != "hparams":
+            return []
+        return hparams.range_lines(plan, request.recipes[0], request.options["ranges"])
 
-def _with_range_lines(found: Iterable[Stage], request: Request) -> Iterable[Stage]:
-    from vitc.study.measures.hparams import range_lines
-
-    for folder, plan in found:
-        for line in range_lines(plan, request.recipes[0], request.options["ranges"]):
-            note(line)
-        yield folder, plan
+    return _run(args, folder, stages(measure.name, request, folder, dry=args.dry_run), ranges)
 
 
 def _run(
     args: Namespace,
     folder: StudyFolder,
     stages: Iterable[Stage],
-    after: Callable[[Stage], None] | None = None,
+    before: Callable[[Plan], list[str]] = lambda plan: [],
 ) -> int:
-    """Run what is missing of each stage, then report; `--dry-run`: show what would be run."""
+    """Run what is missing of each stage, then report; `--dry-run`: show what would be run.
+
+    `before`: lines to print before a stage is run.
+    """
     from vitc.study.chosen import measure_chosen
+    from vitc.study.paper.second import measure_second
     from vitc.study.runner import conduct
 
     last: Stage | None = None
     for last in stages:
-        engine = engine_of(args)
+        for line in before(last[1]):
+            note(line)
+        engine = work.engine_of(args)
         if args.dry_run:
-            show_trials(*last, engine)
+            work.show_trials(*last, engine)
             continue
         conduct(
             *last,
@@ -248,8 +202,8 @@ def _run(
         return 0
     if getattr(args, "test", False):
         measure_chosen(*last, note)
-    if after is not None:
-        after(last)
+    if getattr(args, "exhibit", "") == "fig11":
+        measure_second(*last, args.second, note)
     return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
 
 
@@ -261,8 +215,7 @@ def _quick_options(parser: Parser) -> None:
     parser.add_argument("--budget", metavar="TIME", type=seconds, default=QUICK_SECONDS, help=about)
     about = "draws a contender and optimizer (default: as the budget allows)"
     parser.add_argument("--draws", metavar="N", type=count, help=about)
-    _test_option(parser)
-    _study_options(parser, "studies/quick")
+    _study_options(parser, "studies/quick", test=True)
 
 
 def _quick(args: Namespace) -> int:
@@ -275,7 +228,7 @@ def _quick(args: Namespace) -> int:
             "For example: --draws 32",
         )
     folder = _folder(args, "quick")
-    settings, draws = settings_of(args), args.draws
+    settings, draws = work.settings_of(args), args.draws
     if folder.exists():  # what was measured or chosen at its start stays
         old, _ = folder.read()
         settings.setdefault("train.precision", old.groups[0].config.train.precision)
@@ -322,99 +275,90 @@ def _paper(args: Namespace) -> int:
     from vitc.study.paper.exhibits import BENCH, NO_DATA, get_exhibit, scale_of
     from vitc.study.paper.plans import entry_groups
 
-    exhibit = get_exhibit(args.exhibit)
-    _check_paper(args, exhibit.measure)
-    settings = settings_of(args)
+    exhibit, full = get_exhibit(args.exhibit), args.scale == "full"
+    trains = exhibit.measure != BENCH
+    _check_paper(args, trains)
+    settings = work.settings_of(args)
     data = settings.pop("data", None)
-    if args.scale == "full" and data is None:
-        if not args.dry_run and exhibit.measure != BENCH:
-            raise ConfigError(
-                f"{args.exhibit} at full scale trains on ImageNet.",
-                "Add --data DIR (with train/ and val/), or --dry-run to see plan and cost; "
-                "--scale small needs no data.",
-            )
-        data = NO_DATA
-    if args.scale == "full" and args.dry_run:
+    if full and data is None and trains and not args.dry_run:
+        raise ConfigError(
+            f"{args.exhibit} at full scale trains on ImageNet.",
+            "Add --data DIR (with train/ and val/), or --dry-run to see plan and cost; "
+            "--scale small needs no data.",
+        )
+    if full and args.dry_run:
         settings.setdefault("train.device", "cuda")  # the cluster's, whatever is here
-    if args.scale == "small" and data is not None:
-        settings["data"], data = data, None
-    scale = scale_of(exhibit, args.scale)
-    if exhibit.measure == BENCH:
-        from vitc.cli.bench import bench_exhibit
+    if not full and data is not None:
+        settings["data"] = data
+    images = (data or NO_DATA) if full else None
+    if trains:
+        return _paper_study(args, images, settings)
+    from vitc.cli.bench import bench_exhibit
 
-        return bench_exhibit(args, entry_groups(scale.entries, data, **settings))
-    return _paper_study(args, data, settings)
+    return bench_exhibit(
+        args, entry_groups(scale_of(exhibit, args.scale).entries, images, **settings)
+    )
 
 
-def _check_paper(args: Namespace, measure: str) -> None:
+def _check_paper(args: Namespace, trains: bool) -> None:
     """Raises ConfigError: words that have no effect with this exhibit."""
-    from vitc.study.paper.exhibits import BENCH
+    nothing = f"with {args.exhibit}, which trains nothing."
+    idle = {
+        "second": (
+            args.second and args.exhibit != "fig11",
+            f"with {args.exhibit}; it is for fig11.",
+        ),
+        "count": (args.runs and not trains, nothing),
+        "tune": (args.tune and not trains, nothing),
+        "lengths": (args.lengths and not trains, nothing),
+        "protocol": (args.protocol != "last" and not trains, nothing),
+        "model": ("model" in args.settings, f"here: {args.exhibit} has its own."),
+        "optim": ("optim" in args.settings, f"here: {args.exhibit} has its own."),
+        "train.epochs": ("train.epochs" in args.settings, "here. Use --lengths."),
+    }
+    found = [f"--{name} has no effect {why}" for name, (given, why) in idle.items() if given]
+    if found:
+        raise ConfigError("\n".join(found))
 
-    if args.second is not None and args.exhibit != "fig11":
-        raise ConfigError(f"--second has no effect with {args.exhibit}; it is for fig11.")
-    for word in ("model", "optim"):
-        if word in args.settings:
-            raise ConfigError(f"--{word} has no effect here: {args.exhibit} has its own.")
-    for word, value in (("count", args.runs), ("tune", args.tune), ("lengths", args.lengths)):
-        if measure == BENCH and value is not None:
-            raise ConfigError(f"--{word} has no effect with {args.exhibit}, which trains nothing.")
-    if measure == BENCH and args.protocol != "last":
-        raise ConfigError(f"--protocol has no effect with {args.exhibit}, which trains nothing.")
-    if "train.epochs" in args.settings:
-        raise ConfigError("--train.epochs has no effect here.", "Use --lengths.")
 
-
-def _paper_study(args: Namespace, data: str | None, settings: dict[str, Any]) -> int:
-    from vitc.study.paper.exhibits import CLASSES, get_exhibit, scale_of
-    from vitc.study.paper.plans import entry_groups, exhibit_stages
-    from vitc.study.paper.second import measure_second
+def _paper_study(args: Namespace, images: str | None, settings: dict[str, Any]) -> int:
+    from vitc.study.paper import exhibits, plans
     from vitc.study.studies import check_runs, earlier_precision
 
-    exhibit = get_exhibit(args.exhibit)
-    scale = scale_of(exhibit, args.scale)
+    exhibit = exhibits.get_exhibit(args.exhibit)
+    scale = exhibits.scale_of(exhibit, args.scale)
     folder = _folder(args, f"{args.exhibit}_{args.scale}")
     had = folder.read()[0].draws if folder.exists() else 0
     runs = args.runs or had or scale.count
     check_runs(folder, runs, had, "--count")
-    groups = entry_groups(scale.entries, data, **{**earlier_precision(folder), **settings})
-    stages = exhibit_stages(
+    settings = {**earlier_precision(folder), **settings}
+    stages = plans.exhibit_stages(
         args.exhibit,
         args.scale,
-        groups,
+        plans.entry_groups(scale.entries, images, **settings),
         folder,
         tune=args.tune,
         dry=args.dry_run,
         count=runs,
         lengths=args.lengths,
         seed=args.seed,
-        classes=CLASSES[args.scale] if args.dry_run else None,
+        classes=exhibits.CLASSES[args.scale] if args.dry_run else None,
     )
-    if args.dry_run:
-        return _paper_dry_run(args, list(stages))
-
-    def read_second(stage: Stage) -> None:
-        if args.exhibit == "fig11":
-            measure_second(*stage, args.second, note)
-
-    return _run(args, folder, stages, read_second)
-
-
-def _paper_dry_run(args: Namespace, stages: Sequence[Stage]) -> int:
-    from vitc.study.paper.exhibits import get_exhibit
-    from vitc.study.paper.plans import cost_lines
-    from vitc.study.study_folder import to_json
-
-    lines = cost_lines([plan for _, plan in stages])
+    if not args.dry_run:
+        return _run(args, folder, stages)
+    every = list(stages)
+    lines = plans.cost_lines([plan for _, plan in every])
     if args.json:
+        from vitc.study.study_folder import to_json
+
         values = {"exhibit": args.exhibit, "scale": args.scale, "cost": lines}
-        emit_json({**values, "plans": [to_json(plan) for _, plan in stages]})
+        emit_json({**values, "plans": [to_json(plan) for _, plan in every]})
         return 0
-    exhibit = get_exhibit(args.exhibit)
     emit(f"{args.exhibit}, {args.scale} scale. {exhibit.title}: {exhibit.about}")
     for line in lines:
         emit(line)
-    for folder, plan in stages if args.engine == "slurm" else ():
-        show_trials(folder, plan, engine_of(args))
+    for inside, plan in every if args.engine == "slurm" else ():
+        work.show_trials(inside, plan, work.engine_of(args))
     emit("Nothing was run. --json has every setting of every contender.")
     return 0
 
@@ -428,7 +372,8 @@ def study_verbs() -> dict[str, Verb]:
     from vitc.study.measures import MEASURES
 
     measures = {name: _measure_verb(measure) for name, measure in MEASURES.items()}
-    return {"quick": QUICK_VERB, **measures, "paper": PAPER_VERB, **OTHER_VERBS}
+    others = {"paper": PAPER_VERB, "work": work.VERB, "status": STATUS_VERB}
+    return {"quick": QUICK_VERB, **measures, **others}
 
 
 def _measure_verb(measure: Measure) -> Verb:
@@ -461,7 +406,6 @@ STATUS_VERB = Verb(
     options=_status_options,
     run=_status,
 )
-OTHER_VERBS = {"work": work.VERB, "status": STATUS_VERB}
 PAPER_VERB = Verb(
     summary="Set up a figure or table of the paper, full scale or small, beside its numbers.",
     usage="FIGURE|TABLE [--scale small|full] [--dry-run] [options] [--SETTING VALUE ...]",

@@ -103,6 +103,7 @@ CONTROLS: dict[str, Callable[[Group], Group | None]] = {
     "ln_conv": _ln_conv,
     "frozen_patchify": _frozen_patchify,
 }
+CONTROL_NAMES = (*CONTROLS, "time_matched")
 
 
 def _time_matched(groups: Sequence[Group], reference: str, old: Sequence[Group]) -> list[Group]:

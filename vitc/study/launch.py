@@ -23,7 +23,7 @@ from vitc.study.work import Pool, claimed, read_tries, status_of
 
 
 class Engine(Protocol):
-    """What launches workers. Its fields are its flags on the command line (`cli.engines.FLAGS`)."""
+    """What launches workers. Its fields are its flags on the command line (`cli.work.FLAGS`)."""
 
     name: str
 

@@ -123,10 +123,8 @@ class SlurmEngine:
 
     def parameters(self, study: Path) -> dict[str, Any]:
         """What submitit is asked for; its names for SLURM are sbatch's, `_` for `-`."""
-        gpus, saving = (
-            self.pack * int(self.gpus) // self.nodes_per_trial,
-            SIGNAL_SECONDS[self.slurm_cluster],
-        )
+        gpus = self.pack * int(self.gpus) // self.nodes_per_trial
+        saving = SIGNAL_SECONDS[self.slurm_cluster]
         if self.slurm_cluster != "slurm":
             values = {"timeout_min": self.hours * 60, "signal_delay_s": saving}
             return values | {"gpus_per_node": gpus}
@@ -187,16 +185,16 @@ class SlurmEngine:
 
     def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
         executor, count = self._executor(study.path), self.tasks(len(ids))
+        span = Span(max(1, int(self.gpus) // self.nodes_per_trial), self.nodes_per_trial)
+        whole = Pool(StudyFolder(study.path.resolve()), (), self.pack, self.name, span=span)
+        saving = min(SAVE_SECONDS, 0.8 * SIGNAL_SECONDS[self.slurm_cluster])
         slices = [
             Slice(
-                str(study.path.resolve()),
-                ids[i::count],
-                self.pack,
-                Span(max(1, int(self.gpus) // self.nodes_per_trial), self.nodes_per_trial),
-                bool(self.gpus),
-                min(SAVE_SECONDS, 0.8 * SIGNAL_SECONDS[self.slurm_cluster]),
-                consent(),
-                self.allow_mixed,
+                pool=replace(whole, ids=ids[i::count]),
+                share_gpus=bool(self.gpus) and self.pack > 1,
+                save_seconds=saving,
+                trusted=consent(),
+                allow_mixed=self.allow_mixed,
             )
             for i in range(count)
         ]
@@ -285,61 +283,54 @@ def _submit(executor: Any, slices: Sequence[Slice], going: Callable[[], bool]) -
 
 @dataclass
 class Slice:
-    """What a task of the array runs: these trials, `workers` side by side, or each over `span`.
+    """What a task of the array runs: the trials of a pool, each worker on a GPU of its own.
 
     submitit pickles it, calls it on the node, and calls `checkpoint` when the job is warned of its
     end (wall time, pre-emption), in a signal handler that interrupts the call.
     """
 
-    folder: str
-    ids: Sequence[str]
-    workers: int
-    span: Span
-    gpus: bool
+    pool: Pool
+    share_gpus: bool
     save_seconds: float
     trusted: str
     allow_mixed: bool
 
     def __call__(self) -> str | None:
         """Run the trials; returns why this machine cannot."""
-        self._stopped = False
-        signal.signal(signal.SIGTERM, self._stop)
+        stopped: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
         os.environ[TRUSTED_ENV] = self.trusted
-        study = StudyFolder(Path(self.folder))
         try:
-            check_machine(study, self.allow_mixed)
+            check_machine(self.pool.study, self.allow_mixed)
         except ConfigError as error:
             return f"{error.message} {error.hint or ''}"
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        gpus = visible.split(",") if visible else [str(i) for i in range(self.workers)]
-        shared = self.gpus and self.workers > 1
-        pool = Pool(study, self.ids, self.workers, "slurm", gpus if shared else (), self._span())
-        pool.run(lambda: not self._stopped)
-        if pool.span.rank and any(status_of(study.trials / i) not in ENDED for i in self.ids):
+        gpus = visible.split(",") if visible else [str(i) for i in range(self.pool.workers)]
+        pool = replace(self.pool, gpus=gpus if self.share_gpus else (), span=self.span_here())
+        pool.run(lambda: not stopped)
+        unfinished = any(status_of(pool.study.trials / i) not in ENDED for i in pool.ids)
+        if pool.span.rank and unfinished:
             time.sleep(self.save_seconds)  # the first task is about to have the job requeued
         return None
 
-    def _stop(self, number: int, frame: object) -> None:
-        self._stopped = True
-
-    def _span(self) -> Span:
+    def span_here(self) -> Span:
         """The span as this task of the job sees it."""
-        if self.span.nodes == 1:
-            return self.span
+        span = self.pool.span
+        if span.nodes == 1:
+            return span
         import submitit
 
         here = submitit.JobEnvironment()
         number = here.raw_job_id  # each task of an array has its own, the same on all its nodes
         port = 20_000 + int(number) % 20_000 if number.isdigit() else 20_000
-        return replace(self.span, rank=here.node, address=here.hostnames[0], port=port)
+        return replace(span, rank=here.node, address=here.hostnames[0], port=port)
 
     def checkpoint(self) -> Any:
         """Save all trials; returns what is to be requeued."""
         import submitit
 
         stop_processes(multiprocessing.active_children(), self.save_seconds)
-        values = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        return submitit.helpers.DelayedSubmission(Slice(**values))
+        return submitit.helpers.DelayedSubmission(self)
 
 
 def import_submitit() -> Any:

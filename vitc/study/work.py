@@ -75,21 +75,27 @@ def run_trial(study: StudyFolder, trial: Trial, engine: str) -> str:
             return status_of(out)
         if not _free(out):
             return BUSY
-        tries = read_tries(out)
-        reason = _given_up(tries, reached(out))
+        tries, checkpoint = read_tries(out), reached(out)
+        reason = _given_up(tries, checkpoint)
         if reason is not None:
             record_failure(out, trial.config, reason)
             return "failed"
-        tries.append(_new_try(engine, reached(out)))
-        _write_tries(out, tries)
+        here = {
+            "engine": engine,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": deciding_versions(),
+            "checkpoint": checkpoint,
+        }
+        _write_tries(out, [*tries, here])
+        status = "interrupted"  # by Ctrl-C or SIGTERM where the run does not handle it yet
         try:
             status, error_text = _train(trial.config, out)
-        except BaseException:  # Ctrl-C or SIGTERM where the run does not handle it yet
-            _write_tries(out, [*tries[:-1], tries[-1] | {"ended": "interrupted"}])
-            raise
-        if status == "failed":
-            record_failure(out, trial.config, error_text)
-        _write_tries(out, [*tries[:-1], tries[-1] | {"ended": status}])
+            if status == "failed":
+                record_failure(out, trial.config, error_text)
+        finally:
+            _write_tries(out, [*tries, {**here, "ended": status}])
         return status
 
 
@@ -179,17 +185,6 @@ def _write_tries(out: Path, tries: Sequence[Mapping[str, Any]]) -> None:
     write_json(out / TRIES, {"schema": 1, "tries": list(tries)})
 
 
-def _new_try(engine: str, reached: str) -> dict[str, Any]:
-    return {
-        "engine": engine,
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": deciding_versions(),
-        "checkpoint": reached,
-    }
-
-
 def reached(out: Path) -> str:
     """The name of a trial's last checkpoint, as step_40; empty before the first one."""
     file = out / CHECKPOINTS / LATEST
@@ -243,10 +238,6 @@ class Span:
     address: str = ""
     port: int = 0
 
-    @property
-    def single(self) -> bool:
-        return self.processes * self.nodes == 1
-
     def command(self, study: Path, trial: str, engine: str) -> list[str]:
         """The `torchrun` of a trial on this machine."""
         where = ["--standalone"]
@@ -278,10 +269,9 @@ def run_spread(study: StudyFolder, trial: str, engine: str, span: Span) -> str:
 
     A KeyboardInterrupt or SystemExit meanwhile is raised again once the trial has saved its state.
     """
+    command = span.command(study.path, trial, engine)
     with deaf_children():
-        process = subprocess.Popen(
-            span.command(study.path, trial, engine), preexec_fn=_end_with_parent
-        )
+        process = subprocess.Popen(command, preexec_fn=_end_with_parent)
     try:
         code = process.wait()
     finally:
@@ -446,10 +436,10 @@ def _work(pool: Pool, number: int, lifeline: Connection) -> None:
         if not shared and index % pool.workers != number:
             continue  # no locks on this file system: the workers share the trials out beforehand
         try:
-            if pool.span.single:
-                status = run_trial(pool.study, trial, pool.engine)
-            else:
+            if pool.span.processes * pool.span.nodes > 1:
                 status = run_spread(pool.study, trial.id, pool.engine, pool.span)
+            else:
+                status = run_trial(pool.study, trial, pool.engine)
         except VitcError as error:
             print(f"{trial.label}: {error.message}", file=sys.stderr)
             continue
