@@ -21,7 +21,15 @@ from tests.mutants import encoded, jpeg_bomb, photo, png_bomb
 from vitc.data.augment.crop import eval_image, train_image
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet
-from vitc.data.decode import Box, crop_resize, examined, read_cut, read_image, to_channels
+from vitc.data.decode import (
+    Box,
+    crop_resize,
+    examined,
+    read_cut,
+    read_image,
+    read_opened,
+    to_channels,
+)
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sources.base import Split
 from vitc.data.store import Files
@@ -109,11 +117,12 @@ def test_sixteen_bits_are_scaled_by_their_full_range() -> None:
     rounded = [[0, 0, 1, 1], [128, 254, 255, 255]]  # 257 steps of 16 bits to one of 8
     for kind in ("PNG", "TIFF", "PPM"):
         assert read_image(encoded(deep, kind), 1, "x")[..., 0].tolist() == rounded
-    wide = Image.fromarray(deep.astype(np.int32))
-    assert read_image(encoded(wide, "TIFF"), 1, "x")[..., 0].tolist() == rounded
-    data = encoded(np.array([[-5, 70_000]], np.int32), "TIFF")
-    with pytest.raises(BrokenFileError, match=r"'scan\.tif'.*-5 … 70,000"):
-        read_image(data, 3, "scan.tif")
+    wide = Image.fromarray(deep.astype(np.int32))  # Pillow's own way of holding 16 bits
+    assert read_opened(wide, 1, "x")[..., 0].tolist() == rounded
+    with pytest.raises(BrokenFileError, match=r"'scan'.*-5 … 70,000"):
+        read_opened(Image.fromarray(np.array([[-5, 70_000]], np.int32)), 3, "scan")
+    with pytest.raises(BrokenFileError, match=r"'scan\.tif'.*no standard range"):
+        read_image(encoded(wide, "TIFF"), 3, "scan.tif")
 
 
 def test_floating_point_values_in_0_1_are_scaled_and_others_refused() -> None:

@@ -16,10 +16,11 @@ from PIL import Image
 
 from tests.batches import plan
 from tests.mutants import WAYS, Mutant, encoded, mutants, photo
+from vitc.data.broken import MAX_PIXELS
 from vitc.data.check import check
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet
-from vitc.data.decode import MAX_PIXELS, read_image
+from vitc.data.decode import read_image
 from vitc.data.loader import open_eval, open_train
 from vitc.data.sources.base import Split
 from vitc.data.store import Files

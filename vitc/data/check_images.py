@@ -111,6 +111,7 @@ def _digest(*parts: bytes | memoryview) -> NDArray[np.uint64]:
 def _marks(found: Header, name: str) -> Mark:
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
     named, format_ = Image.registered_extensions().get(f".{suffix}"), found.format
+    named = "HEIF" if suffix in ("heic", "heif") else named
     same = {named, format_} <= {"BMP", "DIB"} or named == format_
     whether = {
         Mark.SUFFIX: suffix in IMAGE_SUFFIXES and not same,

@@ -3,7 +3,8 @@
 Free of torch until an image is resized. No file is trusted: sizes are checked before memory is
 allocated, and only decoders that run in this process are allowed (Pillow would hand EPS to
 Ghostscript). A file is broken if Pillow's strict reading (all checksums, the whole picture) fails,
-whichever decoder is used; warnings of the JPEG decoder are returned by `examined`.
+whichever decoder is used; warnings of the JPEG decoder are returned by `examined`. Colour profiles
+(ICC) are ignored: values are taken for sRGB.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import io
 import math
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +25,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vitc.data import tiff
+from vitc.data.broken import MAX_PIXELS, broken, check_size, file_bytes, unsupported
+from vitc.data.opened import heif_size, is_heif, pixels_of, read_heif, refuse_misread, rgb_with_key
 from vitc.errors import BrokenFileError, ConfigError
 
 if TYPE_CHECKING:
@@ -34,10 +37,7 @@ Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # top, left, height, width, in pixels
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
-MAX_PIXELS = 2**27  # 134 million, 403 MB as RGB: a 108-megapixel photo passes
-MAX_FILE_BYTES = 2**30
 _FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
-_HINT = "Replace or remove it; training leaves such files out with --data.bad_files skip."
 
 
 def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
@@ -58,10 +58,15 @@ class Examined(NamedTuple):
 
 def examined(file: Path | bytes, in_chans: int, name: str) -> Examined:
     data = file if isinstance(file, bytes) else file_bytes(file, name)
+    doubt = ""
     if is_jpeg(data):
         pixels, doubt = _jpeg(data, in_chans, name)
+    elif is_heif(data):
+        pixels = read_heif(data, name)
+    elif tiff.is_tiff(data):
+        pixels = _tiff(data, name)
     else:
-        pixels, doubt = _by_pillow(data, name, _FORMATS), ""
+        pixels = _by_pillow(data, name, _FORMATS)
     return Examined(np.ascontiguousarray(to_channels(pixels, in_chans)), doubt)
 
 
@@ -90,7 +95,54 @@ def header(data: bytes) -> Header | None:
             bits = _bits(image, data)
             return Header(kind, mode, height, width, animated, bits, _orientation(image))
     except Exception:  # Pillow's readers raise nearly anything on garbage
+        return _rare_header(data)
+
+
+def _rare_header(data: bytes) -> Header | None:
+    if tiff.is_tiff(data) and (stored := tiff.layout_of(data)) is not None:
+        mode, bits = tiff.mode_of(stored), max(stored.bits)
+        return Header("TIFF", mode, stored.height, stored.width, False, bits, stored.orientation)
+    if is_heif(data) and (found := heif_size(data)) is not None:
+        return Header("HEIF", found[0], found[2], found[1], False, 8, 1)
+    return None
+
+
+def read_opened(image: Image.Image, in_chans: int, name: str) -> Pixels:
+    """An image that Pillow has opened or made, as `read_image` gives it.
+
+    One that has not been loaded yet is read from its file, as if that had been given: Pillow alone
+    would get some kinds wrong. Raises BrokenFileError.
+    """
+    data = _not_loaded(image)
+    if data is not None:
+        return read_image(data, in_chans, name)
+    tags = getattr(image, "tag_v2", None)
+    if tags and 262 in tags and not tiff.pillow_is_right(tiff.layout(tags)):
+        why = "it is a TIFF of a layout that Pillow, which loaded it, does not read right"
+        raise unsupported(name, why, "Give the path of the file.")
+    try:
+        with _quiet_pillow():
+            image.load()
+        pixels = _upright(pixels_of(image, name), _turn(_orientation(image)))
+    except BrokenFileError:
+        raise
+    except Exception as e:  # Pillow's decoders raise nearly anything on garbage
+        raise broken(name, f"Pillow cannot load it ({e})") from e
+    return np.ascontiguousarray(to_channels(pixels, in_chans))
+
+
+def _not_loaded(image: Image.Image) -> bytes | None:
+    """The bytes of the file that an image will be loaded from; None: its pixels are there."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.tell() != 0:
         return None
+    before = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(before)
+    with _quiet_pillow(), Image.open(io.BytesIO(data)) as again:
+        as_opened = (again.size, again.mode) == (image.size, image.mode)  # or it is a `draft`
+    return data if as_opened else None
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
@@ -108,33 +160,6 @@ def _bits(image: Image.Image, data: bytes) -> int:
 def is_jpeg(data: bytes) -> bool:
     """Whether it begins as a JPEG, whatever the file is called."""
     return data[:3] == b"\xff\xd8\xff"
-
-
-def _broken(name: str, why: str, kind: str = "damaged") -> BrokenFileError:
-    return BrokenFileError(f"{name!r} cannot be used: {why}.", _HINT, why, kind)
-
-
-def file_bytes(file: Path, name: str) -> bytes:
-    """A regular file's content. Raises BrokenFileError: empty, too large, or no regular file."""
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise _broken(name, "it is not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            why = f"its {status.st_size:,} bytes exceed {MAX_FILE_BYTES:,}"
-            raise _broken(name, why, "too large")
-        data = file.read_bytes()
-    except OSError as e:
-        raise _broken(name, e.strerror or str(e)) from e
-    if not data:
-        raise _broken(name, "the file is empty")
-    return data
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        why = f"its {width:,} x {height:,} pixels exceed the {MAX_PIXELS:,} allowed"
-        raise _broken(name, why, "too large")
 
 
 # ------------------------------------------------------------------------------------------ JPEG
@@ -155,7 +180,7 @@ def _jpeg(data: bytes, in_chans: int, name: str) -> tuple[Pixels, str]:
         height, width, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # also: chroma subsamplings unknown to TurboJPEG
         return _by_pillow(data, name, ("JPEG",)), ""
-    _check_size(int(width), int(height), name)
+    check_size(int(width), int(height), name)
     inks = stored.upper() in ("CMYK", "YCCK")
     space = "CMYK" if inks else _JPEG_SPACES.get(in_chans, "RGB")
     try:
@@ -254,56 +279,43 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
+def _tiff(data: bytes, name: str) -> Pixels:
+    if data.startswith(b"MM\0+"):
+        why = "it is a BigTIFF in big-endian order"
+        raise unsupported(name, why, "Convert it to PNG or to an ordinary TIFF.")
+    stored = tiff.layout_of(data)
+    if stored is None or tiff.pillow_is_right(stored):
+        try:
+            return _by_pillow(data, name, ("TIFF",))
+        except BrokenFileError as e:
+            if stored is None or e.kind != "no image":  # Pillow lacks some in big-endian order
+                raise
+    return _upright(tiff.read(data, stored, name), _turn(stored.orientation))
+
+
 def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
     """uint8 (H, W, C) with the file's own 1, 3 or 4 channels."""
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
-            _check_size(*image.size, name)
+            check_size(*image.size, name)
             if image.format == "PNG":  # checksums and the end, which `load` may not reach
                 with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
                     again.verify()
             image.load()
-            pixels = _pixels(image, name)
+            refuse_misread(image, data, name)
+            pixels = rgb_with_key(image, data)
+            if pixels is None:
+                pixels = pixels_of(image, name)
             return _upright(pixels, _turn(_orientation(image)))
     except BrokenFileError:
         raise
     except UnidentifiedImageError as e:
-        raise _broken(name, "it is not an image in a supported format", "no image") from e
+        raise broken(name, "it is not an image in a supported format", "no image") from e
     except Image.DecompressionBombError as e:
         why = f"its pixels exceed the {MAX_PIXELS:,} allowed"
-        raise _broken(name, why, "too large") from e
+        raise broken(name, why, "too large") from e
     except Exception as e:  # Pillow's decoders raise nearly anything on garbage
-        raise _broken(name, f"the file is damaged or incomplete ({e})") from e
-
-
-def _pixels(image: Image.Image, name: str) -> Pixels:
-    mode = image.mode
-    if mode.startswith("I;16") or mode == "I":  # 16 bits, which Pillow may widen to 32
-        values = np.asarray(image)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            why = f"its integers {low:,} … {high:,} exceed 16 bits, and have no standard range"
-            raise _broken(name, why)
-        wide = values.astype(np.uint32)
-        wide += 128
-        wide //= 257
-        return wide.astype(np.uint8)[..., None]
-    if mode == "F":  # any range but 0 … 1 would be a guess
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # also for NaN
-            why = f"its floating-point values {values.min():g} … {values.max():g} are not in 0 … 1"
-            raise _broken(name, why)
-        return (values * 255 + 0.5).astype(np.uint8)[..., None]
-    if mode == "La":
-        image = image.convert("LA")
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif mode in ("1", "L"):
-        image = image.convert("L")
-    else:  # P, RGB, RGBX, CMYK, YCbCr, HSV
-        image = image.convert("RGB")
-    pixels = np.array(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+        raise broken(name, f"the file is damaged or incomplete ({e})") from e
 
 
 # -------------------------------------------------------------------------------------- channels
@@ -399,7 +411,7 @@ def _jpeg_cut(
     long, short = max(height, width), min(height, width)
     if stored.upper() in ("CMYK", "YCCK") or long < 2 * max(size) or short < 2 * min(size):
         return None  # before looking for metadata: most photos in data sets are small
-    _check_size(int(width), int(height), name)
+    check_size(int(width), int(height), name)
     turn = _turn(_jpeg_orientation(data))
     if turn.swap:
         height, width = width, height

@@ -25,9 +25,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from vitc.data.broken import MAX_FILE_BYTES
 from vitc.data.config import DataConfig
 from vitc.data.dataset import find_image, read_source
-from vitc.data.decode import MAX_FILE_BYTES, crop_resize, read_image, to_channels
+from vitc.data.decode import crop_resize, read_image, to_channels
 from vitc.data.pool import Progress, in_order
 from vitc.data.sources.base import SPLITS, Found, Split, some
 from vitc.data.sources.packed import HEADER, SUFFIX, About, Encoding, open_pack, write_index

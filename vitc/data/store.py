@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.decode import file_bytes
+from vitc.data.broken import file_bytes
 from vitc.errors import BrokenFileError
 
 Ints = NDArray[np.int64]

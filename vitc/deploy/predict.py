@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
 import os
@@ -167,12 +166,12 @@ def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
 
 def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
     """uint8 (H, W, in_chans) of a file, a PIL image or an array."""
-    from vitc.data.decode import read_image, to_channels
+    from vitc.data.decode import read_image, read_opened, to_channels
 
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), in_chans, name)
     if not isinstance(image, np.ndarray):
-        return read_image(_as_file(image, name), in_chans, name)
+        return read_opened(image, in_chans, name)
     grey_or_channels = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
     if image.dtype != np.uint8 or not grey_or_channels or image.size == 0:
         raise ConfigError(
@@ -180,23 +179,6 @@ def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
             "Arrays must be uint8, (H, W) or (H, W, C) with 1, 3 or 4 channels.",
         )
     return to_channels(image if image.ndim == 3 else image[..., None], in_chans)
-
-
-def _as_file(image: Image, name: str) -> bytes:
-    """A PIL image as the bytes of a lossless file: one reader decides on modes and orientation."""
-    from PIL.ImageOps import exif_transpose
-
-    try:
-        upright = exif_transpose(image)
-        if upright.mode in ("La", "RGBa") or "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        elif upright.mode == "HSV":
-            upright = upright.convert("RGB")
-        buffer = io.BytesIO()
-        upright.save(buffer, "TIFF")
-    except Exception as error:  # Pillow reads files late, and its decoders raise nearly anything
-        raise BrokenFileError(f"{name!r} cannot be used: {error}.") from error
-    return buffer.getvalue()
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in word
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "category", "fine_label")
 JPEG_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif")
 PLAIN_SUFFIXES = ("png", "bmp", "dib", "gif", "webp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
-RARE_SUFFIXES = ("jp2", "j2k", "avif", "ico")
+RARE_SUFFIXES = ("jp2", "j2k", "avif", "ico", "heic", "heif")
 IMAGE_SUFFIXES = frozenset((*JPEG_SUFFIXES, *PLAIN_SUFFIXES, *RARE_SUFFIXES))
 # Settings that only some sources use, and their value when nobody gave one.
 OPTIONAL = {"group": None, "image_column": None, "label_column": None, "path_sha256": ""}

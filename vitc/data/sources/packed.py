@@ -20,8 +20,9 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vitc.data.broken import MAX_FILE_BYTES, MAX_PIXELS
 from vitc.data.config import DataConfig
-from vitc.data.decode import CHANNELS, MAX_FILE_BYTES, MAX_PIXELS
+from vitc.data.decode import CHANNELS
 from vitc.data.sources.base import SPLITS, Found, Source, Split
 from vitc.data.store import Ints, Names, OpenFiles, Pixels, Stored, stamp, unreadable
 from vitc.errors import BrokenFileError, ConfigError, DataError

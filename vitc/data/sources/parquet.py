@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitc.data.broken import MAX_FILE_BYTES
 from vitc.data.config import DataConfig
-from vitc.data.decode import MAX_FILE_BYTES
 from vitc.data.sources import base, index
 from vitc.data.store import Ints, Names, label_codes, stamp
 from vitc.errors import ConfigError, DataError, VitcError
