@@ -148,15 +148,3 @@ def test_a_model_without_layers_is_refused_and_so_is_a_decay_out_of_range() -> N
     for wrong in (0.0, 1.5):
         with pytest.raises(ConfigError, match=r"optim\.layer_decay"):
             load_config(RunConfig(), **{"optim.layer_decay": wrong})
-
-
-@pytest.mark.parametrize("name", ["vit_p_tiny", "vit_c_tiny"])
-def test_a_vits_layers_cover_every_parameter_once_in_order(name: str) -> None:
-    model = create_model(name, 10)
-    layers = model.layers()
-    names = [n for layer in layers for n in layer]
-    assert sorted(names) == sorted(n for n, _ in model.named_parameters())
-    assert len(layers) == model.config.depth + 2
-    assert "stem.proj.weight" in layers[0]
-    assert "pos_embed" in layers[0]
-    assert "head.weight" in layers[-1]

@@ -23,30 +23,19 @@ import torch
 from PIL import Image
 
 from tests.batches import plan
+from tests.packs import folder_config, opened, packed
 from vitc.cli.main import main
 from vitc.config import RunConfig
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.loader import open_train
-from vitc.data.pack import Packed, PackOptions, pack, shrunk
+from vitc.data.pack import PackOptions, pack, shrunk
 from vitc.data.sources.packed import HEADER, PackedStore, open_pack
 from vitc.data.workers import Reader
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.resolve import load_config, with_data
 
 Photos = Callable[..., Path]
-
-
-def folder_config(root: Path) -> DataConfig:
-    return DataConfig(source="folder", path=str(root))
-
-
-def packed(root: Path, out: Path, workers: int = 1, **options: Any) -> Packed:
-    return pack(folder_config(root), out, PackOptions(**options), workers=workers, overwrite=True)
-
-
-def opened(path: Path, source: Any = "packed", **settings: Any) -> DataSet:
-    return open_data(DataConfig(source=source, path=str(path), **settings))
 
 
 def contents(data: DataSet) -> dict[str, list[tuple[str, int, bytes]]]:

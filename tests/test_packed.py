@@ -16,32 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import batches
+from tests.packs import opened, packed
 from vitc.data.config import DataConfig
-from vitc.data.dataset import DataSet, open_data
-from vitc.data.decode import read_image
-from vitc.data.pack import Packed, PackOptions, pack
-from vitc.data.sampling import BatchPlan
-from vitc.data.sources.packed import HEADER, PackedStore, open_pack, verify
+from vitc.data.sources.packed import HEADER, open_pack, verify
 from vitc.data.store import Names
 from vitc.data.workers import Reader
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
 Photos = Callable[..., Path]
-
-
-def folder_config(root: Path) -> DataConfig:
-    return DataConfig(source="folder", path=str(root))
-
-
-def packed(root: Path, out: Path, workers: int = 1, **options: Any) -> Packed:
-    return pack(folder_config(root), out, PackOptions(**options), workers=workers, overwrite=True)
-
-
-def opened(path: Path, source: Any = "packed", **settings: Any) -> DataSet:
-    return open_data(DataConfig(source=source, path=str(path), **settings))
-
-
-PLAN = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(32, 32), in_chans=3, depth=1)
 
 
 # -- forged and damaged ----------------------------------------------------------------------------
@@ -225,7 +208,7 @@ def test_a_pack_of_many_images_opens_quickly_and_its_memory_is_flat(tmp_path: Pa
         )
     )
     assert held < 100 * n
-    images = Reader(opened(path).splits["train"], DataConfig(), PLAN).split
+    images = Reader(opened(path).splits["train"], DataConfig(), batches.plan(size=(32, 32))).split
     assert len(images) == round(n * 0.7)
     assert images.read(0, 3).shape == (4, 4, 3)
 
@@ -247,17 +230,3 @@ def many_images(path: Path, n: int) -> Path:
             f.write(one * 1000)
         write_index(f, about, names, np.arange(n, dtype=np.int64) % 1000, entries)
     return path
-
-
-def test_a_pack_made_by_this_helper_is_whole(tmp_path: Path) -> None:
-    assert len(verify(many_images(tmp_path / "x.vitc", 2000))) == 2000
-
-
-def test_images_of_a_pack_decode_to_the_files_pixels(photo_folder: Photos, tmp_path: Path) -> None:
-    root = photo_folder(2, 3)
-    packed(root, tmp_path / "x.vitc")
-    store = PackedStore(open_pack(tmp_path / "x.vitc"))
-    stored = store.read(0)
-    assert isinstance(stored, bytes)
-    file = root / store.pack.names[0]
-    assert (read_image(stored, 3, "x") == read_image(file, 3, "x")).all()

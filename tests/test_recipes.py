@@ -21,7 +21,7 @@ from vitc.errors import ConfigError
 from vitc.models.zoo import CNNS
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
-from vitc.recipes import RECIPES, get_recipe, recipe_doc, recipe_summary
+from vitc.recipes import RECIPES, find_recipe, get_recipe
 from vitc.resolve import load_config
 from vitc.study.measures.hparams import hparams_plan
 from vitc.training.loop import run
@@ -50,11 +50,11 @@ def test_every_recipe_can_run_survives_its_file_and_is_documented(name: str) -> 
     assert config.name == name
     assert from_dict(to_dict(config)) == config
     assert config.model.num_classes is None, "the data has the number of classes"
-    text = recipe_doc(name)
+    text = find_recipe(name).doc
     for part in ("Source: ", f"Command: vitc train {name}", "Cost: ", "Expected: ", "measured"):
         assert part in text, f"{name} has no {part!r}"
-    assert text.startswith(recipe_summary(name))
-    assert recipe_summary(name)[-1] in ".?"
+    assert text.startswith(find_recipe(name).summary)
+    assert find_recipe(name).summary[-1] in ".?"
     recipe = get_recipe(name)
     assert ("--data DIR" in text) == (config.data != recipe.data)
     assert ("--init RUN" in text) == (config.init != recipe.init)
@@ -223,7 +223,7 @@ def test_cnns_train_with_the_papers_sgd_at_their_own_sizes(model: str) -> None:
     assert config.train.batch == small.get(model, 2048)
     assert config.optim.peak_lr(config.train.batch) == 2.54 * config.train.batch / 2048
     if model in small:
-        assert "our choice" in recipe_doc(name)
+        assert "our choice" in find_recipe(name).doc
     if model.startswith("regnety"):
         other = get_recipe(name, "adamw").optim
         assert (other.lr, other.weight_decay) == (3.8e-3, 0.1)
@@ -295,12 +295,12 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"Unknown optimizer 'adam'\. Did you mean 'adamw'"):
         get_recipe("debug", "adam")
     with pytest.raises(ConfigError, match="Unknown recipe"):
-        recipe_summary("nothing")
+        find_recipe("nothing")
 
 
 def test_recipes_are_listed_without_torch() -> None:
     code = (
-        "import sys, vitc.recipes as r; [r.get_recipe(n) and r.recipe_doc(n) for n in r.RECIPES];"
+        "import sys, vitc.recipes as r; [r.get_recipe(n) for n in r.RECIPES];"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -142,12 +142,6 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
     assert abs(np.corrcoef(np.stack(orders))[0, 1:]).max() < 0.15
 
 
-def test_an_image_comes_anywhere_in_the_epoch() -> None:
-    places = [np.argsort(epoch_indices(0, e, np.zeros(50, np.int64), "none")) for e in range(400)]
-    mean = np.stack(places).mean(0)  # of each image's place; sd of a mean 14.4 / 20
-    assert np.abs(mean - 24.5).max() < 4 * 14.4 / 20
-
-
 @given(
     counts=st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any),
     balance=st.sampled_from(["sqrt", "full"]),
@@ -252,12 +246,6 @@ def test_beta_inverts_its_distribution_function(alpha: float) -> None:
     step = 2.0**-20  # to which it is rounded; that matters where the density is infinite
     assert (us >= betainc(alpha, alpha, np.clip(xs - step, 0, 1)) - 2e-5).all()
     assert (us <= betainc(alpha, alpha, np.clip(xs + step, 0, 1)) + 2e-5).all()
-
-
-def test_beta_draws_have_the_distribution() -> None:
-    us = np.sort(betas(0.8, uniform(0, "mix", 0, np.arange(4000), 1)[:, 0]))
-    distance = np.abs(betainc(0.8, 0.8, us) - (np.arange(4000) + 0.5) / 4000).max()
-    assert distance < 1.63 / np.sqrt(4000)  # Kolmogorov-Smirnov, p = 0.01
 
 
 def test_drop_path_rises_linearly_and_keeps_the_mean() -> None:

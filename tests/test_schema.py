@@ -18,7 +18,7 @@ from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
 from vitc.recipes import RECIPES
-from vitc.recipes.recipe import recipe
+from vitc.recipes.recipe import Recipe
 from vitc.study.design import NOT_HASHED
 from vitc.study.study_folder import StudyFolder
 
@@ -52,7 +52,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OPTIMIZERS, "adamw", LaterAdamW)
     debug = RECIPES["debug"]
     tuned = {**debug.tuned, "adamw": LaterAdamW(lr=1e-3, weight_decay=0.05)}
-    monkeypatch.setitem(RECIPES, "debug", recipe(debug.config, tuned, debug.doc))
+    monkeypatch.setitem(RECIPES, "debug", Recipe(debug.doc, debug.config, tuned))
 
 
 @pytest.mark.usefixtures("later")

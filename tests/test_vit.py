@@ -90,20 +90,22 @@ def test_auto_attention_is_explicit_for_bf16_on_cpu_and_fused_for_float32(
     assert calls == [torch.float32]
 
 
-@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
-@pytest.mark.parametrize("stem", [PATCH, CONV], ids=["patchify", "conv"])
+@pytest.mark.parametrize("attention", ["explicit", "sdpa", "auto"])
+@pytest.mark.parametrize("options", [{"stem": CONV}, {"qk_norm": True, "registers": 2}])
 def test_bf16_autocast_stays_near_float32_and_keeps_residuals_in_float32(
-    attention: str, stem: Any
+    attention: str, options: dict[str, Any]
 ) -> None:
-    model = filled(small(stem=stem, attention=attention)).eval()
+    model = filled(small(attention=attention, **options)).eval()
+    attn: Any = model.blocks[0].attn  # type: ignore[union-attr]
     x = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         exact = model(x)
         with torch.autocast("cpu", torch.bfloat16):
             features = model.forward_features(x)
             rough = model.forward_head(features)
+            assert {t.dtype for t in attn.heads(torch.randn(2, 5, 32))} == {torch.bfloat16}
     assert features.dtype == torch.float32
-    assert (rough.float() - exact).norm() < 0.03 * exact.norm()
+    assert (rough.float() - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_whole_model_in_bf16_runs_with_a_float32_drop_path_mask() -> None:
@@ -206,7 +208,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 def test_grad_checkpointing_gives_equal_gradients_and_batch_norm_statistics(masked: bool) -> None:
     x = torch.randn(4, 3, 32, 32)
     mask = 1.25 * (torch.arange(24).reshape(6, 4) % 3 > 0) if masked else None
-    plain, saving = filled(small(stem=CONV)), filled(small(stem=CONV))
+    plain, saving = (filled(small(stem=CONV, qk_norm=masked, registers=2)) for _ in range(2))
     saving.set_grad_checkpointing()
     for model in (plain, saving):
         model(x, mask).square().sum().backward()
@@ -242,9 +244,9 @@ def test_drop_path_drawn_inside_is_the_same_in_the_recomputation() -> None:
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
-def test_it_traces_into_one_graph(drop_path_rate: float) -> None:
-    model = filled(small(depth=2, stem=CONV, drop_path_rate=drop_path_rate)).train()
+@pytest.mark.parametrize("options", [{"drop_path_rate": 0.5}, {"qk_norm": True, "registers": 2}])
+def test_it_traces_into_one_graph(options: dict[str, Any]) -> None:
+    model = filled(small(depth=2, stem=CONV, **options)).train()
     x = torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
     expected = model(x)
@@ -307,10 +309,11 @@ def test_state_dict_names_are_public() -> None:
 
 @pytest.mark.parametrize("stem", [PATCH, CONV], ids=["patchify", "conv"])
 def test_no_weight_decay_is_norm_gains_and_every_bias(stem: Any) -> None:
-    model = small(stem=stem)
+    model = small(stem=stem, qk_norm=True, registers=2)
     exempt = model.no_weight_decay()
     kept = {n: p for n, p in model.named_parameters() if n not in exempt}
-    assert {"pos_embed", "cls_token", "head.weight", "stem.proj.weight"} <= kept.keys()
+    tokens = {"pos_embed", "cls_token", "reg_token"}
+    assert tokens | {"head.weight", "stem.proj.weight"} <= kept.keys()
     assert all(p.ndim >= 2 for p in kept.values())
     assert not {n for n in kept if n.endswith("bias") or "norm" in n}
     names = {n for n, _ in model.named_parameters()}
@@ -377,13 +380,6 @@ def test_set_input_size_keeps_the_class_token_and_the_position_of_things() -> No
     with pytest.raises(ConfigError, match="img_size 60 is not divisible"):
         model.set_input_size(60)
     assert model.img_size == (64, 48)
-
-
-def test_set_input_size_to_the_same_size_changes_no_bit() -> None:
-    model = small()
-    before = model.pos_embed
-    model.set_input_size((32, 32))
-    assert model.pos_embed is before
 
 
 # ---------------------------------------------------------------------------------- settings, zoo
@@ -632,58 +628,12 @@ def test_the_options_names_are_timms() -> None:
     assert plain < model
 
 
-def test_gains_of_qk_norm_are_not_decayed_and_registers_are_as_the_class_token_is() -> None:
-    model = small(qk_norm=True, registers=2)
-    exempt = model.no_weight_decay()
-    assert {n for n, _ in model.named_parameters() if "q_norm" in n or "k_norm" in n} < exempt
-    assert not {"reg_token", "cls_token", "pos_embed"} & exempt
-
-
-@pytest.mark.parametrize("attention", ["explicit", "sdpa", "auto"])
-def test_qk_norm_in_bf16_keeps_products_in_bf16_and_stays_near_float32(attention: str) -> None:
-    model = filled(small(qk_norm=True, registers=2, attention=attention)).eval()
-    x = torch.randn(8, 3, 32, 32)
-    attn: Any = model.blocks[0].attn  # type: ignore[union-attr]
-    with torch.no_grad():
-        exact = model(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = model(x)
-            assert {t.dtype for t in attn.heads(torch.randn(2, 5, 32))} == {torch.bfloat16}
-    assert (rough.float() - exact).norm() < 0.05 * exact.norm()
-
-
 def test_qk_norm_bounds_the_attention_logits_whatever_the_weights() -> None:
     model = small(qk_norm=True)
     attn: Any = model.blocks[0].attn  # type: ignore[union-attr]
     nn.init.normal_(attn.qkv.weight, std=100)
     q, k, _ = attn.heads(torch.randn(2, 9, 32))
     assert (q @ k.transpose(-2, -1)).abs().max() <= 16.01  # |q| |k| = D / heads with unit gains
-
-
-def test_the_options_train_trace_and_checkpoint() -> None:
-    x, options = torch.randn(2, 3, 32, 32), {"qk_norm": True, "registers": 2, "depth": 2}
-    model = filled(small(**options))
-    torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x))
-    model(x).square().sum().backward()
-    for name, p in model.named_parameters():
-        assert p.grad is not None, name
-        assert p.grad.abs().sum() > 0, name
-    saving = filled(small(**options))
-    saving.set_grad_checkpointing()
-    saving(x).square().sum().backward()
-    for p, q in zip(model.parameters(), saving.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad)
-
-
-def test_without_options_the_same_seed_draws_the_same_weights_as_with_them_off() -> None:
-    states = []
-    for options in ({}, {"qk_norm": False, "registers": 0, "dynamic_img_size": True}):
-        torch.manual_seed(3)
-        states.append(small(**options).state_dict())
-    assert list(states[0]) == list(states[1])
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
 # ---------------------------------------------------------------------------------- any image size
@@ -713,18 +663,6 @@ def test_a_smooth_embedding_survives_the_round_trip_to_a_finer_grid(
         assert torch.equal(tokens[:, 0], old[:, 0])
     assert (back - old)[:, 1:].norm() < error * old[:, 1:].norm()
     assert (there[:, 1:].std() - 1).abs() < 0.05
-
-
-def test_the_round_trip_is_nearer_without_antialiasing() -> None:
-    for width in (0.1, 1.0, 2.0, 3.0):
-        image = smooth(14, 14, width)[:, 1:].transpose(1, 2).reshape(1, 64, 14, 14)
-        errors = []
-        for antialias in (False, True):
-            back = image
-            for size in ((24, 24), (14, 14)):
-                back = F.interpolate(back, size, mode="bicubic", antialias=antialias)
-            errors.append((back - image).norm().item())
-        assert errors[0] < 0.7 * errors[1]
 
 
 def test_the_same_grid_gives_the_same_tensor_and_dtypes_are_kept() -> None:

@@ -159,15 +159,22 @@ def type_name(hint: Any) -> str:
 
 def from_words(words: Sequence[str], hint: Any, where: str) -> Any:
     """The words of a command line as the annotated type. Raises ConfigError."""
+    if hint is Settings:  # of a class that vitc does not know: a Python literal, else the text
+        text = " ".join(words)
+        with contextlib.suppress(ValueError, SyntaxError):
+            return ast.literal_eval(text)
+        return _literal(text, None)
     if hint is bool and not words:  # the flag alone
         return True
-    value: Any = [_literal(word, hint) for word in words]
-    if "tuple" not in str(hint) or (len(value) == 1 and value[0] is None):
-        value = value[0] if len(value) == 1 else value
-    elif len(value) == 1 and int in typing.get_args(hint):  # a number or a tuple of numbers
-        value = value[0]
     if not words:
         raise ConfigError(f"{where} has no value; it must be {type_name(hint)}.")
+    if hint == tuple[str, ...]:  # names, separated by commas
+        names = tuple(name for word in words for name in word.split(",") if name)
+        return () if names and is_none(names[0]) else names
+    value: Any = [_literal(word, hint) for word in words]
+    only_tuple = "tuple" in str(hint) and int not in typing.get_args(hint)
+    if len(value) == 1 and (value[0] is None or not only_tuple):
+        value = value[0]
     with contextlib.suppress(ConfigError):
         return coerce(value, hint, where)
     given = " ".join(words)
@@ -176,26 +183,22 @@ def from_words(words: Sequence[str], hint: Any, where: str) -> Any:
     raise ConfigError(f"{where} is {given!r}; it must be {type_name(hint)}.")
 
 
+def is_none(word: str) -> bool:
+    return word.lower() in ("none", "null")
+
+
 def _literal(word: str, hint: Any) -> Any:
     """A word as the value that it spells, unless its type is a string."""
     if hint is str or typing.get_origin(hint) is typing.Literal:
         return word
-    spelt = {"true": True, "false": False, "none": None, "null": None}
-    if word.lower() in spelt:
-        return spelt[word.lower()]
+    if is_none(word):
+        return None
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(word)
     return word
-
-
-def table_value(words: Sequence[str]) -> Any:
-    """A value of an open table: a Python literal, else the text itself."""
-    text = " ".join(words)
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return _literal(text, None)
 
 
 def table(old: Mapping[str, Any], group: Mapping[str, Any], where: str) -> Settings:

@@ -15,11 +15,11 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TextIO, get_args
+from typing import Any, NoReturn, TextIO
 
 from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs
 from vitc.errors import ConfigError, suggest
-from vitc.settings import Settings, from_words, table_value
+from vitc.settings import Settings, from_words, is_none
 
 # They take one word: a name, or weights to start from.
 COMPONENTS = ("model", "data", "optim", "model.stem", "optim.schedule", "init")
@@ -53,7 +53,7 @@ def take_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if name in settings:
             raise ConfigError(f"--{name} is given twice.", "Give it once.")
         values = [value] if equals else [queue.pop(0) for _ in range(_width(hint, queue))]
-        settings[name] = _typed(name, hint, values)
+        settings[name] = from_words(values, hint, f"--{name}")
     return settings, rest
 
 
@@ -76,7 +76,7 @@ def _width(hint: Any, following: Sequence[str]) -> int:
         return int(following[0].lower() in ("true", "false"))
     if "tuple" in str(hint) and hint != tuple[str, ...]:  # as many numbers as follow
         count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
-        return max(count, _is_none(following))
+        return max(count, is_none(following[0]))
     return int(not following[0].startswith("--"))  # names are separated by commas
 
 
@@ -85,22 +85,6 @@ def _is_number(word: str) -> bool:
         float(word)
         return True
     return False
-
-
-def _is_none(words: Sequence[str]) -> bool:
-    return bool(words) and words[0].lower() in ("none", "null")
-
-
-def _typed(name: str, hint: Any, words: list[str]) -> Any:
-    """The words converted to the annotated type; JSON's spellings work too. Raises ConfigError."""
-    if hint is Settings:
-        return table_value(words)
-    if hint == tuple[str, ...]:
-        names = [name for word in words for name in word.split(",") if name]
-        return () if _is_none(names) else tuple(names)
-    if type(None) in get_args(hint) and _is_none(words):
-        return None
-    return from_words(words, hint, f"--{name}")
 
 
 def settings_help(config: RunConfig, names: Sequence[str] | None) -> None:

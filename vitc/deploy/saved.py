@@ -17,10 +17,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vitc.config import from_saved
-from vitc.data.preprocessing import Preprocessing, preprocessing_problem
+from vitc.data.preprocessing import Fit, Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
 from vitc.files import read_json
 from vitc.models.config import ModelConfig, TimmConfig
@@ -43,7 +43,6 @@ KEYS = (
     "fit",
     "results",
 )
-FITS = ("crop", "pad", "squash")
 FLOATING = ("F16", "BF16", "F32", "F64")  # dtypes, by their names in a safetensors file
 MOST_CLASSES = 10_000_000
 
@@ -179,9 +178,19 @@ def read_pretrained(folder: Path) -> Saved:
     problem = _problem(values)
     if problem is not None:
         raise CheckpointError(f"{file} is damaged: {problem}.")
+    try:
+        model = from_saved(
+            {"schema": values.get("schema", 1), "model": values["model"]}, file
+        ).model
+    except (ConfigError, RecursionError, AttributeError, TypeError) as error:
+        what = error.message if isinstance(error, ConfigError) else "it is nested in an unknown way"
+        raise CheckpointError(
+            f"{file} describes a model that this version of vitc does not know: {what[:300]}",
+            "It may be from a newer vitc, or damaged.",
+        ) from error
     classes, prepared = values["classes"], values["preprocessing"]
     return Saved(
-        _model_config(values["model"], values.get("schema", 1), file),
+        model,
         values["num_classes"],
         None if classes is None else tuple(classes),
         None if prepared is None else Preprocessing.from_dict(prepared, values["fit"]),
@@ -204,8 +213,8 @@ def _problem(values: Mapping[str, Any]) -> str | None:
         return f"num_classes is {str(k)[:60]}, which is not a number of classes"
     if results is not None and not isinstance(results, dict):
         return "'results' is neither a table nor null"
-    if values["fit"] not in FITS:
-        return f"'fit' is none of {', '.join(FITS)}"
+    if values["fit"] not in get_args(Fit):
+        return f"'fit' is none of {', '.join(get_args(Fit))}"
     in_chans = values["model"].get("in_chans", 3)
     return classes_problem(classes, k) or prepared_problem(values["preprocessing"], in_chans)
 
@@ -221,14 +230,3 @@ def classes_problem(classes: Any, k: int) -> str | None:
 def prepared_problem(values: Any, in_chans: Any) -> str | None:
     problem = None if values is None else preprocessing_problem(values, in_chans, complete=True)
     return None if problem is None else f"preprocessing: {problem}"
-
-
-def _model_config(values: dict[str, Any], schema: Any, file: Path) -> ModelConfig:
-    try:
-        return from_saved({"schema": schema, "model": values}, file).model
-    except (ConfigError, RecursionError, AttributeError, TypeError) as error:
-        what = error.message if isinstance(error, ConfigError) else "it is nested in an unknown way"
-        raise CheckpointError(
-            f"{file} describes a model that this version of vitc does not know: {what[:300]}",
-            "It may be from a newer vitc, or damaged.",
-        ) from error

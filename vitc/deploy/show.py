@@ -16,7 +16,7 @@ from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
 from vitc.optim.config import horizon_steps
 from vitc.plugins.consent import with_sources
-from vitc.recipes import RECIPES, recipe_doc, recipe_summary
+from vitc.recipes import RECIPES
 from vitc.resolve import check_is, resolve_config, what_is
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 from vitc.wording import counted
@@ -56,7 +56,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     config = resolve_config(what, **settings)
     if kind == "config":
         with_sources(config.model, path.parent)
-    shown = config_page(config, recipe_doc(what) if kind == "recipe" else "")
+    shown = config_page(config, RECIPES[what].doc if kind == "recipe" else "")
     if plot is None:
         return shown
     _draw([_lr_chart(config, shown.values["schedule"]["steps_per_epoch"])], plot)
@@ -130,7 +130,7 @@ def list_page() -> Page:
             stages, widths = ("-".join(map(str, values)) for values in (m.depths, m.widths))
             sizes = str(m.img_size), str(m.test_size)
             cnns.append((name, m.stem_type, stages, widths, *sizes, flops, f"{paper.params_m:g} M"))
-    recipes = [(name, recipe_summary(name)) for name in RECIPES]
+    recipes = [(name, recipe.summary) for name, recipe in RECIPES.items()]
     vit_head = ("model", "stem", "blocks", "dim", "heads", "image", "patch", "paper's flops")
     cnn_head = ("model", "stem", "stages", "widths", "image", "test", "paper's flops", "params")
     cnn_title = "CNNs the paper compares with; test: evaluation's shorter side before the crop"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ from vitc.models.config import CustomModelConfig
 from vitc.models.stem_config import CustomStemConfig
 from vitc.plugins.load import build, load, why
 from vitc.plugins.names import MODEL, STEM, Kind
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode without gradients; afterwards every module is back in its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def load_stem(config: CustomStemConfig, in_chans: int, embed_dim: int) -> nn.Module:
@@ -116,19 +129,15 @@ def _try(
     the, size = f"The {kind.noun} {type(module).__name__}", f"images of {image[2]}x{image[3]}"
     weight = next(iter(module.parameters()), torch.empty(0))
     x = torch.zeros(*image, dtype=weight.dtype, device=weight.device)
-    modes = [(m, m.training) for m in module.modules()]
     try:
-        with torch.no_grad():
-            out = module.eval()(x)
+        with evaluating(module):
+            out = module(x)
     except VitcError:
         raise
     except Exception as error:
         raise ConfigError(
             f"{the} fails on {size}: {why(error, type(module))}", kind.contract
         ) from error
-    finally:
-        for part, training in modes:
-            part.training = training
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if (shape != expected and expected is not None) or out.dtype != x.dtype:
         dtype = f", {out.dtype}" if isinstance(out, Tensor) else ""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitc.errors import ConfigError
+from vitc.models.custom import evaluating
 from vitc.models.vit import Attention, VisionTransformer
 
 # -- attention -------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def _each_block(model: nn.Module, x: Tensor, keep: Callable[[Tensor], Tensor]) -
         scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-2, -1)
         kept.append(keep(scores.softmax(dim=-1)))
 
-    with _looking(vit), contextlib.ExitStack() as hooks:
+    with evaluating(vit), contextlib.ExitStack() as hooks:
         for module in vit.blocks.modules():
             if isinstance(module, Attention):
                 hooks.callback(module.register_forward_pre_hook(see).remove)
@@ -172,7 +173,7 @@ def stem_features(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
 
         return see
 
-    with _looking(root), contextlib.ExitStack() as hooks:
+    with evaluating(root), contextlib.ExitStack() as hooks:
         for name, layer in _layers(root):
             hooks.callback(layer.register_forward_hook(remember(name)).remove)
         out = root(x)
@@ -203,19 +204,6 @@ def _stem(model: nn.Module) -> nn.Module:
 
 
 # -- all of them -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _looking(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is back in its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _vit(model: nn.Module) -> VisionTransformer:

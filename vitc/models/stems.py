@@ -22,15 +22,13 @@ from vitc.models.config import Activation, Init
 from vitc.models.custom import load_stem
 from vitc.models.stem_config import (
     Act,
+    ConvStackConfig,
     ConvStemConfig,
     CustomStemConfig,
-    DepthwiseStemConfig,
     DualPatchNormStemConfig,
     Norm,
-    NormFreeStemConfig,
     OverlapStemConfig,
     PatchifyStemConfig,
-    ResidualStemConfig,
     ScaledReluStemConfig,
     StemConfig,
 )
@@ -51,10 +49,6 @@ class Stem(nn.Module):
         self.in_chans, self.embed_dim = in_chans, embed_dim
         assert config.reduction is not None  # it is None of custom stems only
         self.reduction = config.reduction
-
-    def check_input(self, x: Tensor) -> None:
-        """Raises ConfigError: see `check_images`."""
-        check_images(x, self.in_chans, self.reduction)
 
 
 def check_images(x: Tensor, in_chans: int, reduction: int) -> None:
@@ -80,7 +74,7 @@ class LayeredStem(Stem):
     proj: nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
+        check_images(x, self.in_chans, self.reduction)
         for layer in self.layers:
             x = layer(x)
         out: Tensor = self.proj(x)  # (B, D, h, w)
@@ -171,7 +165,7 @@ class PatchifyStem(Stem):
         start_projection(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
+        check_images(x, self.in_chans, self.reduction)
         out: Tensor = self.act(self.norm(self.proj(x)))  # (B, D, h, w)
         return out
 
@@ -237,7 +231,7 @@ class DualPatchNormStem(Stem):
         start_projection(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
+        check_images(x, self.in_chans, self.reduction)
         b, c, height, width = x.shape
         p = self.reduction
         x = x.reshape(b, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
@@ -288,7 +282,7 @@ class OverlapStem(Stem):
         start_projection(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
+        check_images(x, self.in_chans, self.reduction)
         out: Tensor = self.norm(self.proj(x))  # (B, D, h, w)
         return out
 
@@ -310,25 +304,35 @@ class SeparableConv(nn.Module):
         return out
 
 
-class DepthwiseStem(LayeredStem):
+class StackStem(LayeredStem):
+    """A stack of layers of the config's windows, then a 1x1: the first layer of one class, the
+    others of another, both called with channels in and out, kernel, stride and padding."""
+
+    FIRST: type[nn.Module] = ConvNormAct
+    OTHERS: type[nn.Module] = ConvNormAct
+
+    def __init__(
+        self, config: ConvStackConfig, in_chans: int, embed_dim: int, init: Init = "2021"
+    ) -> None:
+        super().__init__(config, in_chans, embed_dim)
+        widths = (in_chans, *config.channels)
+        windows = zip(config.kernels, config.strides, config.pads, strict=True)
+        self.layers = nn.ModuleList(
+            (self.OTHERS if i else self.FIRST)(widths[i], widths[i + 1], *window)
+            for i, window in enumerate(windows)
+        )
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
+        start_projection(self.proj)
+
+
+class DepthwiseStem(StackStem):
     """The paper's conv stem of MobileNet's layers: one full convolution, then separable ones.
 
     The layer and the full first one are MobileNet's (Howard et al. 2017, arXiv 1704.04861); that
     they make a ViT's stem, of the paper's widths and strides and with its final 1x1, is ours.
     """
 
-    def __init__(
-        self, config: DepthwiseStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
-        super().__init__(config, in_chans, embed_dim)
-        widths = (in_chans, *config.channels)
-        windows = zip(config.kernels, config.strides, config.pads, strict=True)
-        self.layers = nn.ModuleList(
-            (SeparableConv if i else ConvNormAct)(widths[i], widths[i + 1], *window)
-            for i, window in enumerate(windows)
-        )
-        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
-        start_projection(self.proj)
+    OTHERS = SeparableConv
 
 
 class BasicBlock(nn.Module):
@@ -356,7 +360,7 @@ class BasicBlock(nn.Module):
         return out
 
 
-class ResidualStem(LayeredStem):
+class ResidualStem(StackStem):
     """The paper's conv stem made deeper by residual connections: one convolution, basic blocks.
 
     The blocks are ResNet's (He et al. 2016, arXiv 1512.03385). That a few of them, down to the
@@ -364,18 +368,7 @@ class ResidualStem(LayeredStem):
     is ours (docs/stems.md); BiT's and Dosovitskiy's hybrids (2010.11929) put whole ResNets there.
     """
 
-    def __init__(
-        self, config: ResidualStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
-        super().__init__(config, in_chans, embed_dim)
-        widths = (in_chans, *config.channels)
-        windows = zip(config.kernels, config.strides, config.pads, strict=True)
-        self.layers = nn.ModuleList(
-            (BasicBlock if i else ConvNormAct)(widths[i], widths[i + 1], *window)
-            for i, window in enumerate(windows)
-        )
-        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
-        start_projection(self.proj)
+    OTHERS = BasicBlock
 
 
 class StandardisedConv(nn.Conv2d):
@@ -408,7 +401,7 @@ class StandardisedConv(nn.Conv2d):
         return F.conv2d(x, self.standardised(), self.bias, self.stride, self.padding)
 
 
-class NormFreeStem(Stem):
+class NormFreeStem(StackStem):
     """The paper's conv stem with scaled weight standardisation and scaled ReLU for BatchNorm.
 
     What the field means by norm-free (Brock et al. 2021, arXiv 2101.08692 and 2102.06171): leaving
@@ -418,22 +411,11 @@ class NormFreeStem(Stem):
     optimizer and is not here; that the layers make a ViT's stem is ours.
     """
 
+    FIRST = OTHERS = StandardisedConv
     SCALE = sqrt(2 / (1 - 1 / pi))
 
-    def __init__(
-        self, config: NormFreeStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
-        super().__init__(config, in_chans, embed_dim)
-        widths = (in_chans, *config.channels)
-        windows = zip(config.kernels, config.strides, config.pads, strict=True)
-        self.layers = nn.ModuleList(
-            StandardisedConv(widths[i], widths[i + 1], *window) for i, window in enumerate(windows)
-        )
-        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
-        start_projection(self.proj)
-
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
+        check_images(x, self.in_chans, self.reduction)
         for layer in self.layers:
             x = layer(x).relu() * self.SCALE
         out: Tensor = self.proj(x)  # (B, D, h, w)

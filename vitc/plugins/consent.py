@@ -22,22 +22,8 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from vitc.errors import ConfigError, suggest
 from vitc.files import read_json
-from vitc.plugins.names import (
-    NAMED_BY,
-    SOURCE,
-    Custom,
-    Kind,
-    class_parts,
-    copies_in,
-    find,
-    find_if_there,
-    is_path,
-    locate,
-    names_in,
-    parse,
-    read_source,
-    sha,
-)
+from vitc.plugins import names
+from vitc.plugins.names import SOURCE, Custom, Kind, is_path, sha
 
 NAMING = ("config.json", "plan.json")  # files of a run and of a study that name classes
 TRUSTED_ENV = "VITC_TRUSTED"
@@ -74,10 +60,10 @@ def name_class(kind: Kind, source: str) -> Custom:
     a file that is not Python, settings that are not literals.
     """
     one = Custom(kind, source)
-    where, cls, _ = parse(one)
-    file = find(one)
-    content = read_source(kind, file)
-    classes, others = names_in(file, content)
+    where, cls, _ = names.parse(one)
+    file = names.find(one)
+    content = names.read_source(kind, file)
+    classes, others = names.names_in(file, content)
     if cls not in classes and not others & {cls, "*"}:
         known = f"Classes in it: {', '.join(sorted(classes)) or 'none'}."
         raise ConfigError(f"{file} has no class {cls!r}.{suggest(cls, classes)}", known)
@@ -108,8 +94,8 @@ def trust(path: str | Path) -> list[Custom]:
             if not one.sha256:
                 found.append(name_class(one.kind, one.source))
                 continue
-            file, _ = locate(one, path if path.is_dir() else path.parent)
-            _remember(one.sha256, str(file) if file == find_if_there(one) else "")
+            file, _ = names.locate(one, path if path.is_dir() else path.parent)
+            _remember(one.sha256, str(file) if file == names.find_if_there(one) else "")
             found.append(one)
         except ConfigError as error:
             if one.kind is not SOURCE:
@@ -127,28 +113,26 @@ def _named_in(file: Path) -> Iterator[Custom]:
     if not file.is_file():
         raise ConfigError(f"There is no run folder, study or config file {file}.")
 
-    def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    def texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict | list):
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                yield from leaves(inner, f"{path}.{key}" if path else str(key))
-        else:
+                yield from texts(inner, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, str):
             yield path, value
 
     try:
-        flat = dict(leaves(read_json(file), ""))
+        flat = dict(texts(read_json(file), ""))
     except RecursionError as error:
         raise ConfigError(f"{file} is damaged: nested too deep.") from error
     for leaf, value in flat.items():
         table, _, last = leaf.rpartition(".")
         component = table.rpartition(".")[2]
-        if not isinstance(value, str):
-            continue
-        if last in NAMED_BY and class_parts(value):
-            yield Custom(NAMED_BY[last], value)
-        elif last == "source" and component in NAMED_BY:
-            yield Custom(NAMED_BY[component], value, str(flat.get(f"{table}.sha256") or ""))
+        if last in names.NAMED_BY and names.class_parts(value):
+            yield Custom(names.NAMED_BY[last], value)
+        elif last == "source" and component in names.NAMED_BY:
+            yield Custom(names.NAMED_BY[component], value, flat.get(f"{table}.sha256", ""))
         elif leaf.endswith("data.path") and flat.get(f"{table}.source") in ("custom", "outside"):
-            yield Custom(SOURCE, value, str(flat.get(f"{table}.path_sha256") or ""))
+            yield Custom(SOURCE, value, flat.get(f"{table}.path_sha256", ""))
 
 
 def trusted() -> set[tuple[str, str]]:
@@ -207,7 +191,7 @@ def require_trust(one: Custom, digest: str, named_in: Path | None = None) -> Non
     """
     if any(digest == known for known, _ in trusted()):
         return
-    kept = copies_in(named_in, digest) if named_in else []
+    kept = names.copies_in(named_in, digest) if named_in else []
     raise ConfigError(
         f"{named_in or 'This config'} names a custom {one.kind.noun}, {one.what} of {one.place}, "
         "that is not trusted on this machine. Its code was not run.",
@@ -242,22 +226,22 @@ def with_sources(config: _Config, folder: str | Path, strict: bool = True) -> _C
     named_in = folder if names_it else None
 
     def found_again(one: Custom) -> dict[str, str]:
-        if one.sha256:
-            require_trust(one, one.sha256, named_in)
-        file, content = locate(one, folder.parent if folder.is_file() else folder)
-        digest = sha(content)
-        require_trust(one, digest, named_in)
-        if file == find_if_there(one):
+        try:
+            if one.sha256:
+                require_trust(one, one.sha256, named_in)
+            file, content = names.locate(one, folder.parent if folder.is_file() else folder)
+            digest = sha(content)
+            require_trust(one, digest, named_in)
+        except ConfigError:
+            if strict:
+                raise
+            return {}
+        if file == names.find_if_there(one):
             return {"sha256": digest}
         warn_once(f"{one.place} has changed or no longer exists; using the copy {file}.")
         return {"source": f"{file}:{one.what}", "sha256": digest}
 
-    def found_if_possible(one: Custom) -> dict[str, str]:
-        with contextlib.suppress(ConfigError):
-            return found_again(one)
-        return {}
-
-    return _with_each(config, found_again if strict else found_if_possible)
+    return _with_each(config, found_again)
 
 
 def without_folders(config: _Config) -> _Config:
@@ -292,7 +276,7 @@ def copies(config: Any) -> dict[str, bytes]:
     """
     kept = {}
     for one in customs(config):
-        file, content = locate(one)
+        file, content = names.locate(one)
         prefix = f"{sha(content)[:12]}_"
         kept[prefix + file.name.removeprefix(prefix)] = content  # also of a copy
     return kept

@@ -11,9 +11,16 @@ from vitc.recipes.imagenet import IMAGENET
 from vitc.recipes.recipe import Recipe
 from vitc.recipes.small import SMALL
 
-__all__ = ["RECIPES", "Recipe", "get_recipe", "recipe_doc", "recipe_summary"]
+__all__ = ["RECIPES", "Recipe", "find_recipe", "get_recipe"]
 
 RECIPES: dict[str, Recipe] = SMALL | IMAGENET
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe with its text. Raises ConfigError: no such recipe, with a suggestion."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]
 
 
 def get_recipe(name: str, optim: str | None = None) -> RunConfig:
@@ -22,20 +29,4 @@ def get_recipe(name: str, optim: str | None = None) -> RunConfig:
     Not checked: one that needs a folder is complete only with `--data DIR`. Raises ConfigError: no
     such recipe (with a suggestion), no such optimizer.
     """
-    return _recipe(name)(optim)
-
-
-def recipe_summary(name: str) -> str:
-    """What the recipe is, in one line."""
-    return recipe_doc(name).partition("\n")[0]
-
-
-def recipe_doc(name: str) -> str:
-    """The whole text: source, command, cost, expected result. Raises ConfigError: unknown name."""
-    return _recipe(name).doc
-
-
-def _recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]
+    return find_recipe(name)(optim)

@@ -41,7 +41,7 @@ from vitc.models.zoo import model_config
 from vitc.optim.config import EmaConfig, OptimConfig
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
 from vitc.optim.schedule import CosineConfig
-from vitc.recipes.recipe import Recipe, recipe
+from vitc.recipes.recipe import Recipe
 from vitc.training.config import InitConfig, TrainConfig
 
 AUTHORS_SCHEDULE = CosineConfig(warmup_start=0.1, floor=0.005, per="epoch")  # 5 epochs of 400
@@ -117,13 +117,23 @@ def imagenet(
     )
 
 
-def text(what: str, source: str, command: str, cost: str, expected: str, more: str = "") -> str:
-    """A recipe's text."""
-    return (
-        f"{what}\n\nSource: {source}\nCommand: vitc train {command}\n"
+def recipe(
+    config: RunConfig,
+    tuned: dict[str, OptimConfig],
+    what: str,
+    source: str,
+    cost: str,
+    expected: str,
+    init: str = "",
+    more: str = "",
+) -> Recipe:
+    """A recipe of the paper with its text."""
+    doc = (
+        f"{what}\n\nSource: {source}\nCommand: vitc train {config.name} --data DIR{init}\n"
         f"Cost: {cost} Here: not measured yet.\n"
         f"Expected: {expected} This recipe: not measured yet.{more}"
     )
+    return Recipe(doc, config, tuned)
 
 
 def title(model: str) -> str:
@@ -185,26 +195,22 @@ NOTES = {
 }
 
 
-def _source(model: str, tuned: dict[str, OptimConfig]) -> str:
-    first, other = ("AdamW", "SGD") if model.startswith("vit") else ("SGD", "AdamW")
-    if len(tuned) == 2:
-        return f"paper Table 2 and section 6 ({first}), Table 4 left ({other})."
-    return f"paper Table 2 and section 6 ({first}); the paper gives no rate for {other}."
-
-
 def _imagenet1k() -> dict[str, Recipe]:
     found = {}
     for model, row in ROWS.items():
         name, (at_400, at_200, at_100) = f"imagenet_{model}", row.errors
-        doc = text(
+        first, other = ("AdamW", "SGD") if model.startswith("vit") else ("SGD", "AdamW")
+        source = f"paper Table 2 and section 6 ({first}); the paper gives no rate for {other}."
+        if len(row.tuned) == 2:
+            source = f"paper Table 2 and section 6 ({first}), Table 4 left ({other})."
+        found[name] = recipe(
+            imagenet(name, model, epochs=400, batch=row.batch, micro_batch=row.micro_batch),
+            row.tuned,
             f"{title(model)} on ImageNet-1k for 400 epochs.",
-            " ".join([_source(model, row.tuned), *filter(None, [NOTES.get(model)])]),
-            f"{name} --data DIR",
+            " ".join([source, *filter(None, [NOTES.get(model)])]),
             f"the paper's {row.minutes} min an epoch, {row.minutes * 400 / 60:.0f} h.",
             f"the paper's top-1 error is {at_400} (400 epochs), {at_200} (200) and {at_100} (100).",
         )
-        config = imagenet(name, model, epochs=400, batch=row.batch, micro_batch=row.micro_batch)
-        found[name] = recipe(config, row.tuned, doc)
     return found
 
 
@@ -227,14 +233,14 @@ def _deit() -> dict[str, Recipe]:
             model=model_config(model, drop_path_rate=0.1),
             data=dataclasses.replace(config.data, augment=DEIT_AUGMENT),
         )
-        doc = text(
+        found[name] = recipe(
+            config,
+            {"adamw": optim},
             f"{title(model)} on ImageNet-1k for 400 epochs in the DeiT set-up.",
             f"paper Table 5 row {row}, Table 4 left; strengths: DeiT's Table 9.",
-            f"{name} --data DIR",
             f"the paper's {minutes} min an epoch, {minutes * 400 / 60:.0f} h.",
             f"the paper's top-1 error is {at_400} (400 epochs) and {at_100} (100).",
         )
-        found[name] = recipe(config, {"adamw": optim}, doc)
     return found
 
 
@@ -270,15 +276,16 @@ def _pretraining() -> dict[str, Recipe]:
         source = "paper section 6 (AdamW); the paper gives no rate for SGD."
         if "72gf" in model:
             source = "paper appendix C: the 36GF's settings, weight decay 0.15 against loss spikes."
-        doc = text(
+        found[name] = recipe(
+            config,
+            {"adamw": optim},
             f"{title(model)} on ImageNet-21k for 90 epochs.",
             source,
-            f"{name} --data DIR{' --init RUN' * stem}",
             "not stated in the paper.",
             f"the paper's top-1 error on ImageNet-1k after the fine-tune is {error}.",
+            " --init RUN" * stem,
             STEM_72GF * stem,
         )
-        found[name] = recipe(config, {"adamw": optim}, doc)
     return found
 
 
@@ -296,15 +303,16 @@ def _finetuning() -> dict[str, Recipe]:
             if larger
             else "paper section 6 (epochs, weight decay 0); the rate and the rest are ours."
         )
-        doc = text(
+        found[name] = recipe(
+            config,
+            {"adamw": adamw(FINETUNE_LR, 0.0)},
             f"{title(model)} from ImageNet-21k weights, 20 epochs on ImageNet-1k"
             f"{f' at {size} pixels' if larger else ''}.",
             source,
-            f"{name} --data DIR --init RUN",
             "not stated in the paper.",
             f"the paper's top-1 error is {error}.",
+            " --init RUN",
         )
-        found[name] = recipe(config, {"adamw": adamw(FINETUNE_LR, 0.0)}, doc)
     return found
 
 

@@ -12,16 +12,21 @@ from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Recipe:
     """One row of `RECIPES`; called with an optimizer's name it gives the config."""
 
     doc: str
     """What it is in one line, then source, command, cost and expected result."""
     config: RunConfig
-    """Under its first optimizer. Not checked: the data may be open (`--data DIR`)."""
+    """All but its optimizer. Not checked: the data may be open (`--data DIR`)."""
     tuned: Mapping[str, OptimConfig]
     """Settings of the optimizers for which it has tuned ones, the first being its default."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        return self.doc.partition("\n")[0]
 
     def __call__(self, optim: str | None = None) -> RunConfig:
         """The config under `optim`, by name or FILE.py:Class; None: its own optimizer.
@@ -29,10 +34,11 @@ class Recipe:
         Under one that it has no tuned settings for, lr and weight decay are that optimizer's
         defaults (`untuned` has a note). Raises ConfigError: no such optimizer.
         """
+        own = next(iter(self.tuned.values()))
         if optim is None or optim in self.tuned:
-            chosen = self.tuned[optim or next(iter(self.tuned))]
+            chosen = own if optim is None else self.tuned[optim]
         elif optim in OPTIMIZERS or ":" in optim or optim.endswith(".py"):
-            chosen = with_kind(self.config.optim, "optim", optim)
+            chosen = with_kind(own, "optim", optim)
         else:
             raise unknown("optimizer", optim, OPTIMIZERS)
         return dataclasses.replace(self.config, optim=chosen)
@@ -45,9 +51,3 @@ class Recipe:
             f"{self.config.name} has no tuned settings for {optim}: unless set, lr and weight "
             f"decay are its defaults. Tuned: {', '.join(self.tuned)}."
         )
-
-
-def recipe(config: RunConfig, tuned: Mapping[str, OptimConfig], doc: str) -> Recipe:
-    """The recipe of a config, under the first optimizer of `tuned`."""
-    first = next(iter(tuned.values()))
-    return Recipe(doc=doc, config=dataclasses.replace(config, optim=first), tuned=tuned)

@@ -12,7 +12,7 @@ from vitc.data.config import AugmentConfig, DataConfig
 from vitc.models.zoo import model_config
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
-from vitc.recipes.recipe import Recipe, recipe
+from vitc.recipes.recipe import Recipe
 from vitc.training.config import TrainConfig
 
 
@@ -24,7 +24,16 @@ def tuned(adamw: tuple[float, float], sgd: tuple[float, float]) -> dict[str, Opt
     }
 
 
-DEBUG = recipe(
+DEBUG = Recipe(
+    """Synthetic images and a tiny ViT_C: does everything work, in seconds?
+
+Source: ours; ten classes of noisy stripes (512 images), learnable but not at a glance.
+No flip, for a mirrored diagonal belongs to another class.
+Command: vitc train debug
+Cost: 4 s of training on one core of a 2026 Xeon.
+Expected: validation top-1 80.9 (57.8-96.9) with AdamW, 95.3 (76.6-100) with SGD, EMA of the
+last epoch; mean (range) of 5 seeds on 128 images; measured 2026-11-23 in fp32
+(vitc study optimizer debug --lengths 6 --seeds 5).""",
     RunConfig(
         name="debug",
         model=model_config("vit_c_tiny"),
@@ -36,15 +45,6 @@ DEBUG = recipe(
         train=TrainConfig(epochs=6, batch=16),
     ),
     tuned((1e-3, 0.05), (0.05, 1e-4)),
-    """Synthetic images and a tiny ViT_C: does everything work, in seconds?
-
-Source: ours; ten classes of noisy stripes (512 images), learnable but not at a glance.
-No flip, for a mirrored diagonal belongs to another class.
-Command: vitc train debug
-Cost: 4 s of training on one core of a 2026 Xeon.
-Expected: validation top-1 80.9 (57.8-96.9) with AdamW, 95.3 (76.6-100) with SGD, EMA of the
-last epoch; mean (range) of 5 seeds on 128 images; measured 2026-11-23 in fp32
-(vitc study optimizer debug --lengths 6 --seeds 5).""",
 )
 
 
@@ -59,7 +59,7 @@ def _fashion(name: str, model: str, doc: str) -> Recipe:
         ),
         train=TrainConfig(epochs=30, batch=128, precision="auto"),
     )
-    return recipe(config, tuned((2e-3, 0.1), (0.1, 1e-4)), doc)
+    return Recipe(doc, config, tuned((2e-3, 0.1), (0.1, 1e-4)))
 
 
 FASHION_VIT_C = _fashion(
@@ -100,7 +100,7 @@ def _cifar10(name: str, model: str, doc: str) -> Recipe:
         ),
         train=TrainConfig(epochs=60, batch=128, precision="auto"),
     )
-    return recipe(config, tuned((2e-3, 0.1), (0.1, 1e-4)), doc)
+    return Recipe(doc, config, tuned((2e-3, 0.1), (0.1, 1e-4)))
 
 
 CIFAR10_VIT_C = _cifar10(

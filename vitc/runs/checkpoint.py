@@ -28,17 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitc import files
 from vitc.errors import CheckpointError
-from vitc.files import (
-    TEMPORARY,
-    discard,
-    plain,
-    read_json,
-    remove_leftovers,
-    sync_folder,
-    write_atomically,
-    write_file,
-)
+from vitc.files import TEMPORARY, discard, plain, read_json, sync_folder
 from vitc.optim.ema import Ema
 from vitc.runs import tensors as stored
 from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST
@@ -86,10 +78,10 @@ class TrainState:
             if not folder.exists():
                 folder.mkdir(parents=True)
                 sync_folder(folder.parent)
-            remove_leftovers(folder)
+            files.remove_leftovers(folder)
             temporary.mkdir()
             _put_in_place(temporary, final, self._write(temporary, extra))
-            write_atomically(folder / LATEST, f"{final.name}\n")
+            files.write_atomically(folder / LATEST, f"{final.name}\n")
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             last = "There is no earlier one."
@@ -136,7 +128,7 @@ class TrainState:
         }
         text = _encode(state)
         text = _encode({**state, "self": hashlib.sha256(text.encode()).hexdigest()}, indent=1)
-        write_file(folder / STATE, [text.encode()])
+        files.write_file(folder / STATE, [text.encode()])
         return sha256
 
     def load(self, path: Path) -> dict[str, Any]:
