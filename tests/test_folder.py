@@ -107,10 +107,10 @@ def test_litter_is_passed_over_and_other_files_are_counted_and_named(tmp_path: P
     for litter in (".DS_Store", "a/Thumbs.db", "b/._000.png", "b/desktop.ini"):
         (tmp_path / litter).write_bytes(b"x")
     assert len(opened(tmp_path).notes) == 1  # the hold-out
-    for name in ("a/notes.txt", "a/clip.mp4", "b/IMG.HEIC", "b/x.csv", "README"):
+    for name in ("a/notes.txt", "a/clip.mp4", "b/IMG.CR3", "b/x.csv", "README"):
         (tmp_path / name).write_bytes(b"x")
     noted = notes(opened(tmp_path))
-    assert "4 files skipped, not images: 'a/clip.mp4', 'a/notes.txt', 'b/IMG.HEIC' and 1 m" in noted
+    assert "4 files skipped, not images: 'a/clip.mp4', 'a/notes.txt', 'b/IMG.CR3' and 1 m" in noted
     assert "1 file next to the class folders" in noted
     assert "'README'" in noted
 
@@ -202,8 +202,8 @@ def test_what_lies_there_instead_of_images_is_named(tmp_path: Path) -> None:
     assert "No images in the class folders" in message
     assert "jpeg" in message
     plant(tmp_path / "z", {"a": 9, "b": 9, "empty": 0})
-    (tmp_path / "z" / "empty" / "IMG_1.HEIC").write_bytes(b"x")
-    assert "'empty/IMG_1.HEIC'" in refusal(tmp_path / "z")
+    (tmp_path / "z" / "empty" / "IMG_1.CR3").write_bytes(b"x")
+    assert "'empty/IMG_1.CR3'" in refusal(tmp_path / "z")
 
 
 def test_a_wrong_path_is_a_config_error_with_a_suggestion(tmp_path: Path) -> None:
