@@ -311,8 +311,8 @@ def test_images_beside_the_classes_of_a_split_are_loose_but_those_of_a_class_nam
     tmp_path: Path,
 ) -> None:
     for i in range(24):
-        put(tmp_path / "x", f"{('test', 'other')[i % 2]}/{i}.jpg", PICTURES[i])
-    assert "loose" not in kinds(examine(tmp_path / "x"))  # here test is a class
+        put(tmp_path / "x", f"{('train', 'other')[i % 2]}/{i}.jpg", PICTURES[i])
+    assert "loose" not in kinds(examine(tmp_path / "x"))  # here train is a class
     root = splits(tmp_path)
     put(root, "train/astray.png", PICTURES[40])
     put(root, "test/unlabelled.png", PICTURES[41])

@@ -23,6 +23,8 @@ CONFIGS = {
     "models.config",
     "models.stem_config",
     "data.config",
+    "data.litter",
+    "data.split_words",
     "optim.config",
     "optim.optimizers",
     "optim.schedule",

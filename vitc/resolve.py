@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.config import RunConfig, flat_values, from_dict, read_config, with_kind
 from vitc.data.config import DataConfig
+from vitc.data.litter import holds_run, holds_study, listed
 from vitc.errors import ConfigError, suggest, suggest_beside
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
@@ -56,13 +57,7 @@ def what_is(name: str | Path) -> What | None:
     if text.startswith("timm:"):
         return "timm"
     if path.is_dir():
-        if (path / "state.json").exists():
-            return "checkpoint"
-        if (path / "config.json").exists():
-            weights = ("model.safetensors", "pytorch_model.bin")
-            saved = any((path / file).exists() for file in weights)
-            return "saved" if saved and not (path / "data.json").exists() else "run"
-        return "study" if (path / "plan.json").exists() else "images"
+        return _what_is_folder(path)
     if not path.is_file():
         return None
     if path.suffix == ".json":
@@ -70,6 +65,18 @@ def what_is(name: str | Path) -> What | None:
     from vitc.data.sources import SUFFIXES  # late: it imports numpy
 
     return "images" if text.lower().endswith(SUFFIXES) else "file"
+
+
+def _what_is_folder(path: Path) -> What:
+    """By the keys of its JSON files: other programs call theirs config.json and state.json too."""
+    names = listed(str(path))
+    if "state.json" in names and not any(name.endswith(".arrow") for name in names):
+        return "checkpoint"
+    if holds_run(str(path), names):
+        return "run"
+    if "config.json" in names and names & {"model.safetensors", "pytorch_model.bin"}:
+        return "saved"
+    return "study" if holds_study(str(path), names) else "images"
 
 
 def check_is(name: str | Path, *wanted: What, known: Iterable[str] = ()) -> What:
@@ -117,8 +124,9 @@ def with_data(config: RunConfig, data: str) -> RunConfig:
     """The same run on other images: a source's name, or what one can be guessed from."""
     from vitc.data.sources import SOURCES, guess_source
 
-    own: dict[str, Any] = dict.fromkeys(("path", "mean", "std", "image_column", "label_column"))
-    own["path_sha256"] = ""
+    columns = ("image_column", "label_column", "split_column")
+    own: dict[str, Any] = dict.fromkeys(("path", "mean", "std", *columns))
+    own |= {"path_sha256": "", "splits": ""}
     if data in SOURCES:
         own["path"] = config.data.path if SOURCES[data].path else None
         return _located(_with(config, source=data, **own))

@@ -37,7 +37,7 @@ def _check_options(parser: Parser) -> None:
 
 
 def _check(args: Namespace) -> int:
-    config = _config(args.path, args.settings)
+    config = _config(args.path, args.settings, "check", "bad_files, group, splits, val_fraction")
     for file in (args.html, args.csv):
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigError(f"There is no folder {file.absolute().parent} to write {file} into.")
@@ -67,14 +67,16 @@ def _check(args: Namespace) -> int:
     return 1 if report.fails else 0
 
 
-def _config(path: str, settings: dict[str, Any]) -> DataConfig:
+def _config(path: str, settings: dict[str, Any], verb: str, allowed: str) -> DataConfig:
+    """The data set at `path`. allowed: the settings that the verb takes, or examples of them."""
     from vitc.data.sources import source_problems
 
-    other = [name for name in settings if not name.startswith("data.")]
+    known = [f"data.{name}" for name in allowed.split(", ")] if verb == "pack" else list(settings)
+    other = [name for name in settings if not name.startswith("data.") or name not in known]
     if other:
         raise ConfigError(
-            f"--{other[0]} has no effect on vitc data check.",
-            "It takes data settings: --data.bad_files, --data.group, --data.val_fraction, ...",
+            f"--{other[0]} has no effect on vitc data {verb}.",
+            f"It takes data settings: {', '.join(f'--data.{n}' for n in allowed.split(', '))}.",
         )
     config = resolve_config(with_data(RunConfig(), path), **settings).data
     problems = [*config.problems(), *source_problems(config)]
@@ -131,12 +133,14 @@ def _pack_options(parser: Parser) -> None:
 
 def _pack(args: Namespace) -> int:
     from vitc.data.pack import PackOptions, describe, pack
+    from vitc.data.sources.packed import open_pack
     from vitc.progress import Progress
 
     names = ("short_side", "quality", "raw", "channels", "bad_files")
     options = PackOptions(**{name: getattr(args, name) for name in names})
     options.check()
-    config = with_data(RunConfig(), args.source).data
+    allowed = "image_column, label_column, split_column, splits"
+    config = _config(args.source, args.settings, "pack", allowed)
     how = {"workers": args.workers, "overwrite": args.overwrite}
     with Progress("packing") as progress:
         made = pack(config, args.out, options, **how, progress=progress.update)
@@ -146,6 +150,8 @@ def _pack(args: Namespace) -> int:
         note(f"broken, left out: {name!r}")
     if made.skipped:
         note(f"{counted(len(made.skipped), 'broken image')} left out.")
+    for text in open_pack(made.path).about.notes:
+        note(text)
     if args.json:
         values = made._asdict()
         emit_json({"status": "done", "pack": str(values.pop("path")), **values})
@@ -200,6 +206,7 @@ DATA_VERBS: dict[str, Verb] = {
         "vitc data pack ~/imagenet imagenet_raw.vitc --raw --bad-files skip",
         options=_pack_options,
         run=_pack,
+        takes_settings=True,
         epilog="Without options, files are stored as they are. Order, labels, splits and names\n"
         "are kept, so a run on the pack sees the same images in the same order. If interrupted,\n"
         "run the same command again to resume. The format: docs/pack-format.md",

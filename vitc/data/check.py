@@ -19,6 +19,7 @@ from vitc.data.dataset import open_data, read_source
 from vitc.data.pool import Progress
 from vitc.data.sources.base import Found, Split
 from vitc.data.sources.folder import scan_folder
+from vitc.data.split_words import parse_splits
 from vitc.data.store import Names
 from vitc.errors import DataError
 from vitc.machine import cores
@@ -83,7 +84,8 @@ def _opened(
         found = read_source(config)  # its own splits, with nothing held out
     if found is None and config.source == "folder":
         with contextlib.suppress(DataError):  # whatever a folder holds
-            found = scan_folder(Path(str(config.path)).expanduser(), strict=False)
+            wanted = parse_splits(config.splits) if config.splits else None
+            found = scan_folder(Path(str(config.path)).expanduser(), wanted, strict=False)
     if found is None:
         return (), {}, [], [refusal]
     return found.classes, found.splits, list(found.notes), [refusal]

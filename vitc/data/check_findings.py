@@ -19,7 +19,8 @@ from vitc.data.check_images import BROKEN, Mark
 from vitc.data.check_report import EXAMPLES, Finding, Report, Severity
 from vitc.data.near_duplicates import near_groups
 from vitc.data.sources import SOURCES
-from vitc.data.sources.base import IMAGE_SUFFIXES, SPLIT_OF, some
+from vitc.data.sources.base import IMAGE_SUFFIXES, some
+from vitc.data.split_words import SPLIT_OF
 from vitc.data.store import Ints, name_key, shown
 from vitc.wording import counted
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from vitc.data.split_words import parse_splits
 from vitc.settings import SOME, out_of_bounds, setting
 
 
@@ -106,7 +107,14 @@ class DataConfig:
     """With source parquet or list: the column of images or paths; None: found by its name and
     type."""
     label_column: str | None = None
-    """With source parquet or list: the column of labels; None: found by its name and type."""
+    """With source parquet or list: the column of labels; with tar: the key in .json members; None:
+    found by its name and type."""
+    split_column: str | None = None
+    """With source parquet or list: the column of splits; None: found by its name or its values."""
+    splits: str = ""
+    """Which folder, shard or value of the split column is which split:
+    train=training_set,test=test_set; none: no name stands for a split. Empty: by the words in
+    them."""
     val_fraction: float = 0.15
     """Share of the training images held out for validation where the source has no split."""
     test_fraction: float = 0.15
@@ -148,6 +156,11 @@ class DataConfig:
                 f"data.val_fraction {self.val_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must be below 1."
             )
+        if self.splits:
+            try:
+                parse_splits(self.splits)
+            except ValueError as e:
+                found.append(f"data.splits {self.splits!r}: {e} Example: train=a,val=b,test=c.")
         if self.workers is not None and self.workers < 0:
             found.append(f"data.workers {self.workers} must not be negative.")
         if self.workers and self.resident == "on":

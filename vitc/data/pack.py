@@ -30,8 +30,9 @@ from vitc.data.config import DataConfig
 from vitc.data.dataset import find_image, read_source
 from vitc.data.decode import crop_resize, read_image, to_channels
 from vitc.data.pool import Progress, in_order
-from vitc.data.sources.base import SPLITS, Found, Split, some
+from vitc.data.sources.base import Found, Split, some
 from vitc.data.sources.packed import HEADER, SUFFIX, About, Encoding, open_pack, write_index
+from vitc.data.split_words import SPLITS
 from vitc.data.store import Names, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.files import sync_folder

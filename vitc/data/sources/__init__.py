@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from vitc.data.config import DataConfig
+from vitc.data.litter import listed
 from vitc.data.sources.arrays import Cifar10, Cifar100, Idx
-from vitc.data.sources.base import Source, entries
+from vitc.data.sources.base import Source
 from vitc.data.sources.custom import CustomSource
 from vitc.data.sources.embedded import Fashion, Synthetic
 from vitc.data.sources.folder import Folder
@@ -51,7 +52,7 @@ def guess_source(data: str | Path) -> str:
     if os.path.exists(path):
         raise ConfigError(f"{data} is not in a format that can be trained on.", hint)
     parent = Path(path).parent
-    near = [str(parent / name) for name in entries(str(parent))]
+    near = [str(parent / name) for name in listed(str(parent))]
     raise unknown("data", str(data), [*SOURCES, *near], hint)
 
 

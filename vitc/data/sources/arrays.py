@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.sources.base import Found, Source, Split, entries
+from vitc.data.litter import listed
+from vitc.data.sources.base import Found, Source, Split
 from vitc.data.store import Ints, Pixels
 from vitc.errors import ConfigError, DataError
 
@@ -55,7 +56,7 @@ class Idx(Source):
     path = "a folder: --data.path DIR"
 
     def matches(self, path: str) -> bool:
-        return any("-ubyte" in name for name in entries(path))
+        return any("-ubyte" in name for name in listed(path))
 
     def read(self, config: DataConfig) -> Found:
         """Raises ConfigError: not there, or several sets; DataError: a file is missing or damaged,
@@ -67,7 +68,7 @@ class Idx(Source):
         # (folder, prefix) -> (part, kind) -> file; torchvision keeps them in NAME/raw.
         sets: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
         for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
-            names = sorted(entries(str(place)), reverse=True)  # .gz before plain: plain wins
+            names = sorted(listed(str(place)), reverse=True)  # .gz before plain: plain wins
             for match in filter(None, map(_IDX_NAME.fullmatch, names)):
                 part = "train" if match["part"].lower() == "train" else "test"
                 prefix = match["prefix"].rstrip("-_. ")
@@ -201,7 +202,7 @@ class Cifar(Source):
     names_text: ClassVar[str]  # the file of the binary version
 
     def matches(self, path: str) -> bool:
-        names = entries(path)
+        names = listed(path)
         return any(sign <= names for sign in self.signs) or not names.isdisjoint(self.folders)
 
     def read(self, config: DataConfig) -> Found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,24 +12,24 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import read_image, to_channels
+from vitc.data.split_words import SPLITS
 from vitc.data.store import Ints, Names, Pixels, Store, Stored, name_key, shown
-from vitc.errors import ConfigError, DataError, suggest, unknown
+from vitc.errors import DataError, suggest
 from vitc.wording import counted, few
 
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-SPLITS = tuple(SPLIT_WORDS)
-SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "category", "fine_label")
 JPEG_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif")
 PLAIN_SUFFIXES = ("png", "bmp", "dib", "gif", "webp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 RARE_SUFFIXES = ("jp2", "j2k", "avif", "ico", "heic", "heif")
 IMAGE_SUFFIXES = frozenset((*JPEG_SUFFIXES, *PLAIN_SUFFIXES, *RARE_SUFFIXES))
 # Settings that only some sources use, and their value when nobody gave one.
-OPTIONAL = {"group": None, "image_column": None, "label_column": None, "path_sha256": ""}
+OPTIONAL = {
+    "group": None,
+    "image_column": None,
+    "label_column": None,
+    "split_column": None,
+    "splits": "",
+    "path_sha256": "",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,14 +155,6 @@ def is_pattern(path: str) -> bool:
     return any(mark in path for mark in ("*", "?", "[", "{", "::"))
 
 
-def entries(folder: str) -> set[str]:
-    """The names in a folder; none where it is not one, or cannot be read."""
-    try:
-        return set(os.listdir(folder))
-    except OSError:
-        return set()
-
-
 # -- names and labels ------------------------------------------------------------------------------
 
 
@@ -171,44 +163,12 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return few((repr(shown(name)) for name in names), most)
 
 
-def split_of_name(path: str) -> int:
-    """The split named by a word of a file's name, as an index into SPLITS; else train."""
-    words = re.split(r"[^a-z]+", os.path.basename(path).lower())
-    return next((SPLITS.index(SPLIT_OF[word]) for word in words if word in SPLIT_OF), 0)
-
-
-def choose_column(
-    setting: str,
-    wanted: str | None,
-    columns: Collection[str],
-    candidates: Sequence[str],
-    usual: Sequence[str],
-    where: str,
-    hint: str,
-) -> str:
-    """The column asked for, or the only candidate, or the one with the most usual name."""
-    if wanted is not None:
-        if wanted not in columns:
-            raise unknown(f"data.{setting}", wanted, columns, hint)
-        return wanted
-    if len(candidates) == 1:
-        return candidates[0]
-    named = [name for name in usual if name in candidates]
-    if named:
-        return named[0]
-    what = setting.partition("_")[0]
-    raise ConfigError(
-        f"{where} has {'several columns' if candidates else 'no column'} that can be the {what}.",
-        f"{hint} Choose one with --data.{setting} NAME.",
-    )
-
-
 def by_label(
     where: str,
     images: Split,
     texts: Sequence[str],
     splits: Ints,
-    notes: Iterable[str] = (),
+    given_notes: Iterable[str] = (),
     order: Sequence[str] | None = None,
 ) -> Found:
     """The classes and splits of images that are labelled by texts.
@@ -217,11 +177,16 @@ def by_label(
     SPLITS. Classes are those of training images: in `order`, where the source has one; by number,
     where all are numbers; by name. Raises DataError: one class, or others outside training.
     """
+    notes = list(given_notes)
+    images, splits = _labelled(where, images, texts, splits, notes)
     present = np.zeros((len(SPLITS), len(texts)), np.bool_)
     present[splits, images.labels] = True
     train = [text for text, there in zip(texts, present[0], strict=True) if there]
     if not train:
-        raise DataError(f"{where} has no training images.", "Splits are train, val and test.")
+        raise DataError(
+            f"{where} has no training images.",
+            "Splits are train, val and test; --data.splits none takes all images as one.",
+        )
     strange = [text for i, text in enumerate(texts) if present[:, i].any() and not present[0, i]]
     if strange:
         raise DataError(
@@ -229,6 +194,13 @@ def by_label(
             f"{some(strange, 5)}.{suggest(strange[0], train)}",
             f"Those of training: {some(sorted(train), 10)}.",
         )
+    near: dict[str, list[str]] = {}
+    for text in sorted(train):
+        alike = re.sub(r"[\s_-]+", "", text.casefold()) if re.search(r"[^\W\d_]", text) else text
+        near.setdefault(alike, []).append(text)
+    doubtful = [text for group in near.values() if len(group) > 1 for text in group]
+    if doubtful:
+        notes.append(f"Classes with almost the same name: {some(doubtful, 6)}. Are they one?")
     if len(train) < 2:
         raise DataError(
             f"{where} has one class only, {train[0]!r}; a classifier needs two or more.",
@@ -246,3 +218,32 @@ def by_label(
     parts = {name: np.flatnonzero(splits == code) for code, name in enumerate(SPLITS)}
     divided = {name: labelled.take(places) for name, places in parts.items() if len(places)}
     return Found(tuple(classes), divided, tuple(notes))
+
+
+def _labelled(
+    where: str, images: Split, texts: Sequence[str], splits: Ints, notes: list[str]
+) -> tuple[Split, Ints]:
+    """The images and their splits without a val or test split that has no labels.
+
+    Without is an empty text, or -1 where the others are numbers from 0, as published tests are.
+    Raises DataError: only some images have none.
+    """
+    numbers = [text for text in texts if re.fullmatch(r"0|[1-9][0-9]{0,17}", text)]
+    numeric = len(numbers) > 1 and len(numbers) == len(texts) - texts.count("-1")
+    none = np.array([not text or (text == "-1" and numeric) for text in texts], np.bool_)
+    without = none[images.labels]
+    for code, name in enumerate(SPLITS):
+        count = int((without & (splits == code)).sum())
+        total = int((splits == code).sum())
+        if not count:
+            continue
+        if count < total or not code:
+            first = images.names[int(np.flatnonzero(without & (splits == code))[0])]
+            raise DataError(
+                f"{where}: {count:,} of {counted(total, f'{name} image')} have no label (empty "
+                f"or -1): {shown(first)!r}.",
+                "Label them, or leave them out.",
+            )
+        notes.append(f"The {name} split is left out: its {counted(total, 'image')} have no labels.")
+    kept = np.flatnonzero(~without)
+    return images.take(kept), splits[kept]

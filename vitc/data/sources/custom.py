@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.sources.base import SPLITS, Found, Source, Split, some
+from vitc.data.sources.base import Found, Source, Split, some
+from vitc.data.split_words import SPLITS
 from vitc.data.store import Ints, Names, Stored
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
 from vitc.plugins.consent import name_class

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.sources.base import IMAGE_SUFFIXES, SPLIT_OF, SPLITS, Found, Source, Split, some
+from vitc.data.litter import is_image, is_litter, own_output
+from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, some
+from vitc.data.sources.lists import SUFFIXES as LISTS
+from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
+from vitc.data.split_words import parse_splits
 from vitc.data.store import Files, Names, name_key, shown
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})  # written by file managers
 _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-_LAYOUTS = (
-    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg with val and test next to it."
-)
+_MAX_LINKS = 3  # links to folders inside one another that are followed
 
 
 class Folder(Source):
@@ -29,47 +30,55 @@ class Folder(Source):
     kind = origin = "folder"
     title = "a folder of images, one sub-folder per class"
     path = "a folder: --data.path DIR"
-    settings = frozenset({"group"})
+    settings = frozenset({"group", "splits"})
 
     def matches(self, path: str) -> bool:
         return os.path.isdir(path)
 
     def read(self, config: DataConfig) -> Found:
-        return scan_folder(Path(str(config.path)).expanduser())
+        wanted = parse_splits(config.splits) if config.splits else None
+        return scan_folder(Path(str(config.path)).expanduser(), wanted)
 
 
 @dataclass
 class _Class:
-    """One class folder's files: (path below the root, size) of images, paths of others."""
+    """One class's files: (path below the root, size) of images, paths of others."""
 
     images: list[tuple[str, int]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
-def scan_folder(root: Path, strict: bool = True) -> Found:
+def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool = True) -> Found:
     """Every image below `root` with its class and split.
 
-    A class is a sub-folder with everything nested in it. Hidden files and those of file managers
-    are skipped; other files that are not images are named in the notes. Raises ConfigError: no
-    such folder; DataError: no classes and, if `strict`, only one, an empty one, or classes that
-    differ between the splits.
+    A class is a sub-folder with everything nested in it. Hidden files, those of file managers and
+    what vitc wrote are skipped; other files that are not images are named in the notes. wanted: see
+    `arrange`. Raises ConfigError: no such folder; DataError: no classes and, if `strict`, only one,
+    an empty one, or classes that differ between the splits.
     """
     if root.exists() and not root.is_dir():
         packed = root.name.lower().endswith(_PACKED)
-        hint = "Unpack it and give the folder." if packed else _LAYOUTS
+        hint = "Unpack it and give the folder." if packed else LAYOUTS
         raise ConfigError(f"{root} is a file, not a folder of images.", hint)
     if not root.exists():
         folders = [p.name for p in root.parent.glob("*") if p.is_dir()]
-        raise ConfigError(f"There is no folder {root}.{suggest(root.name, folders)}", _LAYOUTS)
-    places, notes = _layout(root)
-    found = {split: _classes_in(root, folder, notes) for split, folder in places.items()}
+        raise ConfigError(f"There is no folder {root}.{suggest(root.name, folders)}", LAYOUTS)
+    tree, own = walk(str(root))
+    if not tree.folders(""):
+        raise _no_folders(root, tree.places[""])
+    layout = _arranged(root, tree, wanted)
+    notes = [*_own_notes(own), *layout.notes, *_loose_notes(root, tree, layout)]
+    found = {
+        split: {name: _gather(root, tree, folders) for name, folders in classes.items()}
+        for split, classes in layout.classes.items()
+    }
     others = [file for part in found.values() for c in part.values() for file in c.others]
     if others:
         notes.append(f"{counted(len(others), 'file')} skipped, not images: {some(others)}.")
     if not strict:
         names = {name_key(name): name for part in reversed(found.values()) for name in part}
         classes = [names[key] for key in sorted(names)]
-        splits = {split: _gather(root, classes, part) for split, part in found.items()}
+        splits = {split: _images(root, classes, part) for split, part in found.items()}
         splits = {split: part for split, part in splits.items() if len(part)}
         return Found(tuple(map(shown, classes)), splits, tuple(notes))
     _check_classes(root, found)
@@ -84,25 +93,145 @@ def scan_folder(root: Path, strict: bool = True) -> Found:
     empty = [name for name, size in images if size == 0]
     if empty:
         notes.append(f"{counted(len(empty), 'image file')} of 0 bytes, broken: {some(empty)}.")
-    splits = {split: _gather(root, classes, part) for split, part in found.items()}
+    splits = {split: _images(root, classes, part) for split, part in found.items()}
     return Found(tuple(map(shown, classes)), splits, tuple(notes))
 
 
-def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Names of the sub-folders and of the other entries, sorted, without hidden ones and junk."""
-    names: tuple[list[str], list[str]] = [], []
-    for entry in _listing(folder):
-        names[0 if _is_dir(entry) else 1].append(entry.name)
-    return sorted(names[0], key=name_key), sorted(names[1], key=name_key)
-
-
-def _listing(folder: str) -> list[os.DirEntry[str]]:
-    """What a folder holds, without hidden entries and junk. Raises DataError: unreadable."""
+def _arranged(root: Path, tree: Tree, wanted: dict[str, str] | None) -> Layout:
+    """The layout; where it is refused, with the lists that may hold the labels."""
     try:
+        return arrange(tree, str(root), wanted)
+    except DataError as error:
+        lists = _lists(tree)
+        if not lists:
+            raise
+        hint = f"{error.hint} Or give a list of images and labels: --data {root / lists[0]}."
+        raise DataError(error.message, hint) from None
+
+
+def _lists(tree: Tree) -> list[str]:
+    """CSV files and the like at the top or one folder below."""
+    return [
+        join(path, name)
+        for path, place in tree.places.items()
+        if "/" not in path
+        for name in place.others
+        if name.lower().endswith(LISTS) and not name.lower().startswith("readme")
+    ]
+
+
+def _no_folders(root: Path, place: Place) -> DataError:
+    images = len(place.images)
+    what = f"{counted(images, 'image')} but no sub-folders" if images else "no sub-folders"
+    packed = [n for n in place.others if n.lower().endswith(_PACKED) and not images]
+    lists = [n for n in place.others if n.lower().endswith(LISTS)]
+    hint = LAYOUTS
+    if packed:
+        hint = f"Unpack {packed[0]!r} first."
+    elif lists:
+        hint = f"If {lists[0]!r} lists them with their labels: --data {root / lists[0]}."
+    return DataError(f"{root} holds {what}: the classes are the sub-folders.", hint)
+
+
+def _own_notes(own: dict[str, str]) -> list[str]:
+    if not own:
+        return []
+    kinds = sorted(set(own.values()))
+    return [f"Passed over, written by vitc ({', '.join(kinds)}): {some(own)}."]
+
+
+def _loose_notes(root: Path, tree: Tree, layout: Layout) -> list[str]:
+    """Files next to class folders belong to no class."""
+    notes = []
+    for base in layout.bases:
+        place = tree.places[base]
+        files = sorted([*(name for name, _ in place.images), *place.others], key=name_key)
+        if files:
+            images = len(place.images)
+            what = f"{counted(images, 'image')} of no class" if images else "no image"
+            notes.append(
+                f"{counted(len(files), 'file')} next to the class folders of "
+                f"{Path(root, base).name!r} skipped ({what}): {some(files)}."
+            )
+    return notes
+
+
+# -- every file below a folder ---------------------------------------------------------------------
+
+
+def walk(root: str) -> tuple[Tree, dict[str, str]]:
+    """All folders and files below `root` without litter, and what vitc wrote there: path -> kind.
+
+    Links to folders are followed, but not to a folder that they are in. Raises DataError: `root`
+    cannot be read.
+    """
+    places: dict[str, Place] = {}
+    own: dict[str, str] = {}
+    chains: dict[str, frozenset[tuple[int, int]]] = {"": frozenset()}
+    links = {"": 0}
+    # Threads: on a network's file system each stat waits for the server, and waiting overlaps.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        level = [""]
+        while level:
+            listed = pool.map(lambda path: _list(os.path.join(root, path)), level)
+            below: list[str] = []
+            for path, (place, kind, linked) in zip(level, listed, strict=True):
+                if kind and path:
+                    own[path] = kind
+                elif place.identity not in chains[path] and links[path] <= _MAX_LINKS:
+                    places[path] = place
+                    chain = chains[path] | ({place.identity} if place.identity else set())
+                    for name in place.folders:
+                        inner = join(path, name)
+                        chains[inner], links[inner] = chain, links[path] + (name in linked)
+                        below.append(inner)
+            level = below
+    if places[""].error is not None:
+        raise _unreadable(root, places[""].error)
+    _drop_absent(places, own)
+    return Tree(places), own
+
+
+def _drop_absent(places: dict[str, Place], own: dict[str, str]) -> None:
+    """Remove folders that are not in the tree from their parents, and those of own output alone."""
+    for path in sorted(places, key=lambda path: -path.count("/") if path else 1):
+        place = places[path]
+        before = [join(path, name) for name in place.folders]
+        place.folders = [name for name in place.folders if join(path, name) in places]
+        mine = [inner for inner in before if inner in own]
+        plots = not place.images or path.rpartition("/")[2] in ("runs", "studies")
+        if path and mine and not place.folders and plots:
+            for inner in mine:
+                del own[inner]
+            own[path] = "runs"
+            del places[path]
+
+
+def _list(folder: str) -> tuple[Place, str, set[str]]:
+    """What a folder holds, what vitc wrote there if it is such a folder, and linked sub-folders."""
+    place = Place()
+    linked: set[str] = set()
+    try:
+        status = os.stat(folder)
+        place.identity = status.st_dev, status.st_ino
         with os.scandir(folder) as listing:
-            return [e for e in listing if e.name[:1] != "." and e.name.lower() not in _JUNK]
-    except OSError as e:
-        raise _unreadable(folder, e) from e
+            entries = [entry for entry in listing if not is_litter(entry.name)]
+    except OSError as error:
+        place.error = error
+        return place, "", linked
+    kind = own_output(folder, {entry.name for entry in entries})
+    if kind:
+        return place, kind, linked
+    for entry in sorted(entries, key=lambda entry: name_key(entry.name)):
+        if _is_dir(entry):
+            place.folders.append(entry.name)
+            if entry.is_symlink():
+                linked.add(entry.name)
+        elif is_image(entry.name, IMAGE_SUFFIXES) and (size := _size(entry)) is not None:
+            place.images.append((entry.name, size))
+        else:
+            place.others.append(entry.name)
+    return place, "", linked
 
 
 def _unreadable(folder: str, error: OSError) -> DataError:
@@ -116,126 +245,34 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
-
-
-# -- which folder is which split -------------------------------------------------------------------
-
-
-def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
-    """The folder of classes of each split ("train" alone: the root), and notes."""
-    dirs, files = _entries(str(root))
-    if not dirs:
-        images = sum(_is_image(n) for n in files)
-        what = f"{counted(images, 'image')} but no sub-folders" if images else "no sub-folders"
-        packed = [n for n in files if n.lower().endswith(_PACKED) and not images]
-        raise DataError(
-            f"{root} holds {what}: the classes are the sub-folders.",
-            f"Unpack {packed[0]!r} first." if packed else _LAYOUTS,
-        )
-    named = {d: SPLIT_OF[d.lower()] for d in dirs if d.lower() in SPLIT_OF}
-    inside = {d: _entries(str(root / d)) for d in named}
-    split_dirs = [d for d in named if inside[d][0]]
-    if not named:
-        return {"train": str(root)}, []
-    if not split_dirs:
-        if len(named) > 1 or len(dirs) == 1:
-            raise DataError(
-                f"{some(named)} in {root} have no sub-folders, so their images have no class.",
-                _LAYOUTS,
-            )
-        note = f"{next(iter(named))!r} has no sub-folders, so it is a class, not a split."
-        return {"train": str(root)}, [note]
-
-    notes = []
-    for d in named:
-        if d in split_dirs:
-            continue
-        if named[d] == "train":
-            raise DataError(
-                f"{root / d} has no sub-folders, so its images have no class.", _LAYOUTS
-            )
-        count = sum(_is_image(n) for n in inside[d][1])
-        notes.append(
-            f"{d!r} was skipped: it has no class sub-folders, so its {counted(count, 'image')} "
-            f"cannot serve as the {named[d]} split."
-        )
-    places: dict[str, str] = {}
-    for split in SPLITS:
-        mine = [d for d in split_dirs if named[d] == split]
-        if len(mine) > 1:
-            raise DataError(
-                f"{root} holds {some(mine)}, several folders for the {split} split.",
-                "Keep one, or merge them.",
-            )
-        if mine:
-            places[split] = str(root / mine[0])
-    if "train" not in places:
-        raise DataError(
-            f"{root} holds {some(split_dirs)} but no train folder.",
-            f"{_LAYOUTS} If {split_dirs[0]!r} is a class, give that folder another name.",
-        )
-    others = [d for d in dirs if d not in named]
-    if others:
-        notes.append(f"{some(others)} next to {some(split_dirs)} skipped: no split has that name.")
-    return places, notes
-
-
-# -- the files of a class --------------------------------------------------------------------------
-
-
-def _classes_in(root: Path, folder: str, notes: list[str]) -> dict[str, _Class]:
-    """Class name -> its files, for each sub-folder of `folder`."""
-    dirs, files = _entries(folder)
-    if files:
-        images = [n for n in files if _is_image(n)]
-        what = f"{counted(len(images), 'image')} of no class" if images else "no image"
-        notes.append(
-            f"{counted(len(files), 'file')} next to the class folders of {Path(folder).name!r} "
-            f"skipped ({what}): {some(files)}."
-        )
-    below = os.path.relpath(folder, root).replace(os.sep, "/")
-    prefix = "" if below == "." else f"{below}/"
-    # Threads: on a network's file system each stat waits for the server, and waiting overlaps.
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        walked = pool.map(lambda d: _walk(os.path.join(folder, d), f"{prefix}{d}/"), dirs)
-        return dict(zip(dirs, walked, strict=True))
-
-
-def _walk(folder: str, prefix: str) -> _Class:
-    """All files below a class folder; a folder reached twice through links is read once."""
-    found = _Class()
-    seen: set[tuple[int, int]] = set()
-    stack = [(folder, prefix)]
-    while stack:
-        place, below = stack.pop()
-        try:
-            status = os.stat(place)
-        except OSError as e:
-            raise _unreadable(place, e) from e
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in _listing(place):
-            name = f"{below}{entry.name}"
-            if _is_dir(entry):
-                stack.append((entry.path, f"{name}/"))
-            elif _is_image(name) and (size := _size(entry)) is not None:
-                found.images.append((name, size))
-            else:
-                found.others.append(name)
-    found.images.sort(key=lambda image: name_key(image[0]))
-    found.others.sort(key=name_key)
-    return found
-
-
 def _size(entry: os.DirEntry[str]) -> int | None:
     """Bytes of a regular file; None for a pipe, a device or a link to nothing."""
     try:
         return entry.stat().st_size if entry.is_file() else None
     except OSError:
         return None
+
+
+def _gather(root: Path, tree: Tree, folders: list[str]) -> _Class:
+    """All files below class folders; a folder reached twice through links is read once."""
+    found = _Class()
+    seen: set[tuple[int, int]] = set()
+    stack = folders[::-1]
+    while stack:
+        path = stack.pop()
+        place = tree.places[path]
+        if place.error is not None:
+            raise _unreadable(str(root / path), place.error)
+        if place.identity is not None:
+            if place.identity in seen:
+                continue
+            seen.add(place.identity)
+        found.images += [(join(path, name), size) for name, size in place.images]
+        found.others += [join(path, name) for name in place.others]
+        stack += [join(path, name) for name in reversed(place.folders)]
+    found.images.sort(key=lambda image: name_key(image[0]))
+    found.others.sort(key=name_key)
+    return found
 
 
 # -- are the classes usable ------------------------------------------------------------------------
@@ -263,13 +300,9 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
             )
     if len(train) == 1:
         (name,) = train
-        inner = root / name
-        deeper = _entries(str(inner))[0] if inner.is_dir() else []
-        hint = f"Add a sub-folder for each other class. {_LAYOUTS}"
-        if len(deeper) > 1:
-            hint = f"If its sub-folders {some(deeper)} are the classes, give {shown(str(inner))}."
         raise DataError(
-            f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.", hint
+            f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.",
+            f"Add a sub-folder for each other class. {LAYOUTS}",
         )
     empty = [name for name, c in train.items() if not c.images]
     if empty:
@@ -290,7 +323,7 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
             )
 
 
-def _gather(root: Path, classes: Sequence[str], part: dict[str, _Class]) -> Split:
+def _images(root: Path, classes: Sequence[str], part: dict[str, _Class]) -> Split:
     """The images of one split, in order of class and name."""
     by_key = {name_key(name): c for name, c in part.items()}
     empty = _Class()

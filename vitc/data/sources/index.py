@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from vitc.data.sources.base import Split, entries
+from vitc.data.litter import listed
+from vitc.data.sources.base import Split
 from vitc.data.store import Ints, Names, OpenFiles, Ranges
 from vitc.errors import ConfigError, suggest
 from vitc.files import write_atomically
@@ -87,7 +88,7 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
     for part in spec.split("::"):
         for path in braces(os.path.expanduser(part)):
             if os.path.isdir(path):
-                inside = [name for name in entries(path) if name.endswith(tuple(suffixes))]
+                inside = [name for name in listed(path) if name.endswith(tuple(suffixes))]
                 matches = [os.path.join(path, name) for name in inside]
             elif os.path.exists(path):  # a name may have brackets in it
                 matches = [path]
@@ -97,7 +98,7 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
                 folder = Path(path).parent
                 if not folder.is_dir():
                     raise ConfigError(f"There is no folder {folder}.")
-                near = suggest(Path(path).name, entries(str(folder)))
+                near = suggest(Path(path).name, listed(str(folder)))
                 like = " like" if glob.has_magic(path) or os.path.isdir(path) else ""
                 hint = f"Supported: {', '.join(suffixes)}."
                 raise ConfigError(f"There is no file{like} {path}.{near}", hint)

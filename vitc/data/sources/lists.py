@@ -1,184 +1,353 @@
-"""Which images does a list name? CSV, TSV or JSON lines with a path and a label each."""
+"""Which images does a list name? CSV, TSV, text or JSON lines with a path and a label each."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import itertools
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitc.data.config import DataConfig
+from vitc.data.litter import is_image
 from vitc.data.sources import base
+from vitc.data.sources.columns import (
+    LABEL_NAMES,
+    MAX_VALUES,
+    PATH_NAMES,
+    SplitRule,
+    check_header,
+    choose_column,
+    choose_label,
+    is_known,
+    known,
+    split_rule,
+    usage,
+)
 from vitc.data.store import Files, Ints, Names, label_codes
-from vitc.errors import ConfigError, DataError, suggest
+from vitc.errors import ConfigError, DataError
 from vitc.wording import counted
 
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
-SPLIT_COLUMNS = ("split", "subset", "partition")
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 MAX_LINE = 1 << 20  # bytes of one line of a list
 MAX_LIST = 4 << 30  # bytes of a list
-Row = tuple[int, str, str | list[str], str]  # line, path, label or labels, split
+DELIMITERS = ",;\t|"
+Row = tuple[int, Sequence[Any]]  # number of the line, a value for each heading
 
 
 class List(base.Source):
-    """A CSV, TSV or JSON-lines file with a path, a label and maybe a split for each image."""
+    """A CSV, TSV, text or JSON-lines file with a path, a label and maybe a split an image."""
 
     kind = origin = "list"
     title = "a list of image files"
-    path = "a list: --data.path FILE.csv (or .tsv, .jsonl)"
-    suffixes = (".csv", ".tsv", ".jsonl")
-    settings = frozenset({"group", "image_column", "label_column"})
+    path = "a list: --data.path FILE.csv (or .tsv, .txt, .jsonl)"
+    suffixes = SUFFIXES
+    settings = frozenset({"group", "image_column", "label_column", "split_column", "splits"})
 
     def read(self, config: DataConfig) -> base.Found:
         """Raises ConfigError: no such file or columns; DataError: an invalid line, a file that is
         missing or listed twice, or several labels an image."""
         file = Path(str(config.path))
-        paths: list[str] = []
-        texts: list[str] = []
-        splits: list[int] = []
-        several = 0
-        for number, path, label, split in _rows(file, config):
-            if isinstance(label, list) or "|" in label:
-                several += 1
-                continue
-            if not path or not label or "\0" in path:
-                raise DataError(f"{file}, line {number}: {'no path' if not path else 'no label'}.")
-            if split.lower() not in base.SPLIT_OF:
-                near = suggest(split, base.SPLIT_OF)
-                raise DataError(
-                    f"{file}, line {number}: unknown split {split!r}.{near}",
-                    "Known: train, val (validation, dev), test.",
-                )
-            paths.append(path)
-            texts.append(label)
-            splits.append(base.SPLITS.index(base.SPLIT_OF[split.lower()]))
-        if several:
-            raise DataError(
-                f"{file} gives {counted(several, 'image')} several labels.",
-                "Give one label per line: multi-label data is not supported.",
-            )
-        if not paths:
-            raise DataError(f"{file} lists no images.")
-        twice = [path for path, count in Counter(paths).items() if count > 1]
-        if twice:
-            raise DataError(
-                f"{counted(len(paths) - len(set(paths)), 'path')} listed twice: "
-                f"{base.some(twice)}.",
-                "List each image once; --data.balance weights classes.",
-            )
-        sizes, notes = _sizes(file, paths, config)
+        table = _survey(_open(file))
+        images = _columns(table, config)
+        listed = _read(table, images)
+        sizes, notes = _find(table, listed, config)
+        _check_twice(listed.paths)
         there = np.flatnonzero(sizes >= 0)
-        codes, labels = label_codes(texts)
-        store = Files(file.parent, Names.of(paths).take(there))
-        images = base.Split(codes[there], store.names, store=store, sizes=sizes[there])
-        return base.by_label(str(file), images, labels, np.array(splits, np.int64)[there], notes)
+        codes, labels = label_codes(listed.labels)
+        store = Files(file.parent, Names.of(listed.paths).take(there))
+        split = base.Split(codes[there], store.names, store=store, sizes=sizes[there])
+        splits = np.array(listed.splits, np.int64)[there]
+        return base.by_label(str(file), split, labels, splits, [*images.notes, *notes])
 
 
-def _sizes(file: Path, paths: list[str], config: DataConfig) -> tuple[Ints, list[str]]:
-    """Bytes of each listed file, -1 for those that are missing, and notes."""
+# -- the file --------------------------------------------------------------------------------------
 
-    def size(path: str) -> int:
+
+@dataclass
+class _Table:
+    """A list as a table. values: the different values of each column; None: too many."""
+
+    file: Path
+    encoding: str
+    delimiter: str = ""
+    skip: int = 0  # lines before the header
+    header: list[str] = field(default_factory=list)
+    values: dict[str, set[str] | None] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[Row]:
+        """Every row below the header. Raises ConfigError, DataError."""
         try:
-            return os.stat(os.path.join(file.parent, path)).st_size
-        except OSError:
-            return -1
+            with self.file.open(encoding=self.encoding, newline="", errors="surrogateescape") as f:
+                yield from self._json_rows(f) if not self.delimiter else self._csv_rows(f)
+        except UnicodeError as e:
+            raise DataError(
+                f"{self.file} cannot be read as {self.encoding}: {e}.", "Save it as UTF-8."
+            ) from e
+        except OSError as e:
+            raise DataError(f"{self.file} cannot be read: {e.strerror}.") from e
 
-    with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
-        sizes = np.fromiter(pool.map(size, paths), np.int64)
-    missing = [paths[i] for i in np.flatnonzero(sizes < 0).tolist()]
-    if not missing:
-        return sizes, []
-    text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
-    if config.bad_files == "stop":
-        raise DataError(
-            text, "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
-        )
-    return sizes, [text]
+    def _csv_rows(self, f: Any) -> Iterator[Row]:
+        rows = csv.reader(itertools.islice(f, self.skip, None), delimiter=self.delimiter)
+        try:
+            self.header = [name.strip() for name in next(rows, [])]
+            while self.header and not self.header[-1]:
+                self.header.pop()  # of a line that ends in a delimiter
+            check_header(str(self.file), self.header)
+            for row in rows:
+                number = self.skip + rows.line_num
+                if any(row):
+                    while len(row) > len(self.header) and not row[-1]:
+                        row.pop()
+                    if len(row) != len(self.header):
+                        raise DataError(
+                            f"{self.file}, line {number}: {len(row)} values under "
+                            f"{len(self.header)} headings."
+                        )
+                    yield number, [value.strip() for value in row]
+        except csv.Error as e:
+            raise DataError(f"{self.file}, line {self.skip + rows.line_num}: {e}.") from e
+
+    def _json_rows(self, f: Any) -> Iterator[Row]:
+        number = 0
+        while line := f.readline(MAX_LINE):
+            number += 1
+            if not line.strip():
+                continue
+            where = f"{self.file}, line {number}"
+            if len(line) == MAX_LINE:
+                raise DataError(f"{where} is longer than {MAX_LINE:,} bytes.")
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise DataError(f"{where} is not JSON: {e}.") from e
+            if not isinstance(values, dict):
+                raise DataError(
+                    f"{where} is not an object.", 'For example: {"path": "a.jpg", "label": "cat"}'
+                )
+            self.header = self.header or list(values)
+            new = [key for key in values if key not in self.header and is_known(key)]
+            if new:
+                raise DataError(
+                    f"{where} has a key {new[0]!r} that the first line lacks.",
+                    "Give every line the same keys.",
+                )
+            yield number, [values.get(name) for name in self.header]
 
 
-def _rows(file: Path, config: DataConfig) -> Iterator[Row]:
+def _open(file: Path) -> _Table:
+    """The encoding and the delimiter of a list, by its beginning."""
     try:
         if file.stat().st_size > MAX_LIST:
             raise DataError(f"{file} is larger than {MAX_LIST:,} bytes.")
-        with file.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as f:
-            if file.suffix.lower() == ".jsonl":
-                yield from _json_rows(file, f, config)
-            else:
-                yield from _csv_rows(file, f, config)
+        with file.open("rb") as f:
+            raw = f.read(MAX_LINE)
     except FileNotFoundError as e:
         raise ConfigError(f"There is no list {file}.") from e
     except OSError as e:
         raise DataError(f"{file} cannot be read: {e.strerror}.") from e
+    encoding = "utf-8-sig"
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in raw[:4096]:
+        raise DataError(
+            f"{file} is not text, or UTF-16 without a byte order mark.", "Save it as UTF-8."
+        )
+    if file.suffix.lower() == ".jsonl":
+        return _Table(file, encoding)
+    skip, delimiter = 0, "\t" if file.suffix.lower() == ".tsv" else ""
+    for line in re.split(r"\r\n|\r|\n", raw.decode(encoding, "surrogateescape")):
+        marked = re.fullmatch(r"\s*sep=(.)\s*", line)  # as Excel writes it
+        if line.strip() and not marked:
+            break
+        skip, delimiter = skip + 1, marked[1] if marked else delimiter
+    bare = re.sub(r'"[^"]*"', "", line)
+    if not delimiter or delimiter not in bare:
+        delimiter = max(DELIMITERS, key=bare.count)
+    return _Table(file, encoding, delimiter, skip)
 
 
-def _csv_rows(file: Path, f: Iterable[str], config: DataConfig) -> Iterator[Row]:
-    rows = csv.reader(f, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        path, label, split = _list_columns(file, header, config)
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{file}, line {rows.line_num}: {len(row)} values under {len(header)} headings."
-                )
-            of = "train" if split is None else row[split].strip()
-            yield rows.line_num, row[path].strip(), row[label].strip(), of
-    except csv.Error as e:
-        raise DataError(f"{file}, line {rows.line_num}: {e}.") from e
+def _survey(table: _Table) -> _Table:
+    """The table with its header and the values of its columns."""
+    for _, row in table.rows():
+        for name, value in zip(table.header, row, strict=True):
+            distinct = table.values.setdefault(name, set())
+            if distinct is not None:
+                distinct.add(_text(value))
+                if len(distinct) > MAX_VALUES:
+                    table.values[name] = None
+    return table
 
 
-def _list_columns(file: Path, header: list[str], config: DataConfig) -> tuple[int, int, int | None]:
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+# -- the columns -----------------------------------------------------------------------------------
+
+
+class _Columns(NamedTuple):
+    """The columns that are used, and how the splits follow from them."""
+
+    path: str
+    label: str
+    rule: SplitRule
+    notes: list[str]
+
+
+def _columns(table: _Table, config: DataConfig) -> _Columns:
+    where, header = str(table.file), table.header
+    shown = ", ".join(map(repr, header[:6])) or "empty"
     hint = (
-        f"The first line names the columns, such as path,label or path,label,split; it is "
-        f"{', '.join(map(repr, header[:6])) or 'empty'}."
+        f"The first line names the columns, such as path,label or path,label,split; it is {shown}."
     )
+    if len(header) == 1 and " " in header[0]:
+        hint = f"Columns are separated by a comma, semicolon, tab or |; the first line is {shown}."
+    elif not config.image_column and any(is_image(name, base.IMAGE_SUFFIXES) for name in header):
+        hint = f"Its first line names an image: put a line such as path,label above it ({shown})."
+    paths, labels = known(header, PATH_NAMES), known(header, LABEL_NAMES)
+    path = choose_column("image_column", config.image_column, header, paths, where, hint)
+    labels = [name for name in labels if name != path]
+    label = choose_label(config.label_column, header, labels, where, hint)
+    values = {
+        name: distinct for name, distinct in table.values.items() if name not in (path, label)
+    }
+    rule = split_rule(config, values, where)
+    notes = [usage((path, label, *rule.columns), header), *rule.notes]
+    return _Columns(path, label, rule, notes)
 
-    def column(setting: str, usual: tuple[str, ...]) -> int:
-        near, wanted = [name for name in usual if name in header], getattr(config, setting)
-        chosen = base.choose_column(setting, wanted, header, near, usual, str(file), hint)
-        return header.index(chosen)
 
-    path, label = column("image_column", PATH_COLUMNS), column("label_column", base.LABEL_COLUMNS)
-    split = next((header.index(name) for name in SPLIT_COLUMNS if name in header), None)
-    return path, label, split
+# -- the rows --------------------------------------------------------------------------------------
 
 
-def _json_rows(file: Path, f: Any, config: DataConfig) -> Iterator[Row]:
-    number = 0
-    while line := f.readline(MAX_LINE):
-        number += 1
-        if not line.strip():
+@dataclass
+class _Listed:
+    """The images of a list, in its order."""
+
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+
+
+def _read(table: _Table, columns: _Columns) -> _Listed:
+    listed, several = _Listed(), 0
+    path_at, label_at = table.header.index(columns.path), table.header.index(columns.label)
+    split_at = [table.header.index(name) for name in columns.rule.columns]
+    for number, row in table.rows():
+        where = f"{table.file}, line {number}"
+        path, label = row[path_at], row[label_at]
+        if isinstance(label, int) and not isinstance(label, bool):
+            label = str(label)
+        if isinstance(label, list) or (isinstance(label, str) and "|" in label):
+            several += 1
             continue
-        if len(line) == MAX_LINE:
-            raise DataError(f"{file}, line {number} is longer than {MAX_LINE:,} bytes.")
+        if not isinstance(path, str) or not isinstance(label, str):
+            raise DataError(f"{where}: path and label must be strings; a label may be an integer.")
+        path, label = path.strip(), label.strip()
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{file}, line {number} is not JSON: {e}.") from e
-        if not isinstance(values, dict):
-            raise DataError(
-                f"{file}, line {number} is not an object.",
-                'For example: {"path": "a.jpg", "label": "cat"}',
-            )
-        path, label, split = _list_columns(file, list(values), config)
-        row = list(values.values())
-        of = "train" if split is None else row[split]
-        if isinstance(row[label], list):
-            row[label] = [str(v) for v in row[label]]
-        elif isinstance(row[label], int) and not isinstance(row[label], bool):
-            row[label] = str(row[label])
-        good = isinstance(row[path], str) and isinstance(row[label], str | list)
-        if not good or not isinstance(of, str):
-            raise DataError(
-                f"{file}, line {number}: path, label and split must be strings; a label may "
-                "also be an integer."
-            )
-        yield number, row[path], row[label], of
+            split = columns.rule.split([_text(row[at]) for at in split_at])
+        except ValueError as e:
+            raise DataError(f"{where}: {e}.") from e
+        if not path or "\0" in path:
+            raise DataError(f"{where}: no path.")
+        if label.lower() == "nan" or (not label and split == 0):
+            raise DataError(f"{where}: no label{label and f', but {label!r}'}.")
+        listed.paths.append(path)
+        listed.labels.append(label)
+        listed.splits.append(split)
+    if several:
+        raise DataError(
+            f"{table.file} gives {counted(several, 'image')} several labels.",
+            "Give one label per line: multi-label data is not supported.",
+        )
+    if not listed.paths:
+        raise DataError(f"{table.file} lists no images.")
+    return listed
+
+
+def _check_twice(paths: Sequence[str]) -> None:
+    count = Counter(map(os.path.normpath, paths))
+    twice = [path for path, n in count.items() if n > 1]
+    if twice:
+        raise DataError(
+            f"{counted(len(paths) - len(count), 'path')} listed twice: {base.some(twice)}.",
+            "List each image once; --data.balance weights classes.",
+        )
+
+
+def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, list[str]]:
+    """Bytes of each listed file, -1 for those that are missing, and notes.
+
+    Paths are brought to the form in which they are found: with / for \\, and, in a list that is not
+    UTF-8, as Windows-1252.
+    """
+    notes = []
+    sizes = _sizes(table.file.parent, listed.paths)
+    if (sizes < 0).any() and _foreign(listed.paths):
+        listed.paths = [_western(path) for path in listed.paths]
+        sizes = _sizes(table.file.parent, listed.paths)
+    if _foreign(listed.labels):
+        listed.labels = [_western(label) for label in listed.labels]
+        notes.append(f"{table.file.name} is not UTF-8: read as Windows-1252 (Latin-1).")
+    if (sizes < 0).any() and any("\\" in path for path in listed.paths):
+        slashed = [path.replace("\\", "/") for path in listed.paths]
+        again = _sizes(table.file.parent, slashed)
+        if (again >= 0).sum() > (sizes >= 0).sum():
+            listed.paths, sizes = slashed, again
+            notes.append("Paths with \\ are read with /.")
+    missing = [listed.paths[i] for i in np.flatnonzero(sizes < 0).tolist()]
+    if not missing:
+        return sizes, notes
+    text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
+    if config.bad_files == "stop" or len(missing) == len(listed.paths):
+        raise DataError(text, _where_found(table.file, missing[0]))
+    return sizes, [*notes, text]
+
+
+def _sizes(folder: Path, paths: Sequence[str]) -> Ints:
+    def size(path: str) -> int:
+        try:
+            return os.stat(os.path.join(folder, path)).st_size
+        except (OSError, ValueError):
+            return -1
+
+    with ThreadPoolExecutor(max_workers=16) as pool:  # as for folders: waiting overlaps
+        return np.fromiter(pool.map(size, paths), np.int64)
+
+
+def _foreign(texts: Sequence[str]) -> bool:
+    return any("\udc80" <= c <= "\udcff" for text in texts if not text.isascii() for c in text)
+
+
+def _western(text: str) -> str:
+    """Bytes that are no UTF-8 as Windows-1252, which contains Latin-1's letters."""
+    raw = text.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeError:
+        return raw.decode("cp1252", "replace")
+
+
+def _where_found(file: Path, path: str) -> str:
+    """What to do about a missing path: where it would be found, or which file is meant."""
+    hint = "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
+    places = [Path.cwd(), file.absolute().parent.parent]
+    places += sorted(p for p in file.absolute().parent.glob("*") if p.is_dir())[:1000]
+    for place in places:
+        for suffix in ("", ".jpg", ".jpeg", ".png"):
+            if (place / f"{path}{suffix}").is_file():
+                found = os.path.relpath(place / f"{path}{suffix}", file.absolute().parent)
+                return f"Paths are relative to the list's folder: {path!r} would be {found!r}."
+    for suffix in (".jpg", ".jpeg", ".png"):
+        if (file.parent / f"{path}{suffix}").is_file():
+            return f"Paths need their suffix: {path!r} would be {path + suffix!r}."
+    return hint

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from vitc.data.broken import MAX_FILE_BYTES, MAX_PIXELS
 from vitc.data.config import DataConfig
 from vitc.data.decode import CHANNELS
-from vitc.data.sources.base import SPLITS, Found, Source, Split
+from vitc.data.sources.base import Found, Source, Split
+from vitc.data.split_words import SPLITS
 from vitc.data.store import Ints, Names, OpenFiles, Pixels, Stored, stamp, unreadable
 from vitc.errors import BrokenFileError, ConfigError, DataError
 

@@ -6,10 +6,12 @@ means decoding hundreds: its images are copied once into the user's cache.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +19,28 @@ import numpy as np
 
 from vitc.data.broken import MAX_FILE_BYTES
 from vitc.data.config import DataConfig
+from vitc.data.litter import listed
 from vitc.data.sources import base, index
+from vitc.data.sources.columns import (
+    LABEL_NAMES,
+    MAX_VALUES,
+    SplitRule,
+    check_header,
+    choose_column,
+    choose_label,
+    known,
+    shared_split,
+    split_rule,
+    usage,
+)
+from vitc.data.sources.parquet_files import MAX_JSON, Files, folders_of_tables, table_files
+from vitc.data.split_words import SPLITS, parse_splits
 from vitc.data.store import Ints, Names, label_codes, stamp
-from vitc.errors import ConfigError, DataError, VitcError
+from vitc.errors import ConfigError, DataError, VitcError, unknown
 from vitc.files import FolderLock, replacing
 from vitc.wording import counted
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes", "pixel_values")
-MAX_JSON = 16 << 20  # bytes of a file's metadata
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "imagebytes", "bytes", "pixelvalues")
 MAX_GROUP = 8 << 30  # bytes of a row group's images, unpacked
 BATCH = 256  # rows at a time
 ELSEWHERE = "Choose another place: XDG_CACHE_HOME=DIR."
@@ -38,34 +54,31 @@ class Parquet(base.Source):
     title = "parquet or Arrow tables"
     path = "a .parquet or .arrow file, a pattern with *, or a folder: --data.path PATH"
     suffixes = (".parquet", ".arrow")
-    settings = frozenset({"group", "image_column", "label_column"})
+    settings = frozenset({"group", "image_column", "label_column", "split_column", "splits"})
 
     def matches(self, path: str) -> bool:
         if not os.path.isdir(path):
             return super().matches(path)
-        names = base.entries(path)
+        names = listed(path)
         if not names.isdisjoint(("dataset_dict.json", "state.json")):
             return True
-        inside = base.entries(os.path.join(path, "data"))
-        return any(name.endswith(".parquet") for name in names | inside)
+        return any(name.endswith(".parquet") for name in names) or bool(folders_of_tables(path))
 
     def read(self, config: DataConfig) -> base.Found:
         """Raises ConfigError: pyarrow is missing, no such files, or ambiguous columns; DataError:
         damaged, rows without bytes, or several labels an image."""
         arrow = _pyarrow()
-        files = _table_files(str(config.path))
+        wanted = parse_splits(config.splits) if config.splits else None
+        files = table_files(str(config.path), wanted)
         parts, places = [], []
         columns: _Columns | None = None
-        for path, _ in files:
+        for path in files.paths:
             try:
+                schema = _schema(arrow, path)
+                columns = _columns(schema, config, path, columns)
                 if path.endswith(".parquet"):
-                    schema = arrow.parquet.read_schema(path)
-                    columns = _columns(schema, config, path, columns)
                     part, place = _copied(arrow, path, columns)
                 else:
-                    with arrow.memory_map(path) as source:
-                        schema = _reader(arrow, source).schema
-                    columns = _columns(schema, config, path, columns)
                     part, place = _arrow_index(arrow, path, columns), path
             except VitcError:
                 raise
@@ -75,10 +88,14 @@ class Parquet(base.Source):
             places.append(place)
         if columns is None or not any(len(part) for part in parts):
             raise DataError(f"{config.path} holds no images.")
-        splits = np.repeat(np.array([s for _, s in files], np.int64), [len(p) for p in parts])
+        consumed = bool(wanted) and any(files.splits)
+        rule = _split_columns(arrow, files.paths, schema, columns, config, consumed)
+        splits = _row_splits(arrow, files, [len(part) for part in parts], rule)
         stamps = [part.stamp[-2:] for part in parts]  # of the file that is read
-        images, texts = index.joined([path for path, _ in files], places, stamps, parts)
-        return base.by_label(str(config.path), images, texts, splits, order=columns.classes)
+        images, texts = index.joined(files.paths, places, stamps, parts)
+        used = (columns.image, columns.label, *rule.columns)
+        notes = [usage(used, schema.names), *rule.notes, *files.notes]
+        return base.by_label(str(config.path), images, texts, splits, notes, columns.classes)
 
 
 def _pyarrow() -> Any:
@@ -94,70 +111,6 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _table_files(path: str) -> list[tuple[str, int]]:
-    """(file, its split as an index into SPLITS), in order."""
-    folder = Path(path)
-    if not folder.is_dir():
-        files = index.find_files(path, (".parquet", ".arrow"))
-        return [(file, base.split_of_name(file)) for file in files]
-    listing = folder / "dataset_dict.json"
-    if listing.is_file():
-        names = _small_json(listing).get("splits")
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise DataError(f"{listing} names no splits.")
-        for name in names:
-            if name.lower() not in base.SPLIT_OF:
-                raise DataError(
-                    f"{folder} has a split {name!r}.",
-                    "Known: train, val (validation), test. Give the folder of one split, or "
-                    "rename the splits.",
-                )
-        return [
-            (file, base.SPLITS.index(base.SPLIT_OF[name.lower()]))
-            for name in names
-            for file in _saved_files(folder / name)
-        ]
-    if (folder / "state.json").is_file():
-        return [(file, 0) for file in _saved_files(folder)]
-    for place in (folder, folder / "data", *sorted(p for p in folder.iterdir() if p.is_dir())):
-        if any(name.endswith(".parquet") for name in base.entries(str(place))):
-            files = index.find_files(str(place), (".parquet",))
-            return [(file, base.split_of_name(file)) for file in files]
-    raise ConfigError(f"{folder} holds no .parquet files and no saved data set.")
-
-
-def _saved_files(folder: Path) -> list[str]:
-    """The Arrow files of one split saved by `datasets`, as its state.json lists them."""
-    file = folder / "state.json"
-    state = _small_json(file)
-    if state.get("_indices_files"):
-        raise DataError(f"{folder} is a selection of rows.", "Save it with flatten_indices().")
-    listed = state.get("_data_files")
-    if not isinstance(listed, list) or not listed:
-        raise DataError(f"{file} lists no files.")
-    found = []
-    for entry in listed:
-        name = entry.get("filename") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
-            raise DataError(f"{file} names {name!r}, which is not a file in it.")
-        if not (folder / name).is_file():
-            raise DataError(f"{folder / name} is missing.")
-        found.append(str(folder / name))
-    return found
-
-
-def _small_json(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as f:
-            raw = f.read(MAX_JSON + 1)
-        values = json.loads(raw) if len(raw) <= MAX_JSON else None
-    except (OSError, ValueError, RecursionError) as e:
-        raise DataError(f"{file} cannot be read: {e}.") from e
-    if not isinstance(values, dict):
-        raise DataError(f"{file} does not hold an object.")
-    return values
-
-
 class _Columns(NamedTuple):
     """The columns of images (bytes, or a struct with bytes) and of labels, and the names of the
     classes if the schema has them."""
@@ -170,19 +123,24 @@ class _Columns(NamedTuple):
 def _columns(schema: Any, config: DataConfig, path: str, before: _Columns | None) -> _Columns:
     types = {name: schema.field(name).type for name in schema.names}
     named = _class_names(schema)
+    check_header(path, schema.names)
     images = [name for name, kind in types.items() if _is_image(kind)]
-    labels = [name for name in types if name in named or name in base.LABEL_COLUMNS]
     about = [f"{name} ({str(kind)[:40]})" for name, kind in types.items()]
     hint = f"Columns of {path}: {', '.join(about)}."
 
-    def chosen(setting: str, candidates: list[str], usual: tuple[str, ...]) -> str:
-        name = getattr(config, setting)
-        return base.choose_column(setting, name, types, candidates, usual, path, hint)
-
-    image = chosen("image_column", images, IMAGE_COLUMNS)
-    label = chosen("label_column", labels, base.LABEL_COLUMNS)
+    usual = known(images, IMAGE_NAMES)
+    if config.image_column is None and len(images) > 1 and not usual:
+        raise ConfigError(
+            f"{path} has several columns that can be the image: {base.some(images, 5)}.",
+            f"{hint} Choose one with --data.image_column NAME.",
+        )
+    image = choose_column("image_column", config.image_column, types, usual or images, path, hint)
     if image not in images:
         raise ConfigError(f"The column {image!r} of {path} holds {types[image]}, not image bytes.")
+    labels = [name for name in known(types, LABEL_NAMES) if name != image] or list(named)
+    if config.label_column is None and len(labels) > 1 and set(labels) <= named.keys():
+        labels = known(labels, LABEL_NAMES)
+    label = choose_label(config.label_column, types, labels, path, hint)
     kind = str(types[label])
     if kind.startswith(("list", "large_list", "fixed_size_list")):
         raise DataError(
@@ -197,6 +155,96 @@ def _columns(schema: Any, config: DataConfig, path: str, before: _Columns | None
     if before is not None and found != before:
         raise DataError(f"{path} has other columns or class names than the files before it.")
     return found
+
+
+def _split_columns(
+    arrow: Any,
+    paths: Sequence[str],
+    schema: Any,
+    columns: _Columns,
+    config: DataConfig,
+    consumed: bool,
+) -> SplitRule:
+    """How splits follow from columns of strings, integers and flags.
+
+    consumed: the names of data.splits are those of files.
+    """
+    kinds = ("string", "large_string", "bool", "int", "uint", "dictionary")
+    wanted = [
+        name
+        for name in schema.names
+        if name not in (columns.image, columns.label)
+        and str(schema.field(name).type).startswith(kinds)
+    ]
+    if config.split_column is not None and config.split_column not in wanted:
+        if config.split_column in schema.names:
+            kind = schema.field(config.split_column).type
+            raise ConfigError(
+                f"The column {config.split_column!r} holds {kind}; splits are strings, integers "
+                "or true and false."
+            )
+        raise unknown("data.split_column", config.split_column, schema.names)
+    values = {name: _distinct(arrow, paths, schema, name) for name in wanted}
+    settings = replace(config, splits="none") if consumed else config
+    return split_rule(settings, values, str(config.path))
+
+
+def _distinct(arrow: Any, paths: Sequence[str], schema: Any, name: str) -> set[str] | None:
+    """The different values of a column; None: too many for splits."""
+    distinct: set[str] = set()
+    for path in paths:
+        for texts in _texts(arrow, path, schema, name):
+            distinct.update(texts)
+            if len(distinct) > MAX_VALUES:
+                return None
+    return distinct
+
+
+def _texts(arrow: Any, path: str, schema: Any, name: str) -> Iterator[list[str]]:
+    """The values of a column as texts, batch by batch; of a ClassLabel its class names."""
+    classes = _class_names(schema).get(name)
+    for column in _batches(arrow, path, name):
+        values = column.to_pylist()
+        if classes is not None:
+            values = [
+                classes[v] if isinstance(v, int) and 0 <= v < len(classes) else v for v in values
+            ]
+        yield [v.strip() if isinstance(v, str) else json.dumps(v) for v in values]
+
+
+def _batches(arrow: Any, path: str, name: str) -> Iterator[Any]:
+    """One column of a file, batch by batch, checked."""
+    if path.endswith(".parquet"):
+        with arrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=65_536, columns=[name]):
+                yield batch.column(name)
+        return
+    with arrow.memory_map(path) as source:
+        batches = _reader(arrow, source)
+        if hasattr(batches, "num_record_batches"):
+            batches = map(batches.get_batch, range(batches.num_record_batches))
+        for batch in batches:
+            column = batch.column(name)
+            column.validate(full=True)
+            yield column
+
+
+def _row_splits(arrow: Any, files: Files, counts: Sequence[int], rule: SplitRule) -> Ints:
+    """The split of every row: by its columns, else by the name of its file, else train."""
+    found: list[int] = []
+    for path, named, count in zip(files.paths, files.splits, counts, strict=True):
+        if not rule.columns:
+            found += [SPLITS.index(named or "train")] * count
+            continue
+        schema = _schema(arrow, path)
+        columns = [itertools.chain(*_texts(arrow, path, schema, name)) for name in rule.columns]
+        for values in zip(*columns, strict=True):
+            try:
+                split = rule.split(values)
+            except ValueError as e:
+                raise DataError(f"{path}: {e}.") from e
+            found.append(shared_split(named, split, path))
+    return np.array(found, np.int64)
 
 
 def _is_image(kind: Any) -> bool:
@@ -269,6 +317,13 @@ class _Rows:
     def index(self, stamp: tuple[int, ...], offset: Ints, size: Ints) -> index.Index:
         codes, labels = label_codes(self.texts)
         return index.Index(stamp, Names.of(self.names), offset, size, tuple(labels), codes)
+
+
+def _schema(arrow: Any, path: str) -> Any:
+    if path.endswith(".parquet"):
+        return arrow.parquet.read_schema(path)
+    with arrow.memory_map(path) as source:
+        return _reader(arrow, source).schema
 
 
 def _reader(arrow: Any, source: Any) -> Any:

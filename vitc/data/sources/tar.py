@@ -4,7 +4,6 @@ Each shard is read through once, header by header; the index of its images is ke
 cache and is valid while the shard keeps its size and modification time. Tars are not
 trusted, so they are parsed here, with every size checked before it is used: links, devices, names
 that lead out of the folder and two members of one name are refused, though nothing is ever written.
-(Python's tarfile read two of five members of a damaged file without an error.)
 """
 
 from __future__ import annotations
@@ -12,23 +11,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
+from vitc.data.litter import is_image, is_litter, listed
 from vitc.data.sources import base, index
-from vitc.data.store import Ints, Names, label_codes, shown, stamp
-from vitc.errors import DataError
+from vitc.data.sources.columns import LABEL_NAMES, choose_label, known
+from vitc.data.sources.tar_members import BLOCK, Damaged, header, members
+from vitc.data.sources.tree import Place, Tree, arrange, join
+from vitc.data.split_words import SPLITS, parse_splits, read_names, shard_splits
+from vitc.data.store import Ints, Names, label_codes, name_key, shown, stamp
+from vitc.errors import ConfigError, DataError
+from vitc.wording import counted
 
-BLOCK = 512
-MAX_EXTENDED = 1 << 20  # bytes of a pax header or a long name
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
 MAX_MEMBERS = 10_000_000  # of one shard; each takes some 300 bytes of memory while it is indexed
-LABEL_KEYS = ("label", "cls", "class", "class_name", "class_id")  # of a .json member
+LABEL_FIELDS = ("cls", "label", "class", "target")  # endings of members that hold a label
+_NONE = "\0"  # the label of an image without a sidecar, in an index
+_INDEX = 2  # version of what an index holds
 _PACKERS = {
     b"\x1f\x8b": "gzip: gunzip",
     b"BZh": "bzip2: bunzip2",
@@ -43,20 +49,20 @@ _LAYOUT = (
 class Tar(base.Source):
     """The images in tar files: one, a folder of them, a pattern, or several joined by `::`.
 
-    An image's label is its key's .cls or .json, or else the folder of its key. Its split is a
-    folder train, val or test around that, or such a word in the shard's name; else train.
+    An image's label is its key's .cls, .json or .txt; where no image has one, folders are classes
+    and splits as in a folder of images. A split may also be a word in the shard's name.
     """
 
     kind = origin = "tar"
     title = "tar shards"
     path = "tar shards: --data.path 'train-{000..012}.tar', a pattern with *, or a folder of them"
     suffixes = (".tar", ".tar.gz", ".tgz")
-    settings = frozenset({"group"})
+    settings = frozenset({"group", "label_column", "splits"})
 
     def matches(self, path: str) -> bool:
         if not os.path.isdir(path):
             return super().matches(path)
-        names = base.entries(path)
+        names = listed(path)
         return any(name.endswith(".tar") for name in names) and not any(
             os.path.isdir(os.path.join(path, name)) for name in names
         )
@@ -67,28 +73,45 @@ class Tar(base.Source):
     def read(self, config: DataConfig) -> base.Found:
         """Raises ConfigError: no such files; DataError: compressed, damaged or not trustworthy."""
         paths = index.find_files(str(config.path), self.suffixes)
-        parts = [_indexed(path) for path in paths]
+        wanted = parse_splits(config.splits) if config.splits else None
+        parts = [_indexed(path, config.label_column) for path in paths]
         if not any(len(part) for part in parts):
             raise DataError(f"No images in {base.some(paths)}.", _LAYOUT)
         others = sum(part.others for part in parts)
-        notes = [f"{others:,} members of the tar files belong to no image."] if others else []
-        splits = np.concatenate([_splits(p, part) for p, part in zip(paths, parts, strict=True)])
+        notes = [f"{counted(others, 'member')} of the tar files not used."] if others else []
+        try:
+            shards = shard_splits(paths, wanted)
+        except ValueError as e:
+            raise DataError(f"{config.path}: {e}", "Rename it, or use --data.splits none.") from e
+        inner = None if wanted and any(shards.splits) else wanted
+        inside = _inside(str(config.path), parts, inner)
         images, texts = index.joined(paths, paths, [part.stamp for part in parts], parts)
-        return base.by_label(str(config.path), images, texts, splits, notes)
+        splits = np.repeat(
+            [-1 if s is None else SPLITS.index(s) for s in shards.splits],
+            [len(part) for part in parts],
+        )
+        _check_agree(images.names, splits, inside.splits)
+        splits = np.maximum(np.where(inside.splits < 0, splits, inside.splits), 0)
+        if inside.labels is not None:
+            codes, texts = label_codes(inside.labels)
+            images = replace(images, labels=codes)
+        kept = np.flatnonzero(inside.kept)
+        notes = [*notes, *shards.notes, *inside.notes]
+        return base.by_label(str(config.path), images.take(kept), texts, splits[kept], notes)
 
 
 # -- the index of one shard ------------------------------------------------------------------------
 
 
-def _indexed(path: str) -> index.Index:
-    """The shard's index: from the cache, or made and put there."""
+def _indexed(path: str, column: str | None) -> index.Index:
+    """The shard's index: from the cache, or made and put there. column: data.label_column."""
     try:
         mark = stamp(os.stat(path))
         with open(path, "rb") as f:
-            kept = index.cache_file("tars", path)
+            kept = index.cache_file("tars", f"{path}\0{column}\0{_INDEX}")
             found = index.load_index(kept, mark)
             if found is None or not _agrees(found, f):
-                found = _make_index(path, f, mark)
+                found = _make_index(path, f, mark, column)
                 index.save_index(kept, found)
             return found
     except OSError as e:
@@ -100,15 +123,15 @@ def _agrees(found: index.Index, f: BinaryIO) -> bool:
     n = len(found)
     for i in np.unique(np.linspace(0, n - 1, 16).astype(np.int64)).tolist() if n else []:
         f.seek(int(found.offset[i]) - BLOCK)
-        with contextlib.suppress(_Damaged):
-            if _header(f.read(BLOCK))[1] == found.size[i]:
+        with contextlib.suppress(Damaged):
+            if header(f.read(BLOCK))[1] == found.size[i]:
                 continue
         return False
     return True
 
 
-def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> index.Index:
-    """The images of a shard, labelled by .cls, by .json, or by the folder of their key."""
+def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], column: str | None) -> index.Index:
+    """The images of a shard with the labels of their sidecars; _NONE for those without one."""
     f.seek(0)
     start = f.read(8)
     for magic, name in _PACKERS.items():
@@ -120,223 +143,256 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int]) -> index.Index:
                 f"Decompress it once ({tool} {Path(path).name}); images are compressed already.",
             )
     try:
-        images, labels, others = _contents(f, mark[0])
-    except _Damaged as e:
-        raise DataError(
-            f"{path} is refused: {e}.", "Write the shards again, with plain files only."
-        ) from None
-    texts = []
-    for key, (name, _, _) in images.items():
-        folders = [part for part in key.split("/")[:-1] if part]
-        if len(folders) > 1 and folders[0].lower() in base.SPLIT_OF:
-            folders = folders[1:]
-        if key not in labels and not folders:
-            raise DataError(
-                f"{shown(name)!r} in {path} has no label: no .cls, no .json with "
-                f"{' or '.join(LABEL_KEYS)}, and no folder.",
-                _LAYOUT,
-            )
-        texts.append(labels[key] if key in labels else shown(folders[0]))
-    code, known = label_codes(texts)
-    where = np.array([image[1:] for image in images.values()], np.int64).reshape(-1, 2)
-    names = Names.of(shown(image[0]) for image in images.values())
+        contents = _contents(f, mark[0])
+        labels = _labels(f, contents, column)
+    except Damaged as e:
+        hint = "Write the shards again, with plain files only."
+        raise DataError(f"{path} is refused: {e}.", e.hint or hint) from None
+    code, texts = label_codes(labels.get(name, _NONE) for name, _, _ in contents.images)
+    where = np.array([image[1:] for image in contents.images], np.int64).reshape(-1, 2)
+    names = Names.of(shown(image[0]) for image in contents.images)
     offset, size = where.T.copy()
-    return index.Index(mark, names, offset, size, tuple(known), code, others)
+    return index.Index(mark, names, offset, size, tuple(texts), code, contents.others)
 
 
-def _contents(
-    f: BinaryIO, length: int
-) -> tuple[dict[str, tuple[str, int, int]], dict[str, str], int]:
-    """Key -> (name, offset, size) of each image, key -> label, and the number of other members."""
-    images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, str] = {}
+@dataclass
+class _Contents:
+    """The members of a shard, as (name, offset, size). sidecars: by their kind, "cls" or "json" or
+    "txt"."""
+
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    sidecars: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    others: int = 0
+
+
+def _contents(f: BinaryIO, length: int) -> _Contents:
+    found = _Contents()
     seen: set[str] = set()
-    others = 0
-    for name, offset, size in _members(f, length):
+    for member in members(f, length):
+        name = member[0]
         if name in seen:
-            raise _Damaged(f"two members are named {shown(name)!r}")
+            raise Damaged(f"two members are named {shown(name)!r}")
         seen.add(name)
         if len(seen) > MAX_MEMBERS:
-            raise _Damaged(f"it has more than {MAX_MEMBERS:,} members")
-        folder, _, leaf = name.rpartition("/")
-        if leaf.startswith("."):
+            raise Damaged(f"it has more than {MAX_MEMBERS:,} members")
+        if any(is_litter(part) for part in name.split("/")):
             continue
-        stem, _, suffix = leaf.partition(".")
-        key, last = f"{folder}/{stem}", suffix.lower().rpartition(".")[2]
-        if last in base.IMAGE_SUFFIXES:
-            if key in images:
-                raise _Damaged(
-                    f"{shown(key.lstrip('/'))!r} has two images: "
-                    f"{images[key][0]!r} and {shown(name)!r}"
-                )
-            images[key] = name, offset, size
-        elif suffix.lower() in ("cls", "json"):
-            found = _label(f, offset, size, name, suffix.lower())
-            if found is not None and (suffix.lower() == "cls" or key not in labels):
-                labels[key] = found
+        suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
+        kind = "cls" if suffix in LABEL_FIELDS else suffix
+        if is_image(name.rpartition("/")[2], base.IMAGE_SUFFIXES):
+            found.images.append(member)
+        elif kind in ("cls", "json", "txt") and "." in name:
+            found.sidecars.setdefault(kind, []).append(member)
         else:
-            others += 1
-    return images, labels, others
-
-
-def _splits(path: str, part: index.Index) -> Ints:
-    """The split of each image, as an index into SPLITS."""
-    found = np.full(len(part), base.split_of_name(path), np.int64)
-    for i, name in enumerate(part.names):
-        first, _, rest = name.partition("/")
-        if "/" in rest and first.lower() in base.SPLIT_OF:
-            found[i] = base.SPLITS.index(base.SPLIT_OF[first.lower()])
+            found.others += 1
     return found
 
 
-def _label(f: BinaryIO, offset: int, size: int, name: str, kind: str) -> str | None:
-    if size > MAX_LABEL:
-        raise _Damaged(f"the label {shown(name)!r} has {size:,} bytes")
-    position = f.tell()
-    f.seek(offset)
-    raw = f.read(size)
-    f.seek(position)
-    try:
-        text = raw.decode("utf-8").strip()
-        if kind == "cls":
-            value: Any = text
+def _key(name: str) -> tuple[str, str]:
+    """WebDataset's key, up to the first dot of the file's name, and the field, up to the last.
+
+    a/img0.resized.jpg -> (a/img0, resized).
+    """
+    folder, _, leaf = name.rpartition("/")
+    stem, _, rest = leaf.partition(".")
+    return f"{folder}/{stem}", rest.rpartition(".")[0]
+
+
+def _labels(f: BinaryIO, contents: _Contents, column: str | None) -> dict[str, str]:
+    """Image -> label, of those that have one: in a .cls, else a .json, else a .txt of its key."""
+    of_key: dict[str, dict[str, str]] = {}  # key -> field -> image
+    for name, _, _ in contents.images:
+        key, part = _key(name)
+        fields = of_key.setdefault(key, {})
+        if part in fields:
+            fields[f"\0{len(fields)}"] = name  # x.png beside x.jpg
         else:
-            values = json.loads(text)
-            there = [key for key in LABEL_KEYS if isinstance(values, dict) and key in values]
-            if not there:
-                return None
-            value = values[there[0]]
+            fields[part] = name
+    labels: dict[str, str] = {}
+    for kind in ("json", "cls"):  # the later one counts
+        of_kind: dict[str, str] = {}
+        for name, offset, size in contents.sidecars.get(kind, []):
+            key, part = _key(name)
+            fields = of_key.get(key, {})
+            if not fields:
+                contents.others += 1
+                continue
+            label = _label(f, offset, size, name, kind, column)
+            if label is None:
+                contents.others += 1
+                continue
+            images = [fields[part]] if part in fields and len(fields) > 1 else [*fields.values()]
+            if len(images) > 1 or any(field[:1] == "\0" for field in fields):
+                both = [shown(image) for image in [*fields.values()][:2]]
+                raise Damaged(
+                    f"{shown(key.lstrip('/'))!r} has two images: {both[0]!r} and {both[1]!r}",
+                    "One key, the name up to its first dot, is one image: rename them without "
+                    "further dots.",
+                )
+            if of_kind.setdefault(images[0], label) != label:
+                raise Damaged(f"{shown(images[0])!r} has two labels")
+        labels |= of_kind
+    if not labels and "txt" in contents.sidecars:
+        return _text_labels(f, contents, of_key)
+    contents.others += len(contents.sidecars.get("txt", []))
+    return labels
+
+
+def _text_labels(
+    f: BinaryIO, contents: _Contents, of_key: dict[str, dict[str, str]]
+) -> dict[str, str]:
+    """Labels in .txt members: where there are no folders, and far fewer texts than images."""
+    texts = contents.sidecars["txt"]
+    keyed = [(of_key.get(_key(t[0])[0], {}), t) for t in texts]
+    plain = all("/" not in name for name, _, _ in contents.images)
+    if not plain or any(len(fields) != 1 or t[2] > 1000 for fields, t in keyed):
+        contents.others += len(texts)
+        return {}
+    labels = {}
+    for fields, (name, offset, size) in keyed:
+        label = _label(f, offset, size, name, "cls", None)
+        if label is not None:
+            labels[next(iter(fields.values()))] = label
+    if 2 * len(set(labels.values())) > len(labels):
+        raise Damaged(
+            f"its .txt members hold {len(set(labels.values())):,} different texts for "
+            f"{len(labels):,} images: captions, not labels",
+            "Add a .cls or .json with a label to each image.",
+        )
+    return labels
+
+
+def _label(
+    f: BinaryIO, offset: int, size: int, name: str, kind: str, column: str | None
+) -> str | None:
+    """The label in a member; None for a .json without one."""
+    if size > MAX_LABEL:
+        raise Damaged(f"the label {shown(name)!r} has {size:,} bytes")
+    f.seek(offset)
+    try:
+        text = f.read(size).decode("utf-8").strip()
+        values: Any = json.loads(text) if kind == "json" else text
     except (ValueError, RecursionError) as e:
-        raise _Damaged(f"the label {shown(name)!r} cannot be read: {e}") from None
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise _Damaged(
-            f"the label {shown(name)!r} is {str(value)[:40]!r}, not a number or a name "
+        raise Damaged(f"the label {shown(name)!r} cannot be read: {e}") from None
+    if isinstance(values, dict):
+        found = known(values, LABEL_NAMES)
+        if (column is None and not found) or (column is not None and column not in values):
+            return None
+        try:
+            chosen = choose_label(column, values, found, "it", "")
+        except ConfigError as e:
+            raise Damaged(f"{shown(name)!r}: {e.message}", e.hint) from None
+        values = values[chosen]
+    elif kind == "json" and not isinstance(values, int | str):
+        return None
+    if isinstance(values, bool) or not isinstance(values, int | str) or values == "":
+        raise Damaged(
+            f"the label {shown(name)!r} is {str(values)[:40]!r}, not a number or a name "
             "(multi-label data is not supported)"
         )
-    return str(value)
+    return str(values)
 
 
-# -- the members of a tar --------------------------------------------------------------------------
+# -- labels and splits of all shards ---------------------------------------------------------------
 
 
-class _Damaged(Exception):
-    """Why a tar is refused."""
+@dataclass
+class _Inside:
+    """What follows for each image from the folders inside the tars.
 
-
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"6": "a pipe",
-    b"S": "a sparse file",
-    b"K": "a link with a long name",
-}
-
-
-def _members(f: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the content, its size) of every plain file (POSIX.1-2017 pax, 4.18; GNU).
-
-    Raises _Damaged.
+    splits: indices into SPLITS, -1 where no folder has the name of one. labels: by folder; None
+    where sidecars hold them. kept: which images are used.
     """
-    at = 0
-    long_name: str | None = None
-    long_size: int | None = None
-    while True:
-        f.seek(at)
-        block = f.read(BLOCK)
-        if len(block) < BLOCK:
-            if at == 0 or block:
-                raise _Damaged("it is cut off, or no tar file")
-            return  # without the two zero blocks, as some writers leave it
-        if not any(block):
-            return
-        name, size, kind = _header(block)
-        content = at + BLOCK
-        if kind not in b"xgL":
-            size = size if long_size is None else long_size
-            name = name if long_name is None else long_name
-        if content + size > length:
-            raise _Damaged(f"it is cut off, or the size {size:,} of {shown(name)!r} is wrong")
-        at = content + -(-size // BLOCK) * BLOCK
-        if kind in (b"x", b"g", b"L"):
-            if size > MAX_EXTENDED:
-                raise _Damaged(f"a header of {size:,} bytes")
-            raw = f.read(size)
-            if kind == b"L":
-                long_name = raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
-                continue
-            values = _pax(raw)
-            if values.keys() & {"linkpath", "GNU.sparse.major", "GNU.sparse.map"}:
-                raise _Damaged("it has links or sparse files")
-            if kind == b"x":
-                long_name = values.get("path", long_name)
-                digits = values.get("size")
-                if digits is not None:
-                    if not re.fullmatch("[0-9]{1,20}", digits):
-                        raise _Damaged(f"a size of {digits[:40]!r}")
-                    long_size = int(digits)
-            elif values.keys() & {"path", "size"}:
-                raise _Damaged("a name or size for all its members at once")
-            continue
-        long_name = long_size = None
-        if kind == b"5":
-            _check_name(name.rstrip("/") or ".")
-            continue
-        if kind not in (b"0", b"\0", b"7"):
-            what = _KINDS.get(kind, f"an entry of kind {kind!r}")
-            raise _Damaged(f"{shown(name)!r} is {what}")
-        yield _check_name(name), content, size
+
+    splits: Ints
+    labels: list[str] | None
+    kept: NDArray[np.bool_]
+    notes: list[str]
 
 
-def _check_name(name: str) -> str:
-    """The name without a leading ./; refused where it would lead out of a folder."""
-    while name.startswith("./"):
-        name = name[2:]
-    parts = name.split("/")
-    if not name or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
-        raise _Damaged(f"the name {shown(name)!r} leads outside")
-    return name
+def _inside(where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] | None) -> _Inside:
+    """Labels and splits by folders; only splits where sidecars hold the labels."""
+    names = [name for part in parts for name in part.names]
+    labelled = np.concatenate(
+        [np.array([text != _NONE for text in part.labels], np.bool_)[part.code] for part in parts]
+    )
+    every = np.ones(len(names), np.bool_)
+    if labelled.all():
+        return _Inside(_folder_splits(names, wanted), None, every, [])
+    bare = [name for name, has in zip(names, labelled, strict=True) if not has]
+    if labelled.any():
+        raise DataError(
+            f"{where}: {counted(len(bare), 'image')} of {len(names):,} have no label: "
+            f"{base.some(bare)}.",
+            "Give each a .cls or .json of the same name up to the first dot, or leave them out.",
+        )
+    loose = [name for name in bare if "/" not in name]
+    if loose:
+        raise DataError(
+            f"{loose[0]!r} in {where} has no label: no .cls, no .json with label, class or the "
+            "like, and no folder.",
+            _LAYOUT,
+        )
+    layout = arrange(_tree(names), where, wanted)
+    place = {
+        folder: (SPLITS.index(split), name)
+        for split, classes in layout.classes.items()
+        for name, folders in classes.items()
+        for folder in folders
+    }
+    several = len(layout.classes) > 1
+    splits, labels = np.full(len(names), -1, np.int64), [""] * len(names)
+    for i, name in enumerate(names):
+        parts_of = name.split("/")
+        for depth in range(1, len(parts_of)):
+            found = place.get("/".join(parts_of[:depth]))
+            if found is not None:
+                splits[i], labels[i] = found[0] if several else -1, shown(found[1])
+                break
+    kept = np.array([label != "" for label in labels], np.bool_)
+    return _Inside(splits, labels, kept, layout.notes)
 
 
-def _header(block: bytes) -> tuple[str, int, bytes]:
-    """(name, size, kind) of a member."""
-    if len(block) < BLOCK:
-        raise _Damaged("it is cut off")
-    checksum = block[148:156].split(b"\0")[0].strip()
-    total = sum(block) - sum(block[148:156]) + 8 * 32
-    if not checksum.isdigit() or _octal(checksum) != total:
-        raise _Damaged("a header does not match its checksum, or it is no tar file")
-    size = block[124:136]
-    if size[0] & 0x80:  # GNU: base 256
-        bytes_ = int.from_bytes(bytes([size[0] & 0x7F]) + size[1:], "big")
-    else:
-        bytes_ = _octal(size.split(b"\0")[0].strip() or b"0")
-    name = block[:100].split(b"\0")[0]
-    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
-    whole = prefix + b"/" + name if prefix else name
-    return whole.decode("utf-8", "surrogateescape"), bytes_, block[156:157]
+def _folder_splits(names: Sequence[str], wanted: Mapping[str, str] | None) -> Ints:
+    """The split by a folder with the name of one, the outermost; -1 without."""
+    if wanted == {}:
+        return np.full(len(names), -1, np.int64)
+    folders = {name.rpartition("/")[0] for name in names}
+    read = read_names({part for folder in folders for part in folder.split("/")})
+    of_part = wanted or {part: name.split for part, name in read.items() if not name.rest}
+    of_folder = {
+        folder: next((of_part[part] for part in folder.split("/") if part in of_part), None)
+        for folder in folders
+    }
+    splits = [of_folder[name.rpartition("/")[0]] for name in names]
+    return np.array([-1 if s is None else SPLITS.index(s) for s in splits], np.int64)
 
 
-def _octal(digits: bytes) -> int:
-    try:
-        return int(digits, 8)
-    except ValueError:
-        raise _Damaged("a header holds no numbers where they belong") from None
+def _tree(names: Iterable[str]) -> Tree:
+    """The folders of images, as those of a disk."""
+    places = {"": Place()}
+    for number, name in enumerate(names):
+        *folders, leaf = name.split("/")
+        path = ""
+        for folder in folders:
+            below = join(path, folder)
+            if below not in places:
+                places[below] = Place()
+                places[path].folders.append(folder)
+            path = below
+        places[path].images.append((leaf, number))
+    for place in places.values():
+        place.folders.sort(key=name_key)
+    return Tree(places)
 
 
-def _pax(raw: bytes) -> dict[str, str]:
-    """The records `LENGTH KEY=VALUE\\n` of an extended header."""
-    values = {}
-    at = 0
-    while at < len(raw) and raw[at : at + 1] != b"\0":
-        match = re.compile(rb"(\d{1,7}) ").match(raw, at)
-        if match is None or int(match[1]) <= len(match[0]):
-            raise _Damaged("a damaged extended header")
-        record = raw[match.end() : at + int(match[1])]
-        key, equals, value = record.partition(b"=")
-        if not equals or not value.endswith(b"\n"):
-            raise _Damaged("a damaged extended header")
-        values[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
-        at += int(match[1])
-    return values
+def _check_agree(names: Sequence[str], shards: Ints, inside: Ints) -> None:
+    """Raises DataError: an image in a folder of another split than its shard's."""
+    wrong = np.flatnonzero((shards >= 0) & (inside >= 0) & (shards != inside))
+    if len(wrong):
+        name = names[int(wrong[0])]
+        raise DataError(
+            f"{name!r} is in a shard of the {SPLITS[shards[wrong[0]]]} split and in a folder "
+            f"of the {SPLITS[inside[wrong[0]]]} split.",
+            "Rename one of them, or decide with --data.splits.",
+        )
