@@ -6,27 +6,48 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, device_option, emit_json, weights_option
+from vitc.cli.parser import (
+    Parser,
+    Verb,
+    changed_data_option,
+    device_option,
+    emit_json,
+    weights_option,
+)
 from vitc.resolve import check_is
 
 
 def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("run_folder", metavar="RUN", type=Path, help="a run folder")
+    add("run_folder", metavar="RUN", type=Path, help="a run folder, or a folder of vitc save")
     add("data", nargs="?", metavar="DATA", help="a data set or folder (default: the run's own)")
-    about = "default: val; read test once, for the run chosen on val"
-    add("--split", choices=("val", "test"), default="val", help=about)
+    about = (
+        "default: val of the run's own images, all images of others; read test once, for the run "
+        "chosen on val"
+    )
+    add("--split", choices=("val", "test"), help=about)
+    changed_data_option(parser, "measure although the run's images changed since it was trained")
+    about = "leave out images of classes that the model does not know"
+    add("--skip-unknown-classes", action="store_true", help=about)
     weights_option(parser)
     device_option(parser)
     add("--json", action="store_true", help="print the result as JSON on the last line of stdout")
 
 
 def run(args: Namespace) -> int:
-    check_is(args.run_folder, "run")
+    check_is(args.run_folder, "run", "saved")
     from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 
-    found = evaluate(args.run_folder, args.data, args.split, args.weights, args.device)
+    found = evaluate(
+        args.run_folder,
+        args.data,
+        args.split,
+        args.weights,
+        args.device,
+        allow_changed_data=args.allow_changed_data,
+        skip_unknown_classes=args.skip_unknown_classes,
+    )
     page = evaluation_page(found)
     if args.json:
         emit_json(page.values)

@@ -171,6 +171,11 @@ def device_option(parser: Parser) -> None:
     parser.add_argument("--device", choices=devices, default="auto", help="default: auto")
 
 
+def changed_data_option(parser: Parser, about: str) -> None:
+    """The one option by which every verb admits images that changed since a run began."""
+    parser.add_argument("--allow-changed-data", action="store_true", help=about)
+
+
 def weights_option(parser: Parser) -> None:
     """`--weights ema|raw`; the former spellings `--raw` and `--average` are hidden aliases."""
     add, names = parser.add_argument, ("ema", "raw")

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json, note, seconds, settings_help
+from vitc.cli.parser import (
+    Parser,
+    Verb,
+    changed_data_option,
+    emit,
+    emit_json,
+    note,
+    seconds,
+    settings_help,
+)
 from vitc.config import RunConfig, to_saved
 from vitc.errors import ConfigError, suggest_beside
 from vitc.recipes import RECIPES
@@ -54,6 +63,7 @@ def options(parser: Parser) -> None:
     about = "with IMAGES: training time: 90s, 30m, 1h30m"
     add("--budget", metavar="TIME", type=seconds, help=about)
     add("--dry-run", action="store_true", help="show what would run, and stop")
+    changed_data_option(parser, "resume although images changed since the run began")
     add("--json", action="store_true", help="print summary.json on the last line of stdout")
 
 
@@ -72,7 +82,8 @@ def run(args: Namespace) -> int:
         return _dry_run(args, config, out, notes)
     from vitc.training.loop import run as train
 
-    result = train(config, out, overwrite=args.overwrite, notes=notes)
+    allow = args.allow_changed_data
+    result = train(config, out, overwrite=args.overwrite, notes=notes, allow_changed_data=allow)
     if args.json:
         emit_json(result.summary)
     else:

@@ -7,11 +7,13 @@ import itertools
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import check_channels, to_channels
+from vitc.data.identity import Images, images_of
 from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vitc.data.sources import SOURCES, source_problems
 from vitc.data.sources.base import Found, Split, some
@@ -28,9 +30,8 @@ class DataSet:
     """An opened data set: its classes, and which image is in which split.
 
     splits: "train", and "val" and "test" unless they are empty. mean, std: in [0, 1], one per
-    channel. notes: decisions and warnings, one sentence each, for the caller to print. fingerprint:
-    32 hex digits, the same for the same images, classes and splits on any machine; a pack of
-    unchanged images has the fingerprint of its source.
+    channel. notes: decisions and warnings, one sentence each, for the caller to print. listing: a
+    hash of classes, splits and labels, with the names and sizes of files, or with all pixels.
     """
 
     source: str
@@ -39,7 +40,22 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...]
-    fingerprint: str
+    listing: str
+
+    @cached_property
+    def images(self) -> Images:
+        """The digest of each image; the bytes are read when it is first asked for."""
+        return images_of(self.classes, self.splits)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits, the same for the same images, classes and splits on any machine and in any
+        place; a pack of unchanged images has the fingerprint of its source."""
+        if all(split.pixels is not None for split in self.splits.values()):
+            return self.listing
+        return hashlib.sha256(self.listing.encode() + self.images.contents.tobytes()).hexdigest()[
+            :32
+        ]
 
 
 def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
@@ -54,13 +70,32 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     classes, notes = found.classes, list(found.notes)
     splits = _split(config, classes, found.splits, notes)
     splits["train"] = _at_most(config, classes, splits["train"], notes)
-    fingerprint = _fingerprint(found.origin, classes, splits, found.content)
+    return _opened(config, in_chans, found, splits, notes)
+
+
+def open_whole(config: DataConfig, in_chans: int = 3) -> DataSet:
+    """The data set to measure or predict on: the splits of its source, nothing held out.
+
+    Any number of classes, of which "train" may have none; the label of an image without one is -1.
+    Raises as `open_data`.
+    """
+    check_channels(in_chans)
+    found = read_source(config, strict=False)
+    return _opened(config, in_chans, found, dict(found.splits), list(found.notes))
+
+
+def _opened(
+    config: DataConfig, in_chans: int, found: Found, splits: dict[str, Split], notes: list[str]
+) -> DataSet:
+    """The pixels of `found` in `in_chans` channels, with what is known of them."""
+    classes = found.classes
+    listing = _listing(found.origin, classes, splits, found.content)
     for name, split in splits.items():
         if split.pixels is not None:
             pixels = np.ascontiguousarray(to_channels(split.pixels, in_chans))
             writeable = pixels if pixels.flags.writeable else pixels.copy()
             splits[name] = replace(split, pixels=writeable)
-    mean, std = _moments(splits["train"].pixels, in_chans)
+    mean, std = _moments(next(iter(splits.values())).pixels, in_chans)
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
         if len(mean) != in_chans or len(std) != in_chans:
@@ -68,19 +103,19 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
                 f"data.mean {mean} and data.std {std} must have {in_chans} "
                 f"entries each, as model.in_chans."
             )
-    return DataSet(config.source, classes, splits, mean, std, tuple(notes), fingerprint)
+    return DataSet(config.source, classes, splits, mean, std, tuple(notes), listing)
 
 
-def read_source(config: DataConfig) -> Found:
+def read_source(config: DataConfig, strict: bool = True) -> Found:
     """The data set that `config` names, before anything is held out, in the source's own channels.
 
-    Raises as `open_data`.
+    `strict`: only what can be trained on; else see `open_whole`. Raises as `open_data`.
     """
     problems = source_problems(config)
     if problems:
         raise ConfigError(" ".join(problems))
     source = SOURCES[config.source]
-    found = source.read(config)
+    found = source.read(config) if strict else source.read_any(config)
     return found if found.origin else replace(found, origin=source.origin)
 
 
@@ -234,7 +269,7 @@ def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: 
     return subset
 
 
-# -- channels, moments, fingerprint ----------------------------------------------------------------
+# -- channels, moments, listing --------------------------------------------------------------------
 
 
 def _moments(pixels: Pixels | None, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -264,10 +299,13 @@ def _moments(pixels: Pixels | None, in_chans: int) -> tuple[tuple[float, ...], t
     return (*mean, 0.5)[:in_chans], (*std, 0.5)[:in_chans]
 
 
-def _fingerprint(
+def _listing(
     origin: str, classes: tuple[str, ...], splits: dict[str, Split], content: bytes = b""
 ) -> str:
-    """A hash of pixels (as the source stores them) or names and sizes, of classes and splits."""
+    """A hash of pixels (as the source stores them) or names and sizes, of classes and splits.
+
+    It never changes: it is all that runs of earlier versions know of their images.
+    """
     counts = {name: len(split) for name, split in splits.items()}
     h = hashlib.sha256(json.dumps([origin, classes, counts]).encode() + content)
     for split in splits.values():

@@ -38,6 +38,34 @@ class Store(Protocol):
         """The bytes of an image file, or pixels uint8 (H, W, C). Raises BrokenFileError."""
 
 
+class Sampled(Store, Protocol):
+    """A store that can read parts of an image; `Split.sample` reads those of others whole."""
+
+    def sample(self, place: int, limit: int) -> bytes:
+        """What identifies an image: its size and at most `limit` bytes of it, spread over it; 0:
+        all. Empty: the store does not let it be read. Called from several threads. Raises
+        BrokenFileError."""
+
+
+PIECES = 4  # of a sample
+
+
+def pieces(size: int, limit: int) -> list[tuple[int, int]]:
+    """(offset, length) of a sample of at most `limit` of `size` bytes; 0: all."""
+    if not limit or size <= limit:
+        return [(0, size)]
+    length = limit // PIECES
+    return [((size - length) * i // (PIECES - 1), length) for i in range(PIECES)]
+
+
+def sample_of(stored: Stored, limit: int) -> bytes:
+    """As `Sampled.sample`, of an image that was read."""
+    if isinstance(stored, bytes):
+        parts = [stored[at : at + length] for at, length in pieces(len(stored), limit)]
+        return b"".join([b"%d " % len(stored), *parts])
+    return b"%d %d %d " % stored.shape + stored.tobytes()
+
+
 class Names(Sequence[str]):
     """Strings as one array of UTF-8 and one of their ends; bytes that are not text are kept.
 
@@ -144,6 +172,20 @@ class Files:
     def read(self, place: int) -> bytes:
         return file_bytes(self.path(place), self.shown[place])
 
+    def sample(self, place: int, limit: int) -> bytes:
+        name = self.names[place]
+        try:
+            wait_for_no_pipe = getattr(os, "O_NONBLOCK", 0)
+            file = os.open(os.path.join(self.root, name), os.O_RDONLY | wait_for_no_pipe)
+            try:
+                size = os.fstat(file).st_size
+                parts = [os.pread(file, length, at) for at, length in pieces(size, limit)]
+            finally:
+                os.close(file)
+        except OSError as e:
+            raise unreadable(name, str(e.strerror)) from e
+        return b"".join([b"%d " % size, *parts])
+
 
 # -- files that stay open -------------------------------------------------------------------------
 
@@ -176,6 +218,11 @@ class OpenFiles:
         if len(data) != size:
             raise unreadable(name, f"{self.paths[file]} ends before it")
         return data
+
+    def sample(self, file: int, offset: int, size: int, name: str, limit: int) -> bytes:
+        """As `Sampled.sample`, of `size` bytes from `offset`."""
+        parts = [self.read(file, offset + at, n, name) for at, n in pieces(size, limit)]
+        return b"".join([b"%d " % size, *parts])
 
     def _handle(self, file: int, name: str) -> int:
         if file in self._open:
@@ -224,3 +271,7 @@ class Ranges:
     def read(self, place: int) -> bytes:
         where = int(self.file[place]), int(self.offset[place]), int(self.size[place])
         return self.files.read(*where, self.names[place])
+
+    def sample(self, place: int, limit: int) -> bytes:
+        file, start, size = int(self.file[place]), int(self.offset[place]), int(self.size[place])
+        return self.files.sample(file, start, size, self.names[place], limit)

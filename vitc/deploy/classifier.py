@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vitc.errors import ConfigError
 from vitc.resolve import check_is
 from vitc.training.device import pick_device
 from vitc.training.evaluate import load_model
+from vitc.training.measured import Trained
 
 LONGEST_PLACE = 40  # characters of a folder in a title
 
@@ -41,6 +43,10 @@ class Classifier:
     weights: str = "ema"
     notes: tuple[str, ...] = ()
     trained: bool = True
+    run: Path | None = None
+    """The run's folder; None: a saved model."""
+    record: Mapping[str, Any] | None = None
+    """Its data.json."""
 
     @classmethod
     def load(
@@ -69,7 +75,14 @@ class Classifier:
             classes=tuple(record["classes"]),
             preprocessing=Preprocessing.from_run(record),
             weights=weights,
+            run=folder,
+            record=record,
         )
+
+    @property
+    def training(self) -> Trained:
+        """What is known of its training images."""
+        return Trained(self.config, self.classes, self.run, self.record)
 
     @property
     def in_chans(self) -> int:

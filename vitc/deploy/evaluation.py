@@ -13,19 +13,23 @@ from numpy.typing import NDArray
 from vitc.deploy.classifier import Classifier
 from vitc.stats.proportions import wilson
 from vitc.training.device import describe
-from vitc.training.evaluate import EVAL_BATCH, Counts, logits_of, open_split
+from vitc.training.evaluate import EVAL_BATCH, Counts, logits_of, open_measured
+from vitc.training.measured import Asked, Measured, choose_images
 from vitc.views.model import Page, Table
 from vitc.wording import counted
 
 
 @dataclass(frozen=True, eq=False)
 class SplitLogits:
-    """A model's answers on a split. names of N; labels int64 (N,); logits float32 (N, K)."""
+    """A model's answers on images. names of N; labels int64 (N,); logits float32 (N, K).
+
+    images: what they are, and what must be known of them.
+    """
 
     names: tuple[str, ...]
     labels: NDArray[np.int64]
     logits: NDArray[np.float32]
-    fingerprint: str
+    images: Measured
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,11 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured on the `n` images of a split; accuracies in percent.
+    """What was measured on the `n` images of a split ("all": of all); accuracies in percent.
 
     `interval`: Wilson's 95 % interval of top1, of the choice of images alone. `confusion`: int64
-    (K, K), images of class i predicted as class j.
+    (K, K), images of class i predicted as class j. `trained_on`: how many of the images the model
+    was trained on, by their content; None: not known. `notes`: what a reader must know.
     """
 
     run: str
@@ -57,6 +62,8 @@ class Evaluation:
     confusion: NDArray[np.int64]
     data_fingerprint: str
     device: str
+    trained_on: int | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the classes, as `vitc evaluate --json` prints them."""
@@ -71,23 +78,25 @@ class Evaluation:
             "top5": self.top5,
             "top1_low": self.interval[0],
             "top1_high": self.interval[1],
+            "trained_on": self.trained_on,
+            "notes": list(self.notes),
             "data_fingerprint": self.data_fingerprint,
             "device": self.device,
         }
 
 
 def predict_split(
-    classifier: Classifier, data: str | None = None, split: str = "val"
+    classifier: Classifier, data: str | None = None, split: str | None = None, **allowed: bool
 ) -> SplitLogits:
-    """The logits of every readable image of a split of the run's data, or of other images.
+    """The logits of every readable image of a split of the run's data (val), or of other images.
 
-    Computed as during training, in the run's precision. Raises ConfigError, DataError.
+    Computed as during training, in the run's precision. allowed: see `evaluate`. Raises
+    ConfigError, DataError.
     """
     c = classifier
-    batches, settings, fingerprint = open_split(
-        c.config, c.classes, c.preprocessing, c.device, data, split
-    )
-    names, labels, logits = [], [], []
+    images = choose_images(c.training, Asked(data, split, **allowed))
+    batches, settings = open_measured(images, c.config, c.preprocessing, c.device)
+    labels, logits = [], []
     order = np.concatenate([*batches.batches, np.zeros(0, np.int64)])
     for found, target in logits_of(c.model, batches, settings):
         logits.append(found.float().cpu())
@@ -95,25 +104,34 @@ def predict_split(
     label = torch.cat(labels)
     seen = label >= 0
     names = [batches.split.names[i] for i in order[seen.numpy()].tolist()]
-    return SplitLogits(
-        tuple(names), label[seen].numpy(), torch.cat(logits)[seen].numpy(), fingerprint
-    )
+    return SplitLogits(tuple(names), label[seen].numpy(), torch.cat(logits)[seen].numpy(), images)
 
 
 def evaluate(
     run: str | os.PathLike[str],
     data: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     weights: Literal["ema", "raw"] = "ema",
     device: str = "auto",
+    *,
+    allow_changed_data: bool = False,
+    skip_unknown_classes: bool = False,
 ) -> Evaluation:
-    """Evaluate a run's last checkpoint, or a saved model, on a split.
+    """Evaluate a run's last checkpoint, or a saved model.
 
-    `data`: other images than the run's own, with the same classes. Read `split` test once, for the
-    run chosen on val. Raises ConfigError, DataError, CheckpointError.
+    On a split of the run's own images: val, unless `split` is given; read test once, for the run
+    chosen on val. Or on other images, `data`: all of them, or where they have splits of their own
+    val, else test; classes are matched by name. Images that were trained on are counted and
+    reported. `allow_changed_data`: although the run's own images changed since it was trained.
+    `skip_unknown_classes`: leave out images of classes that the model does not know. Raises
+    ConfigError, DataError, CheckpointError.
     """
     classifier = Classifier.load(run, device, weights)
-    found = predict_split(classifier, data, split)
+    allowed = {
+        "allow_changed_data": allow_changed_data,
+        "skip_unknown_classes": skip_unknown_classes,
+    }
+    found = predict_split(classifier, data, split, **allowed)
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
     for i in range(0, len(labels), EVAL_BATCH):  # in the batches of an evaluation during training
@@ -124,7 +142,7 @@ def evaluate(
     np.add.at(confusion, (found.labels, found.logits.argmax(axis=1)), 1)
     return Evaluation(
         run=str(run),
-        split=split,
+        split=found.images.name,
         weights=weights,
         n=int(result["n"]),
         top1=result["top1"],
@@ -136,8 +154,10 @@ def evaluate(
             for i, name in enumerate(classifier.classes)
         ),
         confusion=confusion,
-        data_fingerprint=found.fingerprint,
+        data_fingerprint=found.images.data.fingerprint,
         device=describe(classifier.device),
+        trained_on=found.images.trained_on,
+        notes=found.images.notes,
     )
 
 
@@ -149,5 +169,8 @@ def evaluation_page(e: Evaluation) -> Page:
         rows.append(("top-5", f"{e.top5:.2f} %"))
     rows.append(("loss", f"{e.loss:.4f}"))
     kind = "average (EMA)" if e.weights == "ema" else "raw"
-    title = f"{e.run}: {counted(e.n, f'{e.split} image')}, {kind} weights"
+    images = (
+        f"all {counted(e.n, 'image')}" if e.split == "all" else counted(e.n, f"{e.split} image")
+    )
+    title = f"{e.run}: {images}, {kind} weights"
     return Page(title, [Table(title, ("", "value"), rows)], e.to_dict())

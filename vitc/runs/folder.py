@@ -1,7 +1,8 @@
 """The run folder: what a run writes, and how others read it. Free of torch at import.
 
     config.json     the RunConfig, written first
-    data.json       classes, preprocessing and fingerprint of the images
+    data.json       classes, preprocessing and fingerprint of the images, the held-out ones by name
+    images.npz      every image with its split and digest (vitc.runs.images)
     metrics.jsonl   one JSON object a line: {"kind": "train" | "eval", "step": ..., ...}
     events.log      what happened when, for people
     summary.json    the result; present once the run has ended, however it ended
@@ -29,10 +30,13 @@ from typing import Any
 
 from vitc import files
 from vitc.config import RunConfig, differences, read_config, to_saved
+from vitc.data.dataset import DataSet
+from vitc.data.identity import joined, to_bytes
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import read_json, write_json
 from vitc.plugins.consent import copies
 from vitc.plugins.names import SOURCES
+from vitc.runs import images as run_images
 from vitc.wording import printable, short
 
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
@@ -156,7 +160,7 @@ class RunFolder:
                 if CHECKPOINT_NAME.fullmatch(path.name):
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
-        for name in (METRICS, EVENTS, DATA, SUMMARY):
+        for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY):
             (self.path / name).unlink(missing_ok=True)
         write_json(self.path / CONFIG, to_saved(config))
         keep_sources(self.path, config)
@@ -230,23 +234,55 @@ class RunFolder:
             f"{broken} half-written ones dropped"
         )
 
-    def write_data(self, values: Mapping[str, Any]) -> None:
-        """Write data.json. Raises DataError where the run began with other images."""
+    def write_data(
+        self,
+        values: Mapping[str, Any],
+        data: DataSet | None = None,
+        allow_changed_data: bool = False,
+    ) -> None:
+        """Write data.json and, of `data`, images.npz. Raises DataError where the run began with
+        other classes, or with other images and `allow_changed_data` is not set."""
         if not self.writer:
             return
-        file = self.path / DATA
+        file, values = self.path / DATA, dict(values)
+        images = None if data is None else run_images.images_to_keep(data)
         if file.exists():
             old = read_json(file, CheckpointError)
-            for key in ("fingerprint", "classes"):
-                if old.get(key) != files.plain(values.get(key)):
-                    raise DataError(
-                        f"These are not the images that the run in {self.path} began with: "
-                        f"their {key} differs ({short(repr(old.get(key)), 60)} then, "
-                        f"{short(repr(values.get(key)), 60)} now).",
-                        "Point --data.path at the first images, or choose another --out.",
-                    )
+            changed = self._changed(old, values, data)
+            if changed is not None and not allow_changed_data:
+                raise DataError(
+                    f"These are not the images that the run in {self.path} began with "
+                    f"(their fingerprint differs): {changed}.",
+                    f"Restore them, point --data.path at them, or add {run_images.ALLOW} to "
+                    "continue with the images as they are.",
+                )
+            if changed is not None:
+                self.event(f"continued with changed data ({run_images.ALLOW}): {changed}")
+                values["changed"] = [*old.get("changed", []), changed]
+            kept = run_images.kept_images(self.path)
+            if kept is not None and data is not None:
+                images = joined(kept, run_images.like(kept, data))
         with _writing(file):
+            if images is not None:
+                files.write_atomically(self.path / run_images.IMAGES, to_bytes(images))
             write_json(file, values)
+
+    def _changed(
+        self, old: Mapping[str, Any], values: Mapping[str, Any], data: DataSet | None
+    ) -> str | None:
+        """What changed in the images since the run began. Raises DataError: the classes."""
+        for key in ("classes", "fingerprint"):
+            if old.get(key) == files.plain(values.get(key)):
+                continue
+            if key == "classes" or data is None:
+                raise DataError(
+                    f"These are not the images that the run in {self.path} began with: "
+                    f"their {key} differs ({short(repr(old.get(key)), 60)} then, "
+                    f"{short(repr(values.get(key)), 60)} now).",
+                    "Point --data.path at the first images, or choose another --out.",
+                )
+            return run_images.what_changed(self.path, old, data)
+        return None
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write summary.json: the run has ended, with `status` done|diverged|interrupted|failed."""

@@ -19,6 +19,7 @@ from vitc.optim.config import check_ema, ema_alpha
 from vitc.optim.ema import Ema
 from vitc.optim.groups import build_optimizer
 from vitc.runs.checkpoint import TrainState
+from vitc.runs.images import record_of
 from vitc.training.device import Processes
 from vitc.training.step import StepSettings
 
@@ -71,7 +72,7 @@ def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
         "std": list(data.std),
         "fit": config.data.fit,
         "eval_crop": config.data.eval_crop,
-        "fingerprint": data.fingerprint,
+        **record_of(data),
         "notes": list(data.notes),
     }
 

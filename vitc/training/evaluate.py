@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
-from vitc.data.dataset import open_data
 from vitc.data.loader import EvalLoader, open_eval
 from vitc.data.preprocessing import Preprocessing
-from vitc.errors import ConfigError, DataError
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
-from vitc.resolve import with_data
 from vitc.runs.checkpoint import check_fit, load_weights_of
 from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson
 from vitc.training.build import batch_plan
 from vitc.training.device import Processes, autocast, describe, pick_device
+from vitc.training.measured import Asked, Measured, Trained, choose_images
 from vitc.training.step import StepSettings
 
 EVAL_BATCH = 256  # images; larger ones measure no faster
@@ -104,11 +102,12 @@ def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, An
 def evaluate_run(
     run: Path,
     data: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     weights: str = "ema",
     device: str = "auto",
+    allow_changed_data: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy of a run's last checkpoint on a split of its own data, or of other images.
+    """Accuracy of a run's last checkpoint on a split of its own data (val), or on other images.
 
     `split` test is meant to be read once, by the run that was chosen on val. Returns `top1`,
     `top5` (percent), `loss`, `n`, the 95 % interval `top1_low`, `top1_high`, and what was
@@ -118,53 +117,32 @@ def evaluate_run(
     where = pick_device(device)
     model, record = load_model(run, weights)
     preprocessing = Preprocessing.from_run(record)
-    batches, settings, fingerprint = open_split(
-        config, record["classes"], preprocessing, where, data, split
-    )
+    trained = Trained(config, record["classes"], run, record)
+    images = choose_images(trained, Asked(data, split, allow_changed_data))
+    batches, settings = open_measured(images, config, preprocessing, where)
     result: dict[str, Any] = evaluate(model.to(where), batches, settings)
     low, high = wilson(result["top1"], int(result["n"]))
     return {
         "run": str(run),
-        "split": split,
+        "split": images.name,
         "classes": len(record["classes"]),
         "weights": weights,
         **result,
         "n": int(result["n"]),
         "top1_low": low,
         "top1_high": high,
-        "data_fingerprint": fingerprint,
+        "trained_on": images.trained_on,
+        "notes": list(images.notes),
+        "data_fingerprint": images.data.fingerprint,
         "device": describe(where),
     }
 
 
-def open_split(
-    config: RunConfig,
-    classes: Sequence[str],
-    preprocessing: Preprocessing,
-    device: torch.device,
-    data: str | None,
-    split: str,
-) -> tuple[EvalLoader, StepSettings, str]:
-    """A split of the run's data, or of `data`, prepared as for this run, and its fingerprint.
-
-    Raises DataError: its classes are not the run's; ConfigError: unknown split.
-    """
-    if data is not None:
-        config = with_data(config, data)
-    images = open_data(config.data, config.model.in_chans)
-    if images.classes != tuple(classes):
-        differ = sorted(set(images.classes) ^ set(classes))
-        raise DataError(
-            f"The classes of {data or 'the data'} are not those of the run: "
-            f"{', '.join(differ[:5]) or 'another order'}.",
-            "Evaluate on images with the same class folders.",
-        )
-    if split not in images.splits:
-        raise ConfigError(
-            f"This data has no split {split!r}.", f"Its splits: {', '.join(images.splits)}."
-        )
-    mean, std = preprocessing.mean, preprocessing.std
-    settings = StepSettings(config, device, Processes(), mean, std, len(classes))
-    plan = batch_plan(config, Processes())
-    batches = open_eval(images.splits[split], images, config.data, plan, device, batch=EVAL_BATCH)
-    return batches, settings, images.fingerprint
+def open_measured(
+    images: Measured, config: RunConfig, preprocessing: Preprocessing, device: torch.device
+) -> tuple[EvalLoader, StepSettings]:
+    """Batches of the images to measure on, prepared as for the run of `config`."""
+    p, plan = preprocessing, batch_plan(config, Processes())
+    settings = StepSettings(config, device, Processes(), p.mean, p.std, len(images.data.classes))
+    data = images.data
+    return open_eval(images.split, data, config.data, plan, device, batch=EVAL_BATCH), settings

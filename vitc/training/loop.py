@@ -46,15 +46,21 @@ class RunResult:
 
 
 def train(
-    config_or_recipe: RunConfig | str | Path, out: str | Path | None = None, **overrides: Any
+    config_or_recipe: RunConfig | str | Path,
+    out: str | Path | None = None,
+    *,
+    allow_changed_data: bool = False,
+    **overrides: Any,
 ) -> RunResult:
     """Train a recipe, config file or RunConfig, into `out` (default runs/<name>).
 
     Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config
-    in `out` is resumed. Raises ConfigError, DataError, and RunError and its subclasses.
+    in `out` is resumed, with other images than it began with only if `allow_changed_data`. Raises
+    ConfigError, DataError, and RunError and its subclasses.
     """
     config = load_config(config_or_recipe, **overrides)
-    return run(config, Path(out) if out is not None else Path("runs") / config.name)
+    folder = Path(out) if out is not None else Path("runs") / config.name
+    return run(config, folder, allow_changed_data=allow_changed_data)
 
 
 def run(
@@ -64,10 +70,12 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     notes: Sequence[str] = (),
+    allow_changed_data: bool = False,
 ) -> RunResult:
     """Run `config` in the folder `out`, from its last checkpoint if it has one.
 
-    `notes` are lines for the run's events.log (why the config is as it is). Raises
+    `notes` are lines for the run's events.log (why the config is as it is). `allow_changed_data`:
+    resume although the images are not those that the run began with; its folder notes it. Raises
     ConfigError (another config or a finished run is there), DataError, DivergedError (the loss
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
@@ -86,7 +94,8 @@ def run(
         folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
         procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder:
-            folder.write_data(data_record(config, data))
+            if procs.first:
+                folder.write_data(data_record(config, data), data, allow_changed_data)
             state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
             for note in (*notes, *reasons, *prepared):
                 folder.event(note)

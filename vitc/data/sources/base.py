@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,8 +13,8 @@ import numpy as np
 from vitc.data.config import DataConfig
 from vitc.data.decode import read_image, to_channels
 from vitc.data.split_words import SPLITS
-from vitc.data.store import Ints, Names, Pixels, Store, Stored, name_key, shown
-from vitc.errors import DataError, suggest
+from vitc.data.store import Ints, Names, Pixels, Store, Stored, name_key, sample_of, shown
+from vitc.errors import BrokenFileError, DataError, suggest
 from vitc.wording import counted, few
 
 JPEG_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif")
@@ -68,6 +68,20 @@ class Split:
         if isinstance(stored, bytes):
             return read_image(stored, in_chans, self.names[index])
         return to_channels(stored, in_chans)
+
+    def sample(self, index: int, limit: int) -> bytes:
+        """What identifies an image: its size, and at most `limit` bytes of it; 0: all.
+
+        Empty: the store does not let it be read, or it cannot be read.
+        """
+        if self.pixels is not None:
+            return sample_of(self.pixels[index], 0)
+        place = index if self.places is None else int(self.places[index])
+        read: Callable[[int, int], bytes] | None = getattr(self.store, "sample", None)
+        try:
+            return sample_of(self.stored(index), limit) if read is None else read(place, limit)
+        except BrokenFileError:
+            return b""
 
     def take(self, positions: Ints) -> Split:
         """The images at `positions`, in that order."""
@@ -134,6 +148,10 @@ class Source:
     def read(self, config: DataConfig) -> Found:
         """Raises ConfigError: a wrong path or setting; DataError: unusable data."""
         raise NotImplementedError
+
+    def read_any(self, config: DataConfig) -> Found:
+        """As `read`, of images that are not trained on: classes and labels may be missing (-1)."""
+        return self.read(config)
 
     def problems(self, config: DataConfig) -> list[str]:
         """Settings that this source lacks, or that have no effect on it."""

@@ -6,6 +6,7 @@ How its class is trusted and imported: `vitc.plugins`.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 from vitc.data.config import DataConfig
 from vitc.data.sources.base import Found, Source, Split, some
 from vitc.data.split_words import SPLITS
-from vitc.data.store import Ints, Names, Stored
+from vitc.data.store import Ints, Names, Stored, sample_of
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
 from vitc.plugins.consent import name_class
 from vitc.plugins.load import build, load
 from vitc.plugins.names import SOURCE, Custom, class_parts, is_path, locate, sha
+
+MOST_READ = 20_000  # images that are read once to identify them; reading one may take any time
 
 
 class CustomSource(Source):
@@ -89,9 +92,21 @@ class CustomStore:
     names: Names
     _made: Any = field(default=None, repr=False)
     _process: int = field(default_factory=os.getpid, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_made": None}
+        return vars(self) | {"_made": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_lock": threading.Lock()})
+
+    def sample(self, place: int, limit: int) -> bytes:
+        """Empty where the source has a fingerprint of its own, or more images than MOST_READ."""
+        with self._lock:  # whether the source can be read by several threads is not known
+            declared = getattr(self._made, "fingerprint", None)
+            if declared or len(self.names) > MOST_READ:
+                return b""
+            return sample_of(self.read(place), limit)
 
     def read(self, place: int) -> Stored:
         """Raises BrokenFileError: the source raises, or gives no image."""

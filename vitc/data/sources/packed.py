@@ -25,7 +25,7 @@ from vitc.data.config import DataConfig
 from vitc.data.decode import CHANNELS
 from vitc.data.sources.base import Found, Source, Split
 from vitc.data.split_words import SPLITS
-from vitc.data.store import Ints, Names, OpenFiles, Pixels, Stored, stamp, unreadable
+from vitc.data.store import Ints, Names, OpenFiles, Pixels, Stored, sample_of, stamp, unreadable
 from vitc.errors import BrokenFileError, ConfigError, DataError
 
 SUFFIX = ".vitc"
@@ -277,6 +277,12 @@ class PackedStore:
             self._pixels = mapped(self.pack)
         shape = int(self.pack.height[place]), int(self.pack.width[place]), -1
         return self._pixels[start:end].reshape(shape)
+
+    def sample(self, place: int, limit: int) -> bytes:
+        if self.pack.about.encoding == "raw":
+            return sample_of(self.read(place), limit)
+        start, end = int(self.pack.ends[place - 1]) if place else HEADER.size, self.pack.ends[place]
+        return self._files.sample(0, start, int(end) - start, self.pack.names[place], limit)
 
 
 def mapped(pack: Pack) -> Pixels:

@@ -47,7 +47,7 @@ def measure_second(
         new = trial.id not in found["top1"] and trial.group.config.train.epochs == longest
         if run is None or run.top1 is None or not new:
             continue
-        split = "test" if data is None else "val"
+        split = "test" if data is None else None
         result = evaluate_run(folder.trial(trial), data, split)
         found["top1"][trial.id] = result["top1"]
         show(

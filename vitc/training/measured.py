@@ -1,0 +1,246 @@
+"""Which images is a trained model measured on, with which labels, and was it trained on any?"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitc.config import RunConfig
+from vitc.data.dataset import DataSet, open_data, open_whole
+from vitc.data.identity import Images, images_of, trained_on
+from vitc.data.sources.base import Split, some
+from vitc.data.store import name_key
+from vitc.errors import ConfigError, DataError, VitcError, suggest
+from vitc.resolve import with_data
+from vitc.runs.images import ALLOW, LISTING, kept_images, what_changed
+from vitc.wording import counted
+
+SKIP = "--skip-unknown-classes"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure on. data: None: the run's own. split: None: val of the run's own images; of
+    others their val or test, or all where they have none."""
+
+    data: str | None = None
+    split: str | None = None
+    allow_changed_data: bool = False
+    skip_unknown_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a model's training: its config, classes, run folder and data.json there;
+    the last two are None and empty for a saved model."""
+
+    config: RunConfig
+    classes: Sequence[str]
+    run: Path | None = None
+    record: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The images to measure on, labelled by indices into the model's classes.
+
+    data: what they are of. name: val, test or all. trained_on: how many of them the model was
+    trained on, by their content; None: not known. notes: what a reader of the result must know.
+    """
+
+    data: DataSet
+    split: Split
+    name: str
+    trained_on: int | None
+    notes: tuple[str, ...]
+
+
+def choose_images(model: Trained, asked: Asked) -> Measured:
+    """The images that `asked` stands for; the notes are logged as warnings as well.
+
+    Raises ConfigError: no such split; DataError: images of the run that changed, or classes that
+    the model does not know, unless `asked` allows them; images without labels.
+    """
+    notes: list[str] = []
+    own = _own(model, asked)
+    if own is not None:
+        changed = _check_unchanged(model, own, asked, notes)
+        name = asked.split or "val"
+        data, split = own, _split_of(own, name)
+    else:
+        changed = True
+        data, name, split = _others(model.config, asked, notes)
+    split = _labelled(model.classes, data.classes, split, asked, notes)
+    trained = _count_trained_on(model, None if changed else own, split, notes)
+    for note in notes:
+        logging.getLogger("vitc").warning(note)
+    return Measured(data, split, name, trained, tuple(notes))
+
+
+# -- the run's own images, or others ---------------------------------------------------------------
+
+
+def _own(model: Trained, asked: Asked) -> DataSet | None:
+    """The run's own images as they are now, wherever they are; None: others are asked for."""
+    config, in_chans = model.config, model.config.model.in_chans
+    if asked.data is None:
+        if model.run is None:
+            raise ConfigError(
+                "A saved model does not record which images it was trained on.",
+                "Give the images to measure on.",
+            )
+        return open_data(config.data, in_chans)
+    other = with_data(config, asked.data).data
+    mine = config.data
+    if (other.source, _place(other.path)) == (mine.source, _place(mine.path)):
+        return open_data(mine, in_chans)
+    with contextlib.suppress(VitcError):  # another place of the same images can be trained on
+        moved = open_data(replace(mine, source=other.source, path=other.path), in_chans)
+        record = model.record or {}
+        if moved.listing == record.get(LISTING, record.get("fingerprint")):
+            return moved
+    return None
+
+
+def _place(path: str | None) -> str:
+    return str(Path(path).resolve()) if path else ""
+
+
+def _check_unchanged(model: Trained, data: DataSet, asked: Asked, notes: list[str]) -> bool:
+    """Whether the run's own images changed. Raises DataError unless `asked` allows it."""
+    if model.run is None or model.record is None:
+        return True
+    if LISTING not in model.record and data.splits["train"].pixels is None:
+        notes.append(
+            "This run of an earlier version recorded the names and sizes of its images only: "
+            "images of the same size that were exchanged or edited are not noticed."
+        )
+    changed = what_changed(model.run, model.record, data)
+    if changed is None:
+        return False
+    text = f"The images are not those that the run {model.run} was trained on: {changed}."
+    if not asked.allow_changed_data:
+        raise DataError(
+            text,
+            f"Restore them, or add {ALLOW} to measure on the images as they are; "
+            "how many of these were trained on is then reported.",
+        )
+    notes.append(text)
+    return True
+
+
+def _split_of(data: DataSet, split: str) -> Split:
+    if split not in data.splits:
+        raise ConfigError(
+            f"This data has no split {split!r}.", f"Its splits: {', '.join(data.splits)}."
+        )
+    return data.splits[split]
+
+
+def _others(config: RunConfig, asked: Asked, notes: list[str]) -> tuple[DataSet, str, Split]:
+    """Images that are not the run's: the split that is asked for, or their own val or test, or all
+    where they are not divided."""
+    other, in_chans = with_data(config, str(asked.data)).data, config.model.in_chans
+    whole = open_whole(other, in_chans)
+    notes += whole.notes
+    split = asked.split or next((s for s in ("val", "test") if s in whole.splits), None)
+    if split is None:
+        return whole, "all", whole.splits["train"]
+    if split in whole.splits:
+        if len(whole.splits) > 1 and asked.split is None:
+            counts = ", ".join(f"{name} {len(part):,}" for name, part in whole.splits.items())
+            notes.append(f"Measured on the {split} split of {asked.data} ({counts}).")
+        return whole, split, whole.splits[split]
+    held = open_data(other, in_chans)
+    part = _split_of(held, split)
+    notes.append(
+        f"{asked.data} has no {split} split of its own: measured on the "
+        f"{counted(len(part), 'image')} that training on it would hold out."
+    )
+    return held, split, part
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def _labelled(
+    known: Sequence[str], classes: Sequence[str], split: Split, asked: Asked, notes: list[str]
+) -> Split:
+    """The images with labels that are indices into the model's classes, matched by name."""
+    index = {name_key(name): i for i, name in enumerate(known)}
+    label_of = np.array([index.get(name_key(name), -1) for name in classes] + [-1], np.int64)
+    counts = np.bincount(split.labels % len(label_of), minlength=len(label_of))  # -1: the last
+    unlabelled, total = int(counts[-1]), int(counts.sum())
+    if unlabelled == total:
+        raise DataError(
+            f"The {counted(total, 'image')} of {asked.data or 'the data'} have no labels: there is "
+            "nothing to measure.",
+            "Classify them with vitc predict RUN PATH.",
+        )
+    if unlabelled:
+        notes.append(f"{counted(unlabelled, 'image')} without a label left out.")
+    unknown = [i for i in range(len(classes)) if counts[i] and label_of[i] < 0]
+    if unknown:
+        count = int(counts[unknown].sum())
+        names = [classes[i] for i in unknown]
+        what = (
+            f"{counted(len(unknown), 'class', 'classes')} that the model does not know: "
+            f"{some(names, 5)} ({counted(count, 'image')})"
+        )
+        if not asked.skip_unknown_classes or count + unlabelled == total:
+            raise DataError(
+                f"{asked.data or 'The data'} has {what}.{suggest(names[0], known)}",
+                f"The model's classes: {some(known, 10)}. {SKIP} leaves those images out.",
+            )
+        notes.append(f"Left out: {what}.")
+    present = {int(label_of[i]) for i in range(len(classes)) if counts[i]}
+    absent = [name for i, name in enumerate(known) if i not in present]
+    if absent:
+        notes.append(
+            f"No image of {counted(len(absent), 'class', 'classes')} of the model: "
+            f"{some(absent, 5)}."
+        )
+    labels = label_of[split.labels]
+    return replace(split, labels=labels).take(np.flatnonzero(labels >= 0))
+
+
+# -- what was trained on ---------------------------------------------------------------------------
+
+
+def _count_trained_on(
+    model: Trained, own: DataSet | None, split: Split, notes: list[str]
+) -> int | None:
+    """How many images the model was trained on; `own`: the run's own data, if it did not change."""
+    total, seen = len(split), _seen(model, own)
+    if seen is None:
+        notes.append(
+            f"Whether the model was trained on any of the {counted(total, 'image')} is not known: "
+            "its images are not recorded."
+        )
+        return None
+    now = images_of(tuple(model.classes), {"test": split}, seen.limit)
+    count = int(trained_on(seen, now).sum())
+    if count:
+        notes.append(
+            f"{count:,} of the {counted(total, 'image')} measured on were trained on (the same "
+            "content): the result is too good."
+        )
+    return count
+
+
+def _seen(model: Trained, own: DataSet | None) -> Images | None:
+    """The images that the model saw; None: not recorded."""
+    if model.run is None or model.record is None:
+        return None
+    kept = kept_images(model.run)
+    if kept is not None or own is not None:
+        return kept or (own.images if own else None)
+    if LISTING in model.record:  # of a source that is part of the package
+        return open_data(model.config.data, model.config.model.in_chans).images
+    return None
