@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.data.config import DataConfig
-from vitc.errors import ConfigError, VitcError, unknown
+from vitc.errors import ConfigError, VitcError, refuse, unknown
 from vitc.files import read_json
 from vitc.models.config import MODEL_KINDS, ModelConfig, ViTConfig
 from vitc.models.stem_config import STEM_KINDS, CustomStemConfig, carried
@@ -91,9 +91,7 @@ class RunConfig:
 
     def checked(self) -> RunConfig:
         """Itself, or a ConfigError that lists every problem at once."""
-        found = self.problems()
-        if found:
-            raise ConfigError("\n".join(found), "Settings and defaults: vitc show RECIPE")
+        refuse(self.problems(), "Settings and defaults: vitc show RECIPE")
         return self
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -107,3 +107,9 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str | None = None)
     names = sorted(known)
     message = f"Unknown {kind} {name!r}.{suggest(name, names)}"
     return ConfigError(message, hint or f"Known: {', '.join(names)}.")
+
+
+def refuse(problems: Sequence[str], hint: str | None = None) -> None:
+    """Raises ConfigError, which lists all problems at once; there may be none."""
+    if problems:
+        raise ConfigError("\n".join(problems), hint)

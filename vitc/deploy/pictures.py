@@ -84,41 +84,33 @@ def picture_page(
 
 
 def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Classifier:
-    from vitc.deploy.classifier import Classifier
-    from vitc.models.zoo import MODELS
-
-    kinds: tuple[What, ...] = ("recipe", "config", "model", "timm", "run", "saved")
-    found = check_is(what, *kinds, known=MODELS)
-    if found in ("model", "timm"):
-        return _fresh(what, settings)
-    if found in ("run", "saved"):
-        if settings:
-            raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
-        return Classifier.load(what, "cpu")
-    name = what if found == "recipe" else "RUN"
-    raise ConfigError(
-        f"--{kind} has no effect with {what}: a {found} has no weights.",
-        f"Give a run of it, such as runs/{name}, or a model.",
-    )
-
-
-def _fresh(name: str, settings: Mapping[str, Any]) -> Classifier:
-    """A named model with fresh weights, always the same."""
+    """That of a run or saved model; of a named model with fresh weights, always the same."""
     import torch
 
     from vitc.config import RunConfig
     from vitc.data.config import DataConfig
     from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
     from vitc.deploy.classifier import Classifier
-    from vitc.models.zoo import build_model
+    from vitc.models.zoo import MODELS, build_model
 
-    config = show.model_with(name, settings)
+    kinds: tuple[What, ...] = ("recipe", "config", "model", "timm", "run", "saved")
+    found = check_is(what, *kinds, known=MODELS)
+    if found in ("recipe", "config"):
+        raise ConfigError(
+            f"--{kind} has no effect with {what}: a {found} has no weights.",
+            f"Give a run of it, such as runs/{what if found == 'recipe' else 'RUN'}, or a model.",
+        )
+    if found in ("run", "saved"):
+        if settings:
+            raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
+        return Classifier.load(what, "cpu")
+    config = show.model_with(what, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = build_model(config)
     colours, grey = config.in_chans == 3, (0.5,) * config.in_chans
     return Classifier(
-        name=f"{name}: fresh weights, not trained",
+        name=f"{what}: fresh weights, not trained",
         model=model.eval(),
         device=torch.device("cpu"),
         config=RunConfig(model=config),
@@ -362,37 +354,26 @@ def _features(subject: Classifier, request: Request) -> Drawn:
     left.set_axis_off()
     left.set_title("image", fontsize=10)
     for row, (name, maps) in enumerate(layers):
-        _feature_row([figure.add_subplot(grid[row, 1 + i]) for i in range(MAPS)], name, maps)
+        axes = [figure.add_subplot(grid[row, 1 + i]) for i in range(MAPS)]
+        spread = maps.reshape(len(maps), -1).std(axis=1)
+        chosen = np.sort(np.argsort(-spread, kind="stable")[:MAPS])
+        low, high = np.percentile(maps[chosen], (0.5, 99.5))
+        look: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": max(high, low + 1e-9)}
+        for ax, channel in zip(axes, chosen, strict=False):
+            image = ax.imshow(maps[channel], interpolation="nearest", **look)
+            ax.set_title(f"channel {channel}", fontsize=8, pad=2)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        for ax in axes[len(chosen) :]:
+            ax.set_axis_off()
+        size = "x".join(map(str, maps.shape))
+        axes[0].set_ylabel(f"{short(name, 20)}\n{size}", fontsize=9, parse_math=False)
+        bar = figure.colorbar(image, ax=axes, extend="both", fraction=0.02, pad=0.01, aspect=12)
+        bar.set_label("activation", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     shapes = [(name, "x".join(map(str, maps.shape))) for name, maps in layers]
     table = Table("Layers", ("layer", "channels x height x width"), shapes)
     return figure, title, [Text(title), table], values | {"layers": dict(shapes)}
-
-
-def _feature_row(axes: Sequence[Axes], name: str, maps: Array) -> None:
-    spread = maps.reshape(len(maps), -1).std(axis=1)
-    chosen = np.sort(np.argsort(-spread, kind="stable")[:MAPS])
-    low, high = np.percentile(maps[chosen], (0.5, 99.5))
-    image: Any = None
-    for i, ax in enumerate(axes):
-        if i >= len(chosen):
-            ax.set_axis_off()
-            continue
-        image = ax.imshow(
-            maps[chosen[i]],
-            cmap="viridis",
-            vmin=low,
-            vmax=max(high, low + 1e-9),
-            interpolation="nearest",
-        )
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_title(f"channel {chosen[i]}", fontsize=8, pad=2)
-    size = "x".join(map(str, maps.shape))
-    axes[0].set_ylabel(f"{short(name, 20)}\n{size}", fontsize=9, parse_math=False)
-    figure = axes[0].figure
-    bar = figure.colorbar(image, ax=axes, extend="both", fraction=0.02, pad=0.01, aspect=12)
-    bar.set_label("activation", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
 
 
 # -- how it is drawn -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, flat_values, read_config, to_dict
-from vitc.errors import ConfigError, DataError
+from vitc.errors import ConfigError, DataError, refuse
 from vitc.files import read_json
 from vitc.models import zoo
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
@@ -343,8 +343,7 @@ def model_with(name: str, settings: Mapping[str, Any]) -> ModelConfig:
     if foreign:
         raise ConfigError(f"--{foreign[0]} has no effect with a model: only --model.* has.")
     config = resolve_config(RunConfig(model=zoo.model_config(name)), **settings).model
-    if config.problems():
-        raise ConfigError("\n".join(config.problems()))
+    refuse(config.problems())
     return config
 
 
@@ -365,10 +364,9 @@ def model_page(config: ModelConfig) -> Page:
         **{k: getattr(total, k) for k in COSTS},
         "parts": [{"name": p.name, "repeats": p.repeats, **asdict(p.each)} for p in pieces],
     }
-    classes = 1000 if config.num_classes is None else config.num_classes
     about = (
         f"{config.name}: {config.summary}, on {config.size[0]}x{config.size[1]} images with "
-        f"{config.in_chans} channels and {classes:,} classes"
+        f"{config.in_chans} channels and {config.head_classes:,} classes"
     )
     title = "Cost of one image; flops are multiply-adds, a part's cost is each"
     shown: list[Part] = [Text(about), Table(title, ("part", "times", *COSTS), rows)]

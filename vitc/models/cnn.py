@@ -12,7 +12,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, refuse
 from vitc.models.config import Activation, CNNConfig, inner_width, se_width
 from vitc.models.stems import ConvNormAct, act_layer, check_images
 
@@ -140,7 +140,7 @@ class CNN(nn.Module):
         else:
             self.conv_head = ConvNorm(width, config.head_width, 1, activation=config.activation)
         init_weights(self, config.zero_init_last)
-        self.reset_classifier(1000 if config.num_classes is None else config.num_classes)
+        self.reset_classifier(config.head_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -251,5 +251,4 @@ def init_weights(module: nn.Module, zero_init_last: bool = False) -> None:
 
 def _check(config: CNNConfig) -> None:
     problems = dataclasses.replace(config, num_classes=None).problems()  # 0 means no head here
-    if problems:
-        raise ConfigError("\n".join(problems), "The paper's CNNs: vitc show --list")
+    refuse(problems, "The paper's CNNs: vitc show --list")

@@ -43,6 +43,11 @@ class ModelConfig:
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
 
     @property
+    def head_classes(self) -> int:
+        """Classes of a head that no data decides; 0: no head."""
+        return 1000 if self.num_classes is None else self.num_classes
+
+    @property
     def summary(self) -> str:
         """What it is made of, in a few words."""
         return self.name
@@ -315,9 +320,6 @@ class CustomModelConfig(CustomConfig, ModelConfig):
 
     name: str = "custom"
     """Name of the class, for messages and reports."""
-
-    def problems(self) -> list[str]:
-        return super().problems() + self.custom.problems("model")
 
 
 MODEL_KINDS: dict[str, type[ModelConfig]] = {

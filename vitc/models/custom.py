@@ -69,24 +69,19 @@ def load_model(config: CustomModelConfig) -> nn.Module:
     Raises ConfigError: as `load_stem`; it keeps dropout, fails, or does not return (B, K).
     """
     cls, settings, label = load(config.custom)
-    classes = 1000 if config.num_classes is None else config.num_classes
-    given = {
-        "num_classes": classes,
-        "in_chans": config.in_chans,
-        "img_size": config.img_size,
-    }
+    classes, channels = config.head_classes, config.in_chans
+    given = {"num_classes": classes, "in_chans": channels, "img_size": config.img_size}
     model = _make(MODEL, cls, given, settings, label)
     refuse_dropout(model, f"The model {label}")
     describe(model, config)
-    _try(MODEL, model, (1, config.in_chans, *config.size), (1, classes) if classes else None)
+    _try(MODEL, model, (1, channels, *config.size), (1, classes) if classes else None)
     return model
 
 
 def describe(model: nn.Module, config: Any) -> None:
     """Give a model of others the attributes of ours: config, img_size, in_chans, num_classes."""
-    classes = 1000 if config.num_classes is None else config.num_classes
-    known = {"img_size": config.size, "in_chans": config.in_chans, "num_classes": classes}
-    for name, value in known.items():
+    known = {"img_size": config.size, "in_chans": config.in_chans}
+    for name, value in (known | {"num_classes": config.head_classes}).items():
         if not hasattr(model, name):
             setattr(model, name, value)
     model.config = config

@@ -226,9 +226,6 @@ class CustomStemConfig(CustomConfig, StemConfig):
     def reduction(self) -> int | None:
         return None
 
-    def problems(self) -> list[str]:
-        return self.custom.problems("stem")
-
 
 STEM_KINDS: dict[str, type[StemConfig]] = {
     "patchify": PatchifyStemConfig,

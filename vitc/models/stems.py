@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, refuse
 from vitc.models.config import Activation, Init
 from vitc.models.custom import load_stem
 from vitc.models.stem_config import (
@@ -40,11 +40,7 @@ class Stem(nn.Module):
     """What a stem is to the transformer: (B, C, H, W) -> (B, D, H / reduction, W / reduction)."""
 
     def __init__(self, config: StemConfig, in_chans: int, embed_dim: int) -> None:
-        problems = config.problems()
-        if problems:
-            raise ConfigError(
-                "\n".join(problems), "The paper's stems: paper Table 3; vitc show MODEL"
-            )
+        refuse(config.problems(), "The paper's stems: paper Table 3; vitc show MODEL")
         super().__init__()
         self.in_chans, self.embed_dim = in_chans, embed_dim
         assert config.reduction is not None  # it is None of custom stems only

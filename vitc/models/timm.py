@@ -39,12 +39,8 @@ def build_timm(config: TimmConfig) -> nn.Module:
     Raises ConfigError: timm is not there, or cannot build it so (another size of images, ...).
     """
     timm = _timm()
-    classes = 1000 if config.num_classes is None else config.num_classes
-    settings: dict[str, Any] = {
-        "num_classes": classes,
-        "in_chans": config.in_chans,
-        "drop_rate": 0.0,
-    }
+    classes, channels = config.head_classes, config.in_chans
+    settings: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "drop_rate": 0.0}
     own = timm.get_pretrained_cfg(config.timm_name).input_size[1:]
     try:
         try:
@@ -55,7 +51,7 @@ def build_timm(config: TimmConfig) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise ConfigError(
             f"timm cannot build {config.timm_name!r} for {config.size[0]}x{config.size[1]} images "
-            f"with {config.in_chans} channels and {classes} classes: {e}",
+            f"with {channels} channels and {classes} classes: {e}",
             f"Choose a model that takes that size, or set --model.img_size to its own ({own[0]}).",
         ) from e
     refuse_dropout(model, config.name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, refuse
 from vitc.models.config import AttentionKind, ViTConfig
 from vitc.models.custom import make_stem, try_stem
 from vitc.models.stem_config import CustomStemConfig
@@ -166,7 +166,7 @@ class VisionTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.reset_classifier(1000 if config.num_classes is None else config.num_classes)
+        self.reset_classifier(config.head_classes)
 
     def forward(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, K). `drop_path`: see `forward_features`."""
@@ -434,5 +434,4 @@ def _reduction(stem: nn.Module) -> int:
 
 def _check(config: ViTConfig, reduction: int) -> None:
     problems = dataclasses.replace(config, num_classes=None).problems(reduction)  # 0: no head
-    if problems:
-        raise ConfigError("\n".join(problems), "The paper's sizes: paper Table 1; vitc show MODEL")
+    refuse(problems, "The paper's sizes: paper Table 1; vitc show MODEL")

@@ -11,7 +11,7 @@ from math import log
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from vitc.errors import ConfigError, unknown
+from vitc.errors import ConfigError, refuse, unknown
 from vitc.models.config import (
     PAPER_SIZES,
     CNNConfig,
@@ -352,9 +352,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     for key in overrides.keys() - {"stem"}:
         overrides[key] = coerce(_plain(overrides[key]), hints[key], f"model.{key}")
     config = dataclasses.replace(config, **overrides)
-    problems = config.problems()
-    if problems:
-        raise ConfigError("\n".join(problems), f"The settings of {name}: vitc show {name}")
+    refuse(config.problems(), f"The settings of {name}: vitc show {name}")
     return config
 
 
@@ -434,9 +432,7 @@ def build_model(
     replaces a ViT's config.stem: a module, or a class called with in_chans and embed_dim. Raises
     ConfigError: values that cannot work, all at once.
     """
-    problems = config.problems()
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(config.problems())
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     if isinstance(config, ViTConfig):

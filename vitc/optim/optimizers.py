@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
 from vitc.plugins.consent import CustomConfig
+from vitc.plugins.load import build, load
 from vitc.plugins.names import OPTIMIZER
 from vitc.settings import Settings, setting
 
@@ -81,17 +82,12 @@ class CustomOptimizerConfig(CustomConfig, OptimConfig):
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import Optimizer
 
-        from vitc.plugins.load import build, load
-
         cls, settings, label = load(self.custom)
         given = {"params": groups, "lr": self.lr, "weight_decay": self.weight_decay}
         built = build(OPTIMIZER, cls, given, settings | self.settings, label)
         if not isinstance(built, Optimizer):
             raise ConfigError(f"{label} is not a torch.optim.Optimizer.", OPTIMIZER.contract)
         return built
-
-    def problems(self) -> list[str]:
-        return super().problems() + self.custom.problems("optim")
 
 
 OPTIMIZERS: dict[str, type[OptimConfig]] = {

@@ -13,6 +13,7 @@ from math import cos, pi
 from typing import Any, Literal
 
 from vitc.plugins.consent import CustomConfig
+from vitc.plugins.load import build, load
 from vitc.plugins.names import SCHEDULE
 from vitc.settings import Settings, out_of_bounds, setting
 
@@ -118,17 +119,12 @@ class CustomScheduleConfig(CustomConfig, ScheduleConfig):
     def summary(self) -> str:
         return self.custom.what
 
-    def problems(self) -> list[str]:
-        return self.custom.problems("optim.schedule")
-
     def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
         return peak * float(_built(self).lr(step, epochs * steps_per_epoch))
 
 
 @cache
 def _built(config: CustomScheduleConfig) -> Any:
-    from vitc.plugins.load import build, load
-
     cls, settings, label = load(config.custom)
     return build(SCHEDULE, cls, {}, settings | config.settings, label)
 

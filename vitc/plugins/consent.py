@@ -52,6 +52,11 @@ class CustomConfig:
     def custom(self) -> Custom:
         return Custom(self.KIND, self.source, self.sha256)
 
+    def problems(self) -> list[str]:
+        """What is wrong with it, and what its component finds."""
+        found: list[str] = super().problems()  # type: ignore[misc]
+        return found + self.custom.problems()
+
 
 def name_class(kind: Kind, source: str) -> Custom:
     """Name a class as its user: trust its file, and return it with absolute path and hash.

@@ -83,8 +83,9 @@ class Custom(NamedTuple):
         parts = class_parts(self.source)
         return parts[0] if parts else repr(self.source[:200])
 
-    def problems(self, path: str) -> list[str]:
-        """What is wrong with the settings `source` and `sha256` below `path`."""
+    def problems(self) -> list[str]:
+        """What is wrong with the settings `source` and `sha256` of its component."""
+        path = self.kind.option.removeprefix("--").removeprefix("model.")
         if not self.source:
             return [f"{path}.source is empty; name the class: {self.kind.option} FILE.py:Class."]
         if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):

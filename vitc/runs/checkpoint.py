@@ -214,15 +214,16 @@ def load_weights_of(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
         raise CheckpointError(error.message, hint) from error
 
 
+def _numbered(folder: Path) -> list[tuple[int, bool, Path]]:
+    """(step, whether it is no `.old`, path) of every checkpoint in a folder, newest first."""
+    matches = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    found = [(int(m[1]), m[2] is None, path) for m, path in matches if m and path.is_dir()]
+    return sorted(found, reverse=True)
+
+
 def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
     """Checkpoints in the order to try: the one `latest` names, then newest first; and troubles."""
-    found: list[tuple[int, bool, Path]] = []
-    if folder.is_dir():
-        for path in folder.iterdir():
-            match = CHECKPOINT_NAME.fullmatch(path.name)
-            if match and path.is_dir():
-                found.append((int(match[1]), match[2] is None, path))
-    paths = [path for _, _, path in sorted(found, reverse=True)]
+    paths = [path for _, _, path in _numbered(folder)] if folder.is_dir() else []
     try:
         with open(folder / LATEST, encoding="utf-8", errors="replace") as file:
             name = file.read(100).strip()
@@ -317,15 +318,11 @@ def _put_in_place(temporary: Path, final: Path, sha256: dict[str, str]) -> None:
 
 def _prune(folder: Path, step: int, keep: int) -> None:
     """Leave `step` and the `keep - 1` before it; later ones are damaged, or of an undone future."""
-    found = []
-    for path in folder.iterdir():
-        match = CHECKPOINT_NAME.fullmatch(path.name)
-        if match and (match[2] or int(match[1]) > step):
+    kept = 0
+    for number, whole, path in _numbered(folder):
+        kept += whole and number <= step
+        if not whole or number > step or kept > max(1, keep):
             discard(path)
-        elif match:
-            found.append((int(match[1]), path))
-    for _, path in sorted(found, reverse=True)[max(1, keep) :]:
-        discard(path)
 
 
 def _encode(state: Mapping[str, Any], indent: int | None = None) -> str:

@@ -13,11 +13,8 @@ from torch import nn
 from vitc.config import RunConfig, read_config
 from vitc.errors import ConfigError
 from vitc.training.config import InitConfig
-from vitc.weights.fit import fill
+from vitc.weights.fit import ADAPTABLE, fill
 from vitc.weights.load import Weights, read_weights
-
-# What --init adapts without being asked, each with a note in the run's events.log.
-FITTED = ("head", "pos_embed", "channels")
 
 
 class InitialWeights:
@@ -74,7 +71,7 @@ class InitialWeights:
         fresh_head = weights.classes not in (None, tuple(classes)) and not init.only
         if fresh_head:
             notes.append("the head is fresh: the weights have other classes")
-        adapt = list(FITTED)
+        adapt = list(ADAPTABLE)  # without being asked, each with a note in events.log
         if weights.preprocessing is None:  # the user has set mean and std, in RGB order
             adapt.remove("channels")
             notes.append("the weights do not state the order of their channels: taken as RGB")
