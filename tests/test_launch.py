@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_work import LONGER, nothing_twice, plan, results, study
+from tests.test_work import LONGER, nothing_twice, plan, results, study, until
 from vitc.cli.main import main
 from vitc.cli.work import FLAGS
 from vitc.errors import ConfigError, InterruptedRun, RunError
@@ -34,10 +34,10 @@ from vitc.study.design import Trial
 from vitc.study.launch import ENGINES, LocalEngine, run_all
 from vitc.study.launch_ray import RayEngine
 from vitc.study.launch_slurm import Slice, SlurmEngine
+from vitc.study.reporting import facts
 from vitc.study.runner import conduct
 from vitc.study.standing import standing
 from vitc.study.study_folder import StudyFolder
-from vitc.study.summary import facts
 from vitc.study.work import Pool, Span, read_tries, run_trial, trials_of
 
 
@@ -62,51 +62,42 @@ def finish(folder: StudyFolder, trial: str, status: str = "done") -> None:
 
 # -- flags -----------------------------------------------------------------------------------------
 
-STUDY = [
-    "study",
-    "hparams",
-    "debug",
-    "--draws",
-    "2",
-    "--train.precision",
-    "fp32",
-    "--train.epochs",
-    "1",
-]
+QUICKLY = "--draws 2 --train.precision fp32 --train.epochs 1"
+STUDY = ["study", "hparams", "debug", *QUICKLY.split()]
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--engine", "ray", "--workers", "2"], "--workers has no effect with --engine ray"),
-        (["--ray-address", "auto"], "--ray-address has no effect with --engine local"),
-        (["--engine", "slurm", "--ray-address", "auto"], "--ray-address has no effect"),
-        (["--engine", "ray", "--partition", "gpu"], "--partition has no effect"),
-        (["--engine", "ray", "--hours", "2"], "it is for: slurm"),
-        (["--gpus-per-trial", "1"], "it is for: ray, slurm"),
-        (["--engine", "ray", "--gpus-per-trial", "1.5"], "a share of one GPU or an integer"),
-        (["--engine", "ray", "--gpus-per-trial", "-1"], "must not be negative"),
-        (["--engine", "ray", "--gpus-per-trial", "nan"], "must not be negative"),
-        (["--engine", "slurm", "--gpus-per-trial", "0.5"], "whole GPUs"),
-        (["--engine", "slurm", "--gpus-per-trial", "2", "--pack", "2"], "one GPU or none"),
-        (["--engine", "slurm", "--nodes-per-trial", "2", "--gpus-per-trial", "3"], "a multiple"),
-        (["--engine", "slurm", "--hours", "0.01"], "too short"),
-        (["--engine", "slurm", "--hours", "-1"], "above 0"),
-        (["--engine", "slurm", "--slurm-cluster", "pbs"], "invalid choice"),
-        (["--engine", "ray", "--ray-address", "ray://x:1"], "neither auto nor HOST:PORT"),
-        (["--engine", "ray", "--gpus-per-trial", "1", "--train.device", "cpu"], "contradicts"),
-        (["--engine", "kubernetes"], "invalid choice"),
+        ("--engine ray --workers 2", "--workers has no effect with --engine ray"),
+        ("--ray-address auto", "--ray-address has no effect with --engine local"),
+        ("--engine slurm --ray-address auto", "--ray-address has no effect"),
+        ("--engine ray --partition gpu", "--partition has no effect"),
+        ("--engine ray --hours 2", "it is for: slurm"),
+        ("--gpus-per-trial 1", "it is for: ray, slurm"),
+        ("--engine ray --gpus-per-trial 1.5", "a share of one GPU or an integer"),
+        ("--engine ray --gpus-per-trial -1", "must not be negative"),
+        ("--engine ray --gpus-per-trial nan", "must not be negative"),
+        ("--engine slurm --gpus-per-trial 0.5", "whole GPUs"),
+        ("--engine slurm --gpus-per-trial 2 --pack 2", "one GPU or none"),
+        ("--engine slurm --nodes-per-trial 2 --gpus-per-trial 3", "a multiple"),
+        ("--engine slurm --hours 0.01", "too short"),
+        ("--engine slurm --hours -1", "above 0"),
+        ("--engine slurm --slurm-cluster pbs", "invalid choice"),
+        ("--engine ray --ray-address ray://x:1", "neither auto nor HOST:PORT"),
+        ("--engine ray --gpus-per-trial 1 --train.device cpu", "contradicts"),
+        ("--engine kubernetes", "invalid choice"),
     ],
 )
 def test_a_flag_without_effect_or_sense_is_one_message(
-    words: list[str],
+    words: str,
     text: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*STUDY, *words]) == 2
+    assert main([*STUDY, *words.split()]) == 2
     err = capsys.readouterr().err
     assert text in err
     assert "Traceback" not in err
@@ -270,24 +261,10 @@ def test_machines_with_other_versions_are_noted_where_they_are_allowed(tmp_path:
 
 
 def test_sbatch_is_asked_for_what_the_flags_give() -> None:
-    engine = SlurmEngine(
-        gpus_per_trial=1,
-        cpus_per_trial=6,
-        pack=4,
-        partition="gpu",
-        account="a1",
-        qos="low",
-        constraint="a100",
-        max_jobs=7,
-        hours=1.5,
-    )
-    asked = engine.parameters(Path("s"))
-    assert {k: asked[k] for k in ("partition", "account", "qos", "constraint")} == {
-        "partition": "gpu",
-        "account": "a1",
-        "qos": "low",
-        "constraint": "a100",
-    }
+    options = {"partition": "gpu", "account": "a1", "qos": "low", "constraint": "a100"}
+    size: dict[str, Any] = {"gpus_per_trial": 1, "cpus_per_trial": 6, "pack": 4}
+    asked = SlurmEngine(**size, **options, max_jobs=7, hours=1.5).parameters(Path("s"))
+    assert options.items() <= asked.items()
     assert (asked["time"], asked["array_parallelism"], asked["exclusive"]) == (90, 7, True)
     assert (asked["gpus_per_node"], asked["cpus_per_task"], asked["nodes"]) == (4, 24, 1)
     assert asked["srun_args"] == ["--cpus-per-task=24"]
@@ -295,36 +272,22 @@ def test_sbatch_is_asked_for_what_the_flags_give() -> None:
     assert (spread["nodes"], spread["gpus_per_node"], spread["ntasks_per_node"]) == (2, 4, 1)
 
 
-def test_the_dry_run_prints_the_job_script_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    needs("submitit", "slurm")
-    monkeypatch.chdir(tmp_path)
-    words = "--engine slurm --gpus-per-trial 1 --partition gpu --pack 2 --qos low --max-jobs 3"
-    assert main([*STUDY, "--draws", "20", *words.split(), "--hours", "12", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert "20 of 20 trials" in out
-    for line in (
-        "--array=0-9%3",
-        "--partition=gpu",
-        "--qos=low",
-        "--time=720",
-        "--exclusive",
-        "--gpus-per-node=2",
-        "--requeue",
-        "--signal=USR2@90",
-    ):
-        assert f"#SBATCH {line}\n" in out
-    assert re.search(r"^srun .* -m submitit\.core\._submit ", out, re.MULTILINE)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dry_run_on_this_machine_writes_nothing(
+def test_a_dry_run_counts_the_trials_prints_the_job_script_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*STUDY, "--dry-run"]) == 0
     assert "2 of 2 trials would run with engine local" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    needs("submitit", "slurm")
+    words = "--engine slurm --gpus-per-trial 1 --partition gpu --pack 2 --qos low --max-jobs 3"
+    assert main([*STUDY, "--draws", "20", *words.split(), "--hours", "12", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "20 of 20 trials" in out
+    asked = "array=0-9%3 partition=gpu qos=low time=720 exclusive gpus-per-node=2 requeue"
+    asked += " signal=USR2@90"
+    assert {f"#SBATCH --{option}" for option in asked.split()} <= {*out.splitlines()}
+    assert re.search(r"^srun .* -m submitit\.core\._submit ", out, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -485,15 +448,10 @@ def test_sbatch_is_tried_again_where_it_is_busy_but_not_for_ever(
     cluster, (folder, trials) = Cluster(monkeypatch), study(tmp_path, 3)
     cluster.ends = finished
     sbatch = Refusals(monkeypatch, cluster, why, times)
-    expected = pytest.raises(RunError, match="did not take") if times > 3 else always_fine()
-    with expected:
+    refused = pytest.raises(RunError, match="did not take")
+    with refused if times > 3 else contextlib.nullcontext():
         run_slurm(folder, trials, pack=3)
     assert sbatch.asked == min(times + 1, 4)
-
-
-@contextlib.contextmanager
-def always_fine() -> Iterator[None]:
-    yield
 
 
 def slice_of(folder: Path, span: Span | None = None) -> Slice:
@@ -570,21 +528,12 @@ def once(condition: Callable[[], Any], act: Callable[[], None]) -> threading.Thr
     """Wait in a thread for a condition, then act."""
 
     def watch() -> None:
-        assert wait_for(condition, 300)
+        until(condition, 300)
         act()
 
     thread = threading.Thread(target=watch)
     thread.start()
     return thread
-
-
-def wait_for(condition: Callable[[], Any], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -664,7 +613,7 @@ def test_submitit_jobs_preempted_and_killed_come_to_the_same_results(
 
     def disturb() -> None:
         signal_jobs(folder.path / "slurm", signal.SIGUSR2)
-        assert wait_for(lambda: resumed(folder) >= 2, 300)
+        until(lambda: resumed(folder) >= 2, 300)
         signal_jobs(folder.path / "slurm", signal.SIGKILL)
 
     disturber = once(lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2, disturb)
@@ -736,15 +685,9 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     conf.write_text(SLURM_CONF.format(host=host, folder=folder, ports=ports))
     monkeypatch.setenv("SLURM_CONF", str(conf))
     munge = [f"--{what}={folder / f'munge.{what}'}" for what in ("socket", "seed-file", "log-file")]
+    keys = [f"--key-file={key}", f"--pid-file={folder}/munge.pid"]
     commands = [
-        [
-            "munged",
-            "--force",
-            "--foreground",
-            f"--key-file={key}",
-            f"--pid-file={folder}/munge.pid",
-            *munge,
-        ],
+        ["munged", "--force", "--foreground", *keys, *munge],
         ["slurmctld", "-D", "-f", str(conf)],
         ["slurmd", "-D", "-f", str(conf)],
     ]
@@ -754,8 +697,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             with open(folder / f"{command[0]}.out", "wb") as out:
                 daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
             time.sleep(2)
-        idle = wait_for(lambda: "idle" in shell("sinfo", "-h", "-o", "%T"), 30)
-        assert idle, "".join(p.read_text()[-2000:] for p in folder.glob("*.out"))
+        until(lambda: "idle" in shell("sinfo", "-h", "-o", "%T"), 30)
         yield folder
     finally:
         for daemon in reversed(daemons):
@@ -779,7 +721,7 @@ def test_a_real_slurm_preempts_a_job_and_the_results_are_the_same(
     def preempt() -> None:
         job = shell("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").split()[0]
         shell("scancel", "--signal=USR2", job)
-        assert wait_for(lambda: job in shell("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i"), 60)
+        until(lambda: job in shell("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i"), 60)
         shell("scontrol", "update", f"job={job}", "StartTime=now")  # else SLURM waits two minutes
 
     preemptor = once(lambda: list(folder.trials.glob("*/checkpoints/latest")), preempt)
@@ -805,7 +747,7 @@ def test_a_real_slurm_outlives_the_study_that_submitted_and_runs_nothing_twice(
     command = [sys.executable, "-c", code, "study", "work", str(folder.path), *words]
     running = "*/checkpoints/latest"
     with subprocess.Popen(command, start_new_session=True) as conductor:
-        assert wait_for(lambda: len(list(folder.trials.glob(running))) >= 1, 240)
+        until(lambda: len(list(folder.trials.glob(running))) >= 1, 240)
         os.killpg(conductor.pid, signal.SIGKILL)
     killer = once(
         lambda: len(list(folder.trials.glob(running))) >= 2,
@@ -814,6 +756,6 @@ def test_a_real_slurm_outlives_the_study_that_submitted_and_runs_nothing_twice(
     now = conduct(folder, plan(4, **LONGER), engine=SlurmEngine(max_jobs=2), quiet=True)
     killer.join()
     assert (now.ended, now.total) == (4, 4)
-    assert wait_for(lambda: not shell("squeue", "-h").strip(), 120)
+    until(lambda: not shell("squeue", "-h").strip(), 120)
     nothing_twice(folder.path)
     assert results(folder.path) == local

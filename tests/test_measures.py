@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from tests.invented import HERE, Error, invent
 from vitc.cli import study as cli_study
 from vitc.cli.main import main
-from vitc.config import to_dict
 from vitc.errors import ConfigError, RunError
 from vitc.stats import effects
 from vitc.stats.proportions import Interval, share_difference
@@ -38,12 +39,6 @@ from vitc.study.runner import conduct
 from vitc.study.study_folder import StudyFolder, from_json, to_json
 from vitc.study.tuning import Tuned, before_measuring, best_values, tuning_plan
 
-HERE: dict[str, Any] = {
-    "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
-    "hardware": {"cpu": "some", "cores": 2},
-    "engine": "local",
-}
-Error = Callable[[Trial], float | None]
 BOTH = ("adamw", "sgd")
 
 
@@ -64,21 +59,6 @@ def seed_plan(seeds: int, **words: Any) -> Plan:
     measure = MEASURES["seeds"]
     models = ["vit_c_tiny", "vit_p_tiny"]
     return measure.plan(request_of(measure, recipes="debug", models=models, runs=seeds, **words))
-
-
-def invent(folder: StudyFolder, plan: Plan, error: Error) -> None:
-    """Trials that were never trained: their summaries hold `error`; None: diverged."""
-    folder.start(plan, HERE, "vitc study")
-    for trial in plan.trials():
-        run = folder.trial(trial)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(to_dict(trial.config)))
-        value = error(trial)
-        summary: dict[str, Any] = {"step": 10, "train_seconds": 1.0, "status": "diverged"}
-        if value is not None:
-            top1 = 100 - value
-            summary |= {"status": "done", "top1": top1, "top1_raw": top1, "top1_best": top1}
-        (run / "summary.json").write_text(json.dumps(summary))
 
 
 def found(tmp_path: Path, plan: Plan, error: Error) -> Any:
@@ -167,43 +147,39 @@ def test_the_default_lengths_are_halves_of_the_recipes() -> None:
     assert default_lengths(2) == [1, 2]
 
 
-def test_factors_multiply_what_was_tuned(tmp_path: Path) -> None:
-    folder = StudyFolder(tmp_path / "tuning")
-    plan = tuning_plan(groups(), length_points([1]), draws=4, name="t")
-    invent(folder, plan, lambda t: None if t.draw == 0 else 50 - t.draw)
-    values, errors = best_values(folder, plan)
-    assert errors == {"vit_c_tiny/adamw": 47, "vit_p_tiny/adamw": 47}
-    points = vary_points([], [("optim.lr", [1.0, 4.0])], [])
-    lr = plan.draw_values("adamw", 3)["optim.lr"]
-    varied = measure_plan("vary", groups(), points, seeds=1, name="v", tuned=Tuned(values))
-    assert [t.config.optim.lr for t in varied.trials()] == pytest.approx([lr, lr, 4 * lr, 4 * lr])
-
-
-def test_each_length_takes_the_values_tuned_for_it(tmp_path: Path) -> None:
+def test_each_length_takes_the_values_tuned_for_it_and_factors_multiply_them(
+    tmp_path: Path,
+) -> None:
     folder = StudyFolder(tmp_path / "tuning")
     points = length_points([1, 2])
     plan = tuning_plan(groups(), points, draws=3, name="t")
-    invent(folder, plan, lambda t: 50 - t.draw if t.point == "1 epochs" else 50 + t.draw)
-    values, _ = best_values(folder, plan)
+
+    def error(t: Trial) -> float | None:
+        if t.point == "1 epochs":
+            return None if t.draw == 1 else 50 - t.draw
+        return 50 + t.draw
+
+    invent(folder, plan, error)
+    values, errors = best_values(folder, plan)
+    assert {errors[f"vit_{k}_tiny/adamw/1 epochs"] for k in "cp"} == {48}
     measured = measure_plan("length", groups(), points, seeds=1, name="v", tuned=Tuned(values))
     by = {(t.contender, t.point): t.config.optim.lr for t in measured.trials()}
     draws = [plan.draw_values("adamw", i)["optim.lr"] for i in range(3)]
     assert by["vit_p_tiny", "1 epochs"] == draws[2]
     assert by["vit_p_tiny", "2 epochs"] == draws[0]
+    best = Tuned({g.key: values[f"{g.key}/1 epochs"] for g in groups()})
+    times = vary_points([], [("optim.lr", [1.0, 4.0])], [])
+    varied = measure_plan("vary", groups(), times, seeds=1, name="v", tuned=best)
+    rates = {t.config.optim.lr for t in varied.trials()}
+    assert sorted(rates) == pytest.approx([draws[2], 4 * draws[2]])
 
 
-def test_nothing_is_chosen_where_no_draw_trained(tmp_path: Path) -> None:
+def test_nothing_is_chosen_until_every_draw_has_a_result_and_one_trained(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "tuning")
-    plan = tuning_plan(groups(), length_points([1]), draws=2, name="t")
+    plan = tuning_plan(groups(), length_points([1]), draws=3, name="t")
     invent(folder, plan, lambda t: None if t.contender == "vit_p_tiny" else 40.0)
     with pytest.raises(RunError, match="vit_p_tiny/adamw"):
         best_values(folder, plan)
-
-
-def test_nothing_is_chosen_until_every_draw_has_a_result(tmp_path: Path) -> None:
-    folder = StudyFolder(tmp_path / "tuning")
-    plan = tuning_plan(groups(), length_points([1]), draws=3, name="t")
-    invent(folder, plan, lambda t: None if t.draw == 0 else 40.0)
     failed, missing, *_ = [folder.trial(t) for t in plan.trials()]
     (failed / "summary.json").write_text(json.dumps({"status": "failed", "error": "killed"}))
     shutil.rmtree(missing)
@@ -558,59 +534,37 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
 
 
 MODELS = ["debug", "--models", "vit_c_tiny", "vit_p_tiny", "--seeds", "2"]
+VARIED = "--times optim.lr 1 2 --set train.batch 16 32 --setup both train.batch=32 optim.lr=0.01"
 
 
 @pytest.mark.parametrize(
     ("words", "trials", "text"),
     [
-        (["length", *MODELS, "--lengths", "1", "2"], [8], "lr and weight decay are the recipe's"),
-        (["length", *MODELS, "--lengths", "1", "2", "--retune", "3"], [12, 8], "were tuned"),
-        (["optimizer", *MODELS, "--lengths", "1", "2"], [16], "sgd - adamw"),
-        (
-            ["peak", *MODELS, "--tune", "2", "--optims", "adamw", "sgd"],
-            [8, 4],
-            "whose best draw was best",
-        ),
-        (["seeds", *MODELS], [16], "share of the variance"),
-        (
-            [
-                "vary",
-                *MODELS,
-                "--times",
-                "optim.lr",
-                "1",
-                "2",
-                "--set",
-                "train.batch",
-                "16",
-                "32",
-                "--setup",
-                "both",
-                "train.batch=32",
-                "optim.lr=0.01",
-            ],
-            [20],
-            "both",
-        ),
+        ("length --lengths 1 2", [8], "lr and weight decay are the recipe's"),
+        ("length --lengths 1 2 --retune 3", [12, 8], "were tuned"),
+        ("optimizer --lengths 1 2", [16], "sgd - adamw"),
+        ("peak --tune 2 --optims adamw sgd", [8, 4], "whose best draw was best"),
+        ("seeds", [16], "share of the variance"),
+        (f"vary {VARIED}", [20], "both"),
     ],
 )
 def test_each_verb_plans_runs_and_reports(
     invented: list[Plan],
-    words: list[str],
+    words: str,
     trials: list[int],
     text: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = Path("out")
-    assert main(["study", *words, "--out", str(out)]) == 0
+    out, (verb, *options) = Path("out"), words.split()
+    command = ["study", verb, *MODELS, *options, "--out", str(out)]
+    assert main(command) == 0
     assert [len(list(p.trials())) for p in invented] == trials
     assert text in capsys.readouterr().out
     assert (out / "report" / "report.html").exists()
     assert main(["study", "status", str(out)]) == 0
     assert main(["report", str(out)]) == 0
-    more = ["study", *words, "--out", str(out)]
-    more[more.index("--seeds") + 1] = "3"
-    assert main(more) == 0, "more seeds go on"
+    command[command.index("--seeds") + 1] = "3"
+    assert main(command) == 0, "more seeds extend it"
 
 
 @pytest.mark.parametrize(
@@ -730,61 +684,54 @@ TRAINED = [n for n, e in EXHIBITS.items() if e.measure != "bench"]
 
 
 def test_every_figure_and_table_of_the_paper_with_runs_is_there() -> None:
-    assert set(EXHIBITS) == {
-        *(f"fig{i}" for i in range(2, 12)),
-        "table1",
-        "table2",
-        "table3",
-        "table5",
-    }
+    tables = {f"table{i}" for i in (1, 2, 3, 5)}
+    assert set(EXHIBITS) == {f"fig{i}" for i in range(2, 12)} | tables
+    page = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
+    assert all(f"| `{name}" in page for name in EXHIBITS)
 
 
-@pytest.mark.parametrize("name", [n for n in EXHIBITS if n not in ("fig9", "table1")])
-def test_a_full_scale_plan_is_complete_and_says_its_cost(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def full() -> dict[str, tuple[str, list[Plan]]]:
+    """Of each exhibit at full scale its cost and its plans, as a dry run prints them."""
+    found = {}
+    for name in TRAINED:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["study", "paper", name, "--scale", "full", "--dry-run", "--json"]) == 0
+        values = json.loads(out.getvalue().splitlines()[-1])
+        found[name] = values["cost"][-1], [from_json(plan) for plan in values["plans"]]
+    return found
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_full_scale_plan_is_complete_and_the_docs_give_its_runs_and_hours(
+    name: str, full: dict[str, tuple[str, list[Plan]]]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["study", "paper", name, "--scale", "full", "--dry-run", "--json"]) == 0
-    values = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert "h on the paper's 8 V100" in values["cost"][-1]
-    plan = from_json(values["plans"][-1])
-    configs = [g.config for g in plan.groups]
+    cost, plans = full[name]
+    configs = [g.config for g in plans[-1].groups]
     assert all(c.data.path is not None and c.train.batch >= 256 for c in configs)
     assert {c.train.epochs for c in configs} <= {50, 100, 200, 400}
-    assert plan.chance_error == pytest.approx(99.9)
-    assert list(tmp_path.iterdir()) == []
+    assert plans[-1].chance_error == pytest.approx(99.9)
+    assert all(mixed(tuning) == [] for tuning in plans[:-1]), "draws that choose settings"
+    page = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
+    (row,) = [x for x in page.splitlines() if x.startswith("|") and f"| `{name}" in x]
+    runs, hours = cost.split(" h on the paper's 8 V100")[0].split(" runs, ")
+    assert f"| {runs} | " in row, cost
+    assert f" {hours} |" in row, cost
 
 
-def test_the_papers_runs_are_counted_as_it_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
-    def runs(name: str) -> int:
-        main(["study", "paper", name, "--scale", "full", "--dry-run"])
-        return next(
-            int(line.split()[0])
-            for line in capsys.readouterr().out.splitlines()
-            if " runs, " in line
-        )
-
-    assert runs("fig2") == 24 + 12
-    assert runs("fig3") == 48 + 24
-    assert runs("fig4") + runs("fig5") == 9 * 2 * 64
-
-
-def test_rates_of_full_scale_are_table_4s_and_ranges_each_familys(
-    capsys: pytest.CaptureFixture[str],
+def test_full_scale_has_the_papers_runs_rates_and_ranges(
+    full: dict[str, tuple[str, list[Plan]]],
 ) -> None:
-    def plan(name: str) -> Plan:
-        main(["study", "paper", name, "--scale", "full", "--dry-run", "--json"])
-        return from_json(json.loads(capsys.readouterr().out.splitlines()[-1])["plans"][-1])
-
-    at = {g.contender: g.config.optim for g in plan("fig2").groups}
+    runs = {name: int(cost.split()[0]) for name, (cost, _) in full.items()}
+    assert (runs["fig2"], runs["fig3"], runs["fig4"] + runs["fig5"]) == (36, 72, 9 * 2 * 64)
+    at = {g.contender: g.config.optim for g in full["fig2"][1][-1].groups}
     assert (at["vit_p_1gf"].lr, at["vit_p_1gf"].weight_decay) == (2e-3, 0.20)
     assert (at["regnety_4gf"].lr, at["regnety_4gf"].weight_decay) == (2.54, 2.4e-5)
-    four = plan("fig4")
+    four = full["fig4"][1][-1]
     ranges = {g.contender: four.ranges_of(g)["optim.lr"] for g in four.groups}
     assert (ranges["vit_p_4gf"].low, ranges["vit_p_4gf"].high) == (2.5e-4, 8e-3)
     assert (ranges["regnety_4gf"].low, ranges["regnety_4gf"].high) == (1.25e-3, 4e-2)
-    five = {g.contender: g.config for g in plan("table5").groups}
-    deit = five["row 8 vit_p_18gf"]
+    deit = next(g.config for g in full["table5"][1][-1].groups if g.contender == "row 8 vit_p_18gf")
     assert (deit.optim.weight_decay, deit.data.augment.repeats) == (0.5, 3)
     assert deit.optim.ema.kind == "none"
 
@@ -839,17 +786,13 @@ def test_an_exhibits_contenders_may_differ_but_its_machines_may_not(
     ]
 
 
-@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", [n for n in TRAINED if EXHIBITS[n].small.tune])
 def test_draws_that_choose_settings_differ_in_nothing_else(
-    scale: Any, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in TRAINED:
-        if not getattr(EXHIBITS[name], scale).tune:
-            continue
-        words = ["study", "paper", name, "--scale", scale, "--dry-run", "--json"]
-        assert main([*words, *FP32]) == 0
-        tuned, _ = json.loads(capsys.readouterr().out)["plans"]
-        assert mixed(from_json(tuned)) == [], name
+    assert main(["study", "paper", name, "--dry-run", "--json", *FP32]) == 0
+    tuned, _ = json.loads(capsys.readouterr().out)["plans"]
+    assert mixed(from_json(tuned)) == []
 
 
 def test_a_dry_run_for_slurm_has_the_job_scripts_of_tuning_and_measuring(
@@ -980,39 +923,9 @@ def test_a_small_exhibit_trains_from_a_clean_clone(
     monkeypatch.chdir(tmp_path)
     e = EXHIBITS[name].small
     lengths = [str(i + 1) for i in range(len(e.lengths))]
-    words = [
-        "study",
-        "paper",
-        name,
-        "--count",
-        "1",
-        "--lengths",
-        *lengths,
-        "--data.max_train",
-        "256",
-        "--train.batch",
-        "64",
-        "--train.precision",
-        "fp32",
-        "--workers",
-        "2",
-    ]
-    assert main([*words, *(["--tune", "1"] if e.tune else []), "--out", "out"]) == 0
+    words = f"study paper {name} --count 1 --out out --workers 2 --train.precision fp32"
+    words += " --data.max_train 256 --train.batch 64" + (" --tune 1" if e.tune else "")
+    assert main([*words.split(), "--lengths", *lengths]) == 0
     values = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
     (section,) = [*values["sections"], *values["findings"]]
     assert section["unfinished_trials"] == 0
-
-
-def test_the_docs_list_every_exhibit_with_its_runs_and_hours(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
-    for name in EXHIBITS:
-        (row,) = [x for x in page.splitlines() if x.startswith("|") and f"| `{name}" in x]
-        if name not in TRAINED:
-            continue
-        assert main(["study", "paper", name, "--scale", "full", "--dry-run"]) == 0
-        cost = next(x for x in capsys.readouterr().out.splitlines() if " runs, " in x)
-        runs, hours = cost.split(" h on the paper's")[0].split(" runs, ")
-        assert f"| {runs} | " in row, cost
-        assert f" {hours} |" in row, cost

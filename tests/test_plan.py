@@ -14,6 +14,7 @@ from vitc.config import SCHEMA, to_dict
 from vitc.errors import ConfigError
 from vitc.models.config import TimmConfig
 from vitc.recipes.ranges import PAPER_RANGES, study_ranges
+from vitc.resolve import load_config
 from vitc.study.design import Plan, hashed_settings, mixed
 from vitc.study.measures.hparams import hparams_plan
 from vitc.study.study_folder import StudyFolder, from_json, to_json
@@ -98,18 +99,13 @@ def test_a_stem_for_all_contenders_is_in_their_names() -> None:
 
 
 def test_the_recipes_own_model_need_not_have_a_contenders_setting() -> None:
-    p = hparams_plan(
-        ["fashion_vit_p"],
-        ["vit_c_tiny"],
-        ["adamw"],
-        draws=1,
-        **{"model.stem.norm": "ln", "train.precision": "fp32"},
-    )
+    def made(**settings: Any) -> Plan:
+        fp32 = {"train.precision": "fp32", **settings}
+        return hparams_plan(["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1, **fp32)
+
+    p = made(**{"model.stem.norm": "ln"})
     assert p.groups[0].config.model.stem.norm == "ln"  # type: ignore[attr-defined]
-    plain = hparams_plan(
-        ["fashion_vit_p"], ["vit_c_tiny"], ["adamw"], draws=1, **{"train.precision": "fp32"}
-    )
-    assert p.ranges == plain.ranges
+    assert p.ranges == made().ranges
 
 
 @pytest.mark.parametrize(
@@ -131,10 +127,8 @@ def test_a_setting_that_one_contender_has_not_is_refused_with_its_name(
 
 def test_a_trials_id_is_its_config_but_not_where_it_logs() -> None:
     config = plan().groups[0].config
-    changed = [
-        to_dict(dataclasses.replace(config, train=dataclasses.replace(config.train, **settings)))
-        for settings in ({}, {"keep_checkpoints": 9}, {"batch": 64})
-    ]
+    settings: list[dict[str, Any]] = [{}, {"train.keep_checkpoints": 9}, {"train.batch": 64}]
+    changed = [to_dict(load_config(config, **each)) for each in settings]
     own, saves, batch = (hashed_settings(values, SCHEMA) for values in changed)
     assert own == saves != batch
 
@@ -190,13 +184,8 @@ def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_contenders_that_differ_in_precision_or_data_are_named() -> None:
     p = plan()
     assert mixed(p) == []
-    other = dataclasses.replace(
-        p.groups[0].config,
-        train=dataclasses.replace(p.groups[0].config.train, precision="bf16"),
-    )
-    unfair = dataclasses.replace(
-        p, groups=(dataclasses.replace(p.groups[0], config=other), p.groups[1])
-    )
+    other = p.groups[0].with_config(load_config(p.groups[0].config, **{"train.precision": "bf16"}))
+    unfair = dataclasses.replace(p, groups=(other, p.groups[1]))
     assert any("precision" in line for line in mixed(unfair))
 
 

@@ -9,12 +9,11 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.browser import Tags, measured
-from vitc.config import to_dict
+from tests.invented import HERE, invent
 from vitc.errors import ConfigError
 from vitc.study.analysis import analyse
 from vitc.study.design import Plan
@@ -23,11 +22,6 @@ from vitc.study.reporting import report
 from vitc.study.results import Section
 from vitc.study.study_folder import StudyFolder
 
-HERE: dict[str, Any] = {
-    "versions": {"torch": "2.13.0", "vitc": "0.1.0"},
-    "hardware": {"cpu": "some", "cores": 2},
-    "engine": "local",
-}
 Error = Callable[[str, str, int], float | None]  # (contender, optim, draw) -> error, None: diverged
 
 
@@ -39,30 +33,11 @@ def invented(
     rename: dict[str, str] | None = None,
     control: bool = True,
 ) -> Path:
-    """A study on disk whose trials were never trained: their summaries hold `error`."""
-    plan = hparams_plan(
-        ["debug"], ["vit_c_tiny", "vit_p_tiny"], optims, draws=draws, control=control
-    )
+    """A study of random draws of a ViT_C and a ViT_P with these errors."""
+    models = ["vit_c_tiny", "vit_p_tiny"]
+    plan = hparams_plan(["debug"], models, optims, draws=draws, control=control)
     plan = renamed(plan, rename or {})
-    folder = StudyFolder(path)
-    folder.start(plan, HERE, "vitc study hparams debug")
-    for trial in plan.trials():
-        run = folder.trial(trial)
-        run.mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps(to_dict(trial.config)))
-        value = error(trial.contender, trial.optim, trial.draw)
-        summary: dict[str, Any] = {"step": 40, "train_seconds": 4.0, "peak_memory_bytes": 1 << 28}
-        if value is None:
-            summary |= {"status": "diverged", "error": "Diverged at <b>step 3</b>"}
-        else:
-            top1 = 100 - value
-            summary |= {"status": "done", "top1": top1, "top1_raw": top1, "top1_best": top1}
-            lines = [
-                {"kind": "eval", "step": 20 * e, "epoch": e, "top1": top1 - 10 + 5 * e}
-                for e in (1, 2)
-            ]
-            (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        (run / "summary.json").write_text(json.dumps(summary))
+    invent(StudyFolder(path), plan, lambda t: error(t.contender, t.optim, t.draw), curves=True)
     return path
 
 
@@ -95,6 +70,7 @@ def test_a_real_difference_is_said_with_its_interval(made: tuple[Path, list[Sect
     assert "95 % interval 5.9 to 6." in text
     assert len(re.findall(r"[a-z)]\. ", text + " ")) == 2  # two sentences
     assert any("reaches what" in line for line in section.finding.sentences)
+    assert any(line.startswith("Control: vit_p_tiny again") for line in section.finding.sentences)
 
 
 def test_diverged_runs_count_as_chance_and_are_listed(made: tuple[Path, list[Section]]) -> None:
@@ -172,11 +148,6 @@ def test_a_page_is_markdown_and_takes_no_others_folder(tmp_path: Path, name: str
         report([study], page=tmp_path / name)
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
     assert not (study / "report").exists()
-
-
-def test_the_control_is_read_out(made: tuple[Path, list[Section]]) -> None:
-    section = made[1][0]
-    assert any(line.startswith("Control: vit_p_tiny again") for line in section.finding.sentences)
 
 
 def test_an_unfinished_study_reports_what_it_has(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.invented import done, write_trial
 from vitc.cli.main import main
 from vitc.cli.report import report_on
-from vitc.config import to_dict
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
+from vitc.resolve import load_config
 from vitc.study import load_runs
 from vitc.study.contenders import contenders_of
 from vitc.study.design import TUNING, Plan
@@ -53,16 +55,14 @@ def test_every_trial_is_an_ordinary_run_folder(study: Path) -> None:
 
 
 def test_extending_a_study_keeps_the_trials_that_ended(study: Path, tmp_path: Path) -> None:
-    before = {
-        p.name: (p.stat().st_ino, (p / "events.log").read_text())
-        for p in (study / "trials").iterdir()
-    }
+    def files() -> dict[str, Any]:
+        every = (study / "trials").iterdir()
+        return {p.name: (p.stat().st_ino, (p / "events.log").read_text()) for p in every}
+
+    before = files()
     now = conduct(StudyFolder(study), plan(3), workers=2, quiet=True)
     assert (now.ended, now.total) == (6, 6)
-    after = {
-        p.name: (p.stat().st_ino, (p / "events.log").read_text())
-        for p in (study / "trials").iterdir()
-    }
+    after = files()
     assert len(after) == 6
     assert {name: after[name] for name in before} == before
     assert "6 of 6 trials" in status_lines(StudyFolder(study))[0]
@@ -97,15 +97,9 @@ def test_a_study_stopped_midway_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_mixed_contenders_are_refused_unless_allowed(tmp_path: Path) -> None:
-    import dataclasses
-
     p = plan(1)
-    other = dataclasses.replace(
-        p.groups[0].config, train=dataclasses.replace(p.groups[0].config.train, batch=32)
-    )
-    unfair = dataclasses.replace(
-        p, groups=(dataclasses.replace(p.groups[0], config=other), p.groups[1])
-    )
+    other = p.groups[0].with_config(load_config(p.groups[0].config, **{"train.batch": 32}))
+    unfair = replace(p, groups=(other, p.groups[1]))
     with pytest.raises(ConfigError, match="batch"):
         conduct(StudyFolder(tmp_path / "s"), unfair, quiet=True)
     assert not (tmp_path / "s" / "plan.json").exists()
@@ -170,16 +164,8 @@ def invented(path: Path, p: Plan, trials: dict[int, dict[str, Any]]) -> StudyFol
     folder.start(p, {"versions": {}, "hardware": {}, "engine": "local"}, "vitc study this")
     for number, trial in enumerate(p.trials()):
         if number in trials:
-            run = folder.trial(trial)
-            run.mkdir(parents=True)
-            (run / "config.json").write_text(json.dumps(to_dict(trial.config)))
-            if trials[number]:
-                (run / "summary.json").write_text(json.dumps(trials[number]))
+            write_trial(folder, trial, trials[number])
     return folder
-
-
-def done(top1: float) -> dict[str, Any]:
-    return {"status": "done", "top1": top1, "step": 40, "train_seconds": 4.0}
 
 
 def test_a_study_without_a_result_says_what_to_do_next(
@@ -322,27 +308,14 @@ def test_quick_keeps_its_contenders_under_settings_that_hold_for_all() -> None:
 def test_a_study_says_what_it_draws_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(*words: str) -> str:
-        assert (
-            main(
-                [
-                    "study",
-                    "hparams",
-                    *words,
-                    "--dry-run",
-                    "--train.precision",
-                    "fp32",
-                    "--out",
-                    str(tmp_path / "s"),
-                ]
-            )
-            == 0
-        )
+    def printed(words: str) -> str:
+        where = ["--train.precision", "fp32", "--out", str(tmp_path / "s")]
+        assert main(["study", "hparams", *words.split(), "--dry-run", *where]) == 0
         return capsys.readouterr().err
 
-    both = said("fashion_vit_p", "--models", "vit_c_tiny", "resnet_50")
+    both = printed("fashion_vit_p --models vit_c_tiny resnet_50")
     assert "same ranges, adamw: lr 0.00025 to 0.008, weight_decay" in both
     assert "the recipe of a ViT, and may not suit resnet_50." in both
-    assert "may not suit" not in said("fashion_vit_p", "--models", "vit_c_tiny", "vit_p_tiny")
-    idle = said("debug", "--models", "vit_c_tiny", "vit_p_tiny", "--ranges", "separate")
+    assert "may not suit" not in printed("fashion_vit_p --models vit_c_tiny vit_p_tiny")
+    idle = printed("debug --models vit_c_tiny vit_p_tiny --ranges separate")
     assert "--ranges separate changes nothing here" in idle

@@ -13,6 +13,7 @@ from vitc.errors import ConfigError
 from vitc.files import write_json
 
 if TYPE_CHECKING:
+    from vitc.config import RunConfig
     from vitc.study.bench import Bench
     from vitc.study.design import Group
     from vitc.views.model import Table
@@ -29,20 +30,14 @@ def _options(parser: Parser) -> None:
 
 def _run(args: Namespace) -> int:
     from vitc.machine import environment
-    from vitc.study.bench import bench, bench_config
-    from vitc.study.measures.peak import correlation_values, time_correlations
+    from vitc.study.bench import bench_config
     from vitc.study.paper.numbers import TABLE2
     from vitc.views.text import columns
 
     if "model" in args.settings:
         raise ConfigError("--model has no effect here.", "Name the models: vitc bench MODEL...")
     configs = [bench_config(name, **args.settings) for name in args.models]  # errors first
-    results = []
-    for config in configs:
-        results.append(bench(config, args.warm_up, args.iterations))
-        r = results[-1]
-        note(f"{r.model}: a step of {r.batch} images {r.step.median:.1f} ms")
-    costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
+    results, tables, correlations = _timed(configs, args.warm_up, args.iterations)
     paper = {name: row.minutes for name, row in TABLE2.items()}
     values = {
         "protocol": f"{args.warm_up} warm-up and {args.iterations} timed iterations; medians and "
@@ -51,7 +46,7 @@ def _run(args: Namespace) -> int:
             dataclasses.asdict(r) | {"paper_epoch_minutes_on_8_v100": paper.get(r.model)}
             for r in results
         ],
-        "correlations": correlation_values(costs),
+        "correlations": correlations,
         "environment": environment(),
     }
     if args.out is not None:
@@ -60,73 +55,76 @@ def _run(args: Namespace) -> int:
     if args.json:
         emit_json(values)
         return 0
-    emit(columns(bench_table(results)))
-    if len(results) > 1:
-        emit(columns(time_correlations(costs)[0]))
+    for table in tables[: len(results)]:  # nothing goes with the time of one model
+        emit(columns(table))
     return 0
 
 
-def bench_table(results: Sequence[Bench], imagenet: bool = True) -> Table:
-    """Times of models and, for `imagenet`, minutes an epoch with the paper's."""
+def _timed(
+    configs: Sequence[RunConfig], warm_up: int, iterations: int, classes: int = 1000
+) -> tuple[list[Bench], list[Table], dict[str, Any]]:
+    """Times of models; the tables of them and of what they go with; the same as values.
+
+    With ImageNet's classes the minutes of its epoch stand beside the paper's.
+    """
+    from vitc.study.bench import CLASSES, bench
+    from vitc.study.measures.peak import correlation_values, time_correlations
     from vitc.study.paper.numbers import TABLE2
     from vitc.views.model import Table
 
-    head = ["model", "batch", "precision", "test_fw", "train_fw", "train_bw", "step (quartiles)"]
-    head += ["images/s", "memory MiB"]
-    if imagenet:
-        head += ["min an ImageNet epoch, fw + bw", "step", "paper, 8 V100"]
-    rows = []
-    for r in results:
-        row = [r.model, str(r.batch), r.precision]
-        row += [f"{t.median:.1f}" for t in (r.test_fw, r.train_fw, r.train_bw)]
-        row.append(f"{r.step.median:.1f} ({r.step.low:.1f} to {r.step.high:.1f})")
-        row.append(f"{1e3 * r.batch / r.step.median:,.0f}")
-        row.append("-" if r.memory_mib is None else f"{r.memory_mib:,.0f}")
-        if imagenet:
-            row += [f"{r.epoch_minutes_pycls:,.1f}", f"{r.epoch_minutes:,.1f}"]
-            row.append(f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-")
+    results, rows = [], []
+    for config in configs:
+        r = bench(config, warm_up, iterations, classes)
+        results.append(r)
+        note(f"{r.model}: a step of {r.batch} images {r.step.median:.1f} ms")
+        row = {"model": r.model, "batch": str(r.batch), "precision": r.precision}
+        for name in ("test_fw", "train_fw", "train_bw"):
+            row[name] = f"{getattr(r, name).median:.1f}"
+        row["step (quartiles)"] = f"{r.step.median:.1f} ({r.step.low:.1f} to {r.step.high:.1f})"
+        row["images/s"] = f"{1e3 * r.batch / r.step.median:,.0f}"
+        row["memory MiB"] = "-" if r.memory_mib is None else f"{r.memory_mib:,.0f}"
+        if classes == CLASSES:
+            row["min an ImageNet epoch, fw + bw"] = f"{r.epoch_minutes_pycls:,.1f}"
+            row["step"] = f"{r.epoch_minutes:,.1f}"
+            row["paper, 8 V100"] = f"{TABLE2[r.model].minutes:g}" if r.model in TABLE2 else "-"
         rows.append(row)
-    return Table(f"Times on this {results[0].device}, ms a batch", head, rows)
+    costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
+    times = Table.of(f"Times on this {results[0].device}, ms a batch", rows)
+    return results, [times, time_correlations(costs)[0]], correlation_values(costs)
 
 
 def bench_exhibit(args: Namespace, groups: Sequence[Group]) -> int:
     """Table 1 and Figure 9: nothing is trained, models are counted and timed."""
-    from vitc.study.bench import bench
-    from vitc.study.measures.peak import correlation_values, time_correlations
     from vitc.study.paper.beside import models_table
     from vitc.study.paper.exhibits import CLASSES, get_exhibit
     from vitc.views.text import columns
 
-    classes, imagenet = CLASSES[args.scale], args.scale == "full"
-    table = models_table([g.config for g in groups], classes)
+    classes = CLASSES[args.scale]
+    shown = [models_table([g.config for g in groups], classes)]
     exhibit = get_exhibit(args.exhibit)
     values: dict[str, Any] = {
         "exhibit": args.exhibit,
         "scale": args.scale,
         "about": exhibit.about,
-        "models": [table.head, *table.rows],
+        "models": [shown[0].head, *shown[0].rows],
     }
-    shown = [table]
     if not args.dry_run:
-        results = []
-        for group in groups:
+        configs = []
+        for config in (g.config for g in groups):
             train = dataclasses.replace(
-                group.config.train,
+                config.train,
                 batch=args.settings.get("train.batch", 64),
                 micro_batch=None,
                 precise_bn_images=0,
+                precision="fp32" if config.train.precision == "auto" else config.train.precision,
             )
-            if train.precision == "auto":
-                train = dataclasses.replace(train, precision="fp32")
-            config = dataclasses.replace(group.config, train=train)
-            results.append(bench(config, 3, args.iterations, classes))
-            note(f"{group.contender}: a step {results[-1].step.median:.1f} ms")
-        costs = [(r.params, r.flops, r.activations, r.step.median / r.batch) for r in results]
-        shown += [bench_table(results, imagenet), time_correlations(costs)[0]]
+            configs.append(dataclasses.replace(config, train=train))
+        results, tables, correlations = _timed(configs, 3, args.iterations, classes)
+        shown += tables
         times = [dataclasses.asdict(r) for r in results]
-        if not imagenet:
+        if args.scale != "full":
             times = [{k: v for k, v in t.items() if k[:13] != "epoch_minutes"} for t in times]
-        values |= {"times": times, "correlations": correlation_values(costs)}
+        values |= {"times": times, "correlations": correlations}
     if args.json:
         emit_json(values)
         return 0

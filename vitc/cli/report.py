@@ -32,8 +32,7 @@ def report_on(
 ) -> int:
     """Make and print the report. 1 where the trials just `ran` and some failed or have no result;
     diverged ones are results."""
-    from vitc.study.reporting import report
-    from vitc.study.summary import summary_text
+    from vitc.study.reporting import report, summary_text
 
     page, sections = report(folders, out, markdown, protocol)
     unfinished = sum(section.unfinished for section in sections)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,22 +14,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vitc.errors import ConfigError
-from vitc.files import write_atomically
+from vitc.files import to_json, write_atomically
+from vitc.runs.folder import Run
 from vitc.study.analysis import analyse
-from vitc.study.design import HPARAMS, key_of
+from vitc.study.design import HPARAMS, Plan, key_of
 from vitc.study.figures import draw_figures
-from vitc.study.results import Protocol, Section
-from vitc.study.summary import (
-    agreement_text,
-    contenders_tex,
-    deviations,
-    facts,
-    ranges,
-    title_of,
-    troubles,
-    unfinished_text,
-)
-from vitc.views.model import Bullets, Details, Figures, Heading, Page, Part, Text
+from vitc.study.paper.claims import claims
+from vitc.study.paper.exhibits import EXHIBITS
+from vitc.study.results import PAPER_PRIMARY, Protocol, Section
+from vitc.study.study_folder import DIVERGED, PRIMARY
+from vitc.views.latex import tabular
+from vitc.views.model import Bullets, Details, Figures, Heading, Page, Part, Table, Text
+from vitc.views.text import columns
+from vitc.wording import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +73,7 @@ def report(
     }
     files = {
         "trials.csv": trials_csv(sections),
-        "results.json": json.dumps(_finite(values), indent=1),
+        "results.json": to_json(values, indent=1),  # an open bound becomes null
     }
     parts = [part for i, s in enumerate(sections) for part in _parts(s, i, page)]
     tables = [t for s in sections if not s.finding.draws for t in s.finding.tables]
@@ -107,7 +104,8 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
         charts = [replace(c, name=f"{c.name}_{index}") for c in f.charts]
         charts = [c for c in charts if any(line.x for line in c.lines)]
         figures = [Figures(charts)] if charts else []
-    unfinished, agreement = unfinished_text(s), agreement_text(s)
+    unfinished = f"{s.unfinished} trials have no result yet; this report is of the others."
+    agreement = agreement_text(s)
     settings = {
         key_of(g["contender"], g["optim"], g.get("point", "")): g["config"]
         for r in s.records
@@ -119,7 +117,7 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
     drawn_from = ranges(s.plan)
     return [
         Heading(title_of(s), level=1),
-        *([Text(unfinished, "warning")] if unfinished else []),
+        *([Text(unfinished, "warning")] if s.unfinished else []),
         Text(verdict, "verdict"),
         *([Bullets(others)] if others else []),
         *([Text(agreement)] if agreement else []),
@@ -166,16 +164,144 @@ def _write_page(
     write_atomically(page, f"{body}\nEvery trial and number: {links}.\n")
 
 
+def summary_text(section: Section) -> str:
+    """What the terminal shows at the end of a study."""
+    f = section.finding
+    tables = [columns(t) for t in f.tables if t.brief]
+    return "\n".join([*f.sentences, *section.plan.about, *f.warnings, *tables])
+
+
+def title_of(s: Section) -> str:
+    name, _, scale = s.plan.exhibit.partition(" ")
+    if name in EXHIBITS:
+        return f"{EXHIBITS[name].title}: {name}, {scale} scale"
+    drawn = dict.fromkeys(n.removeprefix("optim.") for rs in s.plan.ranges.values() for n in rs)
+    return f"{s.name}: random draws of {' and '.join(drawn)}" if drawn else s.name
+
+
+def agreement_text(s: Section) -> str:
+    """Empty where the study bears on none of the paper's claims."""
+    verdicts = [c.verdict for c in claims(s)]
+    if not verdicts:
+        return ""
+    words = {
+        "agrees": "with the sign that the paper claims",
+        "disagrees": "with the opposite one",
+        "open": "open (the interval holds zero)",
+    }
+    counts = ", ".join(f"{sum(x == v for x in verdicts)} {w}" for v, w in words.items())
+    many = len(verdicts)
+    return (
+        f"On the paper's claims {many} difference{'s bear' if many > 1 else ' bears'}: {counts}; "
+        "see the table."
+    )
+
+
+def troubles(s: Section) -> Table:
+    """Every diverged and failed trial."""
+    rows = []
+    for r in s.results:
+        if r.status in ("diverged", "failed"):
+            where = r.point or ", ".join(f"{n} {v:g}" for n, v in r.values.items())
+            why = (r.note.strip().splitlines() or ["-"])[0][:300]
+            rows.append([r.contender, r.optim, str(r.draw), r.status, where, why])
+    head = ["contender", "optimizer", "draw", "what", "settings", "why"]
+    return Table("Diverged and failed trials", head, rows, "" if rows else "None.")
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+def facts(s: Section, command: str) -> Table:
+    """Where, when, with what and by which command: name and value a row.
+
+    `command`: the one that makes this report again.
+    """
+    plan = s.plan
+    record = s.records[0]
+    runs = "draws" if plan.measure == HPARAMS else "seeds"
+    versions, hardware = (
+        ", ".join(f"{k} {v}" for k, v in record["environment"][name].items())
+        for name in ("versions", "hardware")
+    )
+    data = plan.groups[0].config.data
+    images = f", {data.max_train} training images" if data.max_train else ""
+    primary = PRIMARY if s.protocol == "last" else f"{PAPER_PRIMARY}; planned: {PRIMARY}"
+    # a trial that was moved counts at each place
+    places = Counter(
+        f"{engine} on {host}" for row in s.results for engine, host in Run(Path(row.folder)).places
+    )
+    ran = "; ".join(f"{place}: {n} trial{'s' if n > 1 else ''}" for place, n in places.items())
+    trains = [g.config.train for g in plan.groups]
+    seconds = sum(r.train_seconds or 0.0 for r in s.results)
+    epochs = sorted({g.config.train.epochs for g in plan.groups})
+    rows = [
+        ["primary metric", primary],
+        ["diverged runs", DIVERGED],
+        [f"{runs} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
+        [
+            "budget",
+            f"{', '.join(map(str, epochs))} epochs, batch {_all(trains, 'batch')}, "
+            f"{_all(trains, 'precision')}",
+        ],
+        ["data", f"{data.source}{images}"],
+        ["training time", f"{duration(seconds)}, all trials added up"],
+        ["begun", record["created"]],
+        ["plan hash", ", ".join(r["hash"] for r in s.records)],
+        ["versions", versions],
+        ["hardware", hardware],
+        ["trials ran", ran],
+        ["commands", "; ".join(r["command"] for r in s.records if r["command"])],
+        ["made again by", command],
+    ]
+    return Table("Conditions", ["what", "value"], rows, level=3)
+
+
+def _all(configs: Sequence[object], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(getattr(c, name)) for c in configs))
+
+
+def ranges(plan: Plan) -> Table:
+    """What was drawn from; without rows where nothing was."""
+    own = {f"{g.optim}, {g.contender} only": g.ranges for g in plan.groups if g.ranges is not None}
+    rows = [
+        [where, name, f"{r.low:g}", f"{r.high:g}", "log-uniform" if r.log else "uniform"]
+        for where, drawn in {**plan.ranges, **own}.items()
+        for name, r in drawn.items()
+    ]
+    return Table("Ranges", ["optimizer", "setting", "low", "high", "law"], rows, level=3)
+
+
+def deviations(s: Section) -> Table:
+    """What was changed after the first trial."""
+    rows = [[h["when"], h["what"], h.get("command", "")] for r in s.records for h in r["history"]]
+    note = "" if rows else "None: what was planned was run."
+    return Table("Deviations from the first plan", ["when", "what", "command"], rows, note, level=3)
+
+
+def contenders_tex(sections: Sequence[Section]) -> str:
+    """The contenders of random draws as a table for a paper; empty where nothing was drawn."""
+    groups = [g for s in sections for g in s.finding.draws]
+    if not groups:
+        return ""
+    rows = []
+    for g in groups:
+        m = g.median
+        median = "--" if m is None else f"{m.estimate:.1f} [{m.low:.1f}, {m.high:.1f}]"
+        best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
+        cost = ["--", "--"]
+        if g.cost:
+            cost = [f"{g.cost.flops / 1e6:.1f}", f"{g.cost.params / 1e6:.3f}"]
+        step = f"{g.step_ms:.1f}" if g.step_ms else "--"
+        counts = [str(len(g.errors)), str(g.count("diverged"))]
+        rows.append([g.contender, g.optim, *counts, best, median, *cost, step])
+    head = ["contender", "optimizer", "draws", "diverged", "best", "median", "Mflops"]
+    head += ["params (M)", "step (ms)"]
+    title = "error: top-1 error in percent; median with its 95 % interval"
+    return tabular(Table(title, head, rows), columns="llrrrrrrr")
+
+
 # -- numbers --------------------------------------------------------------------------------------
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: an open bound becomes null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list) else value
 
 
 def _values(s: Section) -> dict[str, Any]:
@@ -217,11 +343,10 @@ def trials_csv(sections: Sequence[Section]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    formula = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run it: it gets an apostrophe
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, str) and value.startswith(formula):
+                row[name] = f"'{value}"
+    writer.writerows(rows)
     return buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A string that a spreadsheet would run as a formula stays a string."""
-    formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if formula else value
