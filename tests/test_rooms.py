@@ -18,7 +18,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-BASE = {"errors", "settings", "wording", "files", "machine", "progress"}
+BASE = {"errors", "settings", "wording", "files", "machine", "streams", "progress"}
 CONFIGS = {
     "models.config",
     "models.stem_config",
@@ -40,7 +40,8 @@ MAY: dict[str, set[str]] = {
     "wording": {"errors"},
     "files": {"errors", "wording"},
     "machine": {"errors", "wording"},
-    "progress": {"errors", "wording", "machine"},
+    "streams": set(),
+    "progress": {"errors", "wording", "machine", "streams"},
     "views": {"errors", "wording"},
     "stats": {"errors"},
     "plugins": BASE,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from vitc.streams import Stream
 from vitc.wording import duration
 
 PLAIN_SECONDS = 10.0  # between plain lines
@@ -18,7 +20,8 @@ class Progress:
     """Progress on stderr of something that is done in `total` parts. `quiet` writes nothing.
 
     `total` may come with the first update. `unit` is what is counted ("img", "step");
-    `plain_seconds` is the time between plain lines where stderr is no terminal.
+    `plain_seconds` is the time between plain lines where stderr is no terminal. A stderr that is
+    closed or full stops nothing; `lost` is the reason.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class Progress:
         plain_seconds: float = PLAIN_SECONDS,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        self.stream = sys.stderr if isinstance(sys.stderr, Stream) else Stream(sys.stderr)
+        file = cast(TextIO, self.stream)
+        self.console = Console(file=file, highlight=False, soft_wrap=True, quiet=quiet)
         self.plain_seconds = plain_seconds
         self.done = 0
         self.start_at(0)
@@ -57,6 +62,11 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    @property
+    def lost(self) -> str:
+        """Why output does not arrive; empty: it does."""
+        return self.stream.lost
 
     def start_at(self, done: int) -> None:
         """`done` parts were there before: rate and ETA count from here."""

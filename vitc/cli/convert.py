@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json, weights_option
+from vitc.cli.parser import Parser, Verb, emit, emit_json, weights_option, writes_files
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ VERB = Verb(
     "vitc convert runs/imagenet_vit_p vit.pth --to timm",
     options=options,
     run=run,
+    in_files=writes_files,
     epilog="No code in IN is run: a file that needs that is refused. Preprocessing that IN\n"
     "stores, or its library implies, is stored in OUT.safetensors with the tensors.",
 )

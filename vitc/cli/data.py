@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note
+from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note, writes_files
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.resolve import resolve_config, with_data
@@ -207,6 +207,7 @@ DATA_VERBS: dict[str, Verb] = {
         options=_pack_options,
         run=_pack,
         takes_settings=True,
+        in_files=writes_files,
         epilog="Without options, files are stored as they are. Order, labels, splits and names\n"
         "are kept, so a run on the pack sees the same images in the same order. If interrupted,\n"
         "run the same command again to resume. The format: docs/pack-format.md",

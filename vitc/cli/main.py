@@ -9,8 +9,6 @@ entry here.
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
 import traceback
 from argparse import Namespace
@@ -26,6 +24,7 @@ from vitc.cli.study import QUICK_VERB, study_verbs
 from vitc.config import all_leaf_types
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError, unknown
 from vitc.files import read_json
+from vitc.streams import Stream, fill_closed, guarded, use_utf8
 
 VERBS: dict[str, Verb] = {
     "train": train.VERB,
@@ -59,17 +58,20 @@ GROUP_SUMMARIES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default: sys.argv) and return its exit code; never exits by itself."""
+    if argv is None:
+        fill_closed()
+        use_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
-            stream.reconfigure(errors="backslashreplace")
+    with guarded() as (out, _):
+        return _run(words, out)
+
+
+def _run(words: list[str], out: Stream) -> int:
     args = Namespace(verb=None, json="--json" in words, debug="--debug" in words, run_folder=None)
     try:
-        code = _dispatch([word for word in words if word != "--debug"], args)
-        sys.stdout.flush()
+        code = _dispatch([word for word in words if word != "--debug"], args, out)
+        out.flush()
     except BrokenPipeError:  # the reader has gone, as in `vitc show --list | head`
-        with contextlib.suppress(OSError):  # or the flush at exit fails again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         return _report(InterruptedRun("Interrupted."), args)
@@ -77,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ctrl-C in the middle of an import can come out as that import's failure.
         if not isinstance(error, VitcError) and _has_interrupt(error):
             error = InterruptedRun("Interrupted.")
+        if out.lost and isinstance(error, OSError):
+            error = VitcError(
+                f"The result could not be written to stdout: {out.lost}.",
+                "Files that were written are complete. Send stdout where there is room.",
+            )
         return _report(error, args)
     return code
 
@@ -87,7 +94,7 @@ def _has_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _dispatch(words: list[str], args: Namespace) -> int:
+def _dispatch(words: list[str], args: Namespace, out: Stream) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -125,6 +132,7 @@ def _dispatch(words: list[str], args: Namespace) -> int:
     if asked != rest and verb.more_help is not None:
         verb.more_help(parser, args)
         return 0
+    out.needed = args.json or not verb.in_files(args)
     return verb.run(args)
 
 

@@ -131,6 +131,8 @@ class Verb:
     epilog: str = ""
     runs: tuple[str, ...] = ()
     """Arguments that can name folders or configs of others."""
+    in_files: Callable[[Namespace], bool] = lambda args: False
+    """Whether the result is written to files, so that lost output on stdout does no harm."""
     more_help: Callable[[Parser, Namespace], None] | None = None
     """Printed when arguments accompany --help."""
 
@@ -154,6 +156,11 @@ class Verb:
             parser.add_argument("--help-all", action="store_true", help=about)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return parser
+
+
+def writes_files(args: Namespace) -> bool:
+    """For `Verb.in_files`: a verb that only prints under --dry-run."""
+    return not getattr(args, "dry_run", False)
 
 
 def indented(text: str) -> str:

@@ -62,4 +62,5 @@ VERB = Verb(
     options=options,
     run=run,
     runs=("run_folder",),
+    in_files=lambda args: args.csv is not None,
 )

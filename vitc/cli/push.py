@@ -6,7 +6,7 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json, note, weights_option
+from vitc.cli.parser import Parser, Verb, emit, emit_json, note, weights_option, writes_files
 from vitc.cli.save import file_sizes
 from vitc.resolve import check_is
 
@@ -72,6 +72,7 @@ VERB = Verb(
     "vitc push fashion_model me/fashion --public",
     options=options,
     run=run,
+    in_files=writes_files,
     runs=("source",),
     epilog="Needs the extra `hub`, and a token: hf auth login, or HF_TOKEN.",
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json
+from vitc.cli.parser import Parser, Verb, emit, emit_json, writes_files
 from vitc.files import read_json
 
 if TYPE_CHECKING:
@@ -82,5 +82,6 @@ VERB = Verb(
     "vitc report studies/quick --page docs/quick.md",
     options=_options,
     run=_run,
+    in_files=writes_files,
     runs=("folders",),
 )

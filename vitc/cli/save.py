@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json, weights_option
+from vitc.cli.parser import Parser, Verb, emit, emit_json, weights_option, writes_files
 from vitc.resolve import check_is
 
 
@@ -49,6 +49,7 @@ VERB = Verb(
     example="vitc save runs/fashion_vit_c fashion_model",
     options=options,
     run=run,
+    in_files=writes_files,
     runs=("run_folder",),
     epilog="vitc predict, vitc.Predictor and vitc.from_pretrained read the folder without network\n"
     "access and without running code from it.",

@@ -21,6 +21,7 @@ from vitc.cli.parser import (
     note,
     seconds,
     take_settings,
+    writes_files,
 )
 from vitc.cli.report import protocol_option, report_on
 from vitc.errors import ConfigError
@@ -383,6 +384,7 @@ def _measure_verb(measure: Measure) -> Verb:
         example=measure.example,
         options=lambda parser: _measure_options(parser, measure),
         run=lambda args: _measure(args, measure),
+        in_files=writes_files,
         runs=("recipes", "out"),
         takes_settings=True,
         epilog=EPILOG.format(runs=measure.runs),
@@ -395,6 +397,7 @@ QUICK_VERB = Verb(
     example="vitc study quick --budget 20m --out studies/longer",
     options=_quick_options,
     run=_quick,
+    in_files=writes_files,
     runs=("out",),
     takes_settings=True,
     epilog=EPILOG.format(runs="draws"),
@@ -413,6 +416,7 @@ PAPER_VERB = Verb(
     "vitc study paper fig4 --scale full --data ~/imagenet",
     options=_paper_options,
     run=_paper,
+    in_files=writes_files,
     runs=("out",),
     takes_settings=True,
     epilog=EPILOG.format(runs="count"),

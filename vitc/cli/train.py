@@ -20,6 +20,7 @@ from vitc.cli.parser import (
     note,
     seconds,
     settings_help,
+    writes_files,
 )
 from vitc.config import RunConfig, to_saved
 from vitc.errors import ConfigError, suggest_beside
@@ -210,6 +211,7 @@ VERB = Verb(
     run=run,
     runs=("what", "out"),
     takes_settings=True,
+    in_files=writes_files,
     more_help=_help,
     epilog="settings:\n"
     "  --model NAME, --data NAME|PATH, --optim NAME, --model.stem KIND choose a component;\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitc.cli.parser import Parser, Verb, count, emit
+from vitc.cli.parser import Parser, Verb, count, emit, writes_files
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -170,5 +170,6 @@ VERB = Verb(
     "vitc study work /shared/studies/lr --engine ray --ray-address auto",
     options=options,
     run=run,
+    in_files=writes_files,
     runs=("folder",),
 )

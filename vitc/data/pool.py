@@ -54,7 +54,8 @@ _work: Callable[[Any], Any] | None = None  # of a worker process, which serves o
 def _start(work: Callable[[Any], Any], start: Callable[[], None] | None, parent: int) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    for number in (signal.SIGINT, signal.SIGHUP):  # the main process handles them
+        signal.signal(number, signal.SIG_IGN)
     if start is not None:
         start()
     threading.Thread(target=_end_when_orphaned, args=(parent,), daemon=True).start()

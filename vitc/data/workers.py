@@ -206,6 +206,7 @@ def _start_worker(table: Tensor, worker: int) -> None:
     may need more batches before it saves. A worker ends when asked to, or when orphaned."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.freeze()  # a collection writes to every object, and a fork shares them until then
     row = table[worker].numpy()
     row[PID] = os.getpid()

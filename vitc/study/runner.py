@@ -187,8 +187,9 @@ def _stop_signal() -> Iterator[list[int]]:
             signal.signal(which, old)
 
     with contextlib.suppress(ValueError):  # not the main thread: nobody to ask
-        for which in (signal.SIGTERM, signal.SIGINT):
-            before[which] = signal.signal(which, handler)
+        for which in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(which) != signal.SIG_IGN:  # as nohup leaves it
+                before[which] = signal.signal(which, handler)
     try:
         yield caught
     finally:

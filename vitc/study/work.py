@@ -424,7 +424,8 @@ def stop_processes(processes: Sequence[Any], seconds: float) -> None:
 def _work(pool: Pool, number: int, lifeline: Connection) -> None:
     """A worker process: run, one after another, the trials that no other process runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(STOPPED))
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     if pool.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = pool.gpus[number % len(pool.gpus)]

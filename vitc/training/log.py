@@ -24,6 +24,7 @@ class RunLog:
         self.started = time.monotonic()
         self.noted: set[str] = set()
         self.limit_noted = False
+        self.loss_noted = False
 
     def note(self, text: str) -> None:
         """Write a line to the screen and events.log."""
@@ -34,6 +35,14 @@ class RunLog:
         if text not in self.noted:
             self.noted.add(text)
             self.note(text)
+
+    def _note_lost_output(self) -> None:
+        """Once, in events.log: the run does not depend on its terminal."""
+        if self.progress.lost and not self.loss_noted:
+            self.loss_noted = True
+            self.folder.event(
+                f"stderr is lost ({self.progress.lost}): progress is in metrics.jsonl alone"
+            )
 
     def introduce(self) -> None:
         """What is trained, on what, for how long, where."""
@@ -73,6 +82,7 @@ class RunLog:
         )
         note = f"{rate:,.0f} img/s  loss {means['loss']:.3f}"
         self.progress.update(state.step, note=note)
+        self._note_lost_output()
 
     def _rate(self, state: TrainState) -> float:
         images = state.step * self.setup.config.train.batch
@@ -132,6 +142,7 @@ class RunLog:
                     f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
                 )
             self.progress.line(f"done in {duration(state.seconds)}{result}  ->  {self.folder.path}")
+        self._note_lost_output()
         return summary
 
 

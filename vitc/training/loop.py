@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import threading
 import time
@@ -137,7 +138,10 @@ def resume(
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C, held back until the current step is done; a second one is not."""
+    """SIGTERM, SIGHUP or Ctrl-C, held back until the current step is done; a second one is not.
+
+    A SIGHUP that is ignored (nohup) stays so.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -145,8 +149,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGTERM, signal.SIGINT):
-                self.before[s] = signal.signal(s, self._remember)
+            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(s) != signal.SIG_IGN:
+                    self.before[s] = signal.signal(s, self._remember)
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -288,7 +293,7 @@ class Trainer:
             raise InterruptedRun(
                 f"Stopped by {signal.Signals(number).name} at step {step} of {setup.steps}; "
                 "state saved.",
-                f"Resume with: vitc train {self.folder.path}",
+                f"Resume with: vitc train {shlex.quote(str(self.folder.path))}",
                 number,
             )
 
