@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ class Stream:
     def __init__(self, stream: TextIO | None, needed: bool = False, number: int = 0) -> None:
         self.needed, self.number = needed, number
         self.lost = "" if stream is not None else "it is closed"
-        self.inner = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self.inner: TextIO = stream if stream is not None else io.StringIO()  # never written
 
     def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # not yet set: an object that is being unpickled
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
     def write(self, text: str) -> int:
