@@ -47,14 +47,12 @@ class Preprocessing:
         return {k: list(values[k]) if isinstance(values[k], tuple) else values[k] for k in KEYS}
 
     @classmethod
-    def from_dict(
-        cls, values: object, fit: Fit = "crop", in_chans: int | None = None
-    ) -> Preprocessing:
+    def from_dict(cls, values: object, fit: Fit = "crop") -> Preprocessing:
         """The reverse of `to_dict`; only mean and std are required.
 
         Raises CheckpointError where a value is invalid.
         """
-        problem = preprocessing_problem(values, in_chans)
+        problem = preprocessing_problem(values)
         if problem is not None or not isinstance(values, Mapping):
             raise CheckpointError(
                 f"The preprocessing stored with the weights is damaged: {problem}."

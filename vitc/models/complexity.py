@@ -101,13 +101,13 @@ def parts(
     return found
 
 
-def twin_match(name: str, num_classes: int = 1000) -> TwinMatch | None:
+def twin_match(name: str) -> TwinMatch | None:
     """How well a model of the zoo matches its ViT_P; None for a model that has none."""
     twin = patchify_twin(name)
     if twin is None:
         return None
     with torch.device("meta"):
-        ours, theirs = create_model(name, num_classes), create_model(twin, num_classes)
+        ours, theirs = create_model(name), create_model(twin)
     found = parts(ours)
     flops = {part.name.partition(".")[0]: part.each.flops for part in found}
     whole = sum(part.repeats * part.each.flops for part in found)

@@ -2,8 +2,8 @@
 
 Shape letters: B batch, C channels, H W pixels, h w token grid, D embed_dim, p patch_size.
 
-All map (B, C, H, W) to (B, D, h, w). `init` distinguishes two generations of the paper's code. The
-stems after the paper's two ignore it: their convolutions start as PyTorch makes them (uniform,
+All map (B, C, H, W) to (B, D, h, w). `init` of the conv stem distinguishes two generations of the
+paper's code. The others start as PyTorch makes their convolutions (uniform,
 variance 1 / (3 fan_in)) unless stated otherwise, the projection to D from a truncated normal of
 variance 1 / fan_in, bias 0; each follows the source in its docstring.
 Raise ConfigError: all problems of the config at once; in `forward`, an input they cannot divide.
@@ -151,9 +151,7 @@ class PatchifyStem(Stem):
     code. Raises ConfigError: a patch size below 1; in `forward`, an input it cannot divide.
     """
 
-    def __init__(
-        self, config: PatchifyStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
+    def __init__(self, config: PatchifyStemConfig, in_chans: int, embed_dim: int) -> None:
         super().__init__(config, in_chans, embed_dim)
         self.proj = nn.Conv2d(in_chans, embed_dim, config.patch_size, stride=config.patch_size)
         self.norm = norm_layer("bn" if config.bn_relu else "none", embed_dim)
@@ -216,9 +214,7 @@ class DualPatchNormStem(Stem):
     the first over all C p p numbers of a patch. Uncertain: eps, taken as the transformer's 1e-6.
     """
 
-    def __init__(
-        self, config: DualPatchNormStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
+    def __init__(self, config: DualPatchNormStemConfig, in_chans: int, embed_dim: int) -> None:
         super().__init__(config, in_chans, embed_dim)
         pixels = in_chans * config.patch_size**2
         self.norm_in = nn.LayerNorm(pixels, eps=LN_EPS)
@@ -243,9 +239,7 @@ class ScaledReluStem(LayeredStem):
     initialisation, which the paper does not state, and patches other than 16.
     """
 
-    def __init__(
-        self, config: ScaledReluStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
+    def __init__(self, config: ScaledReluStemConfig, in_chans: int, embed_dim: int) -> None:
         super().__init__(config, in_chans, embed_dim)
         width, rest = config.width, config.patch_size // 2
         self.layers = nn.ModuleList(
@@ -267,9 +261,7 @@ class OverlapStem(Stem):
     too. Those models reduce the size in stages; one stage of stride 16 is ours.
     """
 
-    def __init__(
-        self, config: OverlapStemConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
+    def __init__(self, config: OverlapStemConfig, in_chans: int, embed_dim: int) -> None:
         super().__init__(config, in_chans, embed_dim)
         self.proj = nn.Conv2d(
             in_chans, embed_dim, config.kernel, config.patch_size, padding=config.padding
@@ -307,9 +299,7 @@ class StackStem(LayeredStem):
     FIRST: type[nn.Module] = ConvNormAct
     OTHERS: type[nn.Module] = ConvNormAct
 
-    def __init__(
-        self, config: ConvStackConfig, in_chans: int, embed_dim: int, init: Init = "2021"
-    ) -> None:
+    def __init__(self, config: ConvStackConfig, in_chans: int, embed_dim: int) -> None:
         super().__init__(config, in_chans, embed_dim)
         widths = (in_chans, *config.channels)
         windows = zip(config.kernels, config.strides, config.pads, strict=True)
@@ -422,5 +412,7 @@ def build_stem(config: StemConfig, in_chans: int, embed_dim: int, init: Init = "
     """The stem of a config: `MyStem` here of a `MyStemConfig`. Raises ConfigError."""
     if isinstance(config, CustomStemConfig):
         return load_stem(config, in_chans, embed_dim)
+    if isinstance(config, ConvStemConfig):
+        return ConvStem(config, in_chans, embed_dim, init)
     cls: type[nn.Module] = globals()[type(config).__name__.removesuffix("Config")]
-    return cls(config, in_chans, embed_dim, init)
+    return cls(config, in_chans, embed_dim)
