@@ -165,7 +165,7 @@ def test_sixteen_bits_are_noticed_and_wider_values_cannot_be_decoded(folder: Pat
     report = examine(folder)
     found = kinds(report)
     assert files(report, found["deep"]) == {"cat/deep.png", "cat/deep.tif"}
-    assert found["damaged"].examples[0].startswith("cat/wide.tif (it is a TIFF of signed")
+    assert found["unsupported"].examples[0].startswith("cat/wide.tif (it is a TIFF of signed")
 
 
 def test_icons_among_photographs_are_noticed_but_a_set_of_small_images_is_not(

@@ -87,7 +87,7 @@ def _config(path: str, settings: dict[str, Any], verb: str, allowed: str) -> Dat
 
 def _print_report(report: Report) -> None:
     """The report as text: what there is, the findings worst first, the verdict."""
-    from vitc.data.check_report import facts
+    from vitc.data.check_report import checked, facts
 
     classes = counted(len(report.classes), "class", "classes")
     emit(f"{report.config.path or report.config.source}: {classes}")
@@ -104,6 +104,8 @@ def _print_report(report: Report) -> None:
             lines += map(printable, finding.examples[:3])
             lines += ["..."] if len(finding.examples) > 3 else []
         emit(head + f"\n{blank}".join([*lines, f"-> {finding.cure}"]))
+    for line in checked(report):
+        emit(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     if report.fails:
         emit("Training would fail: see STOP.")
     else:

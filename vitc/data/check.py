@@ -11,7 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitc.data import check_findings as findings
+from vitc.data.check_classes import class_findings
+from vitc.data.check_copies import copy_findings
+from vitc.data.check_findings import file_findings, size_findings
+from vitc.data.check_folder import stray_findings
+from vitc.data.check_groups import group_findings, groups_checked, seen_in
 from vitc.data.check_images import look_at_all
 from vitc.data.check_report import SEVERITIES, Finding, Report
 from vitc.data.config import DataConfig
@@ -23,6 +27,7 @@ from vitc.data.split_words import parse_splits
 from vitc.data.store import Names
 from vitc.errors import DataError
 from vitc.machine import cores
+from vitc.wording import counted
 
 
 def check(
@@ -36,7 +41,7 @@ def check(
 
     Raises ConfigError: a wrong path or setting; RunError: a process died on a file.
     """
-    classes, splits, notes, refusals = _opened(config)
+    classes, splits, given, notes, refusals = _opened(config)
     total = sum(map(len, splits.values()))
     positions = np.arange(total)
     if sample is not None and sample < total:
@@ -57,29 +62,52 @@ def check(
         details=looked.details,
         notes=tuple(notes),
         cores=cores(),
+        given=given,
     )
+    seen = seen_in(report)
+    report.checked.update(_checked(report), **groups_checked(seen))
     found = [
         *refusals,
-        *findings.file_findings(report),
-        *findings.copy_findings(report, looked.minis),
-        *findings.class_findings(report),
-        *findings.size_findings(report),
-        *findings.stray_findings(report),
+        *file_findings(report),
+        *copy_findings(report, looked.minis, seen),
+        *group_findings(seen),
+        *class_findings(report),
+        *size_findings(report),
+        *stray_findings(report),
     ]
     report.findings.extend(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
     return report
 
 
+def _checked(report: Report) -> dict[str, str]:
+    """What was looked for, and among how many images; or why not."""
+    read, total = len(report.positions), len(report.names)
+    tested = sorted(
+        (report.given if report.config.group is None else set(report.counts)) - {"train"}
+    )
+    folder = report.config.source == "folder"
+    return {
+        "image_files": f"{read:,} of {total:,} decoded",
+        "copies": f"{int(report.readable.sum()):,} images",
+        "classes": counted(len(report.classes), "class", "classes"),
+        "label_shares": " and ".join(tested) or "not checked: held out class by class, they agree",
+        "other_files": "all of the folder" if folder else "not checked: no folder of images",
+    }
+
+
 def _opened(
     config: DataConfig,
-) -> tuple[tuple[str, ...], dict[str, Split], list[str], list[Finding]]:
-    """Classes and splits as training has them; if it would refuse them, as the source has them."""
+) -> tuple[tuple[str, ...], dict[str, Split], frozenset[str], list[str], list[Finding]]:
+    """Classes, splits, those that the source has itself, notes; and why training would refuse it:
+    then they are as the source has them."""
+    refusals = []
+    found: Found | None = None
     try:
         data = open_data(config)
-        return data.classes, data.splits, list(data.notes), []
+        given = read_source(config).splits if len(data.splits) > 1 else data.splits
+        return data.classes, data.splits, frozenset(given), list(data.notes), []
     except DataError as e:
-        refusal = Finding("refused", "stop", 1, e.message, e.hint or "Repair it.")
-    found: Found | None = None
+        refusals = [Finding("refused", "stop", 1, e.message, e.hint or "Repair it.")]
     with contextlib.suppress(DataError):
         found = read_source(config)  # its own splits, with nothing held out
     if found is None and config.source == "folder":
@@ -87,5 +115,5 @@ def _opened(
             wanted = parse_splits(config.splits) if config.splits else None
             found = scan_folder(Path(str(config.path)).expanduser(), wanted, strict=False)
     if found is None:
-        return (), {}, [], [refusal]
-    return found.classes, found.splits, list(found.notes), [refusal]
+        return (), {}, frozenset(), [], refusals
+    return found.classes, found.splits, frozenset(found.splits), list(found.notes), refusals

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from vitc.data.check_report import Finding, Report, facts
+from vitc.data.check_report import Finding, Report, checked, facts
 from vitc.data.dataset import find_image
 from vitc.data.store import shown
 from vitc.errors import BrokenFileError
@@ -38,7 +38,8 @@ def page(report: Report) -> Page:
         Bullets(report.notes),
         Heading("Findings"),
         *(part for f in report.findings for part in _finding(report, f)),
-        *([] if report.findings else [Text("Nothing was found.")]),
+        *([] if report.findings else [Text("No problems found.")]),
+        *map(Text, checked(report)),
         Heading("Classes"),
         *_classes(report),
         Heading("Sizes"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from vitc.data.check_images import BROKEN
 from vitc.data.config import DataConfig
 from vitc.data.dataset import find_image
-from vitc.data.sources.base import Split
+from vitc.data.sources.base import Split, some
 from vitc.data.store import Ints, Names, shown
+from vitc.wording import counted
 
 Severity = Literal["stop", "warn", "note"]  # training fails; results suffer; worth knowing
 SEVERITIES: tuple[Severity, ...] = ("stop", "warn", "note")
@@ -28,7 +30,8 @@ class Finding:
     """One kind of problem: how bad, how many, what cures it, and where.
 
     names: classes or files that are no image of the data set; places: int64 (n,), images by their
-    number in `Report.names`; groups: int64 (n,), equal for images that belong together.
+    number in `Report.names`; groups: int64 (n,), equal for images that belong together; setting:
+    what cures it, by dotted name; figures: further numbers, by name.
     """
 
     kind: str
@@ -40,6 +43,14 @@ class Finding:
     names: tuple[str, ...] = ()
     places: Ints | None = None
     groups: Ints | None = None
+    setting: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def brief(self) -> str:
+        """The cure in a few words: the settings, where there are any."""
+        options = [f"--{name} {shlex.quote(value)}" for name, value in self.setting.items()]
+        return f"Set {' '.join(options)}." if options else f"Cure: {self.cure}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +59,8 @@ class Report:
 
     counts: int64 (classes,) for each split. names: of all images, split after split. positions:
     int64 (examined,), the numbers of the images read; records: RECORD (examined,); details: why an
-    image is broken or doubtful, by number.
+    image is broken or doubtful, by number; given: the splits that the source has itself; checked:
+    what was looked for, and in what, or why it was not.
     """
 
     config: DataConfig
@@ -61,6 +73,8 @@ class Report:
     details: dict[int, str]
     notes: tuple[str, ...]
     cores: int
+    given: frozenset[str] = frozenset()
+    checked: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -102,6 +116,37 @@ class Report:
         return dict(sorted(tallied.items(), key=lambda item: (-item[1], item[0])))
 
 
+# -- makers of findings ----------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """A kind of finding: its name, how bad it is, the sentence after the count, the cure."""
+
+    name: str
+    severity: Severity
+    text: str
+    cure: str
+
+
+def of_images(report: Report, rows: NDArray[np.bool_] | Ints, noun: str, kind: Kind) -> Finding:
+    """The finding for the images at these rows of the records."""
+    places = report.positions[rows]
+    examples = []
+    for place in places[:EXAMPLES].tolist():
+        why = report.details.get(place)
+        examples.append(shown(report.names[place]) + (f" ({why})" if why else ""))
+    name, severity, text, cure = kind
+    text = f"{counted(len(places), noun)} {text}."
+    return Finding(name, severity, len(places), text, cure, tuple(examples), places=places)
+
+
+def of_names(names: Sequence[str], text: str, kind: Kind) -> Finding:
+    """The finding for classes or stray files; `text` is the count with its noun."""
+    text = f"{text}{' ' * bool(kind.text)}{kind.text}: {some(names)}."
+    names = tuple(map(shown, names))
+    return Finding(kind.name, kind.severity, len(names), text, kind.cure, names[:EXAMPLES], names)
+
+
 # -- as values -------------------------------------------------------------------------------------
 
 
@@ -128,9 +173,11 @@ def to_values(report: Report) -> dict[str, Any]:
         "formats": report.tally("format"),
         "modes": report.tally("mode"),
         "findings": [
-            {name: getattr(f, name) for name in SAVED} | {"examples": list(f.examples)}
+            {name: getattr(f, name) for name in SAVED}
+            | {"examples": list(f.examples), "setting": dict(f.setting), "figures": dict(f.figures)}
             for f in report.findings
         ],
+        "checked": dict(report.checked),
         "notes": list(report.notes),
         "speed": speed,
     }
@@ -153,6 +200,15 @@ def facts(report: Report) -> list[tuple[str, str]]:
         text = f"{core:,.0f} images/s a core; at most {total:,.0f} with {processes} processes"
         found.append(("reading and decoding", text))
     return found
+
+
+def checked(report: Report) -> list[str]:
+    """What was checked and what was not, in a line each."""
+    skipped = "not checked: "
+    named = {what.replace("_", " "): n for what, n in report.checked.items()}
+    did = [f"{what} ({n})" for what, n in named.items() if not n.startswith(skipped)]
+    left = [f"{what} ({n[len(skipped) :]})" for what, n in named.items() if n.startswith(skipped)]
+    return [f"Checked: {'; '.join(did)}."] + ([f"Not checked: {'; '.join(left)}."] if left else [])
 
 
 def rows(report: Report) -> Iterator[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitc.config import RunConfig
-from vitc.data.dataset import DataSet, open_data
+from vitc.data.check_quick import SECONDS, quick_findings
+from vitc.data.dataset import DataSet, open_data, read_source
 from vitc.data.sampling import steps_per_epoch
 from vitc.errors import ConfigError
 from vitc.recipes import get_recipe
@@ -30,6 +32,8 @@ from vitc.wording import counted
 
 if TYPE_CHECKING:
     import torch
+
+WARNINGS = 5  # of findings in the images
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def propose(
     recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
     base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
     data, look = _choose_images(choices, base)
+    _warn_of_findings(choices, base, data)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine)
@@ -174,6 +179,22 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
         f"{_range([side for size in sizes for side in size], 'pixel')} a side",
     )
     return data, look
+
+
+def _warn_of_findings(choices: Choices, base: RunConfig, data: DataSet) -> None:
+    """What two seconds of looking find in the images, in one line each with the cure."""
+    chosen = {k: v for k, v in {**choices.settings, **choices.fixed}.items() if k[:5] == "data."}
+    config = resolve_config(base, **chosen).data
+    given = read_source(config).splits if len(data.splits) > 1 else data.splits
+    found = quick_findings(config, data, frozenset(given))
+    for finding in found[:WARNINGS]:
+        choices.warn(f"{finding.text} {finding.brief}")
+    if found:
+        more = f"; {len(found) - WARNINGS} more" if len(found) > WARNINGS else ""
+        choices.warn(
+            f"this is from {SECONDS:.0f} s of looking{more}. vitc data check "
+            f"{shlex.quote(str(config.path))} shows all."
+        )
 
 
 def _range(values: Sequence[int], noun: str) -> str:
