@@ -7,6 +7,7 @@ from math import inf
 from typing import Literal
 
 from vitc.data.split_words import parse_splits
+from vitc.errors import ConfigError
 from vitc.settings import SOME, out_of_bounds, setting
 
 
@@ -159,8 +160,8 @@ class DataConfig:
         if self.splits:
             try:
                 parse_splits(self.splits)
-            except ValueError as e:
-                found.append(f"data.splits {self.splits!r}: {e} Example: train=a,val=b,test=c.")
+            except ConfigError as e:
+                found.append(e.message)
         if self.workers is not None and self.workers < 0:
             found.append(f"data.workers {self.workers} must not be negative.")
         if self.workers and self.resident == "on":

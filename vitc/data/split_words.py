@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from vitc.errors import suggest
+from vitc.errors import ConfigError, suggest
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trn", "trainval"),
@@ -89,20 +89,22 @@ def split_values(values: Iterable[str]) -> dict[str, str]:
 def parse_splits(text: str) -> dict[str, str]:
     """`data.splits`: "train=training_set,test=test_set" -> {"training_set": "train", ...}.
 
-    "none" -> {}. Raises ValueError, with what is wrong in a sentence.
+    "none" -> {}. Raises ConfigError.
     """
     if text.strip().lower() == "none":
         return {}
     found: dict[str, str] = {}
     for part in text.split(","):
         split, equals, name = (piece.strip() for piece in part.partition("="))
+        wrong = ""
         if not equals or not name:
-            raise ValueError(f"{part.strip()!r} is not SPLIT=NAME.")
-        if split not in SPLITS:
-            raise ValueError(f"{split!r} is not a split.{suggest(split, SPLITS)}")
-        if found.get(name, split) != split:
-            raise ValueError(f"{name!r} stands for two splits.")
-        found[name] = split
+            wrong = f"{part.strip()!r} is not SPLIT=NAME."
+        elif split not in SPLITS:
+            wrong = f"{split!r} is not a split.{suggest(split, SPLITS)}"
+        elif found.setdefault(name, split) != split:
+            wrong = f"{name!r} stands for two splits."
+        if wrong:
+            raise ConfigError(f"data.splits {text!r}: {wrong}", "Example: train=a,val=b,test=c.")
     return found
 
 

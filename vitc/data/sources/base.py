@@ -258,10 +258,13 @@ def _labelled(
         if count < total or not code:
             first = images.names[int(np.flatnonzero(without & (splits == code))[0])]
             raise DataError(
-                f"{where}: {count:,} of {counted(total, f'{name} image')} have no label (empty "
-                f"or -1): {shown(first)!r}.",
+                f"{where} has {counted(count, 'image')} without a label (empty or -1) in the "
+                f"{name} split, which has {total:,}: {shown(first)!r}.",
                 "Label them, or leave them out.",
             )
-        notes.append(f"The {name} split is left out: its {counted(total, 'image')} have no labels.")
+        notes.append(
+            f"The {name} split is left out: its {counted(total, 'image')} have no labels; vitc "
+            "predict names their classes."
+        )
     kept = np.flatnonzero(~without)
     return images.take(kept), splits[kept]

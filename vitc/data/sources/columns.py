@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vitc.data.config import DataConfig
 from vitc.data.sources.base import some
@@ -83,19 +84,32 @@ def choose_column(
 
 
 def choose_label(
-    wanted: str | None, columns: Collection[str], found: Sequence[str], where: str, hint: str
+    wanted: str | None,
+    columns: Collection[str],
+    found: Sequence[str],
+    values: Callable[[str], Iterable[Any]],
+    where: str,
+    hint: str,
 ) -> str:
-    """The column of labels. Raises ConfigError: none, or several that could be it.
+    """The column of labels: the one asked for, or the first of `found`.
 
-    class, class_name and class_id are one: the first of them is used.
+    values: those of a column, read only where several can be the label. Raises ConfigError: none,
+    or several that label the images differently (class_id and class_name do not).
     """
-    stems = {re.sub(r"(name|id|idx|index)$", "", plain(column)) for column in found}
-    if wanted is None and len(stems) > 1:
-        raise ConfigError(
-            f"{where} has several columns that can be the label: {some(found, 5)}.",
-            f"{hint} Choose one with --data.label_column NAME.",
-        )
+    for other in found[1:] if wanted is None else ():
+        if not one_to_one(zip(values(found[0]), values(other), strict=False)):
+            raise ConfigError(
+                f"{where} has several columns that can be the label: {some(found, 5)}.",
+                f"{hint} Choose one with --data.label_column NAME.",
+            )
     return choose_column("label_column", wanted, columns, found, where, hint)
+
+
+def one_to_one(pairs: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether each left value stands beside one right value, and the other way round."""
+    there: dict[Any, Any] = {}
+    back: dict[Any, Any] = {}
+    return all(there.setdefault(a, b) == b and back.setdefault(b, a) == a for a, b in pairs)
 
 
 def check_header(where: str, header: Sequence[str]) -> None:
@@ -252,10 +266,10 @@ def _rule_of(
     strange = sorted(value for value in distinct if value not in table)
     if strange:
         near = suggest(strange[0], [*SPLITS, *table])
-        setting = as_setting({**table, **dict.fromkeys(strange[:1], "train")})
+        setting = as_setting({value: "train" for value in strange[:1] if value} or {"...": "train"})
         raise DataError(
             f"{where}: unknown split {some(strange, 5)}.{near}",
-            f"The column {column!r} has splits: train, val (validation, dev), test. Other words: "
+            f"Known in the column {column!r}: train, val (validation, dev), test. Other words: "
             f"{setting} or so; --data.splits none ignores the column.",
         )
     return SplitRule((column,), (table,))

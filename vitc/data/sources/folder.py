@@ -13,7 +13,6 @@ import numpy as np
 from vitc.data.config import DataConfig
 from vitc.data.litter import is_image, is_litter, own_output
 from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, some
-from vitc.data.sources.lists import SUFFIXES as LISTS
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
 from vitc.data.split_words import parse_splits
 from vitc.data.store import Files, Names, name_key, shown
@@ -21,6 +20,7 @@ from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
 _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+_LISTS = (".csv", ".tsv", ".jsonl")
 _MAX_LINKS = 3  # links to folders inside one another that are followed
 
 
@@ -116,7 +116,8 @@ def _lists(tree: Tree) -> list[str]:
         for path, place in tree.places.items()
         if "/" not in path
         for name in place.others
-        if name.lower().endswith(LISTS) and not name.lower().startswith("readme")
+        if name.lower().endswith((".csv", ".tsv", ".jsonl"))
+        and not name.lower().startswith("readme")
     ]
 
 
@@ -124,7 +125,7 @@ def _no_folders(root: Path, place: Place) -> DataError:
     images = len(place.images)
     what = f"{counted(images, 'image')} but no sub-folders" if images else "no sub-folders"
     packed = [n for n in place.others if n.lower().endswith(_PACKED) and not images]
-    lists = [n for n in place.others if n.lower().endswith(LISTS)]
+    lists = [n for n in place.others if n.lower().endswith(_LISTS)]
     hint = LAYOUTS
     if packed:
         hint = f"Unpack {packed[0]!r} first."
@@ -310,7 +311,8 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
         raise DataError(
             f"{counted(len(empty), 'class', 'classes')} without any image to train on: "
             f"{some(empty, 5)}." + (f" There are other files: {some(others)}." if others else ""),
-            "Add images, or remove the folder.",
+            "Add images, or remove the folder."
+            + (" Labels in files are read from a list: docs/sources.md." if others else ""),
         )
     known = {name_key(name) for name in train}
     for split, part in found.items():

@@ -33,7 +33,8 @@ MAX_BRACES = 1_000_000  # files that one pattern may stand for
 class Index:
     """The images of one file: offset, size int64 (n,) in bytes; code int64 (n,) into labels.
 
-    stamp: size and time of change of the file, and of a copy where that is what is read.
+    stamp: size and time of change of the file, and of a copy where that is what is read. others:
+    members that are not used; without: labels that are none.
     """
 
     stamp: tuple[int, ...]
@@ -43,6 +44,7 @@ class Index:
     labels: tuple[str, ...]
     code: Ints
     others: int = 0
+    without: int = 0
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -149,8 +151,8 @@ def cache_file(kind: str, path: str) -> Path:
 
 def save_index(file: Path, index: Index) -> None:
     """Written as a whole or not at all; where the cache cannot be written, it is made again."""
-    about = {"stamp": index.stamp, "labels": index.labels, "others": index.others, "n": len(index)}
-    head = json.dumps(about).encode()
+    about = {name: getattr(index, name) for name in ("stamp", "labels", "others", "without")}
+    head = json.dumps({**about, "n": len(index)}).encode()
     columns = (index.offset, index.size, index.code, index.names.ends)
     body = head + b"\n" + b"".join(c.astype("<i8").tobytes() for c in columns)
     body += index.names.blob.tobytes()
@@ -174,6 +176,5 @@ def load_index(file: Path, stamp: tuple[int, ...]) -> Index | None:
     n = int(head["n"])
     offset, size, code, ends = np.frombuffer(body, "<i8", 4 * n).astype(np.int64).reshape(4, n)
     names = Names(np.frombuffer(body, np.uint8, offset=32 * n).copy(), ends)
-    return Index(
-        tuple(head["stamp"]), names, offset, size, tuple(head["labels"]), code, int(head["others"])
-    )
+    counts = int(head["others"]), int(head.get("without", 0))
+    return Index(tuple(head["stamp"]), names, offset, size, tuple(head["labels"]), code, *counts)

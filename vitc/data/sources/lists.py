@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.litter import is_image
+from vitc.data.litter import is_image, is_litter
 from vitc.data.sources import base
 from vitc.data.sources.columns import (
     LABEL_NAMES,
@@ -95,6 +95,11 @@ class _Table:
             ) from e
         except OSError as e:
             raise DataError(f"{self.file} cannot be read: {e.strerror}.") from e
+
+    def column(self, name: str) -> Iterator[str]:
+        """The values of one column, as texts."""
+        at = self.header.index(name)
+        return (_text(row[at]) for _, row in self.rows())
 
     def _csv_rows(self, f: Any) -> Iterator[Row]:
         rows = csv.reader(itertools.islice(f, self.skip, None), delimiter=self.delimiter)
@@ -217,7 +222,7 @@ def _columns(table: _Table, config: DataConfig) -> _Columns:
     paths, labels = known(header, PATH_NAMES), known(header, LABEL_NAMES)
     path = choose_column("image_column", config.image_column, header, paths, where, hint)
     labels = [name for name in labels if name != path]
-    label = choose_label(config.label_column, header, labels, where, hint)
+    label = choose_label(config.label_column, header, labels, table.column, where, hint)
     values = {
         name: distinct for name, distinct in table.values.items() if name not in (path, label)
     }
@@ -260,7 +265,10 @@ def _read(table: _Table, columns: _Columns) -> _Listed:
         if not path or "\0" in path:
             raise DataError(f"{where}: no path.")
         if label.lower() == "nan" or (not label and split == 0):
-            raise DataError(f"{where}: no label{label and f', but {label!r}'}.")
+            raise DataError(
+                f"{where}: no label{label and f', but {label!r}'}.",
+                "Fill it in, remove the line, or rename the class.",
+            )
         listed.paths.append(path)
         listed.labels.append(label)
         listed.splits.append(split)
@@ -304,12 +312,20 @@ def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, lis
         if (again >= 0).sum() > (sizes >= 0).sum():
             listed.paths, sizes = slashed, again
             notes.append("Paths with \\ are read with /.")
+    if (sizes < 0).all():
+        place, suffix = _elsewhere(table.file.absolute().parent, listed.paths)
+        if place or suffix:
+            listed.paths = [os.path.join(place, path) + suffix for path in listed.paths]
+            sizes = _sizes(table.file.parent, listed.paths)
+            notes.append(f"Paths are read as {listed.paths[0]!r}.")
     missing = [listed.paths[i] for i in np.flatnonzero(sizes < 0).tolist()]
     if not missing:
         return sizes, notes
     text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
     if config.bad_files == "stop" or len(missing) == len(listed.paths):
-        raise DataError(text, _where_found(table.file, missing[0]))
+        raise DataError(
+            text, "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
+        )
     return sizes, [*notes, text]
 
 
@@ -337,17 +353,22 @@ def _western(text: str) -> str:
         return raw.decode("cp1252", "replace")
 
 
-def _where_found(file: Path, path: str) -> str:
-    """What to do about a missing path: where it would be found, or which file is meant."""
-    hint = "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
-    places = [Path.cwd(), file.absolute().parent.parent]
-    places += sorted(p for p in file.absolute().parent.glob("*") if p.is_dir())[:1000]
-    for place in places:
-        for suffix in ("", ".jpg", ".jpeg", ".png"):
-            if (place / f"{path}{suffix}").is_file():
-                found = os.path.relpath(place / f"{path}{suffix}", file.absolute().parent)
-                return f"Paths are relative to the list's folder: {path!r} would be {found!r}."
-    for suffix in (".jpg", ".jpeg", ".png"):
-        if (file.parent / f"{path}{suffix}").is_file():
-            return f"Paths need their suffix: {path!r} would be {path + suffix!r}."
-    return hint
+def _elsewhere(folder: Path, paths: Sequence[str]) -> tuple[str, str]:
+    """The folder beside the list, and the suffix that is left out, with which all paths are found.
+
+    Raises DataError: there are several.
+    """
+    places = ["", *sorted(p.name for p in folder.glob("*") if p.is_dir() and not is_litter(p.name))]
+    found = [
+        (place, suffix)
+        for place in places
+        for suffix in ("", ".jpg", ".jpeg", ".png")
+        if (folder / place / f"{paths[0]}{suffix}").is_file()
+        and (_sizes(folder / place, [path + suffix for path in paths]) >= 0).all()
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"The paths are found in several folders: {base.some(p or '.' for p, _ in found)}.",
+            "Write the folder into the list.",
+        )
+    return found[0] if found else ("", "")

@@ -75,7 +75,7 @@ class Parquet(base.Source):
         for path in files.paths:
             try:
                 schema = _schema(arrow, path)
-                columns = _columns(schema, config, path, columns)
+                columns = _columns(arrow, schema, config, path, columns)
                 if path.endswith(".parquet"):
                     part, place = _copied(arrow, path, columns)
                 else:
@@ -94,7 +94,7 @@ class Parquet(base.Source):
         stamps = [part.stamp[-2:] for part in parts]  # of the file that is read
         images, texts = index.joined(files.paths, places, stamps, parts)
         used = (columns.image, columns.label, *rule.columns)
-        notes = [usage(used, schema.names), *rule.notes, *files.notes]
+        notes = [usage(used, schema.names), *rule.notes, *(() if rule.columns else files.notes)]
         return base.by_label(str(config.path), images, texts, splits, notes, columns.classes)
 
 
@@ -120,13 +120,18 @@ class _Columns(NamedTuple):
     classes: list[str] | None
 
 
-def _columns(schema: Any, config: DataConfig, path: str, before: _Columns | None) -> _Columns:
+def _columns(
+    arrow: Any, schema: Any, config: DataConfig, path: str, before: _Columns | None
+) -> _Columns:
     types = {name: schema.field(name).type for name in schema.names}
     named = _class_names(schema)
     check_header(path, schema.names)
     images = [name for name, kind in types.items() if _is_image(kind)]
     about = [f"{name} ({str(kind)[:40]})" for name, kind in types.items()]
     hint = f"Columns of {path}: {', '.join(about)}."
+
+    def values(name: str) -> Iterator[str]:
+        return itertools.chain.from_iterable(_texts(arrow, path, schema, name))
 
     usual = known(images, IMAGE_NAMES)
     if config.image_column is None and len(images) > 1 and not usual:
@@ -138,9 +143,7 @@ def _columns(schema: Any, config: DataConfig, path: str, before: _Columns | None
     if image not in images:
         raise ConfigError(f"The column {image!r} of {path} holds {types[image]}, not image bytes.")
     labels = [name for name in known(types, LABEL_NAMES) if name != image] or list(named)
-    if config.label_column is None and len(labels) > 1 and set(labels) <= named.keys():
-        labels = known(labels, LABEL_NAMES)
-    label = choose_label(config.label_column, types, labels, path, hint)
+    label = choose_label(config.label_column, types, labels, values, path, hint)
     kind = str(types[label])
     if kind.startswith(("list", "large_list", "fixed_size_list")):
         raise DataError(
@@ -243,7 +246,7 @@ def _row_splits(arrow: Any, files: Files, counts: Sequence[int], rule: SplitRule
                 split = rule.split(values)
             except ValueError as e:
                 raise DataError(f"{path}: {e}.") from e
-            found.append(shared_split(named, split, path))
+            found.append(shared_split(named if len(counts) > 1 else None, split, path))
     return np.array(found, np.int64)
 
 
@@ -300,18 +303,16 @@ class _Rows:
             )
         self.names += [f"{len(self.names) + i:08d}{'/' * bool(f)}{f}" for i, f in enumerate(files)]
         values, classes = label.to_pylist(), self.columns.classes
-        absent = sum(v is None for v in values)
-        if absent:
-            raise DataError(f"{self.path} has {counted(absent, 'image')} without a label.")
         if classes is None:
-            self.texts += map(str, values)
+            self.texts += ["" if v is None else str(v) for v in values]
             return image
-        wrong = [v for v in values if not isinstance(v, int) or not 0 <= v < len(classes)]
+        values = [None if v == -1 else v for v in values]  # as published tests have it
+        wrong = [v for v in values if v is not None and v not in range(len(classes))]
         if wrong:
             raise DataError(
                 f"{self.path} has the label {wrong[0]!r}; its classes are 0 ... {len(classes) - 1}."
             )
-        self.texts += [classes[v] for v in values]
+        self.texts += ["" if v is None else classes[v] for v in values]
         return image
 
     def index(self, stamp: tuple[int, ...], offset: Ints, size: Ints) -> index.Index:

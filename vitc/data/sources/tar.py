@@ -22,15 +22,16 @@ from numpy.typing import NDArray
 from vitc.data.config import DataConfig
 from vitc.data.litter import is_image, is_litter, listed
 from vitc.data.sources import base, index
-from vitc.data.sources.columns import LABEL_NAMES, choose_label, known
+from vitc.data.sources.columns import LABEL_NAMES, known, one_to_one
 from vitc.data.sources.tar_members import BLOCK, Damaged, header, members
 from vitc.data.sources.tree import Place, Tree, arrange, join
 from vitc.data.split_words import SPLITS, parse_splits, read_names, shard_splits
 from vitc.data.store import Ints, Names, label_codes, name_key, shown, stamp
-from vitc.errors import ConfigError, DataError
+from vitc.errors import DataError
 from vitc.wording import counted
 
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
+MIN_CAPTIONS = 20  # different texts that can be labels, however few the images of a shard are
 MAX_MEMBERS = 10_000_000  # of one shard; each takes some 300 bytes of memory while it is indexed
 LABEL_FIELDS = ("cls", "label", "class", "target")  # endings of members that hold a label
 _NONE = "\0"  # the label of an image without a sidecar, in an index
@@ -79,6 +80,12 @@ class Tar(base.Source):
             raise DataError(f"No images in {base.some(paths)}.", _LAYOUT)
         others = sum(part.others for part in parts)
         notes = [f"{counted(others, 'member')} of the tar files not used."] if others else []
+        without = sum(part.without for part in parts)
+        if without:
+            notes.append(
+                f"{counted(without, '.json member')} without a label, not used; "
+                "--data.label_column KEY names the key that is one."
+            )
         try:
             shards = shard_splits(paths, wanted)
         except ValueError as e:
@@ -86,10 +93,10 @@ class Tar(base.Source):
         inner = None if wanted and any(shards.splits) else wanted
         inside = _inside(str(config.path), parts, inner)
         images, texts = index.joined(paths, paths, [part.stamp for part in parts], parts)
-        splits = np.repeat(
-            [-1 if s is None else SPLITS.index(s) for s in shards.splits],
-            [len(part) for part in parts],
-        )
+        named = [-1 if s is None else SPLITS.index(s) for s in shards.splits]
+        if set(named) == {0}:  # train.tar may hold every split
+            named = [-1] * len(named)
+        splits = np.repeat(named, [len(part) for part in parts])
         _check_agree(images.names, splits, inside.splits)
         splits = np.maximum(np.where(inside.splits < 0, splits, inside.splits), 0)
         if inside.labels is not None:
@@ -152,17 +159,24 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], column: str | Non
     where = np.array([image[1:] for image in contents.images], np.int64).reshape(-1, 2)
     names = Names.of(shown(image[0]) for image in contents.images)
     offset, size = where.T.copy()
-    return index.Index(mark, names, offset, size, tuple(texts), code, contents.others)
+    return index.Index(
+        mark, names, offset, size, tuple(texts), code, contents.others, contents.without
+    )
 
 
 @dataclass
 class _Contents:
-    """The members of a shard, as (name, offset, size). sidecars: by their kind, "cls" or "json" or
-    "txt"."""
+    """The members of a shard, as (name, offset, size).
+
+    sidecars: by their kind, "cls" or "json" or "txt". doubtful: keys of .json members that can be
+    the label, where there are several, and their values.
+    """
 
     images: list[tuple[str, int, int]] = field(default_factory=list)
     sidecars: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    doubtful: dict[tuple[str, ...], list[list[str]]] = field(default_factory=dict)
     others: int = 0
+    without: int = 0  # .json members without a label
 
 
 def _contents(f: BinaryIO, length: int) -> _Contents:
@@ -217,9 +231,9 @@ def _labels(f: BinaryIO, contents: _Contents, column: str | None) -> dict[str, s
             if not fields:
                 contents.others += 1
                 continue
-            label = _label(f, offset, size, name, kind, column)
+            label = _label(f, contents, (name, offset, size), kind, column)
             if label is None:
-                contents.others += 1
+                contents.without += 1
                 continue
             images = [fields[part]] if part in fields and len(fields) > 1 else [*fields.values()]
             if len(images) > 1 or any(field[:1] == "\0" for field in fields):
@@ -232,6 +246,12 @@ def _labels(f: BinaryIO, contents: _Contents, column: str | None) -> dict[str, s
             if of_kind.setdefault(images[0], label) != label:
                 raise Damaged(f"{shown(images[0])!r} has two labels")
         labels |= of_kind
+    for keys, rows in contents.doubtful.items():
+        if not all(one_to_one((row[0], row[i]) for row in rows) for i in range(1, len(keys))):
+            raise Damaged(
+                f"its .json members have several keys that can be the label: {base.some(keys, 5)}",
+                "Choose one with --data.label_column NAME.",
+            )
     if not labels and "txt" in contents.sidecars:
         return _text_labels(f, contents, of_key)
     contents.others += len(contents.sidecars.get("txt", []))
@@ -250,22 +270,28 @@ def _text_labels(
         return {}
     labels = {}
     for fields, (name, offset, size) in keyed:
-        label = _label(f, offset, size, name, "cls", None)
+        label = _label(f, contents, (name, offset, size), "txt", None)
         if label is not None:
             labels[next(iter(fields.values()))] = label
-    if 2 * len(set(labels.values())) > len(labels):
+    distinct = len(set(labels.values()))
+    if distinct > max(MIN_CAPTIONS, len(labels) // 2):
         raise Damaged(
-            f"its .txt members hold {len(set(labels.values())):,} different texts for "
-            f"{len(labels):,} images: captions, not labels",
+            f"its .txt members hold {distinct:,} different texts for {len(labels):,} images: "
+            "captions, not labels",
             "Add a .cls or .json with a label to each image.",
         )
     return labels
 
 
 def _label(
-    f: BinaryIO, offset: int, size: int, name: str, kind: str, column: str | None
+    f: BinaryIO,
+    contents: _Contents,
+    member: tuple[str, int, int],
+    kind: str,
+    column: str | None,
 ) -> str | None:
     """The label in a member; None for a .json without one."""
+    name, offset, size = member
     if size > MAX_LABEL:
         raise Damaged(f"the label {shown(name)!r} has {size:,} bytes")
     f.seek(offset)
@@ -278,11 +304,10 @@ def _label(
         found = known(values, LABEL_NAMES)
         if (column is None and not found) or (column is not None and column not in values):
             return None
-        try:
-            chosen = choose_label(column, values, found, "it", "")
-        except ConfigError as e:
-            raise Damaged(f"{shown(name)!r}: {e.message}", e.hint) from None
-        values = values[chosen]
+        if column is None and len(found) > 1:
+            rows = contents.doubtful.setdefault(tuple(found), [])
+            rows.append([str(values[key]) for key in found])
+        values = values[found[0] if column is None else column]
     elif kind == "json" and not isinstance(values, int | str):
         return None
     if isinstance(values, bool) or not isinstance(values, int | str) or values == "":

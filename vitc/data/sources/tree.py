@@ -119,7 +119,15 @@ def _unwrapped(
 
 
 def _without_splits(tree: Tree, top: str, notes: list[str]) -> Layout:
-    classes = {name: [join(top, name)] for name in tree.folders(top)}
+    names = tree.folders(top)
+    inside = [tree.folders(join(top, name)) for name in names]
+    alike = len(names) > 1 and len(inside[0]) > 1 and all(below == inside[0] for below in inside)
+    if alike and not any(tree.images(join(top, name)) for name in names):
+        notes.append(
+            f"Every class folder holds folders of the same names, {some(inside[0])}. If those are "
+            f"the classes: {as_setting(dict.fromkeys(names[:2], 'train'))} or so."
+        )
+    classes = {name: [join(top, name)] for name in names}
     return Layout({"train": classes}, [top], notes)
 
 
@@ -251,7 +259,8 @@ def _check_others(
     ]
     doubtful = again if len(set(found.values())) > 1 else again or filled
     if doubtful:
-        setting = as_setting(found)
+        words = {name: r.split for name, r in read_names(others).items()}
+        setting = as_setting({**words, **found})
         raise DataError(
             f"{some(found)} in {where} {'is' if len(found) == 1 else 'are'} named like a split, "
             f"but {some(doubtful)} next to it may be classes.",
