@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.source_folders import PNG, Tree, counts, notes, opened, plant, refusal
+from tests.source_folders import PNG, WHOLE, Tree, counts, notes, opened, plant, refusal
 from vitc.data.sources.folder import scan_folder
 from vitc.data.store import Files, Names
 from vitc.errors import ConfigError, DataError
@@ -94,6 +95,129 @@ def test_a_flat_folder_named_like_a_split_beside_classes_is_a_class(tmp_path: Pa
     data = opened(plant(tmp_path, {"bus": 9, "car": 9, "train": 9}))
     assert data.classes == ("bus", "car", "train")
     assert "'train' has no sub-folders, so it is a class" in notes(data)
+
+
+RUN = {"model": {}, "data": {}, "optim": {}, "train": {}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected", "noted"),
+    [
+        (
+            {"training_set/cat": 3, "training_set/dog": 3, "test_set/cat": 2, "test_set/dog": 2},
+            {"train": [3, 3], "test": [2, 2]},
+            "'training_set' is train, 'test_set' is test",
+        ),
+        (
+            {"seg_train/seg_train/a": 3, "seg_train/seg_train/b": 3, "seg_test/seg_test/a": 2},
+            {"train": [3, 3], "test": [2, 0]},
+            "'seg_train/seg_train' are read",
+        ),
+        (
+            {"TrainImages/a": 3, "TrainImages/b": 3, "val2017/a": 1},
+            {"train": [3, 3], "val": [1, 0]},
+            "",
+        ),
+        ({"train/a": 3, "train/b": 3, "holdout/a": 1}, {"train": [3, 3], "val": [1, 0]}, "holdout"),
+        (
+            {"train/a": 3, "train/b": 3, "dev/a": 1, "eval/a": 2},
+            {"train": [3, 3], "val": [1, 0], "test": [2, 0]},
+            "'eval' is test",
+        ),
+        (
+            {"pets_train/a": 3, "pets_train/b": 3, "pets_test/b": 1},
+            {"train": [3, 3], "test": [0, 1]},
+            "Guessed from words in the names of folders",
+        ),
+        (
+            {"a/train": 3, "b/train": 3, "a/val": 1, "b/val": 2},
+            {"train": [3, 3], "val": [1, 2]},
+            "inside the class folders",
+        ),
+        (
+            {"photos/photos/a": 3, "photos/photos/b": 4},
+            {"train": [3, 4]},
+            "'photos/photos' are read",
+        ),
+        ({"x/train/a": 3, "x/train/b": 3, "x/val/a": 1}, {"train": [3, 3], "val": [1, 0]}, "'x'"),
+        (
+            {"part1/a": 3, "part1/b": 3, "part2/a": 1, "part2/b": 1},
+            {"train": [6, 2]},
+            "train=part1",
+        ),
+        ({"train station": 3, "test tube": 2}, {"train": [2, 3]}, ""),
+        ({"rail/train": 3, "rail/tram": 3, "road/car": 2}, {"train": [6, 2]}, ""),
+    ],
+)
+def test_splits_are_known_by_their_words(
+    tmp_path: Path, tree: Tree, expected: dict[str, list[int]], noted: str
+) -> None:
+    data = opened(plant(tmp_path, tree), **WHOLE)
+    assert counts(data) == expected
+    assert noted in notes(data)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"bus": 3, "car": 3, "train/freight": 3, "train/metro": 3}, "'bus', 'car' next to it may"),
+        ({"train/a": 3, "train/b": 3, "test/a": 1, "a": 2}, "'a' next to it may be classes"),
+        ({"cat": 3, "dog": 3, "test": 3}, "its 3 images have no label, or it is a class"),
+        ({"train_images": 3, "test_images": 3}, "have no sub-folders"),
+        ({"cat_train": 3, "cat_test": 1, "dog_train": 3}, "named like splits"),
+        ({"a/train": 3, "a/val": 1, "b": 3}, "'a' of"),
+        ({"a": 2, "a/val": 1, "b": 2, "b/val": 1}, "next to other images"),
+        ({"train1/a": 3, "train1/b": 3, "train2/a": 3}, "several folders for the train"),
+    ],
+)
+def test_ambiguous_splits_are_refused_with_the_setting_that_decides(
+    tmp_path: Path, tree: Tree, message: str
+) -> None:
+    plant(tmp_path, tree)
+    with pytest.raises(DataError, match=message) as error:
+        opened(tmp_path, **WHOLE)
+    assert "--data.splits none" in (error.value.hint or "")
+    classes = {folder.partition("/")[0] for folder in tree}
+    assert set(opened(tmp_path, splits="none", **WHOLE).classes) == classes
+
+
+def test_data_splits_names_the_folders_of_splits(tmp_path: Path) -> None:
+    plant(tmp_path, {"north/a": 3, "north/b": 3, "south/a": 2, "more/a": 1, "rest/c": 1})
+    data = opened(tmp_path, splits="train=north,train=more,test=south", **WHOLE)
+    assert counts(data) == {"train": [4, 3], "test": [2, 0]}
+    assert "'rest' skipped" in notes(data)
+    assert "Did you mean 'north'?" in refusal(tmp_path, splits="train=norht,test=south")
+    plant(tmp_path / "below", {"a/1": 3, "b/1": 2, "a/2": 1, "b/2": 1, "b/3": 1})
+    data = opened(tmp_path / "below", splits="train=1,val=2", **WHOLE)
+    assert counts(data) == {"train": [3, 2], "val": [1, 1]}
+    assert "'b/3' skipped" in notes(data)
+
+
+def test_what_vitc_wrote_among_the_images_is_no_class(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 3, "b": 3})
+    before = opened(tmp_path)
+    for run in ("runs/photos", "runs/other", "a/run1"):
+        plant(tmp_path, {run: 2, f"{run}/checkpoints/step_3": 0})
+        (tmp_path / run / "config.json").write_text(json.dumps(RUN))
+    plant(tmp_path, {"runs": 1, "studies/quick/trials": 1, "model": 0})
+    (tmp_path / "studies/quick/plan.json").write_text('{"plan": {}, "hash": "x"}')
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / file).write_text("{}")
+    (tmp_path / "a" / "config.json").write_text('{"name": "another program"}')
+    after = opened(tmp_path)
+    assert after.classes == ("a", "b")
+    assert after.fingerprint == before.fingerprint
+    passed = "written by vitc (a run, a saved model, runs): 'a/run1', 'model', 'runs', 'studies'"
+    assert passed in notes(after)
+
+
+def test_a_refused_folder_is_referred_to_the_list_in_it(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 3, "test": 3})
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n")
+    assert f"--data {tmp_path}/train/metadata.csv" in refusal(tmp_path)
+    plant(tmp_path / "flat", {".": 3})
+    (tmp_path / "flat" / "labels.csv").write_text("name,label\n")
+    assert f"--data {tmp_path}/flat/labels.csv" in refusal(tmp_path / "flat")
 
 
 def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:

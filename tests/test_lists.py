@@ -73,6 +73,167 @@ def test_files_that_are_missing_stop_or_are_left_out_and_named(tmp_path: Path) -
     assert "in/gone.png" in "\n".join(data.notes)
 
 
+def rows(header: str, row: str, **values: str) -> str:
+    """Six lines below a header; {i} is the number, {c} the class, and each value a letter a row."""
+    lines = [
+        row.format(i=i, c="ab"[i % 2], **{k: v.split()[i] for k, v in values.items()})
+        for i in range(6)
+    ]
+    return "\n".join([header, *lines]) + "\n"
+
+
+SPLIT = "train train train train val val"
+
+
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        ("Split", SPLIT),
+        ("SET", "Training TRAIN train training_set valid Validation"),
+        ("partition", "train train trn train dev dev"),
+        ("is_valid", "False False False False True True"),
+        ("IsVal", "0 0 0 0 1 1"),
+        ("is valid", "no no no no yes yes"),
+        ("Usage", "Training Training Training Training PublicTest PublicTest"),
+        ("purpose", SPLIT),
+    ],
+)
+def test_a_column_of_splits_is_used_whatever_its_case(
+    tmp_path: Path, header: str, values: str
+) -> None:
+    text = rows(f"Path,Label,{header},by", "in/{i}.png,{c},{s},Ann", s=values)
+    data = opened(listed(tmp_path, text))
+    assert {name: split.labels.tolist() for name, split in data.splits.items()} == {
+        "train": [0, 1, 0, 1],
+        "val": [0, 1],
+    }
+    assert data.notes[0] == f"Columns used: Path, Label, {header}; not used: by."
+    chosen = {"image_column": "Path", "label_column": "Label"}
+    assert opened(tmp_path / "list.csv", **chosen).fingerprint == data.fingerprint
+    assert len(opened(tmp_path / "list.csv", splits="none").splits["train"]) == 6
+    assert ("Guessed" in " ".join(data.notes)) == (header == "purpose")
+
+
+def test_two_flags_and_folds_and_other_words(tmp_path: Path) -> None:
+    flags = listed(
+        tmp_path,
+        rows(
+            "path,label,is_val,is_test", "in/{i}.png,{c},{v},{t}", v="0 0 0 1 1 0", t="0 0 0 0 0 1"
+        ),
+    )
+    assert {k: len(s) for k, s in opened(flags).splits.items()} == {"train": 3, "val": 2, "test": 1}
+    fold = listed(tmp_path, rows("path,label,fold", "in/{i}.png,{c},{f}", f="0 1 2 0 1 2"))
+    data = opened(fold)
+    assert len(data.splits["train"]) == 6
+    assert "--data.split_column fold --data.splits val=0" in " ".join(data.notes)
+    data = opened(fold, split_column="fold", splits="val=0,test=1")
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 2, "val": 2, "test": 2}
+    words = listed(tmp_path, rows("path,label,role", "in/{i}.png,{c},{r}", r="x x x x y y"))
+    assert len(opened(words, splits="train=x,val=y").splits["val"]) == 2
+
+
+def test_doubtful_columns_are_refused_with_the_setting_that_decides(tmp_path: Path) -> None:
+    def refused(header: str, row: str, message: str, cure: str, **values: str) -> Path:
+        file = listed(tmp_path, rows(header, row, **values))
+        with pytest.raises((ConfigError, DataError), match=message) as error:
+            opened(file)
+        assert cure in (error.value.hint or "")
+        return file
+
+    text = "in/{i}.png,{c},{x}"
+    file = refused(
+        "path,label,class", text, "'label', 'class'", "data.label_column", x="a b c a b c"
+    )
+    assert opened(file, label_column="class").classes == ("a", "b", "c")
+    refused("path,label,label", text, "two columns named 'label'", "Rename", x="a b c a b c")
+    refused("path,Label,label", text, "'Label', 'label'", "label_column", x="a b c a b c")
+    refused("path,label,set", text, "unknown split '0', '1'", "--data.splits", x="0 0 0 0 1 1")
+    refused("path,label,is_train", text, "leaves open", "train=1,val=0", x="1 1 1 1 0 0")
+    refused("path,label,is_valid", text, "true or false", "--data.splits", x="a a a a b b")
+    refused("path,label,valid", text, "may mark", "--data.splits none", x="1 1 1 1 1 0")
+    both = "in/{i}.png,{c},{x},{y}"
+    refused(
+        "path,label,split,is_valid",
+        both,
+        "'split', 'is_valid'",
+        "split_column",
+        x=SPLIT,
+        y="1 0 0 0 0 0",
+    )
+    file = listed(
+        tmp_path, rows("path,label,is_val,is_test", both, x="0 0 0 0 1 1", y="0 0 0 0 0 1")
+    )
+    with pytest.raises(DataError, match="line 7: contradicting"):
+        opened(file)
+    same = listed(tmp_path, rows("path,class_id,class_name", text, x="a b a b a b"))
+    assert opened(same).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-8", "path;label\r\n{};Löwe\r\n{};b\r\n"),
+        ("utf-8-sig", "\n \npath\tlabel\n{}\tLöwe\n{}\tb\n"),
+        ("utf-16", "path,label\n{},Löwe\n{},b\n"),
+        ("cp1252", "path|label\n{}|Löwe\n{}|b\n"),
+        ("utf-8", 'sep=;\n"path";"label";\n{};"Löwe";\n{};b;\n'),
+        ("utf-8", "path,label\r{},Löwe\r{},b\r"),
+    ],
+)
+@pytest.mark.parametrize("path", ["in/{}.png", "in\\{}.png", "{}.png", "{}"])
+def test_lists_of_other_programs_are_read(
+    tmp_path: Path, encoding: str, text: str, path: str
+) -> None:
+    file = listed(tmp_path, "")
+    file.write_bytes(text.format(path.format(0), path.format(1)).encode(encoding))
+    data = opened(file)
+    assert data.classes == ("Löwe", "b")
+    assert [data.splits["train"].stored(i) for i in range(2)] == [png(0), png(1)]
+
+
+def test_test_images_without_labels_are_left_out_and_others_refused(tmp_path: Path) -> None:
+    splits = "train train train train test test"
+    for labels in ("0 1 0 1 -1 -1", "0 1 0 1 , ,"):
+        file = listed(
+            tmp_path,
+            rows("path,label,split", "in/{i}.png,{l},{s}", l=labels, s=splits).replace(",,,", ",,"),
+        )
+        data = opened(file)
+        assert {name: len(split) for name, split in data.splits.items()} == {"train": 4}
+        assert "The test split is left out: its 2 images" in " ".join(data.notes)
+    for labels, message in (
+        ("0 1 -1 1 0 1", "1 image without a label"),
+        ("a b nan a b a", "'nan'"),
+    ):
+        file = listed(tmp_path, rows("path,label,split", "in/{i}.png,{l},{s}", l=labels, s=splits))
+        with pytest.raises(DataError, match=message):
+            opened(file)
+    assert opened(
+        listed(tmp_path, rows("path,label", "in/{i}.png,{l}", l="-1 1 -1 1 1 1"))
+    ).classes == ("-1", "1")
+    near = opened(
+        listed(tmp_path, rows("path,label", "in/{i}.png,{l}", l="cat Cat dog dog dog dog"))
+    )
+    assert "almost the same name: 'Cat', 'cat'" in " ".join(near.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        (b"in/0.png 0\nin/1.png 1\n", "separated by a comma"),
+        (b"in/0.png,a\nin/1.png,b\n", "put a line such as path,label above"),
+        ("path,label\nin/0.png,a\n".encode("utf-16-le"), "Save it as UTF-8"),
+        (b"path,label\nC:\\x\\0.png,a\nC:\\x\\1.png,b\n", "relative to the list's folder"),
+    ],
+)
+def test_a_list_that_cannot_be_read_names_the_cure(tmp_path: Path, text: bytes, cure: str) -> None:
+    file = listed(tmp_path, "", "list.txt")
+    file.write_bytes(text)
+    with pytest.raises((ConfigError, DataError)) as error:
+        opened(file)
+    assert cure in (error.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -101,6 +262,10 @@ def test_invalid_lists_are_refused(tmp_path: Path, text: str, message: str) -> N
     ("line", "message"),
     [
         ("{", "line 1 is not JSON"),
+        (
+            '{"path": "in/1.png", "label": "a"}\n{"path": "x", "label": "b", "split": "val"}',
+            "'split'",
+        ),
         ("[1]", "not an object"),
         ("[" * 100_000, "not JSON"),
         ('{"path": 3, "label": "a"}', "must be strings"),
@@ -108,7 +273,7 @@ def test_invalid_lists_are_refused(tmp_path: Path, text: str, message: str) -> N
         ('{"path": "in/1.png", "label": ["a", "b"]}', "several labels"),
         ('{"path": "' + "x" * 2_000_000 + '", "label": "a"}', "is longer than"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_invalid_json_lines_are_refused(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -97,6 +97,42 @@ def test_the_hub_s_layout_is_read_with_its_splits(tmp_path: Path) -> None:
     assert counts(opened(tmp_path / "set")) == {"train": 8, "val": 4, "test": 2}
 
 
+def test_a_column_of_splits_is_used_and_others_are_reported(tmp_path: Path) -> None:
+    file, plain = tmp_path / "t.parquet", table(plain=True)
+    words = plain.append_column("Split", pa.array(["train"] * 6 + ["validation"] * 4))
+    pq.write_table(words.append_column("note", pa.array([f"n{i}" for i in range(10)])), file)
+    data = opened(file)
+    assert counts(data) == {"train": 6, "val": 4}
+    assert "Columns used: image, label, Split; not used: note." in data.notes
+    assert counts(opened(file, splits="none")) == {"train": 10}
+    pq.write_table(plain.append_column("is_test", pa.array([False] * 7 + [True] * 3)), file)
+    assert counts(opened(file)) == {"train": 7, "test": 3}
+    pq.write_table(plain.append_column("fold", pa.array([i % 5 for i in range(10)])), file)
+    assert "--data.split_column fold" in " ".join(opened(file).notes)
+    assert counts(opened(file, split_column="fold", splits="val=0")) == {"train": 8, "val": 2}
+    pq.write_table(plain.append_column("class", pa.array([i % 3 for i in range(10)])), file)
+    with pytest.raises(ConfigError, match="several columns that can be the label"):
+        opened(file)
+    labels = pa.array([0, 1] * 4 + [-1, -1])
+    pq.write_table(words.set_column(1, "label", labels), file)
+    with pytest.raises(DataError, match="2 images without a label"):
+        opened(file)
+    write_arrow(tmp_path / "t.arrow", words)
+    assert counts(opened(tmp_path / "t.arrow")) == {"train": 6, "val": 4}
+
+
+def test_folders_of_tables_are_splits_or_refused(tmp_path: Path) -> None:
+    for name, count in (("train", 6), ("test", 4)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        pq.write_table(table(count), tmp_path / "set" / name / "0000.parquet")
+    assert load_config("debug", data=str(tmp_path / "set")).data.source == "parquet"
+    assert counts(opened(tmp_path / "set")) == {"train": 6, "test": 4}
+    for name in ("train", "test"):
+        (tmp_path / "set" / name).rename(tmp_path / "set" / name.replace("t", "x"))
+    with pytest.raises(ConfigError, match="several folders of"):
+        opened(tmp_path / "set")
+
+
 def saved(folder: Path, splits: dict[str, int]) -> Path:
     """As `datasets`' save_to_disk writes it."""
     for name, count in splits.items():

@@ -56,8 +56,8 @@ def opened(spec: Path | str, **settings: Any) -> DataSet:
     return open_data(DataConfig(source="tar", path=str(spec), **settings))
 
 
-def whole(spec: Path | str) -> DataSet:
-    return opened(spec, **WHOLE)
+def whole(spec: Path | str, **settings: Any) -> DataSet:
+    return opened(spec, **(WHOLE | settings))
 
 
 def refusal(file: Path) -> str:
@@ -112,6 +112,105 @@ def test_a_word_in_the_shard_s_name_is_its_split(tmp_path: Path) -> None:
     data = opened(tmp_path / "set")
     assert {k: len(s) for k, s in data.splits.items()} == {"train": 4, "val": 4, "test": 4}
     assert load_config("debug", data=str(tmp_path / "set")).data.source == "tar"
+
+
+def labelled(names: str, label: str, count: int = 6) -> Members:
+    """Images and their sidecars: {i} is the number, {c} cat or dog; of `label`, NAME=CONTENT."""
+    found: Members = {}
+    for i in range(count):
+        words = {"i": i, "c": ("cat", "dog")[i % 2], "half": i // 3}
+        found[names.format(**words)] = png(i)
+        name, _, content = label.partition("=")
+        if name:
+            found[name.format(**words)] = content.replace("C", words["c"]).encode()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        ("batch{half}/img{i}.resized.png", "batch{half}/img{i}.resized.cls=C\n"),
+        ("batch{half}/img{i}.png", 'batch{half}/img{i}.json={"Label": "C"}'),
+        ("img{i}.rgb.png", 'img{i}.json={"width": 4, "class_name": "C"}'),
+        ("img{i}.png", "img{i}.label=C"),
+        ("img{i}.png", "img{i}.txt=C"),
+        ("{c}/ver 2.{i}.png", ""),
+        ("photos/{c}/{i}.png", ""),
+        ("__MACOSX/{c}/._{i}.png", "photos/{c}/{i}.png="),
+    ],
+)
+def test_labels_are_those_of_the_sidecars_or_folders(
+    tmp_path: Path, names: str, label: str
+) -> None:
+    data = whole(tar(tmp_path / "s.tar", labelled(names, label)))
+    assert data.classes == ("cat", "dog")
+    assert data.splits["train"].labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"part1/a.png": png(9)} | labelled("b/img{i}.png", "b/img{i}.cls=C"),
+            "1 image of 7 have no",
+        ),
+        (labelled("train/{i}.png", "") | {"test/9.png": png(9)}, "have no sub-folders"),
+        (labelled("{i}.png", '{i}.json={"label": "C", "class": "x"}'), "'label', 'class'"),
+        (
+            {
+                k: v
+                for i in range(60)
+                for k, v in labelled(f"{i}.png", f"{i}.txt=no {i}", 1).items()
+            },
+            "60 different texts for 60 images: captions",
+        ),
+        (labelled("{c}/{i}.png", "{c}/{i}.a.cls=C") | {"cat/0.b.cls": b"dog"}, "two labels"),
+    ],
+)
+def test_images_without_one_clear_label_are_refused(
+    tmp_path: Path, members: Members, message: str
+) -> None:
+    assert message in refusal(tar(tmp_path / "s.tar", members))
+
+
+def test_a_key_of_json_members_can_be_chosen_and_those_without_are_reported(tmp_path: Path) -> None:
+    made = labelled("b{half}/{i}.png", 'b{half}/{i}.json={"species": "C", "label": 3}')
+    file = tar(tmp_path / "s.tar", made)
+    assert whole(file, label_column="species").classes == ("cat", "dog")
+    file = tar(tmp_path / "t.tar", labelled("b{half}/{i}.png", 'b{half}/{i}.json={"width": 3}'))
+    data = whole(file)
+    assert data.classes == ("b0", "b1")
+    assert "6 .json members without a label" in "\n".join(data.notes)
+
+
+def test_folders_of_splits_are_those_of_a_folder(tmp_path: Path) -> None:
+    parts = [("training_set/{c}/{i}.png", 6), ("test_set/{c}/x{i}.png", 2)]
+    members = {k: v for names, count in parts for k, v in labelled(names, "", count).items()}
+    data = whole(tar(tmp_path / "s.tar", members))
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 6, "test": 2}
+    members = labelled("train/{i}.png", "train/{i}.cls=C") | labelled(
+        "dev/{i}.png", "dev/{i}.cls=C"
+    )
+    data = whole(tar(tmp_path / "t.tar", members))  # a folder is enough where sidecars have labels
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 6, "val": 6}
+    assert len(whole(tmp_path / "t.tar", splits="none").splits["train"]) == 12
+
+
+def test_a_word_in_some_shard_s_name_is_reported_and_not_taken(tmp_path: Path) -> None:
+    for name in ("dev-board-photos-0", "phone-photos-0"):
+        tar(tmp_path / f"{name}.tar", samples(0 if name < "e" else 6, 6))
+    data = whole(tmp_path)
+    assert len(data.splits["train"]) == 12
+    assert "'dev-board-photos' is not taken as the val split" in "\n".join(data.notes)
+    assert len(whole(tmp_path, splits="val=dev-board-photos").splits["val"]) == 6
+    (tmp_path / "sub").mkdir()
+    tar(tmp_path / "sub" / "val-pets-0.tar", samples(0, 4))
+    tar(tmp_path / "sub" / "train-pets-0.tar", samples(4, 4))
+    assert "Guessed from words" in "\n".join(whole(tmp_path / "sub").notes)
+    for split in ("train", "valid"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        tar(tmp_path / "set" / split / "0.tar", samples(0 if split == "train" else 6, 6))
+    assert len(whole(f"{tmp_path}/set/*/*.tar").splits["val"]) == 6
 
 
 def test_long_names_and_umlauts_are_read(tmp_path: Path) -> None:

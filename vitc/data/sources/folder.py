@@ -138,7 +138,7 @@ def _own_notes(own: dict[str, str]) -> list[str]:
     if not own:
         return []
     kinds = sorted(set(own.values()))
-    return [f"Passed over, written by vitc ({', '.join(kinds)}): {some(own)}."]
+    return [f"Passed over, written by vitc ({', '.join(kinds)}): {some(sorted(own), 5)}."]
 
 
 def _loose_notes(root: Path, tree: Tree, layout: Layout) -> list[str]:
