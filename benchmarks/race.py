@@ -1,0 +1,386 @@
+"""Who classifies a folder of images best in the same processor time: vitc, or a plain script?
+
+    python benchmarks/race.py ~/photos --seconds 360 --seeds 3 --out race.json
+
+Each entry gets the same images (train, val and test of the folder, or a seeded 70/15/15 split where
+it has none), one thread, and the same number of processor seconds, which include reading the
+images, probes and evaluation. Entries are interleaved: seed 0 of each, then seed 1. Test images are
+read once, at the end of each run.
+
+Entries:
+  vitc        `vitc train FOLDER --budget ...` of this checkout
+  resnet18    ResNet-18 from scratch in a plain PyTorch script (below): bf16 where it is faster,
+              channels_last, AdamW, one-cycle on processor time, images decoded once, random resized
+              crops and flips
+  resnet18_mix  the same with mixup or CutMix on four of five batches and twice the weight decay
+  NAME=DIR    `vitc train` of another checkout at DIR, as the front door of an earlier version
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+PEERS = ("resnet18", "resnet18_mix")
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def prepared(folder: Path, work: Path) -> Path:
+    """A folder with train/, val/ and test/, by links: the given one's splits, or seeded ones."""
+    own = {
+        split: [folder / name for name in names if (folder / name).is_dir()]
+        for split, names in SPLITS.items()
+    }
+    out = work / "images"
+    if all(own.values()):
+        for split, (source, *_) in own.items():
+            out.mkdir(parents=True, exist_ok=True)
+            (out / split).symlink_to(source.resolve())
+        return out
+    rng = np.random.default_rng(0)
+    for kind in sorted(p for p in folder.iterdir() if p.is_dir()):
+        files = sorted(p for p in kind.rglob("*") if p.suffix.lower() in SUFFIXES)
+        rng.shuffle(files)  # type: ignore[arg-type]
+        held = max(1, round(0.15 * len(files)))
+        parts = {"val": files[:held], "test": files[held : 2 * held], "train": files[2 * held :]}
+        for split, members in parts.items():
+            place = out / split / kind.name
+            place.mkdir(parents=True)
+            for i, file in enumerate(members):
+                (place / f"{i:06}{file.suffix.lower()}").symlink_to(file.resolve())
+    return out
+
+
+# -- the plain script ----------------------------------------------------------------------------
+
+
+def resnet18(classes: int) -> Any:
+    """ResNet-18 (arXiv 1512.03385) with its 7x7 stem."""
+    from torch import nn
+
+    def conv(i: int, o: int, k: int, s: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o))
+
+    class Block(nn.Module):
+        def __init__(self, i: int, o: int, s: int) -> None:
+            super().__init__()
+            self.a, self.b = conv(i, o, 3, s), conv(o, o, 3, 1)
+            self.short = nn.Identity() if s == 1 and i == o else conv(i, o, 1, s)
+
+        def forward(self, x: Any) -> Any:
+            return (self.b(self.a(x).relu()) + self.short(x)).relu()
+
+    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+    blocks = [Block(widths[i], widths[i + 1], 2 if i in (2, 4, 6) else 1) for i in range(8)]
+    stem = nn.Sequential(conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+    model = nn.Sequential(stem, *blocks, head)
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+def plain(folder: Path, seconds: float, seed: int, mixing: bool, size: int = 64) -> dict[str, Any]:
+    """Train and test the plain script; `seconds` of processor time from here on."""
+    import torch
+    from PIL import Image
+    from torch.nn import functional as F
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    start = time.process_time()
+    names = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
+
+    def read(split: str) -> tuple[list[Any], Any]:
+        images, labels = [], []
+        for label, name in enumerate(names):
+            for file in sorted((folder / split / name).glob("*")):
+                with Image.open(file) as picture:
+                    picture.draft("RGB", (2 * size, 2 * size))
+                    picture = picture.convert("RGB")
+                scale = 1.6 * size / min(picture.size)
+                if scale < 1:
+                    w, h = (max(size, round(side * scale)) for side in picture.size)
+                    picture = picture.resize((w, h), Image.Resampling.BILINEAR)
+                images.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+                labels.append(label)
+        return images, torch.tensor(labels)
+
+    def resized(image: Any) -> Any:
+        return F.interpolate(
+            image[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        )[0]
+
+    def square(image: Any) -> Any:
+        h, w = image.shape[1:]
+        side = min(h, w)
+        top, left = (h - side) // 2, (w - side) // 2
+        return resized(image[:, top : top + side, left : left + side])
+
+    def cut(image: Any) -> Any:
+        """A random crop of 0.35 to 1 of the area, aspect 3/4 to 4/3, mirrored half of the time."""
+        height, width = image.shape[1:]
+        area, ratio = rng.uniform(0.35, 1) * height * width, math.exp(rng.uniform(-0.288, 0.288))
+        w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
+        top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        out = resized(image[:, top : top + h, left : left + w])
+        return out.flip(2) if rng.random() < 0.5 else out
+
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255
+
+    def ready(images: list[Any]) -> Any:
+        batch = (torch.stack(images) - mean) / std
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    images, labels = read("train")
+    model = resnet18(len(names)).to(memory_format=torch.channels_last)
+    bf16 = _bf16_is_faster(model, ready([square(i) for i in images[:16]]))
+    decay = 0.1 if mixing else 0.05
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
+    test_share = 0.03  # of the time, kept for reading and answering the test images
+    step, epoch, used = 0, 0, 0.0
+    batch_size = min(64, len(images))
+    while used < 1:
+        model.train()
+        order = torch.randperm(len(images))
+        epoch += 1
+        for rows in order[: len(order) // batch_size * batch_size].split(batch_size):
+            used = (time.process_time() - start) / (seconds * (1 - test_share))
+            if used >= 1:
+                break
+            warm = 0.25
+            lr = (
+                used / warm if used < warm else 0.5 * (1 + math.cos(math.pi * (used - warm) / 0.75))
+            )
+            optimizer.param_groups[0]["lr"] = 1e-3 * max(lr, 1e-3)
+            x = ready([cut(images[i]) for i in rows.tolist()])
+            y = F.one_hot(labels[rows], len(names)).float()
+            if mixing and rng.random() < 0.8:
+                x, y = _mixed(x, y, rng)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = model(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+
+    def accuracy(split: str) -> tuple[float, int]:
+        images, labels = read(split)
+        model.eval()
+        right = 0
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            for i in range(0, len(images), 256):
+                logits = model(ready([square(x) for x in images[i : i + 256]]))
+                right += int((logits.argmax(1) == labels[i : i + 256]).sum())
+        return 100 * right / len(images), len(images)
+
+    val, _ = accuracy("val")
+    test, n = accuracy("test")
+    note = f"{epoch} epochs, {step} steps, {'bf16' if bf16 else 'fp32'}"
+    return {"val": val, "test": test, "n_test": n, "note": note}
+
+
+def _bf16_is_faster(model: Any, x: Any) -> bool:
+    import torch
+
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(3):
+        for bf16, found in times.items():
+            start = time.process_time()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                model(x).float().sum().backward()
+            found.append(time.process_time() - start)
+    model.zero_grad()
+    return min(times[True]) < min(times[False])
+
+
+def _mixed(x: Any, y: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+    import torch
+
+    partner = torch.randperm(len(x))
+    if rng.random() < 0.5:
+        lam = rng.beta(0.8, 0.8)
+        return x.lerp(x[partner], 1 - lam), y.lerp(y[partner], 1 - lam)
+    h, w = x.shape[2:]
+    side = (1 - rng.beta(1, 1)) ** 0.5
+    bh, bw = int(h * side), int(w * side)
+    top, left = rng.integers(h - bh + 1), rng.integers(w - bw + 1)
+    x = x.clone()
+    x[:, :, top : top + bh, left : left + bw] = x[partner, :, top : top + bh, left : left + bw]
+    return x, y.lerp(y[partner], bh * bw / (h * w))
+
+
+# -- the race ------------------------------------------------------------------------------------
+
+
+def run_plain(entry: str, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+    """A peer, in a process of its own so that its processor time is its own."""
+    command = [sys.executable, __file__, str(folder), "--entry", entry, "--seconds", str(seconds)]
+    done = subprocess.run(
+        [*command, "--seed", str(seed)],
+        env=_one_thread(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_vitc(
+    root: Path, folder: Path, seconds: float, seed: int, extra: list[str]
+) -> dict[str, Any]:
+    """`vitc train FOLDER --budget` of the checkout at `root`, then its val and test accuracy."""
+    env = {**_one_thread(), "PYTHONPATH": str(root)}
+    with tempfile.TemporaryDirectory() as scratch:
+        run = f"{scratch}/run"
+        env["XDG_CACHE_HOME"] = f"{scratch}/cache"  # the cost of caching images is part of the race
+        vitc = [sys.executable, "-m", "vitc"]
+        train = [*vitc, "train", str(folder), "--budget", f"{seconds:g}s", "--out", run]
+        flags = ["--train.seed", str(seed), "--train.threads", "1", *extra]
+        subprocess.run([*train, *flags], env=env, capture_output=True, text=True, check=True)
+        found: dict[str, Any] = {}
+        for split in ("val", "test"):
+            done = subprocess.run(
+                [*vitc, "eval", run, "--split", split, "--json"],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            answer = json.loads(done.stdout.splitlines()[-1])
+            found[split], found[f"n_{split}"] = answer["top1"], answer["n"]
+        config = json.loads(Path(run, "config.json").read_text())
+        summary = json.loads(Path(run, "summary.json").read_text())
+        model = config["model"]
+        found["note"] = (
+            f"{model['name']} at {model['img_size']}, {summary['step']} steps, "
+            f"{config['train']['precision']}"
+        )
+        return found
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def children_seconds() -> float:
+    """Processor seconds, user and system, of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def wilson(percent: float, n: int) -> tuple[float, float]:
+    p, z = percent / 100, 1.96
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 100 * (middle - half), 100 * (middle + half)
+
+
+def race(args: argparse.Namespace) -> dict[str, Any]:
+    work = Path(tempfile.mkdtemp())
+    results: list[dict[str, Any]] = []
+    try:
+        folder = prepared(args.folder, work)
+        for seed in range(args.seeds):
+            for entry in args.entries:
+                before, began = children_seconds(), time.monotonic()
+                if entry in PEERS:
+                    found = run_plain(entry, folder, args.seconds, seed)
+                else:
+                    name, _, where = entry.partition("=")
+                    root = Path(where) if where else Path(__file__).resolve().parents[1]
+                    extra = args.vitc if name == "vitc" else []
+                    found = run_vitc(root, folder, args.seconds, seed, extra)
+                found |= {"entry": entry.partition("=")[0], "seed": seed}
+                found["processor_seconds"] = round(children_seconds() - before, 1)
+                found["seconds"] = round(time.monotonic() - began, 1)
+                results.append(found)
+                low, high = wilson(found["test"], found["n_test"])
+                print(
+                    f"{found['entry']:>14} seed {seed}: test {found['test']:.1f} "
+                    f"({low:.1f}-{high:.1f}), "
+                    f"val {found['val']:.1f}, {found['processor_seconds']:.0f} processor s; "
+                    f"{found['note']}",
+                    flush=True,
+                )
+    finally:
+        shutil.rmtree(work)
+    return {"folder": args.folder.name, "budget": args.seconds, "runs": results}
+
+
+def report(found: dict[str, Any]) -> str:
+    """The table: mean test accuracy, and the difference from vitc on the same seeds."""
+    by: dict[str, dict[int, float]] = {}
+    for run in found["runs"]:
+        by.setdefault(run["entry"], {})[run["seed"]] = run["test"]
+    lines = [f"{found['folder']}, {found['budget']:g} processor seconds"]
+    for entry, scores in by.items():
+        values = list(scores.values())
+        spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+        line = f"{entry:>14} {statistics.mean(values):5.1f}{spread}"
+        ours = by.get("vitc", {})
+        pairs = [ours[s] - scores[s] for s in scores if s in ours and entry != "vitc"]
+        if pairs:
+            line += f"   vitc ahead by {statistics.mean(pairs):+.1f}"
+            if len(pairs) > 1:
+                from scipy.stats import t
+
+                mean, spread_ = statistics.mean(pairs), statistics.stdev(pairs)
+                half = t.ppf(0.975, len(pairs) - 1) * spread_ / len(pairs) ** 0.5
+                line += f" (95 % {mean - half:+.1f} to {mean + half:+.1f})"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="one folder a class, or train/ val/ test/ of them"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=360, help="processor seconds a run (default: 360)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each entry (default: 3)")
+    parser.add_argument("--entries", nargs="+", default=["vitc", *PEERS], help="see above")
+    parser.add_argument(
+        "--vitc", nargs=argparse.REMAINDER, default=[], help="further settings for vitc"
+    )
+    parser.add_argument("--out", type=Path, help="write the runs as JSON here")
+    parser.add_argument("--entry", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.entry:
+        mixing = args.entry.endswith("mix")
+        print(json.dumps(plain(args.folder, args.seconds, args.seed, mixing)))
+        return
+    found = race(args)
+    print(report(found))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
