@@ -196,14 +196,15 @@ def _vit_r(
     )
 
 
-_SMALL, _MINI = (64, 64, 64, 128, 128, 256, 256), (48, 48, 48, 96, 96, 192, 192)
+def _widths(w: int) -> tuple[int, ...]:
+    return (w, w, w, 2 * w, 2 * w, 4 * w, 4 * w)
+
+
+_SIDES = {32: (1, 2, 1, 2, 1, 2, 1), 64: (2, 2, 1, 2, 1, 2, 1)}  # strides, to 4x4 tokens
 RESIDUALS: list[ViTConfig] = [
-    # 28-32 pixels, 4x4 tokens: the first convolution keeps the size
-    _vit_r("vit_r_mini", 32, _MINI, (1, 2, 1, 2, 1, 2, 1)),
-    _vit_r("vit_r_small", 32, _SMALL, (1, 2, 1, 2, 1, 2, 1)),
-    # photos at 64 pixels, 4x4 tokens
-    _vit_r("vit_r_mini64", 64, _MINI, (2, 2, 1, 2, 1, 2, 1)),
-    _vit_r("vit_r_small64", 64, _SMALL, (2, 2, 1, 2, 1, 2, 1)),
+    _vit_r(f"vit_r_{name}{'' if side == 32 else side}", side, _widths(width), strides)
+    for side, strides in _SIDES.items()
+    for name, width in (("tiny", 32), ("mini", 48), ("small", 64))
 ]
 
 # -- CNNs of the paper's Table 2 -------------------------------------------------------------------

@@ -12,6 +12,7 @@ from vitc.data.dataset import DataSet
 from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
+from vitc.optim.optimizers import AdamWConfig
 from vitc.recipes import get_recipe
 from vitc.stats.proportions import wilson
 from vitc.training import auto_rules as rules
@@ -124,7 +125,7 @@ def _tried(
 
     Before that is so, the micro-batch is halved, but never below BatchNorm's 16 images.
     """
-    from vitc.training.probe import faster_precision, probe
+    from vitc.training.probe import faster_channels_last, faster_precision, probe
 
     settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
     reasons: dict[str, str] = {}
@@ -136,6 +137,10 @@ def _tried(
     if "train.precision" not in choices.fixed:
         precision, why = faster_precision(choices.config(base, settings), device)
         settings["train.precision"], reasons["precision"] = precision, why
+    if "train.channels_last" not in choices.fixed:
+        settings["train.channels_last"] = faster_channels_last(
+            choices.config(base, settings), device
+        )
     while True:
         config = choices.config(base, settings)
         cost = probe(config, data, device)
@@ -239,6 +244,8 @@ def choose_rate(choices: Choices, trial: Trial) -> None:
     if per is not None:
         lr *= per / config.train.batch
     choices.take("optim.lr", "peak learning rate", lr, because)
+    if isinstance(config.optim, AdamWConfig) and "optim.weight_decay" not in fixed:
+        choices.settings["optim.weight_decay"] = rules.ADAMW_DECAY
 
 
 def choose_length(
@@ -277,11 +284,13 @@ def choose_length(
     return seconds
 
 
-def note_schedule(choices: Choices, config: RunConfig) -> None:
+def choose_schedule(choices: Choices, config: RunConfig) -> None:
+    """A long warm-up, as in a one-cycle schedule, unless the user set one or a custom schedule."""
     schedule, epochs = config.optim.schedule, config.train.epochs
-    warmup, because = schedule.warmup(epochs), "you set --optim.schedule.warmup_epochs"
+    warmup, because = schedule.warmup(epochs), "you set the schedule"
     if getattr(schedule, "warmup_epochs", 0) is None:
-        because = "that is a tenth of the run, but 5 epochs at most"
+        warmup, because = rules.WARMUP_SHARE * epochs, "that is a quarter of the run"
+        choices.settings["optim.schedule.warmup_epochs"] = warmup
     length = f"{warmup:g} epoch{'s' * (warmup != 1)}"
     choices.note("schedule", f"{length} of warm-up, then {schedule.summary}", because)
 

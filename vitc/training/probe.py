@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -134,28 +135,57 @@ def faster_precision(
         return "fp32", f"this {device.type} has no bf16 instructions"
     if device.type == "cuda":
         return "bf16", "this GPU computes it"
-    with torch.random.fork_rng(devices=[]), machine_settings(config.train, device):
-        model = initial_model(config, config.model.num_classes or 10).train()
+    seconds = _step_seconds(config, device, ("fp32", "bf16"), (False,), repeats)
+    ratio = statistics.median(
+        fp32 / bf16
+        for fp32, bf16 in zip(seconds["fp32", False], seconds["bf16", False], strict=True)
+    )
+    return "bf16" if ratio > 1 else "fp32", f"a step in bf16 runs at {ratio:.2f}x the rate of fp32"
+
+
+def faster_channels_last(config: RunConfig, device: torch.device, repeats: int = 5) -> bool:
+    """Whether a step in the config's precision is faster with train.channels_last. Measured."""
+    precision = config.train.precision
+    seconds = _step_seconds(config, device, (precision,), (False, True), repeats)
+    return min(seconds[precision, True]) < min(seconds[precision, False])
+
+
+def _step_seconds(
+    config: RunConfig,
+    device: torch.device,
+    precisions: Sequence[str],
+    layouts: Sequence[bool],
+    repeats: int,
+) -> dict[tuple[str, bool], list[float]]:
+    """Seconds of forward and backward passes by (precision, channels last), taken in turns."""
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        machine_settings(config.train, device),
+    ):
+        model = initial_model(config, config.model.num_classes or 10).to(device).train()
         batch = min(config.train.micro, 8)
         if isinstance(config.model, ViTConfig) and config.model.grid is not None:
             # Enough to fill the cores for some 10 ms.
             h, w = config.model.grid
             multiply_adds = config.model.depth * h * w * config.model.embed_dim**2 * 10  # about
             batch = max(2, min(config.train.micro, round(4e8 / multiply_adds)))
-        images = torch.zeros(batch, config.model.in_chans, *config.model.size)
-
-        def step(precision: str) -> float:
-            start = time.perf_counter()
-            with autocast(precision, device):
-                logits = model(images)
-            logits.float().square().sum().backward()
-            return time.perf_counter() - start
-
-        for precision in ("fp32", "bf16"):
-            step(precision)
-        times = [(step("fp32"), step("bf16")) for _ in range(repeats)]
-    ratio = statistics.median(fp32 / bf16 for fp32, bf16 in times)
-    return "bf16" if ratio > 1 else "fp32", f"a step in bf16 runs at {ratio:.2f}x the rate of fp32"
+        images = torch.zeros(batch, config.model.in_chans, *config.model.size, device=device)
+        forms = {False: torch.contiguous_format, True: torch.channels_last}
+        seconds: dict[tuple[str, bool], list[float]] = {}
+        for repeat in range(repeats + 1):  # the first is not like the others
+            for last in layouts:
+                model = model.to(memory_format=forms[last])  # type: ignore[call-overload]
+                for precision in precisions:
+                    start = time.perf_counter()
+                    with autocast(precision, device):
+                        logits = model(images.contiguous(memory_format=forms[last]))
+                    logits.float().square().sum().backward()
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                    if repeat:
+                        took = time.perf_counter() - start
+                        seconds.setdefault((precision, last), []).append(took)
+    return seconds
 
 
 def with_precision(
