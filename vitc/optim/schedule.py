@@ -1,7 +1,8 @@
 """Where is the learning rate computed? A schedule is a closed form of the step, without state.
 
 So a resumed run, a plot and a check of the settings all ask the same method. `step` is the number
-of finished updates, from 0 at the start to epochs * steps_per_epoch. A schedule is one class and
+of finished updates, from 0 at the start to epochs * steps_per_epoch; of a run that ends with its
+time it is their share of those planned, and need not be whole. A schedule is one class and
 one entry in `SCHEDULES`. Free of torch.
 """
 
@@ -22,7 +23,7 @@ from vitc.settings import Settings, out_of_bounds, setting
 class ScheduleConfig:
     """What every schedule has; a concrete one is a subclass with its own fields."""
 
-    def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+    def lr(self, step: float, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
         """Learning rate of the update that follows `step` finished ones."""
         raise NotImplementedError
 
@@ -56,7 +57,7 @@ class CosineConfig(ScheduleConfig):
     per: Literal["step", "epoch"] = "step"
     """lr changes every step, or once an epoch as in the authors' code."""
 
-    def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+    def lr(self, step: float, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
         """At the end of the run the floor.
 
         `per="step"`: linear from `warmup_start * peak` at step 0 to exactly `peak` at the whole
@@ -119,8 +120,8 @@ class CustomScheduleConfig(CustomConfig, ScheduleConfig):
     def summary(self) -> str:
         return self.custom.what
 
-    def lr(self, step: int, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
-        return peak * float(_built(self).lr(step, epochs * steps_per_epoch))
+    def lr(self, step: float, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+        return peak * float(_built(self).lr(int(step), epochs * steps_per_epoch))
 
 
 @cache

@@ -28,6 +28,7 @@ from vitc.resolve import resolve_config, with_data
 from vitc.training import auto_model
 from vitc.training import auto_rules as rules
 from vitc.training.auto_rules import Choices, Look, Machine
+from vitc.training.pace import CLOCKS
 from vitc.wording import counted
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def propose(
     that cannot be; DataError: images that cannot be trained on.
     """
     fixed = dict(overrides or {})
+    clock = CLOCKS[fixed.get("train.clock", "wall")]
+    started = clock()
     if fixed.get("train.precision") == "auto":  # decided by measuring here too
         del fixed["train.precision"]
     budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
@@ -80,6 +83,8 @@ def propose(
     trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
     auto_model.choose_rate(choices, trial)
     seconds = auto_model.choose_length(choices, look, trial, budget, default=budget_seconds is None)
+    if seconds >= rules.BOUND_SHARE * budget and not fixed.keys() & rules.OWN_LENGTH:
+        choices.settings["train.budget_seconds"] = round(max(1.0, budget - (clock() - started)), 1)
     config = choices.config(base, trial.settings)
     if weights:
         choices.lines.insert(1, weights)

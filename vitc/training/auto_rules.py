@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_BUDGET_SECONDS = 1800.0
+BOUND_SHARE = 0.85  # of the budget that a run takes if the budget is what limits its epochs
+OWN_LENGTH = {"train.epochs", "train.budget_seconds"}  # settings by which users fix the length
 START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
 SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are read
 EVALUATIONS = 20  # on validation over a run, at most

@@ -43,8 +43,8 @@ class Setup:
         """Steps of the whole run."""
         return self.steps_per_epoch * self.config.train.epochs
 
-    def lr(self, step: int) -> float:
-        """The learning rate of the step that follows `step` finished ones."""
+    def lr(self, step: float) -> float:
+        """The learning rate of the step that follows `step` finished ones of those planned."""
         optim = self.config.optim
         return optim.schedule.lr(
             step,
@@ -108,7 +108,8 @@ def fresh_state(
         run = {"epochs": t.epochs, "steps_per_epoch": steps_per_epoch, "batch": t.batch}
         check_ema(average, **run)
         schedule = config.optim.schedule
-        ema = Ema(model, lambda step: ema_alpha(step, average, schedule, **run))
+        planned = t.epochs * steps_per_epoch  # a run with a time to end in may take more
+        ema = Ema(model, lambda step: ema_alpha(min(step, planned), average, schedule, **run))
     return TrainState(model, build_optimizer(config.optim, model), ema)
 
 

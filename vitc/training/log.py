@@ -13,6 +13,7 @@ from vitc.runs.folder import RunFolder
 from vitc.stats.proportions import wilson
 from vitc.training.build import Setup
 from vitc.training.device import computes_bf16, describe, peak_memory
+from vitc.training.pace import Pace
 from vitc.wording import counted, duration
 
 
@@ -25,6 +26,7 @@ class RunLog:
         self.noted: set[str] = set()
         self.limit_noted = False
         self.loss_noted = False
+        self.steps = setup.steps  # of the whole run, as far as is known
 
     def note(self, text: str) -> None:
         """Write a line to the screen and events.log."""
@@ -84,6 +86,22 @@ class RunLog:
         self.progress.update(state.step, note=note)
         self._note_lost_output()
 
+    def replanned(self, state: TrainState, pace: Pace) -> None:
+        """The run has a time to end in, and its remaining steps were counted again."""
+        steps = state.step + round((pace.steps - pace.position) / pace.rate)
+        self.folder.metric(
+            {
+                "kind": "pace",
+                "step": state.step,
+                "position": pace.position,
+                "rate": pace.rate,
+                "steps": steps,
+                "used_seconds": round(pace.used, 3),
+            }
+        )
+        self.steps = steps
+        self.progress.update(state.step, total=steps)
+
     def _rate(self, state: TrainState) -> float:
         images = state.step * self.setup.config.train.batch
         return round(images / max(state.seconds, 1e-9), 1)
@@ -117,7 +135,7 @@ class RunLog:
             "top1_best": state.best.get("top1"),
             "top5": last.get("top5"),
             "step": state.step,
-            "total_steps": setup.steps,
+            "total_steps": state.step if status == "done" else self.steps,
             "epochs": setup.config.train.epochs,
             "train_seconds": round(state.seconds, 3),
             "images_per_second": self._rate(state),

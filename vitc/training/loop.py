@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitc.config import RunConfig
 from vitc.data.dataset import open_data
 from vitc.data.loader import TrainLoader, open_train
-from vitc.errors import DivergedError, InterruptedRun, RunError
+from vitc.errors import ConfigError, DivergedError, InterruptedRun, RunError
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
 from vitc.resolve import load_config
@@ -30,6 +30,7 @@ from vitc.training.build import Setup, data_record, fresh_state, initial_model, 
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
 from vitc.training.initialise import InitialWeights
 from vitc.training.log import RunLog
+from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.probe import with_precision
 from vitc.training.step import NormStatistics, train_step
 from vitc.training.validate import Validation
@@ -81,6 +82,7 @@ def run(
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
+    started = CLOCKS[config.train.clock]()
     config = with_sources(config, out)
     device = pick_device(config.train.device)
     begun = (out / CONFIG).exists() and not overwrite
@@ -88,6 +90,10 @@ def run(
     initial = InitialWeights(config.init)
     config, prepared = initial.prepare(config, out, begun)
     with machine_settings(config.train, device), processes(device) as procs:
+        if config.train.budget_seconds is not None and procs.world > 1:
+            raise ConfigError(
+                "train.budget_seconds cannot be used by several processes.", "Use --train.epochs."
+            )
         data = open_data(config.data, config.model.in_chans)
         setup = set_up(config, data, device, procs)
         if config.init.weights and not begun:  # weights that do not fit create no folder
@@ -98,6 +104,7 @@ def run(
             if procs.first:
                 folder.write_data(data_record(config, data), data, allow_changed_data)
             state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
+            pace = Pace.of(config.train, setup.steps, started)
             for note in (*notes, *reasons, *prepared):
                 folder.event(note)
             quiet = quiet or not procs.first
@@ -107,12 +114,17 @@ def run(
             ):
                 log = RunLog(setup, folder, progress)
                 log.introduce()
-                resume(setup, state, folder, log, initial)
-                return Trainer(setup, state, folder, log, stop).run()
+                resume(setup, state, folder, log, initial, pace)
+                return Trainer(setup, state, folder, log, stop, pace).run()
 
 
 def resume(
-    setup: Setup, state: TrainState, folder: RunFolder, log: RunLog, initial: InitialWeights
+    setup: Setup,
+    state: TrainState,
+    folder: RunFolder,
+    log: RunLog,
+    initial: InitialWeights,
+    pace: Pace,
 ) -> None:
     """Load the newest good checkpoint into `state`; where there is none, the initial weights."""
     found, damaged = latest_checkpoint(folder.checkpoints)
@@ -126,6 +138,7 @@ def resume(
             state.ema.module.load_state_dict(state.model.state_dict())
         return
     extra = state.load(found)
+    pace.resume(extra, state.step)
     folder.cut_back(state.step)
     threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
     if setup.device.type == "cpu" and threads and threads != here:
@@ -168,10 +181,16 @@ class Trainer:
     """One run in one process, from the step that `state` is at to the last."""
 
     def __init__(
-        self, setup: Setup, state: TrainState, folder: RunFolder, log: RunLog, stop: StopSignal
+        self,
+        setup: Setup,
+        state: TrainState,
+        folder: RunFolder,
+        log: RunLog,
+        stop: StopSignal,
+        pace: Pace,
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
-        self.log, self.stop = log, stop
+        self.log, self.stop, self.pace = log, stop, pace
         self.validation = Validation(setup, state)
         self.pending: list[dict[str, Tensor]] = []  # what steps returned, not yet read
         self.counted_until = 0.0  # time.monotonic() up to which state.seconds counts
@@ -184,11 +203,16 @@ class Trainer:
         self.counted_until = self.saved_at = time.monotonic()
         try:
             with open_train(
-                setup.data, setup.config.data, setup.plan, setup.device, state.step, setup.steps
+                setup.data,
+                setup.config.data,
+                setup.plan,
+                setup.device,
+                state.step,
+                self.pace.most_steps,
             ) as batches:
                 self.folder.event(batches.note)
                 self._steps(batches)
-                if state.step < setup.steps:
+                if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
                 self._save()
                 summary = self.log.close(state, "done")
@@ -200,7 +224,7 @@ class Trainer:
             raise
 
     def _steps(self, batches: TrainLoader) -> None:
-        setup, state, t = self.setup, self.state, self.setup.config.train
+        setup, state, t, pace = self.setup, self.state, self.setup.config.train, self.pace
         forward = state.model
         if t.compile:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
@@ -212,9 +236,12 @@ class Trainer:
         train_mode(state.model)
         norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs)
         for micros in batches:
-            lr = setup.lr(state.step)
+            if pace.ended:  # of a run that was finished when it was last saved
+                return
+            lr = setup.lr(pace.position)
             self.pending.append(train_step(state, forward, micros, lr, norms, setup.settings))
             state.step += 1
+            pace.advance()
             if state.ema is not None:
                 state.ema.update(state.model, state.step)
             for name in (name for micro in micros for name in micro.skipped):
@@ -228,15 +255,19 @@ class Trainer:
             if logging:
                 self._count_time()
                 self.log.train_line(state, lr)
-            if within == 0 or state.step == setup.steps:
+            if pace.replan(state.step):
+                self.log.replanned(state, pace)
+            if within == 0 or pace.ended:
                 self.log.limit(batches)
-            if within == 0 and self.validation.due(epoch):
+            if self.validation.due(epoch, within == 0, pace.ended):
                 self._evaluate(batches)
             if logging or within == 0 or setup.procs.world == 1:
                 self._stop_if_asked()
             by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0
             due = by_steps or time.monotonic() - self.saved_at >= t.save_every_seconds
-            if due and state.step < setup.steps:
+            if pace.ended:
+                return
+            if due:
                 self._save()
 
     def _read(self) -> None:
@@ -262,7 +293,9 @@ class Trainer:
     def _evaluate(self, batches: TrainLoader) -> None:
         """Measure on validation; its time is not training time."""
         self._count_time()
+        before = self.pace.seconds()
         line = self.validation.measure(batches.provider)
+        self.pace.reserve = SAVING_SECONDS + self.pace.seconds() - before
         for name in self.validation.batches.skipped:
             self.log.note_once(f"not evaluated on broken file {name}")
         self.log.eval_line(self.state, line)
@@ -277,6 +310,7 @@ class Trainer:
             return
         self.folder.sync()
         extra = {
+            **self.pace.state,
             "threads": torch.get_num_threads(),
             "device": str(self.setup.device),
             "seed_order": self.setup.plan.seed_order,
@@ -287,7 +321,7 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         setup, step = self.setup, self.state.step
-        if setup.procs.any(self.stop.number is not None, setup.device) and step < setup.steps:
+        if setup.procs.any(self.stop.number is not None, setup.device) and not self.pace.ended:
             self._save()
             number = self.stop.number or signal.SIGTERM
             raise InterruptedRun(
@@ -299,10 +333,11 @@ class Trainer:
 
     def _diverged(self, step: int, outcome: dict[str, float]) -> None:
         found, _ = latest_checkpoint(self.folder.checkpoints)
+        at = step - 1 if self.pace.budget is None else self.pace.position
         values = ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in outcome.items())
         raise DivergedError(
             f"Diverged at step {step} of {self.setup.steps}: {values}, lr "
-            f"{self.setup.lr(step - 1):.3g}. No weight was changed by that step. "
+            f"{self.setup.lr(at):.3g}. No weight was changed by that step. "
             f"Last good checkpoint: {found or 'none'}.",
             "Lower --optim.lr, lengthen --optim.schedule.warmup_epochs, or set "
             "--optim.clip_norm 1.",

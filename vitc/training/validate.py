@@ -30,11 +30,12 @@ class Validation:
     def __init__(self, setup: Setup, state: TrainState) -> None:
         self.setup, self.state = setup, state
 
-    def due(self, epoch: int) -> bool:
-        """Whether the run is evaluated after this epoch, counted from 1."""
-        t = self.setup.config.train
+    def due(self, epoch: int, epoch_ends: bool, run_ends: bool) -> bool:
+        """Whether the run is evaluated after this step: at the end of every so many epochs, and of
+        the run. `epoch` is counted from 1."""
+        every = self.setup.config.train.eval_every_epochs
         here = "val" in self.setup.data.splits
-        return here and (epoch % t.eval_every_epochs == 0 or epoch == t.epochs)
+        return here and (run_ends or (epoch_ends and epoch % every == 0))
 
     def measure(self, provider: Provider) -> dict[str, Any]:
         """The line for metrics.jsonl; models are left in eval mode.
