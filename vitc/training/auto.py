@@ -85,6 +85,7 @@ def propose(
     seconds = auto_model.choose_length(choices, look, trial, budget, default=budget_seconds is None)
     if seconds >= rules.BOUND_SHARE * budget and not fixed.keys() & rules.OWN_LENGTH:
         choices.settings["train.budget_seconds"] = round(max(1.0, budget - (clock() - started)), 1)
+    _choose_mixing(choices)
     config = choices.config(base, trial.settings)
     if weights:
         choices.lines.insert(1, weights)
@@ -240,14 +241,24 @@ def _choose_views(choices: Choices, look: Look) -> None:
         choices.settings["data.augment.scale"] = (0.35, 1.0)
     flip, because = rules.flip_for(look.classes)
     choices.take("data.augment.flip", "mirror", flip, because)
-    mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1}
+
+
+def _choose_mixing(choices: Choices) -> None:
+    """Mixup and CutMix where the images will be seen often, label smoothing always."""
+    epochs = choices.fixed.get("train.epochs", choices.settings.get("train.epochs", 0))
+    often = epochs >= rules.MIXING_EPOCHS
+    mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0} if often else {}
+    mixing["label_smoothing"] = 0.1
     for name, value in mixing.items():
         if f"data.augment.{name}" not in choices.fixed:
             choices.settings[f"data.augment.{name}"] = value
+    seen = f"each image is seen {counted(epochs, 'time')}"
     choices.note(
         "mixing",
         ", ".join(f"{n} {choices.fixed.get(f'data.augment.{n}', v)}" for n, v in mixing.items()),
-        "without it a model overfits few images (the values are the paper's)",
+        f"{seen}: without it a model would overfit (the values are the paper's)"
+        if often
+        else f"{seen}, too seldom for mixup and CutMix to pay",
     )
 
 
