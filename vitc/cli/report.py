@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json, writes_files
+from vitc.cli.parser import Parser, Verb, changed_data_option, emit, emit_json, writes_files
 from vitc.files import read_json
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ def report_on(
     markdown: Path | None = None,
     protocol: Protocol = "last",
     ran: bool = False,
+    allow_changed_data: bool = False,
 ) -> int:
     """Make and print the report. 1 where the trials just `ran` and some failed or have no result;
     diverged ones are results."""
     from vitc.study.reporting import report, summary_text
 
-    page, sections = report(folders, out, markdown, protocol)
+    page, sections = report(folders, out, markdown, protocol, allow_changed_data)
     unfinished = sum(section.unfinished for section in sections)
     failed = sum(r.status == "failed" for section in sections for r in section.results)
     code = int(ran and bool(failed or unfinished))
@@ -68,11 +69,16 @@ def _options(parser: Parser) -> None:
     about = "a Markdown page of it as well, for a repository"
     add("--page", metavar="FILE.md", type=Path, help=about)
     protocol_option(parser)
+    about = "report although trials were run on different images; these are not compared"
+    changed_data_option(parser, about)
     add("--json", action="store_true", help="results.json on one line, last on stdout")
 
 
 def _run(args: Namespace) -> int:
-    return report_on(args.folders, args.out, args.json, args.page, args.protocol)
+    allow = args.allow_changed_data
+    return report_on(
+        args.folders, args.out, args.json, args.page, args.protocol, allow_changed_data=allow
+    )
 
 
 VERB = Verb(

@@ -15,6 +15,7 @@ from vitc.cli import work
 from vitc.cli.parser import (
     Parser,
     Verb,
+    changed_data_option,
     count,
     emit,
     emit_json,
@@ -99,6 +100,7 @@ def _study_options(parser: Parser, out: str, test: bool = False) -> None:
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
     about = "compare although settings, versions or machines differ; reported"
     add("--allow-mixed", action="store_true", help=about)
+    changed_data_option(parser, "run trials although images changed since others were run")
     add("--retry-failed", action="store_true", help="run trials again whose worker died")
     protocol_option(parser)
     add("--json", action="store_true", help="results.json on one line, last on stdout")
@@ -194,6 +196,7 @@ def _run(
             *last,
             engine=engine,
             allow_mixed=args.allow_mixed,
+            allow_changed_data=args.allow_changed_data,
             retry_failed=args.retry_failed,
             command=shlex.join(["vitc", *sys.argv[1:]]),
         )
@@ -202,10 +205,17 @@ def _run(
         emit("Nothing was run or written (--dry-run).")
         return 0
     if getattr(args, "test", False):
-        measure_chosen(*last, note)
+        measure_chosen(*last, note, args.allow_changed_data)
     if getattr(args, "exhibit", "") == "fig11":
         measure_second(*last, args.second, note)
-    return report_on([folder.path], None, args.json, protocol=args.protocol, ran=True)
+    return report_on(
+        [folder.path],
+        None,
+        args.json,
+        protocol=args.protocol,
+        ran=True,
+        allow_changed_data=args.allow_changed_data,
+    )
 
 
 # -- quick and status ------------------------------------------------------------------------------

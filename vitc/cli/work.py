@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitc.cli.parser import Parser, Verb, count, emit, writes_files
+from vitc.cli.parser import Parser, Verb, changed_data_option, count, emit, writes_files
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def options(parser: Parser) -> None:
         help="the I-th of N equal parts of the trials, as 1/4 (default: all)",
     )
     add("--allow-mixed", action="store_true", help="run trials though versions differ; reported")
+    changed_data_option(parser, "run trials although images changed since others were run")
     engine_options(parser, shown=True)
 
 
@@ -157,7 +158,13 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         show_trials(folder, folder.read()[0], engine)
         return 0
-    now = work_on(folder, engine, part=args.slice, allow_mixed=args.allow_mixed)
+    now = work_on(
+        folder,
+        engine,
+        part=args.slice,
+        allow_mixed=args.allow_mixed,
+        allow_changed_data=args.allow_changed_data,
+    )
     counts = ", ".join(f"{n} {status}" for status, n in now.counts.items())
     emit(f"{folder.path}: {now.ended} of {now.total} trials have ended; {counts}")
     return int(now.counts["failed"] > 0)

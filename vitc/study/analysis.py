@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, DataError
+from vitc.runs.images import ALLOW
+from vitc.study import images
 from vitc.study.design import HPARAMS, MUST_AGREE, Plan, settings_of
 from vitc.study.measures import measure_of
 from vitc.study.paper.beside import beside
@@ -35,18 +37,21 @@ class _Study:
     notes: list[str]
 
 
-def analyse(folders: Sequence[Path], protocol: Protocol = "last") -> list[Section]:
+def analyse(
+    folders: Sequence[Path], protocol: Protocol = "last", allow_changed_data: bool = False
+) -> list[Section]:
     """One section a study; random draws with the same ranges, seed and budget become one.
 
     `protocol`: a run's error is that after its last epoch, or the least of all its epochs ("paper",
     as in the authors' sweeps). Finished or not. Raises ConfigError: no folder, one that is not a
-    study, or of an unknown measure.
+    study, or of an unknown measure; DataError: the images changed between trials, unless
+    `allow_changed_data`: what was run on different images is then not compared.
     """
     if not folders:
         raise ConfigError("No study is given.", "For example: vitc report studies/quick")
     studies: list[_Study] = []
     for folder in folders:
-        study = _read(folder, protocol)
+        study = _read(folder, protocol, allow_changed_data)
         others = [s for s in studies if s.plan.measure == study.plan.measure]
         if not measure_of(study.plan.measure).joins:
             studies.append(study)
@@ -56,21 +61,36 @@ def analyse(folders: Sequence[Path], protocol: Protocol = "last") -> list[Sectio
         if home is not None:
             studies[studies.index(home)] = _joined(home, study)
         else:
-            why = [
-                f"Not joined with {s.folders[0]}: they differ in {', '.join(apart[id(s)])}."
-                for s in others
-            ]
-            studies.append(replace(study, notes=why))
+            why = [_not_joined(s, study, apart[id(s)], allow_changed_data) for s in others]
+            studies.append(replace(study, notes=[*study.notes, *why]))
     studies.sort(key=lambda s: s.plan.measure != HPARAMS)
     return [_section(s, protocol) for s in studies]
 
 
-def _read(folder: Path, protocol: Protocol) -> _Study:
+def _read(folder: Path, protocol: Protocol, allow_changed_data: bool) -> _Study:
     study = StudyFolder(folder)
     plan, record = study.read()
     measure_of(plan.measure)
     plan = study.with_sources(plan)
-    return _Study(plan, [record], [folder], results_of(study, plan, protocol), [])
+    found = results_of(study, plan, protocol)
+    results, notes = images.comparable(folder, found, allow_changed_data)
+    return _Study(plan, [record], [folder], results, [*notes, *images.mixed_data(plan)])
+
+
+def _not_joined(a: _Study, b: _Study, why: Sequence[str], allow_changed_data: bool) -> str:
+    """Why two studies are sections apart. Raises DataError: images of one place changed between
+    them, unless `allow_changed_data`."""
+    difference = images.images_apart([*a.results, *b.results])
+    if difference is None:
+        return f"Not joined with {a.folders[0]}: they differ in {', '.join(why)}."
+    text = f"{a.folders[0]} and {b.folders[0]} were run on different images"
+    paths = [{g.config.data.path for g in s.plan.groups} for s in (a, b)]
+    if paths[0] == paths[1] and not allow_changed_data:
+        raise DataError(
+            f"{text}: {difference}.",
+            f"Run both on the same images. {ALLOW} reports each on its own, not compared.",
+        )
+    return f"{text} and are not compared: {difference}."
 
 
 def _apart(a: _Study, b: _Study) -> list[str]:
@@ -81,9 +101,11 @@ def _apart(a: _Study, b: _Study) -> list[str]:
         found.append("ranges of single contenders")
     found += [
         name
-        for name, read in MUST_AGREE.items()
+        for name, read in {**MUST_AGREE, "data": images.data_settings}.items()
         if settings_of(a.plan.groups, read) != settings_of(b.plan.groups, read)
     ]
+    if images.images_apart([*a.results, *b.results]) is not None:
+        found.append("images")
     if _environment(a)["versions"] != _environment(b)["versions"]:
         found.append("versions")
     return found
@@ -99,7 +121,7 @@ def _joined(home: _Study, new: _Study) -> _Study:
     taken = set(home.plan.contenders)
     names = {c: f"{c} ({new.plan.name})" if c in taken else c for c in new.plan.contenders}
     groups = [replace(g, contender=names[g.contender]) for g in new.plan.groups]
-    notes = list(home.notes)
+    notes = [*home.notes, *new.notes]
     if _environment(home)["hardware"] != _environment(new)["hardware"]:
         notes.append(f"{new.folders[0]} ran on other hardware than {home.folders[0]}.")
     return _Study(

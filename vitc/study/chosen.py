@@ -21,7 +21,10 @@ def read_chosen(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def measure_chosen(
-    folder: StudyFolder, plan: Plan, show: Callable[[str], None]
+    folder: StudyFolder,
+    plan: Plan,
+    show: Callable[[str], None],
+    allow_changed_data: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every group's best run on the test split, unless that very run already was.
 
@@ -45,7 +48,9 @@ def measure_chosen(
         _, best = max(done, key=lambda pair: pair[0] or 0.0)
         if found.get(group.key, {}).get("trial") == best.id:
             continue
-        result = evaluate_run(folder.trial(best), split="test")
+        result = evaluate_run(
+            folder.trial(best), split="test", allow_changed_data=allow_changed_data
+        )
         keep = ("top1", "top1_low", "top1_high", "top5", "loss", "n", "weights", "split")
         found[group.key] = {"trial": best.id, "draw": best.draw, **{k: result[k] for k in keep}}
         show(

@@ -43,6 +43,8 @@ _NO_RESULT = (  # settings that decide no result: where a trial runs, how often 
     "train.keep_checkpoints",
     "data.workers",
 )
+DATA_PLACE = ("path", "workers", "resident")  # settings of where images are, not of which
+DATA_HANDLING = ("fit", "eval_crop", "balance", "bad_files", "mean", "std", "augment")
 NOT_HASHED = {1: _NO_RESULT, 2: _NO_RESULT}  # by schema, with its names
 
 
@@ -103,6 +105,12 @@ class Group:
         """The config as plan.json has it, or will have it."""
         return to_dict(self.config) if self.stored is None else self.stored
 
+    @cached_property
+    def images(self) -> dict[str, Any]:
+        """The settings that decide which images its trials use, wherever these are."""
+        apart = DATA_PLACE + DATA_HANDLING
+        return {k: v for k, v in to_dict(self.config.data).items() if k not in apart}
+
     def with_config(self, config: RunConfig) -> Group:
         """The group with other settings: its trials are others."""
         return dataclasses.replace(self, config=config, stored=None)
@@ -138,6 +146,13 @@ class Trial:
         settings = upgrade({**self.values, **self.seeds}, self.schema)
         del settings["schema"]
         return from_dict(settings, self.group.config)
+
+    @property
+    def images(self) -> str:
+        """What decides its images: trials of which it is equal must have been run on the same."""
+        own = self.group.images
+        drawn = {k: v for k, v in self.values.items() if k.removeprefix("data.") in own}
+        return json.dumps([own, drawn], sort_keys=True)
 
     @property
     def label(self) -> str:

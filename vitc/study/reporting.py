@@ -48,6 +48,7 @@ def report(
     out: Path | None = None,
     page: Path | None = None,
     protocol: Protocol = "last",
+    allow_changed_data: bool = False,
 ) -> tuple[Path, list[Section]]:
     """Write report.html, figures/, trials.csv, table.tex and results.json.
 
@@ -55,7 +56,7 @@ def report(
     report_paper by the paper's protocol (see `analysis.analyse`); several need one. `page`, a
     Markdown file, is written as well, with its figures and numbers in a folder of its name.
     Nothing of the studies is changed, so a report can be made at any time, also while trials run.
-    Raises ConfigError.
+    `allow_changed_data` and errors raised: as `analysis.analyse`.
     """
     from vitc.views import figures, html, latex
 
@@ -65,7 +66,7 @@ def report(
         if len(folders) != 1:
             raise ConfigError("Several studies need a place for their report.", "Add --out DIR.")
         out = folders[0] / ("report" if protocol == "last" else "report_paper")
-    sections = analyse(folders, protocol)
+    sections = analyse(folders, protocol, allow_changed_data)
     values = {
         "protocol": protocol,
         "sections": [_values(s) for s in sections if s.plan.measure == HPARAMS],

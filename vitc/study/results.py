@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitc.study.measures.draws import GroupDraws
 
 Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
+LEFT_OUT = "left out"  # status of a trial that a report does not use
 PAPER_PRIMARY = "minimum over epochs of the top-1 error of the EMA weights on validation"
 
 
@@ -86,6 +87,10 @@ class Result:
     point: str = ""
     test: dict[str, Any] | None = None
     """What it scored on the test images; None for all but the chosen run of a group."""
+    images: str = ""
+    """The settings that decide which images it was run on."""
+    fingerprint: str = ""
+    """Of the images that it was run on; empty where it did not come so far."""
 
 
 def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> list[Result]:
@@ -122,6 +127,8 @@ def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> 
                 note=str(summary.get("error") or ""),
                 point=trial.point,
                 test=test if test.get("trial") == trial.id else None,
+                images=trial.images,
+                fingerprint=str(summary.get("data_fingerprint") or ""),
             )
         )
     return found

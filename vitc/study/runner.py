@@ -15,6 +15,7 @@ from vitc.machine import environment, other_versions
 from vitc.progress import Progress
 from vitc.runs.folder import ENDED, Run
 from vitc.study.design import Plan, Trial, mixed
+from vitc.study.images import check_unchanged
 from vitc.study.launch import Engine, LocalEngine, device_of, run_all
 from vitc.study.standing import Standing, standing, trials_by_id
 from vitc.study.study_folder import StudyFolder
@@ -35,6 +36,7 @@ def conduct(
     workers: int | None = None,
     engine: Engine | None = None,
     allow_mixed: bool = False,
+    allow_changed_data: bool = False,
     retry_failed: bool = False,
     quiet: bool = False,
     command: str = "",
@@ -45,7 +47,8 @@ def conduct(
     It is no part of the plan: a study may be resumed with another, which its history then notes.
 
     Raises ConfigError: another study is there, or contenders differ in what must agree and
-    `allow_mixed` is not set (those of an exhibit may, its machines and versions not). Raises
+    `allow_mixed` is not set (those of an exhibit may, its machines and versions not); DataError:
+    the images changed since trials were run, and `allow_changed_data` is not set. Raises
     InterruptedRun on SIGTERM or Ctrl-C, once the running trials have saved their state: the same
     command resumes.
     """
@@ -61,10 +64,14 @@ def conduct(
     folder.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder.path):
         plan = folder.joined(plan)
+        runs, moved = standing(folder, plan).runs, bool(folder.moves(plan))
+        changed = check_unchanged(plan, runs, allow_changed_data, moved)
         record = folder.start(plan, here, command)
         _same_machine(folder, record, here, allow_mixed, command)
         if differing:
             _note_once(folder, record, f"mixed on purpose: {'; '.join(differing)}", command)
+        for what in changed:
+            _note_once(folder, record, what, command)
         before = standing(folder, plan)
         again = [i for i, r in before.runs.items() if r.status == "failed"] if retry_failed else []
         if again:
@@ -93,13 +100,14 @@ def work_on(
     *,
     part: tuple[int, int] = (1, 1),
     allow_mixed: bool = False,
+    allow_changed_data: bool = False,
     quiet: bool = False,
 ) -> Standing:
     """Run the unfinished trials of a study that exists, or of the i-th of n equal parts of it.
 
     Any number of machines may do so at a time: each takes the trials that no other has claimed,
     and returns when there are none. Raises ConfigError: this machine does not see the study, has
-    other versions, or its file system has no locks; InterruptedRun, as `conduct`.
+    other versions, or its file system has no locks; DataError, InterruptedRun, as `conduct`.
     """
     check_machine(folder, allow_mixed)
     if part == (1, 1) and engine.name == "local" and not locks_work(folder.path):
@@ -110,6 +118,7 @@ def work_on(
         )
     plan, _ = folder.read()
     now = standing(folder, plan)
+    check_unchanged(plan, now.runs, allow_changed_data)
     trials = list(trials_by_id(plan).values())[part[0] - 1 :: part[1]]
     trials = [t for t in trials if t.id not in now.runs or not now.runs[t.id].ended]
     if trials:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Stage = tuple[StudyFolder, Plan]  # a plan and where its trials are
-EXECUTION = ("workers", "allow_mixed", "retry_failed", "quiet")  # of `runner.conduct`
+# of `runner.conduct`
+EXECUTION = ("workers", "allow_mixed", "allow_changed_data", "retry_failed", "quiet")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def run(
 
     Contenders are recipes x models (none: each recipe's own) x stems, under each optimizer.
     Further `words` are `draws` or `seeds`, `seed`, `reference`, `control` and `controls`, the
-    options of the measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed` and
-    `retry_failed`; and dotted settings for every trial, as `**{"train.epochs": 3}`.
-    Raises ConfigError, RunError.
+    options of the measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed`,
+    `allow_changed_data` and `retry_failed`; and dotted settings for every trial, as
+    `**{"train.epochs": 3}`.
+    Raises ConfigError, DataError, RunError.
     """
     from vitc.study.reporting import report
 
@@ -101,7 +103,8 @@ def run(
     request = continued(request_of(kind, **contenders, **words), folder, measure)
     for inside, plan in stages(measure, request, folder):
         conduct(inside, plan, **execution)
-    page, (section,) = report([folder.path])
+    allow = bool(execution.get("allow_changed_data", False))
+    page, (section,) = report([folder.path], allow_changed_data=allow)
     return StudyResult(folder.path, section, page)
 
 

@@ -170,7 +170,19 @@ class StudyFolder:
             plan = from_json(record["plan"], schema, record.get("about", ()))
         except ConfigError as error:
             raise ConfigError(f"{file}: {error.message}", error.hint) from error
-        return plan, record
+        return _relocated(plan, record.get("moved", {})), record
+
+    def moves(self, plan: Plan) -> dict[str, str]:
+        """Where images are now that the plan on disk, as it was first stored, has elsewhere."""
+        if not self.exists():
+            return {}
+        old, _ = self.read()
+        here = {g.key: g.config.data.path for g in plan.groups}
+        return {
+            str(g.settings["data"]["path"]): str(here[g.key])
+            for g in old.groups
+            if here.get(g.key, g.config.data.path) != g.config.data.path
+        }
 
     def joined(self, plan: Plan) -> Plan:
         """The plan that its command runs here: as it is, or the stored one with its draws.
@@ -209,7 +221,12 @@ class StudyFolder:
                 f"{self.path} is not empty and is not a study.", "Give another --out."
             )
         if self.exists():
-            joined, (old, record) = self.joined(plan), self.read()
+            joined, (old, record), moves = self.joined(plan), self.read(), self.moves(plan)
+            if moves:  # the plan keeps the place that trial ids are hashes of
+                record["moved"] = {**record.get("moved", {}), **moves}
+                what = "; ".join(f"the images of {a} are in {b} now" for a, b in moves.items())
+                record["history"].append({"when": _now(), "what": what, "command": command})
+                self._write(record)
             if joined.draws > old.draws:
                 joined.check_trials()
                 record["plan"] |= {"draws": _draws(joined), "draw_count": joined.draws}
@@ -263,8 +280,24 @@ class StudyFolder:
         write_json(self.path / PLAN_FILE, record, indent=1)
 
 
+def _relocated(plan: Plan, moved: Mapping[str, str]) -> Plan:
+    """The plan with the images where they are now; what is stored of it stays."""
+    groups = []
+    for g in plan.groups:
+        place = moved.get(str(g.settings["data"]["path"])) if moved else None
+        if place is not None:
+            data = dataclasses.replace(g.config.data, path=place)
+            config = dataclasses.replace(g.config, data=data)
+            g = dataclasses.replace(g, config=config)
+        groups.append(g)
+    return dataclasses.replace(plan, groups=tuple(groups))
+
+
 def plan_differences(old: Plan, new: Plan) -> list[str]:
-    """What differs between two plans by meaning, by the name of the setting; draws may be added."""
+    """What differs between two plans by meaning, by the name of the setting; draws may be added.
+
+    Images may be elsewhere: whether they are the same is seen when trials are run.
+    """
     found = [
         f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
         for name in ("name", "measure", "reference", "seed", "classes", "exhibit", "seed_start")
@@ -278,7 +311,8 @@ def plan_differences(old: Plan, new: Plan) -> list[str]:
     found += [f"contender {key} is missing" for key in before if key not in after]
     for key in before.keys() & after.keys():
         a, b = before[key], after[key]
-        found += [f"{key}: {line}" for line in differences(a.config, b.config)]
+        lines = [d for d in differences(a.config, b.config) if not d.startswith("data.path:")]
+        found += [f"{key}: {line}" for line in lines]
         found += [f"{key}: {line}" for line in _range_differences(a.ranges, b.ranges, old.schema)]
         found += [
             f"{key}: {name} {getattr(a, name)} -> {getattr(b, name)}"
