@@ -49,8 +49,8 @@ def _data_of(group: Group) -> str:
 def check_unchanged(
     plan: Plan, runs: Mapping[str, Run], allow: bool, moved: bool = False
 ) -> list[str]:
-    """What changed in the images since trials of the plan were run, for those still to run, or, if
-    the images are said to have `moved`, for all.
+    """What changed in the images since trials of the plan were run; looked at where trials are
+    still to run, or where the images have `moved` to another path.
 
     `allow`: unfinished trials on other images are then discarded, so that none sees both. Raises
     DataError otherwise; nothing is opened where no trial is left, or none was run.
