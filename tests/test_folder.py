@@ -141,9 +141,9 @@ RUN = {"model": {}, "data": {}, "optim": {}, "train": {}}
         ),
         ({"x/train/a": 3, "x/train/b": 3, "x/val/a": 1}, {"train": [3, 3], "val": [1, 0]}, "'x'"),
         (
-            {"part1/a": 3, "part1/b": 3, "part2/a": 1, "part2/b": 1},
+            {"left/a": 3, "left/b": 3, "right/a": 1, "right/b": 1},
             {"train": [6, 2]},
-            "train=part1",
+            "train=left,train=right",
         ),
         ({"train station": 3, "test tube": 2}, {"train": [2, 3]}, ""),
         ({"rail/train": 3, "rail/tram": 3, "road/car": 2}, {"train": [6, 2]}, ""),
@@ -167,6 +167,7 @@ def test_splits_are_known_by_their_words(
         ({"cat_train": 3, "cat_test": 1, "dog_train": 3}, "named like splits"),
         ({"a/train": 3, "a/val": 1, "b": 3}, "'a' of"),
         ({"a": 2, "a/val": 1, "b": 2, "b/val": 1}, "next to other images"),
+        ({"part1/a": 3, "part1/b": 3, "part2/a": 1, "part2/b": 1}, "parts of one data set"),
         ({"train1/a": 3, "train1/b": 3, "train2/a": 3}, "several folders for the train"),
     ],
 )

@@ -78,4 +78,4 @@ def test_hundreds_of_layouts_are_read_right_or_refused(kind: str, tmp_path: Path
     counts = run(kind, range(1000, 1200), tmp_path)
     print(f"{kind}: {dict(counts)}")
     assert counts["right"] >= 150
-    assert counts["refused (ambiguous)"] <= 20
+    assert counts["refused (ambiguous)"] <= 30

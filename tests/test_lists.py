@@ -191,6 +191,37 @@ def test_lists_of_other_programs_are_read(
     assert [data.splits["train"].stored(i) for i in range(2)] == [png(0), png(1)]
 
 
+def test_paths_are_found_in_one_folder_around_the_list_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    listed(tmp_path, "")
+    file = tmp_path / "lists" / "all.csv"
+    for path in ("in/{}.png", "{}.png", "{}"):
+        file.write_text(
+            "image_id,label\n" + "".join(f"{path.format(i)},{i % 2}\n" for i in range(6))
+        )
+        data = opened(file)
+        assert [data.splits["train"].stored(i) for i in range(6)] == [png(i) for i in range(6)]
+        assert "Paths are read as" in " ".join(data.notes)
+    (tmp_path / "lists" / "0.png").touch()  # one of six is no place
+    assert len(opened(file).splits["train"]) == 6
+    (tmp_path / "copy").mkdir()
+    for i in range(6):
+        (tmp_path / "copy" / f"{i}.png").write_bytes(png(9))
+    with pytest.raises(DataError, match=r"several folders: '\.\./copy', '\.\./in'"):
+        opened(file)
+    file.write_text("path,label\nx/y/0.png,a\nx/y/1.png,b\n")
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / "x" / "y" / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="missing") as error:
+        opened(file.rename(tmp_path / "deep" / "er" / "all.csv"))
+    assert "not to the current one" in (error.value.hint or "")
+
+
 def test_test_images_without_labels_are_left_out_and_others_refused(tmp_path: Path) -> None:
     splits = "train train train train test test"
     for labels in ("0 1 0 1 -1 -1", "0 1 0 1 , ,"):

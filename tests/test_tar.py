@@ -193,6 +193,7 @@ def test_folders_of_splits_are_those_of_a_folder(tmp_path: Path) -> None:
     )
     data = whole(tar(tmp_path / "t.tar", members))  # a folder is enough where sidecars have labels
     assert {k: len(s) for k, s in data.splits.items()} == {"train": 6, "val": 6}
+    assert "'dev' is val" in "\n".join(data.notes)
     assert len(whole(tmp_path / "t.tar", splits="none").splits["train"]) == 12
 
 

@@ -181,6 +181,18 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return few((repr(shown(name)) for name in names), most)
 
 
+def similar_classes(classes: Iterable[str]) -> list[str]:
+    """A note on classes that differ only in case, spaces, hyphens and underscores."""
+    near: dict[str, list[str]] = {}
+    for name in sorted(classes):
+        alike = re.sub(r"[\s_-]+", "", name.casefold()) if re.search(r"[^\W\d_]", name) else name
+        near.setdefault(alike, []).append(name)
+    doubtful = [name for group in near.values() if len(group) > 1 for name in group]
+    if not doubtful:
+        return []
+    return [f"Classes with almost the same name: {some(doubtful, 6)}. Are they one?"]
+
+
 def by_label(
     where: str,
     images: Split,
@@ -212,13 +224,7 @@ def by_label(
             f"{some(strange, 5)}.{suggest(strange[0], train)}",
             f"Those of training: {some(sorted(train), 10)}.",
         )
-    near: dict[str, list[str]] = {}
-    for text in sorted(train):
-        alike = re.sub(r"[\s_-]+", "", text.casefold()) if re.search(r"[^\W\d_]", text) else text
-        near.setdefault(alike, []).append(text)
-    doubtful = [text for group in near.values() if len(group) > 1 for text in group]
-    if doubtful:
-        notes.append(f"Classes with almost the same name: {some(doubtful, 6)}. Are they one?")
+    notes += similar_classes(train)
     if len(train) < 2:
         raise DataError(
             f"{where} has one class only, {train[0]!r}; a classifier needs two or more.",

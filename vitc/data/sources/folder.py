@@ -12,7 +12,7 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.litter import is_image, is_litter, own_output
-from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, some
+from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, similar_classes, some
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
 from vitc.data.split_words import parse_splits
 from vitc.data.store import Files, Names, name_key, shown
@@ -89,6 +89,7 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
         if absent:
             lacking = f"{counted(len(absent), 'class', 'classes')}: {some(absent, 5)}"
             notes.append(f"The {split} split has no image of {lacking}.")
+    notes += similar_classes(classes)
     images = [image for part in found.values() for c in part.values() for image in c.images]
     empty = [name for name, size in images if size == 0]
     if empty:

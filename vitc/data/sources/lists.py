@@ -323,9 +323,10 @@ def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, lis
         return sizes, notes
     text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
     if config.bad_files == "stop" or len(missing) == len(listed.paths):
-        raise DataError(
-            text, "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
-        )
+        hint = "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
+        if Path(missing[0]).is_file():
+            hint = "Paths are relative to the list's folder, not to the current one: move the list."
+        raise DataError(text, hint)
     return sizes, [*notes, text]
 
 
@@ -354,11 +355,15 @@ def _western(text: str) -> str:
 
 
 def _elsewhere(folder: Path, paths: Sequence[str]) -> tuple[str, str]:
-    """The folder beside the list, and the suffix that is left out, with which all paths are found.
+    """The folder around the list, and the suffix that is left out, with which all paths are found.
 
     Raises DataError: there are several.
     """
-    places = ["", *sorted(p.name for p in folder.glob("*") if p.is_dir() and not is_litter(p.name))]
+    places = ["", ".."]
+    for around in ("", ".."):
+        with os.scandir(folder / around) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))
+        places += [os.path.join(around, name) for name in names if name != folder.name]
     found = [
         (place, suffix)
         for place in places

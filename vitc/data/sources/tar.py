@@ -343,7 +343,8 @@ def _inside(where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] 
     )
     every = np.ones(len(names), np.bool_)
     if labelled.all():
-        return _Inside(_folder_splits(names, wanted), None, every, [])
+        notes: list[str] = []
+        return _Inside(_folder_splits(names, wanted, notes), None, every, notes)
     bare = [name for name, has in zip(names, labelled, strict=True) if not has]
     if labelled.any():
         raise DataError(
@@ -378,7 +379,9 @@ def _inside(where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] 
     return _Inside(splits, labels, kept, layout.notes)
 
 
-def _folder_splits(names: Sequence[str], wanted: Mapping[str, str] | None) -> Ints:
+def _folder_splits(
+    names: Sequence[str], wanted: Mapping[str, str] | None, notes: list[str]
+) -> Ints:
     """The split by a folder with the name of one, the outermost; -1 without."""
     if wanted == {}:
         return np.full(len(names), -1, np.int64)
@@ -389,6 +392,12 @@ def _folder_splits(names: Sequence[str], wanted: Mapping[str, str] | None) -> In
         folder: next((of_part[part] for part in folder.split("/") if part in of_part), None)
         for folder in folders
     }
+    used = {
+        part: of_part[part] for folder in folders for part in folder.split("/") if part in of_part
+    }
+    if used and wanted is None:
+        about = ", ".join(f"{part!r} is {split}" for part, split in sorted(used.items()))
+        notes.append(f"Splits by the names of folders: {about}. --data.splits none: none is.")
     splits = [of_folder[name.rpartition("/")[0]] for name in names]
     return np.array([-1 if s is None else SPLITS.index(s) for s in splits], np.int64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -89,6 +90,7 @@ def arrange(tree: Tree, where: str, wanted: Mapping[str, str] | None) -> Layout:
         guessed = _guessed(tree, where, top, notes)
         if guessed:
             return _of_splits(tree, where, top, guessed, notes)
+        _check_parts(tree, where, top, notes)
         return _below_classes(tree, where, top, notes) or _without_splits(tree, top, notes)
     if not any(tree.folders(join(top, name)) for name in named):
         return _flat(tree, where, top, named, notes)
@@ -118,16 +120,29 @@ def _unwrapped(
     return inner
 
 
-def _without_splits(tree: Tree, top: str, notes: list[str]) -> Layout:
+def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
+    """Class folders that hold folders of the same names may be parts of a set of those classes.
+
+    Raises DataError: such as part1/cat and part2/cat.
+    """
     names = tree.folders(top)
     inside = [tree.folders(join(top, name)) for name in names]
-    alike = len(names) > 1 and len(inside[0]) > 1 and all(below == inside[0] for below in inside)
-    if alike and not any(tree.images(join(top, name)) for name in names):
-        notes.append(
-            f"Every class folder holds folders of the same names, {some(inside[0])}. If those are "
-            f"the classes: {as_setting(dict.fromkeys(names[:2], 'train'))} or so."
+    if len(names) < 2 or len(inside[0]) < 2 or any(below != inside[0] for below in inside):
+        return
+    if any(tree.images(join(top, name)) for name in names):
+        return
+    parts = as_setting(dict.fromkeys(names, "train"))
+    about = f"{some(names)} in {where} hold folders of the same names, {some(inside[0])}"
+    if len({re.sub(r"[\W\d_]+", "", name.lower()) for name in names}) == 1:
+        raise DataError(
+            f"{about}: parts of one data set, or classes.",
+            f"If they are parts: {parts}. If they are classes: {_CLASSES}.",
         )
-    classes = {name: [join(top, name)] for name in names}
+    notes.append(f"{about}. If those are the classes: {parts}.")
+
+
+def _without_splits(tree: Tree, top: str, notes: list[str]) -> Layout:
+    classes = {name: [join(top, name)] for name in tree.folders(top)}
     return Layout({"train": classes}, [top], notes)
 
 
