@@ -8,7 +8,6 @@ optimizer and average of the weights, images already on the device. Neither read
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,7 +113,9 @@ def _bench(
     if t.compile:
         forward = cast(torch.nn.Module, torch.compile(model))
     shape = (t.micro, channels, *config.model.size)
-    drop = _kept(config, t.micro, device)
+    drop = None  # a ViT with drop-path takes its factors as an argument: here nothing is dropped
+    if isinstance(config.model, ViTConfig) and config.model.drop_path_rate:
+        drop = torch.ones(2 * config.model.depth, t.micro, device=device)
     extra = () if drop is None else (drop,)
     labels = torch.arange(t.micro, device=device) % classes
     zeros, noise = torch.zeros(shape, device=device), torch.rand(shape, device=device)
@@ -172,13 +173,6 @@ def _bench(
     )
 
 
-def _kept(config: RunConfig, count: int, device: torch.device) -> torch.Tensor | None:
-    """Nothing dropped; a ViT with drop-path takes its factors as an argument."""
-    if not isinstance(config.model, ViTConfig) or not config.model.drop_path_rate:
-        return None
-    return torch.ones(2 * config.model.depth, count, device=device)
-
-
 def _micro(
     config: RunConfig, device: torch.device, drop: torch.Tensor | None, classes: int
 ) -> MicroBatch:
@@ -209,14 +203,8 @@ def _time(
             _wait(device)
             if i >= warm_up:
                 found.append(1e3 * (time.perf_counter() - start))
-    return [_timing(found) for found in times]
-
-
-def _timing(found: list[float]) -> Timing:
-    if len(found) == 1:
-        return Timing(found[0], found[0], found[0])
-    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
-    return Timing(middle, low, high)
+    quartiles = [np.percentile(found, (50, 25, 75)).tolist() for found in times]
+    return [Timing(*each) for each in quartiles]
 
 
 def _wait(device: torch.device) -> None:

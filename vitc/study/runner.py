@@ -19,13 +19,7 @@ from vitc.study.images import check_unchanged
 from vitc.study.launch import Engine, LocalEngine, device_of, run_all
 from vitc.study.standing import Standing, standing, trials_by_id
 from vitc.study.study_folder import StudyFolder
-from vitc.study.work import (
-    allow_again,
-    check_machine,
-    locks_work,
-    read_tries,
-    status_of,
-)
+from vitc.study.work import allow_again, check_machine, locks_work, read_tries, status_of
 from vitc.wording import duration
 
 
@@ -87,7 +81,13 @@ def conduct(
             with contextlib.closing(engine):
                 engine.prepare(folder, device_of(plan), allow_mixed)
                 _run(folder, plan, trials, engine, quiet)
-            other = [c for t in trials for c in _other_machines(folder, record, t)]
+            then = record["environment"]["versions"]
+            other = [
+                f"{change} on {entry['host']}"
+                for t in trials
+                for entry in read_tries(folder.trial(t))
+                for change in other_versions(then, entry["versions"])
+            ]
             if other:
                 what = f"other versions: {'; '.join(dict.fromkeys(other))}"
                 _note_once(folder, record, what, command)
@@ -141,7 +141,10 @@ def _run(
     screen = Progress(plan.name, total, "trials", quiet=quiet, plain_seconds=math.inf)
     screen.start_at(total - len(left))
     resumed = f", {total - len(left)} already there" if total > len(left) else ""
-    screen.line(f"study {plan.name}: {total} trials{resumed}; {_places(engine)}")
+    where = f"engine {engine.name}, at most {engine.size} at a time"
+    if engine.name == LocalEngine.name:
+        where = f"{engine.size} worker(s)"
+    screen.line(f"study {plan.name}: {total} trials{resumed}; {where}")
     next_look = 0.0
 
     def going() -> bool:
@@ -169,16 +172,6 @@ def _run(
             f"The same command resumes; to see progress: vitc study status {folder.path}",
             caught[0],
         )
-
-
-def _other_machines(folder: StudyFolder, record: Mapping[str, Any], trial: Trial) -> list[str]:
-    """The versions of the machines that ran a trial, where they are not those of the start."""
-    then = record["environment"]["versions"]
-    return [
-        f"{change} on {entry['host']}"
-        for entry in read_tries(folder.trial(trial))
-        for change in other_versions(then, entry["versions"])
-    ]
 
 
 @contextlib.contextmanager
@@ -235,9 +228,6 @@ def _note_once(folder: StudyFolder, record: Mapping[str, Any], what: str, comman
         folder.note(what, command)
 
 
-# -- words -----------------------------------------------------------------------------------------
-
-
 def _end(folder: StudyFolder, trial: Trial) -> str:
     """How a trial ended: its error on validation, or why it has none, and its seconds."""
     run = Run(folder.trial(trial))
@@ -246,9 +236,3 @@ def _end(folder: StudyFolder, trial: Trial) -> str:
         return f"error {100 - run.top1:.2f} % ({seconds})"
     reason = str(run.summary.get("error") or "").strip().splitlines()
     return f"{run.status}{': ' + reason[-1] if reason else ''} ({seconds})"
-
-
-def _places(engine: Engine) -> str:
-    if engine.name == LocalEngine.name:
-        return f"{engine.size} worker(s)"
-    return f"engine {engine.name}, at most {engine.size} at a time"

@@ -155,7 +155,8 @@ def stages(
     kind = measure_of(measure)
     tuning = kind.tuning(request)
     if kind.runs == "seeds":
-        check_draws(folder, tuning.draws if tuning else 0, _option(kind.options))
+        option = "retune" if "retune" in {o.name for o in kind.options} else "tune"
+        check_draws(folder, tuning.draws if tuning else 0, option)
     if tuning is None:
         yield folder, folder.joined(kind.plan(request))
         return
@@ -193,8 +194,3 @@ def with_one_precision(request: Request, plan: Plan) -> Request:
         return request
     precision = plan.groups[0].config.train.precision
     return dataclasses.replace(request, settings={**request.settings, "train.precision": precision})
-
-
-def _option(options: Sequence[Any]) -> str:
-    names = [o.name for o in options]
-    return "retune" if "retune" in names else "tune"

@@ -261,13 +261,10 @@ class StudyFolder:
 
         Raises ConfigError: one was never admitted (`vitc.plugins.trust`), or is nowhere.
         """
-        models = [with_sources(g.config.model, self.path) for g in plan.groups]
-        configs = [
-            dataclasses.replace(g.config, model=m) for g, m in zip(plan.groups, models, strict=True)
-        ]
-        groups = [
-            dataclasses.replace(g, config=c) for g, c in zip(plan.groups, configs, strict=True)
-        ]
+        groups = []
+        for g in plan.groups:
+            config = dataclasses.replace(g.config, model=with_sources(g.config.model, self.path))
+            groups.append(dataclasses.replace(g, config=config))
         return dataclasses.replace(plan, groups=tuple(groups))
 
     def note(self, what: str, command: str) -> None:

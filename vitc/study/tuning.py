@@ -36,8 +36,6 @@ class Times:
 class Tuning:
     """Random draws of lr and weight decay for every contender at every point."""
 
-    option: str
-    """The setting of the measure that asks for it: retune, or tune."""
     draws: int
     points: Points
     about: str

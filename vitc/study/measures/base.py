@@ -236,7 +236,7 @@ def tuning_at_every_length(request: Request, points: Points) -> Tuning | None:
     if not draws:
         return None
     about = f"lr and weight decay were tuned at every length with {draws} draws"
-    return Tuning("retune", draws, points, about)
+    return Tuning(draws, points, about)
 
 
 def short_tuning(request: Request) -> Tuning | None:
@@ -246,4 +246,4 @@ def short_tuning(request: Request) -> Tuning | None:
         return None
     epochs = request.options["tune_epochs"] or default_lengths(recipe_epochs(request))[0]
     about = f"lr and weight decay are the best of {draws} draws of {epochs} epochs"
-    return Tuning("tune", draws, length_points([epochs]), about)
+    return Tuning(draws, length_points([epochs]), about)

@@ -17,14 +17,7 @@ from vitc.study.paper.exhibits import CLASSES, Entry, Name, get_exhibit, scale_o
 from vitc.study.paper.numbers import TABLE2
 from vitc.study.studies import Stage, after_tuning
 from vitc.study.study_folder import StudyFolder
-from vitc.study.tuning import (
-    UNTUNED,
-    Points,
-    Tuned,
-    Tuning,
-    check_draws,
-    tuning_plan,
-)
+from vitc.study.tuning import UNTUNED, Points, Tuned, Tuning, check_draws, tuning_plan
 
 
 def entry_groups(entries: Sequence[Entry], data: str | None, **overrides: Any) -> list[Group]:
@@ -137,7 +130,7 @@ def exhibit_stages(
     ]
     epochs = max(1, min(s.tune_epochs, *(plan.get("lengths") or s.lengths)))
     about = f"lr and weight decay are the best of {draws} draws of {epochs} epochs"
-    tuning = Tuning("tune", draws, length_points([epochs]), about)
+    tuning = Tuning(draws, length_points([epochs]), about)
     first = draws_plan(
         groups,
         tuning.points,
