@@ -20,18 +20,9 @@ from typing import Any
 from vitc.errors import ConfigError, InterruptedRun, RunError, VitcError
 from vitc.machine import cores
 from vitc.plugins.consent import TRUSTED_ENV, consent
+from vitc.study import work
 from vitc.study.study_folder import StudyFolder
-from vitc.study.work import (
-    SAVE_SECONDS,
-    Span,
-    check_machine,
-    gpus_and_device,
-    run_spread,
-    run_trial,
-    trials_of,
-)
 
-INSTALL = "pip install 'vitc[ray]'"
 ADDRESS = re.compile(r"auto|[A-Za-z0-9_.\-]+:\d{1,5}|\[[0-9A-Fa-f:]+\]:\d{1,5}")
 STORE_BYTES = 80 << 20  # nothing but names goes through Ray's object store
 
@@ -66,12 +57,12 @@ class RayEngine:
             raise ConfigError("\n".join(found))
 
     def device(self, asked: str | None) -> str | None:
-        return gpus_and_device(self.gpus_per_trial, asked)[1]
+        return work.gpus_and_device(self.gpus_per_trial, asked)[1]
 
     def prepare(self, study: StudyFolder, device: str, allow_mixed: bool) -> None:
         self.allow_mixed = allow_mixed
-        self.gpus, _ = gpus_and_device(self.gpus_per_trial, device)
-        ray = import_ray()
+        self.gpus, _ = work.gpus_and_device(self.gpus_per_trial, device)
+        ray = work.import_package("ray", self.name)
         self._connect(ray)
         try:
             self.size = self._room([n["Resources"] for n in ray.nodes() if n["Alive"]])
@@ -81,7 +72,7 @@ class RayEngine:
 
     def close(self) -> None:
         """Leave the cluster; a local one ends."""
-        ray = import_ray()
+        ray = work.import_package("ray", self.name)
         if ray.is_initialized():
             ray.shutdown()
 
@@ -129,7 +120,7 @@ class RayEngine:
         return fit
 
     def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
-        ray = import_ray()
+        ray = work.import_package("ray", self.name)
         task = ray.remote(
             num_cpus=self.cpus_per_trial,
             num_gpus=self.gpus,
@@ -160,16 +151,7 @@ def _cancel(ray: Any, tasks: list[Any]) -> None:
             with contextlib.suppress(Exception):  # it has ended, or its node is gone
                 ray.cancel(task, force=force)
         if tasks and not force:
-            _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_SECONDS)
-
-
-def import_ray() -> Any:
-    """Ray, or a ConfigError with the line that installs it."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("--engine ray needs Ray, which is not installed.", INSTALL) from error
-    return ray
+            _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=work.SAVE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -193,15 +175,15 @@ def _task(folder: str, name: str, gpus: float, trusted: str, allow_mixed: bool) 
     """
     os.environ[TRUSTED_ENV] = trusted
     study = StudyFolder(Path(folder))
-    check_machine(study, allow_mixed)
+    work.check_machine(study, allow_mixed)
     if gpus > 1:
-        status = run_spread(study, name, "ray", Span(round(gpus)))
+        status = work.run_spread(study, name, "ray", work.Span(round(gpus)))
     else:
         import torch
 
         torch.set_num_threads(1)
-        (trial,) = trials_of(study, [name])
-        status = run_trial(study, trial, "ray")
+        (trial,) = work.trials_of(study, [name])
+        status = work.run_trial(study, trial, "ray")
     if status == "interrupted":
         raise InterruptedRun("The trial was interrupted; its state is saved.", None, signal.SIGTERM)
     return status

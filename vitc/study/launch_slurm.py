@@ -27,20 +27,9 @@ from typing import Any
 from vitc.errors import ConfigError, RunError
 from vitc.plugins.consent import TRUSTED_ENV, consent
 from vitc.runs.folder import ENDED
+from vitc.study import work
 from vitc.study.study_folder import StudyFolder
-from vitc.study.work import (
-    SAVE_SECONDS,
-    Pool,
-    Span,
-    check_machine,
-    claimed,
-    gpus_and_device,
-    status_of,
-    stop_processes,
-    vanished,
-)
 
-INSTALL = "pip install 'vitc[slurm]'"
 FOLDER = "slurm"  # in the study's folder: submitit's scripts, logs and pickles
 ARRAY_LIMIT = 1000  # SLURM's usual MaxArraySize is 1001
 REQUEUES = 10_000  # by wall time; pre-emptions are not counted
@@ -109,11 +98,11 @@ class SlurmEngine:
         return self.max_jobs * self.pack
 
     def device(self, asked: str | None) -> str | None:
-        return gpus_and_device(self.gpus_per_trial, asked)[1]
+        return work.gpus_and_device(self.gpus_per_trial, asked)[1]
 
     def prepare(self, study: StudyFolder, device: str, allow_mixed: bool) -> None:
         self.allow_mixed = allow_mixed
-        self.gpus, _ = gpus_and_device(self.gpus_per_trial, device)
+        self.gpus, _ = work.gpus_and_device(self.gpus_per_trial, device)
         self._executor(study.path)
 
     def close(self) -> None:
@@ -147,8 +136,8 @@ class SlurmEngine:
 
     def script(self, study: Path, trials: int, device: str) -> str:
         """The job script for so many trials, as submitit would write it. Raises ConfigError."""
-        self.gpus, _ = gpus_and_device(self.gpus_per_trial, device)
-        import_submitit()
+        self.gpus, _ = work.gpus_and_device(self.gpus_per_trial, device)
+        work.import_package("submitit", self.name)
         from submitit.slurm.slurm import _make_sbatch_string
 
         if self.slurm_cluster != "slurm":
@@ -169,7 +158,7 @@ class SlurmEngine:
         return min(-(-trials // self.pack), most)
 
     def _executor(self, study: Path) -> Any:
-        submitit = import_submitit()
+        submitit = work.import_package("submitit", self.name)
         kind = submitit.SlurmExecutor if self.slurm_cluster == "slurm" else submitit.LocalExecutor
         try:
             executor = kind(folder=study.resolve() / FOLDER, max_num_timeout=REQUEUES)
@@ -185,9 +174,9 @@ class SlurmEngine:
 
     def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
         executor, count = self._executor(study.path), self.tasks(len(ids))
-        span = Span(max(1, int(self.gpus) // self.nodes_per_trial), self.nodes_per_trial)
-        whole = Pool(StudyFolder(study.path.resolve()), (), self.pack, self.name, span=span)
-        saving = min(SAVE_SECONDS, 0.8 * SIGNAL_SECONDS[self.slurm_cluster])
+        span = work.Span(max(1, int(self.gpus) // self.nodes_per_trial), self.nodes_per_trial)
+        whole = work.Pool(StudyFolder(study.path.resolve()), (), self.pack, self.name, span=span)
+        saving = min(work.SAVE_SECONDS, 0.8 * SIGNAL_SECONDS[self.slurm_cluster])
         slices = [
             Slice(
                 pool=replace(whole, ids=ids[i::count]),
@@ -208,10 +197,10 @@ class SlurmEngine:
             if not over:
                 self._end(jobs, study, ids)
             for job in jobs if self.slurm_cluster == "local" else ():
-                job._process.wait(SAVE_SECONDS)
+                job._process.wait(work.SAVE_SECONDS)
         if not over:
             return
-        errors = import_submitit().core.utils.UncompletedJobError
+        errors = work.import_package("submitit", self.name).core.utils.UncompletedJobError
         for job in jobs:
             with contextlib.suppress(errors):  # killed, or not requeued: see its log
                 reasons = job.results() if self._over(job) else []
@@ -230,10 +219,10 @@ class SlurmEngine:
             if time.monotonic() < looked + WATCH_SECONDS:
                 continue
             looked = time.monotonic()
-            left = [study.trials / i for i in ids if status_of(study.trials / i) not in ENDED]
+            left = [study.trials / i for i in ids if work.status_of(study.trials / i) not in ENDED]
             if not left or all(map(self._over, jobs)):
                 return True
-            if not all(map(vanished, left)):
+            if not all(map(work.vanished, left)):
                 since = looked
             elif looked > since + GONE_SECONDS:
                 return True
@@ -251,8 +240,8 @@ class SlurmEngine:
         else:
             for job in jobs:
                 job._process.send_signal(signal.SIGTERM)  # handed on to the job's task
-        end = time.monotonic() + SAVE_SECONDS
-        while any(claimed(study.trials / i) for i in ids) and time.monotonic() < end:
+        end = time.monotonic() + work.SAVE_SECONDS
+        while any(work.claimed(study.trials / i) for i in ids) and time.monotonic() < end:
             time.sleep(0.5)
 
 
@@ -289,7 +278,7 @@ class Slice:
     end (wall time, pre-emption), in a signal handler that interrupts the call.
     """
 
-    pool: Pool
+    pool: work.Pool
     share_gpus: bool
     save_seconds: float
     trusted: str
@@ -301,19 +290,19 @@ class Slice:
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
         os.environ[TRUSTED_ENV] = self.trusted
         try:
-            check_machine(self.pool.study, self.allow_mixed)
+            work.check_machine(self.pool.study, self.allow_mixed)
         except ConfigError as error:
             return f"{error.message} {error.hint or ''}"
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         gpus = visible.split(",") if visible else [str(i) for i in range(self.pool.workers)]
         pool = replace(self.pool, gpus=gpus if self.share_gpus else (), span=self.span_here())
         pool.run(lambda: not stopped)
-        unfinished = any(status_of(pool.study.trials / i) not in ENDED for i in pool.ids)
+        unfinished = any(work.status_of(pool.study.trials / i) not in ENDED for i in pool.ids)
         if pool.span.rank and unfinished:
             time.sleep(self.save_seconds)  # the first task is about to have the job requeued
         return None
 
-    def span_here(self) -> Span:
+    def span_here(self) -> work.Span:
         """The span as this task of the job sees it."""
         span = self.pool.span
         if span.nodes == 1:
@@ -329,19 +318,8 @@ class Slice:
         """Save all trials; returns what is to be requeued."""
         import submitit
 
-        stop_processes(multiprocessing.active_children(), self.save_seconds)
+        work.stop_processes(multiprocessing.active_children(), self.save_seconds)
         return submitit.helpers.DelayedSubmission(self)
-
-
-def import_submitit() -> Any:
-    """submitit, or a ConfigError with the line that installs it."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError(
-            "--engine slurm needs submitit, which is not installed.", INSTALL
-        ) from error
-    return submitit
 
 
 def _job_name(study: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -250,6 +251,17 @@ class Span:
             ]
         where += [f"--nproc-per-node={self.processes}", "-m", "vitc.study.work"]
         return [sys.executable, "-m", "torch.distributed.run", *where, str(study), trial, engine]
+
+
+def import_package(name: str, engine: str) -> Any:
+    """The package an engine stands on. Raises ConfigError with the line that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--engine {engine} needs {name}, which is not installed.",
+            f"pip install 'vitc[{engine}]'",
+        ) from error
 
 
 def gpus_and_device(gpus: float | None, asked: str | None) -> tuple[float, str]:

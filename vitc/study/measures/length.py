@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from vitc.study.contenders import Request
 from vitc.study.design import Plan
 from vitc.study.measures import base, seeded
-from vitc.study.measures.base import Measure
-from vitc.study.measures.seeded import Errors, Key
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Table
 
 
-class Length(Measure):
+class Length(base.Measure):
     """Error above that of the longest schedule, seed by seed."""
 
     name = "length"
@@ -38,7 +36,7 @@ class Length(Measure):
         shortest, longest = points[0], points[-1]
         lengths = [float(base.epochs_of(p)) for p in points]
         rows, lines, values = [], [], []
-        losses: dict[Key, Errors] = {}
+        losses: dict[seeded.Key, seeded.Errors] = {}
         for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
             last = cells.trained(contender, optim, longest)
             short = cells.errors(contender, optim, shortest)

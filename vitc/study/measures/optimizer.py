@@ -11,9 +11,7 @@ from vitc.errors import ConfigError
 from vitc.study.contenders import Request
 from vitc.study.design import Plan
 from vitc.study.measures import base, seeded
-from vitc.study.measures.base import Measure
 from vitc.study.measures.length import Length
-from vitc.study.measures.seeded import Errors, Key
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Line, Table
@@ -21,7 +19,7 @@ from vitc.views.model import Chart, Line, Table
 Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether a shorter run's)
 
 
-class Optimizer(Measure):
+class Optimizer(base.Measure):
     """The second optimizer's error minus the first's, at each length.
 
     Twice: a diverged run as chance error, and by the paper's rule, which copies the best result of
@@ -64,7 +62,9 @@ class Optimizer(Measure):
             (c, o, p): seeded.paired(cells.errors(c, o, p), cells.trained(c, first, p))
             for c, o, p in keys
         }
-        final: dict[Key, Errors] = {(c, o, ""): g for (c, o, p), g in gaps.items() if p == last}
+        final: dict[seeded.Key, seeded.Errors] = {
+            (c, o, ""): g for (c, o, p), g in gaps.items() if p == last
+        }
         found = seeded.differences(plan, final)
         own = [
             f"At {last} {contender}'s error under {optim} is "
@@ -118,7 +118,7 @@ def _compared(
     contender: str,
     optim: str,
     point: str,
-    gap: Errors,
+    gap: seeded.Errors,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The row of a contender's gap to the first optimizer at a point, and its values."""
     old, new = (contender, first, point), (contender, optim, point)

@@ -14,7 +14,6 @@ from vitc.stats.proportions import Interval
 from vitc.study.contenders import Request
 from vitc.study.design import Group, Plan
 from vitc.study.measures import base, seeded
-from vitc.study.measures.base import Measure
 from vitc.study.results import Finding, Result, cost_of, uncounted_note
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Table
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
 
 
-class Peak(Measure):
+class Peak(base.Measure):
     """Error of the long runs against what the models cost (Figures 6, 9)."""
 
     name = "peak"

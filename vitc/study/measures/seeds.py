@@ -15,7 +15,6 @@ from vitc.stats.proportions import Interval
 from vitc.study.contenders import Request
 from vitc.study.design import Group, Plan
 from vitc.study.measures import base, seeded
-from vitc.study.measures.base import Measure
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Chart, Table
@@ -30,7 +29,7 @@ FIXED_SEEDS = 100_000  # where the seeds start that do not vary, beyond those th
 GAPS = (0.5, 1.0, 2.0)  # points, for which the seeds needed are given
 
 
-class Seeds(Measure):
+class Seeds(base.Measure):
     """Spread of the error by what is seeded, and the seeds that a gap needs."""
 
     name = "seeds"

@@ -10,14 +10,12 @@ from vitc.stats import proportions
 from vitc.study.contenders import Request
 from vitc.study.design import Plan
 from vitc.study.measures import base, seeded
-from vitc.study.measures.base import Measure, Option
-from vitc.study.measures.seeded import Difference, Errors, Key
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Points, Times, Tuned, Tuning
 from vitc.views.model import Chart, Table
 
 
-class Vary(Measure):
+class Vary(base.Measure):
     """Error and share of diverged runs at each point, and the change from the first point.
 
     Contenders are compared by that change, point by point: the distance from their best to their
@@ -35,27 +33,18 @@ class Vary(Measure):
         "--setup strong data.augment.policy=randaugment data.augment.erase=0.25"
     )
     options = (
-        Option(
-            name="set",
-            words="+",
-            repeated=True,
-            metavar="SETTING",
-            help="SETTING VALUE...: points at which a setting has these values",
-        ),
-        Option(
-            name="times",
-            words="+",
-            repeated=True,
-            metavar="SETTING",
-            help="SETTING FACTOR...: points at which it is its value times these; with --tune "
-            "times the best one found",
-        ),
-        Option(
-            name="setup",
-            words="+",
-            repeated=True,
-            metavar="NAME",
-            help="NAME SETTING=VALUE...: a point of several settings together",
+        *(
+            base.Option(name=name, words="+", repeated=True, metavar=metavar, help=about)
+            for name, metavar, about in (
+                ("set", "SETTING", "SETTING VALUE...: points at which a setting has these values"),
+                (
+                    "times",
+                    "SETTING",
+                    "SETTING FACTOR...: points at which it is its value times these; with --tune "
+                    "times the best one found",
+                ),
+                ("setup", "NAME", "NAME SETTING=VALUE...: a point of several settings together"),
+            )
         ),
         base.tune_option(0),
         base.TUNE_EPOCHS,
@@ -75,7 +64,7 @@ class Vary(Measure):
         start, *_ = points
         rows, values, lines = [], [], []
         extremes: list[str] = []
-        changes: dict[Key, Errors] = {}
+        changes: dict[seeded.Key, seeded.Errors] = {}
         for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
             first = cells.trained(contender, optim, start)
             means = []
@@ -173,7 +162,7 @@ def vary_points(
     return dict(points)
 
 
-def _sentences(plan: Plan, found: Sequence[Difference]) -> list[str]:
+def _sentences(plan: Plan, found: Sequence[seeded.Difference]) -> list[str]:
     """The changes that differ from the reference's; one sentence where none is shown to."""
     first = seeded.points_of(plan)[0]
     certain = [
