@@ -38,7 +38,7 @@ class Request:
     control: bool = False
     """The reference is also compared with itself under other seeds (A/A)."""
     controls: tuple[str, ...] = ()
-    """Further contenders, by their names in `controls.CONTROLS`."""
+    """Further contenders, of `controls.CONTROL_NAMES`."""
     runs: int = 0
     """Draws, or seeds at each point; 0: as many as there are, or the measure's default."""
     seed: int = 0

@@ -8,8 +8,8 @@ as many flops, and draws from somewhere else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
@@ -20,6 +20,14 @@ from vitc.resolve import load_config
 from vitc.study.contenders import twin_of
 from vitc.study.design import Group, Range
 
+CONTROL_NAMES = (
+    "smaller_patch",
+    "swap_depth",
+    "bn_patchify",
+    "ln_conv",
+    "frozen_patchify",
+    "time_matched",
+)
 RangeRule = Literal["shared", "separate", "union"]
 BENCH_STEPS = 10
 
@@ -27,7 +35,7 @@ BENCH_STEPS = 10
 def control_groups(
     groups: Sequence[Group], names: Sequence[str], reference: str, old: Sequence[Group] = ()
 ) -> list[Group]:
-    """The further contenders that these controls (`CONTROLS`, and time_matched) ask for.
+    """The further contenders that these controls (`CONTROL_NAMES`) ask for.
 
     `old` are the groups of the study where it was begun: what was measured then stays. Raises
     ConfigError: a control that no contender allows.
@@ -37,7 +45,8 @@ def control_groups(
         if name == "time_matched":
             new = _time_matched(groups, reference, old)
         else:
-            new = [g for group in groups if (g := CONTROLS[name](group)) is not None]
+            changes = [(group, _change(name, group.config)) for group in groups]
+            new = [_with(group, *change) for group, change in changes if change is not None]
         if not new:
             raise ConfigError(
                 f"--{name.replace('_', '-')} has no effect: it fits none of "
@@ -47,63 +56,31 @@ def control_groups(
     return found
 
 
-def _with(group: Group, what: str, **settings: object) -> Group:
+def _with(group: Group, what: str, settings: Mapping[str, Any]) -> Group:
     config = load_config(group.config, **settings)
     named = dataclasses.replace(group, contender=f"{group.contender}, {what}")
     return named.with_config(config)
 
 
-def _patchify(group: Group) -> PatchifyStemConfig | None:
-    stem = getattr(group.config.model, "stem", None)
-    return stem if isinstance(stem, PatchifyStemConfig) else None
-
-
-def _smaller_patch(group: Group) -> Group | None:
-    stem = _patchify(group)
-    if stem is None or stem.patch_size % 2:
+def _change(control: str, config: RunConfig) -> tuple[str, dict[str, Any]] | None:
+    """What a control calls its contender and sets; None: it does not fit this model."""
+    model, twin = config.model, twin_of(config.model)
+    stem = getattr(model, "stem", None)
+    if control == "swap_depth" and isinstance(model, ViTConfig) and isinstance(twin, ViTConfig):
+        change = f"{twin.depth} blocks", {"model.depth": twin.depth}
+        return None if model.depth == twin.depth else change
+    if control == "ln_conv" and isinstance(stem, ConvStemConfig) and stem.norm != "ln":
+        return "ln", {"model.stem.norm": "ln"}
+    if not isinstance(stem, PatchifyStemConfig):
         return None
-    half = stem.patch_size // 2
-    return _with(group, f"patch {half}", **{"model.stem.patch_size": half})
-
-
-def _swap_depth(group: Group) -> Group | None:
-    model, other = group.config.model, twin_of(group.config.model)
-    if not (isinstance(model, ViTConfig) and isinstance(other, ViTConfig)):
-        return None
-    if model.depth == other.depth:
-        return None
-    return _with(group, f"{other.depth} blocks", **{"model.depth": other.depth})
-
-
-def _bn_patchify(group: Group) -> Group | None:
-    stem = _patchify(group)
-    if stem is None or stem.bn_relu:
-        return None
-    return _with(group, "bn", **{"model.stem.bn_relu": True})
-
-
-def _ln_conv(group: Group) -> Group | None:
-    stem = getattr(group.config.model, "stem", None)
-    if not isinstance(stem, ConvStemConfig) or stem.norm == "ln":
-        return None
-    return _with(group, "ln", **{"model.stem.norm": "ln"})
-
-
-def _frozen_patchify(group: Group) -> Group | None:
-    """Random patch embeddings that stay: what Chen et al. (arXiv 2104.02057) did for ViT_P."""
-    if _patchify(group) is None:
-        return None
-    return _with(group, "frozen stem", **{"train.freeze": (*group.config.train.freeze, "stem")})
-
-
-CONTROLS: dict[str, Callable[[Group], Group | None]] = {
-    "smaller_patch": _smaller_patch,
-    "swap_depth": _swap_depth,
-    "bn_patchify": _bn_patchify,
-    "ln_conv": _ln_conv,
-    "frozen_patchify": _frozen_patchify,
-}
-CONTROL_NAMES = (*CONTROLS, "time_matched")
+    half, odd = divmod(stem.patch_size, 2)
+    if control == "smaller_patch" and not odd:
+        return f"patch {half}", {"model.stem.patch_size": half}
+    if control == "bn_patchify" and not stem.bn_relu:
+        return "bn", {"model.stem.bn_relu": True}
+    if control == "frozen_patchify":  # as Chen et al. (arXiv 2104.02057) did for ViT_P
+        return "frozen stem", {"train.freeze": (*config.train.freeze, "stem")}
+    return None
 
 
 def _time_matched(groups: Sequence[Group], reference: str, old: Sequence[Group]) -> list[Group]:
@@ -122,7 +99,7 @@ def _time_matched(groups: Sequence[Group], reference: str, old: Sequence[Group])
         if epochs is None:
             ratio = _step_ms(base) / _step_ms(group)
             epochs = max(1, round(group.config.train.epochs * ratio))
-        found.append(_with(group, "time-matched", **{"train.epochs": epochs}))
+        found.append(_with(group, "time-matched", {"train.epochs": epochs}))
     return found
 
 
