@@ -116,6 +116,18 @@ def test_groups_across_splits_are_found_and_the_setting_keeps_them_together(
     assert len(splits["val"]) >= 10
 
 
+def test_one_person_under_the_same_name_in_each_class_is_found(tmp_path: Path) -> None:
+    for i in range(120):
+        label, person = "ab"[i // 60], i % 60
+        file = tmp_path / "x" / label / f"{person * 7 % 61:03}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(picture(person, i), "JPEG"))
+    (finding,) = groups(examine(tmp_path / "x"))
+    assert finding.kind == "group_same_names"
+    assert finding.setting == {"data.group": "([^/]+)$"}
+    assert groups(examine(tmp_path / "x", group="([^/]+)$")) == []
+
+
 @pytest.mark.parametrize(
     ("name", "alike"),
     [

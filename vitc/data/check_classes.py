@@ -85,6 +85,7 @@ def _shifts(report: Report) -> Iterator[Finding]:
         for split, counts in report.counts.items()
         if split != "train" and (split in report.given or report.config.group is not None)
         for i, p in enumerate(_exact(train, counts).tolist())
+        if train[i] and counts[i]  # classes that a split lacks are a finding of their own
     ]
     tested.sort(key=lambda t: t[2])
     found: list[tuple[float, str, str]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitc.data.check_images import BROKEN, Mark
 from vitc.data.check_report import Finding, Kind, Report, of_images, of_names
@@ -28,7 +29,7 @@ BY_MARK = {
     Mark.TEXT: Kind(
         "text",
         "stop",
-        "that are web pages or other text: a failed download?",
+        "with a web page or other text inside: a failed download?",
         "download or export them again, or remove them; --data.bad_files skip leaves them out",
     ),
     Mark.HEIF: Kind(
@@ -105,6 +106,8 @@ def file_findings(report: Report) -> Iterator[Finding]:
         if kind.severity == "stop" and report.config.bad_files == "skip":
             cure = "replace or remove them; data.bad_files skip leaves them out"
             kind = kind._replace(severity="warn", cure=cure)
+        if mark is Mark.TEXT and (size := _one_size(report, rows)):
+            kind = kind._replace(text=f"of {size:,} bytes each, {kind.text}")
         yield of_images(report, rows, "image file" if mark & BROKEN else "image", kind)
     yield from _training_without(report)
     grey, readable = (marks & Mark.GREY) != 0, report.readable
@@ -112,6 +115,15 @@ def file_findings(report: Report) -> Iterator[Finding]:
         text = f"({grey.sum() / readable.sum():.1%}) among coloured ones, repeated in all channels"
         cure = f"{_NOTHING}, unless grey goes with a class: then the model learns that"
         yield of_images(report, grey, "grey image", Kind("grey", "note", text, cure))
+
+
+def _one_size(report: Report, rows: NDArray[np.bool_]) -> int:
+    """The size that all of several files have in common; 0: they differ, or it is not known."""
+    sizes = [split.sizes for split in report.splits.values() if split.sizes is not None]
+    if len(sizes) < len(report.splits) or rows.sum() < 2:
+        return 0
+    found = np.unique(np.concatenate(sizes)[report.positions[rows]])
+    return int(found[0]) if len(found) == 1 else 0
 
 
 def _training_without(report: Report) -> Iterator[Finding]:

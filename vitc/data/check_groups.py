@@ -24,9 +24,11 @@ from vitc.data.name_groups import (
     Numbered,
     codes_of,
     divides,
+    joins,
     keys_of,
     name_groups,
     numbered,
+    stem_of,
     time_of,
 )
 from vitc.data.sources import SOURCES
@@ -158,7 +160,7 @@ def group_findings(seen: Seen) -> Iterator[Finding]:
         if finding is not None:
             explained += [groups] if finding.severity == "warn" else []
             yield finding
-    for kind, pairs, further, text in (_times(seen), _neighbours(seen)):
+    for kind, pairs, further, text in (_times(seen), _neighbours(seen), _same_names(seen)):
         if _kept(pairs, explained) > EXPLAINED or seen.crossing(pairs).sum() < LEAST_PAIRS:
             continue
         setting = best_setting(seen, np.concatenate([pairs, further], axis=1))
@@ -172,12 +174,13 @@ def groups_checked(seen: Seen) -> dict[str, str]:
     kinds = ("groups_by_name", "groups_by_time", "files_in_a_row")
     if len(np.unique(seen.sides)) < 2:
         return dict.fromkeys(kinds, "not checked: there is one split only")
-    timed, read = int(np.isfinite(seen.times).sum()), int(seen.colours.any(axis=1).sum())
+    timed = int(np.isfinite(seen.times).sum())
     by_name = f"{len(seen.names):,} names"
     by_time = f"{timed:,} images" if timed else "not checked: no image has a time"
     in_a_row = "not checked: file names have no running numbers"
     if seen.numbered is not None:
-        in_a_row = f"{int(seen.numbered.follows.sum()):,} pairs among {read:,} images"
+        known = alike(seen, _at_lag(seen.numbered, 1)).pairs
+        in_a_row = f"{known:,} pairs" if known else "not checked: too few of them were read"
     return dict(zip(kinds, (by_name, by_time, in_a_row), strict=True))
 
 
@@ -279,6 +282,18 @@ def _neighbours(seen: Seen) -> Linked:
     return "group_neighbours", in_row, further, text
 
 
+def _same_names(seen: Seen) -> Linked:
+    """Files of the same name in several folders, such as one person's in each class, if alike."""
+    groups = codes_of([stem_of(name) for name in seen.names])
+    pairs = _in_groups(groups) if joins(groups) > 0.5 else NO_PAIRS
+    found = alike(seen, pairs)
+    text = (
+        "have the name of an image in another split, from another folder, and such images look "
+        f"alike (their colours correlate by {found.close:.2f} more than at random): {_QUESTION}"
+    )
+    return "group_same_names", pairs if found.certain else NO_PAIRS, NO_PAIRS, text
+
+
 def _at_lag(files: Numbered, lag: int) -> Pairs:
     """The pairs of files of one series that are `lag` places from each other."""
     series = np.concatenate([[0], np.cumsum(~files.follows)])
@@ -292,7 +307,7 @@ def _at_lag(files: Numbered, lag: int) -> Pairs:
 def best_setting(seen: Seen, pairs: Pairs) -> Setting | None:
     """The expression that keeps most of these pairs in one split; of several, by smaller groups."""
     candidates = [g.regex for g in seen.by_name if g.why != "words"]
-    candidates += [r"/([^/]+)/[^/]*$", *TIMES]
+    candidates += [r"/([^/]+)/[^/]*$", r"([^/]+)$", *TIMES]
     candidates += seen.numbered.blocks if seen.numbered is not None else []
     tried = [s for c in dict.fromkeys(candidates) if (s := try_setting(seen, c, pairs))]
     tried = [s for s in tried if s.kept >= KEPT]

@@ -136,7 +136,7 @@ def of_images(report: Report, rows: NDArray[np.bool_] | Ints, noun: str, kind: K
         why = report.details.get(place)
         examples.append(shown(report.names[place]) + (f" ({why})" if why else ""))
     name, severity, text, cure = kind
-    text = f"{counted(len(places), noun)} {text}."
+    text = f"{counted(len(places), noun)} {text}{'' if text.endswith('?') else '.'}"
     return Finding(name, severity, len(places), text, cure, tuple(examples), places=places)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ import numpy as np
 
 from vitc.config import RunConfig
 from vitc.data.check_quick import SECONDS, quick_findings
-from vitc.data.dataset import DataSet, open_data, read_source
+from vitc.data.config import DataConfig
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.errors import ConfigError
 from vitc.recipes import get_recipe
@@ -76,7 +77,6 @@ def propose(
     recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
     base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
     data, look = _choose_images(choices, base)
-    _warn_of_findings(choices, base, data)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine)
@@ -173,7 +173,8 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
         because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
-    data = open_data(resolve_config(base, **{**chosen, **own}).data, channels)
+    config = resolve_config(base, **{**chosen, **own}).data
+    data = open_data(config, channels)
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
     val_images = len(data.splits["val"]) if "val" in data.splits else 0
     look = Look(data.classes, tuple(counts), val_images, sizes, gray)
@@ -185,14 +186,14 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
         f"{_range(look.counts, 'training image')}; "
         f"{_range([side for size in sizes for side in size], 'pixel')} a side",
     )
+    _warn_of_findings(choices, config, data, given)
     return data, look
 
 
-def _warn_of_findings(choices: Choices, base: RunConfig, data: DataSet) -> None:
+def _warn_of_findings(
+    choices: Choices, config: DataConfig, data: DataSet, given: Iterable[str]
+) -> None:
     """What two seconds of looking find in the images, in one line each with the cure."""
-    chosen = {k: v for k, v in {**choices.settings, **choices.fixed}.items() if k[:5] == "data."}
-    config = resolve_config(base, **chosen).data
-    given = read_source(config).splits if len(data.splits) > 1 else data.splits
     found = quick_findings(config, data, frozenset(given))
     for finding in found[:WARNINGS]:
         choices.warn(f"{finding.text} {finding.brief}")
