@@ -404,6 +404,24 @@ def test_fewer_than_sixteen_images_are_warned_of(photo_folder: PHOTOS) -> None:
     assert "only 4 tokens" in warnings(few_tokens)
 
 
+def test_findings_in_the_images_are_warned_of_in_a_line_each_with_the_setting(
+    tmp_path: Path,
+) -> None:
+    for i in range(120):
+        folder = tmp_path / "x" / f"{'cat' if i % 2 else 'New folder'}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"person{i // 6}_{i}.jpg")
+    proposal = propose(tmp_path / "x")
+    found = warnings(proposal).splitlines()
+    assert len(found) <= front_door.WARNINGS + 1
+    assert "New folder" in found[0]
+    assert "--data.group '(person\\d+)'" in found[1]
+    assert f"vitc data check {tmp_path / 'x'}" in found[2]
+    mended = propose(tmp_path / "x", overrides={"data.group": r"(person\d+)"})
+    assert "--data.group" not in warnings(mended)
+
+
 def test_a_broken_file_is_named_before_anything_is_trained_or_skipped_if_asked(
     photo_folder: PHOTOS,
 ) -> None:

@@ -23,7 +23,7 @@ LONG_RUN_EPOCHS = 100
 _LEAVE_OUT = "--data.bad_files skip leaves them out; or replace or remove them (--csv FILE: all)"
 _NOTHING = "nothing to do"
 BY_MARK = {
-    Mark.UNREADABLE: Kind("unreadable", "stop", "cannot be opened or read", _LEAVE_OUT),
+    Mark.UNREADABLE: Kind("unreadable", "stop", "that cannot be opened or read", _LEAVE_OUT),
     Mark.DAMAGED: Kind("damaged", "stop", "that cannot be decoded", _LEAVE_OUT),
     Mark.NO_IMAGE: Kind("no_image", "stop", "not in a supported format", _LEAVE_OUT),
     Mark.TEXT: Kind(
