@@ -19,7 +19,17 @@ from vitc.cli.main import main
 __all__ = ["ADDED", "REMOVED", "RENAMED", "batches", "main"]
 
 ADDED: frozenset[str] = frozenset(
-    {"schema", "kind", "trained_on", "notes", "split_column", "splits", "budget_seconds", "clock"}
+    {
+        "schema",
+        "kind",
+        "trained_on",
+        "notes",
+        "split_column",
+        "splits",
+        "budget_seconds",
+        "clock",
+        "cache_side",
+    }
 )
 """Keys that today's JSON has beside those of the goldens."""
 REMOVED: frozenset[str] = frozenset({"primary_metric", "divergence_rule", "about"})

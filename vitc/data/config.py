@@ -130,6 +130,9 @@ class DataConfig:
     """How another aspect ratio or size reaches img_size: cut the middle, pad, or distort."""
     eval_crop: float = setting(0.875, above=0, at_most=1, needs=("fit", "crop"))
     """With fit crop: share of the shorter side that evaluation keeps (224 of 256)."""
+    cache_side: int | None = setting(None, at_least=1)
+    """Shrink training images to this shorter side, in pixels, and decode them once: the pixels are
+    kept in the cache folder. None: decode each file in every epoch, at its own size."""
     balance: Literal["none", "sqrt", "full"] = "none"
     """Sampling of rare classes: as they are, by square root of their counts, or all alike."""
     bad_files: Literal["stop", "skip"] = "stop"

@@ -20,6 +20,7 @@ from torch import Tensor
 from vitc.data.augment import device as on_device
 from vitc.data.augment.device import Erased, to_device
 from vitc.data.augment.mixing import Mix, SampleMix, draw_mix
+from vitc.data.cache import training_split
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
 from vitc.data.pixels import Fetched, Resident, hold, requests
@@ -57,9 +58,10 @@ def _provider(
     plan: BatchPlan,
     device: torch.device,
     training: bool,
+    often: bool = False,
 ) -> Provider:
     """The split resident on the device, or read by loader processes."""
-    held = hold(split, data, config, plan, device, training=training)
+    held = hold(split, data, config, plan, device, training, often)
     if isinstance(held, Resident):
         return held
     return Served(split, config, plan, device, reason=held)
@@ -84,7 +86,7 @@ def open_train(
     twice. Raises ConfigError: fewer images than a batch, or data.resident on is impossible.
     Iterating raises BrokenFileError: a file cannot be decoded; RunError: a loader process died.
     """
-    split = data.splits["train"]
+    split, kept = training_split(data, config, plan.in_chans)
     steps = steps_per_epoch(len(split), plan.batch)
     asked = requests(plan, config, split.labels, start_step, total_steps)
     provider = provider or _provider(split, data, config, plan, device, training=True)
@@ -96,6 +98,7 @@ def open_train(
         steps=range(start_step, total_steps),
         steps_per_epoch=steps,
         provider=provider,
+        note=f"{provider.note} {kept}".strip(),
         fetched=provider.train(asked),
         stream=_copy_stream(device, provider),
     )
@@ -116,15 +119,12 @@ class TrainLoader:
     steps: range
     steps_per_epoch: int
     provider: Provider
+    note: str
+    """Where the images come from, in a sentence or two."""
     fetched: Generator[Fetched, None, None]
     stream: torch.cuda.Stream | None = None
     """On which batches are copied; None: where the caller computes."""
     wait_seconds: float = 0.0
-
-    @property
-    def note(self) -> str:
-        """Where the images come from, in one sentence."""
-        return self.provider.note
 
     @property
     def workers(self) -> int | None:
@@ -178,12 +178,14 @@ def open_eval(
     plan: BatchPlan,
     device: torch.device,
     batch: int,
+    often: bool = False,
 ) -> EvalLoader:
     """This process's share of a split, in order, in batches of at most `batch` images.
 
-    Resident images are prepared here, once for all evaluations. Raises as `open_train`.
+    `often`: it will be iterated many times, so that large files are worth decoding once. Resident
+    images are prepared here, once for all evaluations. Raises as `open_train`.
     """
-    provider = _provider(split, data, config, plan, device, training=False)
+    provider = _provider(split, data, config, plan, device, False, often)
     batches = eval_batches(len(split), batch, plan.rank, plan.world)
     return EvalLoader(split, device, batches, provider, _copy_stream(device, provider))
 

@@ -109,15 +109,37 @@ def pack(
     """
     options.check()
     _check_out(out, overwrite)
-    found = read_source(config)
+    return pack_found(
+        read_source(config),
+        out,
+        options,
+        workers=workers or cores(),
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def pack_found(
+    found: Found,
+    out: Path,
+    options: PackOptions,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    wait: bool = False,
+    progress: Progress | None = None,
+) -> Packed:
+    """Pack an opened data set; `wait` for another process that writes the same file.
+
+    Raises as `pack`.
+    """
     splits = {name: found.splits[name] for name in SPLITS if name in found.splits}
     work = _Work(splits, *_form(splits["train"], options))
-    workers = workers or cores()
     partial, journal = Path(f"{out}.partial"), Path(f"{out}.journal")
     if overwrite:
         journal.unlink(missing_ok=True)
     try:
-        with _locked(partial) as payload, journal.open("a+b") as log:
+        with _locked(partial, wait) as payload, journal.open("a+b") as log:
             done = _Done.read(payload, log, len(work), _digest(found, work))
             resumed = done.count
             skipped = _write(work, payload, log, done, workers, options.bad_files, progress)
@@ -156,13 +178,15 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[BinaryIO]:
+def _locked(partial: Path, wait: bool) -> Iterator[BinaryIO]:
     """The unfinished file, opened for writing by one process at a time."""
     import fcntl
 
     with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as f:
         try:
-            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not kept alive by forked workers
+            fcntl.lockf(
+                f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+            )  # not kept alive by forked workers
         except (BlockingIOError, PermissionError):
             raise ConfigError(
                 f"Another process is writing {partial}.", "Wait for it, or give another name."
@@ -185,7 +209,7 @@ def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
 
 def _digest(found: Found, work: _Work) -> bytes:
     """What an unfinished pack and the one that resumes it must have in common."""
-    head = [found.classes, list(work.splits), work.form, _versions(work.form)]
+    head = [found.classes, list(work.splits), work.form, versions(work.form.encoding)]
     h = hashlib.sha256(json.dumps(head).encode())
     for split in work.splits.values():
         h.update(split.labels.astype("<i8").tobytes() + Names.of(split.names).blob.tobytes())
@@ -212,15 +236,15 @@ def _about(found: Found, work: _Work, done: _Done, skipped: tuple[str, ...]) -> 
         channels=work.form.channels,
         short_side=work.form.short_side,
         quality=work.form.quality,
-        made=_versions(work.form),
+        made=versions(work.form.encoding),
         notes=tuple(found.notes),
         skipped=skipped[:MAX_NAMED],
     )
 
 
-def _versions(form: _Form) -> dict[str, str]:
+def versions(encoding: Encoding) -> dict[str, str]:
     """Versions of the packages that determine the bytes."""
-    parts = ("vitc",) if form.encoding == "source" else ("vitc", "torch", "pillow", "simplejpeg")
+    parts = ("vitc",) if encoding == "source" else ("vitc", "torch", "pillow", "simplejpeg")
     found = {}
     for part in parts:
         with contextlib.suppress(metadata.PackageNotFoundError):

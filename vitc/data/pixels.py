@@ -174,13 +174,15 @@ def hold(
     plan: BatchPlan,
     device: torch.device,
     training: bool,
+    often: bool = False,
 ) -> Resident | str:
     """The split on the device, or the reason why it is not.
 
     Images are kept as evaluation sees them, or, for a random resized crop in training, at their
     own size, which must be the same for all. With data.resident auto, the whole data set must fit
-    a quarter of the device's memory, and files must be small images; with on, it must fit the
-    memory. Raises ConfigError: `on` is impossible; BrokenFileError, unless bad_files is skip.
+    a quarter of the device's memory, and files must be small images unless they are evaluated
+    `often`; with on, it must fit the memory. Raises ConfigError: `on` is impossible;
+    BrokenFileError, unless bad_files is skip.
     """
     if config.resident == "off":
         return "data.resident is off"
@@ -189,10 +191,11 @@ def hold(
     def prepared(image: NDArray[np.uint8]) -> Tensor:
         """uint8 (C, H, W): one image as it is kept."""
         large = split.pixels is None and max(image.shape[:2]) > SMALL_SIDE
-        if large and config.resident == "auto":
+        if large and config.resident == "auto" and (training or not often):
             raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
         if native:
-            return torch.from_numpy(frame(image, plan.size, config.fit)).permute(2, 0, 1)
+            framed = np.require(frame(image, plan.size, config.fit), requirements="W")  # of a map
+            return torch.from_numpy(framed).permute(2, 0, 1)
         return eval_image(image, plan.size, config.fit, config.eval_crop)
 
     try:

@@ -61,7 +61,7 @@ def choose_model(
             if seconds * least > 1.5 * budget:
                 reason = _too_slow(rung, least, seconds, budget)
                 break
-        trial = _tried(choices, base, rung, data, device)
+        trial = _tried(choices, base, rung, data, look, device)
         if trial is None:
             reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
             break
@@ -119,7 +119,7 @@ def _vit(config: RunConfig) -> ViTConfig:
 
 
 def _tried(
-    choices: Choices, base: RunConfig, rung: Rung, data: DataSet, device: torch.device
+    choices: Choices, base: RunConfig, rung: Rung, data: DataSet, look: Look, device: torch.device
 ) -> Trial | None:
     """Take a few steps in the faster precision; None where the memory does not suffice.
 
@@ -129,6 +129,8 @@ def _tried(
 
     settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
     reasons: dict[str, str] = {}
+    if "data.cache_side" not in choices.fixed:
+        settings["data.cache_side"] = rules.cache_side(look, rung.img_size)
     if device.type == "cpu" and "train.threads" not in choices.fixed:
         settings["train.threads"], reasons["threads"] = _threads(
             choices, base, settings, data, device

@@ -41,6 +41,7 @@ TRAINED_SHARE = 0.3
 MIXING_EPOCHS = 50
 ADAMW_DECAY = 0.05  # weight decay of short runs
 WARMUP_SHARE = 0.25  # of a run
+CACHE_SCALE = 1.6  # of img_size: crops of 0.4 of the area then have the pixels of the input
 TINY_WIDTH = 64  # embed_dim of its model
 WORKER_BYTES = 150_000_000  # own memory of a forked loader process
 FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
@@ -223,6 +224,15 @@ def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> 
         f"to batch {batch}, by the inverse square root to width {width}"
     )
     return float(f"{scaled:.2g}"), reason
+
+
+def cache_side(look: Look, img_size: int) -> int | None:
+    """The shorter side at which images are decoded once: as large as the largest crops need.
+
+    None: they are not much larger than that.
+    """
+    side = math.ceil(CACHE_SCALE * img_size)
+    return side if look.short_side > 1.25 * side else None
 
 
 def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vitc.config import RunConfig, read_config
+from vitc.data.cache import training_split
 from vitc.data.dataset import DataSet
 from vitc.data.loader import open_eval, open_train
 from vitc.models.config import ViTConfig
@@ -86,6 +87,8 @@ def _measure(
     norms = NormStatistics(model, plan.micros_here, settings.procs)
     lr = config.optim.peak_lr(t.batch) / 100
 
+    whole, _ = training_split(data, config.data, config.model.in_chans)
+    data = dataclasses.replace(data, splits={**data.splits, "train": whole})
     splits = {}  # images enough to measure with, evenly spread over those of each split
     for name, most in (("train", MOST_STEPS * t.batch), ("val", EVAL_IMAGES)):
         if name in data.splits:
@@ -112,7 +115,9 @@ def _measure(
     if "val" not in data.splits:
         return step_seconds, 0.0
     split = data.splits["val"]
-    images = open_eval(split, data, config.data, plan, device, max(plan.micro, EVAL_IMAGES))
+    images = open_eval(
+        split, data, config.data, plan, device, max(plan.micro, EVAL_IMAGES), often=True
+    )
     for _ in range(2):  # the first time is a little slow: a second one where it is cheap
         before = time.perf_counter()
         evaluate(model, images, settings)

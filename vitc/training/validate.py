@@ -65,7 +65,9 @@ class Validation:
     def batches(self) -> EvalLoader:
         s = self.setup
         split = s.data.splits["val"]
-        return open_eval(split, s.data, s.config.data, s.plan, s.device, batch=EVAL_BATCH)
+        return open_eval(
+            split, s.data, s.config.data, s.plan, s.device, batch=EVAL_BATCH, often=True
+        )
 
     def _renew_norms(self, provider: Provider) -> None:
         """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""

@@ -1,0 +1,109 @@
+"""How are training images decoded once, not in every epoch? Shrunk pixels in a file of the cache.
+
+With `data.cache_side` a training image is what its source has, its shorter side shrunk to at most
+that many pixels. The pixels are written once, as a raw pack, below the user's cache folder
+(`$XDG_CACHE_HOME/vitc/pixels`), named by the images' content, and mapped into memory by every later
+run on the same images. Where that file cannot be written, images are shrunk each time they are
+read: the same pixels, more slowly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitc.data.config import DataConfig
+from vitc.data.dataset import DataSet
+from vitc.data.pack import PackOptions, pack_found, shrunk, versions
+from vitc.data.sources.base import Found, Split
+from vitc.data.sources.index import cache_folder
+from vitc.data.sources.packed import PackedStore, open_pack
+from vitc.data.store import Ints, Pixels
+from vitc.errors import ConfigError, DataError, VitcError
+from vitc.machine import cores
+from vitc.wording import size
+
+FREE_SHARE = 0.5  # of the free disk space that the pixels may take
+WIDE = 1.5  # width over height, about, of a photo: to estimate the space
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """A store of training images as they are trained on; `split` is where they come from.
+
+    packed: the file of their pixels, and rows: int64 (n,), the place of each there, -1 for a broken
+    image; or None.
+    """
+
+    split: Split
+    side: int
+    in_chans: int
+    packed: PackedStore | None
+    rows: Ints
+
+    def read(self, place: int) -> Pixels:
+        if self.packed is not None and self.rows[place] >= 0:
+            pixels = self.packed.read(int(self.rows[place]))
+            assert not isinstance(pixels, bytes)
+            return pixels
+        return shrunk(self.split.read(place, self.in_chans), self.side)
+
+
+def training_split(data: DataSet, config: DataConfig, in_chans: int) -> tuple[Split, str]:
+    """The images to train on, and a note on where their pixels are kept (empty: nowhere)."""
+    split = data.splits["train"]
+    side = config.cache_side
+    if side is None or split.pixels is not None or isinstance(split.store, Shrunk):
+        return split, ""
+    packed, rows = None, np.arange(len(split))
+    key = f"{data.fingerprint} {data.listing} {side} {in_chans} {versions('raw')}"
+    file = cache_folder() / "pixels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.vitc"
+    try:
+        packed = _opened(file) or _written(file, split, data, config, side, in_chans)
+        rows = _rows(split, packed)
+        note = f"Pixels of shorter side {side} are kept in {file} ({size(file.stat().st_size)})."
+    except (VitcError, OSError) as error:
+        note = f"Images are decoded in every epoch: {error}"
+    return replace(split, store=Shrunk(split, side, in_chans, packed, rows), places=None), note
+
+
+def _opened(file: Path) -> PackedStore | None:
+    """The pixels kept there, if they are and are whole."""
+    try:
+        return PackedStore(open_pack(file))
+    except (ConfigError, DataError):
+        return None
+
+
+def _written(
+    file: Path, split: Split, data: DataSet, config: DataConfig, side: int, in_chans: int
+) -> PackedStore:
+    """Decode all images of the split, once, leaving out broken ones."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    need = len(split) * in_chans * side * side * WIDE
+    free = shutil.disk_usage(file.parent).free
+    if need > FREE_SHARE * free:
+        raise DataError(
+            f"their pixels would take {size(round(need))}, of {size(free)} free in {file.parent}."
+        )
+    found = Found(data.classes, {"train": split}, ())
+    options = PackOptions(short_side=side, raw=True, channels=in_chans, bad_files="skip")
+    workers = cores() if config.workers is None else max(1, config.workers)
+    pack_found(found, file, options, workers=workers, overwrite=file.exists(), wait=True)
+    return PackedStore(open_pack(file))
+
+
+def _rows(split: Split, packed: PackedStore) -> Ints:
+    """Where each image of the split is among those kept, in the same order; -1: it is not."""
+    rows = np.full(len(split), -1, np.int64)
+    kept = iter(enumerate(packed.pack.names))
+    row, name = next(kept)
+    for place, wanted in enumerate(split.names):
+        if wanted == name:
+            rows[place] = row
+            row, name = next(kept, (-1, ""))
+    return rows
