@@ -73,6 +73,8 @@ def propose(
     _refuse(images, budget, fixed)
     weights, theirs = _as_the_weights(fixed)
     choices = Choices({**fixed, **theirs}, frozenset(theirs))
+    if "train.clock" in fixed and "train.budget_seconds" not in fixed:
+        choices.settings["train.budget_seconds"] = budget  # which clock is meant of
     # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
     recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
     base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
