@@ -212,6 +212,53 @@ def test_classes_are_matched_by_name(place: Path) -> None:
     assert "'ant' (3 images)" in found.notes[0]
 
 
+def test_fewer_classes_and_one_image_each_can_be_measured(place: Path) -> None:
+    plant(place / "other", 1, first=20)
+    shutil.rmtree(place / "other" / "dog")
+    found = vitc.evaluate(place / "run", str(place / "other"))
+    assert (found.n, [c.n for c in found.per_class]) == (1, [1, 0])
+    assert "No image of 1 class of the model: 'dog'." in found.notes
+
+
+@pytest.mark.parametrize("labels", [["-1"] * 4, [""] * 4, None, ["cat", "", "dog", "-1"]])
+def test_images_without_labels_are_not_measured(labels: list[str] | None, place: Path) -> None:
+    other = plant(place / "other", 2, first=20)
+    files = sorted(other.rglob("*.bmp"))
+    table = place / "list.csv"
+    ends = [""] * 4 if labels is None else [f",{label}" for label in labels]
+    lines = [f"{file}{end}" for file, end in zip(files, ends, strict=True)]
+    table.write_text("\n".join(["path" if labels is None else "path,label", *lines]))
+    if labels and "cat" in labels:
+        with pytest.raises(DataError, match="does not know: '-1'"):
+            vitc.evaluate(place / "run", str(table))
+        found = vitc.evaluate(place / "run", str(table), skip_unknown_classes=True)
+        assert found.n == 2
+        assert any("1 image without a label" in note for note in found.notes)
+        return
+    with pytest.raises(DataError, match=r"4 images .* no labels") as refused:
+        vitc.evaluate(place / "run", str(table))
+    assert "vitc predict" in (refused.value.hint or "")
+
+
+def test_a_folder_without_classes_is_for_predict(place: Path) -> None:
+    (place / "flat").mkdir()
+    noise(1).save(place / "flat" / "1.png")
+    with pytest.raises(DataError) as refused:
+        vitc.evaluate(place / "run", str(place / "flat"))
+    assert "vitc predict" in (refused.value.hint or "")
+
+
+def test_the_order_of_classes_does_not_matter(place: Path) -> None:
+    honest = vitc.evaluate(place / "run")
+    names = held_out(place / "run")
+    val = json.loads((place / "run" / "data.json").read_text())["held_out"]["val"]
+    assert set(val) <= set(names)
+    lines = [f"{place / 'images' / name},{name.split('/')[0]}" for name in reversed(val)]
+    (place / "list.csv").write_text("\n".join(["path,label", *lines]))
+    found = vitc.evaluate(place / "run", str(place / "list.csv"))
+    assert (found.n, found.top1, found.split) == (honest.n, honest.top1, "all")
+
+
 def test_a_run_of_an_earlier_version_is_compared_by_names_and_sizes(place: Path) -> None:
     file = place / "run" / "data.json"
     values = json.loads(file.read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,70 @@ def test_a_missing_file_and_a_folder_without_images_are_named(tmp_path: Path) ->
         find_images([tmp_path / "cta.txt"])
     with pytest.raises(ConfigError, match=r"no image in the folder"):
         find_images([tmp_path])
+
+
+def test_folders_are_walked_as_for_training(tmp_path: Path) -> None:
+    for name in (
+        "d/a/1.jpg",
+        "d/@eaDir/1.jpg/T.jpg",
+        "d/__MACOSX/2.jpg",
+        "d/a/._1.jpg",
+        "out/3.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "d/z").symlink_to(tmp_path / "out")
+    (tmp_path / "d/dead.jpg").symlink_to("nowhere")
+    (tmp_path / "d/loop").symlink_to(tmp_path / "d")
+    (tmp_path / "d/again").symlink_to(tmp_path / "d/a")
+    run = tmp_path / "d/run"
+    run.mkdir()
+    for name in ("config.json", "metrics.jsonl", "events.log", "plot.png"):
+        (run / name).touch()
+    found = [str(f) for f in find_images([tmp_path / "d"])]
+    assert [f.removeprefix(f"{tmp_path}/") for f in found] == [
+        "d/dead.jpg",
+        "d/a/1.jpg",
+        "d/z/3.jpg",
+    ]
+
+
+def test_an_image_that_is_named_twice_is_predicted_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.jpg").touch()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    names = [tmp_path / "a/1.jpg", tmp_path / "a", tmp_path / "a/../a/1.jpg", tmp_path / "b"]
+    assert find_images(names) == [tmp_path / "a/1.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["list", "bare list", "tar", "flat tar", "pack"])
+def test_images_in_other_sources_are_predicted_labelled_or_not(
+    kind: str, predictor: Predictor, trained: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    files = sorted((photos / "val").rglob("*.png"))
+    if kind.endswith("list"):
+        data = tmp_path / "x.csv"
+        head = "path,label" if kind == "list" else "path"
+        ends = [f",{f.parent.name}" if kind == "list" else "" for f in files]
+        lines = [f"{f}{end}" for f, end in zip(files, ends, strict=True)]
+        data.write_text("\n".join([head, *lines]))
+    elif kind.endswith("tar"):
+        data = tmp_path / "x.tar"
+        with tarfile.open(data, "w") as tar:
+            for i, f in enumerate(files):
+                tar.add(f, f"{i:03d}.png" if kind == "flat tar" else f"{f.parent.name}/{f.name}")
+    else:
+        data = tmp_path / "x.vitc"
+        assert main(["data", "pack", str(photos), str(data)]) == 0
+    found = predictor(data)
+    if kind == "pack":  # the training images are in it, too
+        assert len(found) > len(files)
+    else:
+        assert np.allclose(found.probs, predictor(files).probs, atol=1e-5)
+    capsys.readouterr()
+    assert main(["predict", str(trained), str(data), "--json"]) == 0
+    names = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert names == list(found.names)
 
 
 # -- what comes out --------------------------------------------------------------------------------
@@ -288,16 +353,29 @@ def test_the_command_writes_csv(
     assert "15 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv", "out.csv"]])
 def test_the_command_lists_broken_files_goes_on_and_fails(
-    form: list[str], trained: Path, photos: Path, broken: Path, capsys: Capture
+    form: list[str],
+    trained: Path,
+    photos: Path,
+    broken: Path,
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     good = str(photos / "val" / "red" / "00.png")
     assert main(["predict", str(trained), str(broken), good, *form]) == 1
     said = capsys.readouterr()
     assert "torn.jpg" in said.err
     assert "1 of 2 images could not be read" in said.err
+    if form[:1] == ["--csv"]:
+        rows = list(csv.reader(Path("out.csv").read_text().splitlines()))[1:]
+        assert [row[0] for row in rows] == [str(broken), good]
+        assert rows[0][1:] == ["", ""]
+        return
     assert good in said.out
+    assert "torn.jpg" in said.out
     if form:
         assert json.loads(said.out.splitlines()[0])["status"] == "failed"
 

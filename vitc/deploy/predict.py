@@ -15,44 +15,108 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitc.data.sources.base import IMAGE_SUFFIXES
-from vitc.errors import BrokenFileError, ConfigError, suggest_beside
+from vitc.data.config import DataConfig
+from vitc.data.dataset import read_source
+from vitc.data.litter import is_image
+from vitc.data.sources import SUFFIXES, guess_source
+from vitc.data.sources.base import IMAGE_SUFFIXES, Split, is_pattern
+from vitc.data.sources.folder import walk
+from vitc.data.store import Files, name_key
+from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
 from vitc.machine import cores
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """An image in a tar, a table or a pack, or one that a list names."""
+
+    name: str
+    split: Split
+    index: int
+
+    def __str__(self) -> str:
+        return self.name
+
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    Source = str | os.PathLike[str] | Image | NDArray[np.uint8]
+    Source = str | os.PathLike[str] | Image | NDArray[np.uint8] | Inside
 
 Form = Literal["table", "json", "csv"]
 
 # -- which images ----------------------------------------------------------------------------------
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files that `paths` name, in that order; a folder: the images in it by suffix, sorted.
+Found = Path | Inside
 
-    Raises ConfigError: a path that does not exist, or a folder without images.
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
+    """The images that `paths` name, in that order, each once.
+
+    A folder: the images in it, found as for training; a list, tar, table or pack: all images in it,
+    labelled or not. A link to nothing is among them, as a broken image. Raises ConfigError: a path
+    that does not exist, or a folder without images; DataError: one that cannot be read.
     """
-    found: list[Path] = []
+    found: dict[tuple[str, str], Found] = {}
     for path in map(Path, paths):
-        if not path.exists():
+        data = _is_data(path)
+        if data:
+            found |= {(str(path), image.name): image for image in _images_inside(path)}
+        elif path.is_dir():
+            for file in _images_below(path):
+                found.setdefault((os.path.realpath(file.parent), file.name), file)
+        elif path.exists() or path.is_symlink():
+            found.setdefault((os.path.realpath(path.parent), path.name), path)
+        else:
             raise ConfigError(f"There is no file {path}.{suggest_beside(path)}")
-        if not path.is_dir():
-            found.append(path)
+    return list(found.values())
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a path is a list, tar, table or pack, several of them, or a folder of these."""
+    if path.is_dir():
+        return guess_source(path) in ("tar", "parquet")
+    text = str(path)
+    return text.lower().endswith(SUFFIXES) and (path.is_file() or is_pattern(text))
+
+
+def _images_inside(path: Path) -> Iterator[Inside]:
+    config = DataConfig(source=guess_source(path), path=os.path.expanduser(path))
+    for split in read_source(config, strict=False).splits.values():
+        for i, name in enumerate(split.names):
+            place = i if split.places is None else int(split.places[i])
+            file = split.store.path(place) if isinstance(split.store, Files) else name
+            yield Inside(str(file), split, i)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """The images in a folder, sorted folder by folder, and links to nothing with such a name.
+
+    A folder that is reached twice through links is read once, under its own name if it has one.
+    """
+    tree, _ = walk(str(folder))
+    places = {os.path.join(folder, path): place for path, place in tree.places.items()}
+    seen: set[str] = set()
+    found: list[Path] = []
+    for path in sorted(places, key=lambda p: (os.path.realpath(p) != os.path.abspath(p), p)):
+        place, real = places[path], os.path.realpath(path)
+        if place.error is not None:
+            raise DataError(f"The folder {path} cannot be read: {place.error.strerror}.")
+        if real in seen:
             continue
-        before = len(found)
-        for root, folders, files in os.walk(path):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            images = (f for f in files if Path(f).suffix[1:].lower() in IMAGE_SUFFIXES)
-            found += [Path(root, f) for f in sorted(images) if not f.startswith(".")]
-        if len(found) == before:
-            raise ConfigError(
-                f"There is no image in the folder {path}.",
-                f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}.",
-            )
-    return found
+        seen.add(real)
+        names = [name for name, _ in place.images]
+        dangling = (n for n in place.others if is_image(n, IMAGE_SUFFIXES))
+        names += [n for n in dangling if not os.path.exists(os.path.join(path, n))]
+        found += [Path(path, name) for name in names]
+    if not found:
+        raise ConfigError(
+            f"There is no image in the folder {folder}.",
+            f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}.",
+        )
+    return sorted(found, key=lambda file: (name_key(str(file.parent)), name_key(file.name)))
 
 
 # -- prediction ------------------------------------------------------------------------------------
@@ -155,11 +219,13 @@ def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
     """Every single image with its name; a folder becomes its files."""
     from PIL.Image import Image
 
-    alone = isinstance(images, str | os.PathLike | np.ndarray | Image)
+    alone = isinstance(images, str | os.PathLike | np.ndarray | Image | Inside)
     many = cast("Iterable[Source]", [images] if alone else images)
     for i, image in enumerate(many):
         if isinstance(image, str | os.PathLike):
             yield from ((str(file), file) for file in find_images([image]))
+        elif isinstance(image, Inside):
+            yield image.name, image
         else:
             yield getattr(image, "filename", "") or f"image {i}", image
 
@@ -170,6 +236,8 @@ def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
 
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), in_chans, name)
+    if isinstance(image, Inside):
+        return image.split.read(image.index, in_chans)
     if not isinstance(image, np.ndarray):
         return read_opened(image, in_chans, name)
     grey_or_channels = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
@@ -185,9 +253,12 @@ def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
 
 
 def report(
-    predictor: Predictor, files: Sequence[Path], topk: int, form: Form, stream: TextIO
+    predictor: Predictor, files: Sequence[Found], topk: int, form: Form, stream: TextIO
 ) -> list[BrokenFileError]:
-    """Write one line per image to `stream` as they come; returns the errors of broken files."""
+    """Write one line per image to `stream` as they come; returns the errors of broken files.
+
+    A broken file has a line as well, without a class.
+    """
     topk = min(topk, len(predictor.classes))
     wide = max(map(len, ["image", *map(str, files)]))
     deep = max(map(len, ["class", *predictor.classes]))
@@ -203,8 +274,6 @@ def report(
         best = []
         if isinstance(result, BrokenFileError):
             broken.append(result)
-            if form != "json":
-                continue
             values |= {"status": "failed", "error": result.message, "hint": result.hint}
         else:
             best = best_classes(result, predictor.classes, topk)
@@ -212,8 +281,8 @@ def report(
         if form == "json":
             stream.write(json.dumps(values) + "\n")
         elif form == "csv":
-            rows.writerow([name, *itertools.chain.from_iterable(best)])
+            rows.writerow([name, *itertools.chain.from_iterable(best or [("", "")] * topk)])
         else:
-            cells = [f"{label:<{deep}}  {100 * p:9.2f} %" for label, p in best]
+            cells = [f"{label:<{deep}}  {100 * p:9.2f} %" for label, p in best] or ["broken"]
             stream.write(f"{name:<{wide}}  {'  '.join(cells)}\n")
     return broken

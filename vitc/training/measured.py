@@ -147,7 +147,12 @@ def _others(config: RunConfig, asked: Asked, notes: list[str]) -> tuple[DataSet,
     """Images that are not the run's: the split that is asked for, or their own val or test, or all
     where they are not divided."""
     other, in_chans = with_data(config, str(asked.data)).data, config.model.in_chans
-    whole = open_whole(other, in_chans)
+    other = replace(other, group=None)
+    try:
+        whole = open_whole(other, in_chans)
+    except DataError as error:
+        hint = "To classify images without labels: vitc predict RUN PATH."
+        raise DataError(error.message, f"{error.hint or ''} {hint}".strip()) from error
     notes += whole.notes
     split = asked.split or next((s for s in ("val", "test") if s in whole.splits), None)
     if split is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
 from vitc.data.decode import read_image, to_channels
@@ -200,14 +201,20 @@ def by_label(
     splits: Ints,
     given_notes: Iterable[str] = (),
     order: Sequence[str] | None = None,
+    strict: bool = True,
 ) -> Found:
     """The classes and splits of images that are labelled by texts.
 
     images: all of them, their labels being indices into `texts`. splits: int64 (n,), indices into
     SPLITS. Classes are those of training images: in `order`, where the source has one; by number,
-    where all are numbers; by name. Raises DataError: one class, or others outside training.
+    where all are numbers; by name. Raises DataError: one class, or others outside training. If not
+    `strict`, of all images; the label of those without one is -1.
     """
     notes = list(given_notes)
+    if not strict:
+        none = without_label(texts) if set(texts) - {"", "-1"} else np.ones(len(texts), np.bool_)
+        there = [text for text, absent in zip(texts, none, strict=True) if not absent]
+        return _divided(images, texts, splits, _in_order(there, order), notes)
     images, splits = _labelled(where, images, texts, splits, notes)
     present = np.zeros((len(SPLITS), len(texts)), np.bool_)
     present[splits, images.labels] = True
@@ -230,12 +237,22 @@ def by_label(
             f"{where} has one class only, {train[0]!r}; a classifier needs two or more.",
             "Where labels are looked for: docs/sources.md",
         )
+    return _divided(images, texts, splits, _in_order(train, order), notes)
+
+
+def _in_order(texts: Sequence[str], order: Sequence[str] | None) -> list[str]:
+    """Classes in `order`; by number, where all are numbers; by name."""
     if order is not None:
-        classes = [text for text in order if text in set(train)]
-    elif all(re.fullmatch(r"0|[1-9][0-9]{0,17}", text) for text in train):
-        classes = sorted(train, key=int)
-    else:
-        classes = sorted(train, key=name_key)
+        there = set(texts)
+        return [text for text in order if text in there]
+    if all(re.fullmatch(r"0|[1-9][0-9]{0,17}", text) for text in texts):
+        return sorted(texts, key=int)
+    return sorted(texts, key=name_key)
+
+
+def _divided(
+    images: Split, texts: Sequence[str], splits: Ints, classes: list[str], notes: list[str]
+) -> Found:
     label_of = {text: i for i, text in enumerate(classes)}
     label = np.array([label_of.get(text, -1) for text in texts], np.int64)
     labelled = replace(images, labels=label[images.labels])
@@ -244,18 +261,22 @@ def by_label(
     return Found(tuple(classes), divided, tuple(notes))
 
 
+def without_label(texts: Sequence[str]) -> NDArray[np.bool_]:
+    """Which texts stand for no label: an empty one, or -1 where the others are numbers from 0, as
+    published tests are."""
+    numbers = [text for text in texts if re.fullmatch(r"0|[1-9][0-9]{0,17}", text)]
+    numeric = len(numbers) > 1 and len(numbers) == len(texts) - texts.count("-1")
+    return np.array([not text or (text == "-1" and numeric) for text in texts], np.bool_)
+
+
 def _labelled(
     where: str, images: Split, texts: Sequence[str], splits: Ints, notes: list[str]
 ) -> tuple[Split, Ints]:
     """The images and their splits without a val or test split that has no labels.
 
-    Without is an empty text, or -1 where the others are numbers from 0, as published tests are.
     Raises DataError: only some images have none.
     """
-    numbers = [text for text in texts if re.fullmatch(r"0|[1-9][0-9]{0,17}", text)]
-    numeric = len(numbers) > 1 and len(numbers) == len(texts) - texts.count("-1")
-    none = np.array([not text or (text == "-1" and numeric) for text in texts], np.bool_)
-    without = none[images.labels]
+    without = without_label(texts)[images.labels]
     for code, name in enumerate(SPLITS):
         count = int((without & (splits == code)).sum())
         total = int((splits == code).sum())

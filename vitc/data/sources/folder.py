@@ -39,6 +39,10 @@ class Folder(Source):
         wanted = parse_splits(config.splits) if config.splits else None
         return scan_folder(Path(str(config.path)).expanduser(), wanted)
 
+    def read_any(self, config: DataConfig) -> Found:
+        wanted = parse_splits(config.splits) if config.splits else None
+        return scan_folder(Path(str(config.path)).expanduser(), wanted, strict=False)
+
 
 @dataclass
 class _Class:

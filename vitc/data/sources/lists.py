@@ -53,13 +53,13 @@ class List(base.Source):
     suffixes = SUFFIXES
     settings = frozenset({"group", "image_column", "label_column", "split_column", "splits"})
 
-    def read(self, config: DataConfig) -> base.Found:
+    def read(self, config: DataConfig, strict: bool = True) -> base.Found:
         """Raises ConfigError: no such file or columns; DataError: an invalid line, a file that is
         missing or listed twice, or several labels an image."""
         file = Path(str(config.path))
         table = _survey(_open(file))
-        images = _columns(table, config)
-        listed = _read(table, images)
+        images = _columns(table, config, strict)
+        listed = _read(table, images, strict)
         sizes, notes = _find(table, listed, config)
         _check_twice(listed.paths)
         there = np.flatnonzero(sizes >= 0)
@@ -67,7 +67,11 @@ class List(base.Source):
         store = Files(file.parent, Names.of(listed.paths).take(there))
         split = base.Split(codes[there], store.names, store=store, sizes=sizes[there])
         splits = np.array(listed.splits, np.int64)[there]
-        return base.by_label(str(file), split, labels, splits, [*images.notes, *notes])
+        notes = [*images.notes, *notes]
+        return base.by_label(str(file), split, labels, splits, notes, strict=strict)
+
+    def read_any(self, config: DataConfig) -> base.Found:
+        return self.read(config, strict=False)
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -204,12 +208,12 @@ class _Columns(NamedTuple):
     """The columns that are used, and how the splits follow from them."""
 
     path: str
-    label: str
+    label: str | None
     rule: SplitRule
     notes: list[str]
 
 
-def _columns(table: _Table, config: DataConfig) -> _Columns:
+def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
     where, header = str(table.file), table.header
     shown = ", ".join(map(repr, header[:6])) or "empty"
     hint = (
@@ -222,12 +226,15 @@ def _columns(table: _Table, config: DataConfig) -> _Columns:
     paths, labels = known(header, PATH_NAMES), known(header, LABEL_NAMES)
     path = choose_column("image_column", config.image_column, header, paths, where, hint)
     labels = [name for name in labels if name != path]
-    label = choose_label(config.label_column, header, labels, table.column, where, hint)
+    label: str | None = None
+    if strict or labels or config.label_column is not None:
+        label = choose_label(config.label_column, header, labels, table.column, where, hint)
     values = {
         name: distinct for name, distinct in table.values.items() if name not in (path, label)
     }
     rule = split_rule(config, values, where)
-    notes = [usage((path, label, *rule.columns), header), *rule.notes]
+    used = [name for name in (path, label, *rule.columns) if name is not None]
+    notes = [usage(used, header), *rule.notes]
     return _Columns(path, label, rule, notes)
 
 
@@ -243,13 +250,14 @@ class _Listed:
     splits: list[int] = field(default_factory=list)
 
 
-def _read(table: _Table, columns: _Columns) -> _Listed:
+def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
     listed, several = _Listed(), 0
-    path_at, label_at = table.header.index(columns.path), table.header.index(columns.label)
+    path_at = table.header.index(columns.path)
+    label_at = None if columns.label is None else table.header.index(columns.label)
     split_at = [table.header.index(name) for name in columns.rule.columns]
     for number, row in table.rows():
         where = f"{table.file}, line {number}"
-        path, label = row[path_at], row[label_at]
+        path, label = row[path_at], "" if label_at is None else row[label_at]
         if isinstance(label, int) and not isinstance(label, bool):
             label = str(label)
         if isinstance(label, list) or (isinstance(label, str) and "|" in label):
@@ -264,7 +272,9 @@ def _read(table: _Table, columns: _Columns) -> _Listed:
             raise DataError(f"{where}: {e}.") from e
         if not path or "\0" in path:
             raise DataError(f"{where}: no path.")
-        if label.lower() == "nan" or (not label and split == 0):
+        if not strict and label.lower() == "nan":
+            label = ""
+        if strict and (label.lower() == "nan" or (not label and split == 0)):
             raise DataError(
                 f"{where}: no label{label and f', but {label!r}'}.",
                 "Fill it in, remove the line, or rename the class.",

@@ -64,7 +64,10 @@ class Parquet(base.Source):
             return True
         return any(name.endswith(".parquet") for name in names) or bool(folders_of_tables(path))
 
-    def read(self, config: DataConfig) -> base.Found:
+    def read_any(self, config: DataConfig) -> base.Found:
+        return self.read(config, strict=False)
+
+    def read(self, config: DataConfig, strict: bool = True) -> base.Found:
         """Raises ConfigError: pyarrow is missing, no such files, or ambiguous columns; DataError:
         damaged, rows without bytes, or several labels an image."""
         arrow = _pyarrow()
@@ -95,7 +98,8 @@ class Parquet(base.Source):
         images, texts = index.joined(files.paths, places, stamps, parts)
         used = (columns.image, columns.label, *rule.columns)
         notes = [usage(used, schema.names), *rule.notes, *(() if rule.columns else files.notes)]
-        return base.by_label(str(config.path), images, texts, splits, notes, columns.classes)
+        order = columns.classes
+        return base.by_label(str(config.path), images, texts, splits, notes, order, strict)
 
 
 def _pyarrow() -> Any:

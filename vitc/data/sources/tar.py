@@ -71,7 +71,10 @@ class Tar(base.Source):
     def absolute(self, path: str) -> str:
         return "::".join(map(super().absolute, path.split("::")))
 
-    def read(self, config: DataConfig) -> base.Found:
+    def read_any(self, config: DataConfig) -> base.Found:
+        return self.read(config, strict=False)
+
+    def read(self, config: DataConfig, strict: bool = True) -> base.Found:
         """Raises ConfigError: no such files; DataError: compressed, damaged or not trustworthy."""
         paths = index.find_files(str(config.path), self.suffixes)
         wanted = parse_splits(config.splits) if config.splits else None
@@ -91,7 +94,7 @@ class Tar(base.Source):
         except ValueError as e:
             raise DataError(f"{config.path}: {e}", "Rename it, or use --data.splits none.") from e
         inner = None if wanted and any(shards.splits) else wanted
-        inside = _inside(str(config.path), parts, inner)
+        inside = _inside(str(config.path), parts, inner, strict)
         images, texts = index.joined(paths, paths, [part.stamp for part in parts], parts)
         named = [-1 if s is None else SPLITS.index(s) for s in shards.splits]
         if set(named) == {0}:  # train.tar may hold every split
@@ -104,7 +107,9 @@ class Tar(base.Source):
             images = replace(images, labels=codes)
         kept = np.flatnonzero(inside.kept)
         notes = [*notes, *shards.notes, *inside.notes]
-        return base.by_label(str(config.path), images.take(kept), texts, splits[kept], notes)
+        texts = ["" if text == _NONE else text for text in texts]
+        where, images = str(config.path), images.take(kept)
+        return base.by_label(where, images, texts, splits[kept], notes, strict=strict)
 
 
 # -- the index of one shard ------------------------------------------------------------------------
@@ -335,14 +340,17 @@ class _Inside:
     notes: list[str]
 
 
-def _inside(where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] | None) -> _Inside:
+def _inside(
+    where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] | None, strict: bool
+) -> _Inside:
     """Labels and splits by folders; only splits where sidecars hold the labels."""
     names = [name for part in parts for name in part.names]
     labelled = np.concatenate(
         [np.array([text != _NONE for text in part.labels], np.bool_)[part.code] for part in parts]
     )
     every = np.ones(len(names), np.bool_)
-    if labelled.all():
+    loose = any("/" not in name for name in names)
+    if labelled.all() or (not strict and (labelled.any() or loose)):
         notes: list[str] = []
         return _Inside(_folder_splits(names, wanted, notes), None, every, notes)
     bare = [name for name, has in zip(names, labelled, strict=True) if not has]
@@ -352,10 +360,10 @@ def _inside(where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] 
             f"{base.some(bare)}.",
             "Give each a .cls or .json of the same name up to the first dot, or leave them out.",
         )
-    loose = [name for name in bare if "/" not in name]
     if loose:
+        first = next(name for name in bare if "/" not in name)
         raise DataError(
-            f"{loose[0]!r} in {where} has no label: no .cls, no .json with label, class or the "
+            f"{first!r} in {where} has no label: no .cls, no .json with label, class or the "
             "like, and no folder.",
             _LAYOUT,
         )
