@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,72 @@ def test_a_setting_of_the_recipe_that_lost_its_effect_is_dropped_and_a_given_one
             load_config("fashion_vit_c", **{"data.augment.crop": "none"}, **more)
     with pytest.raises(ConfigError, match=r"erase_fill has no effect without data\.augment\.erase"):
         load_config("debug", **{"data.augment.erase_fill": "mean"})
+
+
+EXTREMES = (0, -1, 10**9, 2**63, -(10**30), 1e20, 1e-300, math.nan, math.inf, -math.inf)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"optim": "sgd"}, {"model": "resnet_50"}])
+def test_extreme_numbers_are_accepted_or_refused_by_name(overrides: dict[str, Any]) -> None:
+    base = load_config("debug", **overrides)
+    types = leaf_types(base)
+    for name, value in leaves(base).items():
+        if not re.search("int|float", str(types.get(name))):
+            continue
+        for extreme in EXTREMES:
+            shaped = [(extreme,) * len(value)] if isinstance(value, tuple) else [extreme]
+            for number in [*shaped, extreme]:
+                try:
+                    load_config("debug", **overrides, **{name: number})
+                except ConfigError as error:
+                    assert name.rpartition(".")[2].partition("_")[0].rstrip("s") in error.message  # noqa: PT017
+
+
+def test_sizes_seeds_and_counts_have_bounds() -> None:
+    for name, value in (
+        ("train.seed", 10**20),
+        ("train.seed_order", -(2**63) - 1),
+        ("data.split_seed", 2**63),
+        ("train.threads", 10_000),
+        ("data.workers", 10_000),
+        ("model.depth", 10**9),
+        ("model.embed_dim", 10**9),
+        ("model.img_size", 10**9),
+        ("train.batch", 10**12),
+    ):
+        with pytest.raises(ConfigError, match=rf"{name} {value} must "):
+            load_config("debug", **{name: value})
+    for seed in (-(2**63), -1, 2**63 - 1):
+        assert load_config("debug", **{"train.seed": seed}).train.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "dropped", "left_at"),
+    [
+        ({"data.fit": "crop", "data.eval_crop": 0.9}, {"data.fit": "pad"}, "data.eval_crop", 0.875),
+        ({"optim": "sgd"}, {"optim.momentum": 0.0}, "optim.nesterov", False),
+        ({"optim.layer_decay": 0.7}, {"train.freeze": ("backbone",)}, "optim.layer_decay", 1.0),
+        ({"data.workers": 1}, {"data.resident": "on"}, "data.workers", None),
+        (
+            {"data.augment.policy": "randaugment", "data.augment.rand_ops": 3},
+            {"data.augment.policy": "none"},
+            "data.augment.rand_ops",
+            2,
+        ),
+    ],
+)
+def test_a_setting_that_only_an_override_left_without_effect_is_dropped_with_a_note(
+    base: dict[str, Any],
+    given: dict[str, Any],
+    dropped: str,
+    left_at: object,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = load_config("debug", **base)
+    changed = load_config(config, **given)
+    assert leaves(changed)[dropped] == left_at
+    assert f"{dropped} has no effect" in caplog.text
+    value = leaves(config)[dropped]
+    if value is not True:  # nesterov: its default, which nobody needs to give
+        with pytest.raises(ConfigError, match=f"{dropped}.* no effect"):
+            load_config("debug", **{**base, **given, dropped: value})

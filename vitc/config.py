@@ -56,6 +56,8 @@ class RunConfig:
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
                 found.append(f"{name} {value} must be a finite number.")
+            if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in numbers):
+                found.append(f"{name} {value} must be an integer of 64 bits.")
         if found:
             return found  # comparisons with nan would let it pass below
         from vitc.data.sources import source_problems  # late: it imports numpy

@@ -19,6 +19,7 @@ from vitc.data.litter import holds_run, holds_study, listed
 from vitc.errors import ConfigError, suggest, suggest_beside
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
+from vitc.optim.optimizers import SGDConfig
 from vitc.plugins.consent import name_class, with_sources
 from vitc.recipes import RECIPES
 from vitc.settings import without_effect
@@ -184,23 +185,77 @@ def resolve_config(
         source = _source(config.data)
         if source is not None:
             config = dataclasses.replace(config, data=source.named(config.data))
-    if not isinstance(path_or_recipe, RunConfig):
-        config = _with_effect(config, flat)
+    before = path_or_recipe if isinstance(path_or_recipe, RunConfig) else None
+    config = _with_effect(config, flat, before)
     if isinstance(path_or_recipe, str | Path) and os.path.exists(path_or_recipe):
         config = with_sources(config, path_or_recipe, strict=False)
     return config
 
 
-def _with_effect(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
-    """The same without settings of a recipe or file that lost their effect by what is `given`."""
-    for part in ("data", "data.augment", "optim.ema", "init"):
+# Settings that others can leave without effect, beyond the `needs` of a component: the test, by
+# what, and the value that stands for none.
+_ACROSS: dict[str, tuple[Callable[[RunConfig], Any], str, Any]] = {
+    "optim.layer_decay": (
+        lambda c: c.optim.layer_decay < 1 and "backbone" in c.train.freeze,
+        "train.freeze backbone",
+        1.0,
+    ),
+    "data.augment.lighting": (
+        lambda c: c.data.augment.lighting and c.model.in_chans == 1,
+        "model.in_chans 1",
+        0.0,
+    ),
+    "data.workers": (
+        lambda c: c.data.workers and c.data.resident == "on",
+        "data.resident on",
+        None,
+    ),
+    "optim.nesterov": (
+        lambda c: isinstance(c.optim, SGDConfig) and c.optim.nesterov and not c.optim.momentum,
+        "optim.momentum 0",
+        False,
+    ),
+}
+
+
+def _with_effect(
+    config: RunConfig, given: Mapping[str, Any], before: RunConfig | None
+) -> RunConfig:
+    """The same without settings that lost their effect by what is `given`.
+
+    `before`: a config of the caller's own, which decided on those that had none already; None: a
+    recipe or a file.
+    """
+    decided = {} if before is None else _ineffective(before)
+    for setting, (why, instead) in _ineffective(config).items():
+        is_given = any(setting == g or setting.startswith(f"{g}.") for g in given)
+        if setting not in decided and not is_given:
+            logging.getLogger("vitc").warning(f"{why} It is left out.")
+            config = from_dict({setting: instead}, config)
+    return config
+
+
+def _ineffective(config: RunConfig) -> dict[str, tuple[str, Any]]:
+    """The settings without effect by their dotted names: why, and the value to leave them at."""
+    parts = [
+        "data",
+        "data.augment",
+        "model",
+        "optim",
+        "optim.schedule",
+        "optim.ema",
+        "train",
+        "init",
+    ]
+    found: dict[str, tuple[str, Any]] = {}
+    for part in parts:
         component = attrgetter(part)(config)
         for name, why in without_effect(component, part).items():
-            setting = f"{part}.{name}"
-            if not any(setting == g or setting.startswith(f"{g}.") for g in given):
-                logging.getLogger("vitc").warning(f"{why} It is left at its default.")
-                config = from_dict({setting: getattr(type(component)(), name)}, config)
-    return config
+            found[f"{part}.{name}"] = why, getattr(type(component)(), name)
+    for name, (test, by, instead) in _ACROSS.items():
+        if test(config):
+            found[name] = f"{name} has no effect with {by}.", instead
+    return found
 
 
 def _source(config: DataConfig) -> Source | None:

@@ -98,6 +98,9 @@ def _allowed(
     at_least: float | None, above: float | None, at_most: float | None, below: float | None
 ) -> str:
     high = at_most if at_most is not None else below
+    if at_most is not None and at_most >= 16 and above is None:  # a count, not a share
+        least = "not be negative" if at_least == 0 else f"be at least {at_least}"
+        return f"{least} and at most {at_most}"
     if high is not None and high != math.inf:
         low = f"[{at_least}" if at_least is not None else f"({above}"
         return f"be in {low}, {high}{']' if at_most is not None else ')'}"

@@ -192,6 +192,9 @@ def _report(error: Exception, args: Namespace) -> int:
     elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported here
         message = f"Out of device memory: {error}"
         hint = "Lower --train.batch, or add --train.grad_checkpointing."
+    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        message = f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more here'}."
+        hint = "Use a smaller model, --model.img_size or --train.batch."
     else:
         args.debug = True
         message = f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def run(args: Namespace) -> int:
     for name, size in files.items():
         emit(f"{size:>14,} bytes  {name}")
     emit(f"Saved: {folder} (read README.md, the model card, before you share it)")
-    emit(f"Next: vitc predict {args.folder} IMAGE...; vitc push {args.folder} USER/NAME")
+    place = shlex.quote(str(args.folder))
+    emit(f"Next: vitc predict {place} IMAGE...; vitc push {place} USER/NAME")
     return 0
 
 

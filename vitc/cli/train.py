@@ -90,7 +90,8 @@ def run(args: Namespace) -> int:
     else:
         top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on validation.  "
         emit(f"{top1}Run: {result.path}")
-        emit(f"Next: vitc predict {out} IMAGE...; vitc show {out} --plot curves.png")
+        run_folder = shlex.quote(str(out))
+        emit(f"Next: vitc predict {run_folder} IMAGE...; vitc show {run_folder} --plot curves.png")
     return 0
 
 
@@ -155,7 +156,8 @@ def _images_plan(args: Namespace, images: Path) -> tuple[RunConfig, Path, list[s
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure, and choose, for itself
         raise ConfigError(
             f"Several processes cannot choose settings for {images} together.",
-            f"Choose first: vitc train {images} --dry-run; then train the config it saves.",
+            f"Choose first: vitc train {shlex.quote(str(images))} --dry-run; then train the "
+            "config it saves.",
         )
     proposal = propose(images, args.budget, args.settings)
     show = emit if args.dry_run and not args.json else note
@@ -194,7 +196,8 @@ def _dry_run(args: Namespace, config: RunConfig, out: Path, notes: list[str]) ->
         emit_json({**page.values, **about})
     elif saved:
         where = f" --out {shlex.quote(str(out))}" if args.out else ""
-        emit(f"Nothing was trained. Train these settings: vitc train {saved}{where}")
+        command = f"vitc train {shlex.quote(str(saved))}{where}"
+        emit(f"Nothing was trained. Train these settings: {command}")
     else:
         write(page.parts, sys.stdout)
         emit(f"Nothing was trained. Without --dry-run the run goes to {out}.")

@@ -17,7 +17,7 @@ class AugmentConfig:
 
     crop: Literal["none", "shift", "random_resized"] = "none"
     """none: as evaluation; shift: pad and cut back at random; random_resized: Inception's crop."""
-    shift_pixels: int = setting(4, at_least=0, needs=("crop", "shift"))
+    shift_pixels: int = setting(4, at_least=0, at_most=1024, needs=("crop", "shift"))
     """With crop shift: the largest shift, in pixels of the final image."""
     scale: tuple[float, float] = setting((0.08, 1.0), needs=("crop", "random_resized"))
     """With crop random_resized: the cut's share of the image area, from-to."""
@@ -28,19 +28,19 @@ class AugmentConfig:
     policy: Literal["none", "autoaugment", "v0", "randaugment", "trivial", "three"] = "none"
     """autoaugment: ImageNet's of its paper; v0: the EfficientNet code's, which pycls and so the
     paper use; randaugment: timm's "inc1"; trivial: TrivialAugment Wide; three: 3-Augment."""
-    rand_ops: int = setting(2, at_least=1, needs=("policy", "randaugment"))
+    rand_ops: int = setting(2, at_least=1, at_most=100, needs=("policy", "randaugment"))
     """With policy randaugment: operations in a row on one image (DeiT 2)."""
     rand_magnitude: float = setting(9.0, at_least=0, at_most=10, needs=("policy", "randaugment"))
     """With policy randaugment: strength, 0 to 10, timm's scale (DeiT 9)."""
-    rand_std: float = setting(0.5, at_least=0, needs=("policy", "randaugment"))
+    rand_std: float = setting(0.5, at_least=0, at_most=100, needs=("policy", "randaugment"))
     """With policy randaugment: standard deviation of each operation's magnitude around
     rand_magnitude, cut to 0-10; timm's mstd (DeiT 0.5). 0: always rand_magnitude."""
     rand_prob: float = setting(0.5, at_least=0, at_most=1, needs=("policy", "randaugment"))
     """With policy randaugment: probability of each of the operations (timm and DeiT 0.5)."""
-    jitter: tuple[float, float, float] = setting((0.0, 0.0, 0.0), at_least=0)
+    jitter: tuple[float, float, float] = setting((0.0, 0.0, 0.0), at_least=0, at_most=100)
     """Colour jitter after the policy, in a random order: brightness, contrast, saturation are
     multiplied by a factor uniform in max(0, 1 - x) to 1 + x (3-Augment 0.3 0.3 0.3)."""
-    lighting: float = setting(0.0, at_least=0)
+    lighting: float = setting(0.0, at_least=0, at_most=100)
     """AlexNet's PCA lighting: standard deviation of the three coefficients (pycls 0.1)."""
     erase: float = setting(0.0, at_least=0, at_most=1)
     """Probability of random erasing, after normalisation (DeiT 0.25)."""
@@ -50,7 +50,7 @@ class AugmentConfig:
     """With erase: the erased share of the image, from-to."""
     erase_ratio: tuple[float, float] = setting((0.3, 1 / 0.3), needs=("erase", SOME))
     """With erase: height / width of what is erased, from-to."""
-    repeats: int = setting(1, at_least=1)
+    repeats: int = setting(1, at_least=1, at_most=1000)
     """Repeated augmentation: copies of an image in an epoch, each with its own random parameters.
     An epoch keeps its number of steps, so it shows 1 / repeats of the images (DeiT 3)."""
     mix_per: Literal["micro", "sample"] = setting(
@@ -58,9 +58,9 @@ class AugmentConfig:
     )
     """With mixup or CutMix: one coin, lambda and box for a micro-batch (the paper), or for each
     image (timm's elem mode)."""
-    mixup_alpha: float = setting(0.0, at_least=0)
+    mixup_alpha: float = setting(0.0, at_least=0, at_most=1000)
     """Beta parameter of mixup; 0: no mixup. With cutmix_alpha too, a coin decides (paper 0.8)."""
-    cutmix_alpha: float = setting(0.0, at_least=0)
+    cutmix_alpha: float = setting(0.0, at_least=0, at_most=1000)
     """Beta parameter of CutMix; 0: no CutMix (paper 1.0)."""
     label_smoothing: float = setting(0.0, at_least=0, at_most=1)
     """Mass spread evenly over all classes, applied before mixing (paper 0.1)."""
@@ -141,7 +141,7 @@ class DataConfig:
     """Use only so many training images, class-balanced and seeded; None: all."""
     resident: Literal["auto", "on", "off"] = "auto"
     """Keep the whole set on the device as one uint8 tensor; auto: when it fits a quarter of it."""
-    workers: int | None = None
+    workers: int | None = setting(None, at_least=0, at_most=256)
     """Loader processes; None: one a core but at most 8, and 0 when resident."""
     mean: tuple[float, ...] | None = None
     """Per-channel mean in [0, 1]; None: the source's own."""
@@ -165,8 +165,6 @@ class DataConfig:
                 parse_splits(self.splits)
             except ConfigError as e:
                 found.append(e.message)
-        if self.workers is not None and self.workers < 0:
-            found.append(f"data.workers {self.workers} must not be negative.")
         if self.workers and self.resident == "on":
             found.append("data.workers has no effect with data.resident on.")
         if self.max_train is not None and self.max_train < 1:

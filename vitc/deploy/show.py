@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def _saved_page(folder: Path) -> Page:
     parts: list[Part] = [
         Table(f"The saved model {folder}", ("", "value"), rows),
         *shown.parts,
-        Text(f"Use it: vitc predict {folder} IMAGE..."),
+        Text(f"Use it: vitc predict {shlex.quote(str(folder))} IMAGE..."),
     ]
     return Page(str(folder), parts, {**shown.values, "saved": str(folder)})
 
@@ -178,7 +179,7 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
             shown.append((str(line.get("epoch", "")), f"{line['step']:,}", *cells))
         parts.append(Table("Validation", head, shown))
     if status != "done":
-        parts.append(Text(f"Resume it: vitc train {path}"))
+        parts.append(Text(f"Resume it: vitc train {shlex.quote(str(path))}"))
     if plot is not None:
         _draw(_curves(str(path), metrics), plot)
         parts.append(Text(f"Curves: {plot}"))

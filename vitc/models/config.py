@@ -16,6 +16,8 @@ from vitc.plugins.consent import CustomConfig
 from vitc.plugins.names import MODEL
 from vitc.settings import out_of_bounds, setting
 
+MAX_SIDE, MAX_WIDTH, MAX_DEPTH = 2**14, 2**15, 1000  # more is a slip of the finger
+
 GlobalPool = Literal["token", "avg"]
 Init = Literal["2021", "2022"]
 AttentionKind = Literal["auto", "sdpa", "explicit"]
@@ -30,11 +32,11 @@ class ModelConfig:
 
     name: str = "model"
     """Name in the zoo, for messages and reports."""
-    img_size: int | tuple[int, int] = setting(224, at_least=1)
+    img_size: int | tuple[int, int] = setting(224, at_least=1, at_most=MAX_SIDE)
     """Input size in pixels, one side or (height, width)."""
-    in_chans: int = setting(3, at_least=1)
+    in_chans: int = setting(3, at_least=1, at_most=MAX_WIDTH)
     """Input channels C."""
-    num_classes: int | None = setting(None, at_least=1)
+    num_classes: int | None = setting(None, at_least=1, at_most=2**24)
     """Classes K of the head; None: as many as the data has (1000 without data)."""
 
     @property
@@ -64,21 +66,21 @@ class ViTConfig(ModelConfig):
     """Name in the zoo, for messages and reports."""
     stem: StemConfig = field(default_factory=PatchifyStemConfig)
     """The stem: a kind of `STEM_KINDS`, or a custom one as path/to/my.py:MyStem."""
-    embed_dim: int = setting(384, at_least=1)
+    embed_dim: int = setting(384, at_least=1, at_most=MAX_WIDTH)
     """Width D of a token."""
-    depth: int = setting(12, at_least=1)
+    depth: int = setting(12, at_least=1, at_most=MAX_DEPTH)
     """Number of transformer blocks."""
     num_heads: int = setting(6, at_least=1)
     """Attention heads; must divide embed_dim."""
-    mlp_ratio: float = 3.0
+    mlp_ratio: float = setting(3.0, above=0, at_most=64)
     """Hidden width of the MLP over embed_dim."""
-    img_size: int | tuple[int, int] = setting(224, at_least=1)
+    img_size: int | tuple[int, int] = setting(224, at_least=1, at_most=MAX_SIDE)
     """Input size in pixels, one side or (height, width); divisible by the stem's reduction."""
     class_token: bool = True
     """Prepend a learned class token."""
     global_pool: GlobalPool = setting("token", one_of=get_args(GlobalPool))
     """What the head sees: the class token, or the mean of the patch tokens."""
-    registers: int = setting(0, at_least=0)
+    registers: int = setting(0, at_least=0, at_most=MAX_WIDTH)
     """Extra learned tokens that no head reads (arXiv 2309.16588); the paper has none."""
     qk_norm: bool = False
     """LayerNorm of queries and keys in each head (arXiv 2302.05442); the paper has none."""
@@ -175,14 +177,14 @@ class CNNConfig(ModelConfig):
     stem_type: CNNStem = setting("resnet", one_of=get_args(CNNStem))
     """simple: a 3x3 of stride 2; resnet: a 7x7 of stride 2 and a 3x3 max pooling of stride 2;
     cifar: a 3x3 of stride 1, for small images."""
-    stem_width: int = setting(64, at_least=1)
+    stem_width: int = setting(64, at_least=1, at_most=MAX_WIDTH)
     """Output channels of the stem."""
     block: CNNBlock = setting("bottleneck", one_of=get_args(CNNBlock))
     """bottleneck: 1x1, kxk, SE, 1x1 and a ReLU after the sum (ResNet, RegNet); mbconv: 1x1 up,
     kxk depthwise, SE, linear 1x1 down (EfficientNet, arXiv 1905.11946)."""
-    depths: tuple[int, ...] = setting((3, 4, 6, 3), at_least=1)
+    depths: tuple[int, ...] = setting((3, 4, 6, 3), at_least=1, at_most=MAX_DEPTH)
     """Blocks of each stage."""
-    widths: tuple[int, ...] = setting((256, 512, 1024, 2048), at_least=1)
+    widths: tuple[int, ...] = setting((256, 512, 1024, 2048), at_least=1, at_most=MAX_WIDTH)
     """Output channels of each stage."""
     strides: tuple[int, ...] = setting((1, 2, 2, 2), at_least=1)
     """Stride of each stage's first block."""
@@ -196,7 +198,7 @@ class CNNConfig(ModelConfig):
     """With block mbconv: channels inside a block over its input channels, each stage; None: 1."""
     se_ratio: float = setting(0.0, at_least=0, at_most=1)
     """Width of squeeze-and-excitation over a block's input channels (arXiv 1709.01507); 0: none."""
-    head_width: int | None = setting(None, at_least=1)
+    head_width: int | None = setting(None, at_least=1, at_most=MAX_WIDTH)
     """Channels of a 1x1 convolution before pooling; None: no such convolution."""
     activation: Activation = setting("relu", one_of=get_args(Activation))
     """Non-linearity, in squeeze-and-excitation too."""

@@ -55,7 +55,7 @@ class PatchifyStemConfig(PatchConfig):
 class ConvStackConfig(StemConfig):
     """What stems of a few convolutions and a final 1x1 have: no kind by itself."""
 
-    channels: tuple[int, ...] = setting((48, 96, 192, 384), at_least=1)
+    channels: tuple[int, ...] = setting((48, 96, 192, 384), at_least=1, at_most=2**15)
     """Output channels, one entry per convolution; the final 1x1 goes to embed_dim."""
     strides: tuple[int, ...] = setting((2, 2, 2, 2), at_least=1)
     """Stride of each convolution; their product is the stem's reduction."""
@@ -145,7 +145,7 @@ class ScaledReluStemConfig(PatchConfig):
     The first convolution halves the size, the last does the rest.
     """
 
-    width: int = setting(64, at_least=1)
+    width: int = setting(64, at_least=1, at_most=2**15)
     """Channels of the three convolutions."""
 
     def problems(self) -> list[str]:

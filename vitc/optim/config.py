@@ -54,6 +54,11 @@ class OptimConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     """Weight average over the run."""
 
+    @property
+    def moments(self) -> int:
+        """Tensors of a parameter's size that the optimizer keeps; of a custom one a guess."""
+        return 2
+
     def problems(self) -> list[str]:
         parts = [*self.schedule.problems(), *self.ema.problems()]
         found = [*parts, *out_of_bounds(self, "optim")]

@@ -59,6 +59,10 @@ class SGDConfig(OptimConfig):
         momentum, nesterov = self.momentum, self.nesterov
         return SGD(groups, lr=self.lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
+    @property
+    def moments(self) -> int:
+        return 1 if self.momentum else 0
+
     def problems(self) -> list[str]:
         found = super().problems()
         if self.nesterov and self.momentum == 0:

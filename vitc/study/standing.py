@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def _status_lines(folder: StudyFolder) -> list[str]:
             why = str(run.summary.get("error", "")).strip().splitlines()
             lines.append(f"  failed: {trial.label}: {why[-1] if why else 'no reason recorded'}")
     if now.ended == now.total:
-        lines.append(f"Next: vitc report {folder.path}")
+        lines.append(f"Next: vitc report {shlex.quote(str(folder.path))}")
     else:
         started = [c for c in (record["command"], *(h["command"] for h in record["history"])) if c]
         lines.append(f"If it was stopped, resume it with: {started[-1] if started else '-'}")

@@ -6,6 +6,7 @@ It is an ordinary study in the folder `tuning` inside the measured one's.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,7 +156,7 @@ def best_values(
     if hopeless:
         raise RunError(
             f"No draw of {', '.join(hopeless)} trained, so nothing can be chosen for it.",
-            f"See: vitc report {folder.path}; then other ranges or more draws.",
+            f"See: vitc report {shlex.quote(str(folder.path))}; then other ranges or more draws.",
         )
     return values, errors
 

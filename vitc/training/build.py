@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,31 @@ def initial_model(config: RunConfig, num_classes: int) -> nn.Module:
     t = config.train
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed if t.seed_init is None else t.seed_init)
-        return build_model(config.model, num_classes)
+        model = build_model(config.model, num_classes)
+    if t.micro == 1:
+        _check_statistics(model, config)
+    return model
+
+
+def _check_statistics(model: nn.Module, config: RunConfig) -> None:
+    """Raises ConfigError: a BatchNorm would have one value per channel, of which no variance can
+    be taken. Found by a pass without data, in the mode of training."""
+    shape = 1, config.model.in_chans, *config.model.size
+    copy = deepcopy(model).to("meta")
+    freeze(copy, config.train.freeze)
+    train_mode(copy)
+    try:
+        with torch.no_grad():
+            copy(torch.empty(shape, device="meta"))
+    except Exception as error:  # a custom model may not run without data: it is tried for real
+        if "more than 1 value per channel" not in str(error):
+            return
+        side = config.model.img_size
+        raise ConfigError(
+            f"With micro-batches of 1 image (train.batch {config.train.batch}) and model.img_size "
+            f"{side}, BatchNorm has one value per channel, which has no variance.",
+            "Use --train.batch 2 or more (and so --train.micro_batch), or larger images.",
+        ) from error
 
 
 def fresh_state(

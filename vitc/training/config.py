@@ -36,7 +36,7 @@ class InitConfig:
 class TrainConfig:
     """One run's budget and machine settings."""
 
-    epochs: int = setting(10, at_least=1)
+    epochs: int = setting(10, at_least=1, at_most=10**6)
     """Passes over the training images."""
     budget_seconds: float | None = setting(None, above=0)
     """Time for the whole run, reading images and evaluating included: `epochs` is then a plan, and
@@ -44,7 +44,7 @@ class TrainConfig:
     clock: Literal["wall", "processor"] = setting("wall", needs=("budget_seconds", SOME))
     """With budget_seconds: by the clock on the wall, or the time processors spent on this process
     (not its loader processes), where others use the machine too."""
-    batch: int = setting(128, at_least=1)
+    batch: int = setting(128, at_least=1, at_most=2**24)
     """Images a step, over all processes and micro-batches."""
     micro_batch: int | None = setting(None, at_least=1)
     """Images per BatchNorm statistics and per mixing draw; None: the batch, at most 256."""
@@ -61,8 +61,8 @@ class TrainConfig:
     """Only deterministic kernels, so that a GPU run resumes bit-exactly; CPU always does."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: cuda, else mps, else cpu."""
-    threads: int | None = setting(None, at_least=1)
-    """CPU threads; None: torch's choice. Recorded, and re-applied on resume."""
+    threads: int | None = setting(None, at_least=1, at_most=1024)
+    """CPU threads, at most 4 a core; None: torch's choice. Recorded, and re-applied on resume."""
     seed: int = 0
     """Seed from which the three below derive."""
     seed_init: int | None = None

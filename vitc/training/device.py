@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitc.errors import ConfigError
+from vitc.machine import usable_cores
 from vitc.training.config import TrainConfig
 from vitc.wording import counted
 
@@ -68,6 +69,11 @@ def machine_settings(config: TrainConfig, device: torch.device) -> Iterator[None
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
     if config.threads is not None:
+        if config.threads > (most := max(16, 4 * usable_cores())):  # they would only wait
+            raise ConfigError(
+                f"train.threads {config.threads} is far more than the {usable_cores()} cores here.",
+                f"At most {most}, 4 a core; leave it out for torch's choice.",
+            )
         torch.set_num_threads(config.threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

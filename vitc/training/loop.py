@@ -32,6 +32,7 @@ from vitc.training.initialise import InitialWeights
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.probe import with_precision
+from vitc.training.space import checkpoint_bytes, room_for_checkpoints
 from vitc.training.step import NormStatistics, train_step
 from vitc.training.validate import Validation
 from vitc.wording import counted
@@ -107,6 +108,8 @@ def run(
             pace = Pace.of(config.train, setup.steps, started)
             for note in (*notes, *reasons, *prepared):
                 folder.event(note)
+            keep = config.train.keep_checkpoints
+            crowded = room_for_checkpoints(out, checkpoint_bytes(state, config.optim), keep)
             quiet = quiet or not procs.first
             with (
                 Progress(config.name, setup.steps, "step", quiet=quiet) as progress,
@@ -114,6 +117,8 @@ def run(
             ):
                 log = RunLog(setup, folder, progress)
                 log.introduce()
+                if crowded:
+                    log.note(crowded)
                 resume(setup, state, folder, log, initial, pace)
                 return Trainer(setup, state, folder, log, stop, pace).run()
 
