@@ -14,6 +14,7 @@ from vitc.cli.main import main
 from vitc.config import to_dict
 from vitc.errors import ConfigError
 from vitc.resolve import load_config, what_is
+from vitc.study import load_runs
 
 OURS = to_dict(load_config("debug"))
 
@@ -41,6 +42,13 @@ def test_a_folder_is_recognised_by_the_keys_of_its_json(
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / name).write_text(text)
     assert what_is(tmp_path) == what
+
+
+def test_runs_are_listed_without_other_programs_configs(tmp_path: Path) -> None:
+    for name, values in (("a", OURS), ("b", {"name": "export"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+    assert [run.path.name for run in load_runs(tmp_path)] == ["a"]
 
 
 def test_a_damaged_config_of_a_run_is_named(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from vitc import files
 from vitc.config import RunConfig, differences, read_config, to_saved
 from vitc.data.dataset import DataSet
 from vitc.data.identity import joined, to_bytes
+from vitc.data.litter import holds_run, listed
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import read_json, write_json
 from vitc.plugins.consent import copies
@@ -50,7 +51,11 @@ PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE
 HARMLESS = frozenset(
     {
         "name",
-        "data.path",  # scratch disks move; write_data refuses other images
+        "data.path",  # scratch disks move; write_data refuses other images, labels and splits
+        "data.image_column",
+        "data.label_column",
+        "data.split_column",
+        "data.splits",
         "data.workers",
         "train.device",
         "train.threads",
@@ -430,7 +435,8 @@ def load_runs(folder: str | Path) -> list[Run]:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"{root} is not a folder.", "Give a run, a study, or a folder of runs.")
-    found = sorted(p.parent for p in root.rglob(CONFIG) if (p.parent / CONFIG).is_file())
+    folders = sorted(p.parent for p in root.rglob(CONFIG) if p.is_file())
+    found = [folder for folder in folders if holds_run(str(folder), listed(str(folder)))]
     if not found:
         raise ConfigError(f"{root} contains no run.", "A run folder holds a config.json.")
     return [Run(path) for path in found]
