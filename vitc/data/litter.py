@@ -70,6 +70,15 @@ def own_output(folder: str, names: Collection[str]) -> str:
     return ""
 
 
+def is_own_output(folder: str, depth: int = 2) -> bool:
+    """Whether vitc wrote this folder, or all folders in it, such as in runs/."""
+    names = listed(folder)
+    if own_output(folder, names):
+        return True
+    inside = [path for name in names if os.path.isdir(path := os.path.join(folder, name))]
+    return bool(inside) and depth > 0 and all(is_own_output(path, depth - 1) for path in inside)
+
+
 def listed(folder: str) -> set[str]:
     """The names in a folder; none where it cannot be read."""
     try:

@@ -107,22 +107,24 @@ def _arranged(root: Path, tree: Tree, wanted: dict[str, str] | None) -> Layout:
     try:
         return arrange(tree, str(root), wanted)
     except DataError as error:
-        lists = _lists(tree)
-        if not lists:
-            raise
-        hint = f"{error.hint} Or give a list of images and labels: --data {root / lists[0]}."
+        lists, shards = _files(tree, _LISTS), _files(tree, (".tar",))
+        hint = error.hint or ""
+        if shards:
+            pattern = root / ("*/*.tar" if "/" in shards[0] else "*.tar")
+            hint += f" Or give the tar files: --data '{pattern}'."
+        elif lists:
+            hint += f" Or give a list of images and labels: --data {root / lists[0]}."
         raise DataError(error.message, hint) from None
 
 
-def _lists(tree: Tree) -> list[str]:
-    """CSV files and the like at the top or one folder below."""
+def _files(tree: Tree, suffixes: tuple[str, ...]) -> list[str]:
+    """The files with these endings at the top or one folder below."""
     return [
         join(path, name)
         for path, place in tree.places.items()
         if "/" not in path
         for name in place.others
-        if name.lower().endswith((".csv", ".tsv", ".jsonl"))
-        and not name.lower().startswith("readme")
+        if name.lower().endswith(suffixes)
     ]
 
 
@@ -149,6 +151,11 @@ def _own_notes(own: dict[str, str]) -> list[str]:
 def _loose_notes(root: Path, tree: Tree, layout: Layout) -> list[str]:
     """Files next to class folders belong to no class."""
     notes = []
+    top = tree.places[""].others if "" not in layout.bases else []
+    if top:
+        notes.append(
+            f"{counted(len(top), 'file')} at the top of {root.name!r} skipped: {some(top)}."
+        )
     for base in layout.bases:
         place = tree.places[base]
         files = sorted([*(name for name, _ in place.images), *place.others], key=name_key)

@@ -34,7 +34,7 @@ from vitc.data.sources.columns import (
     usage,
 )
 from vitc.data.sources.parquet_files import MAX_JSON, Files, folders_of_tables, table_files
-from vitc.data.split_words import SPLITS, parse_splits
+from vitc.data.split_words import SPLITS, parse_splits, read_names
 from vitc.data.store import Ints, Names, label_codes, stamp
 from vitc.errors import ConfigError, DataError, VitcError, unknown
 from vitc.files import FolderLock, replacing
@@ -62,7 +62,10 @@ class Parquet(base.Source):
         names = listed(path)
         if not names.isdisjoint(("dataset_dict.json", "state.json")):
             return True
-        return any(name.endswith(".parquet") for name in names) or bool(folders_of_tables(path))
+        if any(name.endswith(".parquet") for name in names):
+            return True
+        folders = [os.path.basename(folder) for folder in folders_of_tables(path)]
+        return bool(folders) and (folders == ["data"] or len(read_names(folders)) == len(folders))
 
     def read_any(self, config: DataConfig) -> base.Found:
         return self.read(config, strict=False)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
-from vitc.data.litter import is_image, is_litter, listed
+from vitc.data.litter import is_image, is_litter, is_own_output, listed
 from vitc.data.sources import base, index
 from vitc.data.sources.columns import LABEL_NAMES, known, one_to_one
 from vitc.data.sources.tar_members import BLOCK, Damaged, header, members
@@ -64,8 +64,9 @@ class Tar(base.Source):
         if not os.path.isdir(path):
             return super().matches(path)
         names = listed(path)
-        return any(name.endswith(".tar") for name in names) and not any(
-            os.path.isdir(os.path.join(path, name)) for name in names
+        inside = [os.path.join(path, name) for name in names if not is_litter(name)]
+        return any(name.endswith(".tar") for name in names) and all(
+            is_own_output(place) for place in inside if os.path.isdir(place)
         )
 
     def absolute(self, path: str) -> str:

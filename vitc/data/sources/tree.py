@@ -116,7 +116,7 @@ def _unwrapped(
             break
         inner = below
     if inner != path:
-        notes.append(f"The folders in {inner!r} are read: {path or where} holds nothing else.")
+        notes.append(f"The folders in {inner!r} are read: {path or where} holds no other folder.")
     return inner
 
 
@@ -133,7 +133,8 @@ def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
         return
     parts = as_setting(dict.fromkeys(names, "train"))
     about = f"{some(names)} in {where} hold folders of the same names, {some(inside[0])}"
-    if len({re.sub(r"[\W\d_]+", "", name.lower()) for name in names}) == 1:
+    numbered = len({re.sub(r"[\W\d_]+", "", name.lower()) for name in names}) == 1
+    if numbered or any(name.lower() in _AUXILIARY for name in names):
         raise DataError(
             f"{about}: parts of one data set, or classes.",
             f"If they are parts: {parts}. If they are classes: {_CLASSES}.",
