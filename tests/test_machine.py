@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vitc import machine
-from vitc.machine import cores, environment, memory, usable_cores
+from vitc.machine import cores, environment, memory, processor_seconds, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,16 @@ def test_processes_of_one_machine_share_its_cores_and_memory(
     assert memory() == whole // 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert cores() == 1
+
+
+def test_processor_time_counts_children_that_run_and_that_ended() -> None:
+    loop = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    before = processor_seconds()
+    child = subprocess.Popen([sys.executable, "-c", loop], stdin=-1, stdout=-1)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdout.readline()
+    if sys.platform == "linux":
+        assert processor_seconds() - before >= 0.28
+    child.communicate(b"\n")
+    assert 0.28 <= processor_seconds() - before < 5

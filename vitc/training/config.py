@@ -42,8 +42,8 @@ class TrainConfig:
     """Time for the whole run, reading images and evaluating included: `epochs` is then a plan, and
     the schedule is stretched or shortened so that it ends with the time. None: after `epochs`."""
     clock: Literal["wall", "processor"] = setting("wall", needs=("budget_seconds", SOME))
-    """With budget_seconds: by the clock on the wall, or the time processors spent on this process
-    (not its loader processes), where others use the machine too."""
+    """With budget_seconds: by the clock on the wall, or the time that processors spent on this run,
+    where others use the machine too."""
     batch: int = setting(128, at_least=1, at_most=2**24)
     """Images a step, over all processes and micro-batches."""
     micro_batch: int | None = setting(None, at_least=1)

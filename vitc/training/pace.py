@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitc.machine import processor_seconds
 from vitc.training.config import TrainConfig
 
 REPLAN_SHARE = 0.02  # of the budget between two re-plannings
@@ -22,7 +23,7 @@ KEYS = ("position", "rate", "used")
 
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.monotonic,
-    "processor": time.process_time,
+    "processor": processor_seconds,
 }
 
 
