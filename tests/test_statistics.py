@@ -18,8 +18,8 @@ import pytest
 from scipy import integrate, special, stats
 
 from vitc.errors import ConfigError
-from vitc.stats import compare, proportions
 from vitc.stats import curves as statistics
+from vitc.stats import proportions
 from vitc.stats.proportions import Interval
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,11 +42,6 @@ class Law:
     @property
     def median(self) -> float:
         return float(self.ppf(np.array(0.5)))
-
-    def mean_between(self, low: float, high: float) -> float:
-        """The integral of 1 - F, by the definition of `area`, not as a mean."""
-        e = np.linspace(low, high, 200_001)
-        return float(integrate.trapezoid(1 - self.cdf(e), e))
 
 
 def diverging(share: float, good: Law) -> Law:
@@ -78,8 +73,6 @@ LAWS = {
     "a quarter diverged": diverging(0.25, NORMAL),
     "skewed, 40 % diverged": diverging(0.4, SKEWED),
 }
-some_laws = pytest.mark.parametrize("law", [LAWS[name] for name in ("normal", "skewed")])
-all_laws = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
 
 
 def coverage(
@@ -165,67 +158,19 @@ def test_an_unknown_band_is_refused() -> None:
 # ---- one number a contender ---------------------------------------------------------------------
 
 
-@all_laws
-@pytest.mark.parametrize("n", [32, 64])
-def test_the_median_is_covered_in_92_to_97_percent_of_studies(law: Law, n: int) -> None:
-    assert 0.92 <= coverage(lambda g: statistics.median(law.draw(g, n)), law.median) <= 0.97
-
-
-def test_a_median_that_many_runs_share_is_covered_more_never_less() -> None:
-    law = diverging(0.6, NORMAL)
-    assert coverage(lambda g: statistics.median(law.draw(g, 32)), CHANCE, studies=500) >= 0.97
+@pytest.mark.parametrize("law", [*LAWS.values(), diverging(0.5, NORMAL), diverging(0.6, NORMAL)])
+@pytest.mark.parametrize("n", [9, 32])
+def test_the_median_is_covered_in_95_percent_of_studies_whatever_the_law(law: Law, n: int) -> None:
+    """Also where the law has a gap at its median: interpolated ranks covered 87 % there."""
+    covered = coverage(lambda g: statistics.median(law.draw(g, n)), law.median)
+    assert covered >= 0.95 - 2.6 * math.sqrt(0.0475 / STUDIES)
 
 
 def test_the_median_has_no_bounds_from_five_runs_and_the_extremes_from_six() -> None:
     five = statistics.median([3.0, 1.0, 2.0, 5.0, 4.0])
     assert (five.low, five.estimate, five.high) == (-math.inf, 3.0, math.inf)
     six = statistics.median(np.arange(6.0))
-    assert 0 <= six.low < 1
-    assert 4 < six.high <= 5
-
-
-def test_whole_ranks_are_used_where_they_have_exactly_the_confidence() -> None:
-    exact = 1 - 2 * stats.binom.cdf(9, 32, 0.5)
-    found = statistics.median(np.arange(1.0, 33.0), confidence=float(exact))
-    assert (found.low, found.high) == pytest.approx((10.0, 23.0))
-
-
-@pytest.mark.parametrize(
-    ("name", "low", "high", "n"),
-    [
-        ("normal", 30, 40, 32),
-        ("skewed", 25, 45, 32),
-        ("a quarter diverged", 20, 90, 32),
-        ("a tenth diverged", 25, 45, 64),
-    ],
-)
-def test_the_area_is_covered_in_92_to_97_percent_of_studies(
-    name: str, low: float, high: float, n: int
-) -> None:
-    law = LAWS[name]
-    truth = law.mean_between(low, high)
-    covered = coverage(lambda g: statistics.area(law.draw(g, n), low, high), truth)
-    assert 0.92 <= covered <= 0.97
-
-
-def test_the_area_is_the_integral_above_the_edf() -> None:
-    values = np.random.default_rng(0).normal(35, 5, 40)
-    x, F = statistics.edf(values)
-    inside = np.concatenate([[30.0], x[(x > 30) & (x < 40)], [40.0]])
-    before = np.append(0.0, F)[np.searchsorted(x, inside[:-1], side="right")]
-    integral = np.sum((1 - before) * np.diff(inside))
-    assert statistics.area(values, 30, 40).estimate == pytest.approx(integral)
-
-
-def test_the_area_stays_within_its_limits_and_is_zero_for_perfect_runs() -> None:
-    assert statistics.area([20.0] * 20, 20, 30) == Interval(0, 0, 0, 0.95, "BCa bootstrap")
-    mostly_bad = statistics.area([90.0] * 19 + [20.0], 20, 90)
-    assert mostly_bad.high <= 70
-    three_runs = statistics.area([20.0, 21.0, 90.0], 20, 90)
-    assert (three_runs.low, three_runs.high) == (0, 70)
-    for low, high in [(30, 30), (40, 30), (0, math.inf), (math.nan, 30)]:
-        with pytest.raises(ConfigError):
-            statistics.area([20.0], low, high)
+    assert (six.low, six.high) == (0, 5)
 
 
 def test_the_bootstrap_agrees_with_scipys_but_for_the_widening() -> None:
@@ -297,21 +242,6 @@ def test_shares_are_covered_in_at_least_95_percent_whatever_the_true_share(n: in
     p = np.linspace(0.001, 0.999, 999)[:, None]
     covered = stats.binom.pmf(np.arange(n + 1), n, p) * ((low <= p) & (p <= high))
     assert covered.sum(axis=1).min() >= 0.95  # exact: a sum over all outcomes, no simulation
-
-
-def test_shares_within_a_known_best_are_covered_in_simulated_studies() -> None:
-    law = LAWS["a quarter diverged"]
-    truth = float(law.cdf(np.array(32.0)))
-    make = lambda g: proportions.share_within(law.draw(g, 32), 28.0, 4.0)  # noqa: E731
-    assert coverage(make, truth) >= 0.95
-
-
-def test_share_within_counts_the_border_in_and_takes_its_own_best_if_none_is_given() -> None:
-    found = proportions.share_within([31.2, 35.2, 35.3, 90.0], None, 4)
-    assert found.estimate == 0.5
-    assert found.low < 0.5 < found.high
-    with pytest.raises(ConfigError):
-        proportions.share_within([1.0], None, -1)
     with pytest.raises(ConfigError):
         proportions.share(3, 2)
 
@@ -391,196 +321,6 @@ def test_tuning_curves_and_bands_are_those_of_opda() -> None:
             assert (curve.median_high == low.quantile_tuning_curve(curve.ks, **args)).all()
 
 
-def test_draws_to_reach_reads_across_from_one_curve_to_the_other() -> None:
-    rng = np.random.default_rng(3)
-    good = statistics.tuning_curve(rng.normal(30, 3, 32))
-    poor = statistics.tuning_curve(rng.normal(45, 5, 32))
-    found = statistics.draws_to_reach(good, poor, 16)
-    assert found.draws is not None
-    assert good.mean[found.draws - 1] <= found.target == poor.mean[15]
-    assert found.draws == 1 or good.mean[found.draws - 2] > found.target
-    assert found.low is not None
-    assert found.low <= found.draws
-    assert found.high is None or found.high >= found.draws
-    # Beyond noise: the first k at which the band of one is wholly below that of the other.
-    sure = statistics.draws_to_reach(good, poor, 1).high
-    assert sure == 1 + int(np.argmax(good.mean_high <= poor.mean_low[0]))
-    assert good.mean_high[sure - 1] <= poor.mean_low[0] < good.mean_high[sure - 2]
-    assert statistics.draws_to_reach(poor, good, 16).draws is None
-    assert statistics.draws_to_reach(good, good, 7).draws == 7
-    with pytest.raises(ConfigError):
-        statistics.draws_to_reach(good, poor, 33)
-
-
-# ---- two contenders on the same draws -----------------------------------------------------------
-
-
-def shared_draws(
-    rng: np.random.Generator, n: int, gap: float = 0.0, seed_noise: float = 1.0
-) -> tuple[FloatArray, FloatArray]:
-    """Two contenders on the same settings: 15 % diverge for both, 5 % for each one alone."""
-    settings, fate = SKEWED.draw(rng, n), rng.random(n)
-    a = settings + seed_noise * rng.normal(size=n)
-    b = settings + gap + seed_noise * rng.normal(size=n)
-    a[(fate < 0.15) | (fate > 0.95)] = CHANCE
-    b[(fate < 0.15) | ((fate > 0.90) & (fate < 0.95))] = CHANCE
-    return np.round(a, 1), np.round(b, 1)
-
-
-@pytest.mark.parametrize("n", [32, 64])
-def test_the_paired_median_difference_is_covered_in_92_to_97_percent(n: int) -> None:
-    a, b = shared_draws(np.random.default_rng(0), 1_000_000, gap=2.0)
-    truth = float(np.median(a - b))
-
-    def make(rng: np.random.Generator) -> Interval:
-        a, b = shared_draws(rng, n, gap=2.0)
-        smooth = rng.uniform(-0.05, 0.05, n)  # undoes the steps of 0.1, on which coverage is more
-        return compare.paired_median_difference(a + smooth, b)
-
-    assert -2.5 < truth < -1.5
-    assert 0.92 <= coverage(make, truth) <= 0.97
-
-
-def test_the_paired_difference_needs_the_same_draws_and_differs_from_that_of_medians() -> None:
-    a, b = [1.0, 2.0, 9.0], [0.0, 5.0, 6.0]
-    assert compare.paired_median_difference(a, b).estimate == 1.0
-    assert np.median(a) - np.median(b) == -3.0
-    with pytest.raises(ConfigError, match="3 runs"):
-        compare.paired_median_difference(a, [1.0])
-
-
-@pytest.mark.parametrize("n", [8, 12, 32])
-def test_two_identical_contenders_are_called_different_in_3_to_7_percent(n: int) -> None:
-    rng = np.random.default_rng(9)
-    called = [compare.paired_test(*shared_draws(rng, n)).p < 0.05 for _ in range(STUDIES)]
-    assert 0.03 <= np.mean(called) <= 0.07
-
-
-def test_a_real_difference_is_found_with_the_power_it_was_planned_for() -> None:
-    rng = np.random.default_rng(10)
-    pilot = rng.normal(0, 4, 2000)
-    n = compare.draws_needed(pilot, gap=2.0, power=0.8)
-    assert n == pytest.approx(33, abs=3)  # (1.96 + 0.84)^2 (4/2)^2 pi/3 for normal differences
-    found = [compare.paired_test(rng.normal(2, 4, n), np.zeros(n)).p < 0.05 for _ in range(1000)]
-    assert 0.74 <= np.mean(found) <= 0.9
-
-
-def test_draws_needed_grows_with_power_falls_with_the_gap_and_survives_diverged_runs() -> None:
-    rng = np.random.default_rng(0)
-    seen = rng.normal(1, 2, 64)
-    needed = compare.draws_needed
-    small, large = needed(seen, gap=0.5), needed(seen, gap=2.0)
-    assert small is not None
-    assert large is not None
-    assert small > large >= 6
-    assert needed(seen, gap=0.5, power=0.95) > small  # type: ignore[operator]
-    with_failure = np.append(seen, 60.0)  # one contender diverged once: not a reason to give up
-    assert needed(with_failure, gap=0.5) < 1.2 * small  # type: ignore[operator]
-    assert needed(np.append(seen, np.zeros(64)), gap=2.0) == pytest.approx(2 * large, abs=1)
-    assert needed(seen, gap=0.0) is None
-    assert needed([-1.0, 1.0, -2.0, 2.0]) is None
-    assert needed([5.0] * 9) == 11
-    assert needed([5.0] * 9, level=2**-20) >= 21  # type: ignore[operator]
-    for bad in ({"power": 1.0}, {"power": 0.01}, {"level": 0.0}):
-        with pytest.raises(ConfigError):
-            needed(seen, **bad)
-    with pytest.raises(ConfigError):
-        needed([0.0, 0.0, 1.0])
-
-
-def test_the_paired_test_is_scipys_exact_one_without_ties() -> None:
-    rng = np.random.default_rng(0)
-    for n in (6, 9, 20, 50):
-        d = rng.normal(0.4, 1, n)
-        ours, theirs = compare.paired_test(d, np.zeros(n)), stats.wilcoxon(d, method="exact")
-        assert ours.p == pytest.approx(theirs.pvalue)
-        assert min(ours.statistic, n * (n + 1) / 2 - ours.statistic) == theirs.statistic
-
-
-def test_the_paired_test_is_exact_with_ties_by_enumerating_every_sign_flip() -> None:
-    d = np.array([1.0, 1.0, -1.0, 2.0, 3.0, 3.0, -2.0, 5.0, 0.0, 0.0])
-    ranks = stats.rankdata(np.abs(d[d != 0]))
-    sums = np.array([np.dot(s, ranks) for s in itertools.product([0, 1], repeat=8)])
-    observed = ranks[d[d != 0] > 0].sum()
-    expected = 2 * min((sums <= observed).mean(), (sums >= observed).mean())
-    found = compare.paired_test(d + 30, np.full(10, 30.0))
-    assert found.p == pytest.approx(expected)
-    assert (found.statistic, found.n) == (observed, 8)
-
-
-def test_the_paired_test_sees_ties_through_binary_fractions_and_ignores_its_order() -> None:
-    a, b = np.array([31.2, 41.2, 51.2, 20.0]), np.array([30.0, 40.0, 50.0, 21.2])
-    assert compare.paired_test(a, b).statistic == 7.5  # four mid-ranks of 2.5
-    assert compare.paired_test(a, b).p == compare.paired_test(b, a).p
-
-
-def test_contenders_without_any_difference_have_p_one_and_few_draws_no_verdict() -> None:
-    same = compare.paired_test([90.0, 30.0], [90.0, 30.0])
-    assert (same.p, same.n) == (1.0, 0)
-    assert compare.paired_test(np.zeros(5), np.arange(1.0, 6.0)).p == 0.0625
-    assert compare.paired_test(np.zeros(6), np.arange(1.0, 7.0)).p == 0.03125
-
-
-def test_many_draws_use_the_normal_limit_and_join_the_exact_law() -> None:
-    d = np.random.default_rng(0).normal(0.1, 1, 401)
-    approximate = compare.paired_test(d, np.zeros(401))
-    exact = compare.paired_test(d[:400], np.zeros(400))
-    assert "approximation" in approximate.method
-    assert "exact" in exact.method
-    assert exact.p == pytest.approx(stats.wilcoxon(d[:400], method="approx").pvalue, rel=0.01)
-
-
-def test_holm_adjusts_step_by_step_and_keeps_the_order() -> None:
-    assert compare.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert compare.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
-    assert compare.holm([0.02]).tolist() == [0.02]
-    for bad in ([1.2], [-0.1], [], [math.nan]):
-        with pytest.raises(ConfigError):
-            compare.holm(bad)
-
-
-def test_holm_keeps_false_calls_among_identical_contenders_below_five_percent() -> None:
-    rng, calls = np.random.default_rng(11), 0
-    for _ in range(500):
-        base = SKEWED.draw(rng, 24)
-        runs = base + rng.normal(size=(4, 24))
-        p = [compare.paired_test(x, y).p for x, y in itertools.combinations(runs, 2)]
-        calls += bool(compare.holm(p).min() < 0.05)
-    assert calls / 500 <= 0.05 + 2.6 * math.sqrt(0.0475 / 500)  # uncorrected: 0.2
-
-
-def test_crossings_are_found_where_the_lead_changes() -> None:
-    a, b = [10.0, 20.0, 30.0, 40.0], [15.0, 16.0, 17.0, 50.0]
-    seen = compare.edfs_cross(a, b).seen
-    # A leads from 10 to 15, B from 16 to 30, A from 40; between these the two are equal.
-    assert seen == [compare.Crossing(15.0, 16.0, "a"), compare.Crossing(30.0, 40.0, "b")]
-
-
-def test_equal_or_ordered_distributions_do_not_cross() -> None:
-    a = NORMAL.draw(np.random.default_rng(0), 32)
-    assert compare.edfs_cross(a, a).seen == []
-    assert compare.edfs_cross(a, a + 1).seen == []
-    with pytest.raises(ConfigError):
-        compare.edfs_cross(a, a[:20])
-    assert compare.edfs_cross(a, a[:20] + 3, paired=False).noise > 0.2
-
-
-def test_crossings_beyond_noise_are_rare_without_and_usual_with_a_true_crossing() -> None:
-    rng, false, true, holds = np.random.default_rng(12), 0, 0, 0
-    for _ in range(200):
-        setting = rng.normal(size=64)
-        a, b = (35 + 5 * setting + rng.normal(size=64) for _ in range(2))
-        b = np.where(b > 35, b + 4, b)  # equal on the good half, A better on the bad one
-        false += bool(compare.edfs_cross(a, b).beyond_noise)
-        steady, wild = (35 + s * setting + 0.5 * rng.normal(size=64) for s in (3, 7))
-        found = compare.edfs_cross(steady, wild).beyond_noise
-        true += len(found) == 1
-        holds += len(found) == 1 and found[0].low <= 35 <= found[0].high
-    assert false <= 10
-    assert true >= 160
-    assert holds >= 0.95 * true
-
-
 # ---- the hyper-parameters of the good runs ------------------------------------------------------
 
 
@@ -641,50 +381,11 @@ def test_an_impossible_range_is_refused(low: float, high: float, log: bool, marg
 
 
 @pytest.mark.slow
-@all_laws
-@pytest.mark.parametrize("n", [32, 64, 128])
-def test_wide_median_coverage(law: Law, n: int) -> None:
-    covered = coverage(lambda g: statistics.median(law.draw(g, n)), law.median, studies=8000)
-    assert 0.935 <= covered <= 0.965
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("base", [NORMAL, SKEWED], ids=["normal", "skewed"])
-@pytest.mark.parametrize("diverged", [0.0, 0.1, 0.25, 0.5, 0.8])
-@pytest.mark.parametrize("high", [45, 60])
-@pytest.mark.parametrize("n", [32, 64, 128])
-def test_wide_area_coverage(base: Law, diverged: float, high: float, n: int) -> None:
-    law = diverging(diverged, base) if diverged else base
-    truth = law.mean_between(25, high)
-    covered = coverage(lambda g: statistics.area(law.draw(g, n), 25, high), truth, studies=4000)
-    assert 0.92 <= covered <= 0.97
-
-
-@pytest.mark.slow
-def test_the_area_misses_failures_too_rare_to_be_sampled_as_its_docstring_says() -> None:
-    law = diverging(0.05, NORMAL)
-    truth = law.mean_between(20, 90)
-    assert 0.75 <= coverage(lambda g: statistics.area(law.draw(g, 32), 20, 90), truth) <= 0.88
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dkw", "equal_precision"])
 @pytest.mark.parametrize("n", [8, 32, 64, 128])
 def test_wide_band_coverage(kind: statistics.BandKind, n: int) -> None:
     for law in (NORMAL, STEPS, diverging(0.25, SKEWED)):
         assert band_holds(kind, law, n, studies=8000) >= 0.95 - 2.6 * math.sqrt(0.0475 / 8000)
-
-
-@pytest.mark.slow
-@some_laws
-@pytest.mark.parametrize("n", [32, 64])
-def test_wide_coverage_of_the_share_within_the_studys_own_best(law: Law, n: int) -> None:
-    rng, held = np.random.default_rng(13), 0
-    for _ in range(4000):
-        values = law.draw(rng, n)
-        found = proportions.share_within(values, None, 4.0)
-        held += bool(found.low <= law.cdf(values.min() + 4.0) <= found.high)
-    assert held / 4000 >= 0.95
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
     from vitc.study.results import Protocol
 
 
-def protocol_option(parser: Parser) -> None:
+def protocol_option(parser: Parser, hidden: bool = False) -> None:
     about = (
         "a run's error: after its last epoch (default), or as in the authors' sweeps the least of "
         "all its epochs (paper; the report names it, and goes to report_paper)"
     )
-    parser.add_argument("--protocol", choices=("last", "paper"), default="last", help=about)
+    help_of = argparse.SUPPRESS if hidden else about
+    parser.add_argument("--protocol", choices=("last", "paper"), default="last", help=help_of)
 
 
 def report_on(
@@ -34,6 +36,7 @@ def report_on(
     """Make and print the report. 1 where the trials just `ran` and some failed or have no result;
     diverged ones are results."""
     from vitc.study.reporting import report, summary_text
+    from vitc.study.study_folder import looks_taken
 
     page, sections = report(folders, out, markdown, protocol, allow_changed_data)
     unfinished = sum(section.unfinished for section in sections)
@@ -53,12 +56,14 @@ def report_on(
     if unfinished:
         emit(f"Next: the same command runs the {unfinished} trial(s) that have no result yet")
     elif len(folders) == 1:
-        plan = sections[0].plan
+        (section,) = sections
+        plan, (taken, _) = section.plan, looks_taken(section.records[0])
         more = "--count" if plan.exhibit else "--draws" if plan.measure == "hparams" else "--seeds"
-        emit(
-            f"Next, for tighter intervals: the same command with {more} {2 * plan.draws} "
-            "(trials that ended are kept)"
-        )
+        if taken < plan.looks:
+            emit(
+                f"Next: look {taken + 1} of the {plan.looks} planned is the same command with "
+                f"{more} {2 * plan.draws} (trials that ended are kept)"
+            )
     return code
 
 

@@ -60,8 +60,11 @@ def _measure_options(parser: Parser, measure: Measure) -> None:
     optims = list(measure.optims)
     about = f"default: {' '.join(optims)}"
     add("--optims", nargs="+", default=optims, metavar="OPTIM", help=about)
-    add("--reference", metavar="NAME", help="the contender to compare with (default: the last)")
+    about = "the contender to compare with (default: the first with a patchify stem)"
+    add("--reference", metavar="NAME", help=about)
     add("--control", action="store_true", help="add the reference against itself, other seeds")
+    about = "contenders whose errors differ by fewer points are equivalent (default: not asked)"
+    add("--margin", metavar="POINTS", type=float, help=about)
     about = f"add contenders that answer a reviewer: {', '.join(CONTROL_NAMES)}; see docs/paper.md"
     add("--controls", nargs="+", choices=CONTROL_NAMES, default=[], metavar="NAME", help=about)
     for name in CONTROL_NAMES:  # the former spelling, a flag each
@@ -98,11 +101,13 @@ def _study_options(parser: Parser, out: str, test: bool = False) -> None:
         add("--test", action="store_true", help=about)
     add("--out", metavar="DIR", type=Path, help=f"the study's folder (default: {out})")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
+    about = "looks at the results in all, each with at most twice the runs (default: 1)"
+    add("--looks", metavar="K", type=count, default=0, help=about)
     about = "compare although settings, versions or machines differ; reported"
     add("--allow-mixed", action="store_true", help=about)
     changed_data_option(parser, "run trials although images changed since others were run")
     add("--retry-failed", action="store_true", help="run trials again whose worker died")
-    protocol_option(parser)
+    protocol_option(parser, hidden=True)  # vitc report has it too
     add("--json", action="store_true", help="results.json on one line, last on stdout")
     work.engine_options(parser)
 
@@ -150,13 +155,16 @@ def _folder(args: Namespace, name: str) -> StudyFolder:
     return StudyFolder(args.out or Path("studies") / name)
 
 
+KEPT = ("control", "controls", "seed", "looks", "margin")  # of the command line, in a request
+
+
 def _measure(args: Namespace, measure: Measure) -> int:
     from vitc.study.measures import base, hparams
     from vitc.study.studies import continued, stages
 
     folder = _folder(args, measure.name)
     words = {name: getattr(args, name) for name in ("recipes", "models", "stems", "optims")}
-    words |= {name: getattr(args, name) for name in ("control", "controls", "seed")}
+    words |= {name: getattr(args, name) for name in KEPT}
     words |= {o.name: _value(o, getattr(args, o.name)) for o in measure.options}
     words |= {"reference": args.reference or "", "runs": args.runs or 0}
     request = base.request_of(measure, **words, **work.settings_of(args))
@@ -181,12 +189,13 @@ def _run(
     `before`: lines to print before a stage is run.
     """
     from vitc.study.chosen import measure_chosen
+    from vitc.study.contrasts import power_lines
     from vitc.study.paper.second import measure_second
     from vitc.study.runner import conduct
 
     last: Stage | None = None
     for last in stages:
-        for line in before(last[1]):
+        for line in [*before(last[1]), *power_lines(last[1])]:
             note(line)
         engine = work.engine_of(args)
         if args.dry_run:
@@ -240,12 +249,13 @@ def _quick(args: Namespace) -> int:
         )
     folder = _folder(args, "quick")
     settings, draws = work.settings_of(args), args.draws
-    if folder.exists():  # what was measured or chosen at its start stays
-        old, _ = folder.read()
+    old = folder.read()[0] if folder.exists() else None
+    if old is not None:  # what was measured or chosen at its start stays
         settings.setdefault("train.precision", old.groups[0].config.train.precision)
         draws = draws or old.draws
     workers = args.workers or default_workers()
-    plan, why = quick_plan(args.budget, workers, draws=draws, seed=args.seed, **settings)
+    words = {"seed": args.seed, "looks": args.looks or (old.looks if old is not None else 1)}
+    plan, why = quick_plan(args.budget, workers, draws=draws, **words, **settings)
     note(why)
     return _run(args, folder, [(folder, folder.joined(plan))])
 
@@ -339,7 +349,8 @@ def _paper_study(args: Namespace, images: str | None, settings: dict[str, Any]) 
     exhibit = exhibits.get_exhibit(args.exhibit)
     scale = exhibits.scale_of(exhibit, args.scale)
     folder = _folder(args, f"{args.exhibit}_{args.scale}")
-    had = folder.read()[0].draws if folder.exists() else 0
+    begun = folder.read()[0] if folder.exists() else None
+    had = begun.draws if begun is not None else 0
     runs = args.runs or had or scale.count
     check_runs(folder, runs, had, "--count")
     settings = {**earlier_precision(folder), **settings}
@@ -351,6 +362,7 @@ def _paper_study(args: Namespace, images: str | None, settings: dict[str, Any]) 
         tune=args.tune,
         dry=args.dry_run,
         count=runs,
+        looks=args.looks or (begun.looks if begun is not None else 1),
         lengths=args.lengths,
         seed=args.seed,
         classes=exhibits.CLASSES[args.scale] if args.dry_run else None,

@@ -58,13 +58,6 @@ def checked_pair(
     return first, second
 
 
-def paired_differences(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
-    first, second = checked_pair(a, b)
-    # Rounding restores the ties that binary fractions break: 31.2 - 30.0 is not 41.2 - 40.0.
-    rounded: FloatArray = np.round(first - second, 9)
-    return rounded
-
-
 def checked_confidence(confidence: float) -> float:
     if not 0.5 <= confidence < 1:
         raise ConfigError(f"confidence is {confidence}; allowed is 0.5 to below 1, such as 0.95.")
@@ -91,41 +84,6 @@ def share(count: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(found.low), count / n, float(found.high), confidence, method)
 
 
-def share_within(
-    values: npt.ArrayLike, best: float | None, points: float, confidence: float = 0.95
-) -> Interval:
-    """Share of draws, in [0, 1], whose error is within `points` of the best one; see `share`.
-
-    As in the paper's "60 % of runs within 4 % of the best" (section 5.3). `best` is an error in
-    percent; None takes the best of these draws, a random threshold: the share of all further draws
-    under it is covered in 95.7 to 97.0 % (normal and lognormal errors, 32 and 64 draws).
-    """
-    array = checked(values)
-    if not points >= 0:
-        raise ConfigError(f"points is {points}; allowed is a distance of 0 or more.")
-    threshold = (array.min() if best is None else best) + points
-    close = int((array <= threshold + 1e-9).sum())  # 31.2 + 4 counts an error of 35.2
-    return share(close, array.size, confidence)
-
-
-def share_difference(a: Interval, b: Interval) -> Interval:
-    """a - b of two shares, each with its interval, by Newcombe's hybrid rule.
-
-    Each bound takes the distance from the estimates to their own bounds, added in squares (method
-    10 of Newcombe, Statistics in Medicine 17, 1998; 11 where, as `share`'s, they are continuity-
-    corrected). It is wider than need be for shares of the same draws.
-    """
-    d = a.estimate - b.estimate
-    low = d - math.hypot(a.estimate - a.low, b.high - b.estimate)
-    high = d + math.hypot(a.high - a.estimate, b.estimate - b.low)
-    return Interval(low, d, high, a.confidence, "Newcombe, of " + a.method)
-
-
-def scaled(i: Interval, factor: float) -> Interval:
-    """In another unit, such as percent; `factor` above 0."""
-    return Interval(i.low * factor, i.estimate * factor, i.high * factor, i.confidence, i.method)
-
-
 def wilson(percent: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's 95 % interval, in percent, of an accuracy measured on n images.
 
@@ -137,3 +95,22 @@ def wilson(percent: float, n: int, z: float = 1.959963984540054) -> tuple[float,
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def learning_line(classes: int, images: int = 0, largest_share: float = 0.0) -> float:
+    """The error, in percent, above which a run failed to learn: its answers are near chance.
+
+    `images` of the split that the error is on and the share of its largest class, which constant
+    answers reach; 0: not known. A binomial test against chance is not enough, for the answers of
+    one network depend on each other: 12 to 22 % of untrained networks pass it at p < 0.001. So the
+    accuracy must also be twice chance, or a tenth of the way from chance to perfect: above 81 %
+    error for ten classes. Of untrained networks 0.8 to 2.2 % are then called trained, of constant
+    answers none.
+    """
+    from scipy.stats import binom
+
+    chance = max(1 / classes, largest_share)
+    least = min(2 * chance, chance + 0.1 * (1 - chance))
+    if images:
+        least = max(least, float(binom.isf(0.001, images, chance) + 1) / images)
+    return 100 * (1 - min(least, 1.0))

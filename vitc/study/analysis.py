@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vitc.errors import ConfigError, DataError
 from vitc.runs.images import ALLOW
 from vitc.study import images
-from vitc.study.design import HPARAMS, MUST_AGREE, Plan, settings_of
+from vitc.study.design import HPARAMS, MUST_AGREE, TUNING, Plan, settings_of
 from vitc.study.measures import measure_of
 from vitc.study.paper.beside import beside
 from vitc.study.paper.claims import claim_values, claims_table
@@ -23,7 +23,7 @@ from vitc.study.results import (
     results_of,
     unsuccessful,
 )
-from vitc.study.study_folder import StudyFolder
+from vitc.study.study_folder import StudyFolder, looks_taken
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class _Study:
     folders: list[Path]
     results: list[Result]
     notes: list[str]
+    tuning: list[Result] = field(default_factory=list)
+    """The draws that the settings were chosen from."""
 
 
 def analyse(
@@ -74,7 +76,13 @@ def _read(folder: Path, protocol: Protocol, allow_changed_data: bool) -> _Study:
     plan = study.with_sources(plan)
     found = results_of(study, plan, protocol)
     results, notes = images.comparable(folder, found, allow_changed_data)
-    return _Study(plan, [record], [folder], results, [*notes, *images.mixed_data(plan)])
+    plan = replace(plan, looks=max(plan.looks, looks_taken(record)[0]))
+    inside, tuning = StudyFolder(folder / TUNING), []
+    if inside.exists():
+        first, _ = inside.read()
+        tuning = results_of(inside, inside.with_sources(first))
+    notes = [*notes, *images.mixed_data(plan)]
+    return _Study(plan, [record], [folder], results, notes, tuning)
 
 
 def _not_joined(a: _Study, b: _Study, why: Sequence[str], allow_changed_data: bool) -> str:
@@ -130,6 +138,7 @@ def _joined(home: _Study, new: _Study) -> _Study:
             name=f"{home.plan.name} + {new.plan.name}",
             groups=(*home.plan.groups, *groups),
             draws=max(home.plan.draws, new.plan.draws),
+            looks=max(home.plan.looks, new.plan.looks),
         ),
         records=[*home.records, *new.records],
         folders=[*home.folders, *new.folders],
@@ -141,13 +150,25 @@ def _joined(home: _Study, new: _Study) -> _Study:
     )
 
 
+def _exploratory(study: _Study) -> str:
+    """Why the study no longer shows what its plan promised; empty where it does."""
+    unplanned = [what for record in study.records for what in looks_taken(record)[1]]
+    if not unplanned:
+        return ""
+    return (
+        f"Exploratory: {'; '.join(unplanned)}, which was not planned (--looks). Whoever extends "
+        "until a difference shows finds one too often; p-values and intervals here count "
+        f"{study.plan.looks} looks, as if they had been planned."
+    )
+
+
 def _section(study: _Study, protocol: Protocol) -> Section:
     """What the measure finds, with the second test set, the claims and the paper's numbers."""
     plan, results = study.plan, study.results
-    finding = measure_of(plan.measure).read(plan, results)
+    finding = measure_of(plan.measure).read(plan, results, study.tuning)
     notes = [*study.notes, *protocol_notes(plan, protocol), *finding.warnings]
     if plan.measure != HPARAMS:
-        notes += unsuccessful(results)
+        notes += unsuccessful(plan, results)
     section = Section(
         plan=plan,
         records=study.records,
@@ -155,6 +176,7 @@ def _section(study: _Study, protocol: Protocol) -> Section:
         results=results,
         finding=replace(finding, warnings=notes),
         protocol=protocol,
+        exploratory=_exploratory(study),
     )
     section = with_second_test_set(section)
     claimed = claims_table(section)

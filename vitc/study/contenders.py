@@ -13,7 +13,12 @@ from typing import Any
 from vitc.config import RunConfig, all_leaf_types, leaves
 from vitc.errors import ConfigError
 from vitc.models.config import ModelConfig, ViTConfig
-from vitc.models.stem_config import STEM_KINDS, CustomStemConfig, StemConfig
+from vitc.models.stem_config import (
+    STEM_KINDS,
+    CustomStemConfig,
+    PatchifyStemConfig,
+    StemConfig,
+)
 from vitc.models.zoo import MODELS, build_model
 from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom
@@ -34,7 +39,11 @@ class Request:
     """None: each model's own."""
     optims: tuple[str, ...] = ("adamw",)
     reference: str = ""
-    """The contender that the others are compared with; "": the last one."""
+    """The contender that the others are compared with; "": see `reference_of`."""
+    looks: int = 0
+    """How often the results are looked at in all; 0: as the study was begun, or once."""
+    margin: float | None = None
+    """Points below which contenders are called equivalent."""
     control: bool = False
     """The reference is also compared with itself under other seeds (A/A)."""
     controls: tuple[str, ...] = ()
@@ -128,14 +137,23 @@ def _lacking(config: RunConfig, settings: Mapping[str, Any]) -> list[str]:
 
 
 def reference_of(groups: Sequence[Group], reference: str) -> str:
-    """The contender to compare with: this one, or the last. Raises ConfigError: not there."""
+    """The contender to compare with: this one; else the first with a patchify stem, or the first.
+
+    Raises ConfigError: it is not there.
+    """
     contenders = list(dict.fromkeys(g.contender for g in groups))
-    reference = reference or contenders[-1]
+    if not reference:
+        plain = (g.contender for g in groups if _is_plain(g.config.model))
+        reference = next(plain, contenders[0])
     if reference not in contenders:
         raise ConfigError(
             f"The reference {reference!r} is not a contender.", f"Known: {', '.join(contenders)}."
         )
     return reference
+
+
+def _is_plain(model: ModelConfig) -> bool:
+    return isinstance(model, ViTConfig) and type(model.stem) is PatchifyStemConfig
 
 
 def again(groups: Sequence[Group], reference: str) -> list[Group]:

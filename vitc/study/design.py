@@ -182,6 +182,10 @@ class Plan:
     """The figure or table of the paper that this is (`paper.EXHIBITS`), and at which scale."""
     seed_start: int = 0
     """Added to every seed: draws that only choose settings are no run that is measured after."""
+    looks: int = 1
+    """How often the results are looked at in all, each time with at most twice as many draws."""
+    margin: float | None = None
+    """Contenders whose errors differ by fewer points are equivalent; None: that is not asked."""
     schema: int = SCHEMA
     """The schema of the groups' stored settings and of the names in the ranges."""
 
@@ -196,6 +200,16 @@ class Plan:
     @property
     def optims(self) -> list[str]:
         return list(dict.fromkeys(g.optim for g in self.groups))
+
+    @property
+    def baseline(self) -> str:
+        """The contender that the others are compared with."""
+        return self.reference or self.contenders[-1]
+
+    @property
+    def controls(self) -> set[str]:
+        """The A/A controls: the reference again, with other seeds."""
+        return {g.contender for g in self.groups if g.seed_shift}
 
     def ranges_of(self, group: Group) -> dict[str, Range]:
         """What a group's draws come from: its own ranges, or those all contenders share."""
@@ -250,6 +264,11 @@ class Plan:
         found: list[str] = []
         if self.draws < 1:
             found.append(f"A study needs at least 1 draw, not {self.draws}.")
+        if self.looks < 1 or (self.margin is not None and not self.margin > 0):
+            found.append(
+                f"looks {self.looks} and margin {self.margin}: a study needs at least 1 look, and "
+                "a margin is above 0 points."
+            )
         if not self.groups:
             found.append("A study needs at least one contender.")
         keys = [g.key for g in self.groups]

@@ -95,7 +95,7 @@ def _distributions(
         ]
         apart.append(_steps(g.contender, look, *st.edf_delta(g.errors)))
     share, ylim = "share of draws at or below", (0, 1.02)
-    x = "top-1 error (%); diverged = chance"
+    x = "top-1 error (%); failed to learn = chance"
     yield Chart(f"edf_{name}", f"{optim}: all draws", x, share, whole, ylim=ylim)
     title = f"{optim}: distance to the best draw"
     x = "points above the contender's own best draw"
@@ -130,14 +130,14 @@ def _scatters(
             look = looks[g.contender]
             x = np.array([read(r.values) for r, _ in g.known])
             y = g.errors
-            diverged = [r.status == "diverged" for r, _ in g.known]
+            gone = [r.failed_to_learn for r, _ in g.known]
             lines.append(
                 Line(
                     g.contender,
                     look,
                     x.tolist(),
                     y.tolist(),
-                    substituted=diverged,
+                    substituted=gone,
                     form="scatter",
                 )
             )
@@ -151,7 +151,7 @@ def _scatters(
             f"scatter_{name}_{safe}",
             f"{groups[0].optim}: error against {label}",
             f"{label}{bars}",
-            "top-1 error (%); x: diverged",
+            "top-1 error (%); x: failed to learn",
             lines,
             log_x=log,
             brief=False,

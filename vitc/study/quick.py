@@ -22,7 +22,7 @@ BUDGET: dict[str, Any] = {  # of one trial
     "train.eval_every_epochs": 3,  # one evaluation of both weights costs a tenth of a trial
     "data.max_train": 3200,
 }
-FEWEST, MOST = 8, 64  # draws: below 6 the paired test cannot reach p < 0.05
+FEWEST, MOST = 8, 64  # draws: with fewer the four comparisons can show nothing
 # Evaluation, saving and start of a trial over its training time: an estimate, and a low one. Trials
 # of 4 to 15 s came to 1.21 on two cores, so a study runs somewhat over its budget.
 OVERHEAD = 1.12
@@ -34,6 +34,7 @@ def quick_plan(
     *,
     draws: int | None = None,
     seed: int = 0,
+    looks: int = 1,
     precision: str | None = None,
     **overrides: Any,
 ) -> tuple[Plan, str]:
@@ -46,7 +47,13 @@ def quick_plan(
     settings = {**BUDGET, **overrides}
     if precision is not None:
         settings.setdefault("train.precision", precision)
-    make: dict[str, Any] = {"seed": seed, "control": True, "reference": REFERENCE, "name": "quick"}
+    make: dict[str, Any] = {
+        "seed": seed,
+        "looks": looks,
+        "control": True,
+        "reference": REFERENCE,
+        "name": "quick",
+    }
     plan = hparams_plan([RECIPE], CONTENDERS, OPTIMS, draws=draws or FEWEST, **make, **settings)
     if draws is not None:
         return plan, f"{draws} draws, as asked"

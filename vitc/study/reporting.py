@@ -17,22 +17,24 @@ from vitc.errors import ConfigError
 from vitc.files import to_json, write_atomically
 from vitc.runs.folder import Run
 from vitc.study.analysis import analyse
+from vitc.study.contrasts import unit_of
 from vitc.study.design import HPARAMS, Plan, key_of
 from vitc.study.figures import draw_figures
 from vitc.study.paper.claims import claims
 from vitc.study.paper.exhibits import EXHIBITS
 from vitc.study.results import PAPER_PRIMARY, Protocol, Section
-from vitc.study.study_folder import DIVERGED, PRIMARY
+from vitc.study.study_folder import DIVERGED, PRIMARY, looks_taken
 from vitc.views.latex import tabular
 from vitc.views.model import Bullets, Details, Figures, Heading, Page, Part, Table, Text
 from vitc.views.text import columns
-from vitc.wording import duration
+from vitc.wording import counted, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEASURED = (  # of a trial, as columns of trials.csv
     "status",
+    "failed_to_learn",
     "error",
     "error_raw",
     "error_best_epoch",
@@ -98,7 +100,6 @@ def report(
 def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
     """A study as parts of a page: the verdict first, how it was made last."""
     f = s.finding
-    verdict, *others = f.sentences
     if f.draws:
         figures = draw_figures(s, index)
     else:
@@ -118,14 +119,18 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
     drawn_from = ranges(s.plan)
     return [
         Heading(title_of(s), level=1),
+        Text(question(s)),
+        *([Text(s.exploratory, "warning")] if s.exploratory else []),
         *([Text(unfinished, "warning")] if s.unfinished else []),
-        Text(verdict, "verdict"),
-        *([Bullets(others)] if others else []),
+        *(Text(text, "verdict") for text in f.verdict),
+        *f.tables[:1],
+        Text(limits(s)),
+        *([Bullets(f.remarks)] if f.remarks else []),
         *([Text(agreement)] if agreement else []),
         *([Bullets(f.warnings, "warning")] if f.warnings else []),
         *map(Text, s.plan.about),
         *figures,
-        *f.tables,
+        *f.tables[1:],
         troubles(s),
         Heading("Plan, deviations and conditions"),
         facts(s, shlex.join(command)),
@@ -169,7 +174,8 @@ def summary_text(section: Section) -> str:
     """What the terminal shows at the end of a study."""
     f = section.finding
     tables = [columns(t) for t in f.tables if t.brief]
-    return "\n".join([*f.sentences, *section.plan.about, *f.warnings, *tables])
+    first = [section.exploratory] if section.exploratory else []
+    return "\n".join([*first, *f.sentences, *section.plan.about, *f.warnings, *tables])
 
 
 def title_of(s: Section) -> str:
@@ -180,6 +186,36 @@ def title_of(s: Section) -> str:
     return f"{s.name}: random draws of {' and '.join(drawn)}" if drawn else s.name
 
 
+def question(s: Section) -> str:
+    """What was asked, of which images and models, how long, how often and when."""
+    plan = s.plan
+    config = plan.groups[0].config
+    trains = [g.config.train for g in plan.groups]
+    lengths = sorted({t.epochs for t in trains})
+    epochs = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
+    rivals = [c for c in plan.contenders if c != plan.baseline and c not in plan.controls]
+    asked = f"Is {' or '.join(rivals)} easier to train than {plan.baseline}? " if rivals else ""
+    images = f", {config.data.max_train} training images" if config.data.max_train else ""
+    return (
+        f"{asked}{config.data.source}{images} · {config.model.img_size} px · {epochs} epochs, "
+        f"batch {_all(trains, 'batch')} · {counted(plan.draws, unit_of(plan))} a contender · "
+        f"{s.records[0]['created'][:10]}"
+    )
+
+
+def limits(s: Section) -> str:
+    """What the study does not show."""
+    plan = s.plan
+    taken = max(looks_taken(r)[0] for r in s.records)
+    planned = max(r["plan"].get("looks", 1) for r in s.records)
+    controlled = "" if plan.controls else " There is no A/A control (--control)."
+    return (
+        "It does not show what other images, model sizes, batches, lengths"
+        f"{' or ranges' if plan.ranges else ''} would give. Looks at the results: {taken}, planned "
+        f"{planned}.{controlled}"
+    )
+
+
 def agreement_text(s: Section) -> str:
     """Empty where the study bears on none of the paper's claims."""
     verdicts = [c.verdict for c in claims(s)]
@@ -188,7 +224,7 @@ def agreement_text(s: Section) -> str:
     words = {
         "agrees": "with the sign that the paper claims",
         "disagrees": "with the opposite one",
-        "open": "open (the interval holds zero)",
+        "open": "open",
     }
     counts = ", ".join(f"{sum(x == v for x in verdicts)} {w}" for v, w in words.items())
     many = len(verdicts)
@@ -199,15 +235,16 @@ def agreement_text(s: Section) -> str:
 
 
 def troubles(s: Section) -> Table:
-    """Every diverged and failed trial."""
+    """Every trial that failed to learn or has no result because it failed."""
     rows = []
     for r in s.results:
-        if r.status in ("diverged", "failed"):
+        if r.failed_to_learn or r.status == "failed":
             where = r.point or ", ".join(f"{n} {v:g}" for n, v in r.values.items())
             why = (r.note.strip().splitlines() or ["-"])[0][:300]
-            rows.append([r.contender, r.optim, str(r.draw), r.status, where, why])
+            what = f"ended at {r.error:.1f} %, near chance" if r.status == "done" else r.status
+            rows.append([r.contender, r.optim, str(r.draw), what, where, why])
     head = ["contender", "optimizer", "draw", "what", "settings", "why"]
-    return Table("Diverged and failed trials", head, rows, "" if rows else "None.")
+    return Table("Trials that failed or failed to learn", head, rows, "" if rows else "None.")
 
 
 # -- conditions ------------------------------------------------------------------------------------
@@ -238,7 +275,7 @@ def facts(s: Section, command: str) -> Table:
     epochs = sorted({g.config.train.epochs for g in plan.groups})
     rows = [
         ["primary metric", primary],
-        ["diverged runs", DIVERGED],
+        ["failed to learn", DIVERGED],
         [f"{runs} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
         [
             "budget",
@@ -294,9 +331,9 @@ def contenders_tex(sections: Sequence[Section]) -> str:
         if g.cost:
             cost = [f"{g.cost.flops / 1e6:.1f}", f"{g.cost.params / 1e6:.3f}"]
         step = f"{g.step_ms:.1f}" if g.step_ms else "--"
-        counts = [str(len(g.errors)), str(g.count("diverged"))]
+        counts = [str(len(g.errors)), str(g.failed_to_learn)]
         rows.append([g.contender, g.optim, *counts, best, median, *cost, step])
-    head = ["contender", "optimizer", "draws", "diverged", "best", "median", "Mflops"]
+    head = ["contender", "optimizer", "draws", "failed to learn", "best", "median", "Mflops"]
     head += ["params (M)", "step (ms)"]
     title = "error: top-1 error in percent; median with its 95 % interval"
     return tabular(Table(title, head, rows), columns="llrrrrrrr")
@@ -312,6 +349,7 @@ def _values(s: Section) -> dict[str, Any]:
         "folders": s.folders,
         "plan_hashes": [r["hash"] for r in s.records],
         "unfinished_trials": s.unfinished,
+        "exploratory": s.exploratory or None,
         "chance_error": s.plan.chance_error,
         **s.finding.values,
     }

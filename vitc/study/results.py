@@ -7,11 +7,14 @@ comes from; `vitc.study.analysis` makes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.errors import VitcError
+from vitc.files import read_json
+from vitc.runs.folder import DATA, Run
+from vitc.stats.proportions import learning_line
 from vitc.study.chosen import read_chosen
 from vitc.study.design import Group, Plan
 from vitc.study.standing import standing
@@ -20,6 +23,7 @@ from vitc.views.model import Chart, Table
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
+    from vitc.study.contrasts import Contrast, Pairs
     from vitc.study.measures.draws import GroupDraws
 
 Protocol = Literal["last", "paper"]  # which of a run's evaluations is its error
@@ -29,9 +33,11 @@ PAPER_PRIMARY = "minimum over epochs of the top-1 error of the EMA weights on va
 
 @dataclass(frozen=True)
 class Finding:
-    """What a measure concludes from the results of a study; `sentences[0]` is the verdict."""
+    """What a measure concludes from the results of a study."""
 
-    sentences: list[str]
+    verdict: list[str]
+    """One sentence a comparison, the controls' last; or why nothing is compared."""
+    remarks: list[str]
     tables: list[Table]
     charts: list[Chart]
     values: dict[str, Any]
@@ -40,6 +46,14 @@ class Finding:
     """What a reader must know before believing a number."""
     draws: tuple[GroupDraws, ...] = ()
     """Error distributions of random draws, by contender and optimizer; empty for other measures."""
+    contrasts: tuple[Contrast, ...] = ()
+    """Every contender against the reference."""
+    compare: Callable[[Pairs], list[Contrast]] | None = None
+    """The same for other pairs of contenders."""
+
+    @property
+    def sentences(self) -> list[str]:
+        return [*self.verdict, *self.remarks]
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Section:
     results: list[Result]
     finding: Finding
     protocol: Protocol = "last"
+    exploratory: str = ""
+    """Why its p-values and intervals do not hold as planned: an extension that was not planned."""
 
     @property
     def name(self) -> str:
@@ -91,12 +107,15 @@ class Result:
     """The settings that decide which images it was run on."""
     fingerprint: str = ""
     """Of the images that it was run on; empty where it did not come so far."""
+    failed_to_learn: bool = False
+    """It diverged, or its answers are near chance (`proportions.learning_line`)."""
 
 
 def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> list[Result]:
     """One result a trial of the plan, whatever its state; its error by the protocol."""
     metric = "top1_best" if protocol == "paper" else "top1"
     runs = standing(folder, plan).runs
+    line = learning_line(plan.classes, *_validation(folder, runs))
     # the chosen run is that with the best last epoch
     tests = read_chosen(folder.path) if protocol == "last" else {}
     found = []
@@ -105,7 +124,9 @@ def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> 
         summary = run.summary if run else {}
         status = run.status if run else "waiting"
         done = status == "done"
-        error = {"done": _error(summary, metric), "diverged": plan.chance_error}.get(status)
+        error: float | None = {"done": _error(summary, metric), "diverged": plan.chance_error}.get(
+            status
+        )
         test = tests.get(trial.group.key, {})
         found.append(
             Result(
@@ -129,20 +150,50 @@ def results_of(folder: StudyFolder, plan: Plan, protocol: Protocol = "last") -> 
                 test=test if test.get("trial") == trial.id else None,
                 images=trial.images,
                 fingerprint=str(summary.get("data_fingerprint") or ""),
+                failed_to_learn=status == "diverged" or (error is not None and error > line),
             )
         )
     return found
+
+
+def _validation(folder: StudyFolder, runs: Mapping[str, Run]) -> tuple[int, float]:
+    """How many validation images the study has, and the share of their largest class; 0: unknown.
+
+    Earlier versions did not record the share.
+    """
+    for name in runs:
+        file = folder.trials / name / DATA
+        if file.exists():
+            record = read_json(file)
+            return record.get("counts", {}).get("val", 0), record.get("largest_class", {}).get(
+                "val", 0.0
+            )
+    return 0, 0.0
 
 
 def _error(summary: Mapping[str, Any], metric: str) -> float | None:
     return None if summary.get(metric) is None else 100 - summary[metric]
 
 
-def unsuccessful(results: Sequence[Result]) -> list[str]:
-    """How many runs diverged, and how many failed; empty where none did."""
-    counts = {s: sum(r.status == s for r in results) for s in ("diverged", "failed")}
-    effect = {"diverged": "they count as chance error", "failed": "they are left out"}
-    return [f"{n} of {len(results)} runs {s}; {effect[s]}" for s, n in counts.items() if n]
+def unsuccessful(plan: Plan, results: Sequence[Result]) -> list[str]:
+    """How many runs failed to learn, how many of them near chance, and how many have no result."""
+    gone = [r for r in results if r.failed_to_learn]
+    near = sorted(r.error for r in gone if r.status == "done" and r.error is not None)
+    crashed = sum(r.status == "failed" for r in results)
+    found = []
+    if gone:
+        found.append(
+            f"{len(gone)} of {len(results)} runs failed to learn: {len(gone) - len(near)} diverged"
+            + (
+                f", {len(near)} ended near chance ({near[0]:.1f} to {near[-1]:.1f} %)"
+                if near
+                else ""
+            )
+            + f"; chance is {plan.chance_error:g} %."
+        )
+    if crashed:
+        found.append(f"{crashed} of {len(results)} runs failed; they are left out.")
+    return found
 
 
 def protocol_notes(plan: Plan, protocol: Protocol) -> list[str]:

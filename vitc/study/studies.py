@@ -45,7 +45,7 @@ class StudyResult:
 
     @property
     def verdict(self) -> str:
-        return self.section.finding.sentences[0]
+        return " ".join(self.section.finding.verdict)
 
     @property
     def frame(self) -> Any:
@@ -121,6 +121,9 @@ def continued(request: Request, folder: StudyFolder, measure: str) -> Request:
         request,
         runs=runs,
         begun=begun.groups if begun else (),
+        reference=request.reference or (begun.reference if begun else ""),
+        looks=request.looks or (begun.looks if begun else 1),
+        margin=begun.margin if begun and request.margin is None else request.margin,
         settings={**earlier_precision(folder), **request.settings},
         name=folder.path.name,
     )

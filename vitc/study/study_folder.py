@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,22 @@ RECORD = {
     "environment": dict,
     "history": list,
 }
+PLAN_FIELDS = (  # of two plans of one study, apart from contenders and ranges, these agree
+    "name",
+    "measure",
+    "reference",
+    "seed",
+    "classes",
+    "exhibit",
+    "seed_start",
+    "looks",
+    "margin",
+)
 PRIMARY = "top-1 error of the EMA weights on validation after the last epoch"
-DIVERGED = "a run whose loss stops being finite counts as chance error and stays in the statistics"
+DIVERGED = (
+    "a run failed to learn if its loss stopped being finite or its answers stay near chance; such "
+    "runs are an endpoint of their own and count as chance error in curves over all draws"
+)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -57,6 +72,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
         **({} if plan.measure == HPARAMS else {"measure": plan.measure}),
         **({"exhibit": plan.exhibit} if plan.exhibit else {}),
         **({"seed_start": plan.seed_start} if plan.seed_start else {}),
+        **({"looks": plan.looks} if plan.looks > 1 else {}),
+        **({"margin": plan.margin} if plan.margin is not None else {}),
     }
 
 
@@ -109,6 +126,8 @@ def from_json(values: Mapping[str, Any], schema: int = SCHEMA, about: Sequence[s
             schema=schema,
             exhibit=values.get("exhibit", ""),
             seed_start=values.get("seed_start", 0),
+            looks=values.get("looks", 1),
+            margin=values.get("margin"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"This is not a study's plan: {error!r}.") from error
@@ -232,7 +251,8 @@ class StudyFolder:
                 record["plan"] |= {"draws": _draws(joined), "draw_count": joined.draws}
                 record["hash"] = sha_of(record["plan"])
                 what = f"extended from {old.draws} to {joined.draws} draws"
-                record["history"].append({"when": _now(), "what": what, "command": command})
+                entry = {"when": _now(), "what": what, "command": command}
+                record["history"].append(entry | {"draws": [old.draws, joined.draws]})
                 self._write(record)
         else:
             plan.check_trials()
@@ -290,6 +310,22 @@ def _relocated(plan: Plan, moved: Mapping[str, str]) -> Plan:
     return dataclasses.replace(plan, groups=tuple(groups))
 
 
+def looks_taken(record: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """How often the draws of a study were complete, and its extensions that were not planned.
+
+    Each extension is a look at the results before it. One is planned if the plan has that many
+    looks and the draws at most doubled.
+    """
+    planned = record["plan"].get("looks", 1)
+    extensions = [h for h in record["history"] if h["what"].startswith("extended from ")]
+    unplanned = []
+    for look, entry in enumerate(extensions, start=2):
+        before, after = entry.get("draws", (1, math.inf))
+        if look > planned or after > 2 * before:
+            unplanned.append(entry["what"])
+    return 1 + len(extensions), unplanned
+
+
 def plan_differences(old: Plan, new: Plan) -> list[str]:
     """What differs between two plans by meaning, by the name of the setting; draws may be added.
 
@@ -297,7 +333,7 @@ def plan_differences(old: Plan, new: Plan) -> list[str]:
     """
     found = [
         f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
-        for name in ("name", "measure", "reference", "seed", "classes", "exhibit", "seed_start")
+        for name in PLAN_FIELDS
         if getattr(old, name) != getattr(new, name)
     ]
     for optim in dict.fromkeys([*old.ranges, *new.ranges]):

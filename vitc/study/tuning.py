@@ -17,6 +17,7 @@ from vitc.resolve import load_config
 from vitc.study.contenders import count_classes, for_study, one_precision
 from vitc.study.controls import family_ranges
 from vitc.study.design import HPARAMS, TUNING, TUNING_SEEDS, Group, Plan, Range, key_of
+from vitc.study.results import results_of
 from vitc.study.standing import standing
 from vitc.study.study_folder import StudyFolder
 
@@ -131,7 +132,7 @@ def best_values(
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """The settings of the best draw, and its error, by the keys of `Tuned`.
 
-    Raises RunError: a draw has no result, or a group no draw that trained.
+    Raises RunError: a draw has no result, or a group no draw that learnt.
     """
     at = standing(folder, plan)
     ended, failed = at.counts["done"] + at.counts["diverged"], at.counts["failed"]
@@ -144,18 +145,17 @@ def best_values(
         )
     values: dict[str, dict[str, float]] = {}
     errors: dict[str, float] = {}
-    for trial in plan.trials():
-        contender = trial.contender.removesuffix(f" at {trial.point}")
-        key = key_of(contender, trial.optim, trial.point)
-        run = at.runs.get(trial.id)
-        if run is None or run.top1 is None:
+    for r in results_of(folder, plan):
+        contender = r.contender.removesuffix(f" at {r.point}")
+        key = key_of(contender, r.optim, r.point)
+        if r.error is None or r.failed_to_learn:
             errors.setdefault(key, float("inf"))
-        elif 100 - run.top1 < errors.get(key, float("inf")):
-            values[key], errors[key] = dict(trial.values), 100 - run.top1
+        elif r.error < errors.get(key, float("inf")):
+            values[key], errors[key] = dict(r.values), r.error
     hopeless = [key for key, error in errors.items() if error == float("inf")]
     if hopeless:
         raise RunError(
-            f"No draw of {', '.join(hopeless)} trained, so nothing can be chosen for it.",
+            f"No draw of {', '.join(hopeless)} learnt anything, so nothing can be chosen for it.",
             f"See: vitc report {shlex.quote(str(folder.path))}; then other ranges or more draws.",
         )
     return values, errors

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,6 +68,7 @@ def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
         "source": data.source,
         "classes": list(data.classes),
         "counts": {name: len(split.labels) for name, split in data.splits.items()},
+        "largest_class": {name: _largest_share(s.labels) for name, s in data.splits.items()},
         "img_size": list(config.model.size),
         "in_chans": config.model.in_chans,
         "mean": list(data.mean),
@@ -76,6 +78,13 @@ def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
         **record_of(data),
         "notes": list(data.notes),
     }
+
+
+def _largest_share(labels: Sequence[int] | np.ndarray[Any, Any]) -> float:
+    """The share of the images that the largest class has: what constant answers reach."""
+    known = np.asarray(labels)
+    known = known[known >= 0]
+    return round(float(np.bincount(known).max()) / known.size, 6) if known.size else 0.0
 
 
 def initial_model(config: RunConfig, num_classes: int) -> nn.Module:

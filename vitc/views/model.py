@@ -7,7 +7,7 @@ a renderer escapes it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 Tone = Literal["", "verdict", "verdict warn", "verdict stop", "warning", "stop", "warn", "note"]
@@ -63,6 +63,11 @@ class Table:
         return cls(
             title, list(rows[0]) if rows else [], [[*r.values()] for r in rows], note, **more
         )
+
+    def transposed(self) -> Table:
+        """Rows and columns exchanged: the first column becomes the head."""
+        head, *rows = zip(self.head, *self.rows, strict=True)
+        return replace(self, head=list(head), rows=[list(row) for row in rows])
 
 
 @dataclass(frozen=True)

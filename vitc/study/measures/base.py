@@ -77,8 +77,8 @@ class Measure(ABC):
         """The trials. Raises ConfigError."""
 
     @abstractmethod
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        """What the results show so far, finished or not."""
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
+        """What the results show so far, finished or not; `tuning`: the draws before them."""
 
 
 def request_of(measure: Measure, **words: Any) -> Request:
@@ -133,6 +133,8 @@ def seeded_plan(
         tuned=tuned,
         control=request.control,
         reference=reference,
+        looks=max(request.looks, 1),
+        margin=request.margin,
         seed=request.seed,
         name=request.name,
         about=tuned.about or measure.untuned,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitc.errors import ConfigError
 from vitc.runs.folder import Run
-from vitc.stats import compare, proportions
 from vitc.stats import curves as st
-from vitc.stats.proportions import Interval
-from vitc.study.design import Group, Plan
+from vitc.stats.proportions import FloatArray, Interval
+from vitc.stats.width import Surface, Widths, compare_widths
+from vitc.study.contrasts import Contrast, Outcomes, Pairs, contrasts
+from vitc.study.design import Group, Plan, Range
 from vitc.study.results import Result, cost_of, uncounted_note
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
 
-LEVEL = 0.05
-WITHIN_POINTS = 2.0  # "share of draws within x points of the best"
+LR = "optim.lr"
+FEWEST_SHARED = 2  # draws with a result, to compare anything
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class GroupDraws:
     losses: list[tuple[list[float], list[float]]]
     """Training loss over epochs, likewise."""
     median: Interval | None
-    area: Interval | None
-    share: Interval | None
+    """Of the runs that learnt."""
     tuning: st.TuningCurve | None
     borders: dict[str, st.Border]
     cost: Complexity | None
@@ -47,6 +46,10 @@ class GroupDraws:
     uncounted: str
     is_control: bool
     point: str
+    ranges: Mapping[str, Range]
+    """What its settings were drawn from."""
+    chance: float
+    """The error of chance, in percent."""
 
     @cached_property
     def known(self) -> list[tuple[Result, float]]:
@@ -54,12 +57,18 @@ class GroupDraws:
         return [(r, r.error) for r in self.results if r.error is not None]
 
     @cached_property
-    def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([error for _, error in self.known])
+    def errors(self) -> FloatArray:
+        """Of all draws; one that failed to learn counts as chance."""
+        return np.array([self.chance if r.failed_to_learn else e for r, e in self.known])
 
     @cached_property
     def best(self) -> Result | None:
-        return min(self.known, key=lambda pair: pair[1])[0] if self.known else None
+        learnt = [pair for pair in self.known if not pair[0].failed_to_learn]
+        return min(learnt, key=lambda pair: pair[1])[0] if learnt else None
+
+    @property
+    def failed_to_learn(self) -> int:
+        return sum(r.failed_to_learn for r in self.results)
 
     @property
     def test(self) -> dict[str, Any]:
@@ -90,55 +99,29 @@ class GroupDraws:
         return statistics.median(each) if each else None
 
 
-@dataclass(frozen=True)
-class DrawsComparison:
-    """A contender against the reference on the draws that both have a result for."""
-
-    contender: str
-    reference: str
-    optim: str
-    n: int
-    difference: Interval
-    """Median of (contender's error - reference's), points; negative: the contender is better."""
-    p: float
-    p_holm: float
-    crossings: compare.Crossings
-    reach: st.Reach | None
-    draws_needed: int | None
-    is_control: bool
-
-
 # -- the draws of a contender ----------------------------------------------------------------------
 
 
 def groups_of_draws(plan: Plan, results: Sequence[Result]) -> list[GroupDraws]:
     models = {g.config.model: g for g in plan.groups}
     costs = {model: cost_of(g, plan.classes) for model, g in models.items()}
-    found = []
-    for optim in plan.optims:
-        # one "best" for all contenders of an optimizer, so that their shares compare
-        best = min(
-            (r.error for r in results if r.optim == optim and r.error is not None), default=0.0
-        )
-        for g in plan.groups:
-            if g.optim == optim:
-                mine = [r for r in results if (r.contender, r.optim) == (g.contender, optim)]
-                found.append(_group(plan, g, mine, best, costs[g.config.model]))
-    return found
+    return [
+        _group(plan, g, mine, costs[g.config.model])
+        for optim in plan.optims
+        for g in plan.groups
+        if g.optim == optim
+        for mine in [[r for r in results if (r.contender, r.optim) == (g.contender, optim)]]
+    ]
 
 
 def _group(
-    plan: Plan,
-    g: Group,
-    results: list[Result],
-    best: float,
-    cost: tuple[Complexity | None, str],
+    plan: Plan, g: Group, results: list[Result], cost: tuple[Complexity | None, str]
 ) -> GroupDraws:
-    known = [r for r in results if r.error is not None]
-    errors = np.array([r.error for r in known])
-    any_ = bool(known)
-    many = len(known) >= st.FEWEST_TO_RESAMPLE and best < plan.chance_error
-    metrics = [Run(Path(r.folder)).metrics() for r in known]
+    known = [(r, r.error) for r in results if r.error is not None]
+    learnt = [e for r, e in known if not r.failed_to_learn]
+    counted = [plan.chance_error if r.failed_to_learn else e for r, e in known]
+    metrics = [Run(Path(r.folder)).metrics() for r, _ in known]
+    ranges = plan.ranges_of(g)
     return GroupDraws(
         contender=g.contender,
         optim=g.optim,
@@ -148,19 +131,19 @@ def _group(
             for epochs, values in (_curve(lines, "eval", "top1") for lines in metrics)
         ],
         losses=[_curve(lines, "train", "loss") for lines in metrics],
-        median=st.median(errors) if any_ else None,
-        area=st.area(errors, best, plan.chance_error) if many else None,
-        share=proportions.share_within(errors, best, WITHIN_POINTS) if any_ else None,
-        tuning=st.tuning_curve(errors, support=(0.0, 100.0)) if any_ else None,
+        median=st.median(learnt) if learnt else None,
+        tuning=st.tuning_curve(counted, support=(0.0, 100.0)) if known else None,
         borders={
-            n: st.on_border([r.values[n] for r in known], errors, r.low, r.high, log=r.log)
-            for n, r in plan.ranges_of(g).items()
-            if any_
+            n: st.on_border([r.values[n] for r, _ in known], counted, r.low, r.high, log=r.log)
+            for n, r in ranges.items()
+            if known
         },
         cost=cost[0],
         uncounted=cost[1],
         is_control=bool(g.seed_shift),
         point=g.point,
+        ranges=ranges,
+        chance=plan.chance_error,
     )
 
 
@@ -175,11 +158,10 @@ def _curve(
 def draws_warnings(plan: Plan, groups: Sequence[GroupDraws]) -> list[str]:
     uncounted = {g.contender: g.uncounted for g in groups if g.cost is None}
     found = [uncounted_note(contender, why) for contender, why in uncounted.items()]
-    ranges = {(g.contender, g.optim): plan.ranges_of(g) for g in plan.groups}
     for g in groups:
         for name, border in g.borders.items():
             if border.side:
-                r = ranges[g.contender, g.optim][name]
+                r = g.ranges[name]
                 found.append(
                     f"{g.contender} under {g.optim}: the best {name} lies on the {border.side} "
                     f"border of its range {r.low:g} to {r.high:g}; a wider range may be better."
@@ -190,44 +172,42 @@ def draws_warnings(plan: Plan, groups: Sequence[GroupDraws]) -> list[str]:
 # -- comparisons -----------------------------------------------------------------------------------
 
 
-def compare_draws(plan: Plan, groups: Sequence[GroupDraws]) -> list[DrawsComparison]:
-    """Every contender against the reference under the same optimizer, tuned at the same length."""
-    reference = plan.reference or plan.contenders[-1]
-    bases = {g.optim: g for g in groups if g.contender == reference}
-    rivals = [g for g in groups if g.contender != reference]
-    found: list[DrawsComparison] = []
-    for g in rivals:
-        base = bases[g.optim]
-        theirs = {r.draw: error for r, error in base.known}
-        shared = [(error, theirs[r.draw]) for r, error in g.known if r.draw in theirs]
-        if g.point != base.point or len(shared) < 2:
-            continue
-        a, b = (np.array(x) for x in zip(*shared, strict=True))
-        try:
-            needed = compare.draws_needed(a - b, level=LEVEL / len(rivals))  # as Holm's first
-        except ConfigError:
-            needed = None
-        found.append(
-            DrawsComparison(
-                contender=g.contender,
-                reference=reference,
-                optim=g.optim,
-                n=len(shared),
-                difference=compare.paired_median_difference(a, b),
-                p=compare.paired_test(a, b).p,
-                p_holm=1.0,
-                crossings=compare.edfs_cross(a, b),
-                reach=_reach(g, base),
-                draws_needed=needed,
-                is_control=g.is_control,
-            )
+def compare_draws(
+    plan: Plan, groups: Sequence[GroupDraws], pairs: Pairs | None = None
+) -> list[Contrast]:
+    """The contenders of each pair under the same optimizer, tuned at the same length."""
+    by_key = {(g.contender, g.optim, g.point): g for g in groups}
+    outcomes = {key: Outcomes.of(g.results) for key, g in by_key.items()}
+    outcomes = {key: o for key, o in outcomes.items() if len(o.draws) >= FEWEST_SHARED}
+    found = contrasts(plan, "error", "error", outcomes, pairs)
+    family = sum(not c.is_control for c in found)
+    return [
+        replace(
+            c,
+            width=_width(
+                plan,
+                by_key[c.contender, c.optim, c.point],
+                by_key[c.reference, c.optim, c.point],
+                1 if c.is_control else family,
+            ),
         )
-    adjusted = compare.holm([c.p for c in found]).tolist() if found else []
-    return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)]
+        for c in found
+    ]
 
 
-def _reach(a: GroupDraws, b: GroupDraws) -> st.Reach | None:
-    """How many draws the contender needs for what the reference reaches with all its draws."""
-    if a.tuning is None or b.tuning is None:
+def _width(plan: Plan, a: GroupDraws, b: GroupDraws, family: int) -> Widths | None:
+    """None where lr was not drawn on a logarithmic scale."""
+    if not all(LR in g.ranges and g.ranges[LR].log for g in (a, b)):
         return None
-    return st.draws_to_reach(a.tuning, b.tuning, int(b.tuning.ks[-1]))
+    both = {r.draw for r, _ in a.known} & {r.draw for r, _ in b.known}
+    ours, theirs = (
+        Surface(
+            settings=[r.values[LR] for r, _ in g.known if r.draw in both],
+            errors=[error for r, error in g.known if r.draw in both],
+            failed=[r.failed_to_learn for r, _ in g.known if r.draw in both],
+            low=g.ranges[LR].low,
+            high=g.ranges[LR].high,
+        )
+        for g in (a, b)
+    )
+    return compare_widths(ours, theirs, family=family, looks=plan.looks)

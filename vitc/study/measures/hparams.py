@@ -15,7 +15,6 @@ from typing import Any
 from vitc.errors import ConfigError, suggest
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.resolve import resolve_config
-from vitc.stats import curves as st
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import (
     Request,
@@ -26,19 +25,12 @@ from vitc.study.contenders import (
     one_precision,
     reference_of,
 )
+from vitc.study.contrasts import contrast_table, verdict
 from vitc.study.controls import control_groups, family_ranges, shifted, with_range_rule
 from vitc.study.design import Plan, Range
 from vitc.study.measures.base import Measure, Option, request_of
-from vitc.study.measures.draws import (
-    LEVEL,
-    WITHIN_POINTS,
-    DrawsComparison,
-    GroupDraws,
-    compare_draws,
-    draws_warnings,
-    groups_of_draws,
-)
-from vitc.study.results import Finding, Result
+from vitc.study.measures.draws import GroupDraws, compare_draws, draws_warnings, groups_of_draws
+from vitc.study.results import Finding, Result, unsuccessful
 from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Table
 
@@ -119,24 +111,27 @@ class Hparams(Measure):
             seed=request.seed,
             reference=reference,
             classes=count_classes(groups[0].config),
+            looks=max(request.looks, 1),
+            margin=request.margin,
         ).checked()
 
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
         groups = groups_of_draws(plan, results)
-        comparisons = compare_draws(plan, groups)
-        tables = [_contenders_table(groups)]
-        if comparisons:
-            tables.append(_comparisons_table(comparisons))
+        found = compare_draws(plan, groups)
+        first = contrast_table(found, "What the study shows", plan)
         return Finding(
-            sentences=[_verdict(plan, comparisons), *_readings(groups, comparisons)],
-            tables=tables,
+            verdict=verdict(found, plan),
+            remarks=[],
+            tables=[*first, _contenders_table(groups)],
             charts=[],
             values={
                 "groups": [_group_values(g) for g in groups],
-                "comparisons": [_comparison_values(c) for c in comparisons],
+                "comparisons": [c.values for c in found],
             },
-            warnings=draws_warnings(plan, groups),
+            warnings=[*draws_warnings(plan, groups), *unsuccessful(plan, results)],
             draws=tuple(groups),
+            contrasts=tuple(found),
+            compare=lambda pairs: compare_draws(plan, groups, pairs),
         )
 
 
@@ -217,129 +212,6 @@ def _family(model: ModelConfig) -> str:
     return {ViTConfig: "ViT", CNNConfig: "CNN"}.get(type(model), "model of timm")
 
 
-# -- sentences -------------------------------------------------------------------------------------
-
-
-def _verdict(plan: Plan, comparisons: Sequence[DrawsComparison]) -> str:
-    """Two sentences: what was found, with its interval; and what would change it."""
-    rivals = [c for c in comparisons if not c.is_control]
-    if len(plan.contenders) == 1:
-        return (
-            f"{plan.contenders[0]} is the only contender: it is compared with none. "
-            "Another recipe, or --models with two names, would change that."
-        )
-    if not rivals:
-        return (
-            "There is nothing to compare yet: the reference and another contender need at least "
-            "two shared draws with a result. More finished trials would change that."
-        )
-    mine = [c for c in rivals if c.contender == rivals[0].contender]
-    text = "; ".join(map(_finding, mine))
-    return f"{text[0].upper()}{text[1:]}. {_what_would_change(mine)}"
-
-
-def _finding(c: DrawsComparison) -> str:
-    d = c.difference
-    size = (
-        f"{_points(abs(d.estimate))} points (median paired difference; 95 % interval "
-        f"{_bounds(d)}; {c.n} shared draws; Holm-corrected p {_p(c.p_holm)})"
-    )
-    better = "lower" if d.estimate < 0 else "higher"
-    if c.p_holm >= LEVEL:
-        text = (
-            f"under {c.optim} no difference between {c.contender} and {c.reference} is shown: "
-            f"{c.contender}'s error is {better} by {size}"
-        )
-    else:
-        text = f"under {c.optim} {c.contender}'s error is {better} than {c.reference}'s by {size}"
-    if c.crossings.beyond_noise:
-        at = c.crossings.beyond_noise[0]
-        text += f", but the distributions cross near {at.low:.0f}-{at.high:.0f} % error"
-    return text
-
-
-def _what_would_change(comparisons: Sequence[DrawsComparison]) -> str:
-    open_ones = [c for c in comparisons if c.p_holm >= LEVEL]
-    if not open_ones:
-        return (
-            "More draws from these ranges would hardly change the sign; another budget, other "
-            "ranges or other data could, and none of those was tried here."
-        )
-    needs = [
-        f"about {c.draws_needed} shared draws under {c.optim} (there are {c.n})"
-        for c in open_ones
-        if c.draws_needed and c.draws_needed > c.n
-    ]
-    if needs:
-        return (
-            f"More draws would change it: a difference of the size seen is found with 80 % power "
-            f"by {' and '.join(needs)}, if it is real."
-        )
-    return (
-        "More draws could change it, but what was seen gives no way to estimate how many; a "
-        "longer budget or other ranges could as well."
-    )
-
-
-def _readings(groups: Sequence[GroupDraws], comparisons: Sequence[DrawsComparison]) -> list[str]:
-    """Tuning curves and crossings in words, one sentence each."""
-    found = []
-    draws_of = {(g.contender, g.optim): len(g.errors) for g in groups}
-    for c in comparisons:
-        if c.is_control:
-            verdict = (
-                "no difference" if c.p_holm >= LEVEL else "A DIFFERENCE, which is noise or a fault"
-            )
-            found.append(
-                f"Control: {c.contender} is {c.reference} with other seeds. Under {c.optim} it "
-                f"shows {verdict}: {c.difference.estimate:+.2f} points, 95 % interval "
-                f"{_bounds(c.difference, signed=True)}, p {_p(c.p_holm)}."
-            )
-            continue
-        if c.reach is not None:
-            found.append(_reach_sentence(c, c.reach, draws_of[c.reference, c.optim]))
-        if c.crossings.seen:
-            beyond = c.crossings.beyond_noise
-            where = (beyond or c.crossings.seen)[0]
-            found.append(
-                f"Under {c.optim} the error distributions of {c.contender} and {c.reference} "
-                f"cross ({'beyond' if beyond else 'within'} noise) between {where.low:.1f} and "
-                f"{where.high:.1f} % error: neither is better at every quantile."
-            )
-    return found
-
-
-def _reach_sentence(c: DrawsComparison, reach: st.Reach, draws: int) -> str:
-    if not reach.draws:
-        return (
-            f"Under {c.optim}, {c.contender} does not reach with {draws} draws what "
-            f"{c.reference} reaches with {draws} ({reach.target:.1f} % error)."
-        )
-    low = "1" if reach.low is None else str(reach.low)
-    high = f"more than {draws}" if reach.high is None else str(reach.high)
-    return (
-        f"Under {c.optim}, {c.contender} with {reach.draws} draw{'s' if reach.draws > 1 else ''} "
-        f"reaches what {c.reference} reaches with {draws} ({reach.target:.1f} % error; by the "
-        f"bands, {low} to {high} draws)."
-    )
-
-
-def _points(value: float) -> str:
-    return f"{value:.1f}" if value >= 0.05 else f"{value:.2f}"
-
-
-def _bounds(i: Interval, signed: bool = False) -> str:
-    """The interval of a difference, as sizes on the side of the estimate, or signed."""
-    signed = signed or i.low <= 0 <= i.high
-    low, high = (i.low, i.high) if signed else sorted((abs(i.low), abs(i.high)))
-    sign = "+" if signed else ""
-    return " to ".join("unbounded" if math.isinf(x) else f"{x:{sign}.1f}" for x in (low, high))
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
 # -- tables and values -----------------------------------------------------------------------------
 
 
@@ -349,13 +221,12 @@ def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
             "contender": g.contender,
             "optimizer": g.optim,
             "draws": str(len(g.errors)),
-            "diverged": str(g.count("diverged")),
+            "failed to learn": str(g.failed_to_learn),
             "failed": str(g.count("failed")),
             "best error %": f"{g.best.error:.2f}" if g.best and g.best.error is not None else "-",
             "test error % of that draw (95 %)": _test(g.test),
             "best settings": _settings(g.best),
-            "median error % (95 %)": _interval(g.median),
-            f"within {WITHIN_POINTS:g} points of the best": _share(g.share),
+            "median error % where it learnt (95 %)": _interval(g.median),
             "Mflops": f"{g.cost.flops / 1e6:,.1f}" if g.cost else "-",
             "params": f"{g.cost.params:,}" if g.cost else "-",
             "activations": f"{g.cost.activations:,}" if g.cost else "-",
@@ -393,47 +264,18 @@ def _settings(best: Result | None) -> str:
     return ", ".join(f"{n.removeprefix('optim.')} {v:.3g}" for n, v in best.values.items())
 
 
-def _share(i: Interval | None) -> str:
-    return "-" if i is None else f"{100 * i.estimate:.0f} % ({100 * i.low:.0f}-{100 * i.high:.0f})"
-
-
-def _comparisons_table(comparisons: Sequence[DrawsComparison]) -> Table:
-    rows = [
-        {
-            "contender": c.contender + (" (control)" if c.is_control else ""),
-            "against": c.reference,
-            "optimizer": c.optim,
-            "shared draws": str(c.n),
-            "median difference, points": f"{c.difference.estimate:+.2f}",
-            "95 % interval": _bounds(c.difference, signed=True),
-            "p": _p(c.p),
-            "Holm p": _p(c.p_holm),
-            "EDFs cross": "beyond noise"
-            if c.crossings.beyond_noise
-            else ("within noise" if c.crossings.seen else "no"),
-        }
-        for c in comparisons
-    ]
-    note = (
-        "Difference of top-1 errors on the same draw; negative: the contender is better. "
-        "Wilcoxon signed-rank tests, exact; Holm-corrected over all rows."
-    )
-    return Table.of("On shared draws", rows, note)
-
-
 def _group_values(g: GroupDraws) -> dict[str, Any]:
     t = g.tuning
     return {
         "contender": g.contender,
         "optim": g.optim,
         "n": len(g.errors),
+        "failed_to_learn": g.failed_to_learn,
         "diverged": g.count("diverged"),
         "failed": g.count("failed"),
         "best_error": g.best.error if g.best else None,
         "best_values": g.best.values if g.best else None,
         "median_error": asdict(g.median) if g.median else None,
-        "mean_error_clipped": asdict(g.area) if g.area else None,
-        f"share_within_{WITHIN_POINTS:g}_points": asdict(g.share) if g.share else None,
         "tuning_curve": t
         and {
             "draws": t.ks.tolist(),
@@ -447,20 +289,4 @@ def _group_values(g: GroupDraws) -> dict[str, Any]:
         "step_ms": g.step_ms,
         "memory_mib": g.memory_mib,
         "test": g.test or None,
-    }
-
-
-def _comparison_values(c: DrawsComparison) -> dict[str, Any]:
-    return {
-        "contender": c.contender,
-        "reference": c.reference,
-        "optim": c.optim,
-        "n": c.n,
-        "paired_median_difference": asdict(c.difference),
-        "p": c.p,
-        "p_holm": c.p_holm,
-        "edfs_cross": bool(c.crossings.seen),
-        "edfs_cross_beyond_noise": bool(c.crossings.beyond_noise),
-        "draws_needed_80_percent_power": c.draws_needed,
-        "control": c.is_control,
     }

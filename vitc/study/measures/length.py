@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitc.study.contenders import Request
+from vitc.study.contrasts import (
+    Contrast,
+    Key,
+    Outcomes,
+    Pairs,
+    contrast_table,
+    contrasts,
+    verdict,
+)
 from vitc.study.design import Plan
 from vitc.study.measures import base, seeded
 from vitc.study.results import Finding, Result
@@ -30,33 +39,32 @@ class Length(base.Measure):
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         return base.seeded_plan(self, request, base.points_of_lengths(request), tuned)
 
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = seeded.Cells.of(plan, results)
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
+        cells = seeded.Cells.of(plan, results, tuning)
         points = seeded.points_of(plan)
         shortest, longest = points[0], points[-1]
         lengths = [float(base.epochs_of(p)) for p in points]
         rows, lines, values = [], [], []
-        losses: dict[seeded.Key, seeded.Errors] = {}
+        losses: dict[Key, Outcomes] = {}
         for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
-            last = cells.trained(contender, optim, longest)
-            short = cells.errors(contender, optim, shortest)
-            losses[contender, optim, ""] = seeded.paired(short, last)
+            last = cells.outcomes(contender, optim, longest)
+            losses[contender, optim, ""] = cells.outcomes(contender, optim, shortest).minus(last)
             means = []
             for point in points:
-                error = cells.errors(contender, optim, point)
-                delta = seeded.paired(error, last)
-                mean, level = seeded.mean(delta), seeded.level(error)
+                here = cells.outcomes(contender, optim, point)
+                above = here.minus(last).values
+                mean, level = seeded.mean(above), seeded.level(here.values)
                 means.append(mean)
-                above = "0" if point == longest and mean else seeded.shown(mean, signed=True)
                 rows.append(
                     {
                         "contender": contender,
                         "optimizer": optim,
                         "epochs": str(base.epochs_of(point)),
-                        "seeds": str(len(error)),
-                        "diverged": str(cells.diverged(contender, optim, point)),
+                        "failed to learn": cells.count(contender, optim, point),
                         "error % (95 %)": seeded.shown(level),
-                        f"above {longest} (95 %)": above,
+                        f"above {longest} (95 %)": "0"
+                        if point == longest and mean
+                        else seeded.shown(mean, signed=True),
                     }
                 )
                 values.append(
@@ -64,28 +72,33 @@ class Length(base.Measure):
                         "contender": contender,
                         "optim": optim,
                         "epochs": base.epochs_of(point),
-                        "n": len(error),
+                        "n": len(here.values),
+                        "failed_to_learn": len(here.failed),
                         "error": seeded.values_of(level),
-                        "pairs": len(delta),
+                        "pairs": len(above),
                         "delta": seeded.values_of(mean),
                     }
                 )
             name = seeded.name_of(plan, contender, optim)
             lines.append(seeded.line_of(name, look, lengths, means))
-        found = seeded.differences(plan, losses)
-        what = f"the loss from {longest} to {shortest}"
-        sentences = seeded.verdict_of(seeded.difference_sentences(found, what, "loses"), plan)
-        if len(points) < 2:
-            sentences = [f"There is one length only ({longest}): nothing to compare it with."]
-        against = f"Loss at {shortest}, against the reference"
+
+        def compare(pairs: Pairs | None = None) -> list[Contrast]:
+            what = f"loss from {base.epochs_of(longest)} to {shortest}"
+            return contrasts(plan, "loss", what, losses, pairs) if len(points) > 1 else []
+
+        found = compare()
         title, ylabel = "Error above the longest schedule", f"error above {longest} (points)"
+        one = f"There is one length only ({longest}): nothing to compare it with."
         note = seeded.seeds_note(plan)
         return Finding(
-            [*sentences, *seeded.untrained(cells, seeded.contender_optims(plan), longest)],
-            [
+            verdict=verdict(found, plan) if len(points) > 1 else [one],
+            remarks=[],
+            tables=[
+                *contrast_table(found, f"Loss at {shortest}, against the reference", plan),
                 Table.of("Error by length of training", rows, note, brief=True),
-                *seeded.difference_tables(found, against, "Negative: the contender loses less."),
             ],
-            [Chart("length", title, "epochs", ylabel, lines, log_x=True)],
-            {"lengths": values, "comparisons": [d.values for d in found]},
+            charts=[Chart("length", title, "epochs", ylabel, lines, log_x=True)],
+            values={"lengths": values, "comparisons": [c.values for c in found]},
+            contrasts=tuple(found),
+            compare=compare,
         )

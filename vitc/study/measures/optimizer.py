@@ -9,6 +9,15 @@ from typing import Any
 
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request
+from vitc.study.contrasts import (
+    Contrast,
+    Key,
+    Outcomes,
+    Pairs,
+    contrast_table,
+    contrasts,
+    verdict,
+)
 from vitc.study.design import Plan
 from vitc.study.measures import base, seeded
 from vitc.study.measures.length import Length
@@ -22,8 +31,8 @@ Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether
 class Optimizer(base.Measure):
     """The second optimizer's error minus the first's, at each length.
 
-    Twice: a diverged run as chance error, and by the paper's rule, which copies the best result of
-    a shorter schedule for it (section 5.2). The same runs give the loss by length under each.
+    Twice: of the runs that learnt, and by the paper's rule, which copies the best result of a
+    shorter schedule for one that did not (section 5.2). The same runs give the loss by length.
     """
 
     name = "optimizer"
@@ -46,8 +55,8 @@ class Optimizer(base.Measure):
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         return base.seeded_plan(self, request, base.points_of_lengths(request), tuned)
 
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = seeded.Cells.of(plan, results)
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
+        cells = seeded.Cells.of(plan, results, tuning)
         points = seeded.points_of(plan)
         first, *others = plan.optims
         second, last = others[0] if others else "another optimizer", points[-1]
@@ -59,55 +68,56 @@ class Optimizer(base.Measure):
         keys = [(c, second, p) for c in plan.contenders for p in points]
         keys = [k for k in keys if k in cells and (k[0], first, k[2]) in cells]
         gaps = {
-            (c, o, p): seeded.paired(cells.errors(c, o, p), cells.trained(c, first, p))
+            (c, o, p): cells.outcomes(c, o, p).minus(cells.outcomes(c, first, p))
             for c, o, p in keys
         }
-        final: dict[seeded.Key, seeded.Errors] = {
-            (c, o, ""): g for (c, o, p), g in gaps.items() if p == last
-        }
-        found = seeded.differences(plan, final)
+        final: dict[Key, Outcomes] = {(c, o, ""): g for (c, o, p), g in gaps.items() if p == last}
+
+        def compare(pairs: Pairs | None = None) -> list[Contrast]:
+            return contrasts(plan, "gap", f"{second} - {first} gap at {last}", final, pairs)
+
+        found = compare()
         own = [
             f"At {last} {contender}'s error under {optim} is "
-            f"{seeded.shown(seeded.mean(gap), signed=True)} points above {first}'s "
-            f"({len(gap)} seeds)."
+            f"{seeded.shown(seeded.mean(gap.values), signed=True)} points above {first}'s "
+            f"({len(gap.values)} seeds that learnt under both)."
             for (contender, optim, _), gap in final.items()
-            if gap
+            if gap.values
         ]
         substituted = sum(sub for at in ruled.values() for here in at for _, sub in here.values())
-        gone = sum(cells.diverged(*key) for key in cells.runs)
+        gone = sum(len(cells.outcomes(*key).failed) for key in cells.runs)
         rule = (
-            f"Of {gone} diverged runs {substituted} had a shorter schedule to take the place of, "
-            "as in the paper: drawn hollow and dashed. The other numbers count all of them as "
-            "chance error."
+            f"Of {gone} runs that failed to learn {substituted} had a shorter schedule to take the "
+            "place of, as in the paper: drawn hollow and dashed. All other numbers leave them out."
             if gone
-            else "No run diverged, so the paper's rule changed nothing."
+            else "No run failed to learn, so the paper's rule changed nothing."
         )
         both = [_compared(cells, ruled, first, *key, gap) for key, gap in gaps.items()]
-        sentences = seeded.difference_sentences(found, f"the gap to {first} at {last}", "loses")
-        by_length = Length().read(plan, results) if len(points) > 1 else Finding([], [], [], {})
+        by_length = (
+            Length().read(plan, results, tuning) if len(points) > 1 else Finding([], [], [], [], {})
+        )
         note = f"{seeded.seeds_note(plan)} {rule}"
-        against = f"Gap at {last}, against the reference"
-        smaller = "Negative: the contender has the smaller gap."
+
+        def compare_all(pairs: Pairs) -> list[Contrast]:
+            return [*compare(pairs), *(by_length.compare(pairs) if by_length.compare else [])]
+
         return Finding(
-            [
-                *seeded.verdict_of(sentences, plan),
-                *own,
-                *seeded.untrained(cells, [(c, first) for c, *_ in final], last),
-                rule,
-                *by_length.sentences,
-            ],
-            [
+            verdict=verdict(found, plan),
+            remarks=[*own, rule, *by_length.sentences],
+            tables=[
+                *contrast_table(found, f"Gap at {last}, against the reference", plan),
                 Table.of("Gap between the optimizers", [row for row, _ in both], note, brief=True),
-                *seeded.difference_tables(found, against, smaller),
                 *(replace(t, brief=False) for t in by_length.tables),
             ],
-            [_chart(plan, cells, ruled), *by_length.charts],
-            {
+            charts=[_chart(plan, cells, ruled), *by_length.charts],
+            values={
                 "gaps": [values for _, values in both],
-                "comparisons": [d.values for d in found],
+                "comparisons": [c.values for c in found],
                 "substituted": substituted,
                 **({"length": by_length.values} if by_length.values else {}),
             },
+            contrasts=(*found, *by_length.contrasts),
+            compare=compare_all,
         )
 
 
@@ -118,7 +128,7 @@ def _compared(
     contender: str,
     optim: str,
     point: str,
-    gap: seeded.Errors,
+    gap: Outcomes,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The row of a contender's gap to the first optimizer at a point, and its values."""
     old, new = (contender, first, point), (contender, optim, point)
@@ -127,14 +137,14 @@ def _compared(
         {seed: error for seed, (error, _) in ruled[contender, o][at].items()}
         for o in (optim, first)
     )
-    mean, by_rule = seeded.mean(gap), seeded.mean(seeded.paired(mine, theirs))
+    mean = seeded.mean(gap.values)
+    by_rule = seeded.mean(Outcomes(mine).minus(Outcomes(theirs)).values)
     row = {
         "contender": contender,
         "epochs": str(base.epochs_of(point)),
-        "seeds": str(len(gap)),
-        f"{first} error % (95 %)": seeded.shown(seeded.level(cells.errors(*old))),
-        f"{optim} error % (95 %)": seeded.shown(seeded.level(cells.errors(*new))),
-        "diverged": f"{cells.diverged(*old)} / {cells.diverged(*new)}",
+        f"{first} error % (95 %)": seeded.shown(seeded.level(cells.outcomes(*old).values)),
+        f"{optim} error % (95 %)": seeded.shown(seeded.level(cells.outcomes(*new).values)),
+        "failed to learn": f"{cells.count(*old)}; {cells.count(*new)}",
         f"{optim} - {first}, points (95 %)": seeded.shown(mean, signed=True),
         "by the paper's rule": seeded.shown(by_rule, signed=True),
     }
@@ -143,8 +153,8 @@ def _compared(
         "optim": optim,
         "against": first,
         "epochs": base.epochs_of(point),
-        "n": len(gap),
-        "diverged": cells.diverged(*new),
+        "n": len(gap.values),
+        "failed_to_learn": len(gap.failed),
         "gap": seeded.values_of(mean),
         "gap_by_the_papers_rule": seeded.values_of(by_rule),
     }
@@ -154,19 +164,18 @@ def _compared(
 def _by_the_papers_rule(
     cells: seeded.Cells, contender: str, optim: str, points: Sequence[str]
 ) -> Ruled:
-    """A diverged run counts as the best result of a shorter schedule of its seed; where there is
-    none it stays at chance, for itself."""
+    """A run that failed to learn counts as the best result of a shorter schedule of its seed; where
+    there is none it stays at chance, for itself."""
     shorter: dict[int, float] = {}
     found = []
     for point in points:
         here: dict[int, tuple[float, bool]] = {}
-        errors = cells.errors(contender, optim, point)
         for seed, result in cells.at(contender, optim, point).items():
-            if result.status == "diverged":
-                here[seed] = (shorter.get(seed, errors[seed]), seed in shorter)
-            else:
-                here[seed] = (errors[seed], False)
-                shorter[seed] = min(errors[seed], shorter.get(seed, math.inf))
+            if result.failed_to_learn:
+                here[seed] = (shorter.get(seed, cells.plan.chance_error), seed in shorter)
+            elif result.error is not None:
+                here[seed] = (result.error, False)
+                shorter[seed] = min(result.error, shorter.get(seed, math.inf))
         found.append(here)
     return found
 

@@ -12,6 +12,14 @@ from vitc.errors import ConfigError
 from vitc.stats import effects
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import Request
+from vitc.study.contrasts import (
+    Contrast,
+    Outcomes,
+    Pairs,
+    contrast_table,
+    contrasts,
+    verdict,
+)
 from vitc.study.design import Group, Plan
 from vitc.study.measures import base, seeded
 from vitc.study.results import Finding, Result, cost_of, uncounted_note
@@ -56,13 +64,16 @@ class Peak(base.Measure):
         tuned = replace(tuned, about=(*tuned.about, about))
         return base.seeded_plan(self, request, points, tuned, groups)
 
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = seeded.Cells.of(plan, results)
-        points = seeded.points_of(plan)
-        last = points[-1]
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
+        cells = seeded.Cells.of(plan, results, tuning)
+        last = seeded.points_of(plan)[-1]
         contenders = [_contender(cells, *key) for key in seeded.contender_optims(plan)]
         finals = {(c.group.contender, "", ""): c.final for c in contenders}
-        found = seeded.differences(plan, finals)
+
+        def compare(pairs: Pairs | None = None) -> list[Contrast]:
+            return contrasts(plan, "error", f"error at {last}", finals, pairs)
+
+        found = compare()
         note = f"{seeded.seeds_note(plan)} Times are of training steps of several trials at a time."
         costs = [
             (c.cost.params, c.cost.flops, c.cost.activations, c.image_ms)
@@ -70,28 +81,25 @@ class Peak(base.Measure):
             if c.cost is not None and c.image_ms is not None
         ]
         correlated, sentence = time_correlations(costs)
-        sentences = seeded.difference_sentences(found, f"the error at {last}", "errs")
         return Finding(
-            [
-                *seeded.verdict_of(sentences, plan),
+            verdict=verdict(found, plan),
+            remarks=[
                 sentence,
                 *(uncounted_note(c.group.contender, c.why) for c in contenders if c.cost is None),
             ],
-            [
+            tables=[
+                *contrast_table(found, f"Error at {last}, against the reference", plan),
                 Table.of("Peak performance", [c.row for c in contenders], note, brief=True),
-                *seeded.difference_tables(
-                    found,
-                    f"Error at {last}, against the reference",
-                    "Negative: the contender is better.",
-                ),
                 correlated,
             ],
-            _charts(contenders, last),
-            {
+            charts=_charts(contenders, last),
+            values={
                 "contenders": [c.values for c in contenders],
-                "comparisons": [d.values for d in found],
+                "comparisons": [c.values for c in found],
                 "correlations": correlation_values(costs),
             },
+            contrasts=tuple(found),
+            compare=compare,
         )
 
 
@@ -113,9 +121,9 @@ class _Contender:
     why: str
     """Why the model could not be counted."""
     image_ms: float | None
-    final: dict[int, float]
+    final: Outcomes
     levels: dict[str, Interval | None]
-    diverged: int
+    failed_to_learn: str
 
     @property
     def row(self) -> dict[str, str]:
@@ -125,7 +133,7 @@ class _Contender:
             "optimizer": self.group.optim,
             "lr / weight decay": f"{optim.lr:.3g} / {optim.weight_decay:.3g}",
             **{f"error % at {p} (95 %)": seeded.shown(i) for p, i in self.levels.items()},
-            "diverged": str(self.diverged),
+            "failed to learn": self.failed_to_learn,
             "Mflops": f"{cost.flops / 1e6:,.1f}" if cost else "-",
             "params (M)": f"{cost.params / 1e6:,.3f}" if cost else "-",
             "activations (M)": f"{cost.activations / 1e6:,.3f}" if cost else "-",
@@ -143,7 +151,8 @@ class _Contender:
             "params": self.cost and self.cost.params,
             "activations": self.cost and self.cost.activations,
             "image_ms": self.image_ms,
-            "n": len(self.final),
+            "n": len(self.final.values),
+            "failed_to_learn": len(self.final.failed),
             "errors": {base.epochs_of(p): seeded.values_of(i) for p, i in self.levels.items()},
         }
 
@@ -164,9 +173,9 @@ def _contender(cells: seeded.Cells, contender: str, optim: str) -> _Contender:
         cost=cost,
         why=why,
         image_ms=float(np.median(each)) if each else None,
-        final=cells.errors(contender, optim, points[-1]),
-        levels={p: seeded.level(cells.errors(contender, optim, p)) for p in points},
-        diverged=cells.diverged(contender, optim, points[-1]),
+        final=cells.outcomes(contender, optim, points[-1]),
+        levels={p: seeded.level(cells.outcomes(contender, optim, p).values) for p in points},
+        failed_to_learn=cells.count(contender, optim, points[-1]),
     )
 
 

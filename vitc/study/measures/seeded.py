@@ -1,24 +1,23 @@
-"""Runs by contender, optimizer and point, and their differences, paired by seed.
+"""Runs by contender, optimizer and point, and their means: what the measures with seeds share.
 
-What the measures with seeds (all but random draws) share. Errors are top-1 in percent, a diverged
-run counts as chance error, and what is compared is compared on the seeds that both have.
+Errors are top-1 in percent, of the runs that learnt; how many failed to learn stands beside them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from vitc.stats import curves as st
-from vitc.stats.proportions import Interval
+from vitc.stats.proportions import FloatArray, Interval
+from vitc.study.contrasts import Key, Outcomes
 from vitc.study.design import Plan
 from vitc.study.results import Result
-from vitc.views.model import Line, Table
-
-Key = tuple[str, str, str]  # contender, optimizer, point
-Errors = Mapping[int, float]  # seed's index -> error, or a difference of errors
+from vitc.views.model import Line
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,19 @@ class Cells:
 
     plan: Plan
     runs: Mapping[Key, Mapping[int, Result]]
+    luck: Mapping[Key, FloatArray] = field(default_factory=dict)
+    tuning_draws: int = 0
 
     @classmethod
-    def of(cls, plan: Plan, results: Sequence[Result]) -> Cells:
+    def of(cls, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Cells:
+        """`tuning`: the draws that the settings of the runs were chosen from."""
         found: dict[Key, dict[int, Result]] = {}
         for r in results:
             cell = found.setdefault((r.contender, r.optim, r.point), {})
             if r.error is not None:
                 cell[r.draw] = r
-        return cls(plan, found)
+        draws = len({r.draw for r in tuning})
+        return cls(plan, found, _resampled_bests(plan, tuning, draws), draws)
 
     def __contains__(self, key: Key) -> bool:
         return key in self.runs
@@ -43,22 +46,33 @@ class Cells:
     def at(self, contender: str, optim: str, point: str) -> Mapping[int, Result]:
         return self.runs.get((contender, optim, point), {})
 
-    def errors(self, contender: str, optim: str, point: str) -> dict[int, float]:
+    def outcomes(self, contender: str, optim: str, point: str) -> Outcomes:
+        key = (contender, optim, point)
+        luck = self.luck.get(key, self.luck.get((contender, optim, "")))
+        found = Outcomes.of(list(self.at(*key).values()))
+        return replace(found, luck=luck, tuning_draws=self.tuning_draws)
+
+    def count(self, contender: str, optim: str, point: str) -> str:
+        """How many runs failed to learn: `1 of 5`."""
         cell = self.at(contender, optim, point)
-        return {draw: r.error for draw, r in cell.items() if r.error is not None}
+        return f"{sum(r.failed_to_learn for r in cell.values())} of {len(cell)}"
 
-    def trained(self, contender: str, optim: str, point: str) -> dict[int, float]:
-        """The errors of the runs that did not diverge.
 
-        What a loss or a gap is measured from must have trained: chance minus chance would call a
-        contender stable that never learns.
-        """
-        cell = self.at(contender, optim, point)
-        errors = self.errors(contender, optim, point)
-        return {draw: e for draw, e in errors.items() if cell[draw].status != "diverged"}
+def _resampled_bests(plan: Plan, tuning: Sequence[Result], draws: int) -> dict[Key, FloatArray]:
+    """The best error of each resample of the tuning draws, the same draws for all contenders.
 
-    def diverged(self, contender: str, optim: str, point: str) -> int:
-        return sum(r.status == "diverged" for r in self.at(contender, optim, point).values())
+    Its spread is that of a best draw that could have been another. The resampled runs are the
+    short ones that tuned: how much longer ones with their settings differ is taken as the same.
+    """
+    errors: dict[Key, FloatArray] = {}
+    order = {draw: i for i, draw in enumerate(sorted({r.draw for r in tuning}))}
+    for r in tuning:
+        key = (r.contender.removesuffix(f" at {r.point}"), r.optim, r.point)
+        mine = errors.setdefault(key, np.full(draws, plan.chance_error))
+        if r.error is not None and not r.failed_to_learn:
+            mine[order[r.draw]] = r.error
+    drawn = np.random.default_rng(0).integers(draws, size=(st.RESAMPLES, draws)) if draws else None
+    return {} if drawn is None else {key: e[drawn].min(axis=1) for key, e in errors.items()}
 
 
 def points_of(plan: Plan) -> list[str]:
@@ -76,17 +90,12 @@ def name_of(plan: Plan, contender: str, optim: str) -> str:
 # -- estimates -------------------------------------------------------------------------------------
 
 
-def paired(a: Errors, b: Errors) -> dict[int, float]:
-    """a - b on the seeds that both have."""
-    return {i: a[i] - b[i] for i in a if i in b}
-
-
-def mean(values: Errors, confidence: float = 0.95) -> Interval | None:
+def mean(values: Mapping[int, float], confidence: float = 0.95) -> Interval | None:
     """The mean over seeds with its interval, unbounded from one; None from nothing."""
     return st.interval(list(values.values()), "mean", confidence) if values else None
 
 
-def level(errors: Errors) -> Interval | None:
+def level(errors: Mapping[int, float]) -> Interval | None:
     """As `mean`, of errors: no bound leaves 0 to 100 percent."""
     i = mean(errors)
     if i is None or math.isinf(i.low):
@@ -129,121 +138,10 @@ def line_of(
     )
 
 
-# -- contenders against the reference --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean of (contender's - reference's) over their shared seeds, in points."""
-
-    contender: str
-    reference: str
-    optim: str
-    n: int
-    difference: Interval
-    point: str = ""
-    is_control: bool = False
-
-    @property
-    def certain(self) -> bool:
-        return self.difference.low > 0 or self.difference.high < 0
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """As plain values, for results.json."""
-        found = asdict(self)
-        del found["is_control"]
-        if not self.point:
-            del found["point"]
-        return found
-
-
-def differences(plan: Plan, values: Mapping[Key, Errors]) -> list[Difference]:
-    """Every contender against the reference, at the same point under the same optimizer.
-
-    Where there are several, the intervals hold together with 95 % (Bonferroni), the controls' too.
-    """
-    reference = plan.reference or plan.contenders[-1]
-    controls = {g.contender for g in plan.groups if g.seed_shift}
-    pairs = {
-        key: paired(mine, values[reference, key[1], key[2]])
-        for key, mine in values.items()
-        if key[0] != reference and (reference, key[1], key[2]) in values
-    }
-    many = sum(bool(d) for d in pairs.values())
-    found = []
-    for (contender, optim, point), pair in pairs.items():
-        m = mean(pair, 1 - 0.05 / max(many, 1))
-        if m is not None:
-            d = Difference(contender, reference, optim, len(pair), m, point, contender in controls)
-            found.append(d)
-    return found
-
-
-def difference_sentences(found: Sequence[Difference], what: str, verb: str) -> list[str]:
-    together = f"; the {len(found)} intervals hold together" if len(found) > 1 else ""
-    sentences = []
-    for d in found:
-        size = d.difference.estimate
-        if d.certain:
-            how = "more" if size > 0 else "less"
-            verdict = f"{d.contender} {verb} {abs(size):.2f} points {how} than {d.reference}"
-        else:
-            verdict = f"no difference between {d.contender} and {d.reference} is shown"
-        text = (
-            f"{f'under {d.optim}, ' if d.optim else ''}{verdict}: {what} differs by "
-            f"{shown(d.difference, signed=True)} ({d.n} shared seeds{together})."
-        )
-        if d.is_control:
-            sentences.append(f"Control, {d.reference} with other seeds: {text}")
-        else:
-            sentences.append(text[:1].upper() + text[1:])
-    return sentences
-
-
-def difference_tables(found: Sequence[Difference], title: str, note: str) -> list[Table]:
-    """One table; none where nothing was compared."""
-    if not found:
-        return []
-    rows = [
-        {
-            **({"point": d.point} if d.point else {}),
-            "contender": d.contender,
-            "against": d.reference,
-            "optimizer": d.optim,
-            "seeds": str(d.n),
-            "difference, points": shown(d.difference, signed=True),
-        }
-        for d in found
-    ]
-    return [Table.of(title, rows, note)]
-
-
-# -- sentences that several measures have ----------------------------------------------------------
-
-
 def seeds_note(plan: Plan) -> str:
     if plan.draws == 1:
         word = "--count" if plan.exhibit else "--seeds"
         return f"One seed: no interval can be given; {word} 3 or more would give one."
-    return f"Means over {plan.draws} seeds with 95 % intervals (Student's t); seeds are paired."
-
-
-def verdict_of(found: Iterable[str], plan: Plan) -> list[str]:
-    """The comparisons, or why there are none."""
-    sentences = list(found)
-    if sentences:
-        return sentences
-    if len(plan.contenders) == 1:
-        return [f"{plan.contenders[0]} is the only contender: it is compared with none."]
-    return ["There is nothing to compare yet."]
-
-
-def untrained(cells: Cells, of: Iterable[tuple[str, str]], point: str) -> list[str]:
-    """One sentence a (contender, optimizer) on the seeds that its difference leaves out."""
-    return [
-        f"{contender} under {optim}: {n} of {cells.plan.draws} seeds diverged at {point}, so they "
-        "have no difference and are left out of it."
-        for contender, optim in of
-        if (n := cells.diverged(contender, optim, point))
-    ]
+    return (
+        f"Means over {plan.draws} seeds with 95 % intervals (Student's t), of the runs that learnt."
+    )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy
 
 from vitc.errors import ConfigError
 from vitc.resolve import load_config
@@ -49,30 +48,29 @@ class Seeds(base.Measure):
         varied = [_varying(g, SEED_PARTS[g.point], plan.seed) for g in plan.groups]
         return replace(plan, groups=tuple(varied)).checked()
 
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
         cells = seeded.Cells.of(plan, results)
         points = seeded.points_of(plan)
         rows, values, lines = [], [], []
         for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
-            whole = list(cells.errors(contender, optim, "all").values())
+            whole = list(cells.outcomes(contender, optim, "all").values.values())
             spreads = []
             for point in points:
-                runs = list(cells.errors(contender, optim, point).values())
-                sd = _spread_of(runs)
-                share = None if point == "all" else effects.variance_share(runs, whole)
+                runs = list(cells.outcomes(contender, optim, point).values.values())
+                sd = effects.deviation(runs)
+                ratio = None if point == "all" else effects.spread_ratio(runs, whole)
                 spreads.append(sd)
                 rows.append(
                     {
                         "contender": contender,
                         "optimizer": optim,
                         "varied": point,
-                        "runs": str(len(runs)),
-                        "diverged": str(cells.diverged(contender, optim, point)),
+                        "failed to learn": cells.count(contender, optim, point),
                         "mean error %": f"{np.mean(runs):.2f}" if runs else "-",
                         "standard deviation (95 %)": _spread(sd),
-                        "share of the variance of all (95 %)": "100 %"
+                        "spread relative to all (95 %)": "1"
                         if point == "all"
-                        else seeded.percent(share),
+                        else seeded.shown(ratio),
                     }
                 )
                 values.append(
@@ -82,25 +80,21 @@ class Seeds(base.Measure):
                         "varied": point,
                         "n": len(runs),
                         "deviation": seeded.values_of(sd),
-                        "variance_share": seeded.values_of(share),
+                        "spread_ratio": seeded.values_of(ratio),
                     }
                 )
             name, x = seeded.name_of(plan, contender, optim), [float(i) for i in range(len(points))]
             lines.append(seeded.line_of(name, look, x, spreads))
         note = (
-            "One kind of seed varies while the others stay; the shares need not add up to 100 %, "
-            "for the kinds act on each other."
+            "One kind of seed varies while the others stay; squares of the spreads need not add "
+            "up, for the kinds act on each other. Relative spreads are ratios of mean distances "
+            "from the median."
         )
-        if plan.draws < 30:
-            df = plan.draws - 1
-            note += (
-                f" {plan.draws} seeds bound a share of variance within a factor of some "
-                f"{scipy.stats.f.isf(0.025, df, df):.0f} only."
-            )
         sentences, power = _power(cells)
         spread = "standard deviation (points)"
         return Finding(
             sentences or ["There are too few runs yet to estimate a spread."],
+            [],
             [Table.of("Spread of the error by what is varied", rows, note, brief=True), power],
             [Chart("seeds", "Spread by what is varied", "varied", spread, lines, ticks=points)],
             {"spreads": values},
@@ -119,7 +113,6 @@ def _varying(group: Group, names: tuple[str, ...], seed: int) -> Group:
 def _power(cells: seeded.Cells) -> tuple[list[str], Table]:
     """The seeds that gaps need: sentences, and a table that has paired seeds too."""
     plan = cells.plan
-    reference = plan.reference or plan.contenders[-1]
     sentences, rows, paired_rows = [], [], []
 
     def row(name: str, optim: str, sd: Interval, paired: bool = False) -> dict[str, str]:
@@ -128,8 +121,8 @@ def _power(cells: seeded.Cells) -> tuple[list[str], Table]:
         return {"contender": name, "optimizer": optim, **deviation, **needed}
 
     for contender, optim in seeded.contender_optims(plan):
-        mine = cells.errors(contender, optim, "all")
-        sd = _spread_of(list(mine.values()))
+        mine = cells.outcomes(contender, optim, "all")
+        sd = effects.deviation(list(mine.values.values()))
         if sd is not None:
             rows.append(row(contender, optim, sd))
             sentences.append(
@@ -137,19 +130,14 @@ def _power(cells: seeded.Cells) -> tuple[list[str], Table]:
                 f"by {_spread(sd)} points; a gap of 1 point between two such contenders needs "
                 f"{_needed(sd, 1.0)} seeds each."
             )
-        theirs = cells.errors(reference, optim, "all")
-        sd = _spread_of(list(seeded.paired(mine, theirs).values()))
-        if contender != reference and sd is not None:
-            name = f"{contender} - {reference}, shared seeds"
+        theirs = cells.outcomes(plan.baseline, optim, "all")
+        sd = effects.deviation(list(mine.minus(theirs).values.values()))
+        if contender != plan.baseline and sd is not None:
+            name = f"{contender} - {plan.baseline}, shared seeds"
             paired_rows.append(row(name, optim, sd, paired=True))
     title = "Seeds needed, each contender, for 80 % power at the 5 % level"
     note = "Of a t test; in brackets for the ends of the deviation's interval."
     return sentences, Table.of(title, [*rows, *paired_rows], note)
-
-
-def _spread_of(errors: Sequence[float]) -> Interval | None:
-    """None also where all are the same, as of runs that all diverged: no spread is known."""
-    return effects.deviation(errors) if np.ptp(errors or [0.0]) > 0 else None
 
 
 def _spread(i: Interval | None) -> str:

@@ -8,6 +8,14 @@ from typing import Any
 from vitc.errors import ConfigError
 from vitc.stats import proportions
 from vitc.study.contenders import Request
+from vitc.study.contrasts import (
+    Contrast,
+    Key,
+    Outcomes,
+    contrast_table,
+    contrasts,
+    verdict,
+)
 from vitc.study.design import Plan
 from vitc.study.measures import base, seeded
 from vitc.study.results import Finding, Result
@@ -15,15 +23,15 @@ from vitc.study.tuning import UNTUNED, Points, Times, Tuned, Tuning
 from vitc.views.model import Chart, Table
 
 
-class Vary(base.Measure):
-    """Error and share of diverged runs at each point, and the change from the first point.
+class Vary(Measure):
+    """Error and failures to learn at each point, and the change from the first point.
 
     Contenders are compared by that change, point by point: the distance from their best to their
     worst point would be larger for the noisier one, sensitive or not.
     """
 
     name = "vary"
-    summary = "How sensitive is it to a setting? Error and share of diverged runs at its values."
+    summary = "How sensitive is it to a setting? Error and failures to learn at its values."
     example = (
         "vitc study vary fashion_vit_p --set optim.schedule.warmup_epochs 0 1 2 5\n"
         "vitc study vary fashion_vit_p --models vit_c_tiny vit_p_tiny --tune 8 "
@@ -58,37 +66,35 @@ class Vary(base.Measure):
         o = request.options
         return base.seeded_plan(self, request, vary_points(o["set"], o["times"], o["setup"]), tuned)
 
-    def read(self, plan: Plan, results: Sequence[Result]) -> Finding:
-        cells = seeded.Cells.of(plan, results)
+    def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
+        cells = seeded.Cells.of(plan, results, tuning)
         points = seeded.points_of(plan)
         start, *_ = points
         rows, values, lines = [], [], []
         extremes: list[str] = []
-        changes: dict[seeded.Key, seeded.Errors] = {}
+        changes: dict[Key, Outcomes] = {}
         for look, (contender, optim) in enumerate(seeded.contender_optims(plan)):
-            first = cells.trained(contender, optim, start)
+            first = cells.outcomes(contender, optim, start)
             means = []
             for point in points:
-                error = cells.errors(contender, optim, point)
-                change = seeded.paired(error, first)
-                mean, n = seeded.level(error), len(error)
-                gone = cells.diverged(contender, optim, point)
-                share = proportions.share(gone, n) if n else None
+                here = cells.outcomes(contender, optim, point)
+                change = here.minus(first)
+                mean, changed = seeded.level(here.values), seeded.mean(change.values)
+                runs, gone = len(here.draws), len(here.failed)
+                share = proportions.share(gone, runs) if runs else None
                 means.append(mean)
                 if point != start:
                     changes[contender, optim, point] = change
-                changed = seeded.mean(change)
                 rows.append(
                     {
                         "contender": contender,
                         "optimizer": optim,
                         "point": point,
-                        "seeds": str(n),
                         "error % (95 %)": seeded.shown(mean),
                         f"against {start} (95 %)": "-"
                         if point == start
                         else seeded.shown(changed, signed=True),
-                        "diverged": f"{gone} of {n}: {seeded.percent(share)}" if n else "-",
+                        "failed to learn": f"{gone} of {runs}: {seeded.percent(share)}",
                     }
                 )
                 values.append(
@@ -96,11 +102,11 @@ class Vary(base.Measure):
                         "contender": contender,
                         "optim": optim,
                         "point": point,
-                        "n": n,
+                        "n": len(here.values),
                         "error": seeded.values_of(mean),
                         "change": seeded.values_of(changed),
-                        "diverged": gone,
-                        "diverged_share": seeded.values_of(share),
+                        "failed_to_learn": gone,
+                        "failed_to_learn_share": seeded.values_of(share),
                     }
                 )
             name = seeded.name_of(plan, contender, optim)
@@ -111,25 +117,19 @@ class Vary(base.Measure):
                     f"{name}: best at {at} ({best:.2f} %), worst at {where} ({most:.2f} %)."
                 )
             lines.append(seeded.line_of(name, look, [float(i) for i in range(len(points))], means))
-        found = sorted(seeded.differences(plan, changes), key=lambda d: points.index(d.point))
-        note = (
-            "Negative: the contender's error rises less. The intervals hold together with 95 % "
-            "(Bonferroni)."
-        )
-        against = f"Change from {start}, against the reference"
-        axis = "top-1 error (%); diverged = chance"
+        found = contrasts(plan, "change", f"change from {start}", changes)
+        found.sort(key=lambda c: points.index(c.point))
+        axis = "top-1 error (%) of the runs that learnt"
         return Finding(
-            [
-                *seeded.verdict_of(_sentences(plan, found), plan),
-                *extremes,
-                *seeded.untrained(cells, seeded.contender_optims(plan), start),
-            ],
-            [
+            verdict=_verdict(found, plan),
+            remarks=extremes,
+            tables=[
                 Table.of("Error at each point", rows, seeded.seeds_note(plan), brief=True),
-                *seeded.difference_tables(found, against, note),
+                *contrast_table(found, f"Change from {start}, against the reference", plan),
             ],
-            [Chart("vary", "Error at each point", "", axis, lines, ticks=points)],
-            {"points": values, "comparisons": [d.values for d in found]},
+            charts=[Chart("vary", "Error at each point", "", axis, lines, ticks=points)],
+            values={"points": values, "comparisons": [c.values for c in found]},
+            contrasts=tuple(found),
         )
 
 
@@ -162,18 +162,14 @@ def vary_points(
     return dict(points)
 
 
-def _sentences(plan: Plan, found: Sequence[seeded.Difference]) -> list[str]:
+def _verdict(found: Sequence[Contrast], plan: Plan) -> list[str]:
     """The changes that differ from the reference's; one sentence where none is shown to."""
-    first = seeded.points_of(plan)[0]
-    certain = [
-        f"{seeded.name_of(plan, d.contender, d.optim)}: from {first} to {d.point} its error "
-        f"changes by {seeded.shown(d.difference, signed=True)} points against {d.reference}'s."
-        for d in found
-        if d.certain
-    ]
-    if certain or not found:
-        return certain
+    if not found:
+        return verdict(found, plan)
+    shown = [c for c in found if c.found.verdict != "open"]
+    if shown:
+        return verdict(shown, plan)
     return [
-        f"No point changes a contender's error otherwise than {found[0].reference}'s, as far as "
+        f"No point changes a contender's error otherwise than {plan.baseline}'s, as far as "
         f"{plan.draws} seeds show."
     ]

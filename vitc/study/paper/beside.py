@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitc.config import RunConfig
 from vitc.models.zoo import REPORTED
-from vitc.study.measures.seeded import Cells, mean, paired, shown
+from vitc.study.contrasts import LEVEL, Outcomes
+from vitc.study.measures.seeded import Cells, mean, shown
 from vitc.study.paper.claims import agreement
 from vitc.study.paper.exhibits import EXHIBITS, Printed, scale_of
 from vitc.study.paper.numbers import TABLE2, TABLE5
@@ -24,7 +24,7 @@ class Ours:
     contender: str
     optim: str
     epochs: int
-    values: dict[int, float]
+    outcomes: Outcomes
 
 
 def beside(section: Section) -> list[Table]:
@@ -44,7 +44,7 @@ def beside(section: Section) -> list[Table]:
     rows = [
         [
             *(o.printed.contender, o.optim, str(o.printed.epochs), whats[o.printed.what]),
-            *(f"{o.printed.value:g}", o.contender, str(o.epochs), shown(mean(o.values))),
+            *(f"{o.printed.value:g}", o.contender, str(o.epochs), shown(mean(o.outcomes.values))),
         ]
         for o in found
     ]
@@ -74,27 +74,26 @@ def _ours(section: Section, name: str, scale: str) -> list[Ours]:
         if scale != "full" and len(measured) == len(paper_lengths):
             epochs = measured[paper_lengths.index(p.epochs)]
         optim = p.optim or next((o for c, o, _ in cells.runs if c == mine), "")
-        at = cells.errors(mine, optim, f"{epochs} epochs")
+        at = cells.outcomes(mine, optim, f"{epochs} epochs")
         if p.what == "delta":
             if scale == "full" and longest != paper_lengths[-1]:
                 continue  # the paper's is measured from its own longest schedule
-            at = paired(at, cells.trained(mine, optim, f"{longest} epochs"))
+            at = at.minus(cells.outcomes(mine, optim, f"{longest} epochs"))
         elif p.what == "gap":
-            at = paired(at, cells.trained(mine, "adamw", f"{epochs} epochs"))
+            at = at.minus(cells.outcomes(mine, "adamw", f"{epochs} epochs"))
         found.append(Ours(p, mine, optim, epochs, at))
     return found
 
 
 def _order(found: Sequence[Ours], whats: Mapping[str, str]) -> Table:
     """Each printed number minus that of the ViT_P beside it, as printed and as ours."""
+    based = [(o, next((b for b in found if _is_base(b, o)), None)) for o in found]
+    ordered = [(o, b) for o, b in based if b is not None and o.printed.value != b.printed.value]
     rows = []
-    for o in found:
-        base = next((b for b in found if _is_base(b, o)), None)
-        if base is None or o.printed.value == base.printed.value:
-            continue
+    for o, base in ordered:
         printed = o.printed.value - base.printed.value
-        ours = mean(paired(o.values, base.values))
-        sign = "open" if ours is None else agreement(ours, math.copysign(1, printed))
+        ours = mean(o.outcomes.minus(base.outcomes).values, 1 - LEVEL / len(ordered))
+        sign = agreement(ours.low, ours.high, printed) if ours is not None else "open"
         rows.append(
             {
                 "paper's model": o.printed.contender,
@@ -107,7 +106,7 @@ def _order(found: Sequence[Ours], whats: Mapping[str, str]) -> Table:
                 "sign": sign,
             }
         )
-    note = "Open: our interval holds zero. Intervals are not corrected for the number of rows."
+    note = "Open: our interval holds zero. The intervals hold together with 95 % (Bonferroni)."
     return Table.of("In the paper's order?", rows, note, brief=True)
 
 

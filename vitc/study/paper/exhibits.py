@@ -367,6 +367,7 @@ EXHIBITS: dict[str, Exhibit] = {
             ),
             SMALL_LENGTHS,
             3,
+            reference="vit_p_tiny",
         ),
     ),
     "fig11": Exhibit(

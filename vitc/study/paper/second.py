@@ -121,7 +121,7 @@ def with_second_test_set(section: Section) -> Section:
     f = section.finding
     finding = replace(
         f,
-        sentences=[*f.sentences, sentence],
+        remarks=[*f.remarks, sentence],
         tables=[*f.tables, Table.of("A second test set", rows, sentence)],
         charts=[*f.charts, Chart("second", title, "validation error (%)", on, lines)],
         values={**f.values, "second_test_set": values},

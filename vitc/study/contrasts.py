@@ -1,0 +1,316 @@
+"""How do contenders compare with the reference? One record, one sentence and one table for all.
+
+A measure gives what each run of a contender came out at, `Outcomes`; `contrasts` pairs them by draw
+or seed. An error at chance never enters a difference: how often a contender failed to learn is
+compared apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vitc.stats.compare import (
+    Comparison,
+    Luck,
+    compare,
+    compare_means,
+    fewest_draws,
+    look_level,
+    smallest_gap,
+)
+from vitc.stats.effects import deviation
+from vitc.stats.proportions import FloatArray
+from vitc.stats.width import Widths
+from vitc.study.design import HPARAMS, Plan
+from vitc.study.results import Result
+from vitc.views.model import Table
+from vitc.wording import counted
+
+LEVEL = 0.05
+Key = tuple[str, str, str]  # contender, optimizer, point
+Pairs = Sequence[tuple[str, str]]  # contender, reference
+Kind = Literal["error", "loss", "gap", "change"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What the runs that learnt came out at, by draw or seed, and the ones that failed to learn."""
+
+    values: Mapping[int, float]
+    failed: frozenset[int] = frozenset()
+    luck: FloatArray | None = None
+    """Where settings were tuned: the best error of each resample of the tuning draws."""
+    tuning_draws: int = 0
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> Outcomes:
+        """Errors; trials without a result are left out."""
+        known = [(r.draw, r.error) for r in results if r.error is not None]
+        failed = frozenset(r.draw for r in results if r.failed_to_learn)
+        return cls({i: e for i, e in known if i not in failed}, failed)
+
+    def minus(self, other: Outcomes) -> Outcomes:
+        """Differences where both learnt, of the draws that both have."""
+        shared = self.draws & other.draws
+        failed = frozenset((self.failed | other.failed) & shared)
+        values = {i: self.values[i] - other.values[i] for i in sorted(shared - failed)}
+        if self.luck is None or other.luck is None:
+            return Outcomes(values, failed)
+        return Outcomes(values, failed, self.luck - other.luck, self.tuning_draws)
+
+    @property
+    def draws(self) -> set[int]:
+        return self.values.keys() | self.failed
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A contender against the reference; differences in points, negative: it has less."""
+
+    kind: Kind
+    what: str
+    """What is compared: its error, or its loss from 30 to 4 epochs."""
+    contender: str
+    reference: str
+    optim: str
+    point: str
+    unit: str
+    """What pairs are of: draw or seed."""
+    found: Comparison
+    pairs: int
+    won: int
+    """Pairs in which both learnt and the contender has less."""
+    smallest_gap: tuple[float, float] | None
+    """The gap found with 80 % power, at both ends of the interval of the differences' spread."""
+    is_control: bool = False
+    width: Widths | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As plain values, for results.json."""
+        found = {k: v for k, v in asdict(self).items() if k not in ("found", "width", "is_control")}
+        found |= asdict(self.found) | {"control": self.is_control}
+        if self.width is not None:
+            found["width_octaves"] = asdict(self.width) | {"verdict": self.width.verdict}
+        return found
+
+
+def nominal_level(plan: Plan, family: int) -> float:
+    """Of each of so many comparisons in each look."""
+    return look_level(LEVEL / max(family, 1), plan.looks)
+
+
+def pairs_of(plan: Plan) -> list[tuple[str, str]]:
+    """Every contender with the reference."""
+    return [(c, plan.baseline) for c in plan.contenders if c != plan.baseline]
+
+
+def contrasts(
+    plan: Plan,
+    kind: Kind,
+    what: str,
+    outcomes: Mapping[Key, Outcomes],
+    pairs: Pairs | None = None,
+) -> list[Contrast]:
+    """The contenders of each pair at the same point under the same optimizer.
+
+    Random draws are compared by ranks, few seeds by means. The intervals hold together with 95 %
+    (Bonferroni) over what is compared, and over the planned looks; the A/A controls are no part of
+    that family, each is held against the same level alone.
+    """
+    every = pairs_of(plan) if pairs is None else pairs
+    keys = [
+        (key, (reference, *key[1:]))
+        for key in outcomes
+        for contender, reference in every
+        if key[0] == contender and (reference, *key[1:]) in outcomes
+    ]
+    keys = [(a, b) for a, b in keys if outcomes[a].draws & outcomes[b].draws]
+    family = sum(a[0] not in plan.controls for a, _ in keys)
+    found = []
+    for mine, theirs in keys:
+        is_control = mine[0] in plan.controls
+        a, b = outcomes[mine], outcomes[theirs]
+        many = 1 if is_control else family
+        settings: dict[str, Any] = {"family": many, "looks": plan.looks, "margin": plan.margin}
+        test, difference = compare, a.minus(b)
+        if plan.measure != HPARAMS:
+            test = compare_means
+            if difference.luck is not None and np.ptp(difference.luck) > 0:
+                spread = float(np.std(difference.luck))
+                settings["luck"] = Luck(spread, difference.tuning_draws / 2)
+        shared = sorted(a.draws & b.draws)
+        differences = list(difference.values.values())
+        found.append(
+            Contrast(
+                kind=kind,
+                what=what,
+                contender=mine[0],
+                reference=theirs[0],
+                optim=mine[1],
+                point=mine[2],
+                unit=unit_of(plan),
+                found=test(
+                    [a.values.get(i, math.nan) for i in shared],
+                    [b.values.get(i, math.nan) for i in shared],
+                    **settings,
+                ),
+                pairs=len(shared),
+                won=sum(d < -1e-9 for d in differences),
+                smallest_gap=_smallest_gap(plan, differences, many),
+                is_control=is_control,
+            )
+        )
+    return sorted(found, key=lambda c: c.is_control)
+
+
+def unit_of(plan: Plan) -> str:
+    return "draw" if plan.measure == HPARAMS else "seed"
+
+
+def _smallest_gap(
+    plan: Plan, differences: Sequence[float], family: int
+) -> tuple[float, float] | None:
+    spread = deviation(differences)
+    if spread is None:
+        return None
+    means = plan.measure != HPARAMS
+    gap = smallest_gap(len(differences), nominal_level(plan, family), means)
+    return gap * spread.low, gap * spread.high
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def sentence(c: Contrast, plan: Plan) -> str:
+    """The verdict in at most 40 words: who has less, by how much, how certain, who fails."""
+    f, gone = c.found, c.found.failures
+    where = f"under {c.optim}, " if len(plan.optims) > 1 else ""
+    where += f"at {c.point}, " if c.point else ""
+    runs = counted(f.n, c.unit)
+    size = f"{abs(f.difference):.1f} points ({_sizes(f)}; {runs})"
+    signed = f"{signed_interval(f)} points ({runs})"
+    fails = (
+        f"{gone['a']} of {counted(c.pairs, c.unit)} fail to learn, {gone['b']} of {c.reference}'s"
+    )
+    less = "lower" if f.difference < 0 else "higher"
+    if f.verdict in ("lower", "higher"):
+        text = f"{c.contender}'s {c.what} is {f.verdict} than {c.reference}'s by {size}"
+        text += f"; {fails}" if gone["a"] or gone["b"] else ""
+    elif f.verdict == "mixed":
+        text = (
+            f"no winner: where both learn {c.contender}'s {c.what} is {less} by {size}, but {fails}"
+        )
+    elif f.verdict in ("fails more", "fails less"):
+        often = f.verdict.removeprefix("fails ")
+        text = f"{c.contender} fails to learn {often} often than {c.reference}: {fails}"
+        text += f"; where both learn {c.what} differs by {signed}" if f.n else ""
+    elif f.verdict == "equivalent":
+        text = f"{c.contender} and {c.reference} are within {plan.margin:g} points: {signed}"
+    else:
+        text = f"no difference between {c.contender} and {c.reference} is shown: {c.what} {signed}"
+        text += f"; {fails}" if gone["a"] or gone["b"] else ""
+    if c.is_control:
+        passed = f.verdict in ("open", "equivalent")
+        return (
+            f"A/A control {'passed' if passed else 'FAILED, by noise or a fault'}: {where}{text}."
+        )
+    text = where + text
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _sizes(f: Comparison) -> str:
+    low, high = sorted(map(abs, f.interval))
+    return f"95 % interval {low:.1f} to {high:.1f}"
+
+
+def signed_interval(f: Comparison) -> str:
+    """`-5.2 (-6.4 to -4.5)`, with ? for a bound that so few runs do not give."""
+    if not f.n:
+        return "-"
+    low, high = ("?" if math.isinf(x) else f"{x:+.1f}" for x in f.interval)
+    return f"{f.difference:+.1f} ({low} to {high})"
+
+
+def verdict(found: Sequence[Contrast], plan: Plan) -> list[str]:
+    """One sentence a contrast, or why there is none."""
+    if found:
+        return [sentence(c, plan) for c in found]
+    if len(plan.contenders) == 1:
+        return [f"{plan.contenders[0]} is the only contender: it is compared with none."]
+    return ["There is nothing to compare yet."]
+
+
+def contrast_table(found: Sequence[Contrast], title: str, plan: Plan) -> list[Table]:
+    """One column a contrast, or where they are many one row; none where nothing was compared."""
+    if not found:
+        return []
+    rows = []
+    for c in found:
+        f, gone, w = c.found, c.found.failures, c.width
+        low, high = c.smallest_gap or (math.inf, math.inf)
+        row = {
+            "contender": c.contender + (" (A/A control)" if c.is_control else ""),
+            "against": c.reference,
+            "optimizer": c.optim,
+            **({"point": c.point} if c.point else {}),
+            f"{c.what} on the same {c.unit}, points (95 %)": signed_interval(f),
+            "verdict": f.verdict,
+            f"{c.unit}s won": f"{c.won} of {f.n}",
+            "failed to learn": f"{gone['a']} of {c.pairs}, against {gone['b']}",
+        }
+        if any(x.width is not None for x in found):
+            row["octaves of lr near the best (95 %)"] = (
+                f"{w.a:.1f} against {w.b:.1f}: {w.difference:+.1f} "
+                f"({w.interval[0]:+.1f} to {w.interval[1]:+.1f}), {w.verdict}"
+                if w
+                else "-"
+            )
+        row["smallest gap found, points"] = f"{low:.1f} to {high:.1f}" if high < math.inf else "-"
+        rows.append(row)
+    family = sum(not c.is_control for c in found)
+    note = (
+        "Negative: the contender has less. Differences are of the runs where both learnt. "
+        + (f"The {family} intervals hold together with 95 % (Bonferroni). " if family > 1 else "")
+        + (f"The plan has {plan.looks} looks, at one level. " if plan.looks > 1 else "")
+        + "The smallest gap is what so many runs find with 80 % power, by the spread of the "
+        "differences; it is as uncertain as that."
+    )
+    table = Table.of(title, rows, note, brief=True)
+    return [table.transposed() if len(rows) <= 4 else table]
+
+
+# -- before the first trial ------------------------------------------------------------------------
+
+
+def power_lines(plan: Plan) -> list[str]:
+    """What a plan can find, and a warning where it can show nothing at all."""
+    points = len({g.point for g in plan.groups})
+    rivals = {(g.contender, g.optim) for g in plan.groups if g.contender != plan.baseline}
+    family = sum(c not in plan.controls for c, _ in rivals) * (
+        points if plan.measure == "vary" else 1
+    )
+    if not family or plan.measure == "seeds" or plan.seed_start:  # the latter: draws that tune
+        return []
+    level, unit = nominal_level(plan, family), unit_of(plan)
+    means = plan.measure != HPARAMS
+    gap = smallest_gap(plan.draws, level, means)
+    compared = (
+        f"{counted(family, 'comparison')} with {plan.baseline}, {counted(plan.looks, 'look')}"
+    )
+    if math.isinf(gap):
+        least = 2 if means else fewest_draws(level)
+        return [
+            f"Warning: {counted(plan.draws, unit)} cannot reject anything ({compared}); "
+            f"{least} or more can. The verdict will be open."
+        ]
+    return [
+        f"{counted(plan.draws, unit)}, {compared}: a gap of {gap:.2g} standard deviations of the "
+        f"paired differences is found with 80 % power; {gap:.1f} to {4 * gap:.1f} points where "
+        "they vary by 1 to 4."
+    ]
