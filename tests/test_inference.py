@@ -28,6 +28,7 @@ from vitc.stats.compare import (
 from vitc.stats.curves import interval
 from vitc.stats.proportions import learning_line
 from vitc.stats.width import Surface, Widths, compare_widths
+from vitc.study.bench import Bench, Timing
 from vitc.study.contenders import contenders_of, reference_of
 from vitc.study.contrasts import contrasts, power_lines
 from vitc.study.design import Plan
@@ -449,3 +450,28 @@ def test_too_few_draws_or_none_that_learnt_have_no_width() -> None:
     assert compare_widths(few, few) is None
     with pytest.raises(ConfigError, match="same draws"):
         compare_widths(good, few)
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("high", "warned"), [(7.9, False), (117.0, True)])
+def test_times_of_a_busy_machine_are_warned_of(high: float, warned: bool) -> None:
+    still = Timing(5.0, 5.0, 5.0)
+    found = Bench(
+        model="vit_c_tiny",
+        device="cpu",
+        batch=8,
+        precision="fp32",
+        flops=1,
+        params=1,
+        activations=1,
+        test_fw=still,
+        train_fw=still,
+        train_bw=still,
+        step=Timing(7.6, 7.5, high),
+        memory_mib=None,
+        epoch_minutes=1.0,
+        epoch_minutes_pycls=1.0,
+    )
+    assert bool(found.busy) == warned

@@ -77,6 +77,8 @@ def _timed(
         r = bench(config, warm_up, iterations, classes)
         results.append(r)
         note(f"{r.model}: a step of {r.batch} images {r.step.median:.1f} ms")
+        if r.busy:
+            note(r.busy)
         row = {"model": r.model, "batch": str(r.batch), "precision": r.precision}
         for name in ("test_fw", "train_fw", "train_bw"):
             row[name] = f"{getattr(r, name).median:.1f}"

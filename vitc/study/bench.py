@@ -39,6 +39,7 @@ from vitc.training.step import NormStatistics, StepSettings, train_step
 WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER
 IMAGENET_TRAIN = 1_281_167  # images of ImageNet-1k
 CLASSES = 1000
+MOST_SPREAD = 0.2  # between the quartiles, over the median: more than an idle machine shows
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,18 @@ class Bench:
     """An ImageNet-1k epoch on this one device, by the whole step."""
     epoch_minutes_pycls: float
     """The same by train_fw + train_bw, as pycls estimates it."""
+
+    @property
+    def busy(self) -> str:
+        """A warning where the repeats vary so much that something else uses the machine, or ""."""
+        t = self.step
+        if t.high - t.low <= MOST_SPREAD * t.median:
+            return ""
+        return (
+            f"Warning: the steps of {self.model} vary, half of them from {t.low:.1f} to "
+            f"{t.high:.1f} ms: other programs use this machine, so its times cannot be compared. "
+            "Run it again when the machine is idle."
+        )
 
 
 def bench(
