@@ -79,7 +79,7 @@ def _measure_options(parser: Parser, measure: Measure) -> None:
 
 
 def _add(parser: Parser, option: Option) -> None:
-    words: dict[str, Any] = {"help": option.help, "default": option.default}
+    words: dict[str, Any] = {"help": option.help or argparse.SUPPRESS, "default": option.default}
     if option.choices:
         words["choices"] = option.choices
     if option.least is not None:

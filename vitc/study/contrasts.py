@@ -51,7 +51,7 @@ class Outcomes:
     def of(cls, results: Sequence[Result]) -> Outcomes:
         """Errors; trials without a result are left out."""
         known = [(r.draw, r.error) for r in results if r.error is not None]
-        failed = frozenset(r.draw for r in results if r.failed_to_learn)
+        failed = frozenset(r.draw for r in results if r.failed_to_learn and r.error is not None)
         return cls({i: e for i, e in known if i not in failed}, failed)
 
     def minus(self, other: Outcomes) -> Outcomes:

@@ -41,6 +41,7 @@ class Option:
 
     name: str
     help: str
+    """Empty: not listed by --help."""
     default: Any = None
     least: int | None = None
     """The value is an integer of at least this."""

@@ -69,7 +69,7 @@ class Hparams(Measure):
             help="one range for all, the first recipe's whatever the models (default); each "
             "contender's own recipe's; or all of them together",
         ),
-        Option(name="octave", choices=("up", "down"), help="all log ranges doubled, or halved"),
+        Option(name="octave", choices=("up", "down"), help=""),  # see docs/paper.md
     )
     runs = "draws"
     default_runs = 16
