@@ -23,7 +23,7 @@ from vitc.study.tuning import UNTUNED, Points, Times, Tuned, Tuning
 from vitc.views.model import Chart, Table
 
 
-class Vary(Measure):
+class Vary(base.Measure):
     """Error and failures to learn at each point, and the change from the first point.
 
     Contenders are compared by that change, point by point: the distance from their best to their
