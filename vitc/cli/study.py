@@ -106,7 +106,8 @@ def _study_options(parser: Parser, out: str, test: bool = False) -> None:
     about = "compare although settings, versions or machines differ; reported"
     add("--allow-mixed", action="store_true", help=about)
     changed_data_option(parser, "run trials although images changed since others were run")
-    add("--retry-failed", action="store_true", help="run trials again whose worker died")
+    # the summary of a study names it where a trial failed
+    add("--retry-failed", action="store_true", help=argparse.SUPPRESS)
     protocol_option(parser, hidden=True)  # vitc report has it too
     add("--json", action="store_true", help="results.json on one line, last on stdout")
     work.engine_options(parser)
