@@ -160,6 +160,35 @@ def test_a_file_without_permission_is_named(faulty: Path) -> None:
     assert examples == ["train/cat/leak.jpg (Permission denied)"]
 
 
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["cat", "cats", "dog"], "alike_names"),
+        (["cat", "Copy of cat", "dog"], "alike_names"),
+        (["cat", "cat (2)", "dog"], "alike_names"),
+        (["cat", "cat - Copy", "dog"], "alike_names"),
+        (["cat", "dog", "Train2"], "like_splits"),
+        (["cat", "dog", "train_images"], "like_splits"),
+        (["cat", "dog", "New folder (2)"], "unnamed"),
+        (["cat", "dog", "images"], "unnamed"),
+        (["class 1", "class 2", "train station"], ""),
+        (["old", "new", "test tube"], ""),
+        (["dress", "dresses", "glass", "glas"], ""),
+        (["0", "1", "00"], ""),
+    ],
+    ids=lambda names: " ".join(names) if isinstance(names, list) else "",
+)
+def test_names_of_classes_that_look_odd_are_reported(
+    tmp_path: Path, names: list[str], kind: str
+) -> None:
+    for i, name in enumerate(names):
+        for j in range(12):
+            put(tmp_path / "x" / "train", f"{name}/{j}.png", photo(9, 9, 100 * i + j))
+            put(tmp_path / "x" / "val", f"{name}/{j}.png", photo(9, 9, 5000 + 100 * i + j))
+    odd = {"alike_names", "like_splits", "unnamed", "like_classes", "misplaced"}
+    assert by_kind(examine(tmp_path / "x")).keys() & odd == ({kind} if kind else set())
+
+
 # -- label shares ----------------------------------------------------------------------------------
 
 

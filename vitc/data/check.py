@@ -82,9 +82,11 @@ def check(
 def _checked(report: Report) -> dict[str, str]:
     """What was looked for, and among how many images; or why not."""
     read, total = len(report.positions), len(report.names)
-    tested = sorted(
-        (report.given if report.config.group is None else set(report.counts)) - {"train"}
-    )
+    tested = [
+        name
+        for name in report.counts
+        if name != "train" and (name in report.given or report.config.group is not None)
+    ]
     folder = report.config.source == "folder"
     return {
         "image_files": f"{read:,} of {total:,} decoded",

@@ -38,6 +38,7 @@ _TEXT = re.compile(
     rb"\s*(?:\xef\xbb\xbf)?\s*(?:<(?:!doctype|html|head|body|\?xml|svg)|[{\[]\s*\")", re.I
 )
 _HEIF = re.compile(rb"....ftyp(?:hei|hev|mif1|msf1|avi[fs])", re.DOTALL)
+_CAMERAS = ("JPEG", "MPO", "TIFF", "WEBP")  # formats with EXIF that is read without the pixels
 _TAKEN = ((36867, 37521), (36868, 37522))  # EXIF: when taken or digitised, parts of that second
 
 
@@ -154,7 +155,7 @@ def taken(data: bytes) -> tuple[float, int]:
     By EXIF; the time is nan where it is missing or cannot be read.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_CAMERAS) as image:
             warnings.simplefilter("ignore")
             exif = image.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif) if exif else {}
