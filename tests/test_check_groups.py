@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.mutants import encoded
+from vitc.cli.main import main
 from vitc.data.check import check
 from vitc.data.check_quick import quick_findings
 from vitc.data.check_report import Finding, Report
@@ -102,7 +103,7 @@ def test_groups_across_splits_are_found_and_the_setting_keeps_them_together(
     assert finding.count > 12
     regex = finding.setting["data.group"]
     config = DataConfig(source="folder", path=str(root))
-    (quick,) = quick_findings(config, open_data(config), frozenset({"train"}), seconds=60)
+    (quick,) = quick_findings(config, open_data(config), seconds=60)
     assert (quick.kind, quick.brief) == (kind, f"Set --data.group '{regex}'.")
     assert f"--data.group '{regex}'" in finding.cure
     most_left = 0.3 * finding.count if case == "in a row" else 0  # neighbours of other people
@@ -191,5 +192,21 @@ def test_the_quick_check_ends_in_time_and_finds_what_needs_no_image(tmp_path: Pa
     root = build(tmp_path / "x", lambda c, p, s: f"person{p}_{s}.jpg", False)
     (root / "a/person3_1.jpg").write_bytes(b"")
     config = DataConfig(source="folder", path=str(root))
-    found = quick_findings(config, open_data(config), frozenset({"train"}), seconds=0)
+    found = quick_findings(config, open_data(config), seconds=0)
     assert [f.kind for f in found] == ["empty", "group_names"]
+
+
+def test_a_recipe_on_ones_own_images_warns_once_and_a_resumed_run_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = build(tmp_path / "x", lambda c, p, s: f"person{p}_{s}.jpg", False)
+    out = tmp_path / "run"
+    words = ["train", "debug", "--data", str(root), "--out", str(out), "--train.epochs", "1"]
+    assert main([*words, "--train.batch", "64"]) == 0
+    log = (out / "events.log").read_text()
+    assert log.count("--data.group '(person\\d+)'") == 1
+    assert "vitc data check" in log
+    assert "Warning: " in capsys.readouterr().err
+    (out / "summary.json").unlink()
+    main(["train", str(out)])
+    assert (out / "events.log").read_text().count("--data.group '(person\\d+)'") == 1

@@ -83,8 +83,14 @@ def run(args: Namespace) -> int:
         return _dry_run(args, config, out, notes)
     from vitc.training.loop import run as train
 
-    allow = args.allow_changed_data
-    result = train(config, out, overwrite=args.overwrite, notes=notes, allow_changed_data=allow)
+    result = train(
+        config,
+        out,
+        overwrite=args.overwrite,
+        notes=notes,
+        allow_changed_data=args.allow_changed_data,
+        inspect=what_is(args.what) != "images",  # they were inspected when settings were chosen
+    )
     if args.json:
         emit_json(result.summary)
     else:

@@ -106,8 +106,7 @@ def _opened(
     found: Found | None = None
     try:
         data = open_data(config)
-        given = read_source(config).splits if len(data.splits) > 1 else data.splits
-        return data.classes, data.splits, frozenset(given), list(data.notes), []
+        return data.classes, data.splits, data.given, list(data.notes), []
     except DataError as e:
         refusals = [Finding("refused", "stop", 1, e.message, e.hint or "Repair it.")]
     with contextlib.suppress(DataError):

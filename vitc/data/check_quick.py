@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -32,6 +33,7 @@ from vitc.machine import cores
 from vitc.wording import counted
 
 SECONDS = 2.0
+MOST_LINES = 5
 MOST_NAMES = 20_000  # images looked at by name
 WINDOW = 12  # images in a row
 WINDOWS = 24
@@ -39,13 +41,21 @@ WINDOWS = 24
 KNOWN = frozenset({"single", "rare", "unbalanced", "hidden", "other"})
 
 
-def quick_findings(
-    config: DataConfig, data: DataSet, given: frozenset[str], seconds: float = SECONDS
-) -> list[Finding]:
-    """Findings that stop or harm training, worst first, of at most `seconds` of looking.
+def quick_warnings(config: DataConfig, data: DataSet) -> list[str]:
+    """One line a finding with its cure, MOST_LINES at most, then where to see all."""
+    found = quick_findings(config, data)
+    lines = [f"{finding.text} {finding.brief}" for finding in found[:MOST_LINES]]
+    if found:
+        left = len(found) - MOST_LINES
+        lines.append(
+            f"This is from {SECONDS:.0f} s of looking{f'; {left} more' if left > 0 else ''}: "
+            f"vitc data check {shlex.quote(str(config.path))} shows all."
+        )
+    return lines
 
-    given: the splits that the source has itself.
-    """
+
+def quick_findings(config: DataConfig, data: DataSet, seconds: float = SECONDS) -> list[Finding]:
+    """Findings that stop or harm training, worst first, of at most `seconds` of looking."""
     end = time.monotonic() + seconds
     splits = _fewer(data.splits)
     names = Names.of(n for split in splits.values() for n in split.names)
@@ -63,7 +73,7 @@ def quick_findings(
         details={},
         notes=(),
         cores=cores(),
-        given=given,
+        given=data.given,
     )
     report.records["taken"] = np.nan
     found = [*_empty(report), *class_findings(report)]

@@ -32,6 +32,7 @@ class DataSet:
     splits: "train", and "val" and "test" unless they are empty. mean, std: in [0, 1], one per
     channel. notes: decisions and warnings, one sentence each, for the caller to print. listing: a
     hash of classes, splits and labels, with the names and sizes of files, or with all pixels.
+    given: the splits that the source has itself; the others are held out.
     """
 
     source: str
@@ -41,6 +42,7 @@ class DataSet:
     std: tuple[float, ...]
     notes: tuple[str, ...]
     listing: str
+    given: frozenset[str] = frozenset()
 
     @cached_property
     def images(self) -> Images:
@@ -103,7 +105,8 @@ def _opened(
                 f"data.mean {mean} and data.std {std} must have {in_chans} "
                 f"entries each, as model.in_chans."
             )
-    return DataSet(config.source, classes, splits, mean, std, tuple(notes), listing)
+    given = frozenset(found.splits)
+    return DataSet(config.source, classes, splits, mean, std, tuple(notes), listing, given)
 
 
 def read_source(config: DataConfig, strict: bool = True) -> Found:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitc.config import RunConfig
-from vitc.data.check_quick import SECONDS, quick_findings
-from vitc.data.config import DataConfig
+from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.errors import ConfigError
@@ -34,8 +32,6 @@ from vitc.wording import counted
 
 if TYPE_CHECKING:
     import torch
-
-WARNINGS = 5  # of findings in the images
 
 
 @dataclass(frozen=True)
@@ -188,23 +184,9 @@ def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
         f"{_range(look.counts, 'training image')}; "
         f"{_range([side for size in sizes for side in size], 'pixel')} a side",
     )
-    _warn_of_findings(choices, config, data, given)
+    for text in quick_warnings(config, data):
+        choices.warn(text)
     return data, look
-
-
-def _warn_of_findings(
-    choices: Choices, config: DataConfig, data: DataSet, given: Iterable[str]
-) -> None:
-    """What two seconds of looking find in the images, in one line each with the cure."""
-    found = quick_findings(config, data, frozenset(given))
-    for finding in found[:WARNINGS]:
-        choices.warn(f"{finding.text} {finding.brief}")
-    if found:
-        more = f"; {len(found) - WARNINGS} more" if len(found) > WARNINGS else ""
-        choices.warn(
-            f"this is from {SECONDS:.0f} s of looking{more}. vitc data check "
-            f"{shlex.quote(str(config.path))} shows all."
-        )
 
 
 def _range(values: Sequence[int], noun: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig
+from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import open_data
 from vitc.data.loader import TrainLoader, open_train
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, RunError
@@ -74,11 +75,13 @@ def run(
     quiet: bool = False,
     notes: Sequence[str] = (),
     allow_changed_data: bool = False,
+    inspect: bool = False,
 ) -> RunResult:
     """Run `config` in the folder `out`, from its last checkpoint if it has one.
 
     `notes` are lines for the run's events.log (why the config is as it is). `allow_changed_data`:
-    resume although the images are not those that the run began with; its folder notes it. Raises
+    resume although the images are not those that the run began with; its folder notes it.
+    `inspect`: warn of what two seconds of looking find in the images of a new run. Raises
     ConfigError (another config or a finished run is there), DataError, DivergedError (the loss
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
@@ -117,6 +120,9 @@ def run(
             ):
                 log = RunLog(setup, folder, progress)
                 log.introduce()
+                if inspect and procs.first and not begun and config.data.path is not None:
+                    for text in quick_warnings(config.data, data):
+                        log.note(f"Warning: {text}")
                 if crowded:
                     log.note(crowded)
                 resume(setup, state, folder, log, initial, pace)
