@@ -181,6 +181,30 @@ def make_tree(m: Maker) -> Case:
     return case
 
 
+WORDS = (
+    *("train", "val", "test", "Training", "dev", "test_set", "train_cats", "eval", "train2"),
+    *("cat", "dog", "a", "b", "extra", "images", "masks", "part1", "part2", "New folder", "runs"),
+)
+
+
+def random_tree(seed: int, root: Path) -> list[str]:
+    """Folders of any names with images anywhere; the paths of the images."""
+    rng = np.random.default_rng(seed)
+    found: list[str] = []
+
+    def fill(path: str, depth: int) -> None:
+        if rng.random() < (0.15, 0.5, 0.85, 1)[depth]:
+            found.extend(f"{path}{i}.png" for i in range(int(rng.integers(1, 3))))
+        if depth < 3 and rng.random() < (1, 0.6, 0.3)[depth]:
+            for word in rng.choice(WORDS, int(rng.integers(1, 4)), replace=False):
+                fill(f"{path}{word}/", depth + 1)
+
+    fill("", 0)
+    root.mkdir(parents=True)
+    put(root, {name: png(i) for i, name in enumerate(found)})
+    return found
+
+
 # -- tars ------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ from vitc.errors import ConfigError, DataError
             "Too few images to be in the test: 'pair'.",
         ),
         ({"a": 5, "b": 5, ".": 2}, [[3, 3], [1, 1], [1, 1]], "2 files next to the class folders"),
+        ({"train/a": 5, "train/b": 5, ".": 2}, [[3, 3], [1, 1], [1, 1]], "(2 images of no class)"),
         ({"train/a": 9, "train/b": 1, "val/a": 2, "test/b": 1}, [[9, 1], [2, 0], [0, 1]], ""),
     ],
 )
@@ -139,6 +140,11 @@ RUN = {"model": {}, "data": {}, "optim": {}, "train": {}}
             {"train": [3, 4]},
             "'photos/photos' are read",
         ),
+        (
+            {"train/train/a": 3, "train/train/b": 3, "train/val/a": 1},
+            {"train": [3, 3], "val": [1, 0]},
+            "",
+        ),
         ({"x/train/a": 3, "x/train/b": 3, "x/val/a": 1}, {"train": [3, 3], "val": [1, 0]}, "'x'"),
         (
             {"left/a": 3, "left/b": 3, "right/a": 1, "right/b": 1},
@@ -168,6 +174,7 @@ def test_splits_are_known_by_their_words(
         ({"a/train": 3, "a/val": 1, "b": 3}, "'a' of"),
         ({"a": 2, "a/val": 1, "b": 2, "b/val": 1}, "next to other images"),
         ({"part1/a": 3, "part1/b": 3, "part2/a": 1, "part2/b": 1}, "parts of one data set"),
+        ({"train/train": 3, "train/test": 3, "val/a": 1}, "named like splits, as its classes"),
         ({"train1/a": 3, "train1/b": 3, "train2/a": 3}, "several folders for the train"),
     ],
 )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.layout_cases import MAKERS, Case, Maker
-from tests.source_folders import WHOLE, png
+from tests.layout_cases import MAKERS, Case, Maker, random_tree, write_tar
+from tests.source_folders import WHOLE, opened, png
 from vitc.data.config import DataConfig
-from vitc.data.dataset import open_data
+from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
 from vitc.errors import VitcError
 
@@ -79,3 +79,50 @@ def test_hundreds_of_layouts_are_read_right_or_refused(kind: str, tmp_path: Path
     print(f"{kind}: {dict(counts)}")
     assert counts["right"] >= 150
     assert counts["refused (ambiguous)"] <= 30
+
+
+def sides(data: DataSet) -> dict[str, tuple[str, int]]:
+    """Name of an image, without its tar -> split and label."""
+    return {
+        name.removeprefix("set.tar/"): (split, int(part.labels[i]))
+        for split, part in data.splits.items()
+        for i, name in enumerate(part.names)
+    }
+
+
+def reported(image: str, notes: str, root: Path) -> bool:
+    """Whether the notes name a folder that the image is in, or the files beside it."""
+    *folders, file = image.split("/")
+    beside = f"next to the class folders of {(folders or [root.name])[-1]!r}"
+    return beside in notes or any(repr(name) in notes for name in (*folders, file))
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(150), pytest.param(range(150, 3000), marks=pytest.mark.slow)], ids=len
+)
+def test_no_image_of_a_random_tree_is_lost_without_a_note(seeds: range, tmp_path: Path) -> None:
+    read = 0
+    for seed in seeds:
+        root = tmp_path / str(seed)
+        images = random_tree(seed, root)
+        try:
+            data = opened(root, **WHOLE)
+        except VitcError:
+            continue
+        read += 1
+        used = sides(data)
+        notes = "\n".join(data.notes)
+        lost = [name for name in images if name not in used and not reported(name, notes, root)]
+        assert not lost, (seed, images, notes)
+        write_tar(root / "set.tar", {name: (root / name).read_bytes() for name in images})
+        config = DataConfig(source="tar", path=str(root / "set.tar"), **WHOLE)
+        try:
+            same = open_data(config)
+        except VitcError as error:  # only where images stand beside the class folders
+            assert "has no label" in str(error)
+            continue
+        tarred = sides(same)
+        assert tarred == used
+        assert same.classes == data.classes
+        assert len(tarred) == len(images) or "of no class left out" in "\n".join(same.notes)
+    assert read > len(seeds) / 20

@@ -188,6 +188,10 @@ def test_folders_of_splits_are_those_of_a_folder(tmp_path: Path) -> None:
     members = {k: v for names, count in parts for k, v in labelled(names, "", count).items()}
     data = whole(tar(tmp_path / "s.tar", members))
     assert {k: len(s) for k, s in data.splits.items()} == {"train": 6, "test": 2}
+    members |= {"test_set/9.png": png(9), "readme/x.txt": b"x"}
+    data = whole(tar(tmp_path / "u.tar", members))
+    assert len(data.splits["test"]) == 2
+    assert "1 image of no class left out: 'test_set/9.png'" in "\n".join(data.notes)
     members = labelled("train/{i}.png", "train/{i}.cls=C") | labelled(
         "dev/{i}.png", "dev/{i}.cls=C"
     )

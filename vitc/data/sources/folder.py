@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -149,22 +149,20 @@ def _own_notes(own: dict[str, str]) -> list[str]:
 
 
 def _loose_notes(root: Path, tree: Tree, layout: Layout) -> list[str]:
-    """Files next to class folders belong to no class."""
+    """Files next to class folders, or above them, belong to no class."""
     notes = []
-    top = tree.places[""].others if "" not in layout.bases else []
-    if top:
-        notes.append(
-            f"{counted(len(top), 'file')} at the top of {root.name!r} skipped: {some(top)}."
-        )
-    for base in layout.bases:
-        place = tree.places[base]
+    classes = [f for of in layout.classes.values() for folders in of.values() for f in folders]
+    above = {str(parent) for folder in classes for parent in PurePosixPath(folder).parents}
+    for path in sorted(above - set(classes)):
+        path = "" if path == "." else path
+        place = tree.places[path]
         files = sorted([*(name for name, _ in place.images), *place.others], key=name_key)
         if files:
             images = len(place.images)
             what = f"{counted(images, 'image')} of no class" if images else "no image"
             notes.append(
                 f"{counted(len(files), 'file')} next to the class folders of "
-                f"{Path(root, base).name!r} skipped ({what}): {some(files)}."
+                f"{Path(root, path).name!r} skipped ({what}): {some(files)}."
             )
     return notes
 

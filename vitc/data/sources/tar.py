@@ -385,7 +385,11 @@ def _inside(
                 splits[i], labels[i] = found[0] if several else -1, shown(found[1])
                 break
     kept = np.array([label != "" for label in labels], np.bool_)
-    return _Inside(splits, labels, kept, layout.notes)
+    notes = layout.notes
+    left = [name for name, label in zip(names, labels, strict=True) if not label]
+    if left:
+        notes.append(f"{counted(len(left), 'image')} of no class left out: {base.some(left)}.")
+    return _Inside(splits, labels, kept, notes)
 
 
 def _folder_splits(

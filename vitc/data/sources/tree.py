@@ -58,13 +58,9 @@ class Tree:
 
 @dataclass
 class Layout:
-    """Split -> class -> the folders of its images; and what was guessed or left out.
-
-    bases: the folders that hold the class folders.
-    """
+    """Split -> class -> the folders of its images; and what was guessed or left out."""
 
     classes: dict[str, dict[str, list[str]]]
-    bases: list[str]
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,13 +75,11 @@ def arrange(tree: Tree, where: str, wanted: Mapping[str, str] | None) -> Layout:
     """
     notes: list[str] = []
     top = _unwrapped(tree, "", where, notes)
-    names = tree.folders(top)
     if wanted:
         return _as_wanted(tree, where, top, wanted, notes)
     if wanted is not None:
         return _without_splits(tree, top, notes)
-    read = read_names(names)
-    named = {name: r.split for name, r in read.items() if not r.rest}
+    named = _sure(tree, top)
     if not named:
         guessed = _guessed(tree, where, top, notes)
         if guessed:
@@ -110,7 +104,7 @@ def _unwrapped(
         below = join(inner, name)
         if not tree.folders(below) or tree.images(below):
             break
-        if known is None and not path and any(not r.rest for r in read_names([name]).values()):
+        if known is None and not path and _sure(tree, "", [name]) and not _several(tree, below):
             break  # train alone
         if known is not None and (name in known or not set(known) & set(tree.folders(below))):
             break
@@ -118,6 +112,17 @@ def _unwrapped(
     if inner != path:
         notes.append(f"The folders in {inner!r} are read: {path or where} holds no other folder.")
     return inner
+
+
+def _sure(tree: Tree, path: str, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The folders in one, or some of them, that can hardly be anything but splits -> the split."""
+    read = read_names(tree.folders(path) if names is None else names)
+    return {name: r.split for name, r in read.items() if not r.rest}
+
+
+def _several(tree: Tree, path: str) -> bool:
+    """Whether a folder holds folders of several splits."""
+    return len(set(_sure(tree, path).values())) > 1
 
 
 def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
@@ -144,7 +149,7 @@ def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
 
 def _without_splits(tree: Tree, top: str, notes: list[str]) -> Layout:
     classes = {name: [join(top, name)] for name in tree.folders(top)}
-    return Layout({"train": classes}, [top], notes)
+    return Layout({"train": classes}, notes)
 
 
 def _flat(tree: Tree, where: str, top: str, named: Mapping[str, str], notes: list[str]) -> Layout:
@@ -192,10 +197,7 @@ def _guessed(tree: Tree, where: str, top: str, notes: list[str]) -> dict[str, st
 def _below_classes(tree: Tree, where: str, top: str, notes: list[str]) -> Layout | None:
     """Splits inside the class folders: cat/train, cat/val, dog/train, dog/val."""
     inside = {name: tree.folders(join(top, name)) for name in tree.folders(top)}
-    named = {
-        name: {n: r.split for n, r in read_names(below).items() if not r.rest}
-        for name, below in inside.items()
-    }
+    named = {name: _sure(tree, join(top, name)) for name in inside}
     splits = {split for below in named.values() for split in below.values()}
     if not splits or splits == {"train"}:
         return None
@@ -207,7 +209,7 @@ def _below_classes(tree: Tree, where: str, top: str, notes: list[str]) -> Layout
             "next to other images or classes without them.",
             f"Give every class the same splits, or, if they are parts of a class, {_CLASSES}.",
         )
-    layout = Layout({}, [], notes)
+    layout = Layout({}, notes)
     for name, below in named.items():
         for folder, split in below.items():
             _add(layout, split, name, join(join(top, name), folder))
@@ -296,7 +298,7 @@ def _as_wanted(
         if others:
             notes.append(f"{some(others)} skipped: data.splits does not name them.")
         return layout
-    layout = Layout({}, [], notes)
+    layout = Layout({}, notes)
     left_out: list[str] = []
     for name in names:
         for folder in tree.folders(join(top, name)):
@@ -324,12 +326,17 @@ def _collect(
     tree: Tree, where: str, top: str, found: Mapping[str, str], notes: list[str]
 ) -> Layout:
     """The class folders in the folders of splits, folder -> split."""
-    layout = Layout({}, [], notes)
+    layout = Layout({}, notes)
     for split in SPLITS:
         for name in [name for name, of in found.items() if of == split]:
             known = None if split == "train" else layout.classes.get("train")
             base = _unwrapped(tree, join(top, name), where, notes, known)
-            layout.bases.append(base)
+            if _several(tree, base):
+                raise DataError(
+                    f"{base!r} in {where} holds {some(_sure(tree, base))}, named like splits, as "
+                    "its classes.",
+                    f"{LAYOUTS} {_CLASSES}.",
+                )
             layout.classes.setdefault(split, {})
             for class_name in tree.folders(base):
                 _add(layout, split, class_name, join(base, class_name))
