@@ -120,40 +120,62 @@ def started(words: list[str], out: str, err: str, cwd: Path) -> subprocess.Popen
     return process
 
 
+def status(run: Path) -> str:
+    return str(json.loads((run / "summary.json").read_text("utf-8"))["status"])
+
+
+LONG = ["train", "debug", "--train.epochs", "60", "--train.log_every_steps", "1", "--out", "r"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("out", "err"), list(itertools.product((PIPE, FULL, CLOSED), (PIPE, FULL, CLOSED)))
 )
 def test_a_run_finishes_whatever_its_streams_are(out: str, err: str, tmp_path: Path) -> None:
-    for words in (["train", "debug", "--out", "r"], ["study", "quick", "--test", "--out", "s"]):
-        assert started(words, out, err, tmp_path).wait(timeout=600) == 0
-    assert json.loads((tmp_path / "r/summary.json").read_text())["status"] == "done"
+    assert started(["train", "debug", "--out", "r"], out, err, tmp_path).wait(timeout=600) == 0
+    assert status(tmp_path / "r") == "done"
     assert (tmp_path / "r/checkpoints/latest").exists()
     assert "stderr is lost" in (tmp_path / "r/events.log").read_text()
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_and_a_terminal_that_hangs_up_lose_nothing(tmp_path: Path) -> None:
-    words = ["train", "debug", "--train.epochs", "60", "--train.log_every_steps", "1", "--out"]
-    command = [sys.executable, "-m", "vitc", *words, "piped"]
-    pipe = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert pipe.stderr is not None
-    pipe.stderr.readline()
-    pipe.stderr.close()
-    assert pipe.stdout is not None
-    pipe.stdout.close()
-    assert pipe.wait(timeout=600) == 0
-    command = [sys.executable, "-m", "vitc", *words, "hung"]
-    hung = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "hung" / "metrics.jsonl"
-    while not metrics.exists() and hung.poll() is None:
-        time.sleep(0.05)
-    hung.send_signal(signal.SIGHUP)
-    assert hung.wait(timeout=600) in (0, 128 + signal.SIGHUP)
-    if not (tmp_path / "hung/summary.json").exists() or hung.returncode:
-        again = [sys.executable, "-m", "vitc", "train", "hung"]
+@pytest.mark.parametrize("how", [PIPE, FULL, CLOSED])
+def test_a_study_finishes_whatever_its_streams_are(how: str, tmp_path: Path) -> None:
+    words = ["study", "quick", "--test", "--out", "s"]
+    assert started(words, how, how, tmp_path).wait(timeout=600) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 2, 5, 20])
+def test_a_reader_that_goes_away_in_the_middle_loses_nothing(lines: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitc", *LONG]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert run.stderr is not None
+    assert run.stdout is not None
+    for _ in range(lines):
+        run.stderr.readline()
+    run.stderr.close()
+    run.stdout.close()
+    assert run.wait(timeout=600) == 0
+    assert status(tmp_path / "r") == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.6])
+def test_a_terminal_that_hangs_up_leaves_a_run_to_resume(seconds: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitc"]
+    run = subprocess.Popen([*command, *LONG], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "r/metrics.jsonl").exists() and run.poll() is None:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    run.send_signal(signal.SIGHUP)
+    code = run.wait(timeout=600)
+    assert code in (0, 128 + signal.SIGHUP)
+    if code:
+        assert status(tmp_path / "r") == "interrupted"
+        again = [*command, "train", "r"]
         assert subprocess.run(again, cwd=tmp_path, check=False).returncode == 0
-    assert json.loads((tmp_path / "hung/summary.json").read_text())["status"] == "done"
+    assert status(tmp_path / "r") == "done"
 
 
 @pytest.mark.slow

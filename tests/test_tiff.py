@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from tests.tiffs import (
     png,
     tiff,
 )
+from vitc.data.check import check
+from vitc.data.check_images import BROKEN
+from vitc.data.config import DataConfig
+from vitc.data.dataset import open_data
 from vitc.data.decode import header, read_image, read_opened, to_channels
+from vitc.data.pack import PackOptions, pack
+from vitc.deploy.predict import _pixels
 from vitc.errors import BrokenFileError
 
 Pixels = NDArray[np.uint8]
@@ -247,6 +254,43 @@ def test_every_door_turns_and_scales_alike(orientation: int, tmp_path: Path) -> 
         with Image.open(file) as loaded:
             loaded.load()
             assert (read_opened(loaded, 3, "x") == seen).all()
+
+
+def test_folders_tars_packs_and_the_predictor_read_the_same_pixels(tmp_path: Path) -> None:
+    key = [(b"tRNS", b"\0\7")]
+    rare = {
+        "white.tif": tiff(samples(1, 16), WHITE_IS_ZERO, 16, tags={274: [6]}),
+        "twelve.tif": tiff(samples(1, 12), BLACK_IS_ZERO, 12),
+        "key.png": png(samples(1, 16), 0, 16, key),
+    }
+    right = {name: read_image(data, 3, name) for name, data in rare.items()}
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for name, data in rare.items():
+            (tmp_path / "photos" / label / name).write_bytes(data)
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(tmp_path / "photos", arcname=".")
+    whole = {"val_fraction": 0.0, "test_fraction": 0.0}
+    folder = DataConfig(source="folder", path=str(tmp_path / "photos"), **whole)  # type: ignore[arg-type]
+    pack(folder, tmp_path / "p.vitc", PackOptions(), workers=1)
+    pack(folder, tmp_path / "raw.vitc", PackOptions(raw=True), workers=1)
+    for source, path in (
+        ("folder", "photos"),
+        ("tar", "photos.tar"),
+        ("packed", "p.vitc"),
+        ("packed", "raw.vitc"),
+    ):
+        config = DataConfig(source=source, path=str(tmp_path / path), **whole)  # type: ignore[arg-type]
+        split = open_data(config, 3).splits["train"]
+        assert len(split) == 6
+        for i, name in enumerate(split.names):
+            assert (split.read(i, 3) == right[name.rpartition("/")[2]]).all(), (path, name)
+    report = check(folder, workers=1)
+    assert not (report.records["marks"] & BROKEN).any()
+    for name, data in rare.items():
+        with Image.open(io.BytesIO(data)) as opened:
+            assert (_pixels(name, opened, 3) == right[name]).all()
+        assert (_pixels(name, tmp_path / "photos" / "cat" / name, 3) == right[name]).all()
 
 
 def test_what_pillow_loaded_wrongly_is_refused_and_its_file_is_read(tmp_path: Path) -> None:

@@ -15,15 +15,18 @@ from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
 from vitc.data.sampling import BatchPlan, steps_per_epoch
 from vitc.errors import ConfigError, suggest
+from vitc.machine import memory
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model, classifier_name
 from vitc.optim.config import check_ema, ema_alpha
 from vitc.optim.ema import Ema
 from vitc.optim.groups import build_optimizer
+from vitc.plugins.consent import customs
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.images import record_of
 from vitc.training.device import Processes
 from vitc.training.step import StepSettings
+from vitc.wording import size
 
 BACKBONE = "backbone"  # for train.freeze: all but the classifier
 
@@ -90,12 +93,31 @@ def _largest_share(labels: Sequence[int] | np.ndarray[Any, Any]) -> float:
 def initial_model(config: RunConfig, num_classes: int) -> nn.Module:
     """The freshly initialised model on CPU: the same weights for the same seed_init everywhere."""
     t = config.train
+    _check_memory(config, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed if t.seed_init is None else t.seed_init)
         model = build_model(config.model, num_classes)
     if t.micro == 1:
         _check_statistics(model, config)
     return model
+
+
+COPIES = 3  # of the weights that a step holds at least: themselves, gradients, moments
+
+
+def _check_memory(config: RunConfig, num_classes: int) -> None:
+    """Raises ConfigError: the weights alone exceed the machine's memory."""
+    if any(customs(config)):  # a custom class is built once, and not without memory
+        return
+    with torch.device("meta"):
+        model = build_model(config.model, num_classes)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if COPIES * weights > memory():
+        raise ConfigError(
+            f"The weights of {config.model.name} take {size(weights)}, and training holds them "
+            f"{COPIES} times or more; this machine has {size(memory())} of memory.",
+            "Choose a smaller --model, or fewer classes.",
+        )
 
 
 def _check_statistics(model: nn.Module, config: RunConfig) -> None:
