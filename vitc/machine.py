@@ -6,12 +6,17 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
+# kill, Ctrl-C, and a terminal that hangs up, which Windows does not have.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 
 
 def usable_cores() -> int:

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from vitc.machine import STOP_SIGNALS
+
 Progress = Callable[[int, int], None]  # images done, of how many
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
@@ -54,8 +56,9 @@ _work: Callable[[Any], Any] | None = None  # of a worker process, which serves o
 def _start(work: Callable[[Any], Any], start: Callable[[], None] | None, parent: int) -> None:
     global _work
     _work = work
-    for number in (signal.SIGINT, signal.SIGHUP):  # the main process handles them
-        signal.signal(number, signal.SIG_IGN)
+    for number in STOP_SIGNALS:  # the main process handles them
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if start is not None:
         start()
     threading.Thread(target=_end_when_orphaned, args=(parent,), daemon=True).start()

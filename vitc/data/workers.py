@@ -40,7 +40,7 @@ from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
-from vitc.machine import cores
+from vitc.machine import STOP_SIGNALS, cores
 
 MOST_WORKERS = 8
 POLL_SECONDS = 1.0  # between two looks at the loader processes while waiting for a batch
@@ -204,9 +204,8 @@ def _blank(shape: tuple[int, ...]) -> Tensor:
 def _start_worker(table: Tensor, worker: int) -> None:
     """Leave Ctrl-C, and a scheduler's SIGTERM to all processes of a job, to the main process, which
     may need more batches before it saves. A worker ends when asked to, or when orphaned."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # a collection writes to every object, and a fork shares them until then
     row = table[worker].numpy()
     row[PID] = os.getpid()

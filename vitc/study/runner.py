@@ -11,7 +11,7 @@ from typing import Any
 
 from vitc.errors import ConfigError, InterruptedRun
 from vitc.files import FolderLock
-from vitc.machine import environment, other_versions
+from vitc.machine import STOP_SIGNALS, environment, other_versions
 from vitc.progress import Progress
 from vitc.runs.folder import ENDED, Run
 from vitc.study.design import Plan, Trial, mixed
@@ -189,7 +189,7 @@ def _stop_signal() -> Iterator[list[int]]:
             signal.signal(which, old)
 
     with contextlib.suppress(ValueError):  # not the main thread: nobody to ask
-        for which in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for which in STOP_SIGNALS:
             if signal.getsignal(which) != signal.SIG_IGN:  # as nohup leaves it
                 before[which] = signal.signal(which, handler)
     try:

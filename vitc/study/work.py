@@ -36,7 +36,7 @@ from vitc.errors import (
     VitcError,
 )
 from vitc.files import LOCK, FolderLock, read_json, write_json
-from vitc.machine import deciding_versions, other_versions
+from vitc.machine import STOP_SIGNALS, deciding_versions, other_versions
 from vitc.runs.folder import CHECKPOINTS, CLAIM, CONFIG, ENDED, LATEST, SUMMARY, TRIES, Run
 from vitc.study.design import Trial
 from vitc.study.study_folder import StudyFolder
@@ -436,8 +436,9 @@ def stop_processes(processes: Sequence[Any], seconds: float) -> None:
 def _work(pool: Pool, number: int, lifeline: Connection) -> None:
     """A worker process: run, one after another, the trials that no other process runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(STOPPED))
+    for number in STOP_SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, lambda *_: sys.exit(STOPPED))
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     if pool.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = pool.gpus[number % len(pool.gpus)]

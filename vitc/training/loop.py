@@ -22,6 +22,7 @@ from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import open_data
 from vitc.data.loader import TrainLoader, open_train
 from vitc.errors import ConfigError, DivergedError, InterruptedRun, RunError
+from vitc.machine import STOP_SIGNALS
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
 from vitc.resolve import load_config
@@ -173,7 +174,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for s in STOP_SIGNALS:
                 if signal.getsignal(s) != signal.SIG_IGN:
                     self.before[s] = signal.signal(s, self._remember)
         return self
