@@ -116,11 +116,11 @@ def test_no_image_of_a_random_tree_is_lost_without_a_note(seeds: range, tmp_path
         assert not lost, (seed, images, notes)
         write_tar(root / "set.tar", {name: (root / name).read_bytes() for name in images})
         config = DataConfig(source="tar", path=str(root / "set.tar"), **WHOLE)
-        try:
-            same = open_data(config)
-        except VitcError as error:  # only where images stand beside the class folders
-            assert "has no label" in str(error)
+        if any("/" not in name for name in images):  # a sample of a tar without a label
+            with pytest.raises(VitcError, match="has no label"):
+                open_data(config)
             continue
+        same = open_data(config)
         tarred = sides(same)
         assert tarred == used
         assert same.classes == data.classes
