@@ -88,7 +88,7 @@ FAULTS = {
     "cmyk": "inks.jpg",
     "deep": "deep.png",
     "suffix": "really.jpg",
-    "constant": "flat.png",
+    "nearly_constant": "flat.png",
     "links": "gone.jpg",
     "same_leak": "leak.jpg = val/cat/leaked.jpg",
     "same_conflict": "twice.jpg = train/dog/twice.jpg",

@@ -54,8 +54,9 @@ BY_MARK = {
         "read, but the decoder had to guess: parts may be made up",
         "look at them (--html FILE), and remove what is spoilt",
     ),
-    Mark.FLAT: Kind(
-        "constant", "warn", "of a single colour, or nearly", "remove them, unless intended"
+    Mark.FLAT: Kind("constant", "warn", "of a single colour", "remove them, unless intended"),
+    Mark.NEARLY_FLAT: Kind(
+        "nearly_constant", "warn", "of nearly a single colour", "remove them, unless intended"
     ),
     Mark.SUFFIX: Kind(
         "suffix",

@@ -49,7 +49,7 @@ class Mark(IntFlag):
     DOUBT, SUFFIX, ANIMATED, ROTATED, DEEP, PALETTE, ALPHA, INKS, GREY, FLAT = (
         1 << i for i in range(5, 15)
     )
-    TEXT, HEIF, UNSUPPORTED = 1 << 15, 1 << 16, 1 << 17
+    TEXT, HEIF, UNSUPPORTED, NEARLY_FLAT = (1 << i for i in range(15, 19))
 
 
 BROKEN = Mark(31) | Mark.TEXT | Mark.HEIF | Mark.UNSUPPORTED
@@ -113,11 +113,9 @@ def _record(split: Split, index: int) -> tuple[NDArray[Any], NDArray[np.uint8], 
     grey = small_grey(pixels)
     mini = miniature(grey)
     record["colours"] = colours(pixels)
-    if (
-        mini.std() < FLAT_GREY
-        and np.ptp(record["colours"].reshape(-1, 3), axis=0).max() <= FLAT_COLOURS
-    ):
-        marks |= Mark.FLAT
+    patches = np.ptp(record["colours"].reshape(-1, 3), axis=0)
+    if mini.std() < FLAT_GREY and patches.max() <= FLAT_COLOURS:
+        marks |= Mark.FLAT if (pixels == pixels[0, 0]).all() else Mark.NEARLY_FLAT
     record["hash"], record["marks"] = perceptual_hash(grey), marks
     return record, mini, doubt
 
