@@ -141,4 +141,5 @@ def _law(m: int, n: int) -> FloatArray:
             ways[n + i :] -= ways[: -(n + i)].copy()
         for start in range(i):
             ways[start::i] = np.cumsum(ways[start::i])
-    return np.cumsum(ways) / ways.sum()
+    exact: FloatArray = np.cumsum(ways) / ways.sum()
+    return exact

@@ -163,12 +163,12 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                values = json.loads(line)
             except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
+                values = None
+            if not isinstance(values, dict):
                 raise ConfigError(f"{file}, line {number} is not a JSON object.")
-            yield number, row
+            yield number, values
 
 
 def _dialect(file: Path, text: str) -> type[csv.Dialect]:
@@ -284,18 +284,18 @@ def compare_trials(
     if len(contenders) < 2:
         raise ConfigError(
             f"{contenders[0]} is the only contender; a comparison needs two.",
-            "Name the column that tells them apart: --contender COLUMN.",
+            "Name the column of the contenders: --contender COLUMN.",
         )
     line = learning_line(classes) if classes else math.inf
     rivals, notes = [], []
     for name in contenders:
         if name != reference:
-            pair = [[t for t in trials if t.contender == c] for c in (name, reference)]
-            apart = _why_apart(*pair, columns)
+            a, b = ([t for t in trials if t.contender == c] for c in (name, reference))
+            apart = _why_apart(a, b, columns)
             notes.append(f"{name} and {reference}: {apart or 'compared draw by draw.'}")
-            rivals.append(_rival(*pair, line, len(contenders) - 1, paired=not apart))
+            rivals.append(_rival(a, b, line, len(contenders) - 1, paired=not apart))
             if not apart:
-                notes += _left_over(*pair)
+                notes += _left_over(a, b)
     if not classes:
         notes.append(
             "Runs that stayed near chance count as having learnt: the number of classes is not "
@@ -325,11 +325,12 @@ def _why_apart(a: Sequence[OtherTrial], b: Sequence[OtherTrial], columns: Column
 
 
 def _left_over(a: Sequence[OtherTrial], b: Sequence[OtherTrial]) -> list[str]:
-    draws = [{t.draw for t in side} for side in (a, b)]
+    of_a, of_b = {t.draw for t in a}, {t.draw for t in b}
+    alone = {a[0].contender: len(of_a - of_b), b[0].contender: len(of_b - of_a)}
     return [
-        f"{len(mine - others)} draws of {side[0].contender} have no partner and are not compared."
-        for side, mine, others in ((a, *draws), (b, *reversed(draws)))
-        if mine - others
+        f"{n} draws of {name} have no partner and are not compared."
+        for name, n in alone.items()
+        if n
     ]
 
 

@@ -111,13 +111,12 @@ def _lost(rival: Rival) -> str:
     if isinstance(c, Comparison):
         f = c.failures
         return f"{f['a']} against {f['b']}, on {f['only_a']} and {f['only_b']} draws alone"
-    of = [lost + learnt for lost, learnt in zip(c.failures, c.n, strict=True)]
-    shares = [proportions.share(lost, n) for lost, n in zip(c.failures, of, strict=True)]
-    gap = proportions.scaled(proportions.share_difference(*shares), 100)
-    return (
-        f"{c.failures[0]} of {of[0]} against {c.failures[1]} of {of[1]} runs, "
-        f"{gap.estimate:+.1f} points ({_bounds((gap.low, gap.high))})"
-    )
+    sides = []
+    for lost, learnt in zip(c.failures, c.n, strict=True):
+        share = proportions.share(lost, lost + learnt)
+        low, high = 100 * share.low, 100 * share.high
+        sides.append(f"{lost} of {lost + learnt} ({low:.0f} to {high:.0f} %)")
+    return " against ".join(sides)
 
 
 def _bounds(interval: tuple[float, float]) -> str:
