@@ -437,8 +437,9 @@ def _cure(seen: Seen, together: Ints, setting: Setting) -> tuple[str, dict[str, 
     left = len(_held_out(with_it, together)[0])
     word = f"--data.group {shlex.quote(setting.regex)}"
     figures = {"groups": len(codes), "in_several_splits": straddling, "left": left}
+    least = f"{sizes.min():,} to " if sizes.min() < sizes.max() else ""
     about = (
-        f"{counted(len(codes), 'group')} of {sizes.min():,} to {counted(sizes.max(), 'image')}, "
+        f"{counted(len(codes), 'group')} of {least}{counted(int(sizes.max()), 'image')}, "
         f"{straddling:,} of them in several splits now"
     )
     if (setting.sides == seen.sides).all():
