@@ -131,13 +131,13 @@ def test_interval_and_p_never_disagree(studies: int) -> None:
 
     def disagree(rng: np.random.Generator) -> bool:
         law, n = rng.choice(list(LAWS)), int(rng.integers(1, 40))
-        options = {"family": int(rng.integers(1, 6)), "looks": int(rng.integers(1, 5))}
+        options = {"family": int(rng.choice([1, 5])), "looks": int(rng.choice([1, 4]))}
         gap = float(rng.normal())
-        level = float(rng.choice([0.8, 0.9, 0.95, 0.99]))
+        level = float(rng.choice([0.8, 0.95]))
         c = compare(*two(rng, law, n, 0.2 * rng.random(), gap), level=level, **options)
         return (c.p < 1 - level) != (c.interval[0] > 0 or c.interval[1] < 0)
 
-    assert rate(disagree, 2 * studies) == 0
+    assert rate(disagree, (5 * studies) // 2) == 0
 
 
 @studies_of
@@ -266,7 +266,8 @@ def test_untrained_networks_rarely_count_as_trained(studies: int) -> None:
     share = rng.beta(0.1 * 60, 0.9 * 60, 10 * studies)  # sd 38 of 1,000, as measured
     errors = 100 - rng.binomial(1000, share) / 10
     assert errors.std() == pytest.approx(4, abs=0.4)
-    assert (errors <= learning_line(10, 1000)).mean() <= 0.022
+    trained = (errors <= learning_line(10, 1000)).mean()
+    assert trained <= 0.022 + slack(0.022, errors.size)
     binomial_alone = 100 - 13.1  # p < 0.001
     assert (errors <= binomial_alone).mean() >= 0.12
 
@@ -421,7 +422,7 @@ def widths(
     return found
 
 
-@pytest.mark.parametrize("studies", [pytest.param(30, id="fast"), SIZES[1]])
+@pytest.mark.parametrize("studies", [pytest.param(20, id="fast"), SIZES[1]])
 @pytest.mark.parametrize(("n", "failing"), [(16, 0.2), (32, 0.0), (64, 0.0)])
 def test_equal_contenders_are_equally_wide(n: int, failing: float, studies: int) -> None:
     """A threshold above the best draw called 8 to 24 % of them different."""

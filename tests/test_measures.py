@@ -320,6 +320,22 @@ def test_the_optimizer_study_tells_the_loss_by_length_too(tmp_path: Path) -> Non
     assert "Error by length of training" in [t.title for t in section.finding.tables]
 
 
+def test_the_draws_that_tuned_are_in_the_interval(tmp_path: Path) -> None:
+    folder, points = StudyFolder(tmp_path / "s"), length_points([1, 4])
+    rng = np.random.default_rng(0)
+    first = before_measuring(tuning_plan(groups(), points, draws=8, name="t"))
+    inside = StudyFolder(folder.path / "tuning")
+    invent(inside, first, lambda t: 40 + 3 * float(rng.normal()))
+    plan = measure_plan("length", groups(), points, seeds=4, name="m")
+    invent(folder, plan, lambda t: 30 + 0.1 * float(rng.normal()))
+    (tuned,) = analyse([folder.path])[0].finding.contrasts
+    shutil.rmtree(inside.path)
+    (untuned,) = analyse([folder.path])[0].finding.contrasts
+    assert tuned.found.difference == untuned.found.difference
+    low, high = tuned.found.interval
+    assert high - low > 5 * (untuned.found.interval[1] - untuned.found.interval[0])
+
+
 # -- against the paper -----------------------------------------------------------------------------
 
 

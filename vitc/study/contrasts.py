@@ -215,13 +215,10 @@ def sentence(c: Contrast, plan: Plan) -> str:
     else:
         text = f"no difference between {c.contender} and {c.reference} is shown: {c.what} {signed}"
         text += f"; {fails}" if gone["a"] or gone["b"] else ""
-    if c.is_control:
-        passed = f.verdict in ("open", "equivalent")
-        return (
-            f"A/A control {'passed' if passed else 'FAILED, by noise or a fault'}: {where}{text}."
-        )
     text = where + text
-    return f"{text[0].upper()}{text[1:]}."
+    if not text.startswith(c.contender):
+        text = text[0].upper() + text[1:]
+    return f"{text}."
 
 
 def _sizes(f: Comparison) -> str:
@@ -238,12 +235,25 @@ def signed_interval(f: Comparison) -> str:
 
 
 def verdict(found: Sequence[Contrast], plan: Plan) -> list[str]:
-    """One sentence a contrast, or why there is none."""
-    if found:
-        return [sentence(c, plan) for c in found]
-    if len(plan.contenders) == 1:
-        return [f"{plan.contenders[0]} is the only contender: it is compared with none."]
-    return ["There is nothing to compare yet."]
+    """One sentence a contender and optimizer, or why there is none."""
+    rivals = [sentence(c, plan) for c in found if not c.is_control]
+    if not rivals and not set(plan.contenders) - plan.controls - {plan.baseline}:
+        return [f"{plan.baseline} is the only contender: it is compared with none."]
+    return rivals or ["There is nothing to compare yet."]
+
+
+def controls(found: Sequence[Contrast], plan: Plan) -> list[str]:
+    """One sentence an A/A control."""
+    sentences = []
+    for c in found:
+        where = f" under {c.optim}" if len(plan.optims) > 1 else ""
+        shown = f"{c.what} {signed_interval(c.found)} points, {counted(c.found.n, c.unit)}"
+        if c.is_control and c.found.verdict in ("open", "equivalent"):
+            sentences.append(f"The A/A control{where} shows no difference: {shown}.")
+        elif c.is_control:
+            text = sentence(c, plan)
+            sentences.append(f"The A/A control FAILED, by noise or a fault. {text}")
+    return sentences
 
 
 def contrast_table(found: Sequence[Contrast], title: str, plan: Plan) -> list[Table]:
@@ -271,7 +281,9 @@ def contrast_table(found: Sequence[Contrast], title: str, plan: Plan) -> list[Ta
                 if w
                 else "-"
             )
-        row["smallest gap found, points"] = f"{low:.1f} to {high:.1f}" if high < math.inf else "-"
+        row["smallest gap it finds, points"] = (
+            f"{low:.1f} to {high:.1f}" if high < math.inf else "-"
+        )
         rows.append(row)
     family = sum(not c.is_control for c in found)
     note = (

@@ -42,6 +42,7 @@ MEASURED = (  # of a trial, as columns of trials.csv
     "steps",
     "peak_memory_bytes",
 )
+MOST_BOXES = 4  # verdicts that are set apart; more are a list
 PAGE_DPI = 110  # beside each other on a page of a repository, a few tens of kilobytes each
 
 
@@ -100,6 +101,7 @@ def report(
 def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
     """A study as parts of a page: the verdict first, how it was made last."""
     f = s.finding
+    few = len(f.verdict) <= MOST_BOXES
     if f.draws:
         figures = draw_figures(s, index)
     else:
@@ -122,7 +124,7 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
         Text(question(s)),
         *([Text(s.exploratory, "warning")] if s.exploratory else []),
         *([Text(unfinished, "warning")] if s.unfinished else []),
-        *(Text(text, "verdict") for text in f.verdict),
+        *([Text(text, "verdict") for text in f.verdict] if few else [Bullets(f.verdict)]),
         *f.tables[:1],
         Text(limits(s)),
         *([Bullets(f.remarks)] if f.remarks else []),

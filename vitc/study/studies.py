@@ -85,10 +85,10 @@ def run(
     """Run a study and its report; a study that is in `out` already is continued or extended.
 
     Contenders are recipes x models (none: each recipe's own) x stems, under each optimizer.
-    Further `words` are `draws` or `seeds`, `seed`, `reference`, `control` and `controls`, the
-    options of the measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed`,
-    `allow_changed_data` and `retry_failed`; and dotted settings for every trial, as
-    `**{"train.epochs": 3}`.
+    Further `words` are `draws` or `seeds`, `seed`, `reference`, `control` and `controls`, `looks`
+    (planned readings of the results), `margin` (points, for equivalence), the options of the
+    measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed`, `allow_changed_data` and
+    `retry_failed`; and dotted settings for every trial, as `**{"train.epochs": 3}`.
     Raises ConfigError, DataError, RunError.
     """
     from vitc.study.reporting import report

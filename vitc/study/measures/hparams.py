@@ -25,7 +25,7 @@ from vitc.study.contenders import (
     one_precision,
     reference_of,
 )
-from vitc.study.contrasts import contrast_table, verdict
+from vitc.study.contrasts import contrast_table, controls, verdict
 from vitc.study.controls import control_groups, family_ranges, shifted, with_range_rule
 from vitc.study.design import Plan, Range
 from vitc.study.measures.base import Measure, Option, request_of
@@ -121,7 +121,7 @@ class Hparams(Measure):
         first = contrast_table(found, "What the study shows", plan)
         return Finding(
             verdict=verdict(found, plan),
-            remarks=[],
+            remarks=controls(found, plan),
             tables=[*first, _contenders_table(groups)],
             charts=[],
             values={

@@ -12,6 +12,7 @@ from vitc.study.contrasts import (
     Pairs,
     contrast_table,
     contrasts,
+    controls,
     verdict,
 )
 from vitc.study.design import Plan
@@ -92,7 +93,7 @@ class Length(base.Measure):
         note = seeded.seeds_note(plan)
         return Finding(
             verdict=verdict(found, plan) if len(points) > 1 else [one],
-            remarks=[],
+            remarks=controls(found, plan),
             tables=[
                 *contrast_table(found, f"Loss at {shortest}, against the reference", plan),
                 Table.of("Error by length of training", rows, note, brief=True),

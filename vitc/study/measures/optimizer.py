@@ -16,6 +16,7 @@ from vitc.study.contrasts import (
     Pairs,
     contrast_table,
     contrasts,
+    controls,
     verdict,
 )
 from vitc.study.design import Plan
@@ -103,7 +104,7 @@ class Optimizer(base.Measure):
 
         return Finding(
             verdict=verdict(found, plan),
-            remarks=[*own, rule, *by_length.sentences],
+            remarks=[*controls(found, plan), *own, rule, *by_length.sentences],
             tables=[
                 *contrast_table(found, f"Gap at {last}, against the reference", plan),
                 Table.of("Gap between the optimizers", [row for row, _ in both], note, brief=True),

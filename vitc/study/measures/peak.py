@@ -18,6 +18,7 @@ from vitc.study.contrasts import (
     Pairs,
     contrast_table,
     contrasts,
+    controls,
     verdict,
 )
 from vitc.study.design import Group, Plan
@@ -84,6 +85,7 @@ class Peak(base.Measure):
         return Finding(
             verdict=verdict(found, plan),
             remarks=[
+                *controls(found, plan),
                 sentence,
                 *(uncounted_note(c.group.contender, c.why) for c in contenders if c.cost is None),
             ],

@@ -14,6 +14,7 @@ from vitc.study.contrasts import (
     Outcomes,
     contrast_table,
     contrasts,
+    controls,
     verdict,
 )
 from vitc.study.design import Plan
@@ -122,7 +123,7 @@ class Vary(base.Measure):
         axis = "top-1 error (%) of the runs that learnt"
         return Finding(
             verdict=_verdict(found, plan),
-            remarks=extremes,
+            remarks=[*controls(found, plan), *extremes],
             tables=[
                 Table.of("Error at each point", rows, seeded.seeds_note(plan), brief=True),
                 *contrast_table(found, f"Change from {start}, against the reference", plan),
@@ -164,10 +165,9 @@ def vary_points(
 
 def _verdict(found: Sequence[Contrast], plan: Plan) -> list[str]:
     """The changes that differ from the reference's; one sentence where none is shown to."""
-    if not found:
-        return verdict(found, plan)
-    shown = [c for c in found if c.found.verdict != "open"]
-    if shown:
+    rivals = [c for c in found if not c.is_control]
+    shown = [c for c in rivals if c.found.verdict != "open"]
+    if shown or not rivals:
         return verdict(shown, plan)
     return [
         f"No point changes a contender's error otherwise than {plan.baseline}'s, as far as "
