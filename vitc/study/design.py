@@ -44,7 +44,9 @@ _NO_RESULT = (  # settings that decide no result: where a trial runs, how often 
     "data.workers",
 )
 DATA_PLACE = ("path", "workers", "resident")  # settings of where images are, not of which
-DATA_HANDLING = ("fit", "eval_crop", "balance", "bad_files", "mean", "std", "augment")
+DATA_HANDLING = frozenset(  # and of what is done with them
+    {"fit", "eval_crop", "balance", "bad_files", "cache_side", "mean", "std", "augment"}
+)
 NOT_HASHED = {1: _NO_RESULT, 2: _NO_RESULT}  # by schema, with its names
 
 
@@ -108,7 +110,7 @@ class Group:
     @cached_property
     def images(self) -> dict[str, Any]:
         """The settings that decide which images its trials use, wherever these are."""
-        apart = DATA_PLACE + DATA_HANDLING
+        apart = DATA_HANDLING.union(DATA_PLACE)
         return {k: v for k, v in to_dict(self.config.data).items() if k not in apart}
 
     def with_config(self, config: RunConfig) -> Group:
