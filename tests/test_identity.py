@@ -274,6 +274,31 @@ def test_a_run_of_an_earlier_version_is_compared_by_names_and_sizes(place: Path)
         vitc.evaluate(place / "run")
 
 
+def test_converted_images_of_the_same_names_are_reported(place: Path) -> None:
+    shutil.copytree(place / "images", place / "other")
+    for file in (place / "other").rglob("*.bmp"):
+        with Image.open(file) as image:
+            image.quantize(64).convert("RGB").save(file, "BMP")
+    found = vitc.evaluate(place / "run", str(place / "other"))
+    assert found.trained_on == 0
+    assert f"{20 - len(held_out(place / 'run'))} of the 20" in found.notes[-1]
+    assert "other content" in found.notes[-1]
+
+
+def test_images_that_the_initial_weights_were_trained_on_are_a_leak(
+    place: Path, tmp_path: Path
+) -> None:
+    rename(place / "images")  # other images are held out now
+    config = config_of(place / "images", init=str(place / "run"))
+    out = tmp_path / "second"
+    assert train(config, out, quiet=True).status == "done"
+    events = (out / "events.log").read_text()
+    assert "LEAK: the weights that this run starts from were trained on" in events
+    found = vitc.evaluate(out)
+    assert found.trained_on
+    assert f" {found.trained_on:,} of the {found.n:,} val images" in events
+
+
 def test_without_its_record_a_change_is_still_refused(place: Path) -> None:
     (place / "run" / "images.npz").unlink()
     exchange(place / "images")

@@ -168,6 +168,13 @@ def trained_on(old: Images, new: Images) -> NDArray[np.bool_]:
     return found
 
 
+def count_alike(old: Images, new: Images) -> int:
+    """How many images of `new` have the name of one that was trained on, with other content."""
+    trained = set(map(name_key, old.take(old.trained).names))
+    others = new.take(~trained_on(old, new))
+    return sum(name_key(name) in trained for name in others.names)
+
+
 def joined(before: Images, now: Images) -> Images:
     """`now`, and as BEFORE the images of `before` that were trained on and are not any more."""
     old = before.take(before.trained)

@@ -31,7 +31,7 @@ from typing import Any
 from vitc import files
 from vitc.config import RunConfig, differences, read_config, to_saved
 from vitc.data.dataset import DataSet
-from vitc.data.identity import joined, to_bytes
+from vitc.data.identity import Images, joined, to_bytes
 from vitc.data.litter import holds_run, listed
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import read_json, write_json
@@ -244,12 +244,14 @@ class RunFolder:
         values: Mapping[str, Any],
         data: DataSet | None = None,
         allow_changed_data: bool = False,
+        earlier: Images | None = None,
     ) -> None:
-        """Write data.json and, of `data`, images.npz. Raises DataError where the run began with
-        other classes, or with other images and `allow_changed_data` is not set."""
+        """Write data.json and, of `data`, images.npz; `earlier`: what initial weights were trained
+        on. Raises DataError where the run began with other classes, or with other images and
+        `allow_changed_data` is not set."""
         if not self.writer:
             return
-        file, values = self.path / DATA, dict(values)
+        file, values, kept = self.path / DATA, dict(values), earlier
         images = None if data is None else run_images.images_to_keep(data)
         if file.exists():
             old = read_json(file, CheckpointError)
@@ -259,14 +261,14 @@ class RunFolder:
                     f"These are not the images that the run in {self.path} began with "
                     f"(their fingerprint differs): {changed}.",
                     f"Restore them, point --data.path at them, or add {run_images.ALLOW} to "
-                    "continue with the images as they are.",
+                    "continue with the images as they are; --overwrite starts over.",
                 )
             if changed is not None:
                 self.event(f"continued with changed data ({run_images.ALLOW}): {changed}")
                 values["changed"] = [*old.get("changed", []), changed]
             kept = run_images.kept_images(self.path)
-            if kept is not None and data is not None:
-                images = joined(kept, run_images.like(kept, data))
+        if kept is not None and data is not None and images is not None:
+            images = joined(kept, run_images.like(kept, data))
         with _writing(file):
             if images is not None:
                 files.write_atomically(self.path / run_images.IMAGES, to_bytes(images))

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitc.data.dataset import DataSet
-from vitc.data.identity import Images, changes, from_file, images_of
+from vitc.data.identity import Images, changes, from_file, images_of, trained_on
 from vitc.data.sources import SOURCES
 from vitc.data.split_words import SPLITS
 
@@ -47,11 +49,46 @@ def kept_images(run: Path) -> Images | None:
     return from_file(file) if file.is_file() else None
 
 
+def images_of_weights(weights: str | None) -> Images | None:
+    """The images that initial weights were trained on, where these are of a run or a checkpoint of
+    one; None: not known."""
+    if not weights:
+        return None
+    place = Path(weights)
+    runs = (place, *place.parents[1:2])  # RUN, RUN/checkpoints/step_N
+    return next((kept for run in runs if (kept := kept_images(run)) is not None), None)
+
+
+def leaks(earlier: Images | None, data: DataSet) -> list[str]:
+    """A warning for each held-out split with images that the initial weights were trained on."""
+    if earlier is None:
+        return []
+    now = like(earlier, data)
+    seen, found = trained_on(earlier, now), []
+    for code, split in enumerate(SPLITS):
+        held_out = now.splits == code
+        count = int((seen & held_out).sum())
+        if count and split != "train":
+            found.append(
+                f"LEAK: the weights that this run starts from were trained on {count:,} of the "
+                f"{int(held_out.sum()):,} {split} images: the {split} result will be too good."
+            )
+    return found
+
+
 def like(kept: Images, data: DataSet) -> Images:
     """The images of `data`, with digests that can be compared with those that a run kept."""
     if kept.limit == data.images.limit:
         return data.images
     return images_of(data.classes, data.splits, kept.limit)
+
+
+def mostly_same(run: Path, data: DataSet) -> bool:
+    """Whether most images are of the run's, by content; True where its folder does not know."""
+    kept = kept_images(run)
+    if kept is None:
+        return True
+    return bool(np.isin(like(kept, data).contents, kept.contents).mean() > 0.5)
 
 
 def what_changed(run: Path, record: Mapping[str, Any], data: DataSet) -> str | None:

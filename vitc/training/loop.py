@@ -28,6 +28,7 @@ from vitc.progress import Progress
 from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import CONFIG, RunFolder
+from vitc.runs.images import images_of_weights, leaks
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
 from vitc.training.initialise import InitialWeights
@@ -106,8 +107,10 @@ def run(
         folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
         procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder:
+            earlier = None if begun else images_of_weights(config.init.weights)
             if procs.first:
-                folder.write_data(data_record(config, data), data, allow_changed_data)
+                record = data_record(config, data)
+                folder.write_data(record, data, allow_changed_data, earlier)
             state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
             pace = Pace.of(config.train, setup.steps, started)
             for note in (*notes, *reasons, *prepared):
@@ -124,8 +127,8 @@ def run(
                 if inspect and procs.first and not begun and config.data.path is not None:
                     for text in quick_warnings(config.data, data):
                         log.note(f"Warning: {text}")
-                if crowded:
-                    log.note(crowded)
+                for line in (*leaks(earlier, data), *([crowded] if crowded else [])):
+                    log.note(line)
                 resume(setup, state, folder, log, initial, pace)
                 return Trainer(setup, state, folder, log, stop, pace).run()
 

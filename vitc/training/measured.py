@@ -13,12 +13,12 @@ import numpy as np
 
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet, open_data, open_whole
-from vitc.data.identity import Images, images_of, trained_on
+from vitc.data.identity import Images, count_alike, images_of, trained_on
 from vitc.data.sources.base import Split, some
 from vitc.data.store import name_key
 from vitc.errors import ConfigError, DataError, VitcError, suggest
 from vitc.resolve import with_data
-from vitc.runs.images import ALLOW, LISTING, kept_images, what_changed
+from vitc.runs.images import ALLOW, LISTING, kept_images, mostly_same, what_changed
 from vitc.wording import counted
 
 SKIP = "--skip-unknown-classes"
@@ -103,7 +103,8 @@ def _own(model: Trained, asked: Asked) -> DataSet | None:
     with contextlib.suppress(VitcError):  # another place of the same images can be trained on
         moved = open_data(replace(mine, source=other.source, path=other.path), in_chans)
         record = model.record or {}
-        if moved.listing == record.get(LISTING, record.get("fingerprint")):
+        listed = moved.listing == record.get(LISTING, record.get("fingerprint"))
+        if listed and model.run is not None and mostly_same(model.run, moved):
             return moved
     return None
 
@@ -186,7 +187,7 @@ def _labelled(
         raise DataError(
             f"The {counted(total, 'image')} of {asked.data or 'the data'} have no labels: there is "
             "nothing to measure.",
-            "Classify them with vitc predict RUN PATH.",
+            f"Classify them: vitc predict RUN {asked.data or 'PATH'}",
         )
     if unlabelled:
         notes.append(f"{counted(unlabelled, 'image')} without a label left out.")
@@ -235,6 +236,13 @@ def _count_trained_on(
         notes.append(
             f"{count:,} of the {counted(total, 'image')} measured on were trained on (the same "
             "content): the result is too good."
+        )
+    alike = 0 if own is not None else count_alike(seen, now)
+    if alike:
+        notes.append(
+            f"{alike:,} of the {counted(total, 'image')} measured on have the name of an image "
+            "that was trained on, with other content: if they were converted from it, the result "
+            "is too good."
         )
     return count
 
