@@ -109,7 +109,7 @@ def _options(parser: Parser) -> None:
 
 
 def _run(args: Namespace) -> int:
-    given = [f"--{name}" for name in TRIAL_OPTIONS if getattr(args, name) is not None]
+    given = [f"--{name}" for name in TRIAL_OPTIONS if getattr(args, name)]
     files = [f for f in args.folders if f.suffix.lower() in FILES and not f.is_dir()]
     if files:
         return _trials(args, files)
@@ -137,7 +137,7 @@ def _trials(args: Namespace, files: Sequence[Path]) -> int:
     for option, value in lost.items():
         if value:
             raise ConfigError(f"{option} has no effect on files of trials; it is for studies.")
-    named = {n: getattr(args, n) for n in TRIAL_OPTIONS if getattr(args, n) is not None}
+    named = {n: getattr(args, n) for n in TRIAL_OPTIONS if getattr(args, n)}
     reference, classes = named.pop("reference", ""), named.pop("classes", 0)
     named["settings"] = tuple(named.get("settings", ()))
     out = args.out or files[0].with_name(f"{files[0].stem}_report")
