@@ -96,6 +96,7 @@ SPLIT = "train train train train val val"
         ("is valid", "no no no no yes yes"),
         ("Usage", "Training Training Training Training PublicTest PublicTest"),
         ("purpose", SPLIT),
+        ("val", "0 0 0 0 1 1"),
     ],
 )
 def test_a_column_of_splits_is_used_whatever_its_case(
@@ -111,7 +112,7 @@ def test_a_column_of_splits_is_used_whatever_its_case(
     chosen = {"image_column": "Path", "label_column": "Label"}
     assert opened(tmp_path / "list.csv", **chosen).fingerprint == data.fingerprint
     assert len(opened(tmp_path / "list.csv", splits="none").splits["train"]) == 6
-    assert ("Guessed" in " ".join(data.notes)) == (header == "purpose")
+    assert ("Guessed" in " ".join(data.notes)) == (header in ("purpose", "val"))
 
 
 def test_two_flags_and_folds_and_other_words(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -222,15 +223,22 @@ def _found_rule(values: Values, where: str) -> SplitRule:
         rule = _rule_of(named[0], values, None, where)
     elif flags:
         rule = _flag_rule(flags, values, where)
+        bare = [column for column in flags if not plain(column).startswith("is")]
+        notes += [_guess(column) for column in bare]
     elif alike:
         rule = _rule_of(alike[0], values, None, where)
-        notes.append(
-            f"Guessed from its values: the column {alike[0]!r} is the split. Fixed by "
-            f"--data.split_column {alike[0]}, or --data.splits none."
-        )
+        notes.append(_guess(alike[0]))
     else:
         rule = SplitRule()
     return SplitRule(rule.columns, rule.tables, tuple(notes))
+
+
+def _guess(column: str) -> str:
+    setting = f"--data.split_column {shlex.quote(column)}"
+    return (
+        f"Guessed from its values: the column {column!r} is the split. Fixed by {setting}, or "
+        "--data.splits none."
+    )
 
 
 def _all_splits(distinct: Collection[str]) -> bool:
