@@ -352,7 +352,7 @@ def _inside(
     every = np.ones(len(names), np.bool_)
     loose = any("/" not in name for name in names)
     if labelled.all() or (not strict and (labelled.any() or loose)):
-        notes: list[str] = []
+        notes = ["Labels are those of the .cls, .json or .txt members."]
         return _Inside(_folder_splits(names, wanted, notes), None, every, notes)
     bare = [name for name, has in zip(names, labelled, strict=True) if not has]
     if labelled.any():
@@ -385,7 +385,7 @@ def _inside(
                 splits[i], labels[i] = found[0] if several else -1, shown(found[1])
                 break
     kept = np.array([label != "" for label in labels], np.bool_)
-    notes = layout.notes
+    notes = ["Labels are the names of folders.", *layout.notes]
     left = [name for name, label in zip(names, labels, strict=True) if not label]
     if left:
         notes.append(f"{counted(len(left), 'image')} of no class left out: {base.some(left)}.")
