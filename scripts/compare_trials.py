@@ -1,4 +1,4 @@
-"""Were trials re-made to the same numbers? Two trials.csv, joined by the hash of the configs.
+"""Were trials re-made to the same numbers? Two trials.csv, joined by contender, point and draw.
 
     python scripts/compare_trials.py docs/results/quick64/trials.csv studies/again/report/trials.csv
 
@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 KEPT = ("status", "error", "error_raw", "error_best_epoch", "steps")
+WHICH = ("contender", "optim", "point", "draw", "seed")
 ENDED = ("done", "diverged")
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return {r["trial"]: r for r in csv.DictReader(file) if r["status"] in ENDED}
+        rows = [r for r in csv.DictReader(file) if r["status"] in ENDED]
+    return {" ".join(f"{key} {r[key]}" for key in WHICH if r[key]): r for r in rows}
 
 
 def main(first: str, second: str) -> int:
@@ -26,7 +28,7 @@ def main(first: str, second: str) -> int:
     other = [t for t in shared if any(a[t][k] != b[t][k] for k in KEPT)]
     for t in other:
         changed = [f"{k} {a[t][k]} and {b[t][k]}" for k in KEPT if a[t][k] != b[t][k]]
-        print(f"{t} {a[t]['contender']}/{a[t]['optim']} draw {a[t]['draw']}: {'; '.join(changed)}")
+        print(f"{t}: {'; '.join(changed)}")
     equal = len(shared) - len(other)
     print(f"{len(shared)} shared trials of {len(a)} and {len(b)}: {equal} equal, {len(other)} not")
     return int(bool(other) or not shared)
