@@ -95,21 +95,20 @@ def compare_means(
     b: npt.ArrayLike,
     failed_a: npt.ArrayLike | None = None,
     failed_b: npt.ArrayLike | None = None,
-    level: float = 0.95,
     family: int = 1,
     looks: int = 1,
     margin: float | None = None,
     luck: Luck | None = None,
 ) -> Comparison:
-    """As `compare`, for seeds too few for ranks: the mean difference by Student's t.
+    """As `compare` at level 0.95, for seeds too few for ranks: the mean difference by Student's t.
 
     Below 6 seeds ranks can show nothing; t can, for differences that are about normal. `luck` is
     added where the settings were tuned: without it identical contenders, tuned with 8 draws each,
     differ in 7 to 32 % of studies, with it in 2 to 5 %. Raises ConfigError.
     """
     runs = _checked_runs(a, b, failed_a, failed_b)
-    nominal = _nominal(level, family, looks, margin)
-    return _compared(runs, 1 - level, nominal, margin, lambda d: _student(d, nominal, luck))
+    nominal = _nominal(0.95, family, looks, margin)
+    return _compared(runs, 1 - 0.95, nominal, margin, lambda d: _student(d, nominal, luck))
 
 
 Runs = tuple[FloatArray, FloatArray, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]

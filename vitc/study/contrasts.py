@@ -138,14 +138,13 @@ def contrasts(
         a, b = outcomes[mine], outcomes[theirs]
         many = 1 if is_control else family
         settings: dict[str, Any] = {"family": many, "looks": plan.looks, "margin": plan.margin}
-        test, difference = compare, a.minus(b)
-        if plan.measure != HPARAMS:
-            test = compare_means
-            if difference.luck is not None and np.ptp(difference.luck) > 0:
-                spread = float(np.std(difference.luck))
-                settings["luck"] = Luck(spread, difference.tuning_draws / 2)
-        shared = sorted(a.draws & b.draws)
-        differences = list(difference.values.values())
+        difference = a.minus(b)
+        shared, differences = sorted(a.draws & b.draws), list(difference.values.values())
+        ours, others = ([x.values.get(i, math.nan) for i in shared] for x in (a, b))
+        if plan.measure == HPARAMS:
+            compared = compare(ours, others, **settings)
+        else:
+            compared = compare_means(ours, others, **settings, luck=_luck(difference))
         found.append(
             Contrast(
                 kind=kind,
@@ -155,11 +154,7 @@ def contrasts(
                 optim=mine[1],
                 point=mine[2],
                 unit=unit_of(plan),
-                found=test(
-                    [a.values.get(i, math.nan) for i in shared],
-                    [b.values.get(i, math.nan) for i in shared],
-                    **settings,
-                ),
+                found=compared,
                 pairs=len(shared),
                 won=sum(d < -1e-9 for d in differences),
                 smallest_gap=_smallest_gap(plan, differences, many),
@@ -167,6 +162,13 @@ def contrasts(
             )
         )
     return sorted(found, key=lambda c: c.is_control)
+
+
+def _luck(difference: Outcomes) -> Luck | None:
+    """How much a difference would vary with other tuning draws; None: nothing was tuned."""
+    if difference.luck is None or not np.ptp(difference.luck):
+        return None
+    return Luck(float(np.std(difference.luck)), difference.tuning_draws / 2)
 
 
 def unit_of(plan: Plan) -> str:
