@@ -124,7 +124,7 @@ def status(run: Path) -> str:
     return str(json.loads((run / "summary.json").read_text("utf-8"))["status"])
 
 
-LONG = ["train", "debug", "--train.epochs", "60", "--train.log_every_steps", "1", "--out", "r"]
+LONG = ["train", "debug", "--train.log_every_steps", "1", "--out", "r"]
 
 
 @pytest.mark.slow
