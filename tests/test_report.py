@@ -98,6 +98,16 @@ def test_a_run_near_chance_failed_to_learn_though_it_is_finite(tmp_path: Path) -
     assert "2 ended near chance (89.4 to 90.0 %)" in note
 
 
+def test_the_line_is_that_of_the_validation_images(tmp_path: Path) -> None:
+    """Where nine in ten images are of one class, 20 % error is worse than constant answers."""
+    study = invented(tmp_path / "s", lambda c, o, d: 20.0 if d < 3 else 5.0 + 0.1 * d)
+    for trial in (study / "trials").iterdir():
+        record = {"counts": {"val": 1000}, "largest_class": {"val": 0.9}}
+        (trial / "data.json").write_text(json.dumps(record))
+    (section,) = analyse([study])
+    assert section.finding.contrasts[0].found.failures["a"] == 3
+
+
 def dies(contender: str, optim: str, draw: int) -> float | None:
     """ViT_C 6 points ahead where it trains, in three draws of five."""
     if contender == "vit_c_tiny":

@@ -1,8 +1,8 @@
 """How easily does it train? Every number of a study, with the uncertainty that belongs to it.
 
 `values` is always one number a draw (one random lr and weight decay, or one seed): top-1 *error* in
-percent, lower is better, and a diverged run counts as chance error, 100 * (1 - 1/K), never as
-missing. Paper means arXiv 2106.14881. Two rules hold throughout:
+percent, lower is better, and a run that failed to learn counts as chance error, 100 * (1 - 1/K),
+never as missing. Paper means arXiv 2106.14881. Two rules hold throughout:
 
 - Intervals are exact where exactness exists (order statistics, binomials, sign flips) and resampled
   elsewhere. Coverages quoted are of 95 % intervals, measured over 2,000 or more simulated studies;

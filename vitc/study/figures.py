@@ -31,7 +31,8 @@ def draw_figures(section: Section, index: int) -> list[Figures]:
         _distributions: (
             "All draws",
             "Share of draws at or below an error, with 95 % Kolmogorov bands; and the same against "
-            "each contender's own best draw.",
+            "each contender's own best draw, one lucky run: how wide the good rates lie is in the "
+            "first table.",
         ),
         _scatters: ("Where the good settings lie", ""),
         _learning: ("Learning curves", ""),

@@ -278,6 +278,7 @@ def facts(s: Section, command: str) -> Table:
     rows = [
         ["primary metric", primary],
         ["failed to learn", DIVERGED],
+        ["reference", plan.baseline],
         [f"{runs} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
         [
             "budget",
