@@ -23,6 +23,8 @@ ADDED: frozenset[str] = frozenset(
         "schema",
         "kind",
         "trained_on",
+        "time_spent",
+        "report",
         "notes",
         "split_column",
         "splits",

@@ -22,6 +22,7 @@ from vitc.deploy.saved import Saved
 from vitc.errors import CheckpointError, VitcError
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, resolve_config
+from vitc.runs.results import keep_test
 from vitc.views.markdown import code, quoted
 
 EVIL = [
@@ -120,13 +121,17 @@ def test_raw_weights_and_test_images_have_their_own_numbers(run: Path) -> None:
     file = run / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines = [m | {"top1": 61.0, "top1_raw": 52.0} if m["kind"] == "eval" else m for m in lines]
-    lines.append({"kind": "eval", "split": "test", "step": 10**6, "n": 128, "top1": 43.21})
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    step = json.loads((run / "summary.json").read_text())["step"]
+    for weights, top1 in (("raw", 43.21), ("ema", 44.44)):
+        result = {"n": 128, "top1": top1, "top1_low": top1 - 8, "top1_high": top1 + 8}
+        keep_test(run, {"step": step, "weights": weights, **result})
     ema, raw = model_card(run), model_card(run, "raw")
     assert all(text in ema for text in ("61.00 %", "average (EMA)"))
     assert all(text in raw for text in ("52.00 %", "not averaged"))
     assert "61.00 %" not in raw
     assert "On 128 test images: top-1 43.21 %" in raw
+    assert "On 128 test images: top-1 44.44 % (95 % interval 36.44 to 52.44)" in ema
 
 
 def test_a_run_that_has_not_ended_has_no_results(run: Path) -> None:

@@ -10,10 +10,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import vitc.deploy.evaluation
@@ -22,7 +22,7 @@ from vitc.cli.main import GROUPS, VERBS, main
 from vitc.cli.parser import seconds, take_settings
 from vitc.cli.train import COMMON_SETTINGS
 from vitc.config import RunConfig, differences, to_dict
-from vitc.deploy.evaluation import ClassResult, Evaluation
+from vitc.deploy.evaluation import Evaluation
 from vitc.errors import (
     BrokenFileError,
     CheckpointError,
@@ -499,32 +499,22 @@ def test_a_file_of_images_is_trained_on_too_but_not_a_pattern_of_files(
 
 
 def test_evaluate_passes_its_options_on_and_shows_the_result(
-    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    trained: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     asked = []
-    classes = 6
+    real, classes = vitc.evaluate(trained), 6
 
-    def evaluate(*args: Any) -> Evaluation:
-        asked.append(args)
-        return Evaluation(
-            run="r",
-            split=args[2],
-            weights=args[3],
-            n=1234,
-            top1=12.345,
-            top5=50.0,
-            loss=2.0,
-            interval=(10.0, 15.0),
-            per_class=(ClassResult("c", 0, 0),) * classes,
-            confusion=np.zeros((classes, classes), np.int64),
-            data_fingerprint="",
-            device="cpu",
-        )
+    def evaluate(*args: Any, **allowed: bool) -> Evaluation:
+        asked.append((*args, allowed))
+        per_class = real.per_class[:1] * classes
+        shown = {"n": 1234, "top1": 12.345, "top5": 50.0, "per_class": per_class}
+        return replace(real, split=args[2], weights=args[3], **shown)
 
     monkeypatch.setattr(vitc.deploy.evaluation, "evaluate", evaluate)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
     out = shown(capsys, *words)
-    assert asked == [(finished_run, "cifar10", "test", "raw", "auto")]
+    allowed = {"allow_changed_data": False, "skip_unknown_classes": False}
+    assert asked == [(finished_run, "cifar10", "test", "raw", "auto", allowed)]
     assert "1,234 test images, raw weights" in out
     assert "12.35 %" in out or "12.34 %" in out
     assert "top-5" in out

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitc.cli.parser import (
     Parser,
     Verb,
     changed_data_option,
     device_option,
+    emit,
     emit_json,
+    note,
     weights_option,
 )
+from vitc.errors import ConfigError, RunError
 from vitc.resolve import check_is
+
+if TYPE_CHECKING:
+    from vitc.deploy.evaluation import Evaluation
 
 
 def options(parser: Parser) -> None:
@@ -29,13 +37,17 @@ def options(parser: Parser) -> None:
     changed_data_option(parser, "measure although the run's images changed since it was trained")
     about = "leave out images of classes that the model does not know"
     add("--skip-unknown-classes", action="store_true", help=about)
+    about = "where the run page is written (default: report.html in RUN, for its own images)"
+    add("--report", metavar="FILE.html", type=Path, help=about)
     weights_option(parser)
     device_option(parser)
     add("--json", action="store_true", help="print the result as JSON on the last line of stdout")
 
 
 def run(args: Namespace) -> int:
-    check_is(args.run_folder, "run", "saved")
+    kind = check_is(args.run_folder, "run", "saved")
+    if args.report is not None and args.report.suffix != ".html":
+        raise ConfigError(f"--report {args.report} is not an HTML file.", "Name it FILE.html.")
     from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 
@@ -48,12 +60,35 @@ def run(args: Namespace) -> int:
         allow_changed_data=args.allow_changed_data,
         skip_unknown_classes=args.skip_unknown_classes,
     )
-    page = evaluation_page(found)
+    page, report = evaluation_page(found), None
+    if args.report is not None or (kind == "run" and args.data is None):
+        report = _report(args, found)
     if args.json:
-        emit_json(page.values)
+        emit_json({**page.values, "report": report and str(report)})
     else:
         write(page.parts, sys.stdout)
+        if report is not None:
+            emit(f"\nWhere it errs: {report}")
     return 0
+
+
+def _report(args: Namespace, found: Evaluation) -> Path | None:
+    """Write the run page. One that nobody asked for may fail, in a folder that is read-only."""
+    from vitc.deploy.run_page import write_page
+
+    words = ["vitc", "evaluate", str(args.run_folder)]
+    words += [args.data] if args.data is not None else []
+    words += ["--split", found.split] if args.split is not None else []
+    words += ["--weights", args.weights] if args.weights != "ema" else []
+    words += ["--skip-unknown-classes"] if args.skip_unknown_classes else []
+    words += ["--report", str(args.report)] if args.report is not None else []
+    try:
+        return write_page(found, shlex.join(words), args.report)
+    except RunError as error:
+        if args.report is not None:
+            raise
+        note(error.message)
+        return None
 
 
 VERB = Verb(

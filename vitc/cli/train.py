@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitc.cli.parser import (
     Parser,
@@ -23,9 +23,14 @@ from vitc.cli.parser import (
     writes_files,
 )
 from vitc.config import RunConfig, to_saved
-from vitc.errors import ConfigError, suggest_beside
+from vitc.errors import ConfigError, VitcError, suggest_beside
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, resolve_config, what_is
+
+if TYPE_CHECKING:
+    from vitc.training.loop import RunResult
+
+MOST_REPORTED = 20_000  # validation images, for a run page without being asked
 
 # What people change most; `--help-all` lists every setting.
 COMMON_SETTINGS = (
@@ -91,14 +96,39 @@ def run(args: Namespace) -> int:
         allow_changed_data=args.allow_changed_data,
         inspect=what_is(args.what) != "images",  # they were inspected when settings were chosen
     )
+    report = _report(config, result)
     if args.json:
         emit_json(result.summary)
     else:
         top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on validation.  "
         emit(f"{top1}Run: {result.path}")
+        if report is not None:
+            emit(f"Where it errs: {report}")
         run_folder = shlex.quote(str(out))
         emit(f"Next: vitc predict {run_folder} IMAGE...; vitc show {run_folder} --plot curves.png")
     return 0
+
+
+def _report(config: RunConfig, result: RunResult) -> Path | None:
+    """Write the run page of a run on images of one's own."""
+    from vitc.data.sources import SOURCES
+    from vitc.deploy.evaluation import evaluate
+    from vitc.deploy.run_page import write_page
+    from vitc.runs.folder import Run
+
+    first = os.environ.get("RANK", "0") == "0"
+    if not first or result.top1 is None or not SOURCES[config.data.source].path:
+        return None
+    command = shlex.join(["vitc", "evaluate", str(result.path)])
+    last = Run(result.path).metrics("eval")[-1:]
+    if not last or last[0].get("n", 0) > MOST_REPORTED:
+        note(f"Where it errs: {command}")
+        return None
+    try:
+        return write_page(evaluate(result.path, device=config.train.device), command)
+    except VitcError as error:  # the run itself is done
+        note(f"There is no run page: {error.message}")
+        return None
 
 
 def _check_weights(config: RunConfig) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from vitc.data.check_report import Finding, Report, checked, facts
 from vitc.data.dataset import find_image
 from vitc.data.store import shown
+from vitc.data.thumbnails import thumbnail
 from vitc.errors import BrokenFileError
 from vitc.views.model import Bars, Bullets, Heading, Page, Part, Table, Text, Thumbnail, Thumbnails
 from vitc.wording import counted
 
-THUMB_SIDE = 112  # pixels
 THUMBS = 12  # of a finding
 MOST_CLASSES = 60  # with a bar of their own
 LABELS = {"stop": "stops training", "warn": "harms", "note": "worth knowing"}
@@ -89,11 +87,7 @@ def _thumbnail(report: Report, place: int) -> Thumbnail:
         caption.append(report.details[place])
     jpeg = None
     with contextlib.suppress(BrokenFileError):
-        image = Image.fromarray(report.splits[split].read(index, 3))
-        image.thumbnail((THUMB_SIDE, THUMB_SIDE))
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=80)
-        jpeg = out.getvalue()
+        jpeg = thumbnail(report.splits[split], index)
     return Thumbnail(caption, jpeg)
 
 

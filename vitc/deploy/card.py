@@ -20,6 +20,7 @@ from vitc.errors import CheckpointError, VitcError
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.resolve import resolve_config
 from vitc.runs.folder import Run
+from vitc.runs.results import last_test
 from vitc.stats.proportions import wilson
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def card(
     from vitc.views.markdown import document
 
     m, results = saved.config, saved.results
-    facts = None if run is None else _run_facts(run)
+    facts = None if run is None else _run_facts(run, results["weights"] if results else "ema")
     ema = facts is not None and facts["config"].optim.ema.kind != "none"
     kind = "vision-transformer" if isinstance(m, ViTConfig) else "timm"
     return document(
@@ -70,8 +71,11 @@ def card(
     )
 
 
-def _run_facts(run: Path) -> dict[str, Any]:
-    """What a run's files hold for its card; values of the wrong type count as missing."""
+def _run_facts(run: Path, weights: str) -> dict[str, Any]:
+    """What a run's files hold for the card of these weights.
+
+    Values of the wrong type count as missing.
+    """
     from vitc.data.sources import SOURCES
 
     titles = {name: s.title for s in SOURCES.values() for name in (s.kind, s.origin)}
@@ -81,8 +85,8 @@ def _run_facts(run: Path) -> dict[str, Any]:
     good = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
     hardware, versions = summary.get("hardware"), summary.get("versions")
     cpu = hardware.get("cpu") if isinstance(hardware, dict) else None
-    tests = [m for m in files.metrics("eval") if m.get("split") == "test"]
-    test = [_number(tests[-1].get(k)) for k in ("top1", "n")] if tests else [None]
+    read = last_test(run, weights) or {}
+    test = [_number(read.get(k)) for k in ("top1", "n", "top1_low", "top1_high")]
     start = config.init.weights
     return {
         "config": config,

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitc.data.copies import Copies, near_copies
+from vitc.data.sources import SOURCES
+from vitc.data.sources.base import Split
+from vitc.deploy import measures
 from vitc.deploy.classifier import Classifier
+from vitc.deploy.measures import Calibration, ClassResult, Confused, Coverage, Fit
+from vitc.errors import DataError
+from vitc.runs.results import fitted_on_val, keep_test, state_of
 from vitc.stats.proportions import wilson
 from vitc.training.device import describe
 from vitc.training.evaluate import EVAL_BATCH, Counts, logits_of, open_measured
 from vitc.training.measured import Asked, Measured, choose_images
-from vitc.views.model import Page, Table
-from vitc.wording import counted
+from vitc.views.model import Page, Part, Table, Text
+from vitc.wording import counted, few, short
 
 
 @dataclass(frozen=True, eq=False)
 class SplitLogits:
     """A model's answers on images. names of N; labels int64 (N,); logits float32 (N, K).
 
-    images: what they are, and what must be known of them.
+    images: what they are, and what must be known of them. pictures: those N images.
     """
 
     names: tuple[str, ...]
     labels: NDArray[np.int64]
     logits: NDArray[np.float32]
     images: Measured
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """One class: `n` images, `correct` of them predicted as this class."""
-
-    name: str
-    n: int
-    correct: int
+    pictures: Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,10 @@ class Evaluation:
     `interval`: Wilson's 95 % interval of top1, of the choice of images alone. `confusion`: int64
     (K, K), images of class i predicted as class j. `trained_on`: how many of the images the model
     was trained on, by their content; None: not known. `notes`: what a reader must know.
+    `names`, `labels` int64 (N,), `probabilities` float32 (N, K) and `pictures` are of each image;
+    `worst` and `label_errors` are positions among them (see `vitc.deploy.measures`).
+    `largest_class`: its name, and the accuracy of always answering it. `train`: the training
+    images, where these are held-out ones of the run's own data; `copies`: near duplicates of them.
     """
 
     run: str
@@ -62,8 +67,31 @@ class Evaluation:
     confusion: NDArray[np.int64]
     data_fingerprint: str
     device: str
-    trained_on: int | None = None
-    notes: tuple[str, ...] = ()
+    trained_on: int | None
+    notes: tuple[str, ...]
+    names: tuple[str, ...] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    probabilities: NDArray[np.float32] = field(repr=False)
+    pictures: Split = field(repr=False)
+    largest_class: tuple[str, float]
+    confused: tuple[Confused, ...] = field(repr=False)
+    worst: NDArray[np.int64] = field(repr=False)
+    label_errors: NDArray[np.int64] = field(repr=False)
+    fit: Fit
+    calibration: Calibration = field(repr=False)
+    coverage: Coverage = field(repr=False)
+    copies: Copies | None = field(repr=False)
+    train: Split | None = field(repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.per_class)
+
+    @property
+    def not_learnt(self) -> tuple[ClassResult, ...]:
+        """Classes with at most a tenth of their images right, those with most images first."""
+        missed = [c for c in self.per_class if not c.learnt]
+        return tuple(sorted(missed, key=lambda c: -c.n))
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the classes, as `vitc evaluate --json` prints them."""
@@ -103,8 +131,9 @@ def predict_split(
         labels.append(target.cpu())
     label = torch.cat(labels)
     seen = label >= 0
-    names = [batches.split.names[i] for i in order[seen.numpy()].tolist()]
-    return SplitLogits(tuple(names), label[seen].numpy(), torch.cat(logits)[seen].numpy(), images)
+    pictures = batches.split.take(order[seen.numpy()])
+    answers = torch.cat(logits)[seen].numpy()
+    return SplitLogits(tuple(pictures.names), label[seen].numpy(), answers, images, pictures)
 
 
 def evaluate(
@@ -132,45 +161,116 @@ def evaluate(
         "skip_unknown_classes": skip_unknown_classes,
     }
     found = predict_split(classifier, data, split, **allowed)
+    evaluation = measure(classifier, found, str(run))
+    if evaluation.train is not None and evaluation.split == "test" and classifier.run is not None:
+        _keep_test(classifier.run, evaluation)
+    return evaluation
+
+
+def measure(classifier: Classifier, found: SplitLogits, run: str) -> Evaluation:
+    """All that a model's answers show. Raises DataError: there are none."""
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
     for i in range(0, len(labels), EVAL_BATCH):  # in the batches of an evaluation during training
         counts.add(logits[i : i + EVAL_BATCH], labels[i : i + EVAL_BATCH])
     result = counts.result()
-    k = len(classifier.classes)
+    k, n = len(classifier.classes), int(result["n"])
+    if not n:
+        raise DataError("None of the images could be read: there is nothing to measure.")
     confusion = np.zeros((k, k), np.int64)
     np.add.at(confusion, (found.labels, found.logits.argmax(axis=1)), 1)
+    probs = measures.probabilities(found.logits)
+    largest = int(confusion.sum(axis=1).argmax())
+    own = _own_training_images(classifier, found)
+    users = own is not None and bool(SOURCES[found.images.data.source].path)
+    kept = None if own is None or found.images.name == "val" else _kept_fit(classifier)
+    fit = kept or measures.fit(found.labels, found.logits, found.images.name)
     return Evaluation(
-        run=str(run),
+        run=run,
         split=found.images.name,
-        weights=weights,
-        n=int(result["n"]),
+        weights=classifier.weights,
+        n=n,
         top1=result["top1"],
         top5=result["top5"],
         loss=result["loss"],
-        interval=wilson(result["top1"], int(result["n"])),
-        per_class=tuple(
-            ClassResult(name, int(confusion[i].sum()), int(confusion[i, i]))
-            for i, name in enumerate(classifier.classes)
-        ),
+        interval=wilson(result["top1"], n),
+        per_class=measures.class_results(classifier.classes, confusion),
         confusion=confusion,
         data_fingerprint=found.images.data.fingerprint,
         device=describe(classifier.device),
         trained_on=found.images.trained_on,
         notes=found.images.notes,
+        names=found.names,
+        labels=found.labels,
+        probabilities=probs,
+        pictures=found.pictures,
+        largest_class=(classifier.classes[largest], 100 * int(confusion[largest].sum()) / n),
+        confused=measures.most_confused(confusion),
+        worst=measures.worst_images(found.labels, probs),
+        label_errors=measures.likely_label_errors(found.labels, probs),
+        fit=fit,
+        calibration=measures.calibration(found.labels, found.logits, fit, own=kept is None),
+        coverage=measures.coverage(found.labels, probs, fit),
+        copies=near_copies(found.pictures, own) if own is not None and users else None,
+        train=own,
     )
+
+
+def _own_training_images(classifier: Classifier, found: SplitLogits) -> Split | None:
+    """The training images, where the images measured on are held-out ones of the run's own data,
+    which has not changed."""
+    data, record = found.images.data, classifier.record or {}
+    if found.images.name == "all":
+        return None
+    if record.get("fingerprint") not in (data.fingerprint, data.listing):
+        return None
+    return data.splits["train"]
+
+
+def _kept_fit(classifier: Classifier) -> Fit | None:
+    """What was fitted on the run's validation images, if the run page of this state has it."""
+    if classifier.run is None:
+        return None
+    stored = fitted_on_val(classifier.run, classifier.weights)
+    try:
+        return Fit(**{**stored, "thresholds": tuple(stored["thresholds"])}) if stored else None
+    except (TypeError, KeyError):  # of another version
+        return None
+
+
+def _keep_test(run: Path, e: Evaluation) -> None:
+    """Keep the result in the run's folder; one that cannot be written stays as it is."""
+    state = state_of(run, e.weights)
+    if state is None:
+        return
+    try:
+        keep_test(run, {**e.to_dict(), **state})
+    except OSError as error:
+        what = f"The test result is not kept in {run}: {error.strerror or error}."
+        logging.getLogger("vitc").warning(what)
+
+
+def not_learnt(e: Evaluation) -> str:
+    """`Not learnt: hat (0 of 12 correct)`."""
+    missed, most = e.not_learnt, 8
+    named = few((f"{short(c.name, 60)} ({c.correct} of {c.n} correct)" for c in missed), most)
+    many = f" {len(missed)} of {len(e.classes)} classes:" if len(missed) > most else ""
+    return f"Not learnt:{many} {named}."
 
 
 def evaluation_page(e: Evaluation) -> Page:
     """What an evaluation measured; top-5 only where there are more than five classes."""
     interval = f"(95 % interval {e.interval[0]:.2f} to {e.interval[1]:.2f})"
+    name, baseline = e.largest_class
     rows = [("top-1", f"{e.top1:.2f} %  {interval}")]
     if len(e.per_class) > 5:
         rows.append(("top-5", f"{e.top5:.2f} %"))
     rows.append(("loss", f"{e.loss:.4f}"))
+    rows.append(("largest class alone", f"{baseline:.2f} %  ({short(name, 60)})"))
     kind = "average (EMA)" if e.weights == "ema" else "raw"
     images = (
         f"all {counted(e.n, 'image')}" if e.split == "all" else counted(e.n, f"{e.split} image")
     )
     title = f"{e.run}: {images}, {kind} weights"
-    return Page(title, [Table(title, ("", "value"), rows)], e.to_dict())
+    parts: list[Part] = [Text(not_learnt(e))] if e.not_learnt else []
+    return Page(title, [*parts, Table(title, ("", "value"), rows)], e.to_dict())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LATEST = 10  # evaluations of a run that are listed
 UNKNOWN_STEPS = 1000  # an epoch, where images cannot be counted: over epochs curves look the same
 MOST_POINTS = 4000  # of a curve
+MOST_LINES = 1000  # of metrics.jsonl in a curve
 COSTS = ("flops", "params", "activations")
 
 
@@ -181,7 +182,7 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
     if status != "done":
         parts.append(Text(f"Resume it: vitc train {shlex.quote(str(path))}"))
     if plot is not None:
-        _draw(_curves(str(path), metrics), plot)
+        _draw(curves(str(path), metrics), plot)
         parts.append(Text(f"Curves: {plot}"))
     values = {
         "run": str(path),
@@ -194,15 +195,18 @@ def run_page(path: Path, plot: Path | None = None) -> Page:
     return Page(str(path), parts, values)
 
 
-def _curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Training loss and validation accuracy over the epochs of a run."""
 
     def line(kind: str, key: str, label: str, look: int) -> Line:
         known = [m for m in metrics if m["kind"] == kind and m.get(key) is not None]
+        known = known[:: -(-len(known) // MOST_LINES) or 1]
         points = [m["epoch"] for m in known], [m[key] for m in known]
         return Line(label, look, *points, form="points" if kind == "eval" else "curve")
 
     accuracy = [line("eval", "top1", "EMA", 0), line("eval", "top1_raw", "raw", 1)]
+    if accuracy[0].y == accuracy[1].y:  # there is no average
+        accuracy = [replace(accuracy[0], label="")]
     return [
         Chart("loss", title, "epoch", "training loss", [line("train", "loss", "", 0)]),
         Chart("top1", title, "epoch", "validation top-1 (%)", accuracy),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import Any
 
 from vitc.data.loader import TrainLoader
@@ -26,6 +27,8 @@ class RunLog:
         self.noted: set[str] = set()
         self.limit_noted = False
         self.loss_noted = False
+        # Seconds of this process by what they were spent on.
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.steps = setup.steps  # of the whole run, as far as is known
 
     def note(self, text: str) -> None:
@@ -138,6 +141,7 @@ class RunLog:
             "total_steps": state.step if status == "done" else self.steps,
             "epochs": setup.config.train.epochs,
             "train_seconds": round(state.seconds, 3),
+            "time_spent": {name: round(s, 3) for name, s in self.spent.items()},
             "images_per_second": self._rate(state),
             "skipped_files": state.skipped,
             "peak_memory_bytes": peak_memory(setup.device),

@@ -88,6 +88,7 @@ def run(
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
+    entered = time.monotonic()
     started = CLOCKS[config.train.clock]()
     config = with_sources(config, out)
     device = pick_device(config.train.device)
@@ -130,6 +131,7 @@ def run(
                 for line in (*leaks(earlier, data), *([crowded] if crowded else [])):
                     log.note(line)
                 resume(setup, state, folder, log, initial, pace)
+                log.spent["preparing"] = time.monotonic() - entered
                 return Trainer(setup, state, folder, log, stop, pace).run()
 
 
@@ -216,6 +218,7 @@ class Trainer:
         forget_peak_memory(setup.device)
         self.log.start(state.step)
         self.counted_until = self.saved_at = time.monotonic()
+        seconds, spent = state.seconds, self.log.spent
         try:
             with open_train(
                 setup.data,
@@ -225,10 +228,16 @@ class Trainer:
                 state.step,
                 self.pace.most_steps,
             ) as batches:
+                opening = time.monotonic() - self.counted_until
+                spent["preparing"] += opening
                 self.folder.event(batches.note)
                 self._steps(batches)
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
+                self._count_time()
+                spent["loading"] = batches.wait_seconds
+                others = opening + spent["loading"] + spent["saving"]
+                spent["steps"] = state.seconds - seconds - others
                 self._save()
                 summary = self.log.close(state, "done")
                 return RunResult(self.folder.path, "done", summary["top1"], summary)
@@ -308,7 +317,7 @@ class Trainer:
     def _evaluate(self, batches: TrainLoader) -> None:
         """Measure on validation; its time is not training time."""
         self._count_time()
-        before = self.pace.seconds()
+        begun, before = self.counted_until, self.pace.seconds()
         line = self.validation.measure(batches.provider)
         self.pace.reserve = SAVING_SECONDS + self.pace.seconds() - before
         for name in self.validation.batches.skipped:
@@ -316,6 +325,7 @@ class Trainer:
         self.log.eval_line(self.state, line)
         train_mode(self.state.model)
         self.counted_until = time.monotonic()
+        self.log.spent["evaluation"] += self.counted_until - begun
 
     def _save(self) -> None:
         self._read()
@@ -333,6 +343,7 @@ class Trainer:
         }
         keep = self.setup.config.train.keep_checkpoints
         self.state.save(self.folder.checkpoints, extra, keep=keep)
+        self.log.spent["saving"] += time.monotonic() - self.saved_at
 
     def _stop_if_asked(self) -> None:
         setup, step = self.setup, self.state.step

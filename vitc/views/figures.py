@@ -50,7 +50,8 @@ def draw(chart: Chart) -> Figure:
         figure = Figure(layout="constrained")
         _draw_on(figure.subplots(), chart)
         labels = sum(bool(line.label) for line in chart.lines)
-        figure.legend(loc="outside lower center", ncols=2 if labels > 1 else 1, fontsize=8)
+        if labels:
+            figure.legend(loc="outside lower center", ncols=2 if labels > 1 else 1, fontsize=8)
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.execute(figure)
@@ -105,13 +106,22 @@ def save(chart: Chart, folder: Path) -> tuple[Figure, str]:
     figure = draw(chart)
     for suffix in ("png", "pdf") if chart.brief else ():
         figure.savefig(folder / f"{chart.name}.{suffix}", dpi=200)
+    svg = _svg(figure, chart)
+    (folder / f"{chart.name}.svg").write_text(svg, encoding="utf-8")
+    return figure, _inline(svg, chart.title)
+
+
+def inline(chart: Chart) -> str:
+    """The chart as SVG for an HTML page, in no file of its own."""
+    return _inline(_svg(draw(chart), chart), chart.title)
+
+
+def _svg(figure: Figure, chart: Chart) -> str:
     buffer = io.StringIO()
     # Ids are hashed with the salt, so that several pictures in one page never share one.
     with mpl.rc_context({"svg.hashsalt": chart.name, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    (folder / f"{chart.name}.svg").write_text(svg, encoding="utf-8")
-    return figure, _inline(svg, chart.title)
+    return buffer.getvalue()
 
 
 def _inline(svg: str, title: str) -> str:

@@ -144,6 +144,17 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Counts of every pair of names, rows by columns, darker where a count's share of its row is
+    larger. `corner`: what rows and columns are."""
+
+    kind: ClassVar = "matrix"
+    corner: str
+    names: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
 class Details:
     """Text of many lines that a reader opens on demand; pages of one glance leave it out."""
 
@@ -152,7 +163,7 @@ class Details:
     text: str
 
 
-Part = Text | Heading | Bullets | Table | Figures | Thumbnails | Bars | Details
+Part = Text | Heading | Bullets | Table | Figures | Thumbnails | Bars | Matrix | Details
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,480 @@
+"""The run page: each of its numbers follows from the probabilities, and no name has power in it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import functools
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import vitc
+from tests.browser import Tags, measured
+from vitc.cli.main import main
+from vitc.config import to_saved
+from vitc.data.copies import near_copies
+from vitc.data.sources.base import Split
+from vitc.deploy import measures
+from vitc.deploy.classifier import Classifier
+from vitc.deploy.evaluation import Evaluation, SplitLogits, evaluate, measure, predict_split
+from vitc.deploy.run_page import run_page, time_rows, write_page
+from vitc.resolve import load_config
+from vitc.runs.results import test_results as results_of_test
+from vitc.training.loop import run as train
+from vitc.views.model import Figures, Heading, Matrix, Page, Part, Table, Text, Thumbnails
+
+EVIL = ("<script>alert(1)<\u2215script>", '"it\'s" & {{7*7}}', "مرحبا\nline", "x" * 200)
+COUNTS = {"train": 12, "val": 30, "test": 8}
+SECRET = "SECRET-PLACE"
+
+
+def blotches(rng: np.random.Generator, tint: int) -> Image.Image:
+    coarse = (rng.integers(0, 160, (6, 8, 3)) + 20 * tint).astype(np.uint8)
+    return Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on JPEGs with EXIF, in classes of hostile names. Read-only."""
+    place, rng = tmp_path_factory.mktemp("ran"), np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for c, name in enumerate(EVIL):
+            folder = place / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = blotches(rng, c)
+                exif = image.getexif()
+                exif[270], exif[274] = SECRET, 6  # description; turned by 90 degrees
+                image.save(folder / f"{split}{i}.jpg", quality=95, exif=exif)
+    seen = place / "images" / "train" / EVIL[1] / "train3.jpg"
+    with Image.open(seen) as image:  # once more in validation, smaller
+        image.resize((40, 30)).save(
+            place / "images" / "val" / EVIL[1] / "copy.jpg", exif=image.getexif()
+        )
+    config = load_config(
+        "debug",
+        data=str(place / "images"),
+        model="vit_p_tiny",
+        **{"model.img_size": 16, "data.workers": 0, "train.batch": 8, "train.epochs": 2},
+        **{"train.threads": 1, "train.device": "cpu", "train.log_every_steps": 1},
+    )
+    assert train(config, place / "run", quiet=True).status == "done"
+    return place
+
+
+@pytest.fixture(scope="module")
+def found(ran: Path) -> Evaluation:
+    return evaluate(ran / "run")
+
+
+@pytest.fixture
+def run(ran: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    shutil.copytree(ran / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+# -- an independent oracle -------------------------------------------------------------------------
+
+
+def bounds(count: int, n: int) -> tuple[float, float]:
+    """Wilson's interval in percent, by solving (p - p0)^2 = z^2 p0 (1 - p0) / n."""
+    z, p = 1.959963984540054, count / n
+    roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p]).real
+    low, high = sorted(roots)
+    return 100 * max(0.0, low), 100 * min(1.0, high)
+
+
+def written(count: int, n: int) -> str:
+    if n == 0:
+        return "–"
+    low, high = bounds(count, n)
+    return f"{100 * count / n:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def oracle_rows(labels: list[int], answers: list[int], names: list[str]) -> list[list[str]]:
+    """The table of classes, by counting."""
+    pairs = list(zip(labels, answers, strict=True))
+    rows = []
+    for c, name in enumerate(names):
+        tp = sum(y == c == a for y, a in pairs)
+        n, predicted = labels.count(c), answers.count(c)
+        if n + predicted == 0:
+            continue
+        f1 = 200 * tp / (n + predicted)
+        low, high = (200 * j / (100 + j) for j in bounds(tp, n + predicted - tp))
+        cells = [name, f"{tp} of {n}", written(tp, n), written(tp, predicted)]
+        rows.append((f1, -n, [*cells, f"{f1:.1f} % ({low:.1f} to {high:.1f})"]))
+    return [cells for _, _, cells in sorted(rows, key=lambda row: row[:2])]
+
+
+def oracle_ece(labels: NDArray[Any], probs: NDArray[Any]) -> float:
+    total = 0.0
+    for b in range(15):
+        inside = [
+            i for i in range(len(labels)) if b / 15 < probs[i].max() <= (b + 1) / 15 + 1e-12 * b
+        ]
+        if inside:
+            right = sum(probs[i].argmax() == labels[i] for i in inside)
+            total += abs(sum(float(probs[i].max()) for i in inside) - right)
+    return 100 * total / len(labels)
+
+
+def cross_entropy(labels: NDArray[Any], logits: NDArray[Any], t: float) -> float:
+    z = logits.astype(np.float64) / t
+    return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]))
+
+
+def invented(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels and overconfident logits, about two thirds of them right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    logits = rng.normal(0, 2, (n, k))
+    logits[np.arange(n), labels] += 4 * rng.random(n)
+    return labels, logits.astype(np.float32)
+
+
+def with_answers(
+    e: Evaluation, labels: NDArray[np.int64], logits: NDArray[np.float32], classes: list[str]
+) -> Evaluation:
+    """Invented answers on the run's images, evaluated as a run's own."""
+    classifier = Classifier.load(e.run, "cpu")
+    found = predict_split(classifier)
+    names = tuple(f"{i}.jpg" for i in range(len(labels)))
+    pictures = found.pictures.take(np.arange(len(labels)) % len(found.pictures))
+    pictures = replace(pictures, labels=labels, names=names)
+    answers = SplitLogits(names, labels, logits, found.images, pictures)
+    return measure(replace(classifier, classes=tuple(classes)), answers, e.run)
+
+
+@functools.cache
+def page_of(e: Evaluation) -> Page:
+    return run_page(e, "c")
+
+
+def parts(e: Evaluation, kind: type[Part]) -> Iterator[Any]:
+    return (part for part in page_of(e).parts if isinstance(part, kind))
+
+
+def table(e: Evaluation, title: str) -> list[list[str]]:
+    rows = next(t.rows for t in parts(e, Table) if t.title.partition(",")[0] == title)
+    return [[cell.replace("\u00a0", " ") for cell in row] for row in rows]
+
+
+def texts(e: Evaluation) -> str:
+    return "\n".join(part.text for part in parts(e, Text))
+
+
+# -- every number ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[2, 10, 81])
+def many(request: pytest.FixtureRequest, found: Evaluation) -> Evaluation:
+    """Evaluations of 2, 10 and 81 classes."""
+    k = request.param
+    return with_answers(found, *invented(500, k, k), [f"class {i}" for i in range(k)])
+
+
+def test_accuracy_is_beside_its_interval_and_the_largest_class(many: Evaluation) -> None:
+    answers = many.probabilities.argmax(axis=1)
+    right, n = int((answers == many.labels).sum()), len(many.labels)
+    low, high = bounds(right, n)
+    counts = [many.labels.tolist().count(c) for c in range(len(many.classes))]
+    text = texts(many)
+    assert f"{100 * right / n:.1f} % of 500 validation images" in text
+    assert f"interval {low:.1f} to {high:.1f}" in text
+    assert (
+        f"class {counts.index(max(counts))}, would be correct for {max(counts) / 5:.1f} %" in text
+    )
+
+
+def test_classes_are_counted_worst_first_and_those_not_learnt_head_the_page(
+    many: Evaluation,
+) -> None:
+    labels, answers = many.labels.tolist(), many.probabilities.argmax(axis=1).tolist()
+    assert table(many, "Classes") == oracle_rows(labels, answers, list(many.classes))
+    missed = [
+        c
+        for c in range(len(many.classes))
+        if (n := labels.count(c))
+        and sum(y == c == a for y, a in zip(labels, answers, strict=True)) <= 0.1 * n
+    ]
+    assert {c.name for c in many.not_learnt} == {f"class {c}" for c in missed}
+    first = next(parts(many, Text)).text
+    assert first.startswith("Not learnt") == bool(missed)
+
+
+def test_a_class_without_a_hit_is_the_first_line(found: Evaluation) -> None:
+    labels, logits = invented(120, 3)
+    logits[:, 2] = -20
+    e = with_answers(found, labels, logits, ["cat", "dog", "hat"])
+    n = int((labels == 2).sum())
+    assert next(parts(e, Text)).text == f"Not learnt: hat (0 of {n} correct)."
+    assert table(e, "Classes")[0][:4] == ["hat", f"0 of {n}", written(0, n), "–"]
+
+
+def test_confusions_are_counted(many: Evaluation) -> None:
+    k, answers = len(many.classes), many.probabilities.argmax(axis=1).tolist()
+    counts = [[0] * k for _ in range(k)]
+    for y, a in zip(many.labels.tolist(), answers, strict=True):
+        counts[y][a] += 1
+    pairs = [(counts[i][j], i, j) for i in range(k) for j in range(k) if i != j and counts[i][j]]
+    if k <= 30:
+        assert next(parts(many, Matrix)).counts == counts
+    else:
+        shown = [row[2] for row in table(many, "Most confused")]
+        most = sorted((c for c, _, _ in pairs), reverse=True)[:20]
+        assert [int(s.split()[0]) for s in shown] == most
+    heads = [h.text for h in parts(many, Heading) if "→" in h.text]
+    for head in heads:
+        i, j, count, n = map(int, re.findall(r"\d+", head))
+        assert (counts[i][j], sum(counts[i])) == (count, n)
+    assert len(heads) == min(6, len(pairs))
+
+
+def test_worst_images_and_likely_label_errors(many: Evaluation) -> None:
+    labels, probs = many.labels.tolist(), many.probabilities.astype(np.float64)
+    wrong = [i for i, y in enumerate(labels) if probs[i].argmax() != y]
+    wrong.sort(key=lambda i: probs[i][labels[i]])
+    assert many.worst.tolist() == wrong
+    k = len(many.classes)
+    mean = [
+        np.mean([probs[i][c] for i, y in enumerate(labels) if y == c]) if c in labels else np.inf
+        for c in range(k)
+    ]
+    suspected = []
+    for i in wrong:
+        over = [c for c in range(k) if probs[i][c] >= mean[c]]
+        if over and max(over, key=lambda c: probs[i][c]) != labels[i]:
+            suspected.append(i)
+    assert many.label_errors.tolist() == suspected
+    shown = list(parts(many, Thumbnails))
+    worst = next(t for t in shown if len(t.pictures) > 4)
+    assert [p.caption[-1] for p in worst.pictures] == [f"{i}.jpg" for i in wrong[:24]]
+    y, a = labels[wrong[0]], int(probs[wrong[0]].argmax())
+    percent = f"{100 * probs[wrong[0]].max():.0f} %"
+    about = [f"label: class {y}", f"answer: class {a}", f"confidence: {percent}"]
+    assert list(worst.pictures[0].caption[:3]) == about
+
+
+def test_calibration_before_and_after_the_temperature() -> None:
+    labels, logits = invented(400, 5)
+    fit = measures.fit(labels, logits, "val")
+    c = measures.calibration(labels, logits, fit, own=True)
+    assert c.ece == pytest.approx(oracle_ece(labels, measures.probabilities(logits)), abs=1e-3)
+    grid = np.exp(np.linspace(-1, 2, 1500))
+    best = grid[np.argmin([cross_entropy(labels, logits, t) for t in grid])]
+    assert c.temperature == pytest.approx(best, rel=0.01)
+    crossed = np.empty_like(logits)
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    for half, other in ((even, odd), (odd, even)):
+        t = grid[np.argmin([cross_entropy(labels[other], logits[other], t) for t in grid])]
+        crossed[half] = measures.probabilities(logits[half], t)
+    assert c.cross_fitted
+    assert c.ece_after == pytest.approx(oracle_ece(labels, crossed), abs=1.0)
+    assert c.ece_after is not None
+    assert c.ece_after < c.ece
+    elsewhere = measures.calibration(*invented(300, 5, 1), fit, own=False)
+    assert not elsewhere.cross_fitted
+    few = measures.fit(labels[:99], logits[:99], "val")
+    assert few.temperature is None
+
+
+def test_the_reliability_of_the_page_is_that_of_the_bins(many: Evaluation) -> None:
+    confidence = many.probabilities.max(axis=1)
+    right = many.probabilities.argmax(axis=1) == many.labels
+    figures = next(f for f in parts(many, Figures) if f.title == "How sure it is")
+    assert f"{oracle_ece(many.labels, many.probabilities):.1f} points" in figures.note
+    line = next(x for x in figures.charts[0].lines if x.label == "as trained")
+    for x, y, low, high in zip(line.x, line.y, line.low, line.high, strict=True):
+        b = math.ceil(x * 15 / 100) - 1
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        assert x == pytest.approx(100 * confidence[inside].mean(), abs=1e-3)
+        assert y == pytest.approx(100 * right[inside].mean())
+        assert (low, high) == pytest.approx(bounds(int(right[inside].sum()), int(inside.sum())))
+
+
+def test_thresholds_reach_the_accuracy_with_the_most_answers(many: Evaluation) -> None:
+    confidence = many.probabilities.max(axis=1).astype(np.float64)
+    right = many.probabilities.argmax(axis=1) == many.labels
+    for row, target in zip(table(many, "When to answer “unknown”"), (90, 95, 99), strict=True):
+        good = [c for c in confidence if right[confidence >= c].mean() >= target / 100]
+        if not good:
+            assert row[1:] == ["not reached", "–", "–"]
+            continue
+        kept = confidence >= min(good)
+        assert row == [
+            f"{target} %",
+            f"{min(good):.3f}",
+            written(int(kept.sum()), len(kept)),
+            written(int(right[kept].sum()), int(kept.sum())),
+        ]
+    for x, y in many.coverage.curve:
+        most = np.sort(confidence)[::-1][round(x * len(right) / 100) - 1]
+        assert y == pytest.approx(100 * right[confidence >= most].mean())
+
+
+def test_the_time_is_the_runs(ran: Path) -> None:
+    summary = json.loads((ran / "run" / "summary.json").read_text())
+    spent = summary["time_spent"]
+    assert set(spent) == {"preparing", "loading", "steps", "evaluation", "saving"}
+    assert min(spent.values()) >= 0
+    assert spent["steps"] + spent["loading"] <= summary["train_seconds"] + 0.1
+    assert [row[0] for row in time_rows(summary)][2] == "training steps"
+    assert time_rows({"train_seconds": 60.0})[0][1:] == ("1 min 00 s", "100 %")
+
+
+# -- near duplicates -------------------------------------------------------------------------------
+
+
+def test_a_smaller_copy_of_a_training_image_is_found(found: Evaluation) -> None:
+    assert found.copies is not None
+    assert found.train is not None
+    names = [(found.names[i], found.train.names[j]) for i, j in found.copies.pairs]
+    assert [(a.rpartition("/")[2], b.rpartition("/")[2]) for a, b in names] == [
+        ("copy.jpg", "train3.jpg")
+    ]
+    assert (found.copies.held_out, found.copies.train) == (found.n, len(found.train))
+    assert "with a near duplicate in training" in texts(found)
+
+
+def test_looking_for_copies_ends_with_its_time(found: Evaluation) -> None:
+    pixels = np.zeros((100_000, 8, 8, 3), np.uint8)
+    many = Split(np.zeros(len(pixels), np.int64), [""] * len(pixels), pixels)
+    started = time.monotonic()
+    copies = near_copies(many, many, seconds=0.2)
+    assert time.monotonic() - started < 3
+    assert 0 < copies.train < len(pixels)
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(found: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(found, "vitc evaluate RUN", tmp_path_factory.mktemp("page") / "page.html")
+
+
+def test_hostile_names_are_text_and_nothing_is_loaded(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    tags = Tags(text)
+    assert not {"script", "iframe", "object", "link href"} & {tag for tag, _ in tags.seen}
+    assert all(not name.startswith("on") for _, attrs in tags.seen for name in attrs)
+    sources = [v for _, attrs in tags.seen for k, v in attrs.items() if k in ("src", "href")]
+    assert all(v and v.startswith(("data:", "#")) for v in sources)
+    assert "&lt;script&gt;" in text
+    assert "{{7*7}}" in text
+    assert "x" * 41 not in text
+
+
+def test_thumbnails_are_upright_and_carry_no_metadata(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    jpegs = [base64.b64decode(b) for b in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
+    assert len(jpegs) > 10
+    assert not any(SECRET.encode() in jpeg or b"Exif" in jpeg for jpeg in jpegs)
+    assert SECRET not in text
+    held = page.with_suffix(".html").parent / "one.jpg"
+    held.write_bytes(jpegs[0])
+    with Image.open(held) as image:
+        assert image.height > image.width  # stored on its side
+
+
+def test_numbers_and_images_are_beside_it(page: Path, found: Evaluation) -> None:
+    values = json.loads(page.with_suffix(".json").read_text())
+    assert values["top1"] == found.top1
+    assert [c["correct"] for c in values["per_class"]] == np.diag(found.confusion).tolist()
+    with open(page.with_suffix(".csv"), newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found.n
+    for i, row in enumerate(rows):
+        best = int(found.probabilities[i].argmax())
+        assert row["label"] == sorted(EVIL)[int(found.labels[i])]
+        assert row["answer"] == found.classes[best]
+        assert float(row["confidence"]) == pytest.approx(float(found.probabilities[i, best]))
+        assert row["likely_label_error"] == str(int(i in found.label_errors))
+
+
+def test_test_results_are_kept_and_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    assert "have not been read" in (run / "report.html").read_text()
+    assert main(["evaluate", str(run), "--split", "test", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["report"] == str(run / "report.html")
+    kept = results_of_test(run)
+    assert [(r["top1"], r["n"], r["split"]) for r in kept] == [(printed["top1"], 32, "test")]
+    fit = json.loads((run / "report.json").read_text())["fit"]
+    assert (fit["split"], fit["n"]) == ("val", 121)  # thresholds are not chosen on test
+    assert main(["evaluate", str(run)]) == 0
+    assert f"Test: {printed['top1']:.1f} % of 32 images" in (run / "report.html").read_text()
+    saved = vitc.save_pretrained(run, run.parent / "saved")
+    assert f"On 32 test images: top-1 {printed['top1']:.2f} %" in (saved / "README.md").read_text()
+    evaluate(run, split="test")
+    assert len(results_of_test(run)) == 2
+
+
+def test_a_restarted_run_loses_its_results(run: Path) -> None:
+    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    config = load_config(run, **{"train.epochs": 1})
+    train(config, run, overwrite=True, quiet=True)
+    assert not [p for p in run.iterdir() if p.name.startswith(("report", "test"))]
+
+
+def test_training_on_images_of_ones_own_makes_the_page(
+    ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(ran / "run", **{"train.epochs": 1})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_saved(config)))
+    assert main(["train", str(file), "--out", str(tmp_path / "new")]) == 0
+    assert f"Where it errs: {tmp_path / 'new' / 'report.html'}" in capsys.readouterr().out
+    assert (tmp_path / "new" / "report.html").stat().st_size < 2_000_000
+
+
+def test_other_images_get_a_page_where_one_is_asked_for(
+    run: Path, ran: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, file = str(ran / "images" / "test"), run.parent / "other.html"
+    assert main(["evaluate", str(run), images]) == 0
+    assert not (run / "report.html").exists()
+    assert main(["evaluate", str(run), images, "--report", str(file)]) == 0
+    assert "near duplicate" not in file.read_text()  # of images that the run did not hold out
+    assert main(["evaluate", str(run), "--report", "page.pdf"]) == 2
+    assert "FILE.html" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--report", str(run / "no" / "page.html")]) == 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_take_five_seconds_and_two_megabytes(
+    found: Evaluation, tmp_path: Path
+) -> None:
+    labels, logits = invented(10_000, 81)
+    started = time.process_time()
+    e = with_answers(found, labels, logits, [f"class {i}" for i in range(81)])
+    file = write_page(e, "c", tmp_path / "page.html")
+    assert time.process_time() - started < 5
+    assert file.stat().st_size < 2_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_without_sideways_scrolling(
+    page: Path, tmp_path: Path, width: int
+) -> None:
+    loaded = "[...d.images].filter(i => i.naturalWidth > 10).length"
+    drawn = "[...d.querySelectorAll('figure svg')].filter(s => s.clientHeight > 100).length"
+    seen = measured(page, width, tmp_path, images=loaded, all="d.images.length", charts=drawn)
+    assert seen["images"] == seen["all"] > 10
+    assert seen["charts"] == 4
+    assert seen["scroll"] <= seen["client"]
