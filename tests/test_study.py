@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.invented import done, write_trial
+from tests.invented import HERE, done, write_trial
 from vitc.cli.main import main
 from vitc.cli.report import report_on
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
@@ -20,12 +20,13 @@ from vitc.resolve import load_config
 from vitc.study import load_runs
 from vitc.study.contenders import contenders_of
 from vitc.study.design import TUNING, Plan
-from vitc.study.measures.base import length_points, measure_plan
-from vitc.study.measures.hparams import hparams_plan
+from vitc.study.measures.base import length_points, measure_plan, request_of
+from vitc.study.measures.hparams import Hparams, hparams_plan
 from vitc.study.quick import quick_plan
 from vitc.study.reporting import report
 from vitc.study.runner import conduct
 from vitc.study.standing import standing, status_lines
+from vitc.study.studies import continued
 from vitc.study.study_folder import StudyFolder
 from vitc.study.tuning import tuning_plan
 
@@ -66,6 +67,19 @@ def test_extending_a_study_keeps_the_trials_that_ended(study: Path, tmp_path: Pa
     assert len(after) == 6
     assert {name: after[name] for name in before} == before
     assert "6 of 6 trials" in status_lines(StudyFolder(study))[0]
+
+
+def test_a_later_command_keeps_the_reference_and_the_looks_of_the_plan(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"recipes": ["debug"], "models": ["vit_c_tiny", "vit_p_tiny"]}
+    words |= QUICKLY
+    begun = request_of(Hparams(), **words, runs=2, name="s", reference="vit_c_tiny", looks=3)
+    folder = StudyFolder(tmp_path / "s")
+    folder.start(Hparams().plan(replace(begun, margin=1.5)), HERE, "vitc study hparams")
+    request = continued(request_of(Hparams(), **words, runs=4), folder, "hparams")
+    assert (request.reference, request.looks, request.margin) == ("vit_c_tiny", 3, 1.5)
+    assert folder.joined(Hparams().plan(request)).draws == 4
+    with pytest.raises(ConfigError, match="looks: 3 -> 2"):
+        folder.joined(Hparams().plan(replace(request, looks=2)))
 
 
 def test_the_report_can_be_made_again_and_says_its_verdict(

@@ -196,7 +196,7 @@ def _run(
 
     last: Stage | None = None
     for last in stages:
-        for line in [*before(last[1]), *power_lines(last[1])]:
+        for line in [*before(last[1]), *(power_lines(last[1]) if args.dry_run else ())]:
             note(line)
         engine = work.engine_of(args)
         if args.dry_run:

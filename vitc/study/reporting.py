@@ -80,7 +80,8 @@ def report(
         "results.json": to_json(values, indent=1),  # an open bound becomes null
     }
     parts = [part for i, s in enumerate(sections) for part in _parts(s, i, page)]
-    tables = [t for s in sections if not s.finding.draws for t in s.finding.tables]
+    # of random draws the comparisons alone: the contenders have a table of their own
+    tables = [t for s in sections for t in s.finding.tables[: 1 if s.finding.draws else None]]
     tex = [contenders_tex(sections), *map(latex.tabular, tables)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     charts = [c for part in parts if isinstance(part, Figures) for c in part.charts]

@@ -14,6 +14,7 @@ from vitc.files import FolderLock
 from vitc.machine import STOP_SIGNALS, environment, other_versions
 from vitc.progress import Progress
 from vitc.runs.folder import ENDED, Run
+from vitc.study.contrasts import power_lines
 from vitc.study.design import Plan, Trial, mixed
 from vitc.study.images import check_unchanged
 from vitc.study.launch import Engine, LocalEngine, device_of, run_all
@@ -145,6 +146,8 @@ def _run(
     if engine.name == LocalEngine.name:
         where = f"{engine.size} worker(s)"
     screen.line(f"study {plan.name}: {total} trials{resumed}; {where}")
+    for text in power_lines(plan):
+        screen.line(text)
     next_look = 0.0
 
     def going() -> bool:
