@@ -194,8 +194,8 @@ def read(data: bytes, stored: Layout, name: str) -> NDArray[np.uint8]:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it reports, we refuse
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            samples = _samples(file.pages[0], stored, len(data))
-            colour_map = file.pages[0].colormap
+            page: Any = file.pages[0]
+            samples, colour_map = _samples(page, stored, len(data)), page.colormap
     except Exception as e:  # as Pillow's decoders, it raises nearly anything on garbage
         raise broken(name, f"the file is damaged or incomplete ({e})") from e
     return _as_bytes(samples, colour_map, stored, name)

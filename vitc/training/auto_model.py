@@ -176,7 +176,7 @@ def _threads(
         return math.inf if cost is None else cost.step_seconds
 
     best = torch.get_num_threads()
-    why = "this machine has one core" if best == 1 else ""
+    why = "torch uses one here" if best == 1 else ""
     seconds = step_seconds(best) if best > 1 else 0.0
     while best > 1:
         half = step_seconds(best // 2)

@@ -60,6 +60,12 @@ class Setup:
 
 
 def set_up(config: RunConfig, data: DataSet, device: torch.device, procs: Processes) -> Setup:
+    """Raises ConfigError: more images a batch than there are, a budget of time for several."""
+    if config.train.budget_seconds is not None and procs.world > 1:
+        raise ConfigError(
+            "train.budget_seconds cannot be used by several processes, whose clocks differ.",
+            "Use --train.epochs.",
+        )
     settings = StepSettings(config, device, procs, data.mean, data.std, len(data.classes))
     steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
     return Setup(config, data, device, procs, batch_plan(config, procs), settings, steps)

@@ -21,7 +21,7 @@ from vitc.config import RunConfig
 from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import open_data
 from vitc.data.loader import TrainLoader, open_train
-from vitc.errors import ConfigError, DivergedError, InterruptedRun, RunError
+from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.machine import STOP_SIGNALS
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
@@ -97,10 +97,6 @@ def run(
     initial = InitialWeights(config.init)
     config, prepared = initial.prepare(config, out, begun)
     with machine_settings(config.train, device), processes(device) as procs:
-        if config.train.budget_seconds is not None and procs.world > 1:
-            raise ConfigError(
-                "train.budget_seconds cannot be used by several processes.", "Use --train.epochs."
-            )
         data = open_data(config.data, config.model.in_chans)
         setup = set_up(config, data, device, procs)
         if config.init.weights and not begun:  # weights that do not fit create no folder
