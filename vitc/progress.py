@@ -1,10 +1,12 @@
-"""Progress with rate and ETA: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress with rate and ETA: a bar on a terminal or in a notebook, else plain lines."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO, cast
+from html import escape
+from importlib import import_module
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -41,6 +43,7 @@ class Progress:
         self.done = 0
         self.start_at(0)
         self.bar: Bar | None = None
+        self.cell = NotebookBar(title) if self.console.is_jupyter and not quiet else None
         if self.console.is_terminal and not quiet:
             self.bar = Bar(
                 TextColumn("{task.description}"),
@@ -60,6 +63,8 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.cell is not None:
+            self.cell.show(self.done, self.total, "")
         if self.bar is not None:
             self.bar.stop()
 
@@ -74,7 +79,11 @@ class Progress:
         self.started = self.last_plain = time.monotonic()
 
     def line(self, text: str) -> None:
-        """Print one line that stays."""
+        """Print one line that stays; in a notebook until the next one, below the bar."""
+        if self.cell is not None:
+            self.cell.line = text
+            self.cell.show(self.done, self.total, self.left())
+            return
         self.console.print(text, markup=False)
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
@@ -87,7 +96,9 @@ class Progress:
         now = time.monotonic()
         if note is None:
             note = f"{(done - self.first) / max(now - self.started, 1e-9):,.0f} {self.unit}/s"
-        if self.bar is not None:
+        if self.cell is not None:
+            self.cell.show(done, self.total, f"{note}  {self.left()}")
+        elif self.bar is not None:
             self.bar.update(
                 self.task, completed=done, total=self.total, note=note, left=self.left()
             )
@@ -102,3 +113,27 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self.started) / fresh * (self.total - self.done)
         return f"about {duration(seconds)} left"
+
+
+class NotebookBar:
+    """A bar in the output of a notebook's cell, which changes in place; no widgets are needed."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.line = title, ""
+        self.handle: Any = None
+        self.shown = ""
+
+    def show(self, done: int, total: int, note: str) -> None:
+        """Replace what is shown by `done` of `total`, the note, and the last line below."""
+        display = import_module("IPython.display")
+        text = f"{self.title}  {done:,}/{total:,}  {note}"
+        bar = f'<progress value="{done}" max="{max(total, 1)}"></progress>'
+        page = f"<div>{bar} {escape(text)}<br><small>{escape(self.line)}</small></div>"
+        if page == self.shown:
+            return
+        self.shown = page
+        values = {"text/html": page, "text/plain": f"{text}\n{self.line}"}
+        if self.handle is None:
+            self.handle = display.display(values, raw=True, display_id=True)
+        else:
+            self.handle.update(values, raw=True)

@@ -28,12 +28,23 @@ if TYPE_CHECKING:
     from vitc.data.sources.base import Source
 
 What = Literal[
-    "recipe", "model", "timm", "checkpoint", "saved", "run", "study", "config", "images", "file"
+    "recipe",
+    "model",
+    "timm",
+    "torchvision",
+    "checkpoint",
+    "saved",
+    "run",
+    "study",
+    "config",
+    "images",
+    "file",
 ]
 WHAT: dict[What, str] = {
     "recipe": "a recipe",
     "model": "the name of a model",
     "timm": "a model of timm",
+    "torchvision": "a model of torchvision",
     "checkpoint": "a checkpoint",
     "saved": "a saved model",
     "run": "a run folder",
@@ -57,6 +68,8 @@ def what_is(name: str | Path) -> What | None:
         return "model"
     if text.startswith("timm:"):
         return "timm"
+    if text.startswith("torchvision:"):
+        return "torchvision"
     if path.is_dir():
         return _what_is_folder(path)
     if not path.is_file():

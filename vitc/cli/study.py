@@ -50,6 +50,11 @@ def _measure_options(parser: Parser, measure: Measure) -> None:
 
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
+    about = (
+        "in place of models and stems: models, stems, optimizers or schedules, each a name or "
+        "FILE.py:Class, as VALUE or NAME=VALUE; all else is the recipe's"
+    )
+    add("--contenders", nargs="+", default=[], metavar="[NAME=]VALUE", help=about)
     about = "contenders: these models under each recipe (default: each recipe's own)"
     add("--models", nargs="+", default=[], metavar="MODEL", help=about)
     about = (
@@ -161,11 +166,14 @@ KEPT = ("control", "controls", "seed", "looks", "margin")  # of the command line
 
 def _measure(args: Namespace, measure: Measure) -> int:
     from vitc.study.measures import base, hparams
+    from vitc.study.named import settings_of
     from vitc.study.studies import continued, stages
 
     folder = _folder(args, measure.name)
     words = {name: getattr(args, name) for name in ("recipes", "models", "stems", "optims")}
     words |= {name: getattr(args, name) for name in KEPT}
+    if args.contenders:
+        words["contenders"] = settings_of(args.contenders, folder.path)
     words |= {o.name: _value(o, getattr(args, o.name)) for o in measure.options}
     words |= {"reference": args.reference or "", "runs": args.runs or 0}
     request = base.request_of(measure, **words, **work.settings_of(args))

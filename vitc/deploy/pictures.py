@@ -93,7 +93,7 @@ def _subject(what: str, settings: Mapping[str, Any], kind: Kind) -> Classifier:
     from vitc.deploy.classifier import Classifier
     from vitc.models.zoo import MODELS, build_model
 
-    kinds: tuple[What, ...] = ("recipe", "config", "model", "timm", "run", "saved")
+    kinds: tuple[What, ...] = ("recipe", "config", "model", "timm", "torchvision", "run", "saved")
     found = check_is(what, *kinds, known=MODELS)
     if found in ("recipe", "config"):
         raise ConfigError(

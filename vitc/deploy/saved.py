@@ -23,7 +23,7 @@ from vitc.config import from_saved
 from vitc.data.preprocessing import Fit, Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
 from vitc.files import read_json
-from vitc.models.config import ModelConfig, TimmConfig
+from vitc.models.config import ModelConfig, TimmConfig, TorchvisionConfig
 from vitc.plugins.consent import customs, with_sources
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
         tensors = {
             name: file.get_tensor(name).to(like.dtype) for name, like in model.state_dict().items()
         }
-    outside = isinstance(saved.config, TimmConfig) or any(customs(saved.config))
+    outside = isinstance(saved.config, TimmConfig | TorchvisionConfig) or any(customs(saved.config))
     if not outside:
         model.load_state_dict(tensors, assign=True)
     if outside or any(b.is_meta for b in model.buffers()):  # it has tensors outside its state_dict

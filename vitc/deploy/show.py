@@ -42,7 +42,8 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     if plot is not None:
         check_plot(plot)
     kind = what_is(what)
-    if kind in ("model", "timm") or what.startswith("regnetz"):  # the last has its own reason
+    named = kind in ("model", "timm", "torchvision")
+    if named or what.startswith("regnetz"):  # the last has its own reason
         if plot is not None:
             raise ConfigError("--plot has no effect with a model: give a recipe or a run.")
         return model_page(model_with(what, settings))

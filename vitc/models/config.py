@@ -315,6 +315,27 @@ class TimmConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TorchvisionConfig(ModelConfig):
+    """A classifier of the torchvision library, freshly initialised, without dropout (extra
+    `peers`)."""
+
+    name: str = "torchvision:"
+    """torchvision:<name as torchvision.models knows it>."""
+
+    @property
+    def torchvision_name(self) -> str:
+        return self.name.removeprefix("torchvision:")
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not re.fullmatch(r"torchvision:\w*", self.name):
+            found.append(
+                f"model.name {self.name!r} must be torchvision:NAME, a name of torchvision.models."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class CustomModelConfig(CustomConfig, ModelConfig):
     """A custom model: a torch.nn.Module class of the user's own, by file or module."""
 
@@ -328,5 +349,6 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {
     "vit": ViTConfig,
     "cnn": CNNConfig,
     "timm": TimmConfig,
+    "torchvision": TorchvisionConfig,
     "custom": CustomModelConfig,
 }

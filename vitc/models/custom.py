@@ -101,10 +101,12 @@ def refuse_dropout(model: nn.Module, the: str) -> None:
 def _make(
     kind: Kind, cls: Any, given: Mapping[str, Any], settings: Mapping[str, Any], label: str
 ) -> nn.Module:
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        the = f"The {kind.noun} {label}"
+    the = f"The {kind.noun} {label}"
+    if isinstance(cls, type) and not issubclass(cls, nn.Module):
         raise ConfigError(f"{the} is not a subclass of torch.nn.Module.", kind.contract)
     module: nn.Module = build(kind, cls, given, settings, label)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{the} returns no torch.nn.Module.", kind.contract)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
         raise ConfigError(
             f"The {kind.noun} {label} has parameters without a shape (a lazy module).",

@@ -19,6 +19,7 @@ from vitc.models.config import (
     Init,
     ModelConfig,
     TimmConfig,
+    TorchvisionConfig,
     ViTConfig,
 )
 from vitc.models.stem_config import (
@@ -327,8 +328,9 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     """The config of a named model with some of its fields replaced.
 
     `timm:NAME` is a model of the timm library where that is installed; its own input size is taken
-    unless img_size is given. FILE.py:Class is a custom model. Raises ConfigError: unknown name or
-    field (with a suggestion), values of a wrong type or that cannot work.
+    unless img_size is given. torchvision:NAME is one of torchvision, FILE.py:Class a custom model.
+    Raises ConfigError: unknown name or field (with a suggestion), values of a wrong type or that
+    cannot work.
     """
     if not isinstance(name, str):
         raise ConfigError(f"The model's name is {name!r}; it must be one of list_models().")
@@ -336,6 +338,10 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
         from vitc.models.timm import timm_config
 
         config: ModelConfig = timm_config(name)
+    elif name.startswith("torchvision:"):
+        from vitc.models.torchvision import torchvision_config
+
+        config = torchvision_config(name)
     elif ":" in name or name.endswith(".py"):
         config = CustomModelConfig.named(name)
         config = dataclasses.replace(config, name=config.custom.what)
@@ -376,7 +382,8 @@ def create_model(
 ) -> nn.Module:
     """A named model, its weights freshly drawn from torch's generator.
 
-    `name`: one of `list_models()`, timm:NAME, or a custom model as FILE.py:Class(setting=value).
+    `name`: one of `list_models()`, timm:NAME, torchvision:NAME, or a custom model as
+    FILE.py:Class(setting=value).
     `img_size` None: the model's own, one side or (height, width) in pixels. `num_classes` 0: no
     head, the model returns (B, D) features. `init` "2021" is the authors' code when the paper
     appeared, "2022" pycls since; it concerns ViTs only. `overrides` are further fields of the
@@ -448,6 +455,10 @@ def build_model(
         from vitc.models.custom import load_model
 
         return load_model(config)
+    if isinstance(config, TorchvisionConfig):
+        from vitc.models.torchvision import build_torchvision
+
+        return build_torchvision(config)
     from vitc.models.timm import build_timm
 
     assert isinstance(config, TimmConfig)

@@ -8,11 +8,14 @@ one entry in `SCHEDULES`. Free of torch.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from math import cos, pi
+from types import SimpleNamespace
 from typing import Any, Literal
 
+from vitc.errors import ConfigError
 from vitc.plugins.consent import CustomConfig
 from vitc.plugins.load import build, load
 from vitc.plugins.names import SCHEDULE
@@ -109,7 +112,8 @@ class CosineConfig(ScheduleConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CustomScheduleConfig(CustomConfig, ScheduleConfig):
-    """A class of the user's own with `lr(step, total_steps)`, the share of the peak."""
+    """A class of the user's own with `lr(step, total_steps)`, the share of the peak; or a function
+    of these two."""
 
     KIND = SCHEDULE
 
@@ -127,7 +131,16 @@ class CustomScheduleConfig(CustomConfig, ScheduleConfig):
 @cache
 def _built(config: CustomScheduleConfig) -> Any:
     cls, settings, label = load(config.custom)
-    return build(SCHEDULE, cls, {}, settings | config.settings, label)
+    settings |= config.settings
+    if not inspect.isfunction(cls):
+        return build(SCHEDULE, cls, {}, settings, label)
+    try:
+        inspect.signature(cls).bind(0, 1, **settings)
+    except TypeError as error:
+        raise ConfigError(
+            f"The schedule {label} cannot be called: {error}.", SCHEDULE.contract
+        ) from error
+    return SimpleNamespace(lr=partial(cls, **settings))
 
 
 SCHEDULES: dict[str, type[ScheduleConfig]] = {

@@ -40,13 +40,13 @@ def build(
 ) -> Any:
     """`cls(**given, **settings)`, without what is only `offered` and not in its signature.
 
-    Raises ConfigError: not a class, a setting that it does not have or that is missing, or the
-    class raises.
+    `cls` may be a function that returns what the class would make. Raises ConfigError: neither, a
+    setting that it does not have or that is missing, or it raises.
     """
     label = label or getattr(cls, "__qualname__", repr(cls))
     the = f"The {kind.noun} {label}"
-    if not isinstance(cls, type):
-        raise ConfigError(f"{the} is not a class.", kind.contract)
+    if not isinstance(cls, type) and not inspect.isfunction(cls):
+        raise ConfigError(f"{the} is neither a class nor a function.", kind.contract)
     try:
         known = inspect.signature(cls).parameters
     except (TypeError, ValueError):  # a class without a signature
@@ -80,7 +80,7 @@ def build(
         raise ConfigError(f"{the} cannot be built: {why(error, cls)}") from error
 
 
-def why(error: BaseException, cls: type | None, file: str = "") -> str:
+def why(error: BaseException, cls: Any, file: str = "") -> str:
     """`line 3: ValueError: ...`: what went wrong, and where in `file` or the file of a class."""
     if cls is not None:
         file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""

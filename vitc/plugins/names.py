@@ -56,7 +56,12 @@ OPTIMIZER = Kind(
     "An optimizer is a torch.optim.Optimizer, called with parameter groups and lr.",
     ("weight_decay",),
 )
-SCHEDULE = Kind("schedule", "--optim.schedule", (), "A schedule has lr(step, total_steps).")
+SCHEDULE = Kind(
+    "schedule",
+    "--optim.schedule",
+    (),
+    "A schedule has lr(step, total_steps), or is a function of these two: the share of the peak.",
+)
 SOURCE = Kind("source", "--data", (), "What a source has: docs/sources.md.")
 # The setting of a config that names a class -> its kind; a source is named by data.path.
 NAMED_BY = {"stem": STEM, "model": MODEL, "optim": OPTIMIZER, "schedule": SCHEDULE}

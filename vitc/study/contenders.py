@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc.config import RunConfig, all_leaf_types, leaves
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, VitcError
 from vitc.models.config import ModelConfig, ViTConfig
 from vitc.models.stem_config import (
     STEM_KINDS,
@@ -20,11 +20,14 @@ from vitc.models.stem_config import (
     StemConfig,
 )
 from vitc.models.zoo import MODELS, build_model
+from vitc.optim.optimizers import CustomOptimizerConfig
+from vitc.optim.schedule import CustomScheduleConfig
 from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom
 from vitc.resolve import load_config, resolve_config
 from vitc.study.design import Group
 
+OWN_OPTIM = "own optimizer"  # of groups of which some have another optimizer than the study's
 CURVE_POINTS = 4  # evaluations of a trial, at most: one costs about a tenth of an epoch
 
 
@@ -33,6 +36,8 @@ class Request:
     """What a study is asked to compare; the same words for every measure."""
 
     recipes: tuple[str, ...] = ()
+    contenders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """In place of models and stems: the contenders by name, each with settings of its own."""
     models: tuple[str, ...] = ()
     """None: each recipe's own."""
     stems: tuple[str, ...] = ()
@@ -58,6 +63,91 @@ class Request:
     """The measure's own."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings of every trial."""
+
+
+def groups_asked(request: Request) -> list[Group]:
+    """One group a contender and optimizer of a request, without its controls. Raises ConfigError.
+
+    Contenders with settings of their own take the rest from the recipe, lr and weight decay of a
+    custom optimizer too. Where one of them names an optimizer, all are compared with each other.
+    """
+    if not request.contenders:
+        return contenders_of(
+            request.recipes, request.models, request.optims, request.stems, **request.settings
+        )
+    if request.models or request.stems or len(request.recipes) != 1:
+        raise ConfigError("Contenders by name need one recipe, and neither models nor stems.")
+    own_optims = any("optim" in own for own in request.contenders.values())
+    if own_optims and len(request.optims) > 1:
+        raise ConfigError("Contenders with optimizers of their own need a single --optims.")
+    groups = []
+    for optim, (name, own) in itertools.product(request.optims, request.contenders.items()):
+        config = _own_config(request.recipes[0], optim, own, request.settings)
+        groups.append(
+            Group(contender=name, optim=OWN_OPTIM if own_optims else optim, config=config)
+        )
+    _check_customs(groups)
+    return groups
+
+
+def _own_config(
+    recipe: str, optim: str, own: Mapping[str, Any], settings: Mapping[str, Any]
+) -> RunConfig:
+    """The recipe with a contender's own settings over those of all. Raises ConfigError."""
+    rest = {n: v for n, v in {**settings, **own}.items() if n not in ("model", "optim")}
+    chosen = own.get("optim", optim)
+    if ":" in chosen:  # what suits it is not known: the draws are around the recipe's
+        base = load_config(recipe, optim=optim).optim
+        kept = ("lr", "weight_decay", "lr_per_batch")
+        rest = {**{f"optim.{n}": getattr(base, n) for n in kept}, **rest}
+    stem = rest.get("model.stem")
+    if isinstance(stem, str):
+        bare = {n: v for n, v in rest.items() if n.partition(".")[0] == "data"}
+        rest["model.stem"] = _stem_for(_config(recipe, own.get("model", ""), optim, bare), stem)
+    config = _config(recipe, own.get("model", ""), chosen, rest)
+    return dataclasses.replace(config, model=with_sources(config.model, recipe))
+
+
+def _check_customs(groups: Sequence[Group]) -> None:
+    """Build what is custom, and ask its schedules for a rate, before a budget is spent on them.
+
+    Raises ConfigError.
+    """
+    for model in {g.config.model for g in groups}:
+        if any(customs(model)):
+            build_model(model, 2)
+    for optim in {g.config.optim for g in groups}:
+        if isinstance(optim.schedule, CustomScheduleConfig):
+            _try_schedule(optim.schedule)
+        if isinstance(optim, CustomOptimizerConfig):
+            from torch import nn, zeros
+
+            optim.build([{"params": [nn.Parameter(zeros(2, 2))], "weight_decay": 0.0}], False)
+
+
+def _try_schedule(schedule: CustomScheduleConfig) -> None:
+    for step in (0, 1, 2):
+        try:
+            rate = schedule.lr(step, peak=1.0, epochs=1, steps_per_epoch=2)
+        except VitcError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"The schedule {schedule.custom.what} fails at step {step} of 2: {error!r}."
+            ) from error
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ConfigError(
+                f"The schedule {schedule.custom.what} gives {rate} at step {step} of 2; it must be "
+                "a share of the peak, 0 or more."
+            )
+
+
+def differ_by_design(request: Request) -> tuple[str, ...]:
+    """What of `design.MUST_AGREE` contenders set for themselves: the question is about that."""
+    own = {name for settings in request.contenders.values() for name in settings}
+    parts = {"schedule": "optim.schedule", "ema": "optim.ema"}
+    parts |= {"epochs": "train.epochs", "batch": "train.batch"}
+    return tuple(n for n, part in parts.items() if any(f"{o}.".startswith(f"{part}.") for o in own))
 
 
 def contenders_of(
@@ -98,9 +188,7 @@ def contenders_of(
                 label = _label(config, kind if isinstance(kind, str) else "", stems)
                 label = label if len(recipes) == 1 else f"{recipe} {label}"
                 groups.append(Group(contender=label, optim=optim, config=config))
-    for model_config in {g.config.model for g in groups}:  # before a budget is spent on them
-        if any(customs(model_config)):
-            build_model(model_config, 2)
+    _check_customs(groups)
     return groups
 
 

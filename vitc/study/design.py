@@ -188,6 +188,8 @@ class Plan:
     """How often the results are looked at in all, each time with at most twice as many draws."""
     margin: float | None = None
     """Contenders whose errors differ by fewer points are equivalent; None: that is not asked."""
+    differ: tuple[str, ...] = ()
+    """Of `MUST_AGREE`, what contenders differ in by design, as those that are schedules."""
     schema: int = SCHEMA
     """The schema of the groups' stored settings and of the names in the ranges."""
 
@@ -353,7 +355,7 @@ def mixed(plan: Plan) -> list[str]:
         groups = [g for g in plan.groups if (g.optim, g.point) == (optim, point)]
         where = f"{optim} at {point}" if point else optim
         for name, read in MUST_AGREE.items():
-            if len(settings_of(groups, read)) > 1:
+            if name not in plan.differ and len(settings_of(groups, read)) > 1:
                 shown = ", ".join(
                     f"{g.contender}: {short(str(read(g.config)), 40)}" for g in groups
                 )

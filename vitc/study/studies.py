@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.errors import ConfigError
-from vitc.study.contenders import Request, contenders_of
+from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
 from vitc.study.measures import measure_of
 from vitc.study.measures.base import groups_of, request_of
+from vitc.study.named import settings_of
 from vitc.study.results import Section
 from vitc.study.runner import conduct
 from vitc.study.study_folder import StudyFolder
@@ -25,6 +26,7 @@ from vitc.study.tuning import (
     check_draws,
     tuning_plan,
 )
+from vitc.views.model import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +60,15 @@ class StudyResult:
             return rows
         return pd.DataFrame(rows)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the verdict, the main tables and where the rest is."""
+        from vitc.views.html import fragment
+
+        finding = self.section.finding
+        tables = [t for t in finding.tables if t.brief]
+        where = Text(f"Report: {self.report}. Folder: {self.path}", "note")
+        return fragment([*(Text(v, "verdict") for v in finding.verdict), *tables, where])
+
     def figure(self, name: str = "") -> Figure:
         """The report's first figure, or that whose name starts so. Raises ConfigError."""
         from vitc.study.figures import draw_figures
@@ -76,6 +87,7 @@ def run(
     measure: str = "hparams",
     recipes: str | Sequence[str] = (),
     *,
+    contenders: Mapping[str, Any] | Sequence[str] = (),
     models: Sequence[str] = (),
     stems: Sequence[str] = (),
     optims: Sequence[str] = (),
@@ -84,7 +96,15 @@ def run(
 ) -> StudyResult:
     """Run a study and its report; a study that is in `out` already is continued or extended.
 
-    Contenders are recipes x models (none: each recipe's own) x stems, under each optimizer.
+    `contenders` are what is compared, by name: a model, stem, optimizer or schedule, each as its
+    name (`vit_c_tiny`, `timm:resnet18`, `torchvision:resnet18`, `adamw`), as `FILE.py:Class`, as a
+    class or a function that builds it (those of a notebook are written into the study's folder,
+    where its workers import them), or as dotted settings. All else is the recipe's: without one
+    `fashion_vit_p`, whose images are in the package, or `cifar10_vit_p` if `data` are given.
+
+    Without them contenders are recipes x models (none: each recipe's own) x stems, under each
+    optimizer.
+
     Further `words` are `draws` or `seeds`, `seed`, `reference`, `control` and `controls`, `looks`
     (planned readings of the results), `margin` (points, for equivalence), the options of the
     measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed`, `allow_changed_data` and
@@ -96,11 +116,14 @@ def run(
     kind = measure_of(measure)
     execution = {name: words.pop(name) for name in EXECUTION if name in words}
     folder = StudyFolder(Path(out) if out is not None else Path("studies") / measure)
-    contenders: dict[str, Any] = {"recipes": recipes, "models": models, "stems": stems}
+    if contenders:
+        words["contenders"] = settings_of(contenders, folder.path)
+        recipes = recipes or ("cifar10_vit_p" if "data" in words else "fashion_vit_p")
+    words |= {"recipes": recipes, "models": models, "stems": stems}
     if optims:
-        contenders["optims"] = optims
+        words["optims"] = optims
     words["runs"] = words.pop("draws", None) or words.pop("seeds", None) or 0
-    request = continued(request_of(kind, **contenders, **words), folder, measure)
+    request = continued(request_of(kind, **words), folder, measure)
     for inside, plan in stages(measure, request, folder):
         conduct(inside, plan, **execution)
     allow = bool(execution.get("allow_changed_data", False))
@@ -190,9 +213,7 @@ def with_one_precision(request: Request, plan: Plan) -> Request:
 
     Precision auto is measured: once more for another plan of theirs, it could come out otherwise.
     """
-    groups = contenders_of(
-        request.recipes, request.models, request.optims, request.stems, **request.settings
-    )
+    groups = groups_asked(request)
     if all(g.config.train.precision != "auto" for g in groups):
         return request
     precision = plan.groups[0].config.train.precision

@@ -14,6 +14,7 @@ from vitc.config import SCHEMA, differences, from_saved, upgrade
 from vitc.errors import ConfigError
 from vitc.files import LOCK, read_json, write_json
 from vitc.plugins.consent import with_sources
+from vitc.plugins.names import SOURCES
 from vitc.runs.folder import keep_sources
 from vitc.study.design import HPARAMS, TUNING, Group, Plan, Range, Trial, sha_of
 
@@ -36,6 +37,7 @@ PLAN_FIELDS = (  # of two plans of one study, apart from contenders and ranges, 
     "seed_start",
     "looks",
     "margin",
+    "differ",
 )
 PRIMARY = "top-1 error of the EMA weights on validation after the last epoch"
 DIVERGED = (
@@ -74,6 +76,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         **({"seed_start": plan.seed_start} if plan.seed_start else {}),
         **({"looks": plan.looks} if plan.looks > 1 else {}),
         **({"margin": plan.margin} if plan.margin is not None else {}),
+        **({"differ": list(plan.differ)} if plan.differ else {}),
     }
 
 
@@ -128,6 +131,7 @@ def from_json(values: Mapping[str, Any], schema: int = SCHEMA, about: Sequence[s
             seed_start=values.get("seed_start", 0),
             looks=values.get("looks", 1),
             margin=values.get("margin"),
+            differ=tuple(values.get("differ", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"This is not a study's plan: {error!r}.") from error
@@ -235,7 +239,7 @@ class StudyFolder:
         history. Anything else is refused with what differs (`joined`).
         """
         names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        if not self.exists() and names - {LOCK, TUNING}:
+        if not self.exists() and names - {LOCK, TUNING, SOURCES}:
             raise ConfigError(
                 f"{self.path} is not empty and is not a study.", "Give another --out."
             )
@@ -283,7 +287,8 @@ class StudyFolder:
         """
         groups = []
         for g in plan.groups:
-            config = dataclasses.replace(g.config, model=with_sources(g.config.model, self.path))
+            parts = {n: with_sources(getattr(g.config, n), self.path) for n in ("model", "optim")}
+            config = dataclasses.replace(g.config, **parts)
             groups.append(dataclasses.replace(g, config=config))
         return dataclasses.replace(plan, groups=tuple(groups))
 

@@ -7,20 +7,27 @@ name holds; the policy in the head forbids a browser to load or run anything.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitc.views.model import Page
+from vitc.views.model import Page, Part
 from vitc.wording import printable
 
 
 def render(page: Page, svgs: Mapping[str, str] | None = None) -> str:
     """The page as HTML; `svgs`: the figure of every chart by the chart's name."""
     return _environment().get_template("page.html").render(page=page, svgs=svgs or {})
+
+
+def fragment(parts: Sequence[Part]) -> str:
+    """Parts without figures as HTML to put into another page, such as a notebook."""
+    empty = {"page": Page("", ()), "svgs": {}}
+    shown = _environment().get_template("page.html").make_module(empty).shown  # type: ignore[attr-defined]
+    return "".join(str(shown(part)) for part in parts)
 
 
 @cache

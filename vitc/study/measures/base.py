@@ -16,8 +16,9 @@ from vitc.errors import ConfigError
 from vitc.study.contenders import (
     Request,
     again,
-    contenders_of,
     count_classes,
+    differ_by_design,
+    groups_asked,
     one_precision,
     reference_of,
 )
@@ -108,9 +109,7 @@ def groups_of(request: Request) -> tuple[list[Group], str]:
 
     Raises ConfigError.
     """
-    groups = contenders_of(
-        request.recipes, request.models, request.optims, request.stems, **request.settings
-    )
+    groups = groups_asked(request)
     if "time_matched" in request.controls:
         raise ConfigError("--time-matched has no effect here.", "It is for vitc study hparams.")
     reference = reference_of(groups, request.reference)
@@ -136,6 +135,7 @@ def seeded_plan(
         reference=reference,
         looks=max(request.looks, 1),
         margin=request.margin,
+        differ=differ_by_design(request),
         seed=request.seed,
         name=request.name,
         about=tuned.about or measure.untuned,

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vitc.errors import ConfigError, suggest
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.optim.optimizers import OPTIMIZERS
 from vitc.resolve import resolve_config
 from vitc.stats.proportions import Interval
 from vitc.study.contenders import (
+    OWN_OPTIM,
     Request,
     again,
-    contenders_of,
     count_classes,
+    differ_by_design,
     for_study,
+    groups_asked,
     one_precision,
     reference_of,
 )
 from vitc.study.contrasts import contrast_table, controls, verdict
 from vitc.study.controls import control_groups, family_ranges, shifted, with_range_rule
-from vitc.study.design import Plan, Range
+from vitc.study.design import Group, Plan, Range
 from vitc.study.measures.base import Measure, Option, request_of
 from vitc.study.measures.draws import GroupDraws, compare_draws, draws_warnings, groups_of_draws
 from vitc.study.results import Finding, Result, unsuccessful
@@ -79,9 +82,7 @@ class Hparams(Measure):
         """Contenders on the same draws, from the ranges of the first recipe, whatever their models:
         what is shared may suit one better than another, which `range_lines` points out."""
         o, settings = request.options, request.settings
-        plain = contenders_of(
-            request.recipes, request.models, request.optims, request.stems, **settings
-        )
+        plain = groups_asked(request)
         reference = reference_of(plain, request.reference)
         plain += control_groups(plain, request.controls, reference, request.begun)
         groups = [g.with_config(for_study(g.config)) for g in plain]
@@ -91,10 +92,13 @@ class Hparams(Measure):
         kept = {n: v for n, v in settings.items() if n.startswith("optim.")}
         asked = _asked_ranges(request)
         ranges = {}
-        for optim in request.optims:
+        for label in dict.fromkeys(g.optim for g in plain):
+            optim = request.optims[0] if label == OWN_OPTIM else label
+            asked[label] = asked[optim]
             recipe = resolve_config(request.recipes[0], optim=optim, **kept)
-            ranges[optim] = {**family_ranges(recipe, optim), **asked[optim]}
+            ranges[label] = {**family_ranges(recipe, optim), **asked[optim]}
         groups, ranges = with_range_rule(groups, ranges, o["ranges"], asked)
+        groups = [_with_own_ranges(g, request.optims[0], asked) for g in groups]
         if o["octave"] is not None:
             ranges = {optim: shifted(rs, o["octave"]) for optim, rs in ranges.items()}
             groups = [
@@ -113,6 +117,7 @@ class Hparams(Measure):
             classes=count_classes(groups[0].config),
             looks=max(request.looks, 1),
             margin=request.margin,
+            differ=differ_by_design(request),
         ).checked()
 
     def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
@@ -143,6 +148,16 @@ def hparams_plan(
     measure = Hparams()
     request = request_of(measure, recipes=recipes, models=models, optims=optims, **words)
     return measure.plan(request)
+
+
+def _with_own_ranges(group: Group, optim: str, asked: Mapping[str, Mapping[str, Range]]) -> Group:
+    """Under `OWN_OPTIM`: a contender with another optimizer of the package draws from that one's
+    ranges, at the same quantiles; a custom one from the study's."""
+    own = next(k for k, cls in OPTIMIZERS.items() if type(group.config.optim) is cls)
+    if group.optim != OWN_OPTIM or group.ranges is not None or own in (optim, "custom"):
+        return group
+    ranges = {**family_ranges(group.config, own), **asked[OWN_OPTIM]}
+    return dataclasses.replace(group, ranges=ranges)
 
 
 def _asked_ranges(request: Request) -> dict[str, dict[str, Range]]:
