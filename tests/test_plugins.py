@@ -248,7 +248,7 @@ ONE = "class S(nn.Module):\n    def __init__(self, {0}):\n        super().__init
         ("raise SystemExit(3)\nclass S: pass", "", "line 1: SystemExit: 3"),
         ("import no_such_thing_at_all\nclass S: pass", "", "ModuleNotFoundError.*no_such_thing"),
         ("class S: pass", "", "not a subclass of torch.nn.Module"),
-        ("def S(in_chans, embed_dim): pass", "", "not a subclass of torch.nn.Module"),
+        ("def S(in_chans, embed_dim): pass", "", "returns no torch.nn.Module"),
         (HEAD + ONE.format("channels, embed_dim", "pass"), "", "does not take in_chans"),
         (HEAD + ONE.format("in_chans", "pass"), "", "does not take embed_dim; it takes in_chans"),
         (HEAD + ONE.format("in_chans, embed_dim", "pass"), "", "reduction None"),

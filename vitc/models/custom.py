@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -102,8 +103,11 @@ def _make(
     kind: Kind, cls: Any, given: Mapping[str, Any], settings: Mapping[str, Any], label: str
 ) -> nn.Module:
     the = f"The {kind.noun} {label}"
-    if isinstance(cls, type) and not issubclass(cls, nn.Module):
-        raise ConfigError(f"{the} is not a subclass of torch.nn.Module.", kind.contract)
+    if not (issubclass(cls, nn.Module) if isinstance(cls, type) else isfunction(cls)):
+        raise ConfigError(
+            f"{the} is not a subclass of torch.nn.Module, nor a function that builds one.",
+            kind.contract,
+        )
     module: nn.Module = build(kind, cls, given, settings, label)
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{the} returns no torch.nn.Module.", kind.contract)
