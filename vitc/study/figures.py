@@ -15,6 +15,8 @@ from vitc.views.model import Chart, Figures, Line
 
 MOST_LINES = 64  # of a contender in one chart
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
+MOST_BANDS, FEWEST_FOR_BANDS = 2, 32  # contenders; draws
+BANDS = "with simultaneous 95 % bands where two contenders have 32 draws or more"
 SHORT = {"optim.lr": "lr", "optim.weight_decay": "weight decay"}
 
 Looks = Mapping[str, int]  # contender -> number of its colour, line style and marker
@@ -26,13 +28,12 @@ def draw_figures(section: Section, index: int) -> list[Figures]:
     titles = {
         _tuning: (
             "Error against number of draws, and against compute",
-            "Expected best top-1 error after k random draws, with simultaneous 95 % bands.",
+            f"Expected best top-1 error after k random draws, {BANDS}.",
         ),
         _distributions: (
             "All draws",
-            "Share of draws at or below an error, with 95 % Kolmogorov bands; and the same against "
-            "each contender's own best draw, one lucky run: how wide the good rates lie is in the "
-            "first table.",
+            f"Share of draws at or below an error, {BANDS}; and the same against each contender's "
+            "own best draw, one lucky run: how wide the good rates lie is in the first table.",
         ),
         _scatters: ("Where the good settings lie", ""),
         _learning: ("Learning curves", ""),
@@ -50,6 +51,11 @@ def draw_figures(section: Section, index: int) -> list[Figures]:
     return found
 
 
+def _banded(groups: Sequence[GroupDraws]) -> bool:
+    """Whether bands inform: those of few draws span the figure, and those of many merge."""
+    return len(groups) <= MOST_BANDS and min(len(g.errors) for g in groups) >= FEWEST_FOR_BANDS
+
+
 def _tuning(
     section: Section, groups: Sequence[GroupDraws], looks: Looks, name: str
 ) -> Iterator[Chart]:
@@ -65,10 +71,10 @@ def _tuning(
                 continue
             look, t = looks[g.contender], g.tuning
             x = (t.ks * (g.seconds_a_trial if compute else 1.0)).tolist()
-            lines += [
-                Line(g.contender, look, x, t.mean.tolist(), form="curve"),
-                Line("", look, x, low=t.mean_low.tolist(), high=t.mean_high.tolist(), form="band"),
-            ]
+            lines.append(Line(g.contender, look, x, t.mean.tolist(), form="curve"))
+            if _banded(groups):
+                low_high = {"low": t.mean_low.tolist(), "high": t.mean_high.tolist()}
+                lines.append(Line("", look, x, **low_high, form="band"))
         yield Chart(
             f"{'compute' if compute else 'tuning'}_{name}",
             f"{optim}: best after {'some compute' if compute else 'k draws'}",
@@ -90,10 +96,10 @@ def _distributions(
         look, band = looks[g.contender], st.edf_band(g.errors)
         low, high = band.low.tolist(), band.high.tolist()
         label = f"{g.contender} (n {len(g.errors)})"
-        whole += [
-            _steps(label, look, *st.edf(g.errors)),
-            Line("", look, band.x.tolist(), low=low, high=high, form="step band"),
-        ]
+        whole.append(_steps(label, look, *st.edf(g.errors)))
+        if _banded(groups):
+            x_of = band.x.tolist()
+            whole.append(Line("", look, x_of, low=low, high=high, form="step band"))
         apart.append(_steps(g.contender, look, *st.edf_delta(g.errors)))
     share, ylim = "share of draws at or below", (0, 1.02)
     x = "top-1 error (%); failed to learn = chance"
