@@ -350,6 +350,32 @@ def test_pieces_lie_inside_and_reach_both_ends(size: int, limit: int) -> None:
     assert sum(length for _, length in found) == (min(size, limit) if limit else size)
 
 
+def test_digests_of_a_large_set_are_read_once_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(identity, "SMALL_SET", 10)
+    root = plant(tmp_path / "photos")
+    first = images(opened(root))
+    assert not (tmp_path / "cache").exists()  # the files are younger than two seconds
+    monkeypatch.setattr(identity, "SETTLED_NS", 0)
+    assert (images(opened(root)).contents == first.contents).all()
+    reads: list[int] = []
+    real = identity.Split.sample
+    monkeypatch.setattr(
+        identity.Split, "sample", lambda s, i, limit: reads.append(i) or real(s, i, limit)
+    )
+    assert (images(opened(root)).contents == first.contents).all()
+    assert reads == []
+    a, b = sorted((root / "cat").iterdir())[:2]  # exchanged, times of modification and all
+    a.rename(root / "between")
+    b.rename(a)
+    (root / "between").rename(b)
+    assert sorted(images(opened(root)).contents.tolist()) == sorted(first.contents.tolist())
+    assert (images(opened(root)).contents != first.contents).sum() == 2
+    assert len(reads) > 0
+
+
 def test_an_unreadable_image_is_known_by_its_name(tmp_path: Path) -> None:
     root = plant(tmp_path / "x")
     before = images(opened(root))

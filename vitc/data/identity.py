@@ -1,13 +1,17 @@
 """Are these the same images? A digest of every image, and what changed between two data sets.
 
 The digest of an image is a hash of its size and bytes. Of a large set (`SMALL_SET`) at most
-`SAMPLE` bytes of an image are read, spread over it, so that opening stays cheap. Free of torch.
+`SAMPLE` bytes of an image are read, spread over it, so that opening stays cheap; the digests of its
+files are kept in the user's cache folder, valid while no file's inode, size, time of modification
+or time of change differs. Free of torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import time
 import zipfile
 import zlib
 from collections import defaultdict
@@ -21,14 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.data.sources.base import Split
+from vitc.data.sources.index import cache_folder
 from vitc.data.split_words import SPLITS
-from vitc.data.store import Ints, Names, name_key
+from vitc.data.store import Files, Ints, Names, name_key
 from vitc.errors import CheckpointError
+from vitc.files import write_atomically
 from vitc.wording import few
 
 SMALL_SET = 64 << 20  # bytes of images, up to which all of them are read
 SAMPLE = 1 << 16  # bytes of an image that are read in larger sets
 BEFORE = len(SPLITS)  # split of images that were trained on before the data changed
+SETTLED_NS = 2 * 10**9  # since the last change of a file, before its digest is kept
 UNKNOWN = 0  # digest of an image that cannot be read, or that its source does not let be read
 MAX_BYTES = 4 << 30  # of the arrays in a file, unpacked
 Digests = NDArray[np.uint64]
@@ -90,6 +97,12 @@ def images_of(
 
 def digests(split: Split, limit: int) -> Digests:
     """The digest of each image, uint64 (n,); of at most `limit` bytes of each, 0: of all."""
+    kept = _kept_file(split, limit) if limit else None
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError):
+            values: Digests = np.load(kept, allow_pickle=False)
+            if values.shape == (len(split),) and values.dtype == np.uint64:
+                return values
 
     def some_of(start: int) -> list[int]:
         places = range(start, min(start + 256, len(split)))
@@ -97,7 +110,35 @@ def digests(split: Split, limit: int) -> Digests:
 
     with ThreadPoolExecutor(max_workers=16) as pool:  # waiting for a network's files overlaps
         parts = pool.map(some_of, range(0, len(split), 256))
-        return np.array([value for part in parts for value in part], np.uint64)
+        found = np.array([value for part in parts for value in part], np.uint64)
+    if kept is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, found)
+        with contextlib.suppress(OSError):  # then they are read again the next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, buffer.getvalue())
+    return found
+
+
+def _kept_file(split: Split, limit: int) -> Path | None:
+    """Where the digests of a split of files are kept; None: nowhere.
+
+    Not of files that changed just now: they could change again within one tick of the clock.
+    """
+    if not isinstance(split.store, Files):
+        return None
+    places = np.arange(len(split)) if split.places is None else split.places
+    try:
+        marks = split.store.marks(places)
+    except OSError:  # a file that cannot be looked at: its digest is UNKNOWN
+        return None
+    if marks[:, -1].max() > time.time_ns() - SETTLED_NS:
+        return None
+    key = blake2b(b"%d " % limit, digest_size=16)
+    names = Names.of(split.names)
+    for part in (names.blob, names.ends, marks):
+        key.update(np.ascontiguousarray(part).data)
+    return cache_folder() / "digests" / f"{key.hexdigest()}.npy"
 
 
 def _digest(raw: bytes) -> int:

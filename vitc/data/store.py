@@ -172,6 +172,13 @@ class Files:
     def read(self, place: int) -> bytes:
         return file_bytes(self.path(place), self.shown[place])
 
+    def marks(self, places: Ints) -> Ints:
+        """By which files are known to be as they were, int64 (n, 4): inode, size, and the times of
+        modification and of change in ns. Raises OSError."""
+        found = [os.stat(os.path.join(self.root, self.names[i])) for i in places.tolist()]
+        rows = [(f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in found]
+        return np.array(rows, np.int64).reshape(-1, 4)
+
     def sample(self, place: int, limit: int) -> bytes:
         name = self.names[place]
         try:
