@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import functools
+import html
 import json
 import math
 import re
@@ -170,7 +171,7 @@ def parts(e: Evaluation, kind: type[Part]) -> Iterator[Any]:
 
 def table(e: Evaluation, title: str) -> list[list[str]]:
     rows = next(t.rows for t in parts(e, Table) if t.title.partition(",")[0] == title)
-    return [[cell.replace("\u00a0", " ") for cell in row] for row in rows]
+    return [list(row) for row in rows]
 
 
 def texts(e: Evaluation) -> str:
@@ -269,6 +270,15 @@ def test_worst_images_and_likely_label_errors(many: Evaluation) -> None:
     assert list(worst.pictures[0].caption[:3]) == about
 
 
+def test_an_exchanged_label_is_suspected_first() -> None:
+    labels, logits = invented(300, 4)
+    logits[np.arange(300), labels] += 6
+    wrong = labels.copy()
+    wrong[17] = (labels[17] + 1) % 4
+    found = measures.likely_label_errors(wrong, measures.probabilities(logits))
+    assert found[:1].tolist() == [17]
+
+
 def test_calibration_before_and_after_the_temperature() -> None:
     labels, logits = invented(400, 5)
     fit = measures.fit(labels, logits, "val")
@@ -365,6 +375,13 @@ def test_looking_for_copies_ends_with_its_time(found: Evaluation) -> None:
 @pytest.fixture(scope="module")
 def page(found: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(found, "vitc evaluate RUN", tmp_path_factory.mktemp("page") / "page.html")
+
+
+def test_the_numbers_of_the_page_are_in_the_file(page: Path, found: Evaluation) -> None:
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    cells = {cell for t in parts(found, Table) for row in t.rows for cell in row}
+    assert len(cells) > 20
+    assert not [cell for cell in cells | set(texts(found).split("\n")) if cell not in text]
 
 
 def test_hostile_names_are_text_and_nothing_is_loaded(page: Path) -> None:

@@ -53,8 +53,13 @@ class Shrunk:
         return shrunk(self.split.read(place, self.in_chans), self.side)
 
 
-def training_split(data: DataSet, config: DataConfig, in_chans: int) -> tuple[Split, str]:
-    """The images to train on, and a note on where their pixels are kept (empty: nowhere)."""
+def training_split(
+    data: DataSet, config: DataConfig, in_chans: int, make: bool = True
+) -> tuple[Split, str]:
+    """The images to train on, and a note on where their pixels are kept (empty: nowhere).
+
+    Without `make` those are used that an earlier run has kept.
+    """
     split = data.splits["train"]
     side = config.cache_side
     if side is None or split.pixels is not None or isinstance(split.store, Shrunk):
@@ -63,7 +68,10 @@ def training_split(data: DataSet, config: DataConfig, in_chans: int) -> tuple[Sp
     key = f"{data.fingerprint} {data.listing} {side} {in_chans} {versions('raw')}"
     file = cache_folder() / "pixels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.vitc"
     try:
-        packed = _opened(file) or _written(file, split, data, config, side, in_chans)
+        packed = _opened(file)
+        if packed is None and not make:
+            return split, ""
+        packed = packed or _written(file, split, data, config, side, in_chans)
         rows = _rows(split, packed)
         note = f"Pixels of shorter side {side} are kept in {file} ({size(file.stat().st_size)})."
     except (VitcError, OSError) as error:

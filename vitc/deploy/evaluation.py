@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitc.data.cache import training_split
 from vitc.data.copies import Copies, near_copies
 from vitc.data.sources import SOURCES
 from vitc.data.sources.base import Split
@@ -182,7 +183,11 @@ def measure(classifier: Classifier, found: SplitLogits, run: str) -> Evaluation:
     probs = measures.probabilities(found.logits)
     largest = int(confusion.sum(axis=1).argmax())
     own = _own_training_images(classifier, found)
-    users = own is not None and bool(SOURCES[found.images.data.source].path)
+    copies = None
+    if own is not None and SOURCES[found.images.data.source].path:
+        c = classifier.config
+        kept_small, _ = training_split(found.images.data, c.data, c.model.in_chans, make=False)
+        copies = near_copies(found.pictures, kept_small)
     kept = None if own is None or found.images.name == "val" else _kept_fit(classifier)
     fit = kept or measures.fit(found.labels, found.logits, found.images.name)
     return Evaluation(
@@ -211,7 +216,7 @@ def measure(classifier: Classifier, found: SplitLogits, run: str) -> Evaluation:
         fit=fit,
         calibration=measures.calibration(found.labels, found.logits, fit, own=kept is None),
         coverage=measures.coverage(found.labels, probs, fit),
-        copies=near_copies(found.pictures, own) if own is not None and users else None,
+        copies=copies,
         train=own,
     )
 

@@ -52,7 +52,6 @@ WORST = 24  # images
 SUSPECTED = 24  # labels, as pictures
 COPIES = 8  # pairs, as pictures
 MOST_NOTES = 60
-NO_BREAK = "\u00a0"  # a space
 SPENT = {
     "preparing": "opening and preparing the images",
     "loading": "waiting for images",
@@ -116,11 +115,8 @@ def _measured_on(e: Evaluation, run: Path | None) -> str:
 
 
 def percent(value: Interval | None) -> str:
-    """`78.0 % (73.3 to 82.1)`, to be broken between the two only; a dash where there is none."""
-    if value is None:
-        return "–"
-    interval = f"({value.low:.1f} to {value.high:.1f})".replace(" ", NO_BREAK)
-    return f"{value.estimate:.1f}{NO_BREAK}% {interval}"
+    """`78.0 % (73.3 to 82.1)`; a dash where there is nothing to compute it from."""
+    return "–" if value is None else f"{value.estimate:.1f} % ({value.low:.1f} to {value.high:.1f})"
 
 
 # -- the verdict -----------------------------------------------------------------------------------
@@ -168,7 +164,7 @@ def _classes(e: Evaluation) -> Table:
     rows = [
         (
             short(c.name, 40),
-            f"{c.correct} of {c.n}".replace(" ", NO_BREAK),
+            f"{c.correct} of {c.n}",
             *map(percent, (c.recall, c.precision, c.f1)),
         )
         for c in worst[:MOST_CLASSES]
@@ -177,7 +173,7 @@ def _classes(e: Evaluation) -> Table:
     if len(worst) > MOST_CLASSES:
         note = f"The {MOST_CLASSES} worst of {len(worst):,} classes; all are in the JSON file."
     head = ("class", "correct", "recall", "precision", "F1")
-    return Table("Classes, worst first", head, rows, note)
+    return Table("Classes, worst first", head, rows, note, tight=True)
 
 
 def _confusions(e: Evaluation) -> Iterator[Part]:
@@ -192,7 +188,7 @@ def _confusions(e: Evaluation) -> Iterator[Part]:
             for c in e.confused[:PAIRS]
         ]
         head = ("class", "answer", "images", "share of the class")
-        yield Table("Most confused", head, rows, level=3)
+        yield Table("Most confused", head, rows, level=3, tight=True)
     if not e.confused:
         yield Text("No image was confused.")
     for pair in e.confused[:PAIRS_SHOWN]:
@@ -239,8 +235,9 @@ def _copies(e: Evaluation) -> Iterator[Part]:
     if copies is None or train is None:
         return
     yield Heading("Near duplicates of training images")
-    looked = f"{copies.held_out:,} of {e.n:,} of these and {copies.train:,} of {len(train):,}"
-    note = f"Compared: {looked} training images."
+    held = "all" if copies.held_out == e.n else f"{copies.held_out:,}"
+    seen = "all" if copies.train == len(train) else f"{copies.train:,} of {len(train):,}"
+    note = f"Compared: {held} of these with {seen} training images."
     if copies.train < len(train) or copies.held_out < e.n:
         note += " All are compared by vitc data check."
     if not copies.pairs:
@@ -249,8 +246,8 @@ def _copies(e: Evaluation) -> Iterator[Part]:
     count = counted(len(copies.pairs), SPLITS[e.split])
     yield Text(f"{count} with a near duplicate in training: the result is too good. {note}", "warn")
     pictures = []
-    for held, trained in copies.pairs[:COPIES]:
-        for split, i, kind in ((e.pictures, held, e.split), (train, trained, "train")):
+    for place, twin in copies.pairs[:COPIES]:
+        for split, i, kind in ((e.pictures, place, e.split), (train, twin, "train")):
             label = short(e.classes[int(split.labels[i])], 40)
             lines = [f"{kind}: {label}", _file(split.names[i])]
             pictures.append(Thumbnail(lines, _jpeg(split, i)))
@@ -302,7 +299,7 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
     reliability, accuracy = "Reliability", "Accuracy of the most confident answers"
     charts = [
         Chart("reliability", reliability, "confidence (%)", "accuracy (%)", lines, ylim=(0, 101)),
-        Chart("coverage", accuracy, "images answered (%)", "accuracy (%)", part),
+        _below_all(Chart("coverage", accuracy, "images answered (%)", "accuracy (%)", part)),
     ]
     yield Figures(charts, "How sure it is", sentence)
     rows = [
@@ -320,7 +317,13 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
         "try some before relying on it."
     )
     head = ("to be correct in", "confidence at least", "images answered", "of these correct")
-    yield Table("When to answer “unknown”", head, rows, note)
+    yield Table("When to answer “unknown”", head, rows, note, tight=True)
+
+
+def _below_all(chart: Chart) -> Chart:
+    """The chart of percents with an axis that does not reach beyond 100 %."""
+    most = max((y for line in chart.lines for y in line.y), default=0.0)
+    return replace(chart, ylim=(None, 100.5)) if most > 95 else chart
 
 
 # -- how it was trained ----------------------------------------------------------------------------
@@ -330,7 +333,10 @@ def _training(run: Path) -> Iterator[Part]:
     files, config = Run(run), read_config(run)
     titles = {"loss": "Training loss", "top1": "Validation accuracy"}
     charts = [replace(c, title=titles[c.name]) for c in curves("", files.metrics())]
-    yield Figures([c for c in charts if any(len(line.x) for line in c.lines)], "Training")
+    charts = [_below_all(c) if c.name == "top1" else c for c in charts]
+    charts = [c for c in charts if any(len(line.x) > 1 for line in c.lines)]
+    if charts:
+        yield Figures(charts, "Training")
     summary = files.summary
     yield Table("Where the time went", ("", "time", "share"), time_rows(summary))
     notes = _notes(run / EVENTS)
@@ -370,7 +376,7 @@ def _notes(events: Path) -> list[str]:
         return []
     lines = events.read_text(encoding="utf-8", errors="replace").splitlines()
     texts = dict.fromkeys(line.partition("  ")[2] for line in lines)
-    return [short(t, 300) for t in texts if t and t != "started" and not t.startswith("done at")]
+    return [short(t, 500) for t in texts if t and t != "started" and not t.startswith("done at")]
 
 
 def _commands(run: Path | None) -> list[str]:

@@ -44,7 +44,8 @@ class Bullets:
 class Table:
     """Rows of cells under a head; without rows only its title and note are shown.
 
-    `brief`: also shown where there is room for the most important tables only.
+    `brief`: also shown where there is room for the most important tables only. `tight`: only cells
+    of the first column may be broken into lines.
     """
 
     kind: ClassVar = "table"
@@ -54,6 +55,7 @@ class Table:
     note: str = ""
     brief: bool = False
     level: int = 2
+    tight: bool = False
 
     @classmethod
     def of(
