@@ -75,7 +75,7 @@ def run_trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     return ran
 
 
-@pytest.mark.parametrize("kind", set(CHANGES) - {"removed"})
+@pytest.mark.parametrize("kind", sorted(set(CHANGES) - {"removed"}))
 def test_a_study_is_not_extended_on_changed_images_unless_allowed(
     kind: str, tmp_path: Path, run_trials: list[Trial]
 ) -> None:
