@@ -21,7 +21,7 @@ from vitc.optim.schedule import CustomScheduleConfig
 from vitc.plugins.consent import customs
 from vitc.study.contenders import OWN_OPTIM
 from vitc.study.design import Plan, mixed
-from vitc.study.measures.hparams import hparams_plan
+from vitc.study.measures.hparams import hparams_plan, range_lines
 from vitc.study.named import settings_of
 from vitc.study.study_folder import from_json, to_json
 
@@ -147,6 +147,9 @@ def test_optimizers_are_compared_on_ranges_of_their_own(cell: Any, tmp_path: Pat
     assert lrs["sign"] == lrs["adamw"]
     assert lrs["sgd"] == pytest.approx(50 * lrs["adamw"], rel=1e-3)  # 0.05 and 0.001 in the recipe
     assert config_of(plan, "sign").optim.lr == config_of(plan, "adamw").optim.lr
+    sgd, others = range_lines(plan, "debug")[:2]
+    assert "lr 0.00625 to 0.2" in sgd
+    assert "own optimizer: lr 0.000125 to 0.004" in others
     asked = plan_of({"sgd": "sgd", "adamw": "adamw"}, tmp_path, range=[("optim.lr", "0.01", "0.1")])
     lrs = {t.contender: t.values["optim.lr"] for t in asked.trials() if t.draw == 0}
     assert lrs["sgd"] == lrs["adamw"]

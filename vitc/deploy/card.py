@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from vitc.config import RunConfig, flat_values, read_config, to_dict
 from vitc.deploy.saved import Saved
 from vitc.errors import CheckpointError, VitcError
-from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.models.config import (
+    CNNConfig,
+    ModelConfig,
+    TimmConfig,
+    TorchvisionConfig,
+    ViTConfig,
+)
 from vitc.resolve import resolve_config
 from vitc.runs.folder import Run
 from vitc.runs.results import last_test
@@ -29,6 +35,12 @@ if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
 
 FITS = {"pad": "padded", "squash": "squashed"}
+TAGS: dict[type[ModelConfig], str] = {
+    ViTConfig: "vision-transformer",
+    CNNConfig: "cnn",
+    TimmConfig: "timm",
+    TorchvisionConfig: "torchvision",
+}
 CLASSES_LISTED = 50
 PLACEHOLDER = "DATA"  # for paths of the machine that trained, which are private
 
@@ -50,11 +62,10 @@ def card(
     m, results = saved.config, saved.results
     facts = None if run is None else _run_facts(run, results["weights"] if results else "ema")
     ema = facts is not None and facts["config"].optim.ema.kind != "none"
-    kind = "vision-transformer" if isinstance(m, ViTConfig) else "timm"
     return document(
         "card.md.j2",
         model=m,
-        kind="cnn" if isinstance(m, CNNConfig) else kind,
+        kind=TAGS.get(type(m), "custom"),
         stem=type(m.stem).__name__.removesuffix("Config") if isinstance(m, ViTConfig) else "",
         size=f"{m.size[0]}x{m.size[1]}",
         num_classes=saved.num_classes,

@@ -13,7 +13,13 @@ from dataclasses import asdict
 from typing import Any
 
 from vitc.errors import ConfigError, suggest
-from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
+from vitc.models.config import (
+    CNNConfig,
+    ModelConfig,
+    TimmConfig,
+    TorchvisionConfig,
+    ViTConfig,
+)
 from vitc.optim.optimizers import OPTIMIZERS
 from vitc.resolve import resolve_config
 from vitc.stats.proportions import Interval
@@ -189,9 +195,9 @@ def range_lines(plan: Plan, recipe: str, rule: str = "shared") -> list[str]:
 
     `recipe` is the one that the shared ranges come from.
     """
-    own = [g.ranges for g in plan.groups if g.ranges is not None]
-    if own:
-        same = all(r == plan.ranges[g.optim] for r, g in zip(own, plan.groups, strict=True))
+    own = [g for g in plan.groups if g.ranges is not None]
+    if len(own) == len(plan.groups):
+        same = all(g.ranges == plan.ranges[g.optim] for g in own)
         return (
             [
                 f"--ranges {rule} changes nothing here: a contender's own ranges are its recipe's, "
@@ -200,14 +206,12 @@ def range_lines(plan: Plan, recipe: str, rule: str = "shared") -> list[str]:
             if same
             else ["Each contender draws from its own recipe's ranges, at the same quantiles."]
         )
-    drawn = "; ".join(
-        f"{optim}: "
-        + ", ".join(
-            f"{n.removeprefix('optim.')} {r.low:g} to {r.high:g}" for n, r in ranges.items()
+    drawn = "; ".join(f"{optim}: {_drawn(ranges)}" for optim, ranges in plan.ranges.items())
+    lines = [f"{'Other' if own else 'All'} contenders draw from the same ranges, {drawn}."]
+    for g in own:  # with another optimizer than theirs
+        lines.insert(
+            0, f"{g.contender} draws from ranges of its optimizer: {_drawn(g.ranges or {})}."
         )
-        for optim, ranges in plan.ranges.items()
-    )
-    lines = [f"All contenders draw from the same ranges, {drawn}."]
     if rule != "shared":
         return lines
     first = resolve_config(recipe).model
@@ -223,8 +227,16 @@ def range_lines(plan: Plan, recipe: str, rule: str = "shared") -> list[str]:
     return lines
 
 
+def _drawn(ranges: Mapping[str, Range]) -> str:
+    return ", ".join(
+        f"{n.removeprefix('optim.')} {r.low:g} to {r.high:g}" for n, r in ranges.items()
+    )
+
+
 def _family(model: ModelConfig) -> str:
-    return {ViTConfig: "ViT", CNNConfig: "CNN"}.get(type(model), "model of timm")
+    families = {ViTConfig: "ViT", CNNConfig: "CNN", TimmConfig: "model of timm"}
+    families[TorchvisionConfig] = "model of torchvision"
+    return families.get(type(model), "custom model")
 
 
 # -- tables and values -----------------------------------------------------------------------------
