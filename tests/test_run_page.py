@@ -23,6 +23,7 @@ from PIL import Image
 
 import vitc
 from tests.browser import Tags, measured
+from tests.oracle import bounds, class_rows, cross_entropy, ece, invented, written
 from vitc.cli.main import main
 from vitc.config import to_saved
 from vitc.data.copies import near_copies
@@ -87,66 +88,6 @@ def run(ran: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-# -- an independent oracle -------------------------------------------------------------------------
-
-
-def bounds(count: int, n: int) -> tuple[float, float]:
-    """Wilson's interval in percent, by solving (p - p0)^2 = z^2 p0 (1 - p0) / n."""
-    z, p = 1.959963984540054, count / n
-    roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p]).real
-    low, high = sorted(roots)
-    return 100 * max(0.0, low), 100 * min(1.0, high)
-
-
-def written(count: int, n: int) -> str:
-    if n == 0:
-        return "–"
-    low, high = bounds(count, n)
-    return f"{100 * count / n:.1f} % ({low:.1f} to {high:.1f})"
-
-
-def oracle_rows(labels: list[int], answers: list[int], names: list[str]) -> list[list[str]]:
-    """The table of classes, by counting."""
-    pairs = list(zip(labels, answers, strict=True))
-    rows = []
-    for c, name in enumerate(names):
-        tp = sum(y == c == a for y, a in pairs)
-        n, predicted = labels.count(c), answers.count(c)
-        if n + predicted == 0:
-            continue
-        f1 = 200 * tp / (n + predicted)
-        low, high = (200 * j / (100 + j) for j in bounds(tp, n + predicted - tp))
-        cells = [name, f"{tp} of {n}", written(tp, n), written(tp, predicted)]
-        rows.append((f1, -n, [*cells, f"{f1:.1f} % ({low:.1f} to {high:.1f})"]))
-    return [cells for _, _, cells in sorted(rows, key=lambda row: row[:2])]
-
-
-def oracle_ece(labels: NDArray[Any], probs: NDArray[Any]) -> float:
-    total = 0.0
-    for b in range(15):
-        inside = [
-            i for i in range(len(labels)) if b / 15 < probs[i].max() <= (b + 1) / 15 + 1e-12 * b
-        ]
-        if inside:
-            right = sum(probs[i].argmax() == labels[i] for i in inside)
-            total += abs(sum(float(probs[i].max()) for i in inside) - right)
-    return 100 * total / len(labels)
-
-
-def cross_entropy(labels: NDArray[Any], logits: NDArray[Any], t: float) -> float:
-    z = logits.astype(np.float64) / t
-    return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]))
-
-
-def invented(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Labels and overconfident logits, about two thirds of them right."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, k, n)
-    logits = rng.normal(0, 2, (n, k))
-    logits[np.arange(n), labels] += 4 * rng.random(n)
-    return labels, logits.astype(np.float32)
-
-
 def with_answers(
     e: Evaluation, labels: NDArray[np.int64], logits: NDArray[np.float32], classes: list[str]
 ) -> Evaluation:
@@ -205,7 +146,7 @@ def test_classes_are_counted_worst_first_and_those_not_learnt_head_the_page(
     many: Evaluation,
 ) -> None:
     labels, answers = many.labels.tolist(), many.probabilities.argmax(axis=1).tolist()
-    assert table(many, "Classes") == oracle_rows(labels, answers, list(many.classes))
+    assert table(many, "Classes") == class_rows(labels, answers, list(many.classes))
     missed = [
         c
         for c in range(len(many.classes))
@@ -283,7 +224,7 @@ def test_calibration_before_and_after_the_temperature() -> None:
     labels, logits = invented(400, 5)
     fit = measures.fit(labels, logits, "val")
     c = measures.calibration(labels, logits, fit, own=True)
-    assert c.ece == pytest.approx(oracle_ece(labels, measures.probabilities(logits)), abs=1e-3)
+    assert c.ece == pytest.approx(ece(labels, measures.probabilities(logits)), abs=1e-3)
     grid = np.exp(np.linspace(-1, 2, 1500))
     best = grid[np.argmin([cross_entropy(labels, logits, t) for t in grid])]
     assert c.temperature == pytest.approx(best, rel=0.01)
@@ -293,7 +234,7 @@ def test_calibration_before_and_after_the_temperature() -> None:
         t = grid[np.argmin([cross_entropy(labels[other], logits[other], t) for t in grid])]
         crossed[half] = measures.probabilities(logits[half], t)
     assert c.cross_fitted
-    assert c.ece_after == pytest.approx(oracle_ece(labels, crossed), abs=1.0)
+    assert c.ece_after == pytest.approx(ece(labels, crossed), abs=1.0)
     assert c.ece_after is not None
     assert c.ece_after < c.ece
     elsewhere = measures.calibration(*invented(300, 5, 1), fit, own=False)
@@ -306,7 +247,7 @@ def test_the_reliability_of_the_page_is_that_of_the_bins(many: Evaluation) -> No
     confidence = many.probabilities.max(axis=1)
     right = many.probabilities.argmax(axis=1) == many.labels
     figures = next(f for f in parts(many, Figures) if f.title == "How sure it is")
-    assert f"{oracle_ece(many.labels, many.probabilities):.1f} points" in figures.note
+    assert f"{ece(many.labels, many.probabilities):.1f} points" in figures.note
     line = next(x for x in figures.charts[0].lines if x.label == "as trained")
     for x, y, low, high in zip(line.x, line.y, line.low, line.high, strict=True):
         b = math.ceil(x * 15 / 100) - 1
@@ -470,6 +411,35 @@ def test_other_images_get_a_page_where_one_is_asked_for(
     assert main(["evaluate", str(run), "--report", "page.pdf"]) == 2
     assert "FILE.html" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--report", str(run / "no" / "page.html")]) == 1
+
+
+def test_a_page_that_cannot_be_written_does_not_spoil_the_evaluation(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "report.html").mkdir()
+    assert main(["evaluate", str(run)]) == 0
+    assert "report.html cannot be written" in capsys.readouterr().err
+
+
+def test_files_of_strangers_stop_no_page(run: Path) -> None:
+    state = {"step": 1}
+    summary = {"time_spent": {"steps": "x"}, "versions": 3, **state, "status": "done"}
+    fit = {"split": "val", "n": []}
+    report = {"state": {**state, "weights": "ema"}, "fit": fit}
+    files = {"summary.json": summary, "report.json": report, "test.json": {"results": 5}}
+    for name, values in files.items():
+        (run / name).write_text(json.dumps(values))
+    data = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(data | {"counts": 7}))
+    assert evaluate(run, split="test").fit.split == "test"
+    assert main(["evaluate", str(run)]) == 0
+
+
+def test_a_saved_model_gets_a_page_of_other_images(run: Path, ran: Path) -> None:
+    saved, file = vitc.save_pretrained(run, run.parent / "saved"), run.parent / "page.html"
+    images = str(ran / "images" / "test")
+    assert main(["evaluate", str(saved), images, "--report", str(file)]) == 0
+    assert "32 images" in file.read_text()
 
 
 @pytest.mark.slow

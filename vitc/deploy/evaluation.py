@@ -236,11 +236,15 @@ def _kept_fit(classifier: Classifier) -> Fit | None:
     """What was fitted on the run's validation images, if the run page of this state has it."""
     if classifier.run is None:
         return None
-    stored = fitted_on_val(classifier.run, classifier.weights)
-    try:
-        return Fit(**{**stored, "thresholds": tuple(stored["thresholds"])}) if stored else None
-    except (TypeError, KeyError):  # of another version
+    stored = fitted_on_val(classifier.run, classifier.weights) or {}
+    temperature, thresholds, n = (stored.get(k) for k in ("temperature", "thresholds", "n"))
+    if not isinstance(thresholds, list) or len(thresholds) != len(measures.TARGETS):
         return None
+    if not isinstance(n, int) or not all(
+        v is None or isinstance(v, float) for v in (temperature, *thresholds)
+    ):
+        return None
+    return Fit(temperature, tuple(thresholds), "val", n)
 
 
 def _keep_test(run: Path, e: Evaluation) -> None:

@@ -139,7 +139,8 @@ def _verdict(e: Evaluation) -> Iterator[Part]:
 
 def _test(e: Evaluation, run: Path) -> Iterator[Part]:
     """The result on test, once it was read."""
-    if e.split == "test" or "test" not in Run(run).data.get("counts", {}):
+    counts = Run(run).data.get("counts")
+    if e.split == "test" or not isinstance(counts, dict) or "test" not in counts:
         return
     found = last_test(run, e.weights)
     top1, n = (found or {}).get("top1"), (found or {}).get("n")
@@ -346,13 +347,14 @@ def _training(run: Path) -> Iterator[Part]:
     if len(notes) > MOST_NOTES:
         yield Text(f"and {len(notes) - MOST_NOTES:,} more in {EVENTS}.")
     versions = summary.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
     facts = {
         "model": config.model.name,
         "images": config.data.path or config.data.source,
         "fingerprint of the images": summary.get("data_fingerprint"),
         "steps": summary.get("step"),
         "device": summary.get("device"),
-        "versions": versions and ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
     }
     rows = [(name, short(str(value))) for name, value in facts.items() if value]
     yield Table("The run", ("", ""), rows)
@@ -361,7 +363,10 @@ def _training(run: Path) -> Iterator[Part]:
 
 def time_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What the run spent its seconds on: name, time, share; runs of earlier versions know less."""
-    spent = summary.get("time_spent") or {"steps": summary.get("train_seconds", 0.0)}
+    spent = summary.get("time_spent")
+    if not isinstance(spent, dict):
+        spent = {"steps": summary.get("train_seconds")}
+    spent = {name: s for name, s in spent.items() if isinstance(s, int | float)}
     total = max(sum(spent.values()), 1e-9)
     return [
         (text, duration(spent[name]), f"{100 * spent[name] / total:.0f} %")
