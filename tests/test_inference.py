@@ -30,7 +30,7 @@ from vitc.stats.proportions import learning_line
 from vitc.stats.width import Surface, Widths, compare_widths
 from vitc.study.bench import Bench, Timing
 from vitc.study.contenders import contenders_of, reference_of
-from vitc.study.contrasts import contrasts, power_lines
+from vitc.study.contrasts import contrasts, power_lines, shown_width
 from vitc.study.design import Plan
 from vitc.study.measures.base import length_points, measure_plan
 from vitc.study.measures.hparams import hparams_plan
@@ -437,7 +437,7 @@ def test_a_wider_contender_is_found_with_an_interval_dual_to_p() -> None:
     for w in [*found, *(widths(rng, 24, (1.5, 1.0)) for _ in range(20))]:
         assert (w.p < 0.05) == (w.interval[0] > 0 or w.interval[1] < 0)
         assert w.difference == pytest.approx(w.a - w.b)
-        assert 0 < w.a <= 5
+        assert 0 < w.a <= w.span == 5
     tight = widths(np.random.default_rng(1), 400, (4.0, 4.0))
     assert tight.a == pytest.approx(2.0, abs=0.5)  # 4 x^2 <= 4: one octave on each side
 
@@ -445,7 +445,10 @@ def test_a_wider_contender_is_found_with_an_interval_dual_to_p() -> None:
 def test_too_few_draws_or_none_that_learnt_have_no_width() -> None:
     x = np.linspace(1, 32, 16)
     good = Surface(x, x, np.zeros(16, dtype=bool), 1, 32)
-    assert compare_widths(good, good) is not None
+    flat = good._replace(errors=np.full(16, 30.0))
+    both = compare_widths(flat, flat)
+    assert both is not None
+    assert shown_width(both) == "the whole range for both, open"
     assert compare_widths(good, good._replace(failed=np.ones(16, dtype=bool))) is None
     few = Surface(x[:11], x[:11], np.zeros(11, dtype=bool), 1, 32)
     assert compare_widths(few, few) is None

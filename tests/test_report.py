@@ -165,23 +165,20 @@ def test_equivalence_is_asked_for_with_a_margin(tmp_path: Path) -> None:
 
 
 def test_an_extension_that_was_not_planned_makes_the_page_exploratory(tmp_path: Path) -> None:
-    found = {}
-    for looks in (1, 2):
-        path = invented(tmp_path / str(looks), easier, looks=looks)
-        folder = StudyFolder(path)
-        plan, _ = folder.read()
-        before = analyse([path])[0]
+    folders = {k: StudyFolder(invented(tmp_path / str(k), easier, looks=k)) for k in (1, 2)}
+    for looks, folder in folders.items():
+        (before,) = analyse([folder.path])
         assert (before.exploratory, before.plan.looks) == ("", looks)
-        assert "draws" not in folder.read()[1]["history"]
-        folder.start(dataclasses.replace(plan, draws=24), HERE, "vitc study")
-        page, (section,) = report([path])
-        assert section.plan.looks == 2
-        found[looks] = ("Exploratory" in page.read_text(), bool(section.exploratory))
-        values = json.loads((page.parent / "results.json").read_text())["sections"][0]
-        assert bool(values["exploratory"]) == found[looks][1]
-    assert found == {1: (True, True), 2: (False, False)}
-    folder.start(dataclasses.replace(folder.read()[0], draws=48), HERE, "vitc study")
-    assert "from 24 to 48" in analyse([path])[0].exploratory, "a third look of two"
+        folder.start(dataclasses.replace(folder.read()[0], draws=24), HERE, "vitc study")
+        (after,) = analyse([folder.path])
+        assert (bool(after.exploratory), after.plan.looks) == (looks == 1, 2)
+    page, _ = report([folders[1].path])
+    assert "Exploratory" in page.read_text()
+    values = json.loads((page.parent / "results.json").read_text())["sections"][0]
+    assert "from 12 to 24" in values["exploratory"]
+    planned = folders[2]
+    planned.start(dataclasses.replace(planned.read()[0], draws=48), HERE, "vitc study")
+    assert "from 24 to 48" in analyse([planned.path])[0].exploratory, "a third look of two"
 
 
 def test_more_than_twice_the_draws_was_not_planned(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class Widths:
     interval: tuple[float, float]
     p: float
     n: int
+    span: float
+    """Octaves that were drawn from: a width as large as that is a lower bound."""
 
     @property
     def verdict(self) -> Literal["wider", "narrower", "open"]:
@@ -86,6 +88,7 @@ def compare_widths(
         interval=ends,
         p=min(1.0, p * alpha / nominal),
         n=n,
+        span=float(np.log2([a.high / a.low, b.high / b.low]).min()),
     )
 
 

@@ -236,6 +236,16 @@ def signed_interval(f: Comparison) -> str:
     return f"{f.difference:+.1f} ({low} to {high})"
 
 
+def shown_width(w: Widths) -> str:
+    """`2.0 against 2.5: -0.5 (-1.1 to +0.4), open`."""
+    if min(w.a, w.b) >= w.span:
+        return "the whole range for both, open"
+    low, high = w.interval
+    return (
+        f"{w.a:.1f} against {w.b:.1f}: {w.difference:+.1f} ({low:+.1f} to {high:+.1f}), {w.verdict}"
+    )
+
+
 def verdict(found: Sequence[Contrast], plan: Plan) -> list[str]:
     """One sentence a contender and optimizer, or why there is none."""
     rivals = [sentence(c, plan) for c in found if not c.is_control]
@@ -277,12 +287,7 @@ def contrast_table(found: Sequence[Contrast], title: str, plan: Plan) -> list[Ta
             "failed to learn": f"{gone['a']} of {c.pairs}, against {gone['b']}",
         }
         if any(x.width is not None for x in found):
-            row["octaves of lr near the best (95 %)"] = (
-                f"{w.a:.1f} against {w.b:.1f}: {w.difference:+.1f} "
-                f"({w.interval[0]:+.1f} to {w.interval[1]:+.1f}), {w.verdict}"
-                if w
-                else "-"
-            )
+            row["octaves of lr near the best (95 %)"] = "-" if w is None else shown_width(w)
         row["smallest gap it finds, points"] = (
             f"{low:.1f} to {high:.1f}" if high < math.inf else "-"
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
-from vitc.study.contrasts import Contrast, signed_interval
+from vitc.study.contrasts import Contrast, shown_width, signed_interval
 from vitc.study.design import HPARAMS, Plan
 from vitc.study.results import Section
 from vitc.views.model import Table
@@ -54,12 +54,8 @@ def _agreement(c: Contrast) -> Verdict:
 
 def _shown(c: Contrast) -> str:
     """The quantity that a claim is about, with its interval."""
-    w = c.width
-    if w is not None:
-        low, high = w.interval
-        return (
-            f"{w.a:.1f} against {w.b:.1f} octaves: {w.difference:+.1f} ({low:+.1f} to {high:+.1f})"
-        )
+    if c.width is not None:
+        return shown_width(c.width)
     gone = c.found.failures
     text = f"{signed_interval(c.found)} points"
     return text + (
