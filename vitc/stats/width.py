@@ -1,7 +1,7 @@
 """Over how many octaves of a setting does a contender train nearly as well as at its best?
 
 A threshold above the best draw is not robust: one lucky minimum moves it, and identical contenders
-then differ in 7 to 24 % of studies. Here both the threshold and what is near it come from a smooth
+then differ in 7 to 30 % of studies. Here both the threshold and what is near it come from a smooth
 of the error over the logarithm of the setting, and draws are resampled jointly: 0.5 to 4.3 %.
 """
 
