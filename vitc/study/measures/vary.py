@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitc.errors import ConfigError
@@ -56,7 +57,7 @@ class Vary(base.Measure):
             )
         ),
         base.tune_option(0),
-        base.TUNE_EPOCHS,
+        replace(base.TUNE_EPOCHS, help=""),  # --help is long; docs/paper.md has it
     )
     untuned = base.RECIPES_OWN
 
