@@ -348,15 +348,17 @@ def test_a_config_that_is_no_json_object_or_lacks_a_value_is_refused(folder: Pat
         ({"embed_dim": 128}, "of another shape"),
         ({"img_size": 64}, "pos_embed"),
         # of terabytes, or of a billion blocks: nothing of that size is made
-        ({"depth": 10**9}, "not that of these"),
-        ({"depth": 60_000}, "more tensors than the weights"),
-        ({"embed_dim": 2 * 10**9}, "not that of these"),
-        ({"mlp_ratio": 1e300}, "not that of these"),
+        ({"depth": 10**9}, "at most 1000"),
+        ({"depth": 1000}, "more tensors than the weights"),
+        ({"embed_dim": 2 * 10**9}, "at most 32768"),
+        ({"embed_dim": 32_768}, "of another shape"),
+        ({"mlp_ratio": 1e300}, r"in \(0, 64\]"),
         (
             {"mlp_ratio": float("nan")},
             r"not that of\s+these|no hidden width",
         ),
-        ({"img_size": 65_536}, "pos_embed|cannot be of"),
+        ({"img_size": 65_536}, "at most 16384"),
+        ({"img_size": 16_384}, "pos_embed|cannot be of"),
         ({"stem": LONG_STEM}, "more tensors than the weights"),
     ],
 )

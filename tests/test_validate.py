@@ -80,9 +80,9 @@ def test_images_held_on_the_device_are_not_prepared_again_at_each_evaluation(
 ) -> None:
     opened = []
 
-    def counted(split: Split, *args: Any, training: bool) -> Resident | str:
-        opened.append(training)
-        return hold(split, *args, training=training)
+    def counted(split: Split, *args: Any) -> Resident | str:
+        opened.append(args[4])  # whether for training
+        return hold(split, *args)
 
     monkeypatch.setattr(loader, "hold", counted)
     run(short(**{"train.precise_bn_images": 64}), tmp_path / "run", quiet=True)

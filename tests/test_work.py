@@ -96,7 +96,7 @@ def test_places_of_the_former_spelling_are_read(tmp_path: Path) -> None:
     folder, (trial,) = study(tmp_path)
     out = folder.trial(trial)
     out.mkdir(parents=True)
-    write_json(out / CONFIG, {})
+    write_json(out / CONFIG, {"model": {}, "data": {}, "optim": {}, "train": {}})
     (out / "events.log").write_text("2026-01-01T00:00:00+00:00  placed by engine ray on host n1\n")
     write_json(out / TRIES, {"schema": 1, "tries": [{"engine": "local", "host": "n2"}]})
     (run,) = load_runs(out)

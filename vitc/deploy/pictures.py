@@ -65,7 +65,8 @@ def picture_page(
     if request.image is not None:
         if request.image.is_dir():
             raise ConfigError(f"--{request.kind} {request.image} is a folder.", "Give one image.")
-        find_images([request.image])
+        if not request.image.exists():
+            find_images([request.image])  # refuses it, with a suggestion
     subject = _subject(what, settings, request.kind)
     draw = {
         "attention": _attention,

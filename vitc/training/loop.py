@@ -176,7 +176,7 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for s in STOP_SIGNALS:
-                if signal.getsignal(s) != signal.SIG_IGN:
+                if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN:
                     self.before[s] = signal.signal(s, self._remember)
         return self
 

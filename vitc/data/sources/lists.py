@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import itertools
 import json
@@ -369,18 +370,19 @@ def _elsewhere(folder: Path, paths: Sequence[str]) -> tuple[str, str]:
 
     Raises DataError: there are several.
     """
-    places = ["", ".."]
-    for around in ("", ".."):
-        with os.scandir(folder / around) as entries:
+    found: list[tuple[str, str]] = []
+    for around in ("", ".."):  # what lies beside the list's folder only if nothing in it fits
+        names: list[str] = []
+        with contextlib.suppress(OSError), os.scandir(folder / around) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))
-        places += [os.path.join(around, name) for name in names if name != folder.name]
-    found = [
-        (place, suffix)
-        for place in places
-        for suffix in ("", ".jpg", ".jpeg", ".png")
-        if (folder / place / f"{paths[0]}{suffix}").is_file()
-        and (_sizes(folder / place, [path + suffix for path in paths]) >= 0).all()
-    ]
+        places = [around, *(os.path.join(around, name) for name in names if name != folder.name)]
+        found = found or [
+            (place, suffix)
+            for place in places
+            for suffix in ("", ".jpg", ".jpeg", ".png")
+            if (folder / place / f"{paths[0]}{suffix}").is_file()
+            and (_sizes(folder / place, [path + suffix for path in paths]) >= 0).all()
+        ]
     if len(found) > 1:
         raise DataError(
             f"The paths are found in several folders: {base.some(p or '.' for p, _ in found)}.",
