@@ -57,6 +57,16 @@ def test_a_run_ends_with_its_time(seconds: Any) -> None:
     assert steps > 100
 
 
+def test_a_run_with_far_more_time_than_it_was_planned_for_ends_early() -> None:
+    clock = Clock()
+    pace = Pace(10, 1e6, clock, clock.now)
+    steps = raced(pace, clock, lambda step: 30_000.0 if step < 2 else 0.01)
+    assert steps <= pace.most_steps
+    assert pace.position == 10
+    pace = Pace(20, 100.0, clock, clock.now)
+    assert raced(pace, clock, lambda step: 0.001) <= pace.most_steps
+
+
 def test_without_a_budget_a_step_counts_one() -> None:
     clock = Clock()
     pace = Pace(20, None, clock, clock.now)

@@ -68,7 +68,7 @@ class Pace:
     @property
     def most_steps(self) -> int:
         """Steps that batches must be ready for."""
-        return self.steps if self.budget is None else LONGEST * self.steps
+        return self.steps if self.budget is None else LONGEST * self.steps + 1  # for rounding
 
     @property
     def ended(self) -> bool:
@@ -95,7 +95,7 @@ class Pace:
         self.marks.append((used, step))
         left = self.budget - self.reserve - used
         steps = max(1.0, left * (step - first) / (used - start))
-        self.rate = (self.steps - self.position) / steps
+        self.rate = max((self.steps - self.position) / steps, 1 / LONGEST)
         return True
 
     def seconds(self) -> float:
