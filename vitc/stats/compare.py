@@ -231,15 +231,26 @@ def _signed_rank(differences: FloatArray, level: float) -> Bounds:
     depth = _depth(n, level)
     if depth == 0:
         return estimate, (-math.inf, math.inf), p
-    low, high = float(walsh[depth - 1]), float(walsh[-depth])
+    return estimate, dual_ends(walsh, depth, estimate, p, level), p
+
+
+def dual_ends(
+    values: FloatArray, depth: int, estimate: float, p: float, level: float
+) -> tuple[float, float]:
+    """The interval of a rank test, which excludes 0 exactly if p < level.
+
+    values: (n,) ascending, the statistics that the test counts by their signs; its ends are the
+    `depth`-th from each side, 1 <= depth <= n, adjusted where ties with 0 would make both disagree.
+    """
+    low, high = float(values[depth - 1]), float(values[-depth])
     if p >= level:
         low, high = min(low, 0.0), max(high, 0.0)
-    elif low <= 0 <= high:  # rejected, but an end is exactly 0: halfway to the next average
+    elif low <= 0 <= high:  # rejected, but an end is exactly 0: halfway to the next value
         if estimate > 0:
-            low = float(walsh[walsh > 0][0]) / 2
+            low = float(values[values > 0][0]) / 2
         else:
-            high = float(walsh[walsh < 0][-1]) / 2
-    return estimate, (low, high), p
+            high = float(values[values < 0][-1]) / 2
+    return low, high
 
 
 def _student(differences: FloatArray, level: float, luck: Luck | None) -> Bounds:

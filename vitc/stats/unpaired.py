@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy
 
 from vitc.errors import ConfigError
-from vitc.stats.compare import AGAINST, Verdict, look_level
+from vitc.stats.compare import AGAINST, Verdict, dual_ends, look_level
 from vitc.stats.proportions import FloatArray, checked_confidence
 
 MOST_FOR_EXACT_LAW = 60  # runs of both together; beyond, the normal limit is as good
@@ -107,7 +107,7 @@ def _rank_sum(
         return math.nan, unbounded, 1.0
     if x.size * y.size > MOST_PAIRS:
         raise ConfigError(f"{x.size} and {y.size} runs are too many to compare.")
-    gaps = np.sort(np.round(np.subtract.outer(x, y), 9), axis=None)
+    gaps: FloatArray = np.sort(np.round(np.subtract.outer(x, y), 9), axis=None)
     shift = float(np.median(gaps))
     tail = 2 * _law(x.size, y.size)  # two-sided p by the smaller count
     below = float(((gaps < 0).sum() + (gaps <= 0).sum()) / 2)
@@ -115,15 +115,7 @@ def _rank_sum(
     depth = int((tail < level).sum())
     if depth == 0:
         return shift, unbounded, p
-    low, high = float(gaps[depth - 1]), float(gaps[-depth])
-    if p >= level:
-        low, high = min(low, 0.0), max(high, 0.0)
-    elif low <= 0 <= high:  # rejected, but an end is exactly 0: halfway to the next difference
-        if shift > 0:
-            low = float(gaps[gaps > 0][0]) / 2
-        else:
-            high = float(gaps[gaps < 0][-1]) / 2
-    return shift, (low, high), p
+    return shift, dual_ends(gaps, depth, shift, p, level), p
 
 
 @lru_cache(maxsize=64)
