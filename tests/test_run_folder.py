@@ -301,6 +301,19 @@ def test_a_forked_worker_that_outlives_a_run_does_not_hold_its_folder(tmp_path: 
         os.waitpid(child, 0)
 
 
+def test_a_run_frees_its_folder_although_a_worker_just_forked_still_shares_the_lock(
+    tmp_path: Path,
+) -> None:
+    folder = begin(tmp_path)
+    lock = next(lock for lock in files._LOCKS if lock.held)
+    share = os.dup(lock._number)  # as in a child that has not closed its own yet
+    try:
+        folder.close()
+        begin(tmp_path).close()
+    finally:
+        os.close(share)
+
+
 @pytest.mark.parametrize("platform_has_locks", [True, False])
 def test_a_file_system_or_platform_without_locks_is_noted_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform_has_locks: bool

@@ -192,6 +192,13 @@ class FolderLock:
 
     def close(self) -> None:
         """Let others write; may be called twice."""
+        if self._number is not None:
+            # Unlocked, not only closed: a worker forked this moment may still hold its share.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._number, fcntl.LOCK_UN)
+        self._drop()
+
+    def _drop(self) -> None:
         number, self._number = self._number, None
         _LOCKS.discard(self)
         if number is not None:
@@ -210,7 +217,7 @@ _LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 def _close_locks() -> None:
     """In a forked child: close its share of the locks, which leaves them with the parent."""
     for lock in list(_LOCKS):
-        lock.close()
+        lock._drop()
 
 
 if hasattr(os, "register_at_fork"):
