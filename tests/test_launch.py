@@ -528,7 +528,7 @@ def once(condition: Callable[[], Any], act: Callable[[], None]) -> threading.Thr
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of the study that the real engines are compared on, as this machine has them."""
     folder = StudyFolder(tmp_path_factory.mktemp("local") / "s")
-    conduct(folder, plan(4, **LONGER), workers=2, quiet=True)
+    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), quiet=True)
     return results(folder.path)
 
 
@@ -583,7 +583,7 @@ def test_a_local_ray_cluster_is_stopped_and_the_study_resumed_on_this_machine(
     stopped = standing(folder, plan(4, **LONGER)).counts
     assert stopped["interrupted"] >= 1
     assert stopped["done"] < 4
-    conduct(folder, plan(4, **LONGER), workers=2, quiet=True)
+    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), quiet=True)
     nothing_twice(folder.path)
     assert results(folder.path) == local
     assert {p for r in load_runs(folder.path) for p, _ in r.places} == {"ray", "local"}

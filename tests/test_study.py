@@ -20,6 +20,7 @@ from vitc.resolve import load_config
 from vitc.study import load_runs
 from vitc.study.contenders import contenders_of
 from vitc.study.design import TUNING, Plan
+from vitc.study.launch import LocalEngine
 from vitc.study.measures.base import length_points, measure_plan, request_of
 from vitc.study.measures.hparams import Hparams, hparams_plan
 from vitc.study.quick import quick_plan
@@ -43,7 +44,7 @@ def plan(draws: int = 2, **overrides: Any) -> Plan:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of 2 x 2 trials, run once for all tests that only read it."""
     path = tmp_path_factory.mktemp("study") / "s"
-    conduct(StudyFolder(path), plan(), workers=2, quiet=True, command="vitc study ...")
+    conduct(StudyFolder(path), plan(), engine=LocalEngine(2), quiet=True, command="vitc study ...")
     return path
 
 
@@ -61,7 +62,7 @@ def test_extending_a_study_keeps_the_trials_that_ended(study: Path, tmp_path: Pa
         return {p.name: (p.stat().st_ino, (p / "events.log").read_text()) for p in every}
 
     before = files()
-    now = conduct(StudyFolder(study), plan(3), workers=2, quiet=True)
+    now = conduct(StudyFolder(study), plan(3), engine=LocalEngine(2), quiet=True)
     assert (now.ended, now.total) == (6, 6)
     after = files()
     assert len(after) == 6
@@ -100,7 +101,7 @@ def test_a_study_stopped_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     stopper = threading.Timer(6, os.kill, (os.getpid(), signal.SIGTERM))
     stopper.start()
     with pytest.raises(InterruptedRun) as caught:
-        conduct(folder, slow, workers=1, quiet=True)
+        conduct(folder, slow, engine=LocalEngine(1), quiet=True)
     stopper.join()
     assert caught.value.run_exit_code == 143
     now = standing(folder, slow)

@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_the_other_trials_are_run(
     folder.trials.mkdir()
     folder.trial(blocked).write_text("a file where the run folder should be")
     with pytest.raises(RunError, match=blocked.id):
-        conduct(folder, made, workers=1, quiet=True, allow_mixed=True)
+        conduct(folder, made, engine=LocalEngine(1), quiet=True, allow_mixed=True)
     assert read_json(folder.trial(other) / "summary.json")["status"] == "done"
 
 
@@ -286,7 +286,7 @@ def until(condition: Callable[[], Any], seconds: float = 240) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of the study of the kill tests, without any kill."""
     folder = StudyFolder(tmp_path_factory.mktemp("alone") / "s")
-    conduct(folder, plan(4, **LONGER), workers=2, quiet=True)
+    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), quiet=True)
     return results(folder.path)
 
 

@@ -28,7 +28,6 @@ def conduct(
     folder: StudyFolder,
     plan: Plan,
     *,
-    workers: int | None = None,
     engine: Engine | None = None,
     allow_mixed: bool = False,
     allow_changed_data: bool = False,
@@ -38,7 +37,7 @@ def conduct(
 ) -> Standing:
     """Write or join the plan, then run every trial that has not ended.
 
-    `engine` launches the workers; without one, `workers` processes on this machine run the trials.
+    `engine` launches the workers; without one, processes on this machine run the trials.
     It is no part of the plan: a study may be resumed with another, which its history then notes.
 
     Raises ConfigError: another study is there, or contenders differ in what must agree and
@@ -54,7 +53,7 @@ def conduct(
             "Make them agree, or add --allow-mixed; the report will name it.",
         )
     here = environment()
-    engine = engine or LocalEngine(workers=workers)
+    engine = engine or LocalEngine()
     here["engine"] = engine.name
     folder.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder.path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
+from vitc.study.launch import LocalEngine
 from vitc.study.measures import measure_of
 from vitc.study.measures.base import groups_of, request_of
 from vitc.study.named import settings_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Stage = tuple[StudyFolder, Plan]  # a plan and where its trials are
 # of `runner.conduct`
-EXECUTION = ("workers", "allow_mixed", "allow_changed_data", "retry_failed", "quiet")
+EXECUTION = ("allow_mixed", "allow_changed_data", "retry_failed", "quiet")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def run(
 
     kind = measure_of(measure)
     execution = {name: words.pop(name) for name in EXECUTION if name in words}
+    execution["engine"] = LocalEngine(words.pop("workers", None))
     folder = StudyFolder(Path(out) if out is not None else Path("studies") / measure)
     if contenders:
         words["contenders"] = settings_of(contenders, folder.path)
