@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from vitc.wording import counted, duration, few, printable, short, size
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from vitc.errors import ConfigError
+from vitc.wording import counted, duration, few, printable, read_duration, short, size
 
 
 def test_counts_lists_and_sizes() -> None:
@@ -16,6 +22,31 @@ def test_counts_lists_and_sizes() -> None:
 def test_durations() -> None:
     texts = ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "2 h 05 min"]
     assert [duration(s) for s in (-1, 59.4, 60, 3599, 7500)] == texts
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        *[("6m", 360), ("6 min", 360), ("6min", 360), ("6 minutes", 360), ("6M", 360)],
+        *[("1h30", 5400), ("1h30m", 5400), ("1 h 30 min", 5400), ("1 hour, 30 minutes", 5400)],
+        *[("90s", 90), ("90 sec", 90), ("1.5h", 5400), ("2m30", 150), ("1d2h", 93600)],
+        *[(360, 360), (0.5, 0.5), (timedelta(minutes=6), 360)],
+    ],
+)
+def test_a_time_is_read_in_every_way_people_write_it(time: Any, seconds: float) -> None:
+    assert read_duration(time) == seconds
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *["360", "6", "", "m", "six minutes", "6 parsecs", "30m1h", "1h30s20", "1:30", "1m1m"],
+        *["-5m", "0s", 0, -1, float("nan"), float("inf"), True, None, "5m extra", "1e3s"],
+    ],
+)
+def test_no_time_is_guessed(time: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a time such as 90s"):
+        read_duration(time)
 
 
 def test_text_of_strangers_cannot_steer_the_terminal() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vitc import errors, study
     from vitc.config import RunConfig
     from vitc.deploy.evaluation import Evaluation, evaluate
+    from vitc.deploy.front_door import train
     from vitc.deploy.predict import Predictions, Predictor
     from vitc.deploy.push import push_to_hub
     from vitc.deploy.save import save_pretrained
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vitc.models.complexity import Complexity, complexity
     from vitc.models.zoo import create_model, list_models
     from vitc.resolve import load_config
-    from vitc.training.loop import RunResult, train
+    from vitc.training.loop import RunResult
     from vitc.weights.fit import LoadReport, load_weights
 
 __version__ = "0.1.0"
@@ -44,7 +45,7 @@ _MODULES = {
     "push_to_hub": "vitc.deploy.push",
     "save_pretrained": "vitc.deploy.save",
     "study": "",
-    "train": "vitc.training.loop",
+    "train": "vitc.deploy.front_door",
 }
 __all__ = [
     "Complexity",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 from html import escape
 from importlib import import_module
 from typing import Any, TextIO, cast
@@ -113,6 +115,23 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self.started) / fresh * (self.total - self.done)
         return f"about {duration(seconds)} left"
+
+
+def show_lines(title: str, lines: Sequence[str]) -> None:
+    """Print lines on stderr; in a notebook as one block below `title`, which a click opens. Of
+    several processes the first does."""
+    if not lines or os.environ.get("RANK", "0") != "0":
+        return
+    stream = sys.stderr if isinstance(sys.stderr, Stream) else Stream(sys.stderr)
+    console = Console(file=cast(TextIO, stream), highlight=False, soft_wrap=True)
+    if not console.is_jupyter:
+        for line in lines:
+            console.print(line, markup=False)
+        return
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    page = f"<details><summary>{escape(title)}</summary><ul>{items}</ul></details>"
+    values = {"text/html": page, "text/plain": "\n".join(lines)}
+    import_module("IPython.display").display(values, raw=True)
 
 
 class NotebookBar:

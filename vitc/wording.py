@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
+from datetime import timedelta
+
+from vitc.errors import ConfigError
+
+_UNITS = {
+    86400: "d|days?",
+    3600: "h|hrs?|hours?",
+    60: "m|mins?|minutes?",
+    1: "s|secs?|seconds?",
+}
+_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)[\s,]*")
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -36,6 +49,35 @@ def duration(seconds: float) -> str:
     if s < 3600:
         return f"{s // 60} min {s % 60:02d} s"
     return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+def read_duration(time: str | float | timedelta) -> float:
+    """Seconds of `90s`, `6m`, `6 min`, `1h30`, `1.5 hours`; of a number, which is in seconds, or of
+    a timedelta. Raises ConfigError: none of these, or not above 0."""
+    seconds: float | None = None
+    if isinstance(time, timedelta):
+        seconds = time.total_seconds()
+    elif isinstance(time, str):
+        seconds = _seconds_of(time.strip().lower())
+    elif isinstance(time, int | float) and not isinstance(time, bool):
+        seconds = float(time)
+    if seconds is None or not 0 < seconds < math.inf:
+        raise ConfigError(f"{time!r} must be a time such as 90s, 30m or 1h30m, and above 0.")
+    return seconds
+
+
+def _seconds_of(text: str) -> float | None:
+    """Numbers with units, the largest first; the last may lack its unit: `1h30` is `1h30m`."""
+    units = list(_UNITS)
+    total, last = 0.0, -1
+    for number, word in _NUMBER_AND_UNIT.findall(text):
+        at = next((i for i, unit in enumerate(units) if re.fullmatch(_UNITS[unit], word)), None)
+        if not word and 0 <= last < len(units) - 1:
+            at = last + 1
+        if at is None or at <= last:
+            return None
+        total, last = total + float(number) * units[at], at
+    return None if _NUMBER_AND_UNIT.sub("", text) else total
 
 
 def size(count: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 import textwrap
 from argparse import Namespace
@@ -20,6 +19,7 @@ from typing import Any, NoReturn, TextIO
 from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs
 from vitc.errors import ConfigError, suggest
 from vitc.settings import Settings, from_words, is_none
+from vitc.wording import read_duration
 
 # They take one word: a name, or weights to start from.
 COMPONENTS = ("model", "data", "optim", "model.stem", "optim.schedule", "init")
@@ -198,15 +198,11 @@ def weights_option(parser: Parser) -> None:
 
 
 def seconds(text: str) -> float:
-    """`90s`, `30m`, `2h`, `1h30m` in seconds; a unit is required."""
-    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-    total = 0.0
-    if parts is not None:
-        units = zip(parts.groups(), (3600, 60, 1), strict=True)
-        total = sum(float(number) * unit for number, unit in units if number)
-    if total <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 90s, 30m or 1h30m")
-    return total
+    """A time with its unit, as `read_duration` reads it."""
+    try:
+        return read_duration(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 # -- results and notes -----------------------------------------------------------------------------

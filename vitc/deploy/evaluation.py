@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -162,14 +161,18 @@ def evaluate(
         "skip_unknown_classes": skip_unknown_classes,
     }
     found = predict_split(classifier, data, split, **allowed)
-    evaluation = measure(classifier, found, str(run))
-    if evaluation.train is not None and evaluation.split == "test" and classifier.run is not None:
-        _keep_test(classifier.run, evaluation)
-    return evaluation
+    return with_test_kept(classifier, measure(classifier, found, str(run)))
 
 
-def measure(classifier: Classifier, found: SplitLogits, run: str) -> Evaluation:
-    """All that a model's answers show. Raises DataError: there are none."""
+def measure(
+    classifier: Classifier,
+    found: SplitLogits,
+    run: str,
+    fitted: Fit | None = None,
+    look_for_copies: bool = True,
+) -> Evaluation:
+    """All that a model's answers show. `fitted`: on validation images; None: as the run's page has
+    it, or else on these. Raises DataError: there are none."""
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
     for i in range(0, len(labels), EVAL_BATCH):  # in the batches of an evaluation during training
@@ -184,11 +187,13 @@ def measure(classifier: Classifier, found: SplitLogits, run: str) -> Evaluation:
     largest = int(confusion.sum(axis=1).argmax())
     own = _own_training_images(classifier, found)
     copies = None
-    if own is not None and SOURCES[found.images.data.source].path:
+    if look_for_copies and own is not None and SOURCES[found.images.data.source].path:
         c = classifier.config
         kept_small, _ = training_split(found.images.data, c.data, c.model.in_chans, make=False)
         copies = near_copies(found.pictures, kept_small)
-    kept = None if own is None or found.images.name == "val" else _kept_fit(classifier)
+    kept = fitted
+    if kept is None and own is not None and found.images.name != "val":
+        kept = _kept_fit(classifier)
     fit = kept or measures.fit(found.labels, found.logits, found.images.name)
     return Evaluation(
         run=run,
@@ -247,16 +252,18 @@ def _kept_fit(classifier: Classifier) -> Fit | None:
     return Fit(temperature, tuple(thresholds), "val", n)
 
 
-def _keep_test(run: Path, e: Evaluation) -> None:
-    """Keep the result in the run's folder; one that cannot be written stays as it is."""
-    state = state_of(run, e.weights)
-    if state is None:
-        return
-    try:
-        keep_test(run, {**e.to_dict(), **state})
-    except OSError as error:
-        what = f"The test result is not kept in {run}: {error.strerror or error}."
-        logging.getLogger("vitc").warning(what)
+def with_test_kept(classifier: Classifier, e: Evaluation) -> Evaluation:
+    """The same; a result on the run's own test images is kept in its folder, if that can be
+    written."""
+    run = classifier.run
+    state = None if run is None else state_of(run, e.weights)
+    if run is not None and state is not None and e.split == "test" and e.train is not None:
+        try:
+            keep_test(run, {**e.to_dict(), **state})
+        except OSError as error:
+            what = f"The test result is not kept in {run}: {error.strerror or error}."
+            logging.getLogger("vitc").warning(what)
+    return e
 
 
 def not_learnt(e: Evaluation) -> str:

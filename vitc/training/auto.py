@@ -82,7 +82,8 @@ def propose(
     auto_model.choose_rate(choices, trial)
     seconds = auto_model.choose_length(choices, look, trial, budget, default=budget_seconds is None)
     if seconds >= rules.BOUND_SHARE * budget and not fixed.keys() & rules.OWN_LENGTH:
-        choices.settings["train.budget_seconds"] = round(max(1.0, budget - (clock() - started)), 1)
+        used = clock() - started + rules.page_seconds(data, trial.cost)
+        choices.settings["train.budget_seconds"] = round(max(1.0, budget - used), 1)
     _choose_mixing(choices)
     config = choices.config(base, trial.settings)
     if weights:

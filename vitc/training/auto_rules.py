@@ -28,6 +28,7 @@ DEFAULT_BUDGET_SECONDS = 1800.0
 BOUND_SHARE = 0.85  # of the budget that a run takes if the budget is what limits its epochs
 OWN_LENGTH = {"train.epochs", "train.budget_seconds"}  # settings by which users fix the length
 START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
+PAGE_SECONDS = 4.0  # the run page, besides the answers on held-out images
 SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are read
 EVALUATIONS = 20  # on validation over a run, at most
 LEAST_SHARE = 0.4  # of the wanted epochs that a model must reach within the budget to be chosen
@@ -238,6 +239,12 @@ def cache_side(look: Look, img_size: int) -> int | None:
 def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
     """One pass over the training images."""
     return look.train // batch * cost.step_seconds
+
+
+def page_seconds(data: DataSet, cost: Probe) -> float:
+    """The run page that follows a run, for which validation and test images are read once more."""
+    held_out = sum(len(split) for name, split in data.splits.items() if name != "train")
+    return PAGE_SECONDS + held_out * cost.eval_seconds
 
 
 class Length(NamedTuple):

@@ -25,7 +25,6 @@ from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.machine import STOP_SIGNALS
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
-from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import CONFIG, RunFolder
 from vitc.runs.images import images_of_weights, leaks
@@ -43,30 +42,20 @@ from vitc.wording import counted
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; `summary` is the content of its summary.json."""
+    """How a run ended; `summary` is the content of its summary.json.
+
+    After training on images of one's own with settings chosen for them: `report`, the run page,
+    and `evaluation`, what `vitc.evaluate` found for it; `test`, the same of the test images, where
+    there are some.
+    """
 
     path: Path
     status: str
     top1: float | None
     summary: dict[str, Any] = field(repr=False)
-
-
-def train(
-    config_or_recipe: RunConfig | str | Path,
-    out: str | Path | None = None,
-    *,
-    allow_changed_data: bool = False,
-    **overrides: Any,
-) -> RunResult:
-    """Train a recipe, config file or RunConfig, into `out` (default runs/<name>).
-
-    Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config
-    in `out` is resumed, with other images than it began with only if `allow_changed_data`. Raises
-    ConfigError, DataError, and RunError and its subclasses.
-    """
-    config = load_config(config_or_recipe, **overrides)
-    folder = Path(out) if out is not None else Path("runs") / config.name
-    return run(config, folder, allow_changed_data=allow_changed_data)
+    report: Path | None = None
+    evaluation: Any = field(default=None, repr=False)
+    test: Any = field(default=None, repr=False)
 
 
 def run(

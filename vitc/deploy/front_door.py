@@ -1,0 +1,209 @@
+"""From images, a recipe or a run to a trained model and its page: `vitc.train` and `vitc train`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitc.config import RunConfig, all_leaf_types, flat_values
+from vitc.errors import ConfigError, VitcError, suggest_beside
+from vitc.progress import show_lines
+from vitc.recipes import RECIPES
+from vitc.resolve import load_config, what_is
+from vitc.settings import coerce
+from vitc.wording import read_duration
+
+if TYPE_CHECKING:
+    from vitc.training.loop import RunResult
+
+MOST_REPORTED = 20_000  # validation images, for a run page without being asked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained, and where.
+
+    `notes`: why it is so, for the run's events.log and the reader; `remarks` for the reader alone.
+    `images`: images were named, so that settings are chosen for them.
+    """
+
+    config: RunConfig
+    out: Path
+    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    images: bool = False
+
+
+def train(
+    config_or_recipe: RunConfig | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    budget: str | float | timedelta | None = None,
+    overwrite: bool = False,
+    allow_changed_data: bool = False,
+    **overrides: Any,
+) -> RunResult:
+    """Train on images with settings chosen for them, or a recipe, config file or RunConfig.
+
+    Images (a folder, a pack, a list, shards) are named in place of a recipe: model, size and
+    schedule are chosen for the best classifier in `budget` ("6m", "1h30m", or seconds; None: at
+    most 30 minutes), and the run ends with its page: see RunResult.
+
+    The run goes to `out` (default runs/<name>). Overrides are dotted (`**{"optim.lr": 1e-3}`) or
+    nested. An unfinished run of the same config in `out` is resumed, with other images than it
+    began with only if `allow_changed_data`; `overwrite` discards it. Raises ConfigError, DataError,
+    and RunError and its subclasses.
+    """
+    seconds = None if budget is None else read_duration(budget)
+    plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite)
+    show_lines("What is trained, and why", [*plan.remarks, *plan.notes])
+    return train_plan(plan, overwrite=overwrite, allow_changed_data=allow_changed_data)
+
+
+def plan_training(
+    what: RunConfig | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    budget: float | None,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Plan:
+    """What `train` trains. Takes seconds for images, on which steps are timed."""
+    from vitc.data.sources import SUFFIXES
+    from vitc.data.sources.base import is_pattern
+
+    place = None if out is None else Path(out)
+    name = None if isinstance(what, RunConfig) else os.fspath(what)
+    kind = None if name is None else what_is(name)
+    if kind == "images" and name is not None:
+        return _images_plan(Path(name), place, budget, _typed(settings), overwrite)
+    if name is not None and is_pattern(name) and name.endswith(SUFFIXES):
+        raise ConfigError(
+            f"{name!r} is a pattern; settings are chosen for one folder or file.",
+            f"Name a recipe: vitc train cifar10_vit_c --data {shlex.quote(name)}; or pack the "
+            f"images: vitc data pack {shlex.quote(name)} OUT.vitc, then vitc train OUT.vitc.",
+        )
+    if budget is not None:
+        raise ConfigError(
+            f"--budget has no effect here: {name or 'a config'} is not a folder of images.",
+            "Set a recipe's length with --train.epochs.",
+        )
+    config = load_config(what if isinstance(what, RunConfig) else str(name), **settings)
+    untuned = RECIPES[name].untuned(settings.get("optim")) if name in RECIPES else None
+    default = Path(name) if kind == "run" and name else Path("runs") / config.name
+    return Plan(config, place or default, (untuned,) if untuned else ())
+
+
+def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, of their types, as the command line gives them."""
+    types = all_leaf_types()
+    flat = flat_values(settings)
+    return {k: coerce(v, types[k], k) if k in types else v for k, v in flat.items()}
+
+
+def _images_plan(
+    images: Path,
+    out: Path | None,
+    budget: float | None,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+) -> Plan:
+    """Images without a recipe: resume their run, or choose all settings automatically."""
+    from vitc.training.auto import name_of, propose
+
+    out = out or Path("runs") / name_of(images)
+    existing = None if overwrite else _run_on(images, out, settings)
+    if existing is not None:
+        remarks = [f"{out} is a run on {images}: resuming it with its settings."]
+        if budget is not None:
+            remarks.append("--budget has no effect: the run's length was chosen when it started.")
+        return Plan(existing, out, (), tuple(remarks), images=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure, and choose, for itself
+        raise ConfigError(
+            f"Several processes cannot choose settings for {images} together.",
+            f"Choose first: vitc train {shlex.quote(str(images))} --dry-run; then train the "
+            "config it saves.",
+        )
+    proposal = propose(images, budget, settings)
+    return Plan(proposal.config, out, tuple(proposal.lines), images=True)
+
+
+def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig | None:
+    """The config of the run on `images` in `out`, with the settings given; None: no such run.
+
+    Settings equal to the run's own change nothing; the run refuses others by name. Weights that
+    the run no longer needs are not read.
+    """
+    if "data" in settings or "data.path" in settings or not (out / "config.json").exists():
+        return None
+    config = load_config(out)
+    if config.data.path is None or Path(config.data.path).resolve() != images.resolve():
+        return None
+    return load_config(config, **settings)
+
+
+def check_weights(plan: Plan, overwrite: bool) -> None:
+    """Raises ConfigError, before torch is imported, where init.weights does not exist."""
+    weights = plan.config.init.weights
+    if not overwrite and (plan.out / "config.json").exists():  # a resumed run has its weights
+        return
+    if weights and what_is(weights) is None:
+        raise ConfigError(
+            f"--init {weights} does not exist.{suggest_beside(Path(weights))}",
+            "Give a run folder, a weights file, a folder of vitc save, or timm:NAME.",
+        )
+
+
+def train_plan(
+    plan: Plan, *, overwrite: bool = False, allow_changed_data: bool = False
+) -> RunResult:
+    """Train it, and write the run page of images of one's own."""
+    check_weights(plan, overwrite)
+    from vitc.training.loop import run
+
+    result = run(
+        plan.config,
+        plan.out,
+        overwrite=overwrite,
+        notes=list(plan.notes),
+        allow_changed_data=allow_changed_data,
+        inspect=not plan.images,  # they were inspected when settings were chosen
+    )
+    return _with_page(plan, result)
+
+
+def _with_page(plan: Plan, result: RunResult) -> RunResult:
+    """The same with its run page. The test images are read where settings were chosen for the
+    images: that run was chosen before it began."""
+    from vitc.data.sources import SOURCES
+
+    first = os.environ.get("RANK", "0") == "0"
+    if not first or result.top1 is None or not SOURCES[plan.config.data.source].path:
+        return result
+    from vitc.deploy.classifier import Classifier
+    from vitc.deploy.evaluation import measure, predict_split, with_test_kept
+    from vitc.deploy.run_page import write_page
+    from vitc.runs.folder import Run
+
+    path, test = str(result.path), None
+    command = shlex.join(["vitc", "evaluate", path])
+    try:
+        counts = Run(result.path).data.get("counts", {})
+        if sum(counts.get(name, 0) for name in ("val", "test")) > MOST_REPORTED:
+            logging.getLogger("vitc").warning(f"Where it errs: {command}")
+            return result
+        classifier = Classifier.load(path, plan.config.train.device)
+        found = measure(classifier, predict_split(classifier), path)
+        if plan.images and "test" in counts:
+            answers = predict_split(classifier, split="test")
+            test = measure(classifier, answers, path, found.fit, look_for_copies=False)
+            with_test_kept(classifier, test)
+        return replace(result, report=write_page(found, command), evaluation=found, test=test)
+    except VitcError as error:  # the run itself is done
+        logging.getLogger("vitc").warning(f"There is no run page: {error.message}")
+        return result
