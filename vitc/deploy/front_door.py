@@ -88,7 +88,7 @@ def plan_training(
             f"Name a recipe: vitc train cifar10_vit_c --data {shlex.quote(name)}; or pack the "
             f"images: vitc data pack {shlex.quote(name)} OUT.vitc, then vitc train OUT.vitc.",
         )
-    if budget is not None:
+    if budget is not None and (name is None or kind is not None):
         raise ConfigError(
             f"--budget has no effect here: {name or 'a config'} is not a folder of images.",
             "Set a recipe's length with --train.epochs.",

@@ -81,7 +81,8 @@ def propose(
     trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
     auto_model.choose_rate(choices, trial)
     seconds = auto_model.choose_length(choices, look, trial, budget, default=budget_seconds is None)
-    if seconds >= rules.BOUND_SHARE * budget and not fixed.keys() & rules.OWN_LENGTH:
+    bound = "train.clock" in fixed or seconds >= rules.BOUND_SHARE * budget
+    if bound and not fixed.keys() & rules.OWN_LENGTH:
         used = clock() - started + rules.page_seconds(data, trial.cost)
         choices.settings["train.budget_seconds"] = round(max(1.0, budget - used), 1)
     _choose_mixing(choices)
