@@ -31,6 +31,7 @@ ADDED: frozenset[str] = frozenset(
         "budget_seconds",
         "clock",
         "cache_side",
+        "mix_prob",
     }
 )
 """Keys that today's JSON has beside those of the goldens."""

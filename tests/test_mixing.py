@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +165,18 @@ def test_one_alpha_alone_is_always_used(kind: str) -> None:
     assert {draw_mix(plan(), alone, Place(0, i)).kind for i in range(30)} == {kind}
     none = draw_mix(plan(), AugmentConfig(), HERE)
     assert (none.kind, none.lam) == ("none", 1.0)
+
+
+def test_a_share_of_the_batches_or_images_is_mixed_as_it_would_be_without_the_share() -> None:
+    some = dataclasses.replace(AUGMENT, mix_prob=0.8)
+    places = [Place(e, i) for e in range(20) for i in range(50)]
+    pairs = [(draw_mix(plan(), AUGMENT, p), draw_mix(plan(), some, p)) for p in places]
+    mixed = [(a, b) for a, b in pairs if b.kind != "none"]  # type: ignore[union-attr]
+    assert abs(len(mixed) / 1000 - 0.8) < 4 * 0.4 / np.sqrt(1000)
+    assert all(a.lam == b.lam for a, b in mixed)
+    each = dataclasses.replace(some, mix_per="sample")
+    mix = draw_mix(plan(batch=4000, micro=4000), each, HERE)
+    assert abs((mix.lam == 1).mean() - 0.2) < 4 * 0.4 / np.sqrt(4000) + 0.02
 
 
 def test_mixing_per_sample_draws_for_each_sample() -> None:

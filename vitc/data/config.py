@@ -62,6 +62,10 @@ class AugmentConfig:
     """Beta parameter of mixup; 0: no mixup. With cutmix_alpha too, a coin decides (paper 0.8)."""
     cutmix_alpha: float = setting(0.0, at_least=0, at_most=1000)
     """Beta parameter of CutMix; 0: no CutMix (paper 1.0)."""
+    mix_prob: float = setting(
+        1.0, at_least=0, at_most=1, needs=("mixup_alpha or cutmix_alpha", SOME)
+    )
+    """Share of micro-batches (mix_per sample: of images) that are mixed; timm's mixup_prob."""
     label_smoothing: float = setting(0.0, at_least=0, at_most=1)
     """Mass spread evenly over all classes, applied before mixing (paper 0.1)."""
 

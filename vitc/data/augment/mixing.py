@@ -54,9 +54,10 @@ def draw_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> Mix | Sam
         return _draw_sample_mix(plan, augment, place)
     alphas = {"mixup": augment.mixup_alpha, "cutmix": augment.cutmix_alpha}
     kinds: list[Literal["mixup", "cutmix"]] = [k for k in ("mixup", "cutmix") if alphas[k] > 0]
-    if not kinds:
+    drawn = uniform(plan.seed_augment, "mix", place.epoch, [place.index], 5)[0].tolist()
+    coin, u, *centre, whether = drawn
+    if not kinds or whether >= augment.mix_prob:
         return Mix("none", 1.0, (0, 0, 0, 0), np.arange(plan.micro))
-    coin, u, *centre = uniform(plan.seed_augment, "mix", place.epoch, [place.index], 4)[0].tolist()
     kind = kinds[int(coin * len(kinds))]
     lam = float(betas(alphas[kind], np.array([u]))[0])
     partner = _draw_partner(plan, place)
@@ -74,7 +75,7 @@ def _draw_partner(plan: BatchPlan, place: Place) -> NDArray[np.int64]:
 
 
 def _draw_sample_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> SampleMix:
-    u = plan.uniforms("mix_sample", place, 4)
+    u = plan.uniforms("mix_sample", place, 5)
     alphas = np.array([augment.mixup_alpha, augment.cutmix_alpha])
     # If only one alpha is above 0, it is used for both.
     cutmix = u[:, 0] < 0.5 if alphas.all() else np.full(plan.micro, augment.cutmix_alpha > 0)
@@ -83,6 +84,8 @@ def _draw_sample_mix(plan: BatchPlan, augment: AugmentConfig, place: Place) -> S
     boxes = np.zeros((plan.micro, 4), np.int64)
     for i in np.flatnonzero(cutmix).tolist():
         boxes[i], lam[i] = cutmix_box(float(lam[i]), (float(u[i, 2]), float(u[i, 3])), plan.size)
+    as_it_is = u[:, 4] >= augment.mix_prob
+    cutmix[as_it_is], lam[as_it_is] = False, 1.0
     return SampleMix(cutmix, lam, boxes, _draw_partner(plan, place))
 
 
