@@ -28,6 +28,7 @@ from vitc.training.device import (
     peak_memory,
 )
 from vitc.training.evaluate import evaluate
+from vitc.training.pace import CLOCKS
 from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
@@ -53,8 +54,9 @@ def probe(
     """Time `config`'s steps and evaluation on some of its images; None: the memory is too small.
 
     Takes `seconds` or two steps, then one or two evaluations of a few images. The loader takes
-    part, because its processes and the step compete for the cores. Generators, thread count and
-    every other global setting of torch are afterwards as before. Raises BrokenFileError.
+    part, because its processes and the step compete for the cores. Seconds are of `train.clock`;
+    processor time counts the loader's processes too. Generators, thread count and every other
+    global setting of torch are afterwards as before. Raises BrokenFileError.
     """
     cuda = device.type == "cuda"
     with (
@@ -79,6 +81,7 @@ def _measure(
 ) -> tuple[float, float]:
     """Seconds of a step, and of evaluating an image."""
     t = config.train
+    clock = CLOCKS[t.clock]
     setup = set_up(config, data, device, Processes())
     plan, settings = setup.plan, setup.settings
     state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
@@ -98,15 +101,15 @@ def _measure(
     data = dataclasses.replace(data, splits=splits)
     times: list[float] = []
     with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
-        before = time.perf_counter()
+        before = clock()
         for micros in batches:
             outcome = train_step(state, model, micros, lr, norms, settings)
             state.step = min(state.step + 1, setup.steps)
             if state.ema is not None:
                 state.ema.update(model, state.step)
             outcome["loss"].item()  # waits until the work is done
-            times.append(time.perf_counter() - before)
-            before = time.perf_counter()
+            times.append(clock() - before)
+            before = clock()
             if sum(times[1:]) > seconds:  # the first step is not like the others
                 break
     steady = times[(len(times) + 1) // 2 :] or times  # batches made ahead of time are used up
@@ -119,9 +122,9 @@ def _measure(
         split, data, config.data, plan, device, max(plan.micro, EVAL_IMAGES), often=True
     )
     for _ in range(2):  # the first time is a little slow: a second one where it is cheap
-        before = time.perf_counter()
+        before = clock()
         evaluate(model, images, settings)
-        took = time.perf_counter() - before
+        took = clock() - before
         if took > seconds / 3:
             break
     return step_seconds, took / len(split)
