@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 
 import vitc
 from vitc.config import RunConfig
-from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun
+from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun, RunError
 from vitc.resolve import load_config
 from vitc.runs.folder import Run
 from vitc.training.loop import run
+from vitc.training.step import NormStatistics
 
 MIXED = {"data.augment.mixup_alpha": 0.8, "data.augment.cutmix_alpha": 1.0}
 WALL = {"seconds", "images_per_second"}  # the fields of a metrics line that time decides
@@ -97,30 +98,33 @@ def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path:
     assert json.loads((tmp_path / "a" / "config.json").read_text())["optim"]["lr"] == 0.002
 
 
-def test_an_interrupted_run_resumes_bit_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1"])
+def test_an_interrupted_run_resumes_bit_exactly(tmp_path: Path, how: str) -> None:
     config = tiny(**{"train.epochs": 3})
     run(config, tmp_path / "whole", quiet=True)
-    stop_after(config, tmp_path / "cut", step=5)
+    stop_after(config, tmp_path / "cut", step=5, how=signal.Signals[how])
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["status"] == "interrupted"
     run(config, tmp_path / "cut", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def stop_after(config: RunConfig, out: Path, step: int) -> None:
-    """SIGTERM to this very process once the run has logged `step`."""
+def stop_after(
+    config: RunConfig, out: Path, step: int, how: signal.Signals = signal.SIGTERM
+) -> None:
+    """A signal to this very process once the run has logged `step`."""
 
     def watch() -> None:
         metrics = out / "metrics.jsonl"
         while not metrics.exists() or f'"step": {step}' not in metrics.read_text():
             time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), how)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     with pytest.raises(InterruptedRun) as caught:
         run(config, out, quiet=True)
     watcher.join()
-    assert caught.value.run_exit_code == 143
+    assert caught.value.run_exit_code == 128 + how
     assert "vitc train" in str(caught.value.hint)
 
 
@@ -141,6 +145,46 @@ def test_a_diverging_run_stops_and_no_weight_takes_that_step(
     assert Run(tmp_path / "r").status == "diverged"
     saved = weights(tmp_path / "r") if (tmp_path / "r/checkpoints/latest").exists() else {}
     assert all(torch.isfinite(v).all() for k, v in saved.items() if k.startswith("model"))
+
+
+def at_step(
+    step: int, act: Callable[[NormStatistics], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Call `act` after the BatchNorms of a run's step `step` are done."""
+    after, steps = NormStatistics.after_step, iter(range(1, 10_000))
+
+    def then(norms: NormStatistics) -> None:
+        after(norms)
+        if next(steps) == step:
+            act(norms)
+
+    monkeypatch.setattr(NormStatistics, "after_step", then)
+
+
+@pytest.mark.parametrize("every", [1, None], ids=["at a checkpoint", "at an evaluation"])
+def test_running_statistics_that_are_not_finite_end_the_run_and_replace_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int | None
+) -> None:
+    at_step(3, lambda norms: norms.floats[0].fill_(math.nan), monkeypatch)
+    config = tiny(**{"train.save_every_steps": every})
+    with pytest.raises(DivergedError, match=r"stem\.\S*running_mean are nan"):
+        run(config, tmp_path / "r", quiet=True)
+    assert Run(tmp_path / "r").status == "diverged"
+    if every:
+        assert (tmp_path / "r/checkpoints/latest").read_text().strip() == "step_2"
+        assert all(bool(v.isfinite().all()) for v in weights(tmp_path / "r").values())
+    else:
+        assert not Run(tmp_path / "r").metrics("eval")
+
+
+def test_a_run_whose_folder_is_removed_fails_instead_of_making_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    at_step(3, lambda norms: (out / "config.json").unlink(), monkeypatch)
+    with pytest.raises(RunError, match="removed or moved"):
+        run(tiny(), out, quiet=True)
+    assert not (out / "checkpoints" / "latest").exists()
 
 
 def test_train_is_public_and_takes_overrides(

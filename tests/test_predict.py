@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
+import io
+import itertools
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +23,7 @@ from PIL import Image
 
 from vitc.cli.main import main
 from vitc.config import RunConfig
-from vitc.deploy.predict import Predictions, Predictor, find_images
+from vitc.deploy.predict import Form, Predictions, Predictor, find_images, report
 from vitc.errors import BrokenFileError, CheckpointError, ConfigError
 from vitc.resolve import load_config
 from vitc.training.evaluate import evaluate_run
@@ -351,6 +357,52 @@ def test_the_command_writes_csv(
     assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
     assert sum(float(rows[0][f"probability_{i}"]) for i in (1, 2)) <= 1.0001
     assert "15 images" in capsys.readouterr().out
+
+
+def test_a_table_that_is_interrupted_leaves_the_one_before(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "out.csv"
+    words = ["predict", str(trained), str(photos / "val"), "--csv", str(table)]
+    assert main(words) == 0
+    before = table.read_bytes()
+    each = Predictor.each
+
+    def interrupted(self: Predictor, files: Any) -> Iterator[Any]:
+        yield from itertools.islice(each(self, files), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "each", interrupted)
+    assert main(words) == 130
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_names_neither_steer_a_terminal_nor_run_in_a_spreadsheet(
+    form: Form, predictor: Predictor
+) -> None:
+    classes = ("=1+1", "\x1b[31mred")
+    fake = SimpleNamespace(
+        classes=classes, each=lambda files: [(files[0], np.array([0.25, 0.75], np.float32))]
+    )
+    out = io.StringIO()
+    report(fake, ["@now.jpg"], 2, form, out)  # type: ignore[arg-type, list-item]
+    if form == "csv":
+        assert next(csv.reader(out.getvalue().splitlines()[1:]))[:4:3] == ["'@now.jpg", "'=1+1"]
+    else:
+        assert "\x1b" not in out.getvalue()
+        assert "\\x1b[31mred" in out.getvalue()
+
+
+def test_weights_that_are_not_finite_predict_nothing(predictor: Predictor) -> None:
+    model = copy.deepcopy(predictor.classifier.model)
+    for name, value in model.named_buffers():
+        if name.endswith("running_mean"):
+            value.fill_(math.nan)
+    classifier = dataclasses.replace(predictor.classifier, model=model)
+    with pytest.raises(CheckpointError, match="running_mean are nan or infinite"):
+        classifier.probabilities([classifier.prepare(photo("red", 1))])
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv", "out.csv"]])

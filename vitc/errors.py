@@ -84,7 +84,7 @@ class InterruptedRun(RunError):
 
     @property
     def run_exit_code(self) -> int:
-        """128 + signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """128 + signal: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + self.signal_number
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
-# kill, Ctrl-C, and a terminal that hangs up, which Windows does not have.
+# kill, Ctrl-C, a terminal that hangs up, and SLURM's --signal=USR1; Windows lacks the last two.
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 )
 
 

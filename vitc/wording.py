@@ -35,6 +35,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def no_formula(cell: object) -> object:
+    """A cell of a table that no spreadsheet runs: a text that begins like a formula gets an
+    apostrophe. Numbers, also as text, stay as they are."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
 def short(text: str, most: int = 200) -> str:
     """The text as one printable line, cut to `most` characters."""
     text = printable(" ".join(text[: 4 * most].split()))

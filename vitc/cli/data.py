@@ -12,7 +12,7 @@ from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note, writes_f
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.resolve import resolve_config, with_data
-from vitc.wording import counted, printable
+from vitc.wording import counted, no_formula, printable
 
 if TYPE_CHECKING:
     from vitc.data.check_report import Report
@@ -51,7 +51,7 @@ def _check(args: Namespace) -> int:
         with args.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out:
             table = csv.writer(out)
             table.writerow(COLUMNS)
-            table.writerows(rows(report))
+            table.writerows([no_formula(cell) for cell in row] for row in rows(report))
     if args.html is not None:
         from vitc.data.check_page import page
         from vitc.views import html

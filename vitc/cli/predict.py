@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from vitc.cli.parser import (
     Parser,
@@ -17,6 +19,7 @@ from vitc.cli.parser import (
     weights_option,
 )
 from vitc.errors import ConfigError
+from vitc.files import replacing
 from vitc.resolve import check_is
 from vitc.wording import counted
 
@@ -43,8 +46,7 @@ def run(args: Namespace) -> int:
     for text in predictor.notes:
         note(text)
     form: Form = "json" if args.json else "csv" if args.csv is not None else "table"
-    csv = {"mode": "w", "newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
-    with args.csv.open(**csv) if args.csv else contextlib.nullcontext(sys.stdout) as stream:
+    with _table(args.csv) if args.csv else contextlib.nullcontext(sys.stdout) as stream:
         broken = report(predictor, files, args.topk, form, stream)
     for error in broken:
         note(f"broken: {error.message}")
@@ -53,6 +55,17 @@ def run(args: Namespace) -> int:
     if broken:
         note(f"{len(broken):,} of {counted(len(files), 'image')} could not be read.")
     return 1 if broken else 0
+
+
+@contextlib.contextmanager
+def _table(path: Path) -> Iterator[TextIO]:
+    """A file that is there once it is whole; a pipe or a terminal is written as it goes."""
+    whole = path.is_file() or not path.exists()
+    with (
+        replacing(path) if whole else contextlib.nullcontext(path) as place,
+        place.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
+        yield stream
 
 
 VERB = Verb(

@@ -17,10 +17,10 @@ from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
 from vitc.data.preprocessing import Preprocessing
 from vitc.deploy.saved import load_pretrained
-from vitc.errors import ConfigError
+from vitc.errors import CheckpointError, ConfigError
 from vitc.resolve import check_is
 from vitc.training.device import pick_device
-from vitc.training.evaluate import load_model
+from vitc.training.evaluate import load_model, not_finite
 from vitc.training.measured import Trained
 
 LONGEST_PLACE = 40  # characters of a folder in a title
@@ -101,10 +101,16 @@ class Classifier:
         """Prepared images, uint8 (B, C, h, w) -> float32 (B, K) on the device.
 
         Computed in fp32, whatever the run trained in, so that an image's answer does not depend
-        on the machine beyond rounding.
+        on the machine beyond rounding. Raises CheckpointError: they are not finite.
         """
         with torch.inference_mode():
             found: Tensor = self.model(self.normalise(images)).float()
+        if not bool(found.isfinite().all()):
+            where = not_finite(self.model.state_dict()) or "the activations overflow"
+            raise CheckpointError(
+                f"The outputs of {self.name} are not finite: {where}.",
+                "Use another checkpoint; the weights are those of a diverged run, or damaged.",
+            )
         return found
 
     def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float32]:

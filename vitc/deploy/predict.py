@@ -24,6 +24,7 @@ from vitc.data.sources.folder import walk
 from vitc.data.store import Files, name_key
 from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
 from vitc.machine import cores
+from vitc.wording import no_formula, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,8 +261,8 @@ def report(
     A broken file has a line as well, without a class.
     """
     topk = min(topk, len(predictor.classes))
-    wide = max(map(len, ["image", *map(str, files)]))
-    deep = max(map(len, ["class", *predictor.classes]))
+    wide = max(len(printable(name)) for name in ["image", *map(str, files)])
+    deep = max(len(printable(name)) for name in ["class", *predictor.classes])
     rows, broken = csv.writer(stream), []
     if form == "csv":
         ranks = [""] if topk == 1 else [f"_{i}" for i in range(1, topk + 1)]
@@ -281,8 +282,9 @@ def report(
         if form == "json":
             stream.write(json.dumps(values) + "\n")
         elif form == "csv":
-            rows.writerow([name, *itertools.chain.from_iterable(best or [("", "")] * topk)])
+            cells = [name, *itertools.chain.from_iterable(best or [("", "")] * topk)]
+            rows.writerow(map(no_formula, cells))
         else:
-            cells = [f"{label:<{deep}}  {100 * p:9.2f} %" for label, p in best] or ["broken"]
-            stream.write(f"{name:<{wide}}  {'  '.join(cells)}\n")
+            shown = [f"{printable(label):<{deep}}  {100 * p:9.2f} %" for label, p in best]
+            stream.write(f"{printable(name):<{wide}}  {'  '.join(shown or ['broken'])}\n")
     return broken

@@ -41,7 +41,7 @@ from vitc.views.model import (
     Thumbnail,
     Thumbnails,
 )
-from vitc.wording import counted, duration, short
+from vitc.wording import counted, duration, no_formula, short
 
 SPLITS = {"val": "validation image", "test": "test image", "all": "image"}
 MOST_CLASSES = 200  # rows of the table of classes
@@ -454,5 +454,5 @@ def images_csv(e: Evaluation) -> str:
         rows.writerow([*found[0], "likely_label_error", "near_duplicate_of"])
     for i, image in enumerate(found):
         twin = e.train.names[copies[i]] if e.train is not None and i in copies else ""
-        rows.writerow([*image.values(), int(i in suspected), twin])
+        rows.writerow(map(no_formula, [*image.values(), int(i in suspected), twin]))
     return out.getvalue()

@@ -213,9 +213,15 @@ class RunFolder:
 
     def sync(self) -> None:
         """Wait until the disk has metrics and events; called before a checkpoint is saved, so that
-        the metrics always reach at least as far."""
+        the metrics always reach at least as far. Raises RunError: the disk refuses, or the folder
+        was removed or moved, of which a new one would be a part only."""
         if not self.writer:
             return
+        if not (self.path / CONFIG).exists():
+            raise RunError(
+                f"{self.path / CONFIG} is gone: the run folder was removed or moved meanwhile.",
+                "If it was moved, resume there: vitc train FOLDER.",
+            )
         with _writing(self.path):
             for name in (METRICS, EVENTS):
                 if (self.path / name).exists():

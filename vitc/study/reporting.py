@@ -27,7 +27,7 @@ from vitc.study.study_folder import DIVERGED, PRIMARY, looks_taken
 from vitc.views.latex import tabular
 from vitc.views.model import Bullets, Details, Figures, Heading, Page, Part, Table, Text
 from vitc.views.text import columns
-from vitc.wording import counted, duration
+from vitc.wording import counted, duration, no_formula
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -386,10 +386,5 @@ def trials_csv(sections: Sequence[Section]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    formula = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run it: it gets an apostrophe
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, str) and value.startswith(formula):
-                row[name] = f"'{value}"
-    writer.writerows(rows)
+    writer.writerows({name: no_formula(v) for name, v in row.items()} for row in rows)
     return buffer.getvalue()

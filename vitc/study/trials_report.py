@@ -17,7 +17,7 @@ from vitc.stats import curves, proportions
 from vitc.stats.compare import Comparison
 from vitc.study.trials_file import Columns, OtherTrials, Rival, compare_trials, read_trials
 from vitc.views.model import Bullets, Chart, Figures, Heading, Line, Page, Part, Table, Text
-from vitc.wording import counted
+from vitc.wording import counted, no_formula
 
 SHOWN_KS = (1, 4, 16, 64)  # best of k draws, as columns
 
@@ -205,18 +205,9 @@ def _trials_csv(found: OtherTrials) -> str:
     for t in found.trials:
         error = "" if math.isnan(t.error) else repr(t.error)
         own = [t.settings.get(s, "") for s in settings]
-        texts = [_no_formula(x) for x in (t.contender, t.draw, *own)]
-        writer.writerow([*texts, error, found.failed(t), _no_formula(t.where)])
+        texts = [no_formula(x) for x in (t.contender, t.draw, *own)]
+        writer.writerow([*texts, error, found.failed(t), no_formula(t.where)])
     return buffer.getvalue()
-
-
-def _no_formula(text: str) -> str:
-    """A text that no spreadsheet runs; numbers stay as they are."""
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-    return text
 
 
 # -- figures ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
 from vitc.data.loader import EvalLoader, open_eval
 from vitc.data.preprocessing import Preprocessing
+from vitc.errors import DivergedError
 from vitc.models.zoo import build_model
 from vitc.plugins.consent import with_sources
 from vitc.runs.checkpoint import check_fit, load_weights_of
@@ -23,6 +24,7 @@ from vitc.training.build import batch_plan
 from vitc.training.device import Processes, autocast, describe, pick_device
 from vitc.training.measured import Asked, Measured, Trained, choose_images
 from vitc.training.step import StepSettings
+from vitc.wording import counted
 
 EVAL_BATCH = 256  # images; larger ones measure no faster
 
@@ -80,12 +82,31 @@ def logits_of(
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], s: StepSettings
 ) -> dict[str, float]:
-    """`n`, `loss`, `top1`, `top5` of the model; batches as in `logits_of`."""
+    """`n`, `loss`, `top1`, `top5` of the model; batches as in `logits_of`.
+
+    Raises DivergedError: the model's answers are not finite, so that its accuracy means nothing.
+    """
     counts = Counts(s.device)
     for logits, labels in logits_of(model, batches, s):
         counts.add(logits, labels)
     s.procs.sum_(counts.sums)
-    return counts.result()
+    result = counts.result()
+    if result["n"] and not math.isfinite(result["loss"]):
+        where = not_finite(model.state_dict()) or "the activations overflow"
+        raise DivergedError(
+            f"The model's outputs on validation images are not finite: {where}.",
+            "Resume from an earlier checkpoint with a lower --optim.lr, or train in fp32.",
+        )
+    return result
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which of the named tensors holds non-finite numbers, and how many; "": none."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            count = int((~value.isfinite()).sum())
+            return f"{count:,} of {counted(value.numel(), 'number')} of {name} are nan or infinite"
+    return ""
 
 
 def load_model(run: Path, weights: str = "ema") -> tuple[nn.Module, dict[str, Any]]:

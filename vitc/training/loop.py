@@ -30,6 +30,7 @@ from vitc.runs.folder import CONFIG, RunFolder
 from vitc.runs.images import images_of_weights, leaks
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
+from vitc.training.evaluate import not_finite
 from vitc.training.initialise import InitialWeights
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
@@ -153,7 +154,7 @@ def resume(
 
 
 class StopSignal:
-    """SIGTERM, SIGHUP or Ctrl-C, held back until the current step is done; a second one is not.
+    """SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, held back until a step is done; a second one is not.
 
     A SIGHUP that is ignored (nohup) stays so.
     """
@@ -316,6 +317,7 @@ class Trainer:
         self._read()
         self._count_time()
         self.saved_at = time.monotonic()
+        self._check_finite()
         if not self.setup.procs.first:
             return
         self.folder.sync()
@@ -329,6 +331,19 @@ class Trainer:
         keep = self.setup.config.train.keep_checkpoints
         self.state.save(self.folder.checkpoints, extra, keep=keep)
         self.log.spent["saving"] += time.monotonic() - self.saved_at
+
+    def _check_finite(self) -> None:
+        """What no step guards: running statistics that are not finite must not be saved."""
+        found, _ = latest_checkpoint(self.folder.checkpoints)
+        models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
+        for model in models:
+            if where := not_finite(dict(model.named_buffers())):
+                raise DivergedError(
+                    f"Diverged by step {self.state.step} of {self.setup.steps}: {where}. "
+                    f"Last good checkpoint: {found or 'none'}.",
+                    "An image or a layer before it gave such numbers; lower --optim.lr, or train "
+                    "in fp32.",
+                )
 
     def _stop_if_asked(self) -> None:
         setup, step = self.setup, self.state.step
