@@ -36,8 +36,10 @@ def printable(text: str) -> str:
 
 
 def no_formula(cell: object) -> object:
-    """A cell of a table that no spreadsheet runs: a text that begins like a formula gets an
-    apostrophe. Numbers, also as text, stay as they are."""
+    """A cell that no spreadsheet runs: strings that start like a formula get an apostrophe.
+
+    Numbers stay as they are, as strings too.
+    """
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return cell
     try:
