@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -157,3 +158,13 @@ def test_a_script_needs_no_main_guard(photo_folder: Callable[..., Path], tmp_pat
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "done run/report.html\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["../../elsewhere", "/tmp/elsewhere", "..", "a\\b", "a\x1b[2Jb", ""]
+)
+def test_a_config_names_no_place_outside_runs(name: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(load_config("debug"), name=name)
+    with pytest.raises(ConfigError, match="not that of a folder"):
+        front_door.plan_training(config, None, None, {})
+    assert front_door.plan_training(config, tmp_path, None, {}).out == tmp_path

@@ -95,8 +95,19 @@ def plan_training(
         )
     config = load_config(what if isinstance(what, RunConfig) else str(name), **settings)
     untuned = RECIPES[name].untuned(settings.get("optim")) if name in RECIPES else None
-    default = Path(name) if kind == "run" and name else Path("runs") / config.name
-    return Plan(config, place or default, (untuned,) if untuned else ())
+    if place is None:
+        place = Path(name) if kind == "run" and name else _below_runs(config.name)
+    return Plan(config, place, (untuned,) if untuned else ())
+
+
+def _below_runs(name: str) -> Path:
+    """runs/NAME. Raises ConfigError: a config of somebody else may name another place."""
+    if name in ("", ".", "..") or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
+        raise ConfigError(
+            f"The config's name {name!r} is not that of a folder, so its run has no place in runs/.",
+            "Give one with --out DIR.",
+        )
+    return Path("runs") / name
 
 
 def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
