@@ -104,7 +104,7 @@ def _below_runs(name: str) -> Path:
     """runs/NAME. Raises ConfigError: a config of somebody else may name another place."""
     if name in ("", ".", "..") or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
         raise ConfigError(
-            f"The config's name {name!r} is not that of a folder, so its run has no place in runs/.",
+            f"The config's name {name!r} is not that of a folder: its run has no place in runs/.",
             "Give one with --out DIR.",
         )
     return Path("runs") / name
