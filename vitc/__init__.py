@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitc import errors, study
     from vitc.config import RunConfig
+    from vitc.deploy.against import ModelComparison, compare
     from vitc.deploy.evaluation import Evaluation, evaluate
     from vitc.deploy.front_door import train
     from vitc.deploy.predict import Predictions, Predictor
@@ -30,10 +31,12 @@ _MODULES = {
     "Complexity": "vitc.models.complexity",
     "Evaluation": "vitc.deploy.evaluation",
     "LoadReport": "vitc.weights.fit",
+    "ModelComparison": "vitc.deploy.against",
     "Predictions": "vitc.deploy.predict",
     "Predictor": "vitc.deploy.predict",
     "RunConfig": "vitc.config",
     "RunResult": "vitc.training.loop",
+    "compare": "vitc.deploy.against",
     "complexity": "vitc.models.complexity",
     "create_model": "vitc.models.zoo",
     "errors": "",
@@ -51,10 +54,12 @@ __all__ = [
     "Complexity",
     "Evaluation",
     "LoadReport",
+    "ModelComparison",
     "Predictions",
     "Predictor",
     "RunConfig",
     "RunResult",
+    "compare",
     "complexity",
     "create_model",
     "errors",

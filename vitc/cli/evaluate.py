@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ def options(parser: Parser) -> None:
     add("--skip-unknown-classes", action="store_true", help=about)
     about = "where the run page is written (default: report.html in RUN, for its own images)"
     add("--report", metavar="FILE.html", type=Path, help=about)
+    about = "compare with another run or saved model on the same images: which is better?"
+    add("--against", metavar="RUN", type=Path, help=about)
     weights_option(parser)
     device_option(parser)
     add("--json", action="store_true", help="print the result as JSON on the last line of stdout")
@@ -48,6 +51,8 @@ def run(args: Namespace) -> int:
     kind = check_is(args.run_folder, "run", "saved")
     if args.report is not None and args.report.suffix != ".html":
         raise ConfigError(f"--report {args.report} is not an HTML file.", "Name it FILE.html.")
+    if args.against is not None:
+        return _against(args, kind)
     from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 
@@ -72,18 +77,58 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def _against(args: Namespace, kind: str) -> int:
+    check_is(args.against, "run", "saved")
+    if args.skip_unknown_classes:
+        raise ConfigError("--skip-unknown-classes has no effect with --against.", "Leave it out.")
+    from vitc.deploy.against import compare, comparison_page, write_comparison
+    from vitc.views.text import write
+
+    found = compare(
+        args.run_folder,
+        args.against,
+        args.data,
+        args.split,
+        args.device,
+        weights=args.weights,
+        allow_changed_data=args.allow_changed_data,
+    )
+    command = shlex.join(_words(args))
+    page, report = comparison_page(found), None
+    if args.report is not None or kind == "run":
+        report = _written(args, lambda: write_comparison(found, command, args.report))
+    if args.json:
+        emit_json({**found.to_dict(), "report": report and str(report)})
+    else:
+        write([part for part in page.parts if part.kind == "table"][:2], sys.stdout)
+        emit(f"\n{found.sentence}")
+        if report is not None:
+            emit(f"Where they differ: {report}")
+    return 0
+
+
 def _report(args: Namespace, found: Evaluation) -> Path | None:
-    """Write the run page. One that nobody asked for may fail, in a folder that is read-only."""
     from vitc.deploy.run_page import write_page
 
+    return _written(args, lambda: write_page(found, shlex.join(_words(args)), args.report))
+
+
+def _words(args: Namespace) -> list[str]:
+    """The command that makes the page again."""
     words = ["vitc", "evaluate", str(args.run_folder)]
     words += [args.data] if args.data is not None else []
-    words += ["--split", found.split] if args.split is not None else []
+    words += ["--against", str(args.against)] if args.against is not None else []
+    words += ["--split", args.split] if args.split is not None else []
     words += ["--weights", args.weights] if args.weights != "ema" else []
     words += ["--skip-unknown-classes"] if args.skip_unknown_classes else []
     words += ["--report", str(args.report)] if args.report is not None else []
+    return words
+
+
+def _written(args: Namespace, write: Callable[[], Path]) -> Path | None:
+    """Write a page. One that nobody asked for may fail, in a folder that is read-only."""
     try:
-        return write_page(found, shlex.join(words), args.report)
+        return write()
     except RunError as error:
         if args.report is not None:
             raise
@@ -94,8 +139,9 @@ def _report(args: Namespace, found: Evaluation) -> Path | None:
 VERB = Verb(
     summary="Measure a run's last checkpoint on validation or test images.",
     usage="RUN [DATA] [options]",
-    example="vitc evaluate runs/fashion_vit_c --split test",
+    example="vitc evaluate runs/fashion_vit_c --split test\n"
+    "vitc evaluate runs/photos --against runs/photos_longer",
     options=options,
     run=run,
-    runs=("run_folder",),
+    runs=("run_folder", "against"),
 )

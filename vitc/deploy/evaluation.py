@@ -121,8 +121,12 @@ def predict_split(
     Computed as during training, in the run's precision. allowed: see `evaluate`. Raises
     ConfigError, DataError.
     """
+    return answers_on(classifier, choose_images(classifier.training, Asked(data, split, **allowed)))
+
+
+def answers_on(classifier: Classifier, images: Measured) -> SplitLogits:
+    """The logits of every readable image, computed as during training."""
     c = classifier
-    images = choose_images(c.training, Asked(data, split, **allowed))
     batches, settings = open_measured(images, c.config, c.preprocessing, c.device)
     labels, logits = [], []
     order = np.concatenate([*batches.batches, np.zeros(0, np.int64)])

@@ -66,14 +66,22 @@ def write_page(e: Evaluation, command: str, file: Path | None = None) -> Path:
 
     `command`: what makes the page again. Returns the file. Raises RunError: it cannot be written.
     """
+    file = file or Path(e.run) / REPORT
+    save_page(run_page(e, command), images_csv(e), file)
+    return file
+
+
+def save_page(page: Page, table: str, file: Path) -> None:
+    """Write a page, its values (.json) and a table of images (.csv) beside each other.
+
+    Raises RunError: they cannot be written.
+    """
     from vitc.views import figures, html
 
-    file = file or Path(e.run) / REPORT
-    page = run_page(e, command)
     charts = [c for part in page.parts if isinstance(part, Figures) for c in part.charts]
     text = html.render(page, {chart.name: figures.inline(chart) for chart in charts})
     try:
-        write_atomically(file.with_suffix(".csv"), images_csv(e).encode("utf-8", "replace"))
+        write_atomically(file.with_suffix(".csv"), table.encode("utf-8", "replace"))
         write_atomically(file.with_suffix(".json"), to_json(page.values, indent=1) + "\n")
         write_atomically(file, text)
     except OSError as error:
@@ -81,7 +89,6 @@ def write_page(e: Evaluation, command: str, file: Path | None = None) -> Path:
             f"The report {file} cannot be written: {error.strerror or error}.",
             "Name another place: vitc evaluate RUN --report FILE.html.",
         ) from error
-    return file
 
 
 def run_page(e: Evaluation, command: str) -> Page:
@@ -250,8 +257,8 @@ def _copies(e: Evaluation) -> Iterator[Part]:
     for place, twin in copies.pairs[:COPIES]:
         for split, i, kind in ((e.pictures, place, e.split), (train, twin, "train")):
             label = short(e.classes[int(split.labels[i])], 40)
-            lines = [f"{kind}: {label}", _file(split.names[i])]
-            pictures.append(Thumbnail(lines, _jpeg(split, i)))
+            lines = [f"{kind}: {label}", file_name(split.names[i])]
+            pictures.append(Thumbnail(lines, jpeg(split, i)))
     yield Thumbnails(pictures)
 
 
@@ -261,15 +268,17 @@ def _picture(e: Evaluation, i: int, answer: bool = True) -> Thumbnail:
     confidence = f"{100 * float(e.probabilities[i, best]):.0f} %"
     label, given = (short(e.classes[c], 40) for c in (int(e.labels[i]), best))
     about = [f"label: {label}", f"answer: {given}"] if answer else []
-    return Thumbnail([*about, f"confidence: {confidence}", _file(e.names[i])], _jpeg(e.pictures, i))
+    return Thumbnail(
+        [*about, f"confidence: {confidence}", file_name(e.names[i])], jpeg(e.pictures, i)
+    )
 
 
-def _file(name: str) -> str:
+def file_name(name: str) -> str:
     """The last part of an image's name; the JSON and CSV files have all of it."""
     return short(shown(name).rpartition("/")[2], 40)
 
 
-def _jpeg(split: Split, i: int) -> bytes | None:
+def jpeg(split: Split, i: int) -> bytes | None:
     with contextlib.suppress(BrokenFileError):
         return thumbnail(split, i)
     return None

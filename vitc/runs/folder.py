@@ -7,7 +7,7 @@
     events.log      what happened when, for people
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.runs.checkpoint
-    report.*, test.json  the run page and readings of the test split (vitc.runs.results)
+    report.*, against.*, test.json  pages, and readings of the test split (vitc.runs.results)
     sources/        the files of custom classes, as they were
     tries.json      of a study's trial: where it was run, and how each try ended
     .lock           held by the process that writes the folder
@@ -43,7 +43,8 @@ from vitc.wording import printable, short
 
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
 METRICS, EVENTS = "metrics.jsonl", "events.log"
-RESULTS = ("test.json", "report.html", "report.json", "report.csv")  # see vitc.runs.results
+PAGES = ("report.html", "report.json", "report.csv", "against.html", "against.json", "against.csv")
+RESULTS = ("test.json", *PAGES)  # see vitc.runs.results
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")

@@ -2,6 +2,7 @@
 
     test.json                 every reading of the test split, in order
     report.html, .json, .csv  the run page, its numbers, and one line for each image
+    against.*                 the same of the last comparison with another model
 
 A run that is restarted loses them.
 """
@@ -18,7 +19,7 @@ from vitc.errors import CheckpointError
 from vitc.files import read_json, write_json
 from vitc.runs.folder import RESULTS, Run
 
-TEST, REPORT, NUMBERS, IMAGES = RESULTS
+TEST, REPORT, NUMBERS, IMAGES, AGAINST, *_ = RESULTS
 
 
 def state_of(run: Path, weights: str) -> dict[str, Any] | None:

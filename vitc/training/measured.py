@@ -83,6 +83,17 @@ def choose_images(model: Trained, asked: Asked) -> Measured:
     return Measured(data, split, name, trained, tuple(notes))
 
 
+def same_images(model: Trained, images: Measured, classes: Sequence[str]) -> Measured:
+    """The same images for another model, `classes` being those that their labels count in.
+
+    Raises DataError: images of classes that it does not know.
+    """
+    notes: list[str] = []
+    split = _labelled(model.classes, classes, images.split, Asked(), notes)
+    trained = _count_trained_on(model, None, split, notes)
+    return Measured(images.data, split, images.name, trained, tuple(notes))
+
+
 # -- the run's own images, or others ---------------------------------------------------------------
 
 
