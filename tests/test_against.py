@@ -114,7 +114,7 @@ def test_the_page_shows_where_they_differ_and_hostile_names_have_no_power(
     ]
     values = json.loads(file.with_suffix(".json").read_text())
     assert values["paired"]["only_a"] == found.paired.only_a
-    rows = list(csv.DictReader(file.with_suffix(".csv").open(newline="")))
+    rows = list(csv.DictReader(file.with_suffix(".csv").read_text().splitlines()))
     wins = sum(r["first"] == r["label"] != r["second"] for r in rows)
     assert (len(rows), wins) == (60, found.paired.only_a)
 
