@@ -14,6 +14,11 @@ from PIL import Image
 torch.set_num_threads(1)  # bit-equality between processes, and quick tests on small machines
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 _homes = itertools.count()
 
 

@@ -236,7 +236,7 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     assert {oct(p.stat().st_mode & 0o777) for p in path.iterdir()} == {"0o644"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("optimizer", ["adamw", "fused", "sgd"])
 def test_a_state_on_a_gpu_comes_back_there_and_on_the_cpu(tmp_path: Path, optimizer: str) -> None:
     state = advance(fresh(optimizer, device="cuda"), 3)

@@ -626,7 +626,7 @@ def test_memory_of_the_processes_is_flat_over_epochs(tmp_path: Path) -> None:
     assert np.max(seen[-1]) < np.max(seen[0]) + 2e6
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: the copies to it untested")
+@pytest.mark.cuda
 def test_batches_come_to_cuda_as_they_are_while_it_computes(photos: DataSet) -> None:
     alone = run(photos, config(), plan())
     busy = torch.randn(4096, 4096, device="cuda")

@@ -98,9 +98,17 @@ def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path:
     assert json.loads((tmp_path / "a" / "config.json").read_text())["optim"]["lr"] == 0.002
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1"])
-def test_an_interrupted_run_resumes_bit_exactly(tmp_path: Path, how: str) -> None:
-    config = tiny(**{"train.epochs": 3})
+@pytest.mark.parametrize(
+    ("how", "device"),
+    [
+        ("SIGTERM", "cpu"),
+        ("SIGUSR1", "cpu"),
+        pytest.param("SIGTERM", "cuda", marks=pytest.mark.cuda),
+    ],
+)
+def test_an_interrupted_run_resumes_bit_exactly(tmp_path: Path, how: str, device: str) -> None:
+    where = {"train.device": device, "train.deterministic": device == "cuda"}
+    config = tiny(**{"train.epochs": 3}, **where)
     run(config, tmp_path / "whole", quiet=True)
     stop_after(config, tmp_path / "cut", step=5, how=signal.Signals[how])
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["status"] == "interrupted"

@@ -287,7 +287,7 @@ def test_large_batches_are_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(apply_chain(images, what), at_once)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: the batched back end on one")
+@pytest.mark.cuda
 @pytest.mark.parametrize("augment", POLICIES, ids=lambda a: a.policy)
 def test_a_gpu_gives_what_the_cpu_gives(augment: AugmentConfig) -> None:
     images = batch_of([photo(64, 48, 3, i) for i in range(64)])
