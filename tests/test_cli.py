@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -616,8 +618,13 @@ def test_show_run_gives_its_result_and_curves(
     assert (values["status"], values["summary"]["top1"]) == ("done", 61.25)
     (finished_run / "summary.json").unlink()
     out = shown(capsys, "show", str(finished_run))
-    assert "unfinished, at step 20" in out
+    assert "not running (it was killed, or its machine stopped), at step 20" in out
     assert f"vitc train {finished_run}" in out
+    assert re.search(r"last written +\d+ s ago", out)
+    for writer, status in ((os.getpid(), f"running, process {os.getpid()}"), ("5", "unfinished")):
+        host = socket.gethostname() if status != "unfinished" else "elsewhere"
+        (finished_run / ".lock").write_text(f"process {writer} on {host}\n")
+        assert status in shown(capsys, "show", str(finished_run))
 
 
 def test_settings_of_what_has_run_already_cannot_be_changed(

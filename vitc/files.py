@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import weakref
@@ -209,6 +210,27 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def writer_of(folder: Path, name: str = LOCK) -> tuple[str, bool | None]:
+    """(who wrote the lock's file last, whether that process is alive; None: on another machine).
+
+    Asked without taking the lock, which would keep a starting process out. ("", False): nobody did.
+    """
+    try:
+        text = (folder / name).read_text(errors="replace")[:200].strip()
+    except OSError:
+        return "", False
+    found = re.fullmatch(r"process (\d{1,9}) on (.+)", text)
+    if not found or found[2] != socket.gethostname():
+        return (text, None) if text else ("", False)
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return text, False
+    except PermissionError:
+        pass  # somebody else's
+    return text, True
 
 
 _LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()

@@ -19,7 +19,7 @@ from vitc.data.store import shown
 from vitc.data.thumbnails import thumbnail
 from vitc.deploy.evaluation import Evaluation, not_learnt
 from vitc.deploy.measures import Confused
-from vitc.deploy.show import curves
+from vitc.deploy.show_run import curves
 from vitc.errors import BrokenFileError, RunError
 from vitc.files import to_json, write_atomically
 from vitc.resolve import what_is

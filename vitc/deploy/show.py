@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig, flat_values, read_config, to_dict
+from vitc.config import RunConfig, flat_values, to_dict
+from vitc.deploy.show_run import curves, plain, run_page
 from vitc.errors import ConfigError, DataError, refuse
-from vitc.files import read_json
 from vitc.models import zoo
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
-from vitc.models.stem_config import ConvStemConfig, CustomStemConfig
+from vitc.models.stem_config import ConvStemConfig
 from vitc.optim.config import horizon_steps
 from vitc.plugins.consent import with_sources
 from vitc.recipes import RECIPES
 from vitc.resolve import check_is, resolve_config, what_is
+from vitc.runs.folder import Run
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 from vitc.wording import counted
 
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
     from vitc.models.zoo import Reported
 
-LATEST = 10  # evaluations of a run that are listed
 UNKNOWN_STEPS = 1000  # an epoch, where images cannot be counted: over epochs curves look the same
 MOST_POINTS = 4000  # of a curve
-MOST_LINES = 1000  # of metrics.jsonl in a curve
 COSTS = ("flops", "params", "activations")
 
 
@@ -55,7 +53,11 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
         if settings:
             raise ConfigError(f"Settings have no effect on {what}: it is trained already.")
         with_sources(resolve_config(what).model, path)  # trusted, or refused
-        return run_page(path, plot)
+        shown = run_page(path)
+        if plot is None:
+            return shown
+        _draw(curves(str(path), Run(path).metrics()), plot)
+        return replace(shown, parts=[*shown.parts, Text(f"Curves: {plot}")])
     config = resolve_config(what, **settings)
     if kind == "config":
         with_sources(config.model, path.parent)
@@ -84,16 +86,6 @@ def _draw(charts: Sequence[Chart], file: Path) -> None:
     from vitc.views import figures  # late: matplotlib takes its time
 
     figures.save_row(charts, file)
-
-
-def plain(value: Any) -> str:
-    """A setting or result as a cell of a table."""
-    if isinstance(value, list):
-        return " ".join(map(plain, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {plain(v)}" for k, v in value.items() if v not in (None, []))
-    number = isinstance(value, float) and math.isfinite(value)
-    return f"{value:g}" if number else str(value).replace("\n", " ")
 
 
 def _saved_page(folder: Path) -> Page:
@@ -146,72 +138,6 @@ def list_page() -> Page:
 
 
 # -- a run -----------------------------------------------------------------------------------------
-
-
-def run_page(path: Path, plot: Path | None = None) -> Page:
-    """The settings, progress and results of a run."""
-    from vitc.runs.folder import DATA, Run
-
-    config, run = read_config(path), Run(path)
-    stem = getattr(config.model, "stem", None)
-    classes = read_json(path / DATA).get("classes") if (path / DATA).exists() else None
-    few = isinstance(classes, list) and len(classes) <= 5  # top-5 accuracy is always 100 %
-    summary, metrics = run.summary, run.metrics()
-    evals = [m for m in metrics if m["kind"] == "eval"]
-    step = metrics[-1]["step"] if metrics else 0
-    status = summary["status"] if summary else "unfinished"
-    left_out = ["status", "step", "epochs", "run", *(["top5"] if few else [])]
-    rows = [
-        ("status", f"{status}, at step {summary['step'] if summary else step}"),
-        ("model", config.model.name),
-        *([("stem", stem.source)] if isinstance(stem, CustomStemConfig) else []),
-        ("data", config.data.path or config.data.source),
-        ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
-        ("epochs", str(config.train.epochs)),
-        *((k, plain(v)) for k, v in summary.items() if k not in left_out),
-    ]
-    parts: list[Part] = [Table(str(path), ("", "value"), rows)]
-    if evals:
-        measures = ("top1", "top1_raw", *(() if few else ("top5",)), "loss")
-        head = ("epoch", "step", *(m.replace("_", " ") for m in measures))
-        shown = []
-        for line in evals[-LATEST:]:
-            known = [(m, line.get(m)) for m in measures]
-            cells = ["" if v is None else f"{v:.{3 if m == 'loss' else 2}f}" for m, v in known]
-            shown.append((str(line.get("epoch", "")), f"{line['step']:,}", *cells))
-        parts.append(Table("Validation", head, shown))
-    if status != "done":
-        parts.append(Text(f"Resume it: vitc train {shlex.quote(str(path))}"))
-    if plot is not None:
-        _draw(curves(str(path), metrics), plot)
-        parts.append(Text(f"Curves: {plot}"))
-    values = {
-        "run": str(path),
-        "status": status,
-        "step": step,
-        "settings": to_dict(config),
-        "summary": summary or None,
-        "evals": evals,
-    }
-    return Page(str(path), parts, values)
-
-
-def curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Training loss and validation accuracy over the epochs of a run."""
-
-    def line(kind: str, key: str, label: str, look: int) -> Line:
-        known = [m for m in metrics if m["kind"] == kind and m.get(key) is not None]
-        known = known[:: -(-len(known) // MOST_LINES) or 1]
-        points = [m["epoch"] for m in known], [m[key] for m in known]
-        return Line(label, look, *points, form="points" if kind == "eval" else "curve")
-
-    accuracy = [line("eval", "top1", "EMA", 0), line("eval", "top1_raw", "raw", 1)]
-    if accuracy[0].y == accuracy[1].y:  # there is no average
-        accuracy = [replace(accuracy[0], label="")]
-    return [
-        Chart("loss", title, "epoch", "training loss", [line("train", "loss", "", 0)]),
-        Chart("top1", title, "epoch", "validation top-1 (%)", accuracy),
-    ]
 
 
 # -- a recipe or config ----------------------------------------------------------------------------

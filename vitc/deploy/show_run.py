@@ -1,0 +1,125 @@
+"""How is a run going, or how did it go? As tables, values and curves."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitc.config import RunConfig, read_config, to_dict
+from vitc.files import read_json, writer_of
+from vitc.models.stem_config import CustomStemConfig
+from vitc.runs.folder import DATA, METRICS, Run
+from vitc.views.model import Chart, Line, Page, Part, Table, Text
+from vitc.wording import duration, printable
+
+LATEST = 10  # evaluations of a run that are listed
+MOST_LINES = 1000  # of metrics.jsonl in a curve
+
+
+def run_page(path: Path) -> Page:
+    """The settings, progress and results of a run."""
+    config, run = read_config(path), Run(path)
+    stem = getattr(config.model, "stem", None)
+    classes = read_json(path / DATA).get("classes") if (path / DATA).exists() else None
+    few = isinstance(classes, list) and len(classes) <= 5  # top-5 accuracy is always 100 %
+    summary, metrics = run.summary, run.metrics()
+    evals = [m for m in metrics if m["kind"] == "eval"]
+    step = metrics[-1]["step"] if metrics else 0
+    status = summary["status"] if summary else _unfinished(path)
+    left_out = ["status", "step", "epochs", "run", *(["top5"] if few else [])]
+    rows = [
+        ("status", f"{status}, at step {summary['step'] if summary else step}"),
+        ("model", config.model.name),
+        *([("stem", stem.source)] if isinstance(stem, CustomStemConfig) else []),
+        ("data", config.data.path or config.data.source),
+        ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
+        ("epochs", str(config.train.epochs)),
+        *((k, plain(v)) for k, v in summary.items() if k not in left_out),
+        *([] if summary or not metrics else _progress(path, config, metrics)),
+    ]
+    parts: list[Part] = [Table(str(path), ("", "value"), rows)]
+    if evals:
+        measures = ("top1", "top1_raw", *(() if few else ("top5",)), "loss")
+        head = ("epoch", "step", *(m.replace("_", " ") for m in measures))
+        shown = []
+        for line in evals[-LATEST:]:
+            known = [(m, line.get(m)) for m in measures]
+            cells = ["" if v is None else f"{v:.{3 if m == 'loss' else 2}f}" for m, v in known]
+            shown.append((str(line.get("epoch", "")), f"{line['step']:,}", *cells))
+        parts.append(Table("Validation", head, shown))
+    if status != "done" and not status.startswith("running"):
+        parts.append(Text(f"Resume it: vitc train {shlex.quote(str(path))}"))
+    values = {
+        "run": str(path),
+        "status": status,
+        "step": step,
+        "settings": to_dict(config),
+        "summary": summary or None,
+        "evals": evals,
+    }
+    return Page(str(path), parts, values)
+
+
+def _unfinished(path: Path) -> str:
+    """Whether a run without a summary is still being written."""
+    writer, alive = writer_of(path)
+    if alive is None:
+        return f"unfinished, last written by {printable(writer)}"
+    if alive:
+        return f"running, {printable(writer)}"
+    return "not running (it was killed, or its machine stopped)"
+
+
+def _progress(
+    path: Path, config: RunConfig, metrics: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """How fast a run is, when it will end, and when it last wrote."""
+    rows = []
+    written = time.time() - (path / METRICS).stat().st_mtime
+    rows.append(("last written", f"{duration(written)} ago"))
+    steps = [m for m in metrics if m["kind"] == "train"]
+    if steps:
+        now = steps[-1]
+        rows.append(("lr now", plain(now.get("lr"))))
+        rows.append(("images per second", plain(now.get("images_per_second"))))
+        used, done = now.get("seconds") or 0.0, (now.get("epoch") or 0.0) / config.train.epochs
+        budget = config.train.budget_seconds
+        if budget is not None:
+            rows.append(("time left", f"about {duration(budget - used)}, of its budget"))
+        elif done > 0:
+            left = used * (1 - done) / done
+            rows.append(("time left", f"about {duration(left)}, evaluations not counted"))
+    return rows
+
+
+def curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Training loss and validation accuracy over the epochs of a run."""
+
+    def line(kind: str, key: str, label: str, look: int) -> Line:
+        known = [m for m in metrics if m["kind"] == kind and m.get(key) is not None]
+        known = known[:: -(-len(known) // MOST_LINES) or 1]
+        points = [m["epoch"] for m in known], [m[key] for m in known]
+        return Line(label, look, *points, form="points" if kind == "eval" else "curve")
+
+    accuracy = [line("eval", "top1", "EMA", 0), line("eval", "top1_raw", "raw", 1)]
+    if accuracy[0].y == accuracy[1].y:  # there is no average
+        accuracy = [replace(accuracy[0], label="")]
+    return [
+        Chart("loss", title, "epoch", "training loss", [line("train", "loss", "", 0)]),
+        Chart("top1", title, "epoch", "validation top-1 (%)", accuracy),
+    ]
+
+
+def plain(value: Any) -> str:
+    """A setting or result as a cell of a table."""
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items() if v not in (None, []))
+    number = isinstance(value, float) and math.isfinite(value)
+    return f"{value:g}" if number else str(value).replace("\n", " ")
