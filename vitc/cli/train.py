@@ -53,12 +53,12 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     about = (
         "a recipe's name, a saved config, images (a folder, a pack, a list, shards), or a run to "
-        "resume"
+        "resume or, once finished, to train longer"
     )
     add("what", nargs="?", metavar="RECIPE|CONFIG.json|IMAGES|RUN", help=about)
     add("--out", metavar="DIR", type=Path, help="the run folder (default: runs/<recipe>)")
     add("--overwrite", action="store_true", help="discard a run in that folder and start over")
-    about = "with IMAGES: time for all of it: 90s, 30m, 1h30m"
+    about = "with IMAGES or a finished RUN: time for all of it: 90s, 30m, 1h30m"
     add("--budget", metavar="TIME", type=seconds, help=about)
     add("--dry-run", action="store_true", help="show what would run, and stop")
     changed_data_option(parser, "resume although images changed since the run began")
@@ -149,6 +149,8 @@ VERB = Verb(
     "  --model.stem FILE.py:CLASS uses a custom stem (docs/stems.md);\n"
     "  --init RUN|FILE|FOLDER|timm:NAME starts from weights; --train.freeze backbone: probe;\n"
     "  dotted names set a detail: --train.epochs 20. In any order.\n"
+    "  A finished run is trained longer, as a new run beside it, with --budget TIME or\n"
+    "  --train.epochs N: vitc train runs/photos --budget 10m makes runs/photos_2.\n"
     "  The settings of a recipe with their values: vitc train RECIPE --help, or --help-all\n"
     "  All recipes and models: vitc show --list",
 )

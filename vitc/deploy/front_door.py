@@ -16,7 +16,9 @@ from vitc.errors import ConfigError, VitcError, suggest_beside
 from vitc.progress import show_lines
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, what_is
+from vitc.runs.folder import Run
 from vitc.settings import coerce
+from vitc.training.longer import longer
 from vitc.wording import read_duration
 
 if TYPE_CHECKING:
@@ -49,16 +51,17 @@ def train(
     allow_changed_data: bool = False,
     **overrides: Any,
 ) -> RunResult:
-    """Train on images with settings chosen for them, or a recipe, config file or RunConfig.
+    """Train on images with settings chosen for them, or a recipe, config file or RunConfig; resume
+    a run, or train a finished one longer, for `budget` or for so many `train.epochs` more.
 
     Images (a folder, a pack, a list, shards) are named in place of a recipe: model, size and
     schedule are chosen for the best classifier in `budget` ("6m", "1h30m", or seconds; None: at
     most 30 minutes), and the run ends with its page: see RunResult.
 
-    The run goes to `out` (default runs/<name>). Overrides are dotted (`**{"optim.lr": 1e-3}`) or
-    nested. An unfinished run of the same config in `out` is resumed, with other images than it
-    began with only if `allow_changed_data`; `overwrite` discards it. Raises ConfigError, DataError,
-    and RunError and its subclasses.
+    The run goes to `out` (default runs/<name>; runs/photos_2 where runs/photos is trained longer).
+    Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config in
+    `out` is resumed, with other images than it began with only if `allow_changed_data`; `overwrite`
+    discards it. Raises ConfigError, DataError, and RunError and its subclasses.
     """
     seconds = None if budget is None else read_duration(budget)
     plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite)
@@ -88,6 +91,11 @@ def plan_training(
             f"Name a recipe: vitc train cifar10_vit_c --data {shlex.quote(name)}; or pack the "
             f"images: vitc data pack {shlex.quote(name)} OUT.vitc, then vitc train OUT.vitc.",
         )
+    if name is not None and kind == "run" and not overwrite and place != Path(name):
+        finished = Run(Path(name)).status == "done"
+        if budget is not None or (finished and "train.epochs" in flat_values(settings)):
+            config, default, notes = longer(Path(name), budget, settings)
+            return Plan(config, place or default, tuple(notes))
     if budget is not None and (name is None or kind is not None):
         raise ConfigError(
             f"--budget has no effect here: {name or 'a config'} is not a folder of images.",
@@ -199,7 +207,6 @@ def _with_page(plan: Plan, result: RunResult) -> RunResult:
     from vitc.deploy.classifier import Classifier
     from vitc.deploy.evaluation import measure, predict_split, with_test_kept
     from vitc.deploy.run_page import write_page
-    from vitc.runs.folder import Run
 
     path, test = str(result.path), None
     command = shlex.join(["vitc", "evaluate", path])

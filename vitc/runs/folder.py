@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -190,7 +191,9 @@ class RunFolder:
         if summary.get("status") == "done":
             top1 = summary.get("top1")
             result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
-            raise ConfigError(f"The run in {self.path} is finished{result}.", ELSEWHERE)
+            longer = f"Train it longer: vitc train {shlex.quote(str(self.path))} --train.epochs N."
+            what = f"The run in {self.path} is finished{result}."
+            raise ConfigError(what, f"{longer} {ELSEWHERE}")
         keep_sources(self.path, config)
         (self.path / SUMMARY).unlink(missing_ok=True)  # of the part before this one
         if changed:  # so that `vitc train RUN` and `vitc eval RUN` find what moved
