@@ -31,6 +31,7 @@ ADDED: frozenset[str] = frozenset(
         "budget_seconds",
         "clock",
         "cache_side",
+        "failed_to_learn",
         "mix_prob",
     }
 )

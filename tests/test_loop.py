@@ -65,6 +65,7 @@ def test_debug_run_learns_and_writes_everything(tmp_path: Path) -> None:
     assert result.status == "done"
     assert result.top1 is not None
     assert result.top1 > 30  # ten classes: chance is 10
+    assert result.summary["failed_to_learn"] is False
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     keys = "status run top1 top1_raw top1_best top5 step total_steps epochs train_seconds"
     for key in (*keys.split(), "images_per_second", "data_fingerprint"):
@@ -77,6 +78,12 @@ def test_debug_run_learns_and_writes_everything(tmp_path: Path) -> None:
     assert all(math.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in train)
     assert [m["step"] for m in train] == list(range(1, len(train) + 1))
     assert result.top1 >= summary["top1_raw"] - 1  # the average is not worse than the weights
+
+
+def test_a_run_that_stays_at_chance_says_so_at_its_end(tmp_path: Path) -> None:
+    result = run(tiny(**{"optim.lr": 1e-9, "train.epochs": 1}), tmp_path / "r", quiet=True)
+    assert result.summary["failed_to_learn"] is True
+    assert "It failed to learn" in (tmp_path / "r" / "events.log").read_text()
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:

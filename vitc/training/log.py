@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from vitc.data.loader import TrainLoader
 from vitc.machine import cores, environment
 from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import RunFolder
-from vitc.stats.proportions import wilson
+from vitc.stats.proportions import learning_line, wilson
 from vitc.training.build import Setup
 from vitc.training.device import computes_bf16, describe, peak_memory
 from vitc.training.pace import Pace
@@ -137,6 +141,7 @@ class RunLog:
             "top1_raw": last.get("top1_raw"),
             "top1_best": state.best.get("top1"),
             "top5": last.get("top5"),
+            "failed_to_learn": self._failed_to_learn(last),
             "step": state.step,
             "total_steps": state.step if status == "done" else self.steps,
             "epochs": setup.config.train.epochs,
@@ -164,8 +169,24 @@ class RunLog:
                     f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
                 )
             self.progress.line(f"done in {duration(state.seconds)}{result}  ->  {self.folder.path}")
+            if summary["failed_to_learn"]:
+                where = shlex.quote(str(self.folder.path))
+                self.note(
+                    f"It failed to learn: {summary['top1']:.1f} % is near what always answering "
+                    "one class gives. Try a lower --optim.lr, a longer warm-up or more epochs; "
+                    f"the loss is drawn by vitc show {where} --plot curves.png"
+                )
         self._note_lost_output()
         return summary
+
+    def _failed_to_learn(self, last: Mapping[str, Any]) -> bool | None:
+        """Whether the last evaluation is near chance; None: there is none."""
+        data = self.setup.data
+        if last.get("top1") is None or len(data.classes) < 2:
+            return None
+        labels = data.splits["val"].labels
+        largest = float(np.bincount(labels).max()) / len(labels)
+        return bool(100 - last["top1"] >= learning_line(len(data.classes), 0, largest))
 
 
 LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays
