@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.cli import work
+from vitc.cli import study_card, work
 from vitc.cli.parser import (
     Parser,
     Verb,
@@ -404,7 +404,12 @@ def study_verbs() -> dict[str, Verb]:
     from vitc.study.measures import MEASURES
 
     measures = {name: _measure_verb(measure) for name, measure in MEASURES.items()}
-    others = {"paper": PAPER_VERB, "work": work.VERB, "status": STATUS_VERB}
+    others = {
+        "card": study_card.VERB,
+        "paper": PAPER_VERB,
+        "work": work.VERB,
+        "status": STATUS_VERB,
+    }
     return {"quick": QUICK_VERB, **measures, **others}
 
 

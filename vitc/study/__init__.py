@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vitc.stats.curves import edf, interval
     from vitc.stats.proportions import Interval
     from vitc.study.reporting import report
+    from vitc.study.screening_page import card
     from vitc.study.studies import StudyResult, run
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Interval",
     "Run",
     "StudyResult",
+    "card",
     "compare",
     "edf",
     "interval",
@@ -29,6 +31,7 @@ _MODULES = {
     "Comparison": "stats.compare",
     "Interval": "stats.proportions",
     "Run": "runs.folder",
+    "card": "study.screening_page",
     "compare": "stats.compare",
     "edf": "stats.curves",
     "interval": "stats.curves",

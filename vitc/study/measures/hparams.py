@@ -253,7 +253,7 @@ def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
             "best error %": f"{g.best.error:.2f}" if g.best and g.best.error is not None else "-",
             "test error % of that draw (95 %)": _test(g.test),
             "best settings": _settings(g.best),
-            "median error % where it learnt (95 %)": _interval(g.median),
+            "median error % where it learnt (95 %)": interval_text(g.median),
             "Mflops": f"{g.cost.flops / 1e6:,.1f}" if g.cost else "-",
             "params": f"{g.cost.params:,}" if g.cost else "-",
             "activations": f"{g.cost.activations:,}" if g.cost else "-",
@@ -271,7 +271,7 @@ def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
     return Table.of("Contenders", rows, note)
 
 
-def _interval(i: Interval | None) -> str:
+def interval_text(i: Interval | None) -> str:
     if i is None:
         return "-"
     low = "?" if math.isinf(i.low) else f"{i.low:.1f}"
