@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -127,7 +128,9 @@ def test_better_and_dying_is_no_winner_and_both_facts_are_on_the_first_screen(
     cells = {row[0]: row[1] for row in table.rows}
     assert cells["verdict"] == "mixed"
     assert cells["failed to learn"] == "8 of 20, against 0"
-    assert page.read_text().index("mixed") < page.read_text().index("<svg")
+    first, _, rest = page.read_text().partition("<svg")
+    assert all(x in first for x in ("No winner", "lower by 6.1 points", "8 of 20 draws"))
+    assert all(x in rest.partition("<table")[0] for x in ("no winner", "8 : 0", "of 20"))
 
 
 def test_all_contenders_and_controls_are_in_the_verdict_in_forty_words_each(
@@ -256,12 +259,15 @@ def test_files_beside_the_page_hold_every_trial(made: tuple[Path, list[Section]]
     results = json.loads((page.parent / "results.json").read_text())
     assert results["sections"][0]["comparisons"][0]["difference"] < -5
     table = (page.parent / "table.tex").read_text()
-    assert r"vit\_c\_tiny" in table
+    row = r"vit\_c\_tiny & vit\_p\_tiny & adamw & 11 & $-$6.0 [$-$6.2, $-$5.9] & $<$ 0.001"
+    assert row in table
+    assert "0 / 1 of 12 & lower" in table
     kinds: dict[str, set[str]] = {}
     for file in (page.parent / "figures").iterdir():
         kinds.setdefault(file.stem, set()).add(file.suffix)
     assert kinds["edf_0_adamw"] == {".svg", ".png", ".pdf"}
-    assert kinds["curves_0_adamw"] == {".svg"}, "in the report alone"
+    assert kinds["claim_0_adamw_0"] == kinds["forest_0"] == {".svg", ".png", ".pdf"}
+    assert kinds["curves_0_adamw"] == {".svg", ".pdf"}, "in the report alone"
 
 
 def test_studies_of_other_versions_or_precision_are_not_joined(tmp_path: Path) -> None:
@@ -301,8 +307,11 @@ HOSTILE = {
 def test_hostile_names_and_notes_inject_nothing(tmp_path: Path) -> None:
     page, _ = report([invented(tmp_path / "s", easier, rename=HOSTILE)])
     tags = Tags(page.read_text()).seen
-    active = {"script", "img", "iframe", "object", "embed", "a", "base", "form"}
+    active = {"script", "img", "iframe", "object", "embed", "base", "form"}
     assert not {tag for tag, _ in tags} & active
+    links = [attributes for tag, attributes in tags if tag == "a"]
+    assert links
+    assert all(list(a) == ["href"] and str(a["href"]).startswith("#curve-") for a in links)
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
     assert "default-src 'none'" in page.read_text()
     rows = list(csv.reader((page.parent / "trials.csv").read_text().splitlines()))
@@ -319,6 +328,31 @@ def test_the_page_asks_for_nothing_from_outside(made: tuple[Path, list[Section]]
     assert all(u.startswith(("#", "data:")) for u in urls), urls
 
 
+def test_a_trial_is_named_over_its_dot_which_leads_to_its_curve(
+    made: tuple[Path, list[Section]],
+) -> None:
+    page, (section,) = made
+    text = page.read_text()
+    r = next(r for r in section.results if (r.contender, r.draw) == ("vit_c_tiny", 3))
+    settings = f"lr {r.values['optim.lr']:.3g}, weight decay {r.values['optim.weight_decay']:.3g}"
+    assert f"vit_c_tiny, draw 3: 33.0 % error; {settings}" in text
+    assert re.search(rf"<title>draw 3: -6.3 points, 33.0 % against 39.3 %; {settings}", text)
+    tags = Tags(text).seen
+    ids = [a["id"] for _, a in tags if str(a.get("id", "")).startswith("curve-")]
+    assert len(ids) == len(set(ids)) == 35, "one curve a trial; one diverged"
+    links = {str(a["href"]).removeprefix("#") for tag, a in tags if tag == "a"}
+    assert links == set(ids)
+
+
+def test_files_beside_the_page_are_whole_and_lead_nowhere(made: tuple[Path, list[Section]]) -> None:
+    page, _ = made
+    for file in (page.parent / "figures").glob("*.svg"):
+        root = ElementTree.fromstring(file.read_text())
+        assert not root.findall(".//{http://www.w3.org/2000/svg}a"), file
+    claim = (page.parent / "figures" / "claim_0_adamw_0.svg").read_text()
+    assert "draw 3: -6.3 points" in claim
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("names", [{}, HOSTILE])
@@ -332,6 +366,12 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(
         ".filter(r => r.width > 200 && r.height > 100).length"
     )
     every = "d.querySelectorAll('figure').length"
-    found = measured(page, width, tmp_path, figures=drawn, all=every)
+    sizes = (
+        "[...d.querySelectorAll('figure svg')].flatMap(s => [...s.querySelectorAll('text')].map("
+        "t => parseFloat(getComputedStyle(t).fontSize) * s.getScreenCTM().a))"
+    )
+    smallest, largest = f"Math.min(...{sizes})", f"Math.max(...{sizes})"
+    found = measured(page, width, tmp_path, figures=drawn, all=every, least=smallest, most=largest)
     assert found["all"] == found["figures"] > 10
+    assert 10 <= found["least"] <= found["most"] <= 12, "pixels of text in figures"
     assert found["scroll"] <= found["client"]

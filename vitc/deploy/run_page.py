@@ -27,6 +27,7 @@ from vitc.runs.folder import EVENTS, Run
 from vitc.runs.results import REPORT, last_test, state_of
 from vitc.stats.proportions import Interval, wilson
 from vitc.views.model import (
+    GREY,
     Bullets,
     Chart,
     Details,
@@ -298,7 +299,7 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
             f" With the logits divided by a temperature of {c.temperature:.2f}: "
             f"{c.ece_after:.1f} points ({how})."
         )
-    lines = [Line("perfect", 6, [0, 100], [0, 100], form="curve")]
+    lines = [Line("perfect", GREY, [0, 100], [0, 100], form="curve")]
     sets = [("as trained", 0, c.bins), ("with temperature", 1, c.bins_after)]
     for label, look, bins in sets:
         if bins:

@@ -85,7 +85,7 @@ def check_plot(file: Path) -> None:
 def _draw(charts: Sequence[Chart], file: Path) -> None:
     from vitc.views import figures  # late: matplotlib takes its time
 
-    figures.save_row(charts, file)
+    figures.draw(charts, titled=True).savefig(file, dpi=200)
 
 
 def _saved_page(folder: Path) -> Page:

@@ -8,6 +8,7 @@ compared apart.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -25,13 +26,24 @@ from vitc.stats.compare import (
 )
 from vitc.stats.effects import deviation
 from vitc.stats.proportions import FloatArray
+from vitc.stats.unpaired import UnpairedComparison
 from vitc.stats.width import Widths
 from vitc.study.design import HPARAMS, Plan
 from vitc.study.results import Result
-from vitc.views.model import Table
-from vitc.wording import counted
+from vitc.views.model import Card, Table, Tone
+from vitc.wording import counted, few
 
 LEVEL = 0.05
+MOST_CARDS, MOST_WORDS = 4, 40
+SUMMARY = {  # verdicts as headings
+    "lower": "Lower",
+    "higher": "Higher",
+    "mixed": "No winner",
+    "fails more": "Fails more",
+    "fails less": "Fails less",
+    "equivalent": "Equivalent",
+    "open": "Open",
+}
 Key = tuple[str, str, str]  # contender, optimizer, point
 Pairs = Sequence[tuple[str, str]]  # contender, reference
 Kind = Literal["error", "loss", "gap", "change"]
@@ -87,13 +99,16 @@ class Contrast:
     """Pairs in which both learnt and the contender has less."""
     smallest_gap: tuple[float, float] | None
     """The gap found with 80 % power, at both ends of the interval of the differences' spread."""
+    differences: Mapping[int, float]
+    """By draw or seed, where both learnt."""
     is_control: bool = False
     width: Widths | None = None
 
     @property
     def values(self) -> dict[str, Any]:
         """As plain values, for results.json."""
-        found = {k: v for k, v in asdict(self).items() if k not in ("found", "width", "is_control")}
+        apart = ("found", "width", "is_control", "differences")
+        found = {k: v for k, v in asdict(self).items() if k not in apart}
         found |= asdict(self.found) | {"control": self.is_control}
         if self.width is not None:
             found["width_octaves"] = asdict(self.width) | {"verdict": self.width.verdict}
@@ -158,6 +173,7 @@ def contrasts(
                 pairs=len(shared),
                 won=sum(d < -1e-9 for d in differences),
                 smallest_gap=_smallest_gap(plan, differences, many),
+                differences=difference.values,
                 is_control=is_control,
             )
         )
@@ -221,6 +237,72 @@ def sentence(c: Contrast, plan: Plan) -> str:
     if not text.startswith(c.contender):
         text = text[0].upper() + text[1:]
     return f"{text}."
+
+
+def headline(f: Comparison | UnpairedComparison) -> str:
+    """The verdict in a few words."""
+    if f.verdict in ("lower", "higher"):
+        return f"{f.verdict} by {abs(f.difference):.1f}"
+    return {"mixed": "no winner"}.get(f.verdict, f.verdict)
+
+
+def cards(found: Sequence[Contrast], texts: Sequence[str], plan: Plan) -> list[Card]:
+    """The verdict to be read first: its sentences, or where they are many a summary of each
+    optimizer's comparisons."""
+    by_sentence = {sentence(c, plan): c for c in found if not c.is_control}
+    if len(texts) <= MOST_CARDS:
+        return [_card(text, by_sentence.get(text), plan) for text in texts]
+    made = []
+    for what, optim in dict.fromkeys((c.what, c.optim) for c in by_sentence.values()):
+        mine = [c for c in by_sentence.values() if (c.what, c.optim) == (what, optim)]
+        label = f"{what} against {', '.join(dict.fromkeys(c.reference for c in mine))}"
+        label += f" · {optim}" if len(plan.optims) > 1 else ""
+        counts = Counter(SUMMARY[c.found.verdict].lower() for c in mine)
+        head = " · ".join(f"{n} {kind}" for kind, n in counts.items())
+        made.append(Card(summary(mine), label, head))
+    return made
+
+
+def _card(text: str, c: Contrast | None, plan: Plan) -> Card:
+    if c is None:
+        return Card(text)
+    what = f"{c.what[:1].upper()}{c.what[1:]}"
+    label = [f"{what} of {c.contender} against {c.reference}", c.point]
+    label += [c.optim] if len(plan.optims) > 1 else []
+    return card(text, " · ".join(filter(None, label)), c.found)
+
+
+def card(text: str, label: str, f: Comparison | UnpairedComparison) -> Card:
+    """The verdict of one comparison, with its claim in large letters."""
+    size = f"{abs(f.difference):.1f} points"
+    heads: dict[str, tuple[str, Tone]] = {
+        "lower": (f"Lower by {size}", "good"),
+        "higher": (f"Higher by {size}", "stop"),
+        "mixed": ("No winner", "warn"),
+        "fails more": ("Fails to learn more often", "stop"),
+        "fails less": ("Fails to learn less often", "good"),
+        "equivalent": ("Equivalent within the margin", ""),
+        "open": ("No difference shown", ""),
+    }
+    return Card(text, label, *heads[f.verdict])
+
+
+def summary(found: Sequence[Contrast]) -> str:
+    """Who has less, more or neither, in at most 40 words."""
+    kinds: dict[str, list[str]] = {}
+    for c in found:
+        name = ", ".join(filter(None, (c.contender, c.point)))
+        kinds.setdefault(SUMMARY[c.found.verdict], []).append(name)
+    room = MOST_WORDS - sum(len(kind.split()) for kind in kinds)
+    parts = []
+    for done, (kind, names) in enumerate(kinds.items()):
+        own = room // (len(kinds) - done) - 3  # of the others "and 12 more" is left
+        n = len(names)
+        while n > 1 and sum(len(name.split()) for name in names[:n]) > own + 3 * (n == len(names)):
+            n -= 1
+        room -= sum(len(name.split()) for name in names[:n]) + 3 * (n < len(names))
+        parts.append(f"{kind}: {few(names, n, '; ')}")
+    return f"{'. '.join(parts)}."
 
 
 def _sizes(f: Comparison) -> str:

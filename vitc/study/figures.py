@@ -1,30 +1,56 @@
-"""The charts of a study of random draws: best after k draws, all draws, good settings, curves."""
+"""The figures of a study: the claim; of random draws the best of k, all, good settings, curves."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from vitc.stats import curves as st
 from vitc.stats.proportions import FloatArray
+from vitc.study.claim_figures import SHORT, Names, claim_figures, curve_names, looks, trial_title
 from vitc.study.measures.draws import GroupDraws
-from vitc.study.results import Section
+from vitc.study.results import Result, Section
 from vitc.views.model import Chart, Figures, Line
 
-MOST_LINES = 64  # of a contender in one chart
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
 MOST_BANDS, FEWEST_FOR_BANDS = 2, 32  # contenders; draws
 BANDS = "with simultaneous 95 % bands where two contenders have 32 draws or more"
-SHORT = {"optim.lr": "lr", "optim.weight_decay": "weight decay"}
 
-Looks = Mapping[str, int]  # contender -> number of its colour, line style and marker
 Curves = Sequence[tuple[list[float], list[float]]]  # (epochs, values) of each trial with a result
 
 
-def draw_figures(section: Section, index: int) -> list[Figures]:
-    """All charts of a section in the report's order, an optimizer's beside each other."""
+class Marks(NamedTuple):
+    """How trials are distinguished: by the look of their contender and the name of their curve."""
+
+    looks: Mapping[str, int]
+    names: Names
+
+
+def claim_and_other_figures(section: Section, index: int) -> tuple[list[Figures], list[Figures]]:
+    """The figures of a section: the claim, and what follows, an optimizer's beside each other."""
+    finding = section.finding
+    if not finding.draws:
+        charts = [replace(c, name=f"{c.name}_{index}") for c in finding.charts]
+        charts = [c for c in charts if any(line.x for line in c.lines)]
+        return claim_figures(section, index, {})[0], [Figures(charts)] if charts else []
+    with_curve = {r.folder for g in finding.draws for r in _with_curves(g)}
+    names = {
+        folder: name
+        for folder, name in curve_names(section.results, index).items()
+        if folder in with_curve
+    }
+    claim, panels = claim_figures(section, index, names)
+    return claim, [*panels, *_draws_figures(section, index, names)]
+
+
+def _with_curves(g: GroupDraws) -> list[Result]:
+    return [r for (r, _), (x, _) in zip(g.known, g.curves, strict=True) if len(x) > 1]
+
+
+def _draws_figures(section: Section, index: int, names: Names) -> list[Figures]:
     titles = {
         _tuning: (
             "Error against number of draws, and against compute",
@@ -35,29 +61,33 @@ def draw_figures(section: Section, index: int) -> list[Figures]:
             f"Share of draws at or below an error, {BANDS}; and the same against each contender's "
             "own best draw, one lucky run: how wide the good rates lie is in the first table.",
         ),
-        _scatters: ("Where the good settings lie", ""),
+        _scatters: ("Where the good settings lie", "A dot leads to its learning curve."),
         _learning: ("Learning curves", ""),
     }
+    marks = Marks(looks(section.plan), names)
     found = []
     for make, (title, note) in titles.items():
         for optim in section.plan.optims:
-            everybody = [g for g in section.finding.draws if g.optim == optim]
-            groups = [g for g in everybody if len(g.errors)]
-            looks = {g.contender: i for i, g in enumerate(everybody)}
-            charts = list(make(section, groups, looks, f"{index}_{optim}")) if groups else []
+            groups = [g for g in section.finding.draws if g.optim == optim and len(g.errors)]
+            name = f"{index}_{optim}"
+            charts = list(make(section, groups, marks, name)) if groups else []
             if charts:
                 found.append(Figures(charts, title, note))
                 title = note = ""
     return found
 
 
+def bands_inform(draws: Sequence[int]) -> bool:
+    """Of contenders with so many draws: bands of few span the figure, and those of many merge."""
+    return len(draws) <= MOST_BANDS and min(draws) >= FEWEST_FOR_BANDS
+
+
 def _banded(groups: Sequence[GroupDraws]) -> bool:
-    """Whether bands inform: those of few draws span the figure, and those of many merge."""
-    return len(groups) <= MOST_BANDS and min(len(g.errors) for g in groups) >= FEWEST_FOR_BANDS
+    return bands_inform([len(g.errors) for g in groups])
 
 
 def _tuning(
-    section: Section, groups: Sequence[GroupDraws], looks: Looks, name: str
+    section: Section, groups: Sequence[GroupDraws], marks: Marks, name: str
 ) -> Iterator[Chart]:
     optim = groups[0].optim
     means = np.concatenate([g.tuning.mean for g in groups if g.tuning is not None])
@@ -69,7 +99,7 @@ def _tuning(
         for g in groups:
             if g.tuning is None or (compute and not g.seconds_a_trial):
                 continue
-            look, t = looks[g.contender], g.tuning
+            look, t = marks.looks[g.contender], g.tuning
             x = (t.ks * (g.seconds_a_trial if compute else 1.0)).tolist()
             lines.append(Line(g.contender, look, x, t.mean.tolist(), form="curve"))
             if _banded(groups):
@@ -88,18 +118,18 @@ def _tuning(
 
 
 def _distributions(
-    section: Section, groups: Sequence[GroupDraws], looks: Looks, name: str
+    section: Section, groups: Sequence[GroupDraws], marks: Marks, name: str
 ) -> Iterator[Chart]:
     optim = groups[0].optim
     whole, apart = [], []
     for g in groups:
-        look, band = looks[g.contender], st.edf_band(g.errors)
-        low, high = band.low.tolist(), band.high.tolist()
+        look = marks.looks[g.contender]
         label = f"{g.contender} (n {len(g.errors)})"
         whole.append(_steps(label, look, *st.edf(g.errors)))
         if _banded(groups):
-            x_of = band.x.tolist()
-            whole.append(Line("", look, x_of, low=low, high=high, form="step band"))
+            band = st.edf_band(g.errors)
+            low_high = {"low": band.low.tolist(), "high": band.high.tolist()}
+            whole.append(Line("", look, band.x.tolist(), **low_high, form="step band"))
         apart.append(_steps(g.contender, look, *st.edf_delta(g.errors)))
     share, ylim = "share of draws at or below", (0, 1.02)
     x = "top-1 error (%); failed to learn = chance"
@@ -115,7 +145,7 @@ def _steps(label: str, look: int, x: FloatArray, share: FloatArray) -> Line:
 
 
 def _scatters(
-    section: Section, groups: Sequence[GroupDraws], looks: Looks, name: str
+    section: Section, groups: Sequence[GroupDraws], marks: Marks, name: str
 ) -> Iterator[Chart]:
     """Error against each drawn setting, and against lr times weight decay where both were."""
     ranges = section.plan.ranges[groups[0].optim]
@@ -134,7 +164,7 @@ def _scatters(
     for label, read, log in settings:
         lines, bars = [], ""
         for g in groups:
-            look = looks[g.contender]
+            look = marks.looks[g.contender]
             x = np.array([read(r.values) for r, _ in g.known])
             y = g.errors
             gone = [r.failed_to_learn for r, _ in g.known]
@@ -146,6 +176,8 @@ def _scatters(
                     y.tolist(),
                     substituted=gone,
                     form="scatter",
+                    titles=[trial_title(r) for r, _ in g.known],
+                    names=[marks.names.get(r.folder, "") for r, _ in g.known],
                 )
             )
             if len(y) >= FEWEST_FOR_BEST_RANGE:
@@ -166,7 +198,7 @@ def _scatters(
 
 
 def _learning(
-    section: Section, groups: Sequence[GroupDraws], looks: Looks, name: str
+    section: Section, groups: Sequence[GroupDraws], marks: Marks, name: str
 ) -> Iterator[Chart]:
     optim = groups[0].optim
     errors = f"{optim}: validation error by epoch", "top-1 error of the EMA weights (%)"
@@ -176,10 +208,11 @@ def _learning(
         ("losses", losses, [g.losses for g in groups]),
     ):
         if any(len(epochs) > 1 for mine in curves for epochs, _ in mine):
+            names = marks.names if stem == "curves" else {}
             lines = [
                 line
                 for g, mine in zip(groups, curves, strict=True)
-                for line in _runs(g, looks[g.contender], mine)
+                for line in _runs(g, marks.looks[g.contender], mine, names)
             ]
             first = [values[0] for mine in curves for _, values in mine if values]
             # the curves of diverging runs leave the figure
@@ -187,18 +220,19 @@ def _learning(
             yield Chart(f"{stem}_{name}", title, "epoch", ylabel, lines, ylim=ylim, brief=False)
 
 
-def _runs(g: GroupDraws, look: int, curves: Curves) -> Iterator[Line]:
-    """One line a trial, that of the best draw strong; where trials are many, some share a line."""
-    shared = max(1, len(g.known) // MOST_LINES)
-    others = [c for (r, _), c in zip(g.known, curves, strict=True) if r is not g.best]
-    for start in range(0, len(others), shared):
-        x: list[float] = []
-        y: list[float] = []
-        for epochs, values in others[start : start + shared]:
-            x += [*epochs, math.nan]  # a gap before the next trial
-            y += [*values, math.nan]
-        yield Line("", look, x[:-1], y[:-1], form="curve", strength="faint")
-    for (result, _), (epochs, values) in zip(g.known, curves, strict=True):
-        if result is g.best:
-            label = f"{g.contender}, best draw"
-            yield Line(label, look, epochs, values, form="curve", strength="strong")
+def _runs(g: GroupDraws, look: int, curves: Curves, names: Names) -> Iterator[Line]:
+    """One line a trial, that of the best draw strong."""
+    for (r, _), (x, y) in zip(g.known, curves, strict=True):
+        name = [names[r.folder]] if r.folder in names else []
+        title = [trial_title(r)] if name else []
+        best = r is g.best
+        yield Line(
+            f"{g.contender}, best draw" if best else "",
+            look,
+            x,
+            y,
+            form="curve",
+            strength="strong" if best else "faint",
+            titles=title,
+            names=name,
+        )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,15 +17,15 @@ from vitc.errors import ConfigError
 from vitc.files import to_json, write_atomically
 from vitc.runs.folder import Run
 from vitc.study.analysis import analyse
-from vitc.study.contrasts import unit_of
+from vitc.study.contrasts import MOST_CARDS, cards, unit_of
 from vitc.study.design import HPARAMS, Plan, key_of
-from vitc.study.figures import draw_figures
+from vitc.study.figures import claim_and_other_figures
 from vitc.study.paper.claims import claims
 from vitc.study.paper.exhibits import EXHIBITS
 from vitc.study.results import PAPER_PRIMARY, Protocol, Section
 from vitc.study.study_folder import DIVERGED, PRIMARY, looks_taken
 from vitc.views.latex import tabular
-from vitc.views.model import Bullets, Details, Figures, Heading, Page, Part, Table, Text
+from vitc.views.model import Bullets, Cards, Details, Figures, Heading, Page, Part, Table, Text
 from vitc.views.text import columns
 from vitc.wording import counted, duration, no_formula
 
@@ -42,8 +42,8 @@ MEASURED = (  # of a trial, as columns of trials.csv
     "steps",
     "peak_memory_bytes",
 )
-MOST_BOXES = 4  # verdicts that are set apart; more are a list
-PAGE_DPI = 110  # beside each other on a page of a repository, a few tens of kilobytes each
+MOST_NAMED = 3  # contenders in the question
+PAGE_DPI = 144  # on a page of a repository, a few tens of kilobytes each
 
 
 def report(
@@ -80,9 +80,10 @@ def report(
         "results.json": to_json(values, indent=1),  # an open bound becomes null
     }
     parts = [part for i, s in enumerate(sections) for part in _parts(s, i, page)]
-    # of random draws the comparisons alone: the contenders have a table of their own
-    tables = [t for s in sections for t in s.finding.tables[: 1 if s.finding.draws else None]]
-    tex = [contenders_tex(sections), *map(latex.tabular, tables)]
+    compared = [comparisons_tex(s) for s in sections]
+    # of random draws the contenders have a table of their own
+    tables = [t for s in sections if not s.finding.draws for t in s.finding.tables]
+    tex = [*compared, contenders_tex(sections), *map(latex.tabular, tables)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     charts = [c for part in parts if isinstance(part, Figures) for c in part.charts]
     drawn = {chart.name: figures.save(chart, out / "figures") for chart in charts}
@@ -102,13 +103,9 @@ def report(
 def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
     """A study as parts of a page: the verdict first, how it was made last."""
     f = s.finding
-    few = len(f.verdict) <= MOST_BOXES
-    if f.draws:
-        figures = draw_figures(s, index)
-    else:
-        charts = [replace(c, name=f"{c.name}_{index}") for c in f.charts]
-        charts = [c for c in charts if any(line.x for line in c.lines)]
-        figures = [Figures(charts)] if charts else []
+    claim, figures = claim_and_other_figures(s, index)
+    many = len(f.verdict) > MOST_CARDS
+    sentences: list[Part] = [Heading("Every comparison"), Bullets(f.verdict)] if many else []
     unfinished = f"{s.unfinished} trials have no result yet; this report is of the others."
     agreement = agreement_text(s)
     settings = {
@@ -125,13 +122,15 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
         Text(question(s)),
         *([Text(s.exploratory, "warning")] if s.exploratory else []),
         *([Text(unfinished, "warning")] if s.unfinished else []),
-        *([Text(text, "verdict") for text in f.verdict] if few else [Bullets(f.verdict)]),
-        *f.tables[:1],
+        Cards(cards(f.contrasts, f.verdict, s.plan)),
         Text(limits(s)),
+        *claim,
+        *f.tables[:1],
         *([Bullets(f.remarks)] if f.remarks else []),
-        *([Text(agreement)] if agreement else []),
         *([Bullets(f.warnings, "warning")] if f.warnings else []),
+        *([Text(agreement)] if agreement else []),
         *map(Text, s.plan.about),
+        *sentences,
         *figures,
         *f.tables[1:],
         troubles(s),
@@ -197,7 +196,8 @@ def question(s: Section) -> str:
     lengths = sorted({t.epochs for t in trains})
     epochs = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
     rivals = [c for c in plan.contenders if c != plan.baseline and c not in plan.controls]
-    asked = f"Is {' or '.join(rivals)} easier to train than {plan.baseline}? " if rivals else ""
+    who = " or ".join(rivals) if len(rivals) <= MOST_NAMED else f"one of {len(rivals)} contenders"
+    asked = f"Is {who} easier to train than {plan.baseline}? " if rivals else ""
     images = f", {config.data.max_train} training images" if config.data.max_train else ""
     return (
         f"{asked}{config.data.source}{images} · {config.model.img_size} px · {epochs} epochs, "
@@ -212,9 +212,13 @@ def limits(s: Section) -> str:
     taken = max(looks_taken(r)[0] for r in s.records)
     planned = max(r["plan"].get("looks", 1) for r in s.records)
     controlled = "" if plan.controls else " There is no A/A control (--control)."
+    gaps = [c.smallest_gap for c in s.finding.contrasts if c.smallest_gap and not c.is_control]
+    low, high = min((g for g, _ in gaps), default=0.0), max((g for _, g in gaps), default=math.inf)
+    found = f" Smaller gaps than {low:.1f} to {high:.1f} points are easily missed."
     return (
         "It does not show what other images, model sizes, batches, lengths"
-        f"{' or ranges' if plan.ranges else ''} would give. Looks at the results: {taken}, planned "
+        f"{' or ranges' if plan.ranges else ''} would give."
+        f"{found if math.isfinite(high) else ''} Looks at the results: {taken}, planned "
         f"{planned}.{controlled}"
     )
 
@@ -319,6 +323,28 @@ def deviations(s: Section) -> Table:
     rows = [[h["when"], h["what"], h.get("command", "")] for r in s.records for h in r["history"]]
     note = "" if rows else "None: what was planned was run."
     return Table("Deviations from the first plan", ["when", "what", "command"], rows, note, level=3)
+
+
+def comparisons_tex(s: Section) -> str:
+    """Every comparison as a table for a paper; empty where nothing was compared."""
+    rows = []
+    for c in s.finding.contrasts:
+        f, gone = c.found, c.found.failures
+        low, high = ("--" if math.isinf(x) else f"{x:.1f}" for x in f.interval)
+        difference = f"{f.difference:.1f} [{low}, {high}]" if f.n else "--"
+        p = "--" if math.isnan(f.p) else "< 0.001" if f.p < 0.001 else f"{f.p:.3f}"
+        who = ", ".join(filter(None, (c.contender, c.point)))
+        failed = f"{gone['a']} / {gone['b']} of {c.pairs}"
+        rows.append([who, c.reference, c.optim, str(f.n), difference, p, failed, f.verdict])
+    if not rows:
+        return ""
+    whats = ", ".join(dict.fromkeys(c.what for c in s.finding.contrasts))
+    head = ["contender", "against", "optimizer", "n", "difference", "p", "failed to learn"]
+    title = (
+        f"difference in {whats}, in points, with its 95 % interval, over the n "
+        f"{unit_of(s.plan)}s on which both learnt; failed to learn: contender / reference"
+    )
+    return tabular(Table(title, [*head, "verdict"], rows), columns="lllrrrrl")
 
 
 def contenders_tex(sections: Sequence[Section]) -> str:

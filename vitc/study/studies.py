@@ -71,15 +71,20 @@ class StudyResult:
         return fragment([*(Text(v, "verdict") for v in finding.verdict), *tables, where])
 
     def figure(self, name: str = "") -> Figure:
-        """The report's first figure, or that whose name starts so. Raises ConfigError."""
-        from vitc.study.figures import draw_figures
+        """The claim as a figure; with a name, the figures of the report whose names start so.
+
+        Raises ConfigError: there is none.
+        """
+        from vitc.study.figures import claim_and_other_figures
         from vitc.views.figures import draw
 
-        charts = [c for group in draw_figures(self.section, 0) for c in group.charts]
-        charts += self.section.finding.charts
-        for chart in charts:
-            if chart.name.startswith(name):
-                return draw(chart)
+        claim, others = claim_and_other_figures(self.section, 0)
+        charts = [c for group in (*claim, *others) for c in group.charts]
+        wanted = [c for c in charts if c.name.startswith(name)] if name else charts[:1]
+        if claim and not name:
+            wanted = list(claim[0].charts)
+        if wanted:
+            return draw(wanted, titled=True)
         names = ", ".join(chart.name for chart in charts)
         raise ConfigError(f"The study has no figure {name!r}.", f"Its figures: {names}.")
 

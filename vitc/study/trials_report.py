@@ -10,13 +10,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitc.files import to_json, write_atomically
 from vitc.stats import curves, proportions
 from vitc.stats.compare import Comparison
+from vitc.study.contrasts import card, headline
+from vitc.study.figures import bands_inform
 from vitc.study.trials_file import Columns, OtherTrials, Rival, compare_trials, read_trials
-from vitc.views.model import Bullets, Chart, Figures, Heading, Line, Page, Part, Table, Text
+from vitc.views.model import (
+    Bullets,
+    Cards,
+    Chart,
+    Figures,
+    Forest,
+    ForestRow,
+    Heading,
+    Line,
+    Page,
+    Part,
+    Table,
+)
 from vitc.wording import counted, no_formula
 
 SHOWN_KS = (1, 4, 16, 64)  # best of k draws, as columns
@@ -50,10 +62,15 @@ def trials_report(
     found = compare_trials(read_trials(files, columns), columns, reference, classes)
     verdicts = [_verdict(r) for r in found.rivals]
     tables = [_comparisons(found), _contenders(found)]
-    charts = [*_differences(found), _tuning(found), _distribution(found)]
+    charts: list[Chart | Forest] = [_forest(found), _tuning(found), _distribution(found)]
     parts: list[Part] = [
         Heading(f"Trials of {', '.join(found.contenders)}", level=1),
-        *(Text(verdict, "verdict") for verdict in verdicts),
+        Cards(
+            [
+                card(text, f"{r.contender} against {r.reference}", r.comparison)
+                for r, text in zip(found.rivals, verdicts, strict=True)
+            ]
+        ),
         Bullets([*_failures(found), *found.notes]),
         Figures(charts),
         *tables,
@@ -213,44 +230,57 @@ def _trials_csv(found: OtherTrials) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def _differences(found: OtherTrials) -> list[Chart]:
-    """Each contender's interval against the reference."""
-    lines = []
-    for i, r in enumerate(found.rivals):
+def _forest(found: OtherTrials) -> Forest:
+    """Each contender's interval against the reference, and failures of both."""
+    rows = []
+    for r in found.rivals:
+        trials = [found.of(name) for name in (r.contender, r.reference)]
         low, high = r.comparison.interval
-        if math.isfinite(r.comparison.difference):
-            lines.append(
-                Line(r.contender, i, [float(i)], [r.comparison.difference], low=[low], high=[high])
+        rows.append(
+            ForestRow(
+                label=r.contender,
+                verdict=headline(r.comparison),
+                look=found.contenders.index(r.contender),
+                estimate=r.comparison.difference,
+                low=low,
+                high=high,
+                dots=_paired_differences(found, r),
+                failed=[(sum(map(found.failed, mine)), len(mine)) for mine in trials],
             )
-    lines = [line for line in lines if np.isfinite([*line.low, *line.high]).all()]
-    if not lines:
-        return []
-    ends = [-0.5, len(found.rivals) - 0.5]
-    zero = Line("", 6, ends, [0.0, 0.0], form="curve")
-    return [
-        Chart(
-            "difference",
-            f"Error against {found.reference}, where runs learnt",
-            "",
-            "difference in points; below 0: better",
-            [zero, *lines],
-            ticks=[r.contender for r in found.rivals],
         )
+    return Forest(
+        "difference",
+        f"Error against {found.reference}, where runs learnt",
+        "points; below 0: lower error",
+        "failed to learn",
+        rows,
+    )
+
+
+def _paired_differences(found: OtherTrials, rival: Rival) -> list[float]:
+    if not rival.paired:
+        return []
+    learnt = [
+        {t.draw: t.error for t in found.of(name) if not found.failed(t)}
+        for name in (rival.contender, rival.reference)
     ]
+    mine, theirs = learnt
+    return [mine[draw] - theirs[draw] for draw in mine if draw in theirs]
 
 
 def _tuning(found: OtherTrials) -> Chart:
     lines = []
+    banded = bands_inform([len(found.of(name)) for name in found.contenders])
     for i, name in enumerate(found.contenders):
         t = curves.tuning_curve(_all_errors(found, name))
         x = t.ks.tolist()
-        lines += [
-            Line(name, i, x, t.mean.tolist(), form="curve"),
-            Line("", i, x, low=t.mean_low.tolist(), high=t.mean_high.tolist(), form="band"),
-        ]
+        lines.append(Line(name, i, x, t.mean.tolist(), form="curve"))
+        if banded:
+            low_high = {"low": t.mean_low.tolist(), "high": t.mean_high.tolist()}
+            lines.append(Line("", i, x, **low_high, form="band"))
     return Chart(
         "tuning",
-        "Best of k draws, with simultaneous 95 % bands",
+        f"Best of k draws{', with simultaneous 95 % bands' if banded else ''}",
         "number of draws k",
         "expected best error (%)",
         lines,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from vitc.views.model import Table
 
 ESCAPES = {
@@ -15,6 +17,8 @@ ESCAPES = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
 }
 
 
@@ -35,4 +39,6 @@ def tabular(table: Table, columns: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    return "".join(ESCAPES.get(c, c) for c in text if c.isprintable())
+    """Printable text; the sign of a number is a minus."""
+    safe = "".join(ESCAPES.get(c, c) for c in text if c.isprintable())
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", safe)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vitc.views.model import Bullets, Figures, Heading, Part, Table, Text
+from vitc.views.model import Bullets, Cards, Figures, Heading, Part, Table, Text
 from vitc.wording import counted, short
 
 
@@ -34,6 +34,8 @@ def _part(part: Part, folder: str) -> str:
         return f"{'#' * part.level} {escape(part.text)}"
     if isinstance(part, Bullets):
         return "\n".join(f"- {escape(item)}" for item in part.items)
+    if isinstance(part, Cards):
+        return "\n\n".join(f"**{escape(card.text)}**" for card in part.cards)
     if isinstance(part, Figures):
         links = [
             f"![{escape(c.title)}]({quote(folder)}/{quote(c.name)}.png)"

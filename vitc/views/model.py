@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-Tone = Literal["", "verdict", "verdict warn", "verdict stop", "warning", "stop", "warn", "note"]
+Tone = Literal[
+    "", "verdict", "verdict warn", "verdict stop", "warning", "stop", "warn", "good", "note"
+]
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,39 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Cards:
+    """What is to be read first: statements beside each other."""
+
+    kind: ClassVar = "cards"
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Card:
+    """`label`: what it is about; `headline`: the claim in a few words, coloured by `tone`."""
+
+    text: str
+    label: str = ""
+    headline: str = ""
+    tone: Tone = ""
+
+
+GREY = -1  # a look: what is compared with, behind
+
+
+@dataclass(frozen=True)
 class Line:
     """One set of numbers in a chart, in the colour and style of the `look`-th contender.
 
     points: markers joined by lines, with the intervals `low` to `high` (nan: unbounded);
     curve, steps: a line; scatter: markers alone; band, step band: the area from `low` to `high`;
-    range: a bar along the axis from x[0] to x[2] with a tick at x[1].
+    range: a bar along the axis from x[0] to x[2] with a tick at x[1]; rug: crosses, y as a share
+    of the axis; level: the height y[0] with the band from low[0] to high[0], over the whole width.
     `substituted` marks points of diverged runs: hollow, with a dashed line to them; in a scatter
     a cross. Without a label a line is not in the legend.
+
+    A page shows `titles` over the points of a scatter or rug, or over a whole curve (one title).
+    `names`: a point leads to the curve of that name.
     """
 
     label: str
@@ -91,8 +118,12 @@ class Line:
     high: Sequence[float] = ()
     marker: str = "o"
     substituted: Sequence[bool] = ()
-    form: Literal["points", "curve", "steps", "scatter", "band", "step band", "range"] = "points"
+    form: Literal[
+        "points", "curve", "steps", "scatter", "band", "step band", "range", "rug", "level"
+    ] = "points"
     strength: Literal["normal", "faint", "strong"] = "normal"
+    titles: Sequence[str] = ()
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -114,11 +145,38 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class ForestRow:
+    """One comparison: its interval over a dot for each pair, and who failed how often."""
+
+    label: str
+    verdict: str
+    look: int
+    estimate: float
+    low: float
+    high: float
+    dots: Sequence[float]
+    failed: Sequence[tuple[int, int]]
+    """Failures and runs, of the contender and of the reference."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """One figure of comparisons, a row each. `failures`: what is counted at the right."""
+
+    name: str
+    title: str
+    xlabel: str
+    failures: str
+    rows: Sequence[ForestRow]
+    brief: bool = True
+
+
+@dataclass(frozen=True)
 class Figures:
     """Charts in a row, below a title and a note if they have one."""
 
     kind: ClassVar = "figures"
-    charts: Sequence[Chart]
+    charts: Sequence[Chart | Forest]
     title: str = ""
     note: str = ""
 
@@ -165,7 +223,7 @@ class Details:
     text: str
 
 
-Part = Text | Heading | Bullets | Table | Figures | Thumbnails | Bars | Matrix | Details
+Part = Text | Heading | Bullets | Cards | Table | Figures | Thumbnails | Bars | Matrix | Details
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from vitc.views.model import Bullets, Heading, Part, Table, Text
+from vitc.views.model import Bullets, Cards, Heading, Part, Table, Text
 
 
 def write(parts: Sequence[Part], stream: TextIO) -> None:
@@ -30,6 +30,8 @@ def plain(part: Part) -> str | None:
         return part.text
     if isinstance(part, Bullets):
         return "\n".join(f"- {item}" for item in part.items)
+    if isinstance(part, Cards):
+        return "\n".join(card.text for card in part.cards)
     return columns(part) if isinstance(part, Table) else None
 
 
