@@ -39,6 +39,15 @@ def nothing_trusted(state_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITC_TRUSTED", "")
 
 
+@pytest.fixture(autouse=True)
+def nothing_pretrained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed here does not decide what `vitc train IMAGES` does in a test."""
+    if "real_weights" not in request.keywords:
+        from vitc.weights import catalog
+
+        monkeypatch.setattr(catalog, "CATALOG", ())
+
+
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of JPEGs, `classes` sub-folders of `count` images; learnable by colour."""

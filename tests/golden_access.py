@@ -33,6 +33,9 @@ ADDED: frozenset[str] = frozenset(
         "cache_side",
         "failed_to_learn",
         "mix_prob",
+        "norm_eps",
+        "padding",
+        "probe_images",
     }
 )
 """Keys that today's JSON has beside those of the goldens."""

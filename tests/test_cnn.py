@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import vitc
 from vitc.deploy.show import list_page, model_page
 from vitc.errors import ConfigError
-from vitc.models.cnn import CNN
+from vitc.models.cnn import CNN, ConvNorm
 from vitc.models.complexity import complexity
 from vitc.models.config import CNNConfig
 from vitc.models.timm import import_peer
@@ -28,6 +28,7 @@ from vitc.models.zoo import (
     CNNS,
     MODELS,
     REPORTED,
+    build_model,
     create_model,
     list_models,
     model_config,
@@ -597,7 +598,7 @@ def test_wrong_input_and_wrong_sizes_are_refused() -> None:
         ({"head_width": 0}, "head_width 0 must be at least 1"),
         ({"stem_width": 0}, "stem_width 0 must be at least 1"),
         ({"stem_type": "odd"}, "stem_type 'odd' must be one of simple, resnet, cifar"),
-        ({"activation": "gelu"}, "activation 'gelu' must be one of relu, silu"),
+        ({"activation": "gelu"}, "activation 'gelu' must be one of relu, relu6, silu"),
         ({"block": "mbconv"}, "model.bottleneck_ratio has no effect with model.block 'mbconv'"),
         ({"expand_ratios": (1, 6)}, "expand_ratios has no effect with model.block 'bottleneck'"),
         ({"img_size": 0}, "img_size 0 must be at least 1"),
@@ -684,3 +685,38 @@ def test_configs_are_read_without_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("side", [7, 8, 15])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_padding_same_adds_what_the_last_position_lacks_and_the_odd_pixel_at_the_end(
+    side: int, kernel: int
+) -> None:
+    layer = ConvNorm(1, 1, kernel, stride=2, activation="relu6").eval()
+    layer.pad_same()
+    with torch.no_grad():
+        layer.conv.weight.fill_(0.0)
+        layer.conv.weight[0, 0, 0, 0] = 1.0  # reads the pixel at the start of each window
+    image = torch.arange(1.0, side * side + 1).view(1, 1, side, side) / (side * side)
+    out = layer(image)[0, 0] * (1 + 1e-5) ** 0.5
+    positions = -(-side // 2)
+    before = max(0, (positions - 1) * 2 + kernel - side) // 2
+    assert out.shape == (positions, positions)
+    for row in range(positions):
+        for column in range(positions):
+            y, x = 2 * row - before, 2 * column - before
+            expected = image[0, 0, y, x].item() if min(y, x) >= 0 else 0.0
+            assert out[row, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_lite0_is_b0_without_squeeze_and_excitation() -> None:
+    """Multiply-adds and parameters as github.com/tensorflow/tpu states them: 407 M with pooling
+    and biases counted its own way, 4.7 M parameters."""
+    config = MODELS["effnet_lite0"]
+    flops, params, _ = cost_of(config)
+    assert flops == 385188552
+    assert params == 4652008
+    model = build_model(config, 1000)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {1e-3}
+    assert not any("SqueezeExcite" in type(m).__name__ for m in model.modules())

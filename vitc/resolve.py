@@ -32,6 +32,7 @@ What = Literal[
     "model",
     "timm",
     "torchvision",
+    "pretrained",
     "checkpoint",
     "saved",
     "run",
@@ -45,6 +46,7 @@ WHAT: dict[What, str] = {
     "model": "the name of a model",
     "timm": "a model of timm",
     "torchvision": "a model of torchvision",
+    "pretrained": "pretrained weights",
     "checkpoint": "a checkpoint",
     "saved": "a saved model",
     "run": "a run folder",
@@ -70,6 +72,8 @@ def what_is(name: str | Path) -> What | None:
         return "timm"
     if text.startswith("torchvision:"):
         return "torchvision"
+    if text.startswith("pretrained:"):
+        return "pretrained"
     if path.is_dir():
         return _what_is_folder(path)
     if not path.is_file():
@@ -283,7 +287,7 @@ def _located(config: RunConfig) -> RunConfig:
     if path is not None and source is not None:
         config = _with(config, path=source.absolute(path))
     weights = config.init.weights
-    if weights and not weights.startswith("timm:"):
+    if weights and not weights.startswith(("timm:", "pretrained:")):
         weights = os.path.abspath(os.path.expanduser(weights))
         init = dataclasses.replace(config.init, weights=weights)
         config = dataclasses.replace(config, init=init)

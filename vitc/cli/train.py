@@ -60,6 +60,13 @@ def options(parser: Parser) -> None:
     add("--overwrite", action="store_true", help="discard a run in that folder and start over")
     about = "with IMAGES or a finished RUN: time for all of it: 90s, 30m, 1h30m"
     add("--budget", metavar="TIME", type=seconds, help=about)
+    add(
+        "--start",
+        choices=("auto", "pretrained", "scratch"),
+        default="auto",
+        help="with IMAGES: from pretrained weights or from scratch (default: pretrained where such "
+        "weights are installed and the images are large enough)",
+    )
     add("--dry-run", action="store_true", help="show what would run, and stop")
     changed_data_option(parser, "resume although images changed since the run began")
     add("--json", action="store_true", help="print summary.json on the last line of stdout")
@@ -72,7 +79,9 @@ def run(args: Namespace) -> int:
             "For example: vitc train fashion_vit_c (list recipes with vitc show --list), "
             "or vitc train FOLDER with one sub-folder of images per class.",
         )
-    plan = plan_training(args.what, args.out, args.budget, args.settings, args.overwrite)
+    plan = plan_training(
+        args.what, args.out, args.budget, args.settings, args.overwrite, args.start
+    )
     args.run_folder = plan.out
     for line in plan.remarks:
         note(line)

@@ -22,6 +22,7 @@ from vitc.training.longer import longer
 from vitc.wording import read_duration
 
 if TYPE_CHECKING:
+    from vitc.training.auto_start import Start
     from vitc.training.loop import RunResult
 
 MOST_REPORTED = 20_000  # validation images, for a run page without being asked
@@ -47,6 +48,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     *,
     budget: str | float | timedelta | None = None,
+    start: Start = "auto",
     overwrite: bool = False,
     allow_changed_data: bool = False,
     **overrides: Any,
@@ -56,7 +58,8 @@ def train(
 
     Images (a folder, a pack, a list, shards) are named in place of a recipe: model, size and
     schedule are chosen for the best classifier in `budget` ("6m", "1h30m", or seconds; None: at
-    most 30 minutes), and the run ends with its page: see RunResult.
+    most 30 minutes), and the run ends with its page: see RunResult. `start`: from "pretrained"
+    weights, from "scratch", or "auto": pretrained where some are here (docs/pretrained.md).
 
     The run goes to `out` (default runs/<name>; runs/photos_2 where runs/photos is trained longer).
     Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config in
@@ -64,7 +67,7 @@ def train(
     discards it. Raises ConfigError, DataError, and RunError and its subclasses.
     """
     seconds = None if budget is None else read_duration(budget)
-    plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite)
+    plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite, start)
     show_lines("What is trained, and why", [*plan.remarks, *plan.notes])
     return train_plan(plan, overwrite=overwrite, allow_changed_data=allow_changed_data)
 
@@ -75,6 +78,7 @@ def plan_training(
     budget: float | None,
     settings: Mapping[str, Any],
     overwrite: bool = False,
+    start: str = "auto",
 ) -> Plan:
     """What `train` trains. Takes seconds for images, on which steps are timed."""
     from vitc.data.sources import SUFFIXES
@@ -84,7 +88,7 @@ def plan_training(
     name = None if isinstance(what, RunConfig) else os.fspath(what)
     kind = None if name is None else what_is(name)
     if kind == "images" and name is not None:
-        return _images_plan(Path(name), place, budget, _typed(settings), overwrite)
+        return _images_plan(Path(name), place, budget, _typed(settings), overwrite, start)
     if name is not None and is_pattern(name) and name.endswith(SUFFIXES):
         raise ConfigError(
             f"{name!r} is a pattern; settings are chosen for one folder or file.",
@@ -100,6 +104,11 @@ def plan_training(
         raise ConfigError(
             f"--budget has no effect here: {name or 'a config'} is not a folder of images.",
             "Set a recipe's length with --train.epochs.",
+        )
+    if start != "auto" and (name is None or kind is not None):
+        raise ConfigError(
+            f"--start has no effect here: {name or 'a config'} is not a folder of images.",
+            "Name the weights with --init, for example --init pretrained:effnet_lite0.",
         )
     config = load_config(what if isinstance(what, RunConfig) else str(name), **settings)
     untuned = RECIPES[name].untuned(settings.get("optim")) if name in RECIPES else None
@@ -131,6 +140,7 @@ def _images_plan(
     budget: float | None,
     settings: Mapping[str, Any],
     overwrite: bool,
+    start: str,
 ) -> Plan:
     """Images without a recipe: resume their run, or choose all settings automatically."""
     from vitc.training.auto import name_of, propose
@@ -141,6 +151,8 @@ def _images_plan(
         remarks = [f"{out} is a run on {images}: resuming it with its settings."]
         if budget is not None:
             remarks.append("--budget has no effect: the run's length was chosen when it started.")
+        if start != "auto":
+            remarks.append("--start has no effect: the run has started already.")
         return Plan(existing, out, (), tuple(remarks), images=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure, and choose, for itself
         raise ConfigError(
@@ -148,7 +160,7 @@ def _images_plan(
             f"Choose first: vitc train {shlex.quote(str(images))} --dry-run; then train the "
             "config it saves.",
         )
-    proposal = propose(images, budget, settings)
+    proposal = propose(images, budget, settings, start)
     return Plan(proposal.config, out, tuple(proposal.lines), images=True)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from math import sqrt
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitc.errors import ConfigError, refuse
 from vitc.models.config import Activation, CNNConfig, inner_width, se_width
@@ -20,8 +21,11 @@ from vitc.models.stems import ConvNormAct, act_layer, check_images
 class ConvNorm(ConvNormAct):
     """Convolution without bias, BatchNorm, and the activation unless that is None.
 
-    (B, C, H, W) -> (B, out_chans, ceil(H / stride), ceil(W / stride)): padded by half the kernel.
+    (B, C, H, W) -> (B, out_chans, ceil(H / stride), ceil(W / stride)): padded by half the kernel,
+    or after `pad_same` by what the last position lacks.
     """
+
+    pads_same = False
 
     def __init__(
         self,
@@ -34,6 +38,18 @@ class ConvNorm(ConvNormAct):
     ) -> None:
         padding, act = kernel_size // 2, activation or "none"
         super().__init__(in_chans, out_chans, kernel_size, stride, padding, groups, act=act)
+
+    def pad_same(self) -> None:
+        """Pad as TensorFlow does; with stride 1 that is by half the kernel, too."""
+        if self.conv.stride[0] > 1:
+            self.pads_same, self.conv.padding = True, (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pads_same:
+            kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+            lacking = [max(0, kernel - 1 - (side - 1) % stride) for side in x.shape[:1:-1]]
+            x = F.pad(x, [n for pad in lacking for n in (pad // 2, pad - pad // 2)])
+        return super().forward(x)
 
 
 class SqueezeExcite(nn.Module):
@@ -139,6 +155,11 @@ class CNN(nn.Module):
             self.conv_head: nn.Module = nn.Identity()
         else:
             self.conv_head = ConvNorm(width, config.head_width, 1, activation=config.activation)
+        for layer in self.modules():
+            if isinstance(layer, ConvNorm) and config.padding == "same":
+                layer.pad_same()
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = config.norm_eps
         init_weights(self, config.zero_init_last)
         self.reset_classifier(config.head_classes)
 

@@ -23,7 +23,8 @@ Init = Literal["2021", "2022"]
 AttentionKind = Literal["auto", "sdpa", "explicit"]
 CNNStem = Literal["simple", "resnet", "cifar"]
 CNNBlock = Literal["bottleneck", "mbconv"]
-Activation = Literal["relu", "silu"]
+Activation = Literal["relu", "relu6", "silu"]
+Padding = Literal["half", "same"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +203,11 @@ class CNNConfig(ModelConfig):
     """Channels of a 1x1 convolution before pooling; None: no such convolution."""
     activation: Activation = setting("relu", one_of=get_args(Activation))
     """Non-linearity, in squeeze-and-excitation too."""
+    padding: Padding = setting("half", one_of=get_args(Padding))
+    """half: by half the kernel on all sides; same: as TensorFlow pads, with stride 2 only as much
+    as the kernel needs, an odd pixel below and to the right."""
+    norm_eps: float = setting(1e-5, above=0, below=1)
+    """What BatchNorm adds to the variance; TensorFlow's EfficientNets: 1e-3."""
     zero_init_last: bool = setting(False, needs=("block", "bottleneck"))
     """With block bottleneck: start the last BatchNorm gain of each block at 0, so that a fresh
     block passes its shortcut on. pycls can; its default, which the configs of its published

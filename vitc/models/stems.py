@@ -129,6 +129,8 @@ def act_layer(act: Act | Activation) -> nn.Module:
     """The activation function of a name."""
     if act == "relu":
         return nn.ReLU(inplace=True)
+    if act == "relu6":
+        return nn.ReLU6(inplace=True)
     layers: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}
     return layers[act]()
 

@@ -293,6 +293,25 @@ CNNS: dict[str, CNNConfig] = {
 }
 
 
+# EfficientNet-Lite0, made for phones: B0 without squeeze-and-excitation, its activation ReLU6, here
+# with TensorFlow's padding and BatchNorm, as its trained weights need (weights/catalog.py). Not in
+# the paper. github.com/tensorflow/tpu, models/official/efficientnet/lite
+LITE0 = CNNConfig(
+    name="effnet_lite0",
+    stem_type="simple",
+    stem_width=32,
+    block="mbconv",
+    depths=(1, 2, 2, 3, 3, 4, 1),
+    widths=(16, 24, 40, 80, 112, 192, 320),
+    strides=(1, 2, 2, 2, 1, 2, 1),
+    kernel_sizes=(3, 3, 5, 3, 5, 5, 3),
+    expand_ratios=(1, 6, 6, 6, 6, 6, 6),
+    head_width=1280,
+    activation="relu6",
+    padding="same",
+    norm_eps=1e-3,
+)
+
 # -- all ------------------------------------------------------------------------------------------
 
 _VITS = [config for size in SIZES for config in (_vit_p(size), _vit_c(size))]
@@ -300,7 +319,7 @@ _PAPER = [config for config in _VITS if config.name.endswith("gf")]
 MODELS: dict[str, ModelConfig] = {
     config.name: config for config in [*_PAPER, *ABLATIONS, *_VITS, *RESIDUALS]
 }
-MODELS |= CNNS
+MODELS |= {**CNNS, LITE0.name: LITE0}
 
 NO_REGNETZ = (
     "The paper's RegNetZ cannot be rebuilt: it names the family (arXiv 2103.06877) but not the "

@@ -21,10 +21,11 @@ from vitc.config import RunConfig
 from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
+from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
 from vitc.recipes import get_recipe
 from vitc.resolve import resolve_config, with_data
-from vitc.training import auto_model
+from vitc.training import auto_model, auto_start
 from vitc.training import auto_rules as rules
 from vitc.training.auto_rules import Choices, Look, Machine
 from vitc.training.pace import CLOCKS
@@ -51,12 +52,14 @@ def propose(
     images: Path,
     budget_seconds: float | None = None,
     overrides: Mapping[str, Any] | None = None,
+    start: str = "auto",
 ) -> Proposal:
     """What to train on `images` within `budget_seconds` (None: at most 30 minutes).
 
     `images`: a folder of them, or of shards, or a file: a pack (.vitc), a list (.csv), ...
     `overrides`: settings the user fixed, by their dotted names as `load_config` takes them; every
-    choice respects them. Takes seconds: a sample of the images is opened, and real steps are timed.
+    choice respects them. `start`: from "pretrained" weights of the catalog, from "scratch", or
+    "auto": pretrained where some are here and the images are large enough. Takes seconds: a sample of the images is opened, and real steps are timed.
     No random generator and no global setting of torch is changed. Raises ConfigError: a setting
     that cannot be; DataError: images that cannot be trained on.
     """
@@ -74,21 +77,37 @@ def propose(
     # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
     recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
     base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
-    data, look = _choose_images(choices, base)
+    given, sizes, gray = _sampled(choices, base)
+    entry = auto_start.find_start(start, fixed, sizes)
+    data, look = _choose_images(choices, base, given, sizes, gray and entry is None)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine)
-    trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
-    auto_model.choose_rate(choices, trial)
-    seconds = auto_model.choose_length(choices, look, trial, budget, default=budget_seconds is None)
+    tuned = None
+    if entry is not None:
+        left = budget - (clock() - started)
+        tuned = auto_start.pretrained_trial(choices, base, data, look, device, entry, left)
+    if tuned is not None and entry is not None:
+        trial, seconds = tuned
+        auto_start.note_start(choices, entry, trial.config, look)
+        choices.settings |= trial.settings
+    else:
+        if entry is not None:
+            choices.warn(f"the features of {entry.where} take too long here: from scratch.")
+        trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
+        auto_model.choose_rate(choices, trial)
+        seconds = auto_model.choose_length(
+            choices, look, trial, budget, default=budget_seconds is None
+        )
     bound = "train.clock" in fixed or seconds >= rules.BOUND_SHARE * budget
     if bound and not fixed.keys() & rules.OWN_LENGTH:
         used = clock() - started + rules.page_seconds(data, trial.cost)
         choices.settings["train.budget_seconds"] = round(max(1.0, budget - used), 1)
     _choose_mixing(choices)
     config = choices.config(base, trial.settings)
-    if weights:
-        choices.lines.insert(1, weights)
+    hint = weights or auto_start.missing_start(start, entry, look)
+    if hint:
+        choices.lines.insert(1, hint)
     auto_model.choose_schedule(choices, config)
     config = choices.config(base, trial.settings)
     memory = rules.memory_bytes(config, data, machine, trial.cost)
@@ -150,14 +169,29 @@ def _as_the_weights(fixed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"start: {where} — because you set --init", theirs
 
 
-def _choose_images(choices: Choices, base: RunConfig) -> tuple[DataSet, Look]:
-    """Open the images twice: as they come, then with the shares that are to be held out."""
+def _sampled(
+    choices: Choices, base: RunConfig
+) -> tuple[Mapping[str, Split], tuple[tuple[int, int], ...], bool]:
+    """The images as they come; (height, width) of a few; whether none of these has colour."""
     fixed = choices.fixed
     own = {key: value for key, value in fixed.items() if key.startswith("data.")}
     whole = {**own, "data.val_fraction": 0.0, "data.test_fraction": 0.0}
     channels = fixed.get("model.in_chans", 3)
     given = open_data(resolve_config(base, **whole).data, channels).splits
-    sizes, gray = rules.sample(given["train"], skip_broken=fixed.get("data.bad_files") == "skip")
+    skip_broken = fixed.get("data.bad_files") == "skip"
+    return given, *rules.sample(given["train"], skip_broken)
+
+
+def _choose_images(
+    choices: Choices,
+    base: RunConfig,
+    given: Mapping[str, Split],
+    sizes: tuple[tuple[int, int], ...],
+    gray: bool,
+) -> tuple[DataSet, Look]:
+    """Open the images again, with the shares that are to be held out."""
+    fixed, channels = choices.fixed, choices.fixed.get("model.in_chans", 3)
+    own = {key: value for key, value in fixed.items() if key.startswith("data.")}
     total = len(given["train"])
     if "val" not in given:
         val, test = rules.held_out_shares(total)

@@ -227,12 +227,12 @@ def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> 
     return float(f"{scaled:.2g}"), reason
 
 
-def cache_side(look: Look, img_size: int) -> int | None:
+def cache_side(look: Look, img_size: int, scale: float = CACHE_SCALE) -> int | None:
     """The shorter side at which images are decoded once: as large as the largest crops need.
 
     None: they are not much larger than that.
     """
-    side = math.ceil(CACHE_SCALE * img_size)
+    side = math.ceil(scale * img_size)
     return side if look.short_side > 1.25 * side else None
 
 

@@ -15,8 +15,8 @@ class InitConfig:
     """Weights to start from; without them a run starts from a fresh draw."""
 
     weights: str | None = None
-    """A run folder, a weights file, a folder of save_pretrained, or timm:NAME; None: fresh. Empty:
-    a recipe that needs some, to be named with --init."""
+    """A run folder, a weights file, a folder of save_pretrained, timm:NAME, or pretrained:NAME of
+    the catalog; None: fresh. Empty: a recipe that needs some, to be named with --init."""
     source: Literal["auto", "vitc", "pycls", "pycls_branch", "torchvision", "timm"] = setting(
         "auto", needs=("weights", SOME)
     )
@@ -25,6 +25,11 @@ class InitConfig:
     """Of a run or checkpoint that has both: the average, or the last weights."""
     only: tuple[str, ...] = setting((), needs=("weights", SOME))
     """Load only parts with these name prefixes (stem.layers); the rest is fresh. Empty: all."""
+
+    probe_images: int = setting(0, at_least=0, needs=("weights", SOME))
+    """Before the first step the head is fitted to the features of so many training images, at most
+    all of them (a linear probe). Where fine-tuning ends below it on validation, the run keeps it.
+    0: the head is that of the weights, or fresh."""
 
     def problems(self) -> list[str]:
         if self.weights == "":

@@ -32,6 +32,7 @@ from vitc.training.build import Setup, data_record, fresh_state, initial_model, 
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
 from vitc.training.evaluate import not_finite
 from vitc.training.initialise import InitialWeights
+from vitc.training.linear_probe import keep_start, kept_start, probe_head, put_in_place
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.probe import with_precision
@@ -137,6 +138,13 @@ def resume(
         folder.cut_back(0)
         for line in initial.load(state.model, setup.data.classes):
             log.note(line)
+        if setup.config.init.probe_images:
+            probed = probe_head(setup, state.model)
+            put_in_place(state.model, probed)
+            log.note(probed.line)
+            pace.reserve = SAVING_SECONDS + probed.evaluation_seconds
+            if setup.procs.first:
+                keep_start(folder.checkpoints, state.model, probed)
         if state.ema is not None:
             state.ema.module.load_state_dict(state.model.state_dict())
         return
@@ -220,6 +228,7 @@ class Trainer:
                 self._steps(batches)
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
+                self._keep_better()
                 self._count_time()
                 spent["loading"] = batches.wait_seconds
                 others = opening + spent["loading"] + spent["saving"]
@@ -312,6 +321,25 @@ class Trainer:
         train_mode(self.state.model)
         self.counted_until = time.monotonic()
         self.log.spent["evaluation"] += self.counted_until - begun
+
+    def _keep_better(self) -> None:
+        """Return to the linear probe that the run started from, if validation prefers it."""
+        state, tuned = self.state, self.state.last_eval.get("top1")
+        start = None if tuned is None else kept_start(self.folder.checkpoints)
+        if start is None or tuned is None:
+            return
+        tensors, result = start
+        probed = result["top1"]
+        scores = f"on validation: the linear probe {probed:.2f} %, fine-tuned {tuned:.2f} %"
+        if probed <= tuned:
+            self.log.note(f"kept the fine-tuned weights; {scores}")
+            return
+        for model in (state.model, *([state.ema.module] if state.ema else [])):
+            model.load_state_dict(tensors)
+        state.last_eval |= result | {f"{name}_raw": value for name, value in result.items()}
+        state.best["top1"] = max(state.best["top1"], probed)
+        self.log.eval_line(state, {"kind": "eval", **state.last_eval})
+        self.log.note(f"kept the linear probe; {scores}")
 
     def _save(self) -> None:
         self._read()

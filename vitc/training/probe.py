@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from vitc.data.cache import training_split
 from vitc.data.dataset import DataSet
 from vitc.data.loader import open_eval, open_train
 from vitc.models.config import ViTConfig
-from vitc.training.build import fresh_state, initial_model, set_up, train_mode
+from vitc.training.build import freeze, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import (
     Processes,
     autocast,
@@ -194,6 +194,60 @@ def _step_seconds(
                         took = time.perf_counter() - start
                         seconds.setdefault((precision, last), []).append(took)
     return seconds
+
+
+class ImageSeconds(NamedTuple):
+    """What an image costs, without reading it, by the clock of the run."""
+
+    features: float
+    """A forward pass in the faster precision."""
+    evaluation: float
+    """A forward pass in the run's precision."""
+    steps: tuple[float, ...]
+    """A forward and backward pass, for each of the ways to freeze."""
+
+
+def image_seconds(
+    config: RunConfig, device: torch.device, frozen: Sequence[tuple[str, ...]], threads: int
+) -> ImageSeconds:
+    """Measured on images without content, in a few seconds; `frozen`: values of train.freeze."""
+    train = dataclasses.replace(config.train, threads=threads if device.type == "cpu" else None)
+    clock, batch = CLOCKS[train.clock], 8 if device.type == "cpu" else 64
+    last = torch.channels_last if train.channels_last else torch.contiguous_format
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        machine_settings(train, device),
+    ):
+        model = initial_model(config, config.model.num_classes or 10).to(device, memory_format=last)  # type: ignore[call-overload]
+        images = torch.zeros(batch, config.model.in_chans, *config.model.size, device=device)
+        images = images.contiguous(memory_format=last)
+
+        def forward(precision: str, grad: bool = False) -> None:
+            with torch.set_grad_enabled(grad), autocast(precision, device):
+                logits = model(images)
+            if grad:
+                logits.float().square().sum().backward()
+
+        def seconds(*what: Any) -> float:
+            times = []
+            for _ in range(2):  # the first is not like the others
+                start = clock()
+                forward(*what)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(clock() - start)
+            return times[-1] / batch
+
+        model.eval()
+        faster = "bf16" if computes_bf16(device) else train.precision
+        features, evaluation = seconds(faster), seconds(train.precision)
+        steps = []
+        for parts in frozen:
+            model.requires_grad_(True)
+            freeze(model, parts)
+            train_mode(model)
+            steps.append(seconds(train.precision, True))
+    return ImageSeconds(features, evaluation, tuple(steps))
 
 
 def with_precision(

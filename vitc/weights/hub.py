@@ -5,7 +5,10 @@ Its errors become one message each. None carries a token, nor a traceback that c
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from vitc.errors import CheckpointError, ConfigError, VitcError
 
 PATTERNS = ["config.json", "model.safetensors", "README.md"]  # never code
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+HOST = "huggingface.co"
 INSTALL = 'Install it with: pip install -c constraints.txt -e ".[hub]"'
 
 
@@ -82,6 +86,37 @@ def upload(
         text, hint = explained(error, repo_id, None, token)
         raise VitcError(f"{repo_id} was not pushed: {text}", hint) from None
     return address
+
+
+def in_cache(repo_id: str, file: str) -> bool:
+    """Whether the hub's cache on this machine has a file of a model."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        return False
+    return isinstance(huggingface_hub.try_to_load_from_cache(repo_id, file), str)
+
+
+def reachable(seconds: float = 1.5) -> bool:
+    """Whether the hub answers, decided within so many seconds; never where HF_HUB_OFFLINE is set.
+
+    In a thread, because looking up a name knows no time limit of its own.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
+        return False
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((HOST, 443), timeout=seconds).close()
+            answered.set()
+        except OSError:
+            pass
+
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(seconds)
+    return answered.is_set()
 
 
 def _hub(what: str) -> Any:

@@ -15,15 +15,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from vitc.config import to_dict
 from vitc.data.preprocessing import Fit, Preprocessing
 from vitc.errors import CheckpointError, unknown
 from vitc.files import read_json
 from vitc.models.timm import timm_with
+from vitc.models.zoo import build_model, model_config
 from vitc.resolve import what_is
 from vitc.runs.checkpoint import load_weights_of
 from vitc.runs.folder import CHECKPOINTS, Run
 from vitc.runs.tensors import dtype_shape
 from vitc.weights import layouts
+from vitc.weights.catalog import PREFIX, packaged
 from vitc.weights.files import no_weights_in, read_weights_file
 from vitc.weights.layouts import LAYOUTS, recognise
 from vitc.wording import few
@@ -69,7 +72,8 @@ class Weights:
 def read_weights(
     where: str | Path | Mapping[str, Any], source: str = "auto", average: Average = "ema"
 ) -> Weights:
-    """Weights from a run, a `step_N`, a file, a folder, `timm:NAME` or a state dict, on CPU.
+    """Weights from a run, a `step_N`, a file, a folder, `timm:NAME`, `pretrained:NAME` (of the
+    catalog) or a state dict, on CPU.
 
     `source` is their layout. A ViT's tensors come in our layout if our ViT can compute it, others
     as stored. Raises CheckpointError: nothing readable there, or of another layout; ConfigError: an
@@ -88,6 +92,8 @@ def read_stored(where: str | Path | Mapping[str, Any], source: str, average: str
         found = _from_content(where, "The state dict", "", {}, average)
     elif str(where).startswith("timm:"):
         found = _from_timm(str(where))
+    elif str(where).startswith(PREFIX):
+        found = _from_catalog(str(where))
     elif Path(where).is_dir():
         found = _from_folder(Path(where), average)
     else:
@@ -381,3 +387,23 @@ def _from_timm(where: str) -> Weights:
     heads = [m.num_heads for m in model.modules() if type(getattr(m, "num_heads", None)) is int]
     settings = {"num_heads": heads[0]} if len(set(heads)) == 1 else {}
     return Weights(tensors, "timm", where, pre, classes, _digest(tensors), settings=settings)
+
+
+def _from_catalog(where: str) -> Weights:
+    """Weights of the catalog in a pip package, under our names: they are in the model's order."""
+    entry = packaged(where)
+    file, config = read_weights_file(entry.path()), model_config(entry.model)
+    with torch.device("meta"):
+        names = build_model(config).state_dict()
+    tensors = dict(zip(names, file.content.values(), strict=True))
+    note = f"licence of {where}: {entry.licence}"
+    return Weights(
+        tensors,
+        OTHER,
+        where,
+        entry.preprocessing,
+        None,
+        file.sha256,
+        model=to_dict(config),
+        notes=(note,),
+    )

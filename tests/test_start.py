@@ -1,0 +1,185 @@
+"""`vitc train IMAGES --start`: from pretrained weights where there are any, else from scratch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vitc
+from tests.test_catalog import REAL, fake_package
+from vitc.cli.main import main
+from vitc.config import read_config
+from vitc.errors import ConfigError
+from vitc.training import auto_start, probe
+from vitc.training.auto import propose
+from vitc.training.auto_start import find_start
+from vitc.training.probe import ImageSeconds
+from vitc.weights import catalog
+from vitc.weights.catalog import PackagedWeights
+
+Photos = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+LARGE, SMALL = ((300, 400),), ((28, 28),)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedWeights:
+    """Weights of a small model, in a package that is installed."""
+    model = vitc.create_model("vit_r_tiny", num_classes=5)
+    tensors = {f"other_{i}": t for i, t in enumerate(model.state_dict().values())}
+    entry = fake_package(tmp_path / "site", tensors, "vit_r_tiny")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    return entry
+
+
+def test_auto_takes_weights_where_they_are_and_the_images_are_large(fake: PackagedWeights) -> None:
+    assert find_start("auto", {}, LARGE) == fake
+    assert find_start("auto", {}, SMALL) is None
+    assert find_start("pretrained", {}, SMALL) == fake
+    assert find_start("scratch", {}, LARGE) is None
+    assert find_start("auto", {"model": "vit_r_mini"}, LARGE) is None
+    assert find_start("auto", {"model": "vit_r_tiny"}, LARGE) == fake
+    assert find_start("auto", {"model.in_chans": 1}, LARGE) is None
+    assert find_start("auto", {"init": "runs/mine"}, LARGE) is None
+
+
+def test_what_cannot_be_is_refused(fake: PackagedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
+        find_start("scratch", {"init": "runs/mine"}, LARGE)
+    with pytest.raises(ConfigError, match="'pretraned'"):
+        find_start("pretraned", {}, LARGE)
+    with pytest.raises(ConfigError, match="of vit_r_mini") as caught:
+        find_start("pretrained", {"model": "vit_r_mini"}, LARGE)
+    assert "vit_r_tiny" in str(caught.value.hint)
+    monkeypatch.setattr(catalog, "CATALOG", REAL)
+    monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: False)
+    monkeypatch.setattr(catalog.TimmWeights, "here", lambda _: False)
+    with pytest.raises(ConfigError) as caught:
+        find_start("pretrained", {}, LARGE)
+    assert "vitc[pretrained]" in str(caught.value.hint)
+    assert find_start("auto", {}, LARGE) is None
+
+
+def test_without_weights_the_run_is_from_scratch_and_a_line_says_what_would_be_better(
+    photo_folder: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "CATALOG", REAL)
+    monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: False)
+    monkeypatch.setattr(catalog.TimmWeights, "here", lambda _: False)
+    proposal = propose(photo_folder(), 30)
+    assert proposal.config.init.weights is None
+    assert proposal.config.init.probe_images == 0
+    assert sum("vitc[pretrained]" in line for line in proposal.lines) == 1
+    assert not any(
+        "vitc[pretrained]" in line
+        for line in propose(tmp_path / "photos", 30, start="scratch").lines
+    )
+
+
+def test_a_run_from_pretrained_weights_is_an_ordinary_run(
+    fake: PackagedWeights, photo_folder: Photos, tmp_path: Path, capsys: Capture
+) -> None:
+    photos, out = photo_folder(), tmp_path / "run"
+    assert main(["train", str(photos), "--budget", "8s", "--out", str(out), "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
+    assert summary["status"] == "done"
+    assert "licence MIT" in said.err
+    assert "linear probe" in said.err
+    config = read_config(out)
+    assert config.init.weights == "pretrained:fake"
+    assert config.init.probe_images > 0
+    assert config.model.name == "vit_r_tiny"
+    record = json.loads((out / "data.json").read_text())
+    assert record["mean"] == [0.5] * 3
+    assert record["std"] == [0.25] * 3
+    assert "kept the" in (out / "report.html").read_text()
+    assert main(["predict", str(out), str(next(photos.rglob("*.jpg")))]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    assert main(["save", str(out), str(tmp_path / "saved")]) == 0
+
+
+def test_a_damaged_file_of_weights_ends_the_run_before_it_begins(
+    fake: PackagedWeights, photo_folder: Photos, tmp_path: Path, capsys: Capture
+) -> None:
+    path = fake.path()
+    path.write_bytes(path.read_bytes()[:-10])
+    out = tmp_path / "run"
+    assert main(["train", str(photo_folder()), "--budget", "8s", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert "damaged" in said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("words", [["fashion_vit_c"], ["debug"]])
+def test_start_is_for_images(words: list[str], capsys: Capture) -> None:
+    assert main(["train", *words, "--start", "pretrained"]) == 2
+    assert "--init" in capsys.readouterr().err
+
+
+def lite(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float]) -> None:
+    """A machine on which an image takes so long: its features, steps with most layers and all."""
+    entry = next(e for e in REAL if isinstance(e, PackagedWeights))
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: True)
+
+    def measured(config: Any, device: Any, frozen: Any, threads: int) -> ImageSeconds:
+        some = (seconds[0] + seconds[1]) / 2
+        steps = {0: seconds[2], 4: some, 6: seconds[1]}
+        return ImageSeconds(seconds[0], seconds[0], tuple(steps.get(len(f), some) for f in frozen))
+
+    monkeypatch.setattr(probe, "image_seconds", measured)
+
+
+def test_the_time_decides_how_much_is_fine_tuned(
+    photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photo_folder(count=40, size=(120, 120))
+    lite(monkeypatch, (0.01, 0.05, 0.3))
+    little = propose(photos, 20).config
+    assert "stages.4" in little.train.freeze
+    assert "stages.5" not in little.train.freeze
+    assert little.optim.layer_decay == auto_start.LAYER_DECAY
+    plenty = propose(photos, 1000).config
+    assert plenty.train.freeze == ()
+    assert plenty.train.epochs == auto_start.MOST_EPOCHS
+    lite(monkeypatch, (10.0, 20.0, 50.0))
+    never = propose(photos, 25)
+    assert never.config.init.weights is None
+    assert any("too long" in line for line in never.lines)
+
+
+def test_settings_of_the_user_are_kept(
+    photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lite(monkeypatch, (0.01, 0.02, 0.05))
+    own = {"optim.lr": 3e-4, "train.freeze": ("backbone",), "train.epochs": 2, "train.batch": 24}
+    config = propose(photo_folder(count=40), 60, own).config
+    assert config.optim.lr == 3e-4
+    assert config.train.freeze == ("backbone",)
+    assert config.train.epochs == 2
+    assert config.train.batch == 24
+
+
+@pytest.mark.real_weights
+def test_the_real_weights_give_a_classifier_of_photos(
+    photo_folder: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(e for e in REAL if isinstance(e, PackagedWeights))
+    if not entry.here():
+        pytest.skip(f"the pretrained weights are not installed: {entry.advice}")
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    torch.set_num_threads(1)
+    photos, out = photo_folder(count=30), tmp_path / "run"
+    words = ["--budget", "40s", "--train.clock", "processor", "--out", str(out)]
+    assert main(["train", str(photos), *words]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["top1"] > 90
+    assert read_config(out).init.weights == entry.where

@@ -1,0 +1,180 @@
+"""Does a run on these images start from pretrained weights, and how is it then trained?
+
+The head is fitted first (a linear probe, `init.probe_images`); in the time that is left the last
+blocks are fine-tuned, or all of them; the run keeps the better of the two by validation.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from vitc.config import RunConfig
+from vitc.data.dataset import DataSet
+from vitc.errors import ConfigError, unknown
+from vitc.models.config import CNNConfig
+from vitc.models.zoo import model_config
+from vitc.optim.optimizers import AdamWConfig
+from vitc.training import auto_rules as rules
+from vitc.training.auto_model import Trial
+from vitc.training.auto_rules import Choices, Look
+from vitc.weights import catalog
+from vitc.weights.catalog import PackagedWeights, TimmWeights
+from vitc.wording import counted
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitc.training.probe import ImageSeconds
+
+Start = Literal["auto", "pretrained", "scratch"]
+Entry = PackagedWeights | TimmWeights
+
+BATCH = 32
+LR, LAYER_DECAY = 1e-3, 0.8  # AdamW's peak at that batch; of each layer to the one above it
+MOST_EPOCHS = 20
+LEAST_EPOCHS = 3  # of more layers, else fewer are trained
+PROBE_SHARE = 0.5  # of the time, at most, for the features of training images
+READING = 1.3  # how much longer it takes with reading images
+CACHE_SIDE = 1.3  # of img_size: smaller than from scratch, few epochs use it
+
+
+def find_start(
+    start: str, fixed: Mapping[str, Any], sizes: Sequence[tuple[int, int]]
+) -> Entry | None:
+    """The weights to start from, or None: from scratch. `sizes`: (height, width) of a sample.
+
+    auto: the first of the catalog that can be had here, for images larger than those of MNIST and
+    CIFAR. Raises ConfigError: pretrained, and there are none; another start than --init names.
+    """
+    if start not in get_args(Start):
+        raise unknown("start", start, get_args(Start))
+    init = fixed.get("init", fixed.get("init.weights"))
+    if init and start != "auto":
+        raise ConfigError(
+            f"--start {start} and --init {init} exclude each other.", "Give one of the two."
+        )
+    model, gray = fixed.get("model"), fixed.get("model.in_chans", 3) != 3
+    side = statistics.median(min(size) for size in sizes)
+    if init or start == "scratch" or (start == "auto" and (gray or side <= rules.SMALL_SIDE)):
+        return None
+    fitting = [entry for entry in catalog.CATALOG if model in (None, entry.model)]
+    found = next((entry for entry in fitting if entry.here()), None)
+    if found is None and start == "pretrained":
+        of = "" if model is None else f" of {model}"
+        ways = "\n".join(f"{entry.where}: {entry.advice}" for entry in fitting)
+        known = ", ".join(entry.model for entry in catalog.CATALOG)
+        raise ConfigError(
+            f"--start pretrained: there are no pretrained weights{of} on this machine.",
+            f"Install some:\n{ways}" if fitting else f"There are some of {known}; or use --init.",
+        )
+    return found
+
+
+def missing_start(start: str, entry: Entry | None, look: Look) -> str | None:
+    """What would give a better model than starting from scratch: a line, or None."""
+    absent = [e for e in catalog.CATALOG if isinstance(e, PackagedWeights)]
+    if start != "auto" or entry is not None or look.short_side <= rules.SMALL_SIDE or not absent:
+        return None
+    return f"start: from scratch — a pretrained model would be better: {absent[0].advice}"
+
+
+def pretrained_trial(
+    choices: Choices,
+    base: RunConfig,
+    data: DataSet,
+    look: Look,
+    device: torch.device,
+    entry: Entry,
+    left: float,
+) -> tuple[Trial, float] | None:
+    """The settings of a run from these weights within `left` seconds, and how long it takes; None:
+    the features of enough images alone take too long."""
+    from vitc.training.probe import Probe
+
+    model, fixed = model_config(entry.model), choices.fixed
+    settings: dict[str, Any] = {
+        "model": entry.model,
+        "model.img_size": model.img_size,
+        "init.weights": entry.where,
+        "data.cache_side": rules.cache_side(look, max(model.size), CACHE_SIDE),
+        "train.batch": min(BATCH, choices.settings.get("train.batch", BATCH)),
+        "train.channels_last": True,
+        "train.precision": "fp32" if device.type == "cpu" else "bf16",
+        "optim.ema.kind": "none",
+    }
+    if isinstance(base.optim, AdamWConfig):
+        settings |= {"optim.lr": LR, "optim.weight_decay": rules.ADAMW_DECAY}
+    frozen = [tuple(fixed["train.freeze"])] if "train.freeze" in fixed else [()]
+    if isinstance(model, CNNConfig) and "train.freeze" not in fixed:
+        settings["optim.layer_decay"] = LAYER_DECAY
+        stages = ("stem", *(f"stages.{i}" for i in range(len(model.depths))))
+        frozen = [(), stages[:4], stages[:-2]]
+    threads, times = _measured(choices.config(base, settings), frozen, device)
+    if device.type == "cpu":
+        settings["train.threads"] = threads
+
+    n, val = look.train, look.val
+    probe_images = min(n, int(PROBE_SHARE * left / (READING * times.features)))
+    if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
+        return None
+    settings["init.probe_images"] = probe_images
+    evaluation = READING * times.evaluation  # of an image
+    page = rules.page_seconds(data, Probe(0.0, evaluation, 0))
+    around = rules.START_SECONDS + READING * probe_images * times.features + 2 * val * evaluation
+    for parts, step in zip(frozen, times.steps, strict=True):  # noqa: B007 the last if none fits
+        epochs = int((left - around - page) / (READING * n * step))
+        if epochs >= LEAST_EPOCHS:
+            break
+    epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
+    settings |= {"train.freeze": parts, "train.epochs": epochs, "train.eval_every_epochs": epochs}
+    config = choices.config(base, settings)
+    cost = Probe(READING * config.train.batch * step, evaluation, 0)
+    return Trial(settings, config, cost, {}), around + page + READING * n * epochs * step
+
+
+def _measured(
+    config: RunConfig, frozen: Sequence[tuple[str, ...]], device: torch.device
+) -> tuple[int, ImageSeconds]:
+    """How many threads, and the seconds of an image: all of them, or one where that is faster."""
+    import torch
+
+    from vitc.training.probe import image_seconds
+
+    most = config.train.threads or torch.get_num_threads()
+    times = image_seconds(config, device, frozen, most)
+    if most > 1 and config.train.threads is None and device.type == "cpu":
+        alone = image_seconds(config, device, frozen[-1:], 1)
+        if alone.steps[-1] < times.steps[-1]:
+            return 1, image_seconds(config, device, frozen, 1)
+    return most, times
+
+
+def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) -> None:
+    """The choices in words."""
+    size, init, t = config.model.size, config.init, config.train
+    choices.note(
+        "start",
+        f"{entry.where}, licence {entry.licence}",
+        "a model pretrained on ImageNet needs far fewer images and less time",
+    )
+    choices.note("image size", f"{size[0]}x{size[1]}", "that is what the weights were trained at")
+    choices.note("model", config.model.name, "the weights are of it")
+    some = "all" if init.probe_images >= look.train else f"{init.probe_images:,}"
+    choices.note(
+        "head",
+        f"fitted to the features of {some} training images before the first step (a linear probe)",
+        "fine-tuning then starts from it, and the better of the two by validation is kept",
+    )
+    trained = f"all but {', '.join(t.freeze)}" if t.freeze else "all layers"
+    choices.note(
+        "fine-tuning",
+        f"{trained}, {counted(t.epochs, 'epoch')}",
+        f"more layers are trained where the time is enough for {LEAST_EPOCHS} epochs, and at most "
+        f"{MOST_EPOCHS} pay",
+    )
+    lr, decay = config.optim.lr, config.optim.layer_decay
+    choices.note(
+        "peak learning rate", f"{lr:g}", f"each layer has {decay:g} times that of the next"
+    )

