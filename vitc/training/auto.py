@@ -59,9 +59,10 @@ def propose(
     `images`: a folder of them, or of shards, or a file: a pack (.vitc), a list (.csv), ...
     `overrides`: settings the user fixed, by their dotted names as `load_config` takes them; every
     choice respects them. `start`: from "pretrained" weights of the catalog, from "scratch", or
-    "auto": pretrained where some are here and the images are large enough. Takes seconds: a sample of the images is opened, and real steps are timed.
-    No random generator and no global setting of torch is changed. Raises ConfigError: a setting
-    that cannot be; DataError: images that cannot be trained on.
+    "auto": pretrained where some are here and the images are large enough. Takes seconds: a sample
+    of the images is opened, and real steps are timed. No random generator and no global setting of
+    torch is changed. Raises ConfigError: a setting that cannot be; DataError: images that cannot
+    be trained on.
     """
     fixed = dict(overrides or {})
     clock = CLOCKS[fixed.get("train.clock", "wall")]
