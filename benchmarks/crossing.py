@@ -3,8 +3,8 @@
     python benchmarks/crossing.py ~/photos --per-class 10 30 100 300 --seconds 180 --seeds 3 \
         --out crossing.json
 
-`vitc train FOLDER --start scratch` and `--start pretrained`, both with the same number of processor
-seconds, one thread, the same subset of the training images, validation and test images of the folder.
+`vitc train FOLDER --start scratch` and `--start pretrained`: both with the same number of processor
+seconds, one thread, the same subset of the training images, and the folder's val and test images.
 Prints test accuracy by images a class: mean over seeds, and the smallest and largest.
 """
 

@@ -95,6 +95,11 @@ def plan_training(
             f"Name a recipe: vitc train cifar10_vit_c --data {shlex.quote(name)}; or pack the "
             f"images: vitc data pack {shlex.quote(name)} OUT.vitc, then vitc train OUT.vitc.",
         )
+    if start != "auto" and (name is None or kind is not None):
+        raise ConfigError(
+            f"--start has no effect here: {name or 'a config'} is not a folder of images.",
+            "Name the weights with --init, for example --init pretrained:effnet_lite0.",
+        )
     if name is not None and kind == "run" and not overwrite and place != Path(name):
         finished = Run(Path(name)).status == "done"
         if budget is not None or (finished and "train.epochs" in flat_values(settings)):
@@ -104,11 +109,6 @@ def plan_training(
         raise ConfigError(
             f"--budget has no effect here: {name or 'a config'} is not a folder of images.",
             "Set a recipe's length with --train.epochs.",
-        )
-    if start != "auto" and (name is None or kind is not None):
-        raise ConfigError(
-            f"--start has no effect here: {name or 'a config'} is not a folder of images.",
-            "Name the weights with --init, for example --init pretrained:effnet_lite0.",
         )
     config = load_config(what if isinstance(what, RunConfig) else str(name), **settings)
     untuned = RECIPES[name].untuned(settings.get("optim")) if name in RECIPES else None

@@ -51,6 +51,7 @@ def longer(
         "init.source": "auto",
         "init.average": "ema",
         "init.only": (),
+        "init.probe_images": 0,
         "optim.lr": float(f"{TRAINED_SHARE * before.optim.lr:.3g}"),
         "train.budget_seconds": None,
     }
