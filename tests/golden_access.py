@@ -36,6 +36,8 @@ ADDED: frozenset[str] = frozenset(
         "norm_eps",
         "padding",
         "probe_images",
+        "folds",
+        "fold",
     }
 )
 """Keys that today's JSON has beside those of the goldens."""

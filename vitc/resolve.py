@@ -36,11 +36,13 @@ What = Literal[
     "checkpoint",
     "saved",
     "run",
+    "folds",
     "study",
     "config",
     "images",
     "file",
 ]
+FOLDS = "folds.json"  # see vitc.deploy.folds
 WHAT: dict[What, str] = {
     "recipe": "a recipe",
     "model": "the name of a model",
@@ -50,6 +52,7 @@ WHAT: dict[What, str] = {
     "checkpoint": "a checkpoint",
     "saved": "a saved model",
     "run": "a run folder",
+    "folds": "a folder of folds",
     "study": "a study",
     "config": "a config file",
     "images": "a folder or file of data",
@@ -92,6 +95,8 @@ def _what_is_folder(path: Path) -> What:
         return "checkpoint"
     if holds_run(str(path), names):
         return "run"
+    if FOLDS in names:
+        return "folds"
     if "config.json" in names and names & {"model.safetensors", "pytorch_model.bin"}:
         return "saved"
     return "study" if holds_study(str(path), names) else "images"

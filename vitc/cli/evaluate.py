@@ -48,7 +48,7 @@ def options(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    kind = check_is(args.run_folder, "run", "saved")
+    kind = check_is(args.run_folder, "run", "saved", "folds")
     if args.report is not None and args.report.suffix != ".html":
         raise ConfigError(f"--report {args.report} is not an HTML file.", "Name it FILE.html.")
     if args.against is not None:
@@ -56,17 +56,22 @@ def run(args: Namespace) -> int:
     from vitc.deploy.evaluation import evaluate, evaluation_page
     from vitc.views.text import write
 
-    found = evaluate(
-        args.run_folder,
-        args.data,
-        args.split,
-        args.weights,
-        args.device,
-        allow_changed_data=args.allow_changed_data,
-        skip_unknown_classes=args.skip_unknown_classes,
-    )
+    if kind == "folds" and args.data is None:
+        from vitc.deploy.folds import Folds, out_of_fold
+
+        found = out_of_fold(Folds.read(args.run_folder), args.device)
+    else:
+        found = evaluate(
+            args.run_folder,
+            args.data,
+            args.split,
+            args.weights,
+            args.device,
+            allow_changed_data=args.allow_changed_data,
+            skip_unknown_classes=args.skip_unknown_classes,
+        )
     page, report = evaluation_page(found), None
-    if args.report is not None or (kind == "run" and args.data is None):
+    if args.report is not None or (kind != "saved" and args.data is None):
         report = _report(args, found)
     if args.json:
         emit_json({**page.values, "report": report and str(report)})
@@ -78,7 +83,7 @@ def run(args: Namespace) -> int:
 
 
 def _against(args: Namespace, kind: str) -> int:
-    check_is(args.against, "run", "saved")
+    check_is(args.against, "run", "saved", "folds")
     if args.skip_unknown_classes:
         raise ConfigError("--skip-unknown-classes has no effect with --against.", "Leave it out.")
     from vitc.deploy.against import compare, comparison_page, write_comparison

@@ -26,7 +26,7 @@ from vitc.wording import counted
 
 def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("run_folder", metavar="RUN", type=Path, help="a run folder, or a folder of vitc save")
+    add("run_folder", metavar="RUN", type=Path, help="a run, a folder of folds, or of vitc save")
     add("paths", nargs="+", metavar="PATH", help="images, or folders of images")
     add("--topk", metavar="K", type=count, default=1, help="classes per image (default: 1)")
     add("--csv", metavar="FILE", type=Path, help="write a table to this file")
@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
 
     if args.json and args.csv is not None:
         raise ConfigError("--json and --csv exclude each other.", "Choose one of them.")
-    check_is(args.run_folder, "run", "saved")
+    check_is(args.run_folder, "run", "saved", "folds")
     files = find_images(args.paths)
     predictor = Predictor(args.run_folder, args.device, args.weights)
     for text in predictor.notes:

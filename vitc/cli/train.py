@@ -12,6 +12,7 @@ from vitc.cli.parser import (
     Parser,
     Verb,
     changed_data_option,
+    count,
     emit,
     emit_json,
     note,
@@ -20,7 +21,7 @@ from vitc.cli.parser import (
     writes_files,
 )
 from vitc.config import to_saved
-from vitc.deploy.front_door import Plan, check_weights, plan_training, train_plan
+from vitc.deploy.front_door import Plan, check_weights, plan_training, train, train_plan
 from vitc.errors import ConfigError
 from vitc.resolve import resolve_config, what_is
 
@@ -67,6 +68,9 @@ def options(parser: Parser) -> None:
         help="with IMAGES: from pretrained weights or from scratch (default: pretrained where such "
         "weights are installed and the images are large enough)",
     )
+    about = "with IMAGES: train K runs, each validated on another part, and measure on all images"
+    add("--folds", metavar="K", type=count, help=about)
+    add("--seeds", metavar="N", type=count, help="with --folds: runs of each part (default: 1)")
     add("--dry-run", action="store_true", help="show what would run, and stop")
     changed_data_option(parser, "resume although images changed since the run began")
     add("--json", action="store_true", help="print summary.json on the last line of stdout")
@@ -79,6 +83,8 @@ def run(args: Namespace) -> int:
             "For example: vitc train fashion_vit_c (list recipes with vitc show --list), "
             "or vitc train FOLDER with one sub-folder of images per class.",
         )
+    if args.folds is not None or args.seeds is not None:
+        return _folds(args)
     plan = plan_training(
         args.what, args.out, args.budget, args.settings, args.overwrite, args.start
     )
@@ -100,6 +106,32 @@ def run(args: Namespace) -> int:
             emit(f"Where it errs: {result.report}")
         run_folder = shlex.quote(str(plan.out))
         emit(f"Next: vitc predict {run_folder} IMAGE...; vitc show {run_folder} --plot curves.png")
+    return 0
+
+
+def _folds(args: Namespace) -> int:
+    if args.dry_run:
+        raise ConfigError("--dry-run has no effect with --folds.", "Leave one of them out.")
+    result = train(
+        args.what,
+        args.out,
+        budget=args.budget,
+        start=args.start,
+        overwrite=args.overwrite,
+        allow_changed_data=args.allow_changed_data,
+        folds=args.folds,
+        seeds=args.seeds,
+        **args.settings,
+    )
+    if args.json:
+        emit_json(result.summary)
+    else:
+        emit(
+            f"{result.top1:.2f} % of {result.evaluation.n:,} images are classified correctly by "
+            "models that were not trained on them."
+        )
+        emit(f"Where they err: {result.report}")
+        emit(f"Next: vitc predict {shlex.quote(str(result.path))} IMAGE... (the mean of all runs)")
     return 0
 
 

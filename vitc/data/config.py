@@ -127,6 +127,11 @@ class DataConfig:
     own validation split; 0: none."""
     split_seed: int = 0
     """Seed of that hold-out: the same for every model, so that they see the same images."""
+    folds: int | None = setting(None, at_least=2, at_most=100)
+    """Divide the training images into so many parts, class by class and seeded, of which one
+    validates: `vitc train IMAGES --folds`. None: val_fraction of them validate."""
+    fold: int = setting(1, at_least=1, at_most=100, needs=("folds", SOME))
+    """With folds: the part that validates, from 1."""
     group: str | None = None
     """Regular expression on the image's relative path or name; images with the same first group (or
     whole match) stay in one split: bursts, patients, frames of one video."""
@@ -164,6 +169,8 @@ class DataConfig:
                 f"data.val_fraction {self.val_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must be below 1."
             )
+        if self.folds is not None and self.fold > self.folds:
+            found.append(f"data.fold {self.fold} must be at most data.folds, {self.folds}.")
         if self.splits:
             try:
                 parse_splits(self.splits)

@@ -17,7 +17,16 @@ from vitc.data.identity import Images, images_of
 from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vitc.data.sources import SOURCES, source_problems
 from vitc.data.sources.base import Found, Split, some
-from vitc.data.split import TEST, TRAIN, VAL, balanced_subset, hold_out, hold_out_groups
+from vitc.data.split import (
+    TEST,
+    TRAIN,
+    VAL,
+    balanced_subset,
+    hold_out,
+    hold_out_fold,
+    hold_out_fold_of_groups,
+    hold_out_groups,
+)
 from vitc.data.store import Pixels, name_key
 from vitc.errors import ConfigError, DataError
 from vitc.wording import counted
@@ -139,6 +148,14 @@ def _split(
 ) -> dict[str, Split]:
     """The given splits, and those held out from the training images."""
     val = 0.0 if "val" in given else config.val_fraction
+    if config.folds is not None:
+        if "val" in given:
+            raise ConfigError(
+                f"data.folds {config.folds} divides the training images, but these have validation "
+                "images of their own.",
+                "Put both into one folder per class, or leave data.folds out.",
+            )
+        val = 1 / config.folds
     test = 0.0 if "val" in given or "test" in given else config.test_fraction
     if "val" in given and "test" not in given:
         notes.append(
@@ -196,11 +213,14 @@ def _held_out(
             f"Add a second {units}, remove the class, or bring your own splits: "
             "FOLDER/train/<class>, FOLDER/val/<class>, FOLDER/test/<class>.",
         )
-    if keys is None:
-        names = [name_key(n) for n in train.names]
-        side = hold_out(train.labels, names, val, test, config.split_seed)
+    names = [name_key(n) for n in train.names] if keys is None else keys
+    if config.folds is not None:
+        divide = hold_out_fold if keys is None else hold_out_fold_of_groups
+        part = config.folds, config.fold - 1
+        side = divide(train.labels, names, *part, test, config.split_seed)
     else:
-        side = hold_out_groups(train.labels, keys, val, test, config.split_seed)
+        share_out = hold_out if keys is None else hold_out_groups
+        side = share_out(train.labels, names, val, test, config.split_seed)
     splits = {name: split for name, split in given.items() if name != "train"}
     for name, code in {"train": TRAIN, "val": VAL, "test": TEST}.items():
         if (side == code).any():
@@ -211,11 +231,14 @@ def _held_out(
         for name, purpose in (("val", "validation"), ("test", "the test"))
         if name in splits and name not in given
     ]
-    how = "class by class" if keys is None else f"by the groups of data.group {config.group!r}"
+    how = f"fold {config.fold} of {config.folds}, " if config.folds is not None else ""
+    how += "class by class" if keys is None else f"by the groups of data.group {config.group!r}"
     notes.append(
         f"Held out of {counted(len(train), 'training image')}, {how}, seeded "
         f"(data.split_seed {config.split_seed}): {' and '.join(parts)}."
     )
+    if config.folds is not None:  # classes of few images are not in every fold
+        val = 0.0
     for name, fraction in (("train", 1.0), ("val", val), ("test", test)):
         there = set(splits[name].labels.tolist()) if fraction and name in splits else set()
         absent = [c for i, c in enumerate(classes) if fraction and i not in there]

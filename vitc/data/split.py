@@ -58,6 +58,43 @@ def hold_out(labels: Ints, names: Sequence[str], val: float, test: float, seed: 
     return side
 
 
+def hold_out_fold(
+    labels: Ints, names: Sequence[str], folds: int, fold: int, test: float, seed: int
+) -> Ints:
+    """TRAIN, VAL or TEST for each image: the test images of `hold_out` without validation, and the
+    `fold`-th (from 0) of `folds` parts of the others validates, class by class.
+
+    labels int64 (n,), every class 0 … K-1 with at least two images.
+    """
+    side = np.full(len(labels), TRAIN, dtype=np.int64)
+    for label, members in enumerate(by_class(labels, hashed(seed, "split", names))):
+        n_test = shares(len(members), 0.0, test)[1]
+        side[members[:n_test]] = TEST
+        rest = members[n_test:]  # classes start at different folds, so that these are equally large
+        side[rest[(np.arange(len(rest)) + label) % folds == fold]] = VAL
+    return side
+
+
+def hold_out_fold_of_groups(
+    labels: Ints, groups: Sequence[str], folds: int, fold: int, test: float, seed: int
+) -> Ints:
+    """The same with whole groups: largest first, each to the fold that has least of its classes."""
+    side = np.full(len(labels), TRAIN, dtype=np.int64)
+    if test:
+        side = hold_out_groups(labels, groups, 0.0, test, seed)
+    keys, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    sizes = np.zeros((len(keys), int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(sizes, (group_of, labels), side != TEST)
+    have = np.zeros((folds, sizes.shape[1]))
+    total = np.maximum(sizes.sum(axis=0), 1)
+    place = np.zeros(len(keys), dtype=np.int64)
+    for g in np.lexsort((hashed(seed, "split", keys), -sizes.sum(axis=1))):
+        place[g] = int(np.argmin(have @ (sizes[g] / total)))
+        have[place[g]] += sizes[g] / total
+    side[(place[group_of] == fold) & (side != TEST)] = VAL
+    return side
+
+
 def hold_out_groups(
     labels: Ints, groups: Sequence[str], val: float, test: float, seed: int
 ) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from vitc.data.preprocessing import Preprocessing
 from vitc.deploy.saved import load_pretrained
 from vitc.errors import CheckpointError, ConfigError
 from vitc.resolve import check_is
+from vitc.runs.folder import Run
 from vitc.training.device import pick_device
 from vitc.training.evaluate import load_model, not_finite
 from vitc.training.measured import Trained
@@ -52,7 +54,8 @@ class Classifier:
     def load(
         cls, path: str | os.PathLike[str], device: str = "auto", weights: str = "ema"
     ) -> Classifier:
-        """That of a run folder (its last checkpoint) or of a folder of `save_pretrained`.
+        """That of a run folder (its last checkpoint), of a folder of `save_pretrained`, or the mean
+        of all runs of a folder of folds.
 
         Raises ConfigError (no such folder, unknown device or weights, a saved model that lacks
         what prediction needs), CheckpointError (none, or damaged).
@@ -60,7 +63,10 @@ class Classifier:
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
         folder, where = Path(path), pick_device(device)
-        if check_is(folder, "run", "saved") == "saved":
+        what = check_is(folder, "run", "saved", "folds")
+        if what == "folds":
+            return _mean_of(folder, [cls.load(run, device, weights) for run in runs_in(folder)])
+        if what == "saved":
             if weights != "ema":
                 raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
             return _saved(folder, where)
@@ -119,6 +125,40 @@ class Classifier:
             return np.zeros((0, len(self.classes)), np.float32)
         found: NDArray[np.float32] = self.logits(torch.stack(list(images))).softmax(1).cpu().numpy()
         return found
+
+
+class Ensemble(nn.Module):
+    """The logarithm of the mean of the probabilities that several models give."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)"""
+        given = torch.stack([model(images).float().log_softmax(1) for model in self.models])
+        return given.logsumexp(0) - math.log(len(self.models))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders in a folder of folds, by name. Raises CheckpointError: one has not finished,
+    or there are none."""
+    found = sorted(path.parent for path in folder.glob("seed_*/config.json"))
+    unfinished = [path for path in found if Run(path).status != "done"]
+    if unfinished or not found:
+        what = f"{unfinished[0]} has not finished" if unfinished else f"{folder} has no runs"
+        raise CheckpointError(f"{what}.", "Repeat its vitc train command, which resumes it.")
+    return found
+
+
+def _mean_of(folder: Path, parts: Sequence[Classifier]) -> Classifier:
+    return replace(
+        parts[0],
+        name=f"the mean of {len(parts)} models in {_place(folder)}",
+        model=Ensemble([part.model for part in parts]).eval(),
+        run=None,
+        record=None,
+    )
 
 
 def _saved(folder: Path, device: torch.device) -> Classifier:

@@ -51,6 +51,8 @@ def train(
     start: Start = "auto",
     overwrite: bool = False,
     allow_changed_data: bool = False,
+    folds: int | None = None,
+    seeds: int | None = None,
     **overrides: Any,
 ) -> RunResult:
     """Train on images with settings chosen for them, or a recipe, config file or RunConfig; resume
@@ -61,15 +63,57 @@ def train(
     most 30 minutes), and the run ends with its page: see RunResult. `start`: from "pretrained"
     weights, from "scratch", or "auto": pretrained where some are here (docs/pretrained.md).
 
+    `folds`: as many runs, each validated on another part of the images, times `seeds`, in a folder
+    that is the classifier of all of them; the evaluation is of all images, each by the models that
+    were not trained on it. `budget` is of all runs together.
+
     The run goes to `out` (default runs/<name>; runs/photos_2 where runs/photos is trained longer).
     Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config in
     `out` is resumed, with other images than it began with only if `allow_changed_data`; `overwrite`
     discards it. Raises ConfigError, DataError, and RunError and its subclasses.
     """
     seconds = None if budget is None else read_duration(budget)
+    if folds is not None or seeds is not None:
+        for option in (overwrite and "overwrite", allow_changed_data and "allow-changed-data"):
+            if option:
+                raise ConfigError(
+                    f"--{option} has no effect with --folds.",
+                    "Choose another --out, or remove runs from the folder of folds.",
+                )
+        times = folds, 1 if seeds is None else seeds
+        return _train_folds(config_or_recipe, out, seconds, times, start, overrides)
     plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite, start)
     show_lines("What is trained, and why", [*plan.remarks, *plan.notes])
     return train_plan(plan, overwrite=overwrite, allow_changed_data=allow_changed_data)
+
+
+def _train_folds(
+    what: RunConfig | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    budget: float | None,
+    times: tuple[int | None, int],
+    start: str,
+    settings: Mapping[str, Any],
+) -> RunResult:
+    """`times`: how many folds and seeds."""
+    from vitc.deploy.folds import page_command, plan_folds, train_folds
+    from vitc.training.auto import name_of
+    from vitc.training.loop import RunResult
+
+    if isinstance(what, RunConfig) or what_is(os.fspath(what)) != "images":
+        raise ConfigError("--folds needs images.", "For example: vitc train FOLDER --folds 5")
+    folds, seeds = times
+    if folds is None or folds < 2 or seeds < 1:
+        raise ConfigError(
+            f"--folds {folds} --seeds {seeds}: there must be 2 folds or more, and 1 seed or more.",
+            "For example: vitc train FOLDER --folds 5 --seeds 2",
+        )
+    images = Path(what)
+    place = Path("runs") / f"{name_of(images)}_folds" if out is None else Path(out)
+    plan, notes = plan_folds(images, place, (folds, seeds), budget, start, _typed(settings))
+    show_lines("What is trained, and why", notes)
+    found, report, summary = train_folds(plan, page_command(plan))
+    return RunResult(place, "done", found.top1, summary, report, found)
 
 
 def plan_training(

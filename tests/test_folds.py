@@ -1,0 +1,180 @@
+"""K runs with a validation part each: every image once, by models that did not see it; an ensemble
+of all."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitc
+import vitc.training.auto as auto
+from vitc.cli.main import main
+from vitc.config import RunConfig
+from vitc.data.dataset import open_data
+from vitc.data.split import (
+    TEST,
+    TRAIN,
+    VAL,
+    hold_out,
+    hold_out_fold,
+    hold_out_fold_of_groups,
+)
+from vitc.errors import ConfigError
+from vitc.resolve import load_config
+
+SMALL: dict[str, Any] = {
+    "model.img_size": 32,
+    "train.epochs": 1,
+    "train.batch": 8,
+    "train.threads": 1,
+    "train.device": "cpu",
+    "data.workers": 0,
+}
+
+
+def places(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], list[str]]:
+    labels = np.random.default_rng(seed).integers(0, classes, count)
+    labels[: 2 * classes] = np.repeat(np.arange(classes), 2)
+    return labels, [f"{i}.jpg" for i in range(count)]
+
+
+@pytest.mark.parametrize(("folds", "test"), [(2, 0.0), (5, 0.0), (5, 0.2), (10, 0.1)])
+def test_every_image_validates_once_or_tests(folds: int, test: float) -> None:
+    labels, names = places(203, 7)
+    sides = [hold_out_fold(labels, names, folds, f, test, 3) for f in range(folds)]
+    tested = sides[0] == TEST
+    assert all(((side == TEST) == tested).all() for side in sides)
+    assert (tested == (hold_out(labels, names, 0.0, test, 3) == TEST)).all()
+    assert (sum((side == VAL).astype(int) for side in sides) == ~tested).all()
+    sizes = [int((side == VAL).sum()) for side in sides]
+    assert max(sizes) - min(sizes) <= 7  # classes
+    for side, c in itertools.product(sides, range(7)):
+        assert (labels[side == TRAIN] == c).any()
+        many = int((labels[~tested] == c).sum())
+        assert many // folds <= int((labels[side == VAL] == c).sum()) <= -(-many // folds)
+
+
+@pytest.mark.parametrize("test", [0.0, 0.2])
+def test_groups_stay_whole(test: float) -> None:
+    labels, _ = places(300, 4)
+    groups = [f"g{i}" for i in np.random.default_rng(1).integers(0, 60, 300)]
+    sides = [hold_out_fold_of_groups(labels, groups, 5, f, test, 0) for f in range(5)]
+    tested = sides[0] == TEST
+    assert (sum((side == VAL).astype(int) for side in sides) == ~tested).all()
+    for side in sides:
+        assert len(set(zip(groups, side.tolist(), strict=True))) == len(set(groups))
+        share = (side == VAL).sum() / (~tested).sum()
+        assert 0.15 < share < 0.25
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for c in range(2):
+        folder = tmp_path / "photos" / f"class_{c}"
+        folder.mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 120, (36, 36, 3)).astype(np.uint8)
+            pixels[..., c] += np.uint8(60)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The choice of settings is replaced by small ones; returns the budgets it was asked for."""
+    calls: list[Any] = []
+
+    def propose(folder: Path, budget: float | None, settings: Any, start: str) -> auto.Proposal:
+        calls.append(budget)
+        own = {**SMALL, "model": "vit_c_tiny", **settings}
+        config = load_config(RunConfig(name="photos"), data=str(folder), **own)
+        return auto.Proposal(config, ["model: small — because few"], 5.0, 10**6)
+
+    monkeypatch.setattr(auto, "propose", propose)
+    return calls
+
+
+def test_folds_are_trained_measured_resumed_extended_and_predict_together(
+    images: Path, asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    result = vitc.train(images, out, budget="1m", folds=2)
+    assert asked == [30.0]
+    assert (result.status, result.report) == ("done", out / "report.html")
+    runs = [out / f"seed_1_fold_{fold}" for fold in (1, 2)]
+    single = [vitc.evaluate(run) for run in runs]
+    e = result.evaluation
+    assert (e.n, e.split, e.trained_on) == (40, "all", 0)
+    for one in single:
+        rows = [e.names.index(name) for name in one.names]
+        assert np.abs(e.probabilities[rows] - one.probabilities).max() < 1e-5
+    assert e.top1 == pytest.approx(sum(one.top1 for one in single) / 2)
+    assert "One model alone" in (out / "report.html").read_text()
+    # an ensemble: the mean of the probabilities
+    photo = str(images / "class_0" / "3.png")
+    mean = np.mean([vitc.Predictor(run)(photo).probs for run in runs], axis=0)
+    assert vitc.Predictor(out)(photo).probs == pytest.approx(mean, abs=1e-6)
+    # the same command again trains nothing; more seeds train these alone
+    before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
+    capsys.readouterr()
+    words = ["train", str(images), "--out", str(out), "--folds", "2", "--seeds", "2"]
+    assert main([*words, "--json"]) == 0
+    assert asked == [30.0]
+    assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sorted(summary["runs"]) == [f"seed_{s}_fold_{f}" for s in (1, 2) for f in (1, 2)]
+    assert main(["evaluate", str(out)]) == 0
+    assert f"{summary['top1']:.2f} %" in capsys.readouterr().out
+
+
+def test_other_folds_in_a_folder_are_refused(
+    images: Path, asked: list[Any], tmp_path: Path
+) -> None:
+    from vitc.deploy.folds import plan_folds
+
+    plan_folds(images, tmp_path / "out", (3, 1), None, "auto", {})[0].write()
+    with pytest.raises(ConfigError, match="holds 3 folds"):
+        vitc.train(images, tmp_path / "out", folds=2)
+    with pytest.raises(vitc.errors.CheckpointError, match="has no runs"):
+        vitc.Predictor(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("folds", "seeds"), [(1, None), (None, 2), (3, 0)])
+def test_numbers_that_are_no_folds_are_refused(
+    folds: int | None, seeds: int | None, images: Path
+) -> None:
+    with pytest.raises(ConfigError, match="there must be 2 folds or more"):
+        vitc.train(images, folds=folds, seeds=seeds)
+
+
+def test_what_folds_cannot_do_is_refused(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("overwrite", "allow_changed_data"):
+        with pytest.raises(ConfigError, match=f"{option.replace('_', '-')} has no effect"):
+            vitc.train(images, folds=2, **{option: True})
+    assert main(["train", str(images), "--folds", "2", "--dry-run"]) == 2
+    assert "--dry-run has no effect" in capsys.readouterr().err
+
+
+def test_folds_need_images_without_validation_of_their_own(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--folds needs images"):
+        vitc.train("debug", folds=3)
+    for c in range(2):
+        for split, count in {"train": 4, "val": 2}.items():
+            folder = tmp_path / "split" / split / f"class_{c}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, c, count)).save(folder / f"{i}.png")
+    config = load_config(RunConfig(), data=str(tmp_path / "split"), **{"data.folds": 2})
+    with pytest.raises(ConfigError, match="validation images of their own"):
+        open_data(config.data)
+    with pytest.raises(ConfigError, match=r"data\.fold 3 must be at most"):
+        load_config(RunConfig(), data="fashion", **{"data.folds": 2, "data.fold": 3})

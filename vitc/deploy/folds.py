@@ -1,0 +1,172 @@
+"""How good is what is trained on all of these images? K runs, each validated on a part of its own.
+
+    FOLDER/folds.json             the settings that all runs share, and how many runs there are
+    FOLDER/seed_1_fold_1/ ...     run folders like any other
+    FOLDER/report.html, ...       the page of all images, each classified by models that were not
+                                  trained on it
+
+The folder is a classifier: the mean of the probabilities of all its runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitc.config import RunConfig, from_saved, to_saved
+from vitc.errors import ConfigError, DataError
+from vitc.files import read_json, write_json
+from vitc.resolve import FOLDS, load_config
+from vitc.runs.folder import Run
+from vitc.runs.results import REPORT
+from vitc.wording import counted
+
+if TYPE_CHECKING:
+    from vitc.deploy.evaluation import Evaluation
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The runs of one folder: `config` with every data.fold, under `seeds` values of train.seed."""
+
+    path: Path
+    config: RunConfig
+    seeds: int
+
+    @staticmethod
+    def read(path: Path) -> Folds:
+        values = read_json(path / FOLDS)
+        config, seeds = values.get("config"), values.get("seeds")
+        if values.get("schema") != SCHEMA or not isinstance(config, dict) or type(seeds) is not int:
+            raise ConfigError(f"{path / FOLDS} is damaged, or of another version.")
+        return Folds(path, from_saved(config, path / FOLDS), seeds)
+
+    def write(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        values = {"schema": SCHEMA, "seeds": self.seeds, "config": to_saved(self.config)}
+        write_json(self.path / FOLDS, values)
+
+    @property
+    def count(self) -> int:
+        return self.config.data.folds or 0
+
+    def runs(self) -> dict[Path, RunConfig]:
+        """Every run's folder and config, seed by seed."""
+        first = self.config.train.seed
+        return {
+            self.path / f"seed_{seed}_fold_{fold}": load_config(
+                self.config, **{"data.fold": fold, "train.seed": first + seed - 1}
+            )
+            for seed in range(1, self.seeds + 1)
+            for fold in range(1, self.count + 1)
+        }
+
+
+def plan_folds(
+    images: Path,
+    out: Path,
+    times: tuple[int, int],
+    budget: float | None,
+    start: str,
+    settings: Mapping[str, Any],
+) -> tuple[Folds, list[str]]:
+    """The folds in `out`, with more seeds where these are asked for, or new ones; notes on them.
+
+    `times`: how many folds and seeds. `budget`: seconds for all runs together. Raises ConfigError: other folds are there.
+    """
+    from vitc.training.auto import propose
+
+    folds, seeds = times
+    if (out / FOLDS).is_file():
+        found = Folds.read(out)
+        place = found.config.data.path
+        if found.count != folds or place is None or Path(place).resolve() != images.resolve():
+            raise ConfigError(
+                f"{out} holds {found.count} folds of {place}, not {folds} of {images}.",
+                "Choose another --out, or repeat the command with those.",
+            )
+        more = replace(found, seeds=max(seeds, found.seeds))
+        return more, [f"{out} holds these folds: what is unfinished is trained, as it was planned."]
+    own = {"data.test_fraction": 0.0, **settings, "data.folds": folds}
+    each = None if budget is None else budget / (folds * seeds)
+    proposal = propose(images, each, own, start)
+    runs = counted(folds * seeds, "run")
+    note = f"folds: {folds}, {counted(seeds, 'seed')} — {runs} of the length below"
+    return Folds(out, proposal.config, seeds), [note, *proposal.lines]
+
+
+def train_folds(folds: Folds, command: str) -> tuple[Evaluation, Path, dict[str, Any]]:
+    """Train what is unfinished, then measure: the evaluation of all images, its page, a summary."""
+    from vitc.deploy.run_page import write_page
+    from vitc.training.loop import run
+
+    folds.write()
+    runs = folds.runs()
+    for path, config in runs.items():
+        if Run(path).status != "done":
+            run(config, path)
+    found = out_of_fold(folds)
+    report = write_page(found, command, folds.path / REPORT)
+    top1 = {path.name: Run(path).top1 for path in runs}
+    summary = {"status": "done", "run": str(folds.path), **found.to_dict(), "runs": top1}
+    write_json(folds.path / "summary.json", summary)
+    return found, report, summary
+
+
+def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
+    """What the runs show on all images, each by the models that were not trained on it: the mean of
+    their probabilities."""
+    from vitc.data.dataset import open_data
+    from vitc.deploy.classifier import Classifier
+    from vitc.deploy.evaluation import SplitLogits, measure, predict_split
+    from vitc.deploy.measures import probabilities
+    from vitc.training.measured import Measured
+
+    own = replace(folds.config.data, folds=None, fold=1, val_fraction=0.0, max_train=None)
+    data = open_data(own, folds.config.model.in_chans)
+    images = data.splits["train"]
+    place = {name: i for i, name in enumerate(images.names)}
+    sums = np.zeros((len(images), len(data.classes)), np.float64)
+    seen = np.zeros((folds.seeds, len(images)), np.bool_)
+    right = np.zeros((folds.seeds, len(images)), np.bool_)
+    for number, path in enumerate(folds.runs()):
+        classifier = Classifier.load(path, device)
+        answers = predict_split(classifier)
+        rows = np.array([place[name] for name in answers.names], np.int64)
+        sums[rows] += probabilities(answers.logits)
+        seed = number // folds.count
+        seen[seed, rows] = True
+        right[seed, rows] = answers.logits.argmax(axis=1) == answers.labels
+    there = np.flatnonzero(seen.all(axis=0))
+    if not len(there):
+        raise DataError("None of the images could be read: there is nothing to measure.")
+    logits = np.log(np.maximum(sums[there] / folds.seeds, 1e-30)).astype(np.float32)
+    pictures = images.take(there)
+    single = 100 * right[:, there].mean(axis=1)
+    notes = (
+        f"Each image is classified by models that were not trained on it ({folds.count} folds, "
+        f"{counted(folds.seeds, 'seed')}); a model of all images should do a little better.",
+        f"One model alone: {single.mean():.1f} % correct"
+        + (f" (seeds: {', '.join(f'{s:.1f}' for s in single)})." if folds.seeds > 1 else "."),
+    )
+    found = SplitLogits(
+        tuple(pictures.names),
+        pictures.labels,
+        logits,
+        Measured(data, pictures, "all", 0, notes),
+        pictures,
+    )
+    return measure(classifier, found, str(folds.path))
+
+
+def page_command(folds: Folds) -> str:
+    """What trains the rest and makes the page again."""
+    words = ["vitc", "train", str(folds.config.data.path), "--out", str(folds.path)]
+    return shlex.join([*words, "--folds", str(folds.count), "--seeds", str(folds.seeds)])
