@@ -400,7 +400,9 @@ def door(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     asked: list[tuple[Any, ...]] = []
 
-    def propose(folder: Path, budget: float | None, settings: Any) -> front_door.Proposal:
+    def propose(
+        folder: Path, budget: float | None, settings: Any, start: str
+    ) -> front_door.Proposal:
         asked.append((folder, budget, dict(settings)))
         config = load_config(RunConfig(), data=str(folder), **settings)
         return front_door.Proposal(config, ["model: small - because few"], 60.0, 10**9)

@@ -79,7 +79,8 @@ def plan_folds(
 ) -> tuple[Folds, list[str]]:
     """The folds in `out`, with more seeds where these are asked for, or new ones; notes on them.
 
-    `times`: how many folds and seeds. `budget`: seconds for all runs together. Raises ConfigError: other folds are there.
+    `times`: how many folds and seeds. `budget`: seconds for all runs together. Raises ConfigError:
+    other folds are there.
     """
     from vitc.training.auto import propose
 
