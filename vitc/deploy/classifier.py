@@ -73,6 +73,8 @@ class Classifier:
         model, record = load_model(folder, weights)
         config = read_config(folder)
         kind = "EMA" if weights == "ema" else "raw"
+        if config.train.channels_last:  # which was faster in training; in rounding alone another
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
             name=f"{config.model.name} of {_place(folder)}, {kind} weights",
             model=model.to(where),
@@ -101,7 +103,8 @@ class Classifier:
     def normalise(self, images: Tensor) -> Tensor:
         """Prepared images, uint8 (B, C, h, w), as the model's input on its device."""
         p = self.preprocessing
-        return finish(images.to(self.device), None, p.mean, p.std, channels_last=False)
+        last = self.config.train.channels_last
+        return finish(images.to(self.device), None, p.mean, p.std, channels_last=last)
 
     def logits(self, images: Tensor) -> Tensor:
         """Prepared images, uint8 (B, C, h, w) -> float32 (B, K) on the device.
