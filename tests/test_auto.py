@@ -585,3 +585,20 @@ def test_weights_that_do_not_say_their_model_ask_for_it(
     file = next(weights.glob("checkpoints/step_*/model.safetensors"))
     with pytest.raises(ConfigError, match=r"does not name the model(.|\n)*--model NAME"):
         propose(photo_folder(), 20.0, {"init": str(file)})
+
+
+@pytest.mark.parametrize("own", [{}, {"data.group": "(p[0-9]+)"}])
+def test_groups_are_named_before_images_are_split(own: dict[str, str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for c in range(2):
+        (tmp_path / f"class_{c}").mkdir()
+        for person, shot in itertools.product(range(8), range(6)):
+            pixels = rng.integers(0, 255, (48, 48, 3)).astype(np.uint8)
+            name = f"person{8 * c + person}_{shot}.jpg"
+            Image.fromarray(pixels).save(tmp_path / f"class_{c}" / name)
+    group = propose(tmp_path, 60, own).group
+    assert bool(group) == (not own)
+    if group:
+        sides = open_data(DataConfig(source="folder", path=str(tmp_path), group=group)).splits
+        people = [{n.split("_")[-2] for n in split.names} for split in sides.values()]
+        assert len(set().union(*people)) == sum(map(len, people))

@@ -436,6 +436,40 @@ def test_a_dry_run_of_a_folder_saves_what_it_proposes_and_stops(
     assert runs.outs == [tmp_path / "r" / "x"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "asked"), [("\n", 2), ("Yes\n", 2), ("n\n", 1), ("what?\n", 1), ("", 1), (None, 1)]
+)
+def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_split(
+    answer: str | None,
+    asked: int,
+    runs: Runs,
+    door: list[Any],
+    photo_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    import vitc.training.auto as front_door
+
+    propose = front_door.propose
+
+    def with_groups(folder: Path, budget: Any, settings: Any, start: str) -> Any:
+        group = "" if "data.group" in settings else "(person[0-9]+)"
+        return replace(propose(folder, budget, settings, start), group=group)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(front_door, "propose", with_groups)
+    folder, err = photo_folder(), sys.stderr
+    monkeypatch.setattr(type(err), "isatty", lambda self: True, raising=False)
+    monkeypatch.setattr("sys.stdin", Terminal(answer) if answer is not None else io.StringIO("y\n"))
+    assert main(["train", str(folder)]) == 0
+    assert "--data.group '(person[0-9]+)'" in capsys.readouterr().err
+    assert [call[2].get("data.group") for call in door] == [None, "(person[0-9]+)"][:asked]
+    assert runs.configs[0].data.group == (None, "(person[0-9]+)")[asked - 1]
+
+
 def test_several_processes_do_not_choose_each_for_itself(
     door: list[Any],
     photo_folder: Callable[..., Path],

@@ -88,9 +88,12 @@ def run(args: Namespace) -> int:
     plan = plan_training(
         args.what, args.out, args.budget, args.settings, args.overwrite, args.start
     )
-    args.run_folder = plan.out
     for line in plan.remarks:
         note(line)
+    if plan.group and not args.dry_run and not args.json and _agrees("Keep them together?"):
+        settings = {**args.settings, "data.group": plan.group}
+        plan = plan_training(args.what, args.out, args.budget, settings, args.overwrite, args.start)
+    args.run_folder = plan.out
     for line in plan.notes:
         (emit if args.dry_run and plan.images and not args.json else note)(line)
     if args.dry_run:
@@ -107,6 +110,14 @@ def run(args: Namespace) -> int:
         run_folder = shlex.quote(str(plan.out))
         emit(f"Next: vitc predict {run_folder} IMAGE...; vitc show {run_folder} --plot curves.png")
     return 0
+
+
+def _agrees(question: str) -> bool:
+    """Ask somebody at a terminal; False: there is nobody, or the answer is not yes."""
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [Y/n] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip(" ").lower() in ("\n", "y\n", "yes\n")
 
 
 def _folds(args: Namespace) -> int:

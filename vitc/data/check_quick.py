@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import simplejpeg
@@ -42,8 +42,12 @@ KNOWN = frozenset({"single", "rare", "unbalanced", "hidden", "other"})
 
 
 def quick_warnings(config: DataConfig, data: DataSet) -> list[str]:
+    """What `quick_findings` finds, as lines."""
+    return as_lines(config, quick_findings(config, data))
+
+
+def as_lines(config: DataConfig, found: Sequence[Finding]) -> list[str]:
     """One line a finding with its cure, MOST_LINES at most, then where to see all."""
-    found = quick_findings(config, data)
     lines = [f"{finding.text} {finding.brief}" for finding in found[:MOST_LINES]]
     if found:
         left = len(found) - MOST_LINES

@@ -41,6 +41,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     images: bool = False
+    group: str = ""
+    """A data.group to ask about: see `Proposal.group`."""
 
 
 def train(
@@ -205,7 +207,14 @@ def _images_plan(
             "config it saves.",
         )
     proposal = propose(images, budget, settings, start)
-    return Plan(proposal.config, out, tuple(proposal.lines), images=True)
+    remarks = []
+    if proposal.group:
+        remarks.append(
+            "Images that seem to belong together are in training and in validation, whose result "
+            f"will be too good. Keep them together: --data.group {shlex.quote(proposal.group)}"
+        )
+    notes = tuple(proposal.lines)
+    return Plan(proposal.config, out, notes, tuple(remarks), images=True, group=proposal.group)
 
 
 def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig | None:

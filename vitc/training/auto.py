@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitc.config import RunConfig
-from vitc.data.check_quick import quick_warnings
+from vitc.data.check_quick import as_lines, quick_findings
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
@@ -46,6 +46,9 @@ class Proposal:
     """Expected duration of the run, evaluations included."""
     memory_bytes: int
     """Expected peak memory, of the GPU or else of the run's processes; 0: not known."""
+    group: str = ""
+    """A data.group that keeps images together which seem to belong together and are now in several
+    splits; empty: none was found, or the source divides the images itself."""
 
 
 def propose(
@@ -114,7 +117,7 @@ def propose(
     memory = rules.memory_bytes(config, data, machine, trial.cost)
     auto_model.note_costs(choices, machine, trial, seconds, memory)
     auto_model.note_expectations(choices, look, config)
-    return Proposal(config, choices.lines, seconds, memory)
+    return Proposal(config, choices.lines, seconds, memory, choices.group)
 
 
 def name_of(images: Path) -> str:
@@ -221,8 +224,11 @@ def _choose_images(
         f"{_range(look.counts, 'training image')}; "
         f"{_range([side for size in sizes for side in size], 'pixel')} a side",
     )
-    for text in quick_warnings(config, data):
+    found = quick_findings(config, data)
+    for text in as_lines(config, found):
         choices.warn(text)
+    if "val" not in given and config.group is None:
+        choices.group = next(filter(None, (f.setting.get("data.group") for f in found)), "")
     return data, look
 
 

@@ -294,6 +294,8 @@ class Choices:
     """Those of `fixed` that the weights to start from fix, not the user."""
     settings: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    group: str = ""
+    """See `Proposal.group`."""
 
     def take(self, key: str, what: str, value: Any, because: str) -> Any:
         """`value` for the setting `key`, or what the user fixed; either way it is noted."""
