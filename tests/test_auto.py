@@ -587,7 +587,7 @@ def test_weights_that_do_not_say_their_model_ask_for_it(
         propose(photo_folder(), 20.0, {"init": str(file)})
 
 
-@pytest.mark.parametrize("own", [{}, {"data.group": "(p[0-9]+)"}])
+@pytest.mark.parametrize("own", [{}, {"data.group": "(person[0-9]+)"}])
 def test_groups_are_named_before_images_are_split(own: dict[str, str], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for c in range(2):
