@@ -9,15 +9,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vitc
 from vitc.cli.main import main
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError
+from vitc.models.timm import import_peer
 from vitc.weights import catalog, hub
 from vitc.weights.catalog import PackagedWeights, TimmWeights
 from vitc.weights.load import read_weights
@@ -121,7 +123,8 @@ def test_a_package_that_is_missing_and_an_unknown_name_are_config_errors(
 @pytest.fixture
 def silent_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that never answers, not even the look-up of a name."""
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
 
     def waits(*_: object, **__: object) -> socket.socket:
         time.sleep(4)
@@ -145,6 +148,22 @@ def test_without_an_answer_of_the_hub_weights_are_absent_within_two_seconds(
     assert time.monotonic() - started < 0.1
 
 
+def test_the_library_of_the_hub_does_not_wait_for_a_hub_that_is_silent(
+    silent_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, constants = ModuleType("huggingface_hub"), SimpleNamespace(HF_HUB_OFFLINE=False)
+    library.constants = constants  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    started = time.monotonic()
+    with hub.offline_unless_reachable():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    assert time.monotonic() - started < 2
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    with hub.offline_unless_reachable():
+        assert not constants.HF_HUB_OFFLINE
+
+
 def test_weights_in_the_cache_need_no_network(
     silent_network: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +172,31 @@ def test_weights_in_the_cache_need_no_network(
     assert TimmWeights("some_model.some_tag", "MIT").here()
     monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda name: None)
     assert not TimmWeights("some_model.some_tag", "MIT").here()
+
+
+def test_timm_weights_are_read_from_its_cache(
+    silent_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        timm = import_peer("timm")
+        constants = import_peer("huggingface_hub").constants
+    except ImportError:
+        pytest.skip("timm is not installed (extra `timm`)")
+    for where in (constants, import_peer("huggingface_hub.file_download").constants):
+        monkeypatch.setattr(where, "HF_HUB_CACHE", str(tmp_path))
+    entry = TimmWeights("test_vit.r160_in1k", "Apache-2.0")
+    assert not entry.here()
+    model = timm.create_model(entry.name, pretrained=False)
+    repository = tmp_path / f"models--timm--{entry.name}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    save_file(model.state_dict(), repository / "snapshots" / "abc" / "model.safetensors")
+    assert entry.here()
+    weights = read_weights(entry.where)
+    assert weights.preprocessing is not None
+    assert weights.preprocessing.img_size == (160, 160)
+    assert len(weights.tensors) == len(model.state_dict())
 
 
 def test_every_entry_names_a_model_a_licence_and_how_to_get_it() -> None:

@@ -9,6 +9,8 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +93,22 @@ def upload(
 def in_cache(repo_id: str, file: str) -> bool:
     """Whether the hub's cache on this machine has a file of a model."""
     try:
-        import huggingface_hub
+        from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return False
-    return isinstance(huggingface_hub.try_to_load_from_cache(repo_id, file), str)
+    return isinstance(try_to_load_from_cache(repo_id, file), str)
 
 
-def reachable(seconds: float = 1.5) -> bool:
-    """Whether the hub answers, decided within so many seconds; never where HF_HUB_OFFLINE is set.
+def reachable(seconds: float = 1.0) -> bool:
+    """Whether the hub answers, decided within so many seconds; never where HF_HUB_OFFLINE is set,
+    and taken for granted behind a proxy.
 
     In a thread, because looking up a name knows no time limit of its own.
     """
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
         return False
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
     answered = threading.Event()
 
     def connect() -> None:
@@ -117,6 +122,22 @@ def reachable(seconds: float = 1.5) -> bool:
     attempt.start()
     attempt.join(seconds)
     return answered.is_set()
+
+
+@contextmanager
+def offline_unless_reachable() -> Iterator[None]:
+    """Where the hub does not answer, its library looks in its cache alone: else it waits long."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _hub(what: str) -> Any:

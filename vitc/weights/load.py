@@ -28,6 +28,7 @@ from vitc.runs.tensors import dtype_shape
 from vitc.weights import layouts
 from vitc.weights.catalog import PREFIX, packaged
 from vitc.weights.files import no_weights_in, read_weights_file
+from vitc.weights.hub import offline_unless_reachable
 from vitc.weights.layouts import LAYOUTS, recognise
 from vitc.wording import few
 
@@ -373,7 +374,8 @@ def _from_timm(where: str) -> Weights:
     """timm's own pretrained weights, by timm: from its cache where there is no network."""
     timm, bare = timm_with(where)
     try:
-        model = timm.create_model(where.removeprefix("timm:"), pretrained=True)
+        with offline_unless_reachable():
+            model = timm.create_model(where.removeprefix("timm:"), pretrained=True)
     except Exception as error:  # no network, no such weights, a damaged cache: each in its own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(
