@@ -257,6 +257,31 @@ def test_when_not_one_epoch_fits_fewer_images_are_used_and_it_is_said(
     assert "budget of 20 s" in line(proposal, "training images used")
 
 
+def test_any_model_is_taken_at_the_largest_size_that_the_budget_pays_for(
+    photo_folder: PHOTOS, machine: Machines, tmp_path: Path
+) -> None:
+    folder = photo_folder(classes=2, count=100, size=(150, 140))
+    own = tmp_path / "my_net.py"
+    own.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, in_chans, img_size):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.head = nn.Conv2d(in_chans, 8, 3), nn.Linear(8, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.conv(x).mean((2, 3)))\n"
+    )
+    for model in ("resnet_50", f"{own}:Net"):
+        machine.pixels_per_second = 4e7
+        chosen = propose(folder, overrides={"model": model}).config
+        assert chosen.model.img_size == 144
+        assert chosen.optim.lr == 5e-4  # 1e-3 at batch 64, here 16
+        machine.pixels_per_second = 4e4
+        less = propose(folder, overrides={"model": model})
+        assert less.config.model.img_size == 64
+        assert "at 96 pixels" in line(less, "image size")
+
+
 def test_a_model_too_large_for_the_memory_is_not_chosen(
     photo_folder: PHOTOS, machine: Machines
 ) -> None:

@@ -93,7 +93,10 @@ def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
     if "model" in fixed:
         own, reduction = model_config(fixed["model"]).size[0], _reduction(fixed["model"])
         side = max(ladder[0].img_size, min(own, look.short_side))
-        ladder = [Rung(fixed["model"], max(1, round(side / reduction)) * reduction, 0)]
+        side = max(1, round(side / reduction)) * reduction
+        # Smaller than its own size where the budget asks for it, down to as many tokens as pay.
+        smaller = [s for s in rules.SIDES if s < side and not s % reduction and s >= 4 * reduction]
+        ladder = [Rung(fixed["model"], s, 0) for s in (*smaller, side)]
     if "model.img_size" in fixed:
         size = fixed["model.img_size"]
         sides = size if isinstance(size, tuple) else (size, size)
@@ -104,18 +107,10 @@ def _rungs(fixed: Mapping[str, Any], look: Look) -> list[Rung]:
 
 
 def _reduction(model: str) -> int:
+    """Pixels a side of one token, or of one place of a CNN's last feature map, about."""
     config = model_config(model)
-    if not isinstance(config, ViTConfig) or config.stem.reduction is None:
-        raise ConfigError(
-            f"What is chosen for a folder is measured for ViTs of the zoo; {model} is none.",
-            f"Name a recipe: vitc train cifar10_vit_c --data FOLDER --model {model}",
-        )
-    return config.stem.reduction
-
-
-def _vit(config: RunConfig) -> ViTConfig:
-    assert isinstance(config.model, ViTConfig)  # `_reduction` has let no other pass
-    return config.model
+    own = config.stem.reduction if isinstance(config, ViTConfig) else None
+    return own or rules.REDUCTION
 
 
 def _tried(
@@ -203,12 +198,16 @@ def _flops(config: RunConfig) -> int:
 
 def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None:
     config, fixed = trial.config, choices.fixed
-    reduction = _vit(config).stem.reduction or 1
-    h, w = (side // reduction for side in config.model.size)
     side = counted(look.short_side, "pixel")
-    because = f"the images are {side} at the short side (median); {h}x{w} tokens"
+    because = f"the images are {side} at the short side (median)"
     if "model.img_size" in fixed:
-        because = f"{choices.reason('model.img_size')}; {h}x{w} tokens"
+        because = choices.reason("model.img_size")
+    elif "model" in fixed:
+        because = f"{because}; {reason}"
+    tokens = None
+    if isinstance(config.model, ViTConfig) and config.model.grid is not None:
+        h, w = config.model.grid
+        tokens, because = h * w, f"{because}; {h}x{w} tokens"
     size = config.model.size
     choices.note("image size", f"{size[0]}x{size[1]}", because)
     stem = "its convolutional stem needs fewer epochs than patches do, and any optimizer trains it"
@@ -222,23 +221,21 @@ def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None
         choices.note("threads", str(config.train.threads), trial.reasons["threads"])
     if config.train.micro_batch is not None and "train.micro_batch" not in fixed:
         choices.note("micro-batch", str(config.train.micro_batch), "more does not fit in memory")
-    if h * w < rules.FEW_TOKENS:
+    if tokens is not None and tokens < rules.FEW_TOKENS:
         choices.warn(
-            f"{config.model.img_size} pixels are only {counted(h * w, 'token')} for "
-            f"{config.model.name}, "
-            f"which reduces by {reduction}: too few to learn from. Use a larger "
-            "--model.img_size or a --model with smaller patches."
+            f"{config.model.img_size} pixels are only {counted(tokens, 'token')} for "
+            f"{config.model.name}: too few to learn from. Use a larger --model.img_size or a "
+            "--model with smaller patches."
         )
 
 
 def choose_rate(choices: Choices, trial: Trial) -> None:
     """The learning rate, in the unit of `optim.lr_per_batch` where the user set that."""
-    config = trial.config
-    fixed = choices.fixed
+    config, fixed = trial.config, choices.fixed
+    # A model without a width of its own gets 1e-3 at batch 64, as plain scripts have it.
+    width = config.model.embed_dim if isinstance(config.model, ViTConfig) else rules.OTHER_WIDTH
     recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
-    lr, because = rules.learning_rate(
-        recipe.optim, recipe.train.batch, config.train.batch, _vit(config).embed_dim
-    )
+    lr, because = rules.learning_rate(recipe.optim, recipe.train.batch, config.train.batch, width)
     if config.init.weights:
         lr = float(f"{rules.TRAINED_SHARE * lr:.2g}")
         because += f"; times {rules.TRAINED_SHARE:g}, as the weights are trained already"
