@@ -309,11 +309,12 @@ def tuning_curve(
         mean: FloatArray = floor + np.sum(survival * np.diff(edges), axis=1)
         return mean
 
+    # that none of `below` is in a k-subset: each of the k is one of the others that are left
+    drawn = np.arange(counts.max())[:, None]
+    missed = np.cumprod(np.maximum(n - below - drawn, 0) / (n - drawn), axis=0)
     return TuningCurve(
         ks=counts,
-        mean=expected(
-            scipy.stats.hypergeom.pmf(0, n, below, k)
-        ),  # none of `below` is in a k-subset
+        mean=expected(missed[counts - 1]),
         mean_low=expected((1 - high) ** k),
         mean_high=expected((1 - low) ** k),
         median=x[np.searchsorted(below[1:] / n, reached - 1e-12)],
