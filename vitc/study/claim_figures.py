@@ -95,7 +95,7 @@ def _forest(found: Sequence[Contrast], plan: Plan, name: str, of_one_optim: bool
     return Forest(
         name=name,
         title=f"{_sentence_case(first.what)} against {' and '.join(against)}{where}",
-        xlabel=f"points; below 0: lower {first.what}",
+        xlabel="points; below 0: lower",
         failures="failed to learn" + (f", of {runs.pop()}" if len(runs) == 1 else ""),
         rows=rows,
     )

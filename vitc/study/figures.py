@@ -17,7 +17,7 @@ from vitc.views.model import Chart, Figures, Line
 
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
 MOST_BANDS, FEWEST_FOR_BANDS = 2, 32  # contenders; draws
-BANDS = "with simultaneous 95 % bands where two contenders have 32 draws or more"
+BANDS = "Bands hold everywhere at once with 95 %."
 
 Curves = Sequence[tuple[list[float], list[float]]]  # (epochs, values) of each trial with a result
 
@@ -51,15 +51,17 @@ def _with_curves(g: GroupDraws) -> list[Result]:
 
 
 def _draws_figures(section: Section, index: int, names: Names) -> list[Figures]:
+    drawn = [[g for g in section.finding.draws if g.optim == o] for o in section.plan.optims]
+    bands = f" {BANDS}" if any(map(_banded, drawn)) else ""
     titles = {
         _tuning: (
             "Error against number of draws, and against compute",
-            f"Expected best top-1 error after k random draws, {BANDS}.",
+            f"Expected best top-1 error after k random draws.{bands}",
         ),
         _distributions: (
             "All draws",
-            f"Share of draws at or below an error, {BANDS}; and the same against each contender's "
-            "own best draw, one lucky run: how wide the good rates lie is in the first table.",
+            "Share of draws at or below an error; and the same against each contender's own best "
+            f"draw, one lucky run: how wide the good rates lie is in the first table.{bands}",
         ),
         _scatters: ("Where the good settings lie", "A dot leads to its learning curve."),
         _learning: ("Learning curves", ""),
@@ -79,11 +81,12 @@ def _draws_figures(section: Section, index: int, names: Names) -> list[Figures]:
 
 def bands_inform(draws: Sequence[int]) -> bool:
     """Of contenders with so many draws: bands of few span the figure, and those of many merge."""
-    return len(draws) <= MOST_BANDS and min(draws) >= FEWEST_FOR_BANDS
+    return len(draws) <= MOST_BANDS and min(draws, default=0) >= FEWEST_FOR_BANDS
 
 
 def _banded(groups: Sequence[GroupDraws]) -> bool:
-    return bands_inform([len(g.errors) for g in groups])
+    """Controls have no band: they are behind the others."""
+    return bands_inform([len(g.errors) for g in groups if not g.is_control])
 
 
 def _tuning(
@@ -96,13 +99,13 @@ def _tuning(
     ylim = max(0.0, low - room), min(100.0, high + room)
     for compute in (False, True):
         lines = []
-        for g in groups:
+        for g in sorted(groups, key=_final, reverse=True):  # as they end, from top to bottom
             if g.tuning is None or (compute and not g.seconds_a_trial):
                 continue
             look, t = marks.looks[g.contender], g.tuning
             x = (t.ks * (g.seconds_a_trial if compute else 1.0)).tolist()
             lines.append(Line(g.contender, look, x, t.mean.tolist(), form="curve"))
-            if _banded(groups):
+            if _banded(groups) and not g.is_control:
                 low_high = {"low": t.mean_low.tolist(), "high": t.mean_high.tolist()}
                 lines.append(Line("", look, x, **low_high, form="band"))
         yield Chart(
@@ -117,6 +120,10 @@ def _tuning(
         )
 
 
+def _final(g: GroupDraws) -> float:
+    return float(g.tuning.mean[-1]) if g.tuning is not None else 0.0
+
+
 def _distributions(
     section: Section, groups: Sequence[GroupDraws], marks: Marks, name: str
 ) -> Iterator[Chart]:
@@ -126,7 +133,7 @@ def _distributions(
         look = marks.looks[g.contender]
         label = f"{g.contender} (n {len(g.errors)})"
         whole.append(_steps(label, look, *st.edf(g.errors)))
-        if _banded(groups):
+        if _banded(groups) and not g.is_control:
             band = st.edf_band(g.errors)
             low_high = {"low": band.low.tolist(), "high": band.high.tolist()}
             whole.append(Line("", look, band.x.tolist(), **low_high, form="step band"))

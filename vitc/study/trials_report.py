@@ -251,7 +251,7 @@ def _forest(found: OtherTrials) -> Forest:
     return Forest(
         "difference",
         f"Error against {found.reference}, where runs learnt",
-        "points; below 0: lower error",
+        "points; below 0: lower",
         "failed to learn",
         rows,
     )

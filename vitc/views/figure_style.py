@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 DPI = 96  # a CSS pixel is 1/96 inch, 0.75 points
 WIDTH = 340  # of every figure: a phone's, three beside each other on a desk
+EDGE = 2  # before text
 TEXT, SMALL = 0.75 * 11, 0.75 * 10.5  # points
 CHARACTER = 6.4  # pixels, the mean width of one of TEXT
 
@@ -83,7 +84,7 @@ class Place:
     def legend(self, axes: Any, top: float, columns: int) -> None:
         axes.legend(
             loc="upper left",
-            bbox_to_anchor=self._fraction(4, top),
+            bbox_to_anchor=self._fraction(EDGE, top),
             bbox_transform=self.figure.transFigure,
             ncols=columns,
             borderaxespad=0,

@@ -19,6 +19,7 @@ from vitc.views.figure_style import (
     CHARACTER,
     COLOURS,
     DPI,
+    EDGE,
     INK,
     MUTED,
     STYLE,
@@ -63,7 +64,7 @@ def draw(charts: Sequence[Chart | Forest], titled: bool = False) -> Figure:
                 if titled:
                     text = "\n".join(textwrap.wrap(chart.title, 44, max_lines=2, placeholder="…"))
                     here = Place(figure, j * WIDTH, top, WIDTH, title)
-                    here.text(8, title / 2 - 2, text, weight="bold")
+                    here.text(EDGE, title / 2 - 2, text, weight="bold")
                 place = Place(figure, j * WIDTH, top + title, WIDTH, _height(chart))
                 forest.draw(chart, place) if isinstance(chart, Forest) else _draw(chart, place)
     return figure
@@ -201,7 +202,7 @@ def _draw(chart: Chart, place: Place) -> None:
         axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(*chart.ylim)
     bottom = HEAD + PLOT + _ticks_height(chart)
-    place.text(4, HEAD / 2 - 1, chart.ylabel)
+    place.text(EDGE, HEAD / 2 - 1, chart.ylabel)
     place.text(LEFT + (place.width - LEFT - RIGHT) / 2, bottom + 6, chart.xlabel, ha="center")
     if _labels(chart):
         below = bottom + (XLABEL if chart.xlabel else 0) + 4

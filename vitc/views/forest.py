@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vitc.views.figure_style import INK, MUTED, SMALL, Place, colour, fitting
+from vitc.views.figure_style import CHARACTER, EDGE, INK, MUTED, SMALL, Place, colour, fitting
 from vitc.views.model import Forest, ForestRow
 
 ROW, HEAD, FOOT = 38, 20, 36  # pixels
-MARGIN, LEFT, INTERVALS, BARS = 8, 18, 208, 46
+RIGHT, LEFT, INTERVALS, BARS = 8, 14, 212, 46
 MIDDLE = (5, 95)  # percent of the dots that are sure to be shown
 
 
@@ -27,15 +27,16 @@ def draw(forest: Forest, place: Place) -> None:
     lanes = [(ROW * i + 17, ROW * (i + 1)) for i in range(len(rows))]  # below the names
     axes.vlines([0] * len(lanes), *zip(*lanes, strict=True), color=INK, linewidth=0.9)
     axes.set_xlabel(forest.xlabel)
-    bars_left = place.width - MARGIN - BARS - 46
+    bars_left = place.width - RIGHT - BARS - 46
     failures = place.axes(bars_left, HEAD, BARS, ROW * len(rows))
     failures.axis("off")
     failures.set(xlim=(0, 1), ylim=(ROW * len(rows), 0))
-    right = place.width - MARGIN
+    right = place.width - RIGHT
     place.text(right, HEAD / 2, forest.failures, ha="right", fontsize=SMALL)
     for i, row in enumerate(rows):
         top = ROW * i
-        place.text(MARGIN, HEAD + top + 9, fitting(row.label, right - 104))
+        room = right - CHARACTER * 1.2 * len(row.verdict) - 8
+        place.text(EDGE, HEAD + top + 9, fitting(row.label, room))
         place.text(right, HEAD + top + 9, row.verdict, ha="right", weight="bold")
         _draw_interval(axes, row, top + 25)
         _draw_failures(failures, row, top + 20)
