@@ -144,6 +144,12 @@ def test_the_set_of_draws_follows_from_the_content_not_the_name(
     assert len(variants) > 1
 
 
+def test_a_model_that_is_a_reference_has_its_very_trials() -> None:
+    plan = contender_plan("vit_c_tiny", {"model": "vit_c_tiny"}, "A")
+    assert plan.contenders == ["vit_c_tiny here"]
+    assert {t.id for t in plan.trials()} < {t.id for t in reference_plan("A").trials()}
+
+
 @pytest.mark.parametrize(
     ("contenders", "text"),
     [
@@ -339,8 +345,6 @@ def test_a_card_of_a_reference_finds_itself(
     """Real trials, few and short: made as the shipped ones are, then run again by the command."""
     monkeypatch.setattr(screening, "DRAWS", 2)
     monkeypatch.setattr(screening, "REPLAYED", 1)
-    monkeypatch.setattr(screening, "EPOCHS", 2)
-    monkeypatch.setattr(reference_trials, "EPOCHS", 2)
     monkeypatch.setitem(screening.BUDGET, "data.max_train", 128)
     monkeypatch.setattr(reference_trials, "FILE", tmp_path / "trials.json")
     reference_trials.main(["B"], tmp_path / "reference")

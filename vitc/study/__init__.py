@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from vitc.runs.folder import Run, load_runs
     from vitc.stats.compare import Comparison, compare
     from vitc.stats.curves import edf, interval
+    from vitc.stats.profiles import sensitivity, time_to_target
     from vitc.stats.proportions import Interval
     from vitc.study.reporting import report
     from vitc.study.screening_page import card
@@ -25,6 +26,8 @@ __all__ = [
     "load_runs",
     "report",
     "run",
+    "sensitivity",
+    "time_to_target",
 ]
 
 _MODULES = {
@@ -37,6 +40,8 @@ _MODULES = {
     "interval": "stats.curves",
     "load_runs": "runs.folder",
     "StudyResult": "study.studies",
+    "sensitivity": "stats.profiles",
+    "time_to_target": "stats.profiles",
     "report": "study.reporting",
     "run": "study.studies",
 }

@@ -10,6 +10,7 @@ from typing import Any
 from vitc.errors import ConfigError, DataError
 from vitc.runs.images import ALLOW
 from vitc.study import images
+from vitc.study.across import with_sensitivity
 from vitc.study.design import HPARAMS, MUST_AGREE, TUNING, Plan, settings_of
 from vitc.study.measures import measure_of
 from vitc.study.paper.beside import beside
@@ -66,7 +67,7 @@ def analyse(
             why = [_not_joined(s, study, apart[id(s)], allow_changed_data) for s in others]
             studies.append(replace(study, notes=[*study.notes, *why]))
     studies.sort(key=lambda s: s.plan.measure != HPARAMS)
-    return [_section(s, protocol) for s in studies]
+    return with_sensitivity([_section(s, protocol) for s in studies])
 
 
 def _read(folder: Path, protocol: Protocol, allow_changed_data: bool) -> _Study:

@@ -21,6 +21,7 @@ from vitc.config import SCHEMA
 from vitc.errors import ConfigError
 from vitc.files import read_json
 from vitc.stats.compare import Comparison, compare
+from vitc.study.across import sensitivity_table
 from vitc.study.contrasts import Contrast, Key, Outcomes, contrasts
 from vitc.study.design import Group, Plan, hashed_settings, sha_of
 from vitc.study.measures.base import request_of
@@ -30,6 +31,7 @@ from vitc.study.named import settings_of
 from vitc.study.quick import trial_seconds
 from vitc.study.results import Result, results_of
 from vitc.study.study_folder import StudyFolder, looks_taken
+from vitc.views.model import Table
 from vitc.wording import counted
 
 RECIPE = "fashion_vit_p"  # its ranges are around what suits vit_p_tiny
@@ -168,6 +170,8 @@ class Card:
     losses: Sequence[Contrast]
     """Of what training for `SHORT` epochs instead of `EPOCHS` costs, draw by draw."""
     loss_of: Mapping[Key, Outcomes]
+    sensitivity: Sequence[Table]
+    """Of what one setting for both lengths costs."""
     replay: Replay
     own_references: bool
     """All references were run here; else they are those of `shipped`."""
@@ -255,6 +259,9 @@ def read_card(folder: Path) -> Card:
         contrasts=compare_draws(both, groups, pairs),
         losses=contrasts(both, "loss", f"loss by {SHORT} epoch instead of {EPOCHS}", losses, pairs),
         loss_of=losses,
+        sensitivity=sensitivity_table(
+            {counted(n, "epoch"): (found, both.chance_error) for n, found in by_length.items()}
+        ),
         replay=_replay(again, rivals[EPOCHS]),
         own_references=StudyFolder(folder / OWN).exists(),
         shipped=shipped(),

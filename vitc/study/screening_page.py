@@ -129,6 +129,7 @@ def parts(card: Card, command: str = "") -> list[Part]:
         ),
         contenders_table(card),
         *contrast_table(card.losses, "Lost by shorter training", card.plan),
+        *card.sensitivity,
         Heading("What this card does not show"),
         Text(limits(card)),
         conditions(card, command),

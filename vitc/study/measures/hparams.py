@@ -39,6 +39,7 @@ from vitc.study.controls import control_groups, family_ranges, shifted, with_ran
 from vitc.study.design import Group, Plan, Range
 from vitc.study.measures.base import Measure, Option, request_of
 from vitc.study.measures.draws import GroupDraws, compare_draws, draws_warnings, groups_of_draws
+from vitc.study.measures.targets import profiles, target_table, target_values
 from vitc.study.results import Finding, Result, unsuccessful
 from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Table
@@ -130,14 +131,16 @@ class Hparams(Measure):
         groups = groups_of_draws(plan, results)
         found = compare_draws(plan, groups)
         first = contrast_table(found, "What the study shows", plan)
+        reached = profiles(plan, groups)
         return Finding(
             verdict=verdict(found, plan),
             remarks=controls(found, plan),
-            tables=[*first, _contenders_table(groups)],
+            tables=[*first, _contenders_table(groups), *target_table(reached)],
             charts=[],
             values={
                 "groups": [_group_values(g) for g in groups],
                 "comparisons": [c.values for c in found],
+                "time_to_target": target_values(reached),
             },
             warnings=[*draws_warnings(plan, groups), *unsuccessful(plan, results)],
             draws=tuple(groups),
@@ -271,12 +274,12 @@ def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
     return Table.of("Contenders", rows, note)
 
 
-def interval_text(i: Interval | None) -> str:
+def interval_text(i: Interval | None, digits: int = 1) -> str:
+    """`30.1 (28.4-31.9)`, with ? for a bound that so few runs do not give."""
     if i is None:
         return "-"
-    low = "?" if math.isinf(i.low) else f"{i.low:.1f}"
-    high = "?" if math.isinf(i.high) else f"{i.high:.1f}"
-    return f"{i.estimate:.1f} ({low}-{high})"
+    low, high = ("?" if math.isinf(x) else f"{x:.{digits}f}" for x in (i.low, i.high))
+    return f"{i.estimate:.{digits}f} ({low}-{high})"
 
 
 def _test(test: dict[str, Any]) -> str:
