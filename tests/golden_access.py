@@ -38,6 +38,7 @@ ADDED: frozenset[str] = frozenset(
         "probe_images",
         "folds",
         "fold",
+        "time_to_target",
     }
 )
 """Keys that today's JSON has beside those of the goldens."""
