@@ -50,6 +50,17 @@ def test_a_linear_probe_trains_the_head_alone(tmp_path: Path) -> None:
     assert moved == {"head.weight", "head.bias"}
 
 
+def test_norms_are_the_batch_norms_alone_and_keep_their_statistics(tmp_path: Path) -> None:
+    config = short(**{"train.freeze": ["norms"]})
+    before = initial_model(config, 10).state_dict()
+    run(config, tmp_path / "r", quiet=True)
+    after = load_weights_of(tmp_path / "r", ema=False)
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in kept} == {"stem"}
+    assert all(".norm." in name for name in kept)
+    assert any("running_mean" in name for name in kept)
+
+
 def test_frozen_parts_run_in_eval_mode_and_the_others_train() -> None:
     model = create_model("vit_c_tiny", 10)
     freeze(model, ["stem", "blocks.0"])

@@ -78,3 +78,13 @@ def test_processor_time_counts_children_that_run_and_that_ended() -> None:
         assert processor_seconds() - before >= 0.28
     child.communicate(b"\n")
     assert 0.28 <= processor_seconds() - before < 5
+
+
+@pytest.mark.parametrize("system", ["Linux", "Windows"])
+def test_memory_is_kept_where_the_system_can_and_work_is_done_everywhere(
+    system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: system)
+    with machine.memory_kept(), machine.memory_kept():
+        block = bytearray(64 << 20)
+    assert len(block) == 64 << 20

@@ -132,7 +132,7 @@ def lite(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float]) -
 
     def measured(config: Any, device: Any, frozen: Any, threads: int) -> ImageSeconds:
         some = (seconds[0] + seconds[1]) / 2
-        steps = {0: seconds[2], 4: some, 6: seconds[1]}
+        steps = {1: seconds[2], 5: some, 7: seconds[1]}
         return ImageSeconds(seconds[0], seconds[0], tuple(steps.get(len(f), some) for f in frozen))
 
     monkeypatch.setattr(probe, "image_seconds", measured)
@@ -148,7 +148,7 @@ def test_the_time_decides_how_much_is_fine_tuned(
     assert "stages.5" not in little.train.freeze
     assert little.optim.layer_decay == auto_start.LAYER_DECAY
     plenty = propose(photos, 1000).config
-    assert plenty.train.freeze == ()
+    assert plenty.train.freeze == ("norms",)
     assert plenty.train.epochs == auto_start.MOST_EPOCHS
     lite(monkeypatch, (10.0, 20.0, 50.0))
     never = propose(photos, 25)

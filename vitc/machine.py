@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,32 @@ def memory() -> int:
         text = _first_line(CGROUP / name)
         limits += [int(text)] if text.isdigit() else []  # "max": no limit
     return min(limits) // _processes_here()
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """Within it freed memory stays with this process, where the C library is glibc.
+
+    It returns blocks above 32 MB to the system at once otherwise, which fills the next ones with
+    zeros, page by page: of a network at 224 pixels a third to a half of the processor time.
+    """
+    library = ctypes.CDLL(None) if platform.system() == "Linux" else None
+    set_to = getattr(library, "mallopt", None)
+    if library is None or set_to is None:
+        yield
+        return
+    set_to(M_MMAP_MAX, 0)
+    set_to(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:  # as glibc is after a while
+        set_to(M_MMAP_MAX, 65536)
+        set_to(M_MMAP_THRESHOLD, 32 << 20)
+        set_to(M_TRIM_THRESHOLD, 64 << 20)
+        library.malloc_trim(0)
 
 
 def _processes_here() -> int:

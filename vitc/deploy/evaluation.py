@@ -19,6 +19,7 @@ from vitc.deploy import measures
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.measures import Calibration, ClassResult, Confused, Coverage, Fit
 from vitc.errors import DataError
+from vitc.machine import memory_kept
 from vitc.runs.results import fitted_on_val, keep_test, state_of
 from vitc.stats.proportions import wilson
 from vitc.training.device import describe
@@ -130,9 +131,10 @@ def answers_on(classifier: Classifier, images: Measured) -> SplitLogits:
     batches, settings = open_measured(images, c.config, c.preprocessing, c.device)
     labels, logits = [], []
     order = np.concatenate([*batches.batches, np.zeros(0, np.int64)])
-    for found, target in logits_of(c.model, batches, settings):
-        logits.append(found.float().cpu())
-        labels.append(target.cpu())
+    with memory_kept():
+        for found, target in logits_of(c.model, batches, settings):
+            logits.append(found.float().cpu())
+            labels.append(target.cpu())
     label = torch.cat(labels)
     seen = label >= 0
     pictures = batches.split.take(order[seen.numpy()])

@@ -33,6 +33,7 @@ Entry = PackagedWeights | TimmWeights
 
 BATCH = 32
 LR, LAYER_DECAY = 1e-3, 0.8  # AdamW's peak at that batch; of each layer to the one above it
+NORMS = "norms"  # in train.freeze: every BatchNorm
 MOST_EPOCHS = 20
 LEAST_EPOCHS = 3  # of more layers, else fewer are trained
 PROBE_SHARE = 0.5  # of the time, at most, for the features of training images
@@ -106,11 +107,12 @@ def pretrained_trial(
     }
     if isinstance(base.optim, AdamWConfig):
         settings |= {"optim.lr": LR, "optim.weight_decay": rules.ADAMW_DECAY}
-    frozen = [tuple(fixed["train.freeze"])] if "train.freeze" in fixed else [()]
+    # The head is fitted with the statistics that BatchNorms have; those of a batch are others.
+    frozen = [tuple(fixed.get("train.freeze", (NORMS,)))]
     if isinstance(model, CNNConfig) and "train.freeze" not in fixed:
         settings["optim.layer_decay"] = LAYER_DECAY
         stages = ("stem", *(f"stages.{i}" for i in range(len(model.depths))))
-        frozen = [(), stages[:4], stages[:-2]]
+        frozen = [(NORMS, *parts) for parts in ((), stages[:4], stages[:-2])]
     threads, times = _measured(choices.config(base, settings), frozen, device)
     if device.type == "cpu":
         settings["train.threads"] = threads
@@ -167,7 +169,7 @@ def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) ->
         f"fitted to the features of {some} training images before the first step (a linear probe)",
         "fine-tuning then starts from it, and the better of the two by validation is kept",
     )
-    trained = f"all but {', '.join(t.freeze)}" if t.freeze else "all layers"
+    trained = f"all but {', '.join(t.freeze)}" if t.freeze else "all"
     choices.note(
         "fine-tuning",
         f"{trained}, {counted(t.epochs, 'epoch')}",

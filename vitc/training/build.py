@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
@@ -29,6 +30,7 @@ from vitc.training.step import StepSettings
 from vitc.wording import size
 
 BACKBONE = "backbone"  # for train.freeze: all but the classifier
+NORMS = "norms"  # for train.freeze: every BatchNorm
 
 
 @dataclass(frozen=True)
@@ -196,19 +198,19 @@ def freeze(model: nn.Module, parts: Collection[str]) -> None:
     """Take the parameters of `parts` out of training.
 
     A part is the start of parameters' names, up to a dot (stem, blocks.0, pos_embed), or
-    `backbone` for all but the classifier. Raises ConfigError: a part that no parameter belongs
-    to (with a suggestion), or nothing left to train.
+    `backbone` for all but the classifier, or `norms` for every BatchNorm. Raises ConfigError: a
+    part that no parameter belongs to (with a suggestion), or nothing left to train.
     """
     parameters = dict(model.named_parameters())
     for part in parts:
         chosen = [p for name, p in parameters.items() if _belongs(name, part, model)]
         if not chosen:
             known = list(dict.fromkeys(name.partition(".")[0] for name in parameters))
-            near = suggest(part, [*known, BACKBONE, *parameters])
+            near = suggest(part, [*known, BACKBONE, NORMS, *parameters])
             raise ConfigError(
                 f"train.freeze {part!r} is no part of the model.{near}",
-                f"Its parts: {', '.join(known)}, {BACKBONE}; a longer name is a part of one of "
-                f"these, for example {max(parameters, key=len).rpartition('.')[0]}.",
+                f"Its parts: {', '.join([*known, BACKBONE, NORMS])}; a longer name is a part of "
+                f"one of these, for example {max(parameters, key=len).rpartition('.')[0]}.",
             )
         for p in chosen:
             p.requires_grad_(False)
@@ -220,6 +222,8 @@ def freeze(model: nn.Module, parts: Collection[str]) -> None:
 
 
 def _belongs(name: str, part: str, model: nn.Module) -> bool:
+    if part == NORMS:
+        return isinstance(model.get_submodule(name.rpartition(".")[0]), _BatchNorm)
     if part == BACKBONE:
         head = classifier_name(model)
         return not _belongs(name, head, model)

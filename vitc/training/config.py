@@ -78,7 +78,8 @@ class TrainConfig:
     """Seed of crops, flips, mixing and drop-path; None: from seed."""
     freeze: tuple[str, ...] = ()
     """Parts that are not trained, by the start of their parameters' names (stem, blocks.0) or
-    `backbone` for all but the head; they stay in eval mode, so that BatchNorm keeps its own."""
+    `backbone` for all but the head, `norms` for every BatchNorm; they stay in eval mode, so that a
+    BatchNorm keeps its statistics."""
     precise_bn_images: int = setting(0, at_least=0)
     """Before each evaluation BatchNorm's statistics are recomputed from this many training images,
     for the weights and their average (the authors' code: 8192); 0: running averages."""

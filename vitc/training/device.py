@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitc.errors import ConfigError
-from vitc.machine import usable_cores
+from vitc.machine import memory_kept, usable_cores
 from vitc.training.config import TrainConfig
 from vitc.wording import counted
 
@@ -80,7 +80,8 @@ def machine_settings(config: TrainConfig, device: torch.device) -> Iterator[None
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
     try:
-        yield
+        with memory_kept() if device.type == "cpu" else nullcontext():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
