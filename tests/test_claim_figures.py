@@ -14,6 +14,7 @@ from vitc.study.analysis import analyse
 from vitc.study.claim_figures import claim_figures
 from vitc.study.contrasts import MOST_WORDS, cards
 from vitc.study.design import Plan
+from vitc.study.figures import claim_and_other_figures
 from vitc.study.measures.hparams import hparams_plan
 from vitc.study.reporting import report
 from vitc.study.results import Section
@@ -107,6 +108,30 @@ def test_many_comparisons_are_summed_up_and_drawn_small_below(twelve: Section) -
     panels = [c for figures in later for c in figures.charts]
     assert len(panels) == 22
     assert not any(c.brief for c in panels), "a page of a repository has the forests alone"
+
+
+def test_charts_of_many_contenders_keep_to_what_can_be_read(twelve: Section) -> None:
+    _, others = claim_and_other_figures(twelve, 0)
+    charts = {c.name: c for figures in others for c in figures.charts}
+    tuning, scatter = charts["tuning_0_adamw"], charts["scatter_0_adamw_lr"]
+    assert isinstance(tuning, Chart)
+    assert isinstance(scatter, Chart)
+    ends = [line.y[-1] for line in tuning.lines]
+    assert ends == sorted(ends, reverse=True), "the legend in the order of the curves' ends"
+    assert {line.form for line in tuning.lines} == {"curve"}, "no bands"
+    shown = {line.label for line in scatter.lines if line.label}
+    assert len(shown) <= 5
+    assert "vit_p_tiny" in shown
+
+
+def test_bands_are_of_two_contenders_with_many_draws_and_of_no_control(tmp_path: Path) -> None:
+    for draws, bands in ((31, 0), (32, 2)):
+        (section,) = analyse([invented(tmp_path / str(draws), easier, draws=draws)])
+        _, others = claim_and_other_figures(section, 0)
+        charts = {c.name: c for figures in others for c in figures.charts}
+        tuning = charts["tuning_0_adamw"]
+        assert isinstance(tuning, Chart)
+        assert sum(line.form == "band" for line in tuning.lines) == bands
 
 
 def test_a_card_has_a_sentence_of_forty_words_and_its_claim(tmp_path: Path) -> None:

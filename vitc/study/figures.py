@@ -16,6 +16,7 @@ from vitc.study.results import Result, Section
 from vitc.views.model import Chart, Figures, Line
 
 FEWEST_FOR_BEST_RANGE = 16  # draws: the filter takes the best of a quarter of them
+MOST_SCATTERED = 5  # contenders whose draws are in one chart
 MOST_BANDS, FEWEST_FOR_BANDS = 2, 32  # contenders; draws
 BANDS = "Bands hold everywhere at once with 95 %."
 
@@ -168,9 +169,14 @@ def _scatters(
                 True,
             )
         )
+    shown, title = groups, f"{groups[0].optim}: error against"
+    if len(groups) > MOST_SCATTERED:
+        best = sorted(groups, key=_final)[: MOST_SCATTERED - 1]
+        shown = [g for g in groups if g in best or g.contender == section.plan.baseline]
+        title = f"{groups[0].optim}, the {len(best)} best and the reference: error against"
     for label, read, log in settings:
         lines, bars = [], ""
-        for g in groups:
+        for place, g in enumerate(shown):
             look = marks.looks[g.contender]
             x = np.array([read(r.values) for r, _ in g.known])
             y = g.errors
@@ -188,14 +194,14 @@ def _scatters(
                 )
             )
             if len(y) >= FEWEST_FOR_BEST_RANGE:
-                best = st.best_range(y, np.log10(x) if log else x)
-                ends = [float(10**v) if log else float(v) for v in best]
-                lines.append(Line("", look, ends, form="range"))
+                found = st.best_range(y, np.log10(x) if log else x)
+                ends = [float(10**v) if log else float(v) for v in found]
+                lines.append(Line("", look, ends, [0.015 + 0.03 * place], form="range"))
                 bars = " (bars: best of resampled studies)"
         safe = label.replace(" ", "").replace("·", "_times_").replace(".", "_")
         yield Chart(
             f"scatter_{name}_{safe}",
-            f"{groups[0].optim}: error against {label}",
+            f"{title} {label}",
             f"{label}{bars}",
             "top-1 error (%); x: failed to learn",
             lines,

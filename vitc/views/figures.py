@@ -260,7 +260,7 @@ def _draw_band(axes: Any, line: Line) -> None:
 
 def _draw_range(axes: Any, line: Line) -> None:
     low, middle, high = line.x
-    height = 0.015 + 0.03 * line.look
+    (height,) = line.y
     place = {"transform": axes.get_xaxis_transform(), "color": colour(line.look)}
     axes.plot([low, high], [height] * 2, linewidth=2.5, alpha=0.6, **place)
     axes.plot([middle], [height], marker="|", markersize=8, **place)
@@ -294,7 +294,7 @@ def _draw_scatter(axes: Any, line: Line) -> None:
             marker=shape,
             color=colour(line.look),
             zorder=1.0 if line.look == GREY else 2.0,
-            label=_label(line) if wanted == crossed[0] or not wanted else None,
+            label=None if wanted and not all(crossed) else _label(line),
             clip_on=False,
             **look,
             **where,

@@ -101,8 +101,8 @@ class Line:
 
     points: markers joined by lines, with the intervals `low` to `high` (nan: unbounded);
     curve, steps: a line; scatter: markers alone; band, step band: the area from `low` to `high`;
-    range: a bar along the axis from x[0] to x[2] with a tick at x[1]; rug: crosses, y as a share
-    of the axis; level: the height y[0] with the band from low[0] to high[0], over the whole width.
+    range: a bar from x[0] to x[2] with a tick at x[1]; rug: crosses; in both y is a share of the
+    axis; level: the height y[0] with the band from low[0] to high[0], over the whole width.
     `substituted` marks points of diverged runs: hollow, with a dashed line to them; in a scatter
     a cross. Without a label a line is not in the legend.
 
