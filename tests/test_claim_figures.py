@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.invented import invent
 from tests.test_report import dies, easier, invented
@@ -18,8 +20,9 @@ from vitc.study.figures import claim_and_other_figures
 from vitc.study.measures.hparams import hparams_plan
 from vitc.study.reporting import report
 from vitc.study.results import Section
+from vitc.study.studies import StudyResult
 from vitc.study.study_folder import StudyFolder
-from vitc.views.figures import draw
+from vitc.views.figures import Sheet, draw
 from vitc.views.model import GREY, Chart, Forest
 
 
@@ -152,6 +155,18 @@ def test_few_draws_without_bounds_or_differences_are_drawn(tmp_path: Path, draws
 def test_where_nothing_learns_there_is_still_a_page(tmp_path: Path) -> None:
     page, _ = report([invented(tmp_path / "s", lambda c, o, d: None, draws=4)])
     assert "<svg" in page.read_text()
+
+
+def test_a_notebook_shows_it_at_its_size_with_twice_the_pixels(tmp_path: Path) -> None:
+    (section,) = analyse([invented(tmp_path / "s", dies, draws=6)])
+    made = StudyResult(tmp_path / "s", section, tmp_path / "report.html")
+    figure = made.figure()
+    assert isinstance(figure, Sheet)
+    png, size = figure._repr_png_()
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == (2 * size["width"], 2 * size["height"])
+    assert size["width"] == 2 * 340, "the differences and the forest"
+    assert len(made.figure("edf").axes) == 1
 
 
 def test_figures_are_as_wide_as_a_phone_whatever_the_names(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vitc.stats import curves
 from vitc.stats.unpaired import compare_unpaired
 from vitc.study import compare
 from vitc.study.trials_file import Columns, OtherTrials, compare_trials, read_trials
+from vitc.study.trials_report import trials_report
 
 ERRORS = {
     "mine": [31.0, 40.5, 35.2, 33.0, 52.0, 38.1, 90.0, 36.6],
@@ -60,6 +61,14 @@ def test_shared_draws_are_compared_as_a_studys_are(suffix: str, tmp_path: Path) 
     assert rival.paired
     assert rival.comparison == compare(ERRORS["mine"], ERRORS["base"], *lost)
     assert not any("not checked" in note for note in study.notes)
+
+
+def test_a_shared_draw_is_named_over_its_dot_with_its_settings(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.csv", rows())
+    asked = Columns(error="err", contender="model", draw="seed", settings=("lr",))
+    page = trials_report([file], tmp_path / "out", asked, "base", 10).path.read_text()
+    assert "<title>draw 0: -2.1 points, 31.0 % against 33.1 %; lr 0.1</title>" in page
+    assert page.count("<title>draw ") == 6
 
 
 def test_draws_that_are_not_shared_are_found_and_named(tmp_path: Path) -> None:

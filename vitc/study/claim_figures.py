@@ -89,6 +89,9 @@ def _forest(found: Sequence[Contrast], plan: Plan, name: str, of_one_optim: bool
             high=c.found.interval[1],
             dots=list(c.differences.values()),
             failed=[(c.found.failures["a"], c.pairs), (c.found.failures["b"], c.pairs)],
+            titles=[f"seed {i}: {d:+.1f} points" for i, d in c.differences.items()]
+            if c.unit == "seed"
+            else (),
         )
         for c in found
     ]

@@ -29,7 +29,7 @@ from vitc.views.model import (
     Part,
     Table,
 )
-from vitc.wording import counted, no_formula
+from vitc.wording import counted, no_formula, short
 
 SHOWN_KS = (1, 4, 16, 64)  # best of k draws, as columns
 
@@ -236,6 +236,7 @@ def _forest(found: OtherTrials) -> Forest:
     for r in found.rivals:
         trials = [found.of(name) for name in (r.contender, r.reference)]
         low, high = r.comparison.interval
+        dots, titles = _paired_differences(found, r)
         rows.append(
             ForestRow(
                 label=r.contender,
@@ -244,8 +245,9 @@ def _forest(found: OtherTrials) -> Forest:
                 estimate=r.comparison.difference,
                 low=low,
                 high=high,
-                dots=_paired_differences(found, r),
+                dots=dots,
                 failed=[(sum(map(found.failed, mine)), len(mine)) for mine in trials],
+                titles=titles,
             )
         )
     return Forest(
@@ -257,15 +259,20 @@ def _forest(found: OtherTrials) -> Forest:
     )
 
 
-def _paired_differences(found: OtherTrials, rival: Rival) -> list[float]:
+def _paired_differences(found: OtherTrials, rival: Rival) -> tuple[list[float], list[str]]:
+    """Of the draws on which both learnt, with what each was; none where draws are not shared."""
     if not rival.paired:
-        return []
-    learnt = [
-        {t.draw: t.error for t in found.of(name) if not found.failed(t)}
-        for name in (rival.contender, rival.reference)
-    ]
-    mine, theirs = learnt
-    return [mine[draw] - theirs[draw] for draw in mine if draw in theirs]
+        return [], []
+    theirs = {t.draw: t for t in found.of(rival.reference) if not found.failed(t)}
+    differences, titles = [], []
+    for t in found.of(rival.contender):
+        if t.draw in theirs and not found.failed(t):
+            difference, other = t.error - theirs[t.draw].error, theirs[t.draw].error
+            settings = "".join(f"; {n} {short(v, 40)}" for n, v in t.settings.items())
+            errors = f"{difference:+.1f} points, {t.error:.1f} % against {other:.1f} %"
+            differences.append(difference)
+            titles.append(f"draw {short(t.draw, 40)}: {errors}{settings}")
+    return differences, titles
 
 
 def _tuning(found: OtherTrials) -> Chart:

@@ -108,3 +108,8 @@ def fitting(text: str, width: float) -> str:
 
 def fits(texts: Sequence[str], width: float) -> bool:
     return all(len(text) * CHARACTER <= width for text in texts)
+
+
+def address(name: str, title: str, target: bool = False) -> str:
+    """What a mark carries through matplotlib as its link, until `figures` makes it a title."""
+    return "\t".join(("target" if target else "mark", name, title))

@@ -25,6 +25,7 @@ from vitc.views.figure_style import (
     STYLE,
     WIDTH,
     Place,
+    address,
     colour,
     fits,
     fitting,
@@ -108,11 +109,6 @@ def _inline(svg: str, title: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
 
 
-def _address(name: str, title: str, target: bool = False) -> str:
-    """What a mark carries through matplotlib as its link, for `_with_titles`."""
-    return "\t".join(("target" if target else "mark", name, title))
-
-
 def _with_titles(svg: str, links: bool) -> str:
     """Marks with their titles; with `links`, points lead to the curves of their names."""
 
@@ -187,7 +183,7 @@ def _draw(chart: Chart, place: Place) -> None:
             linewidths=0.8,
         )
         if all(line.names for line in lines):
-            curves.set_urls([_address(x.names[0], "".join(x.titles), target=True) for x in lines])
+            curves.set_urls([address(x.names[0], "".join(x.titles), target=True) for x in lines])
         axes.add_collection(curves)
     axes.autoscale_view()
     if chart.log_x:
@@ -249,7 +245,7 @@ def _draw_curve(axes: Any, line: Line) -> None:
         drawstyle="steps-post" if line.form == "steps" else "default",
     )
     if line.names:
-        drawn.set_url(_address(line.names[0], "".join(line.titles), target=True))
+        drawn.set_url(address(line.names[0], "".join(line.titles), target=True))
 
 
 def _draw_band(axes: Any, line: Line) -> None:
@@ -301,7 +297,7 @@ def _draw_scatter(axes: Any, line: Line) -> None:
         )
         if line.titles:
             names = line.names or [""] * len(line.x)
-            drawn.set_urls([_address(names[i], line.titles[i]) for i in mine])
+            drawn.set_urls([address(names[i], line.titles[i]) for i in mine])
 
 
 _FORMS = {

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from vitc.views.figure_style import CHARACTER, EDGE, INK, MUTED, SMALL, Place, colour, fitting
+from vitc.views.figure_style import (
+    CHARACTER,
+    EDGE,
+    INK,
+    MUTED,
+    SMALL,
+    Place,
+    address,
+    colour,
+    fitting,
+)
 from vitc.views.model import Forest, ForestRow
 
 ROW, HEAD, FOOT = 38, 20, 36  # pixels
@@ -61,7 +71,9 @@ def _draw_interval(axes: Any, row: ForestRow, y: float) -> None:
     n = len(row.dots)
     spread = [y + 9 * ((0.618 * i) % 1 - 0.5) for i in range(n)]
     alpha = 0.45 if n <= 32 else 0.25
-    axes.scatter(row.dots, spread, s=7, color=ink, alpha=alpha, linewidths=0)
+    drawn = axes.scatter(row.dots, spread, s=7, color=ink, alpha=alpha, linewidths=0)
+    if row.titles:
+        drawn.set_urls([address("", title) for title in row.titles])
     if not math.isfinite(row.estimate):
         return
     bounds, edges = (row.low, row.high), axes.get_xlim()

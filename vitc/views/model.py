@@ -157,6 +157,8 @@ class ForestRow:
     dots: Sequence[float]
     failed: Sequence[tuple[int, int]]
     """Failures and runs, of the contender and of the reference."""
+    titles: Sequence[str] = ()
+    """What a page shows over the dots."""
 
 
 @dataclass(frozen=True)
