@@ -18,6 +18,7 @@ from vitc.cli.main import main
 from vitc.errors import ConfigError
 from vitc.study import screening
 from vitc.study.design import Plan, Trial
+from vitc.study.measures import hparams
 from vitc.study.quick import quick_plan
 from vitc.study.screening import (
     CONTROL,
@@ -53,6 +54,12 @@ class MyStem(nn.Module):
     def forward(self, x):
         return self.layer(x)
 """
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are opened once, not for every plan."""
+    monkeypatch.setattr(hparams, "count_classes", lambda config: 10)
 
 
 @pytest.fixture
@@ -267,6 +274,7 @@ def test_the_page_has_every_part_and_names_its_set(
         "failed to learn, % (95 %)",
         "octaves of lr near the best",
         "Lost by shorter training",
+        "Sensitivity to the task",
         "Mflops",
         "s a trial here",
         "80 % power",
@@ -282,6 +290,7 @@ def test_the_page_has_every_part_and_names_its_set(
     assert mine["n"] == DRAWS
     assert mine["loss"]["estimate"] == pytest.approx(10, abs=1)
     assert mine["flops"] > 1e6
+    assert {s["contender"] for s in values["sensitivity"]} == {"MyStem", *REFERENCES}
 
 
 @pytest.mark.parametrize("asked", [True, False])

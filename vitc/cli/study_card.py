@@ -65,7 +65,7 @@ def _run(args: Namespace) -> int:
 
 
 VERB = Verb(
-    summary="A screening card of your stem or model in minutes, against trials that ship.",
+    summary="A screening card of your stem or model in minutes, against ViT_P and ViT_C.",
     usage="STEM|MODEL [options]",
     example="vitc study card my_stem.py:MyStem\nvitc study card torchvision:resnet18",
     options=_options,

@@ -316,6 +316,9 @@ def values(card: Card) -> dict[str, Any]:
         "unfinished": card.unfinished,
         "comparisons": _contrast_values(card.contrasts),
         "losses": _contrast_values(card.losses),
+        "sensitivity": [
+            dict(zip(t.head, row, strict=True)) for t in card.sensitivity for row in t.rows
+        ],
         "contenders": [_group_values(card, g, seconds) for g in card.groups],
         "replay": {
             "n": len(card.replay.here),
