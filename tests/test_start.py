@@ -86,7 +86,7 @@ def test_a_run_from_pretrained_weights_is_an_ordinary_run(
     fake: PackagedWeights, photo_folder: Photos, tmp_path: Path, capsys: Capture
 ) -> None:
     photos, out = photo_folder(), tmp_path / "run"
-    assert main(["train", str(photos), "--budget", "8s", "--out", str(out), "--json"]) == 0
+    assert main(["train", str(photos), "--budget", "1m", "--out", str(out), "--json"]) == 0
     said = capsys.readouterr()
     summary = json.loads(said.out.splitlines()[-1])
     assert summary["status"] == "done"
@@ -111,7 +111,7 @@ def test_a_damaged_file_of_weights_ends_the_run_before_it_begins(
     path = fake.path()
     path.write_bytes(path.read_bytes()[:-10])
     out = tmp_path / "run"
-    assert main(["train", str(photo_folder()), "--budget", "8s", "--out", str(out)]) == 1
+    assert main(["train", str(photo_folder()), "--budget", "1m", "--out", str(out)]) == 1
     said = capsys.readouterr().err
     assert "damaged" in said
     assert "Traceback" not in said
@@ -142,8 +142,8 @@ def test_the_time_decides_how_much_is_fine_tuned(
     photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = photo_folder(count=40, size=(120, 120))
-    lite(monkeypatch, (0.01, 0.05, 0.3))
-    little = propose(photos, 20).config
+    lite(monkeypatch, (0.01, 0.1, 0.8))
+    little = propose(photos, 25).config
     assert "stages.4" in little.train.freeze
     assert "stages.5" not in little.train.freeze
     assert little.optim.layer_decay == auto_start.LAYER_DECAY
@@ -154,6 +154,8 @@ def test_the_time_decides_how_much_is_fine_tuned(
     never = propose(photos, 25)
     assert never.config.init.weights is None
     assert any("too long" in line for line in never.lines)
+    lite(monkeypatch, (0.001, 0.002, 0.003))
+    assert propose(photos, auto_start.LEAST_SECONDS - 1).config.init.weights is None
 
 
 def test_settings_of_the_user_are_kept(

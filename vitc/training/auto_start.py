@@ -37,6 +37,7 @@ NORMS = "norms"  # in train.freeze: every BatchNorm
 MOST_EPOCHS = 20
 LEAST_EPOCHS = 3  # of more layers, else fewer are trained
 PROBE_SHARE = 0.5  # of the time, at most, for the features of training images
+LEAST_SECONDS = 20  # measuring how long an image takes needs some of them
 READING = 1.3  # how much longer it takes with reading images
 CACHE_SIDE = 1.3  # of img_size: smaller than from scratch, few epochs use it
 
@@ -92,8 +93,11 @@ def pretrained_trial(
 ) -> tuple[Trial, float] | None:
     """The settings of a run from these weights within `left` seconds, and how long it takes; None:
     the features of enough images alone take too long."""
+    from vitc.training.device import computes_bf16
     from vitc.training.probe import Probe
 
+    if left < LEAST_SECONDS:
+        return None
     model, fixed = model_config(entry.model), choices.fixed
     settings: dict[str, Any] = {
         "model": entry.model,
@@ -102,7 +106,8 @@ def pretrained_trial(
         "data.cache_side": rules.cache_side(look, max(model.size), CACHE_SIDE),
         "train.batch": min(BATCH, choices.settings.get("train.batch", BATCH)),
         "train.channels_last": True,
-        "train.precision": "fp32" if device.type == "cpu" else "bf16",
+        # Depthwise convolutions train faster in fp32 on a CPU.
+        "train.precision": "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32",
         "optim.ema.kind": "none",
     }
     if isinstance(base.optim, AdamWConfig):
