@@ -147,7 +147,7 @@ def test_the_time_decides_how_much_is_fine_tuned(
     assert "stages.4" in little.train.freeze
     assert "stages.5" not in little.train.freeze
     assert little.optim.layer_decay == auto_start.LAYER_DECAY
-    plenty = propose(photos, 1000).config
+    plenty = propose(photos, 10_000).config
     assert plenty.train.freeze == ("norms",)
     assert plenty.train.epochs == auto_start.MOST_EPOCHS
     lite(monkeypatch, (10.0, 20.0, 50.0))
