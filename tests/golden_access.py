@@ -36,6 +36,8 @@ ADDED: frozenset[str] = frozenset(
         "norm_eps",
         "padding",
         "probe_images",
+        "best_of",
+        "patience",
         "folds",
         "fold",
         "time_to_target",

@@ -20,6 +20,7 @@ from vitc.deploy.classifier import Classifier
 from vitc.deploy.measures import Calibration, ClassResult, Confused, Coverage, Fit
 from vitc.errors import DataError
 from vitc.machine import memory_kept
+from vitc.runs.folder import Run
 from vitc.runs.results import fitted_on_val, keep_test, state_of
 from vitc.stats.proportions import wilson
 from vitc.training.device import describe
@@ -215,7 +216,7 @@ def measure(
         data_fingerprint=found.images.data.fingerprint,
         device=describe(classifier.device),
         trained_on=found.images.trained_on,
-        notes=found.images.notes,
+        notes=(*found.images.notes, *_chosen_on(classifier, found)),
         names=found.names,
         labels=found.labels,
         probabilities=probs,
@@ -241,6 +242,19 @@ def _own_training_images(classifier: Classifier, found: SplitLogits) -> Split | 
     if record.get("fingerprint") not in (data.fingerprint, data.listing):
         return None
     return data.splits["train"]
+
+
+def _chosen_on(classifier: Classifier, found: SplitLogits) -> list[str]:
+    """A note where the weights were chosen by their result on these images."""
+    if classifier.run is None or found.images.name != "val":
+        return []
+    many = Run(classifier.run).summary.get("best_of")
+    if not isinstance(many, int) or _own_training_images(classifier, found) is None:
+        return []
+    return [
+        f"These weights are the best of {many} evaluations on these validation images: the result "
+        "is a little too good. That on test images is not."
+    ]
 
 
 def _kept_fit(classifier: Classifier) -> Fit | None:

@@ -13,7 +13,7 @@ from vitc.deploy.show_run import curves, plain, run_page
 from vitc.errors import ConfigError, DataError, refuse
 from vitc.models import zoo
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
-from vitc.models.stem_config import ConvStemConfig
+from vitc.models.stem_config import STEM_KINDS
 from vitc.optim.config import horizon_steps
 from vitc.plugins.consent import with_sources
 from vitc.recipes import RECIPES
@@ -118,17 +118,18 @@ def list_page() -> Page:
         paper = zoo.REPORTED.get(name)
         flops = f"{paper.gflops:g} G" if paper else ""
         if isinstance(m, ViTConfig):
-            stem = "conv" if isinstance(m.stem, ConvStemConfig) else "patchify"
+            stem = next(kind for kind, cls in STEM_KINDS.items() if type(m.stem) is cls)
             numbers = m.depth, m.embed_dim, m.num_heads, m.img_size, m.stem.reduction
             vits.append((name, stem, *map(str, numbers), flops))
-        elif isinstance(m, CNNConfig) and paper:
+        elif isinstance(m, CNNConfig):
             stages, widths = ("-".join(map(str, values)) for values in (m.depths, m.widths))
             sizes = str(m.img_size), str(m.test_size)
-            cnns.append((name, m.stem_type, stages, widths, *sizes, flops, f"{paper.params_m:g} M"))
+            params = f"{paper.params_m:g} M" if paper else ""
+            cnns.append((name, m.stem_type, stages, widths, *sizes, flops, params))
     recipes = [(name, recipe.summary) for name, recipe in RECIPES.items()]
     vit_head = ("model", "stem", "blocks", "dim", "heads", "image", "patch", "paper's flops")
     cnn_head = ("model", "stem", "stages", "widths", "image", "test", "paper's flops", "params")
-    cnn_title = "CNNs the paper compares with; test: evaluation's shorter side before the crop"
+    cnn_title = "CNNs, most of them compared in the paper; test: evaluation's side before the crop"
     parts = [
         Table("Models (vitc show MODEL)", vit_head, vits),
         Table(cnn_title, cnn_head, cnns),

@@ -166,7 +166,7 @@ class RunFolder:
         if self.checkpoints.exists():
             files.discard(self.checkpoints / LATEST)
             for path in list(self.checkpoints.iterdir()):
-                if CHECKPOINT_NAME.fullmatch(path.name):
+                if CHECKPOINT_NAME.fullmatch(path.name) or path.suffix == ".safetensors":
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
         for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY, *RESULTS):

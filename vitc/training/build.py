@@ -68,6 +68,11 @@ def set_up(config: RunConfig, data: DataSet, device: torch.device, procs: Proces
             "train.budget_seconds cannot be used by several processes, whose clocks differ.",
             "Use --train.epochs.",
         )
+    if config.train.patience is not None and "val" not in data.splits:
+        raise ConfigError(
+            f"train.patience {config.train.patience} needs validation images; there are none.",
+            "Hold some out with --data.val_fraction, or leave it out.",
+        )
     settings = StepSettings(config, device, procs, data.mean, data.std, len(data.classes))
     steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
     return Setup(config, data, device, procs, batch_plan(config, procs), settings, steps)

@@ -85,6 +85,10 @@ class TrainConfig:
     for the weights and their average (the authors' code: 8192); 0: running averages."""
     eval_every_epochs: int = setting(1, at_least=1)
     """Epochs between evaluations on validation; the last epoch always is."""
+    patience: int | None = setting(None, at_least=1)
+    """End the run once so many evaluations in a row are no better than the best before them, and
+    keep the weights of the best, a result chosen on validation; None: train to the end, keep the
+    last."""
     log_every_steps: int = setting(10, at_least=1)
     """Steps between train lines in metrics.jsonl."""
     save_every_seconds: float = setting(300.0, at_least=0)

@@ -140,6 +140,7 @@ class RunLog:
             "top1": last.get("top1"),
             "top1_raw": last.get("top1_raw"),
             "top1_best": state.best.get("top1"),
+            "best_of": last.get("best_of"),
             "top5": last.get("top5"),
             "failed_to_learn": self._failed_to_learn(last),
             "step": state.step,

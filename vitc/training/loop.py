@@ -26,8 +26,9 @@ from vitc.machine import STOP_SIGNALS
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
-from vitc.runs.folder import CONFIG, RunFolder
+from vitc.runs.folder import CONFIG, Run, RunFolder
 from vitc.runs.images import images_of_weights, leaks
+from vitc.training.best import keep_if_best, return_to_best, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
 from vitc.training.evaluate import not_finite
@@ -228,6 +229,7 @@ class Trainer:
                 self._steps(batches)
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
+                self._keep_best()
                 self._keep_better()
                 self._count_time()
                 spent["loading"] = batches.wait_seconds
@@ -318,9 +320,35 @@ class Trainer:
         for name in self.validation.batches.skipped:
             self.log.note_once(f"not evaluated on broken file {name}")
         self.log.eval_line(self.state, line)
+        self._stop_early(line)
         train_mode(self.state.model)
         self.counted_until = time.monotonic()
         self.log.spent["evaluation"] += self.counted_until - begun
+
+    def _stop_early(self, line: dict[str, Any]) -> None:
+        """With train.patience: keep the weights if they are the best, end after too many worse."""
+        t, state = self.setup.config.train, self.state
+        if t.patience is None:
+            return
+        if self.setup.procs.first:
+            keep_if_best(self.folder.checkpoints, state, line)
+        if without_patience(state, t.patience, t.eval_every_epochs) and not self.pace.ended:
+            best = state.best
+            self.log.note(
+                f"stopped after epoch {line['epoch']} of {t.epochs}: {t.patience} evaluations no "
+                f"better than {best['top1']:.2f} % after epoch {best['epoch']:.0f}"
+            )
+            self.pace.end()
+
+    def _keep_best(self) -> None:
+        """With train.patience: return to the weights of the best evaluation."""
+        if self.setup.config.train.patience is None:
+            return
+        self.setup.procs.wait()
+        evaluations = len(Run(self.folder.path).metrics("eval"))
+        note = return_to_best(self.folder.checkpoints, self.state, evaluations)
+        if note is not None:
+            self.log.note(note)
 
     def _keep_better(self) -> None:
         """Return to the linear probe that the run started from, if validation prefers it."""

@@ -74,6 +74,10 @@ class Pace:
     def ended(self) -> bool:
         return self.position >= self.steps
 
+    def end(self) -> None:
+        """No step follows, whatever was planned."""
+        self.position = self.steps
+
     def advance(self) -> None:
         """A step was taken."""
         self.position = min(self.position + self.rate, self.steps)

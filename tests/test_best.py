@@ -1,0 +1,120 @@
+"""train.patience: a run ends after evaluations no better, and keeps the best, marked as chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vitc
+from vitc.config import RunConfig
+from vitc.errors import ConfigError
+from vitc.resolve import load_config
+from vitc.runs.checkpoint import load_weights_of
+from vitc.training.best import BEST
+from vitc.training.loop import run
+from vitc.training.validate import Validation
+
+SCORES = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 90.0, 6: 95.0}  # top1 by epoch
+Weights = dict[int, dict[str, Tensor]]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """Evaluations give SCORES; returns the weights at each."""
+    weights: Weights = {}
+    real = Validation.measure
+
+    def measure(self: Validation, provider: Any) -> dict[str, Any]:
+        state, before = self.state, dict(self.state.best)
+        line = real(self, provider)
+        line["top1"] = SCORES[line["epoch"]]
+        better = line["top1"] > before.get("top1", -1.0)
+        state.best = {"top1": line["top1"], "epoch": line["epoch"]} if better else before
+        state.last_eval = {k: v for k, v in line.items() if k != "kind"}
+        weights[line["epoch"]] = {k: v.clone() for k, v in state.model.state_dict().items()}
+        return line
+
+    monkeypatch.setattr(Validation, "measure", measure)
+    return weights
+
+
+def config(**more: Any) -> RunConfig:
+    settings: dict[str, Any] = {"model": "vit_c_tiny", "data": "synthetic"}
+    settings |= {"train.epochs": 6, "train.batch": 128, "train.threads": 1, "data.workers": 0}
+    settings |= {"model.img_size": 32, "optim.lr": 1e-3, "train.device": "cpu"}
+    return load_config(RunConfig(), **settings | more)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a.keys() | b.keys())
+
+
+def test_it_ends_and_keeps_the_best_which_is_marked(seen: Weights, tmp_path: Path) -> None:
+    result = run(config(**{"train.patience": 2}), tmp_path / "run", quiet=True)
+    assert list(seen) == [1, 2, 3, 4]
+    assert (result.top1, result.summary["best_of"]) == (30.0, 4)
+    assert same(load_weights_of(tmp_path / "run", ema=False), seen[2])
+    assert not same(seen[2], seen[4])
+    events = (tmp_path / "run" / "events.log").read_text()
+    assert (
+        "stopped after epoch 4 of 6: 2 evaluations no better than 30.00 % after epoch 2" in events
+    )
+    assert "was chosen there and is a little too good" in events
+    notes = vitc.evaluate(tmp_path / "run").notes
+    assert any("best of 4 evaluations on these validation images" in note for note in notes)
+    assert not any("best of" in n for n in vitc.evaluate(tmp_path / "run", split="test").notes)
+
+
+def test_without_an_early_stop_the_best_is_kept_too(seen: Weights, tmp_path: Path) -> None:
+    result = run(config(**{"train.patience": 5}), tmp_path / "run", quiet=True)
+    assert list(seen) == [1, 2, 3, 4, 5, 6]
+    assert (result.top1, result.summary["best_of"]) == (95.0, 6)
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    seen: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(**{"train.patience": 2, "train.save_every_steps": 3})
+    whole = run(settings, tmp_path / "whole", quiet=True)
+    measure: Callable[..., dict[str, Any]] = Validation.measure
+
+    def killed(self: Validation, provider: Any) -> dict[str, Any]:
+        if self.state.step // self.setup.steps_per_epoch == 3:
+            raise KeyboardInterrupt
+        return measure(self, provider)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, tmp_path / "run", quiet=True)
+    again = run(settings, tmp_path / "run", quiet=True)
+    assert (again.top1, again.summary["step"]) == (whole.top1, whole.summary["step"])
+    for ema in (False, True):
+        weights = [load_weights_of(tmp_path / name, ema=ema) for name in ("whole", "run")]
+        assert same(*weights)
+
+
+def test_kept_weights_of_a_discarded_run_are_removed(tmp_path: Path) -> None:
+    run(config(**{"train.patience": 1, "train.epochs": 1}), tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "checkpoints" / BEST).exists()
+    run(config(**{"train.epochs": 1}), tmp_path / "run", overwrite=True, quiet=True)
+    assert not (tmp_path / "run" / "checkpoints" / BEST).exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_of"] is None
+
+
+def test_patience_needs_validation_images(
+    photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = photo_folder(2, 80)
+    with pytest.raises(ConfigError, match=r"train\.patience 2 needs validation images"):
+        run(
+            config(**{"train.patience": 2, "data.val_fraction": 0.0, "data": str(folder)}),
+            tmp_path / "run",
+            quiet=True,
+        )

@@ -1,0 +1,59 @@
+"""Which weights does a run keep: the last, or with `train.patience` those of its best evaluation?
+
+The best of several evaluations is chosen on validation, whose result is then a little too good:
+`best_of` in summary.json is how many it was chosen from, and the run page warns of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitc import files
+from vitc.runs.checkpoint import TrainState
+from vitc.runs.tensors import opened, read_tensors, write_tensors
+
+BEST = "best.safetensors"  # beside the checkpoints of a run
+
+
+def keep_if_best(checkpoints: Path, state: TrainState, line: dict[str, Any]) -> None:
+    """Save the weights and their average after an evaluation that is better than all before it."""
+    if state.best.get("epoch") != line["epoch"]:
+        return
+    tensors = {
+        f"{i}.{k}": v for i, m in enumerate(_models(state)) for k, v in m.state_dict().items()
+    }
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with files.replacing(checkpoints / BEST) as temporary:
+        write_tensors(temporary, tensors, {"val": json.dumps(state.last_eval)})
+
+
+def without_patience(state: TrainState, patience: int, every: int) -> bool:
+    """Whether the last `patience` evaluations, one every so many epochs, were no better than the
+    best before them."""
+    return bool(state.last_eval["epoch"] - state.best["epoch"] >= patience * every)
+
+
+def return_to_best(checkpoints: Path, state: TrainState, evaluations: int) -> str | None:
+    """Load the weights of the best evaluation, of so many; returns a note. None: there are none."""
+    file = checkpoints / BEST
+    if not file.exists():
+        return None
+    with opened(file) as kept:
+        values = json.loads(kept.metadata()["val"])
+    tensors = read_tensors(file)
+    for i, model in enumerate(_models(state)):
+        own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
+        model.load_state_dict(own)
+    state.last_eval = {**values, "best_of": evaluations}
+    return (
+        f"kept the weights of epoch {values['epoch']}, the best of {evaluations} evaluations on "
+        f"validation: {values['top1']:.2f} % was chosen there and is a little too good"
+    )
+
+
+def _models(state: TrainState) -> list[nn.Module]:
+    return [state.model, *([state.ema.module] if state.ema is not None else [])]
