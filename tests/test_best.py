@@ -16,7 +16,7 @@ from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.resolve import load_config
 from vitc.runs.checkpoint import load_weights_of
-from vitc.training.best import BEST
+from vitc.runs.folder import BEST
 from vitc.training.loop import run
 from vitc.training.validate import Validation
 

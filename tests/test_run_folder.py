@@ -151,7 +151,8 @@ def test_overwrite_restarts_and_removes_only_what_a_run_wrote(tmp_path: Path) ->
             (folder.checkpoints / name).mkdir(parents=True)
             (folder.checkpoints / name / "model.safetensors").write_bytes(b"x")
         (folder.checkpoints / "latest").write_text("step_1\n")
-        (folder.checkpoints / "mine.safetensors").write_bytes(b"mine")
+        for name in ("mine", "start", "best"):
+            (folder.checkpoints / f"{name}.safetensors").write_bytes(b"x")
         (tmp_path / "notes.txt").write_text("mine")
         end(folder)
     with begin(tmp_path, overwrite=True, train__epochs=9) as folder:

@@ -48,6 +48,7 @@ PAGES = ("report.html", "report.json", "report.csv", "against.html", "against.js
 RESULTS = ("test.json", *PAGES)  # see vitc.runs.results
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
+START, BEST = "start.safetensors", "best.safetensors"  # weights that a run may return to
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
 ENDED = ("done", "diverged", "failed")  # a trial with one of these is never run again
 PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)
@@ -166,7 +167,7 @@ class RunFolder:
         if self.checkpoints.exists():
             files.discard(self.checkpoints / LATEST)
             for path in list(self.checkpoints.iterdir()):
-                if CHECKPOINT_NAME.fullmatch(path.name) or path.suffix == ".safetensors":
+                if CHECKPOINT_NAME.fullmatch(path.name) or path.name in (START, BEST):
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
         for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY, *RESULTS):

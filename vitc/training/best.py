@@ -14,9 +14,8 @@ from torch import nn
 
 from vitc import files
 from vitc.runs.checkpoint import TrainState
+from vitc.runs.folder import BEST
 from vitc.runs.tensors import opened, read_tensors, write_tensors
-
-BEST = "best.safetensors"  # beside the checkpoints of a run
 
 
 def keep_if_best(checkpoints: Path, state: TrainState, line: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from vitc.data.loader import open_eval
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
 from vitc.models.zoo import classifier_name
+from vitc.runs.folder import START
 from vitc.runs.tensors import opened, read_tensors, write_tensors
 from vitc.training.build import Setup
 from vitc.training.device import autocast, computes_bf16
@@ -37,7 +38,6 @@ PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 ITERATIONS = 60  # of L-BFGS for each
 HOLD_OUT = 5  # without validation images every fifth training image chooses the penalty
 FEATURE_BATCH = 64  # images; on a CPU larger ones leave its caches
-START = "start.safetensors"  # beside the checkpoints of a run
 
 
 @dataclass(frozen=True, eq=False)
