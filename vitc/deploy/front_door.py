@@ -262,31 +262,26 @@ def train_plan(
 
 
 def _with_page(plan: Plan, result: RunResult) -> RunResult:
-    """The same with its run page. The test images are read where settings were chosen for the
-    images: that run was chosen before it began."""
+    """The same with its run page. Test images are not read: that is for the run that is chosen."""
     from vitc.data.sources import SOURCES
 
     first = os.environ.get("RANK", "0") == "0"
     if not first or result.top1 is None or not SOURCES[plan.config.data.source].path:
         return result
     from vitc.deploy.classifier import Classifier
-    from vitc.deploy.evaluation import measure, predict_split, with_test_kept
+    from vitc.deploy.evaluation import measure, predict_split
     from vitc.deploy.run_page import write_page
 
-    path, test = str(result.path), None
+    path = str(result.path)
     command = shlex.join(["vitc", "evaluate", path])
     try:
         counts = Run(result.path).data.get("counts", {})
-        if sum(counts.get(name, 0) for name in ("val", "test")) > MOST_REPORTED:
+        if counts.get("val", 0) > MOST_REPORTED:
             logging.getLogger("vitc").warning(f"Where it errs: {command}")
             return result
         classifier = Classifier.load(path, plan.config.train.device)
         found = measure(classifier, predict_split(classifier), path)
-        if plan.images and "test" in counts:
-            answers = predict_split(classifier, split="test")
-            test = measure(classifier, answers, path, found.fit, look_for_copies=False)
-            with_test_kept(classifier, test)
-        return replace(result, report=write_page(found, command), evaluation=found, test=test)
+        return replace(result, report=write_page(found, command), evaluation=found)
     except VitcError as error:  # the run itself is done
         logging.getLogger("vitc").warning(f"There is no run page: {error.message}")
         return result

@@ -245,9 +245,8 @@ def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
 
 
 def page_seconds(data: DataSet, cost: Probe) -> float:
-    """The run page that follows a run, for which validation and test images are read once more."""
-    held_out = sum(len(split) for name, split in data.splits.items() if name != "train")
-    return PAGE_SECONDS + held_out * cost.eval_seconds
+    """The run page that follows a run, for which the validation images are read once more."""
+    return PAGE_SECONDS + len(data.splits.get("val", ())) * cost.eval_seconds
 
 
 class Length(NamedTuple):

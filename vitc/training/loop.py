@@ -48,8 +48,7 @@ class RunResult:
     """How a run ended; `summary` is the content of its summary.json.
 
     After training on images of one's own with settings chosen for them: `report`, the run page,
-    and `evaluation`, what `vitc.evaluate` found for it; `test`, the same of the test images, where
-    there are some.
+    and `evaluation`, what `vitc.evaluate` found for it on validation.
     """
 
     path: Path
@@ -58,7 +57,6 @@ class RunResult:
     summary: dict[str, Any] = field(repr=False)
     report: Path | None = None
     evaluation: Any = field(default=None, repr=False)
-    test: Any = field(default=None, repr=False)
 
 
 def run(
