@@ -64,7 +64,7 @@ def _errors(folder: StudyFolder, plan: Plan) -> dict[str, Any]:
         if r.error is None:
             raise SystemExit(f"{r.contender} under {r.optim}, draw {r.draw}: {r.status}. {r.note}")
         group = found.setdefault(r.contender, {}).setdefault(r.optim, {"errors": [], "failed": []})
-        group["errors"].append(round(r.error, 4))
+        group["errors"].append(r.error)
         group["failed"] += [r.draw] if r.failed_to_learn else []
     return found
 

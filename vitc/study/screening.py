@@ -135,7 +135,7 @@ class Replay:
     def differences(self) -> list[float]:
         """Errors here minus the shipped ones, in points, where both learnt."""
         return [
-            round(a.error - b.error, 4)
+            round(a.error - b.error, 9)
             for a, b in zip(self.here, self.shipped, strict=True)
             if a.error is not None
             and b.error is not None
@@ -145,7 +145,7 @@ class Replay:
     @property
     def identical(self) -> int:
         pairs = zip(self.here, self.shipped, strict=True)
-        return sum(a.error is not None and _same(a.error, b.error) for a, b in pairs)
+        return sum(_same(a.error, b.error) for a, b in pairs)
 
     @property
     def comparison(self) -> Comparison:
@@ -348,5 +348,5 @@ def _learnt(r: Result) -> float:
     return float("nan") if r.failed_to_learn or r.error is None else r.error
 
 
-def _same(a: float, b: float | None) -> bool:
-    return b is not None and abs(a - b) < 1e-3  # shipped to 4 digits; an image is 0.07 points
+def _same(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and abs(a - b) < 1e-6
