@@ -24,7 +24,7 @@ from vitc.runs.folder import Run
 from vitc.runs.results import fitted_on_val, keep_test, state_of
 from vitc.stats.proportions import wilson
 from vitc.training.device import describe
-from vitc.training.evaluate import EVAL_BATCH, Counts, logits_of, open_measured
+from vitc.training.evaluate import Counts, eval_batch, logits_of, open_measured
 from vitc.training.measured import Asked, Measured, choose_images
 from vitc.views.model import Page, Part, Table, Text
 from vitc.wording import counted, few, short
@@ -182,8 +182,9 @@ def measure(
     it, or else on these. Raises DataError: there are none."""
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
-    for i in range(0, len(labels), EVAL_BATCH):  # in the batches of an evaluation during training
-        counts.add(logits[i : i + EVAL_BATCH], labels[i : i + EVAL_BATCH])
+    size = eval_batch(classifier.config, classifier.device)  # as during training
+    for i in range(0, len(labels), size):
+        counts.add(logits[i : i + size], labels[i : i + size])
     result = counts.result()
     k, n = len(classifier.classes), int(result["n"])
     if not n:

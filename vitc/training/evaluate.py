@@ -27,6 +27,13 @@ from vitc.training.step import StepSettings
 from vitc.wording import counted
 
 EVAL_BATCH = 256  # images; larger ones measure no faster
+CPU_PIXELS = 2**21  # of a batch on a CPU: 41 images of 224 pixels, whose activations take 1 GB
+
+
+def eval_batch(config: RunConfig, device: torch.device) -> int:
+    """Images that are evaluated at a time."""
+    h, w = config.model.size
+    return EVAL_BATCH if device.type != "cpu" else max(1, min(EVAL_BATCH, CPU_PIXELS // (h * w)))
 
 
 class Counts:
@@ -166,4 +173,5 @@ def open_measured(
     p, plan = preprocessing, batch_plan(config, Processes())
     settings = StepSettings(config, device, Processes(), p.mean, p.std, len(images.data.classes))
     data = images.data
-    return open_eval(images.split, data, config.data, plan, device, batch=EVAL_BATCH), settings
+    batch = eval_batch(config, device)
+    return open_eval(images.split, data, config.data, plan, device, batch), settings

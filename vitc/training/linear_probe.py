@@ -29,7 +29,7 @@ from vitc.runs.folder import START
 from vitc.runs.tensors import opened, read_tensors, write_tensors
 from vitc.training.build import Setup
 from vitc.training.device import autocast, computes_bf16
-from vitc.training.evaluate import Counts
+from vitc.training.evaluate import Counts, eval_batch
 from vitc.wording import counted
 
 # On standardised features, of the mean cross-entropy; the strongest first, each fit starting from
@@ -37,7 +37,6 @@ from vitc.wording import counted
 PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 ITERATIONS = 60  # of L-BFGS for each
 HOLD_OUT = 5  # without validation images every fifth training image chooses the penalty
-FEATURE_BATCH = 64  # images; on a CPU larger ones leave its caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +154,9 @@ def features_of(
     owner, head = model.get_submodule(parent), classifier(model)
     device, last = setup.device, setup.config.train.channels_last
     plan, data = setup.plan, setup.data
-    images = open_eval(split, data, setup.config.data, plan, device, batch=FEATURE_BATCH)
+    images = open_eval(
+        split, data, setup.config.data, plan, device, batch=eval_batch(setup.config, device)
+    )
     model.eval()
     setattr(owner, leaf, nn.Identity())
     found, labels = [], []

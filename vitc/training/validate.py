@@ -20,7 +20,7 @@ from vitc.data.loader import EvalLoader, Provider, open_eval, open_train
 from vitc.runs.checkpoint import TrainState
 from vitc.training.build import Setup
 from vitc.training.device import Processes, autocast
-from vitc.training.evaluate import EVAL_BATCH, evaluate
+from vitc.training.evaluate import eval_batch, evaluate
 from vitc.training.step import ready_images, running_statistics
 
 
@@ -66,7 +66,13 @@ class Validation:
         s = self.setup
         split = s.data.splits["val"]
         return open_eval(
-            split, s.data, s.config.data, s.plan, s.device, batch=EVAL_BATCH, often=True
+            split,
+            s.data,
+            s.config.data,
+            s.plan,
+            s.device,
+            batch=eval_batch(s.config, s.device),
+            often=True,
         )
 
     def _renew_norms(self, provider: Provider) -> None:
