@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import vitc
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import evaluate, predict_split
 from vitc.errors import ConfigError
 from vitc.runs.folder import Run
-from vitc.training.evaluate import evaluate_run
+from vitc.training.evaluate import Counts, evaluate_run
 
 
 def test_it_has_the_numbers_of_the_runs_last_evaluation_and_adds_up(trained: Path) -> None:
@@ -45,3 +46,12 @@ def test_a_saved_model_answers_as_its_run(trained: Path, tmp_path: Path) -> None
     assert theirs.loss == pytest.approx(mine.loss)
     with pytest.raises(ConfigError, match="has no effect"):
         evaluate(saved, weights="raw")
+
+
+def test_of_equal_logits_the_first_is_the_answer_as_in_the_confusion_matrix() -> None:
+    counts = Counts(torch.device("cpu"))
+    logits = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)).bfloat16().round()
+    labels = torch.arange(500) % 12
+    counts.add(logits, labels)
+    right = logits.float().numpy().argmax(axis=1) == labels.numpy()
+    assert counts.result()["top1"] == pytest.approx(100 * right.mean())
