@@ -306,8 +306,10 @@ def test_a_measures_report_stands_alone_and_holds_its_numbers(tmp_path: Path) ->
     header = (page.parent / "trials.csv").read_text().splitlines()[0]
     assert "point" in header.split(",")
     assert {p.name for p in (page.parent / "figures").iterdir()} == {
-        f"{chart}_0.{kind}" for chart in ("optimizer", "length") for kind in ("svg", "png", "pdf")
-    }
+        f"{chart}.{kind}"
+        for chart in ("forest_0", "forest_0_1", "optimizer_0", "length_0")
+        for kind in ("svg", "png", "pdf")
+    }, "a forest of the gaps, one of the losses, and the levels"
 
 
 def test_the_optimizer_study_tells_the_loss_by_length_too(tmp_path: Path) -> None:
