@@ -225,7 +225,7 @@ def test_the_loss_by_shorter_training_is_paired_by_seed(tmp_path: Path) -> None:
 def test_one_seed_gives_no_interval_and_it_is_said(tmp_path: Path) -> None:
     section = found(tmp_path, lengths(seeds=1), falling)
     assert section.finding.contrasts[0].found.verdict == "open"
-    assert "(? to ?)" in section.finding.verdict[0]
+    assert "(too few for an interval)" in section.finding.verdict[0]
     assert any("One seed" in table.note for table in section.finding.tables)
 
 

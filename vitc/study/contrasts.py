@@ -212,7 +212,7 @@ def sentence(c: Contrast, plan: Plan) -> str:
     where += f"at {c.point}, " if c.point else ""
     runs = counted(f.n, c.unit)
     size = f"{abs(f.difference):.1f} points ({_sizes(f)}; {runs})"
-    signed = f"{signed_interval(f)} points ({runs})"
+    signed = signed_interval(f, f" points, {runs}")
     fails = (
         f"{gone['a']} of {counted(c.pairs, c.unit)} fail to learn, {gone['b']} of {c.reference}'s"
     )
@@ -310,12 +310,13 @@ def _sizes(f: Comparison) -> str:
     return f"95 % interval {low:.1f} to {high:.1f}"
 
 
-def signed_interval(f: Comparison) -> str:
+def signed_interval(f: Comparison, unit: str = "") -> str:
     """`-5.2 (-6.4 to -4.5)`, with ? for a bound that so few runs do not give."""
     if not f.n:
         return "-"
     low, high = ("?" if math.isinf(x) else f"{x:+.1f}" for x in f.interval)
-    return f"{f.difference:+.1f} ({low} to {high})"
+    interval = "too few for an interval" if low == high == "?" else f"{low} to {high}"
+    return f"{f.difference:+.1f}{unit} ({interval})"
 
 
 def shown_width(w: Widths) -> str:
@@ -341,7 +342,7 @@ def controls(found: Sequence[Contrast], plan: Plan) -> list[str]:
     sentences = []
     for c in found:
         where = f" under {c.optim}" if len(plan.optims) > 1 else ""
-        shown = f"{c.what} {signed_interval(c.found)} points, {counted(c.found.n, c.unit)}"
+        shown = f"{c.what} {signed_interval(c.found, f' points, {counted(c.found.n, c.unit)}')}"
         if c.is_control and c.found.verdict in ("open", "equivalent"):
             sentences.append(f"The A/A control{where} shows no difference: {shown}.")
         elif c.is_control:
