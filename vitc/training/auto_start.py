@@ -135,7 +135,9 @@ def pretrained_trial(
         if epochs >= LEAST_EPOCHS:
             break
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
-    settings |= {"train.freeze": parts, "train.epochs": epochs, "train.eval_every_epochs": epochs}
+    # A short run is evaluated at its end alone, also where it takes longer than planned.
+    every = 10 * epochs if epochs <= LEAST_EPOCHS else epochs // 4 + 1
+    settings |= {"train.freeze": parts, "train.epochs": epochs, "train.eval_every_epochs": every}
     config = choices.config(base, settings)
     cost = Probe(READING * config.train.batch * step, evaluation, 0)
     return Trial(settings, config, cost, {}), around + page + READING * n * epochs * step
