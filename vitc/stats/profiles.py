@@ -72,7 +72,9 @@ def sensitivity(
 
     The interval is the jackknife's on a logarithmic scale with 2 n / best_of - 1 degrees of
     freedom: of 1,000 simulated studies with 16, 24, 32 and 64 draws and tasks that are the same,
-    shifted or three, it covered 95.3 to 98.0 % (tests/test_profiles.py). Raises ConfigError: fewer than two tasks or 8 draws, or a `best_of`
+    shifted or three, it covered 95.3 to 98.0 % (tests/test_profiles.py).
+
+    Raises ConfigError: fewer than two tasks or 8 draws, or a `best_of`
     that is more than half of them.
     """
     table = np.asarray(errors, dtype=np.float64)
