@@ -199,6 +199,7 @@ def test_contenders_that_differ_in_precision_or_data_are_named() -> None:
         (lambda: plan(range=[("optim.lr", 1, 0.1)]), "below high"),
         (lambda: plan(range=[("optim.lr", 0, 1)]), "above 0"),
         (lambda: plan(optims=("adan",)), "adamw"),
+        (lambda: plan(**{"train.patience": 3}), "patience keeps the weights"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_with_the_reason(make: Any, message: str) -> None:

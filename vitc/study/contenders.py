@@ -87,6 +87,12 @@ def groups_asked(request: Request) -> list[Group]:
             Group(contender=name, optim=OWN_OPTIM if own_optims else optim, config=config)
         )
     _check_customs(groups)
+    if any(group.config.train.patience is not None for group in groups):
+        raise ConfigError(
+            "train.patience keeps the weights that are best on validation; a study compares the "
+            "last epochs of runs of one length.",
+            "Leave it out.",
+        )
     return groups
 
 
