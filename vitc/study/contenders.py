@@ -86,13 +86,7 @@ def groups_asked(request: Request) -> list[Group]:
         groups.append(
             Group(contender=name, optim=OWN_OPTIM if own_optims else optim, config=config)
         )
-    _check_customs(groups)
-    if any(group.config.train.patience is not None for group in groups):
-        raise ConfigError(
-            "train.patience keeps the weights that are best on validation; a study compares the "
-            "last epochs of runs of one length.",
-            "Leave it out.",
-        )
+    _check(groups)
     return groups
 
 
@@ -114,11 +108,17 @@ def _own_config(
     return dataclasses.replace(config, model=with_sources(config.model, recipe))
 
 
-def _check_customs(groups: Sequence[Group]) -> None:
+def _check(groups: Sequence[Group]) -> None:
     """Build what is custom, and ask its schedules for a rate, before a budget is spent on them.
 
     Raises ConfigError.
     """
+    if any(group.config.train.patience is not None for group in groups):
+        raise ConfigError(
+            "train.patience keeps the weights that are best on validation; a study compares the "
+            "last epochs of runs of one length.",
+            "Leave it out.",
+        )
     for model in {g.config.model for g in groups}:
         if any(customs(model)):
             build_model(model, 2)
@@ -194,7 +194,7 @@ def contenders_of(
                 label = _label(config, kind if isinstance(kind, str) else "", stems)
                 label = label if len(recipes) == 1 else f"{recipe} {label}"
                 groups.append(Group(contender=label, optim=optim, config=config))
-    _check_customs(groups)
+    _check(groups)
     return groups
 
 
