@@ -8,7 +8,8 @@ images, probes and evaluation. Entries are interleaved: seed 0 of each, then see
 read once, at the end of each run.
 
 Entries:
-  vitc        `vitc train FOLDER --budget ...` of this checkout
+  vitc        `vitc train FOLDER --budget ... --start scratch` of this checkout
+  vitc_pretrained  the same with `--start pretrained`
   resnet18    ResNet-18 from scratch in a plain PyTorch script (below): bf16 where it is faster,
               channels_last, AdamW, one-cycle on processor time, images decoded once, random resized
               crops and flips
@@ -37,6 +38,10 @@ import numpy as np
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 PEERS = ("resnet18", "resnet18_mix")
+OURS = {
+    name: ["--train.clock", "processor", "--start", start]
+    for name, start in (("vitc", "scratch"), ("vitc_pretrained", "pretrained"))
+}
 
 
 # -- images ------------------------------------------------------------------------------------
@@ -310,7 +315,7 @@ def race(args: argparse.Namespace) -> dict[str, Any]:
                 else:
                     name, _, where = entry.partition("=")
                     root = Path(where) if where else Path(__file__).resolve().parents[1]
-                    extra = args.vitc if name == "vitc" else []
+                    extra = [*OURS[name], *args.vitc] if name in OURS else []
                     found = run_vitc(root, folder, args.seconds, seed, extra)
                 found |= {"entry": entry.partition("=")[0], "seed": seed}
                 found["processor_seconds"] = round(children_seconds() - before, 1)
