@@ -82,6 +82,9 @@ def _measure(
     """Seconds of a step, and of evaluating an image."""
     t = config.train
     clock = CLOCKS[t.clock]
+    if t.clock == "processor" and config.data.cache_side is not None:
+        # The loader's processes decode images into the cache now, once, and not in later epochs.
+        clock = time.process_time
     setup = set_up(config, data, device, Processes())
     plan, settings = setup.plan, setup.settings
     state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
