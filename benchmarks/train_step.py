@@ -42,6 +42,8 @@ def import_peers() -> tuple[Any, Any] | None:
     try:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
+            if hasattr(torch.ops.torchvision, name):  # torchvision's own, or another import's
+                continue
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         KEPT.append(library)  # it must outlive the import
         import timm

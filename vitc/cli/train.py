@@ -109,7 +109,7 @@ def run(args: Namespace) -> int:
         if result.report is not None:
             emit(f"Where it errs: {result.report}")
         run_folder = shlex.quote(str(plan.out))
-        if Run(result.path).data.get("counts", {}).get("test"):
+        if result.report is not None and Run(result.path).data.get("counts", {}).get("test"):
             emit(f"Once it is the run you choose: vitc evaluate {run_folder} --split test")
         emit(f"Next: vitc predict {run_folder} IMAGE...; vitc show {run_folder} --plot curves.png")
     return 0
