@@ -61,6 +61,7 @@ def test_training_steps_are_timed_against_the_rate_of_matrix_products(tmp_path: 
     assert values(tmp_path)["speed"]["steps"] == before
 
 
+@pytest.mark.slow
 def test_a_slow_part_is_stopped_keeps_what_it_has_and_leaves_the_others_their_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,6 +200,7 @@ def test_names_exclude_models_and_several_recipes(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_study_of_a_notebooks_class_runs_and_shows_itself(cell: Any, tmp_path: Path) -> None:
     made = study.run(
         contenders={"mine": cell.Net, "vit_p_tiny": "vit_p_tiny"},

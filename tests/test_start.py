@@ -138,6 +138,7 @@ def lite(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float]) -
     monkeypatch.setattr(probe, "image_seconds", measured)
 
 
+@pytest.mark.slow
 def test_the_time_decides_how_much_is_fine_tuned(
     photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def test_a_study_runs_from_python_and_is_extended(tmp_path: Path) -> None:
         study.run("hparams", "debug", draws=1, **words, **BRIEF)
 
 
+@pytest.mark.slow
 def test_a_measure_tunes_first_where_it_is_asked_to(tmp_path: Path) -> None:
     out = tmp_path / "s"
     words: dict[str, Any] = {"models": ["vit_p_tiny"], "out": out, "workers": 1, "quiet": True}
@@ -70,6 +71,7 @@ def test_what_no_study_has_is_refused(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", pytest.param("standard input", marks=pytest.mark.slow)])
 def test_a_script_without_a_main_guard_runs_a_study_once(given: str, tmp_path: Path) -> None:
     script = (

@@ -482,6 +482,7 @@ def test_the_papers_models_are_its_table_1() -> None:
         assert (c.class_token, c.global_pool, c.drop_path_rate) == (True, "token", 0)
 
 
+@pytest.mark.slow
 def test_every_named_model_runs_at_its_size() -> None:
     for name in list_models():
         blocks = {"depth": 2} if isinstance(model_config(name), ViTConfig) else {}

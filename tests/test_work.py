@@ -191,6 +191,7 @@ def test_a_trial_in_two_processes_is_stopped_and_resumed(tmp_path: Path) -> None
 # -- this machine's workers ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deaths", "status"), [(1, "done"), pytest.param(2, "failed", marks=pytest.mark.slow)]
 )
