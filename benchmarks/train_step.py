@@ -25,32 +25,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitc.models.timm import import_peer
 from vitc.models.zoo import create_model, model_config
 from vitc.training.device import autocast, describe, pick_device
 
 Step = Callable[[], None]
-KEPT: list[Any] = []
 
 
 @functools.cache
 def import_peers() -> tuple[Any, Any] | None:
-    """(timm, torchvision.models), or None where they are not installed.
-
-    torchvision's compiled operators do not load beside a CPU-only torch; declaring the two that
-    its import asks for is enough for models that never call them.
-    """
+    """(timm, torchvision.models), or None where they are not installed."""
     try:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            if hasattr(torch.ops.torchvision, name):  # torchvision's own, or another import's
-                continue
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        KEPT.append(library)  # it must outlive the import
-        import timm
-        from torchvision import models
+        return import_peer("timm"), import_peer("torchvision.models")
     except ImportError:
         return None
-    return timm, models
 
 
 def step_of(

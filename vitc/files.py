@@ -222,7 +222,8 @@ def writer_of(folder: Path, name: str = LOCK) -> tuple[str, bool | None]:
     except OSError:
         return "", False
     found = re.fullmatch(r"process (\d{1,9}) on (.+)", text)
-    if not found or found[2] != socket.gethostname():
+    here = found is not None and found[2] == socket.gethostname()
+    if found is None or not here or os.name == "nt":  # Windows has no signal that only asks
         return (text, None) if text else ("", False)
     try:
         os.kill(int(found[1]), 0)

@@ -84,7 +84,7 @@ def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
         "source": data.source,
         "classes": list(data.classes),
         "counts": {name: len(split.labels) for name, split in data.splits.items()},
-        "largest_class": {name: _largest_share(s.labels) for name, s in data.splits.items()},
+        "largest_class": {name: largest_share(s.labels) for name, s in data.splits.items()},
         "img_size": list(config.model.size),
         "in_chans": config.model.in_chans,
         "mean": list(data.mean),
@@ -96,7 +96,7 @@ def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
     }
 
 
-def _largest_share(labels: Sequence[int] | np.ndarray[Any, Any]) -> float:
+def largest_share(labels: Sequence[int] | np.ndarray[Any, Any]) -> float:
     """The share of the images that the largest class has: what constant answers reach."""
     known = np.asarray(labels)
     known = known[known >= 0]

@@ -8,15 +8,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vitc.data.loader import TrainLoader
 from vitc.machine import cores, environment
 from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import RunFolder
 from vitc.stats.proportions import learning_line, wilson
-from vitc.training.build import Setup
+from vitc.training.build import Setup, largest_share
 from vitc.training.device import computes_bf16, describe, peak_memory
 from vitc.training.pace import Pace
 from vitc.wording import counted, duration
@@ -185,8 +183,7 @@ class RunLog:
         data = self.setup.data
         if last.get("top1") is None or len(data.classes) < 2:
             return None
-        labels = data.splits["val"].labels
-        largest = float(np.bincount(labels).max()) / len(labels)
+        largest = largest_share(data.splits["val"].labels)
         return bool(100 - last["top1"] >= learning_line(len(data.classes), 0, largest))
 
 
