@@ -24,7 +24,6 @@ from vitc.config import to_saved
 from vitc.deploy.front_door import Plan, check_weights, plan_training, train, train_plan
 from vitc.errors import ConfigError
 from vitc.resolve import resolve_config, what_is
-from vitc.runs.folder import Run
 
 # What people change most; `--help-all` lists every setting.
 COMMON_SETTINGS = (
@@ -108,6 +107,8 @@ def run(args: Namespace) -> int:
         emit(f"{top1}Run: {result.path}")
         if result.report is not None:
             emit(f"Where it errs: {result.report}")
+        from vitc.runs.folder import Run
+
         run_folder = shlex.quote(str(plan.out))
         if result.report is not None and Run(result.path).data.get("counts", {}).get("test"):
             emit(f"Once it is the run you choose: vitc evaluate {run_folder} --split test")

@@ -16,9 +16,7 @@ from vitc.errors import ConfigError, VitcError, suggest_beside
 from vitc.progress import show_lines
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, what_is
-from vitc.runs.folder import Run
 from vitc.settings import coerce
-from vitc.training.longer import longer
 from vitc.wording import read_duration
 
 if TYPE_CHECKING:
@@ -147,6 +145,9 @@ def plan_training(
             "Name the weights with --init, for example --init pretrained:effnet_lite0.",
         )
     if name is not None and kind == "run" and not overwrite and place != Path(name):
+        from vitc.runs.folder import Run
+        from vitc.training.longer import longer
+
         finished = Run(Path(name)).status == "done"
         if budget is not None or (finished and "train.epochs" in flat_values(settings)):
             config, default, notes = longer(Path(name), budget, settings)
@@ -271,6 +272,7 @@ def _with_page(plan: Plan, result: RunResult) -> RunResult:
     from vitc.deploy.classifier import Classifier
     from vitc.deploy.evaluation import measure, predict_split
     from vitc.deploy.run_page import write_page
+    from vitc.runs.folder import Run
 
     path = str(result.path)
     command = shlex.join(["vitc", "evaluate", path])
