@@ -1,7 +1,9 @@
 """What the batch ladder's plan asks (docs/results/plans.md): what SGD costs each stem at one batch.
 
-    python scripts/ladder.py studies/ladder1024
+    python scripts/ladder.py studies/ladder256
+    python scripts/ladder.py studies/ladder1024 studies/ladder1024_sgd
 
+Of an optimizer that several studies have, the last one's trials count.
 A contender's error under an optimizer is the mean of its four lowest of all draws, a run that
 failed to learn counting as chance; gap = SGD minus AdamW. Primary: gap of ViT_P minus gap of ViT_C,
 with a 95 % interval from 10,000 resamplings of the draws, by number jointly for all contenders and
@@ -27,24 +29,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", type=Path)
-    folder = StudyFolder(parser.parse_args().study)
-    plan, _ = folder.read()
-    results = results_of(folder, plan)
-    missing = sum(r.status not in ("done", "diverged") for r in results)
-    if missing:
-        raise SystemExit(
-            f"{missing} trials have no result yet: the plan knows no looks in between."
-        )
+    parser.add_argument("studies", type=Path, nargs="+")
     errors: dict[tuple[str, str], NDArray[np.float64]] = {}
-    for r in results:
-        row = errors.setdefault((r.contender, r.optim), np.full(plan.draws, np.nan))
-        row[r.draw] = plan.chance_error if r.failed_to_learn else r.error
+    for folder in map(StudyFolder, parser.parse_args().studies):
+        plan, _ = folder.read()
+        results = results_of(folder, plan)
+        missing = sum(r.status not in ("done", "diverged") for r in results)
+        if missing:
+            raise SystemExit(
+                f"{folder.path}: {missing} trials have no result yet, and the plan knows no looks "
+                "in between."
+            )
+        rows: dict[tuple[str, str], NDArray[np.float64]] = {}
+        for r in results:
+            row = rows.setdefault((r.contender, r.optim), np.full(plan.draws, np.nan))
+            row[r.draw] = plan.chance_error if r.failed_to_learn else r.error
+        errors |= rows
     for (contender, optim), row in sorted(errors.items()):
         failed, best = int((row >= plan.chance_error).sum()), _best(row[None])[0]
         print(f"{contender:>17} {optim:>5}: {best:5.1f} %, {failed} of {row.size} failed")
     rng = np.random.default_rng(0)
-    drawn = {o: rng.integers(0, plan.draws, (RESAMPLINGS, plan.draws)) for o in ("adamw", "sgd")}
+    draws = plan.draws
+    drawn = {o: rng.integers(0, draws, (RESAMPLINGS, draws)) for o in ("adamw", "sgd")}
     for reference, other in PAIRS:
         if (other, "sgd") not in errors:
             continue

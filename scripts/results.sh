@@ -30,24 +30,30 @@ cifar10_jpeg_q75() {
     vitc study hparams cifar10_vit_c cifar10_vit_p --data "${CIFAR10:-./cifar10}" --optims adamw sgd --draws 8 \
         --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 --data.max_train 8000 --out studies/cifar10_jpeg_q75
 }
-# The rungs of the batch ladder (docs/results/plans.md): lr ranges of six octaves, moved with the batch.
-ladder() {  # BATCH, lr of AdamW from-to, lr of SGD from-to, more options
-    batch=$1 adamw_low=$2 adamw_high=$3 sgd_low=$4 sgd_high=$5
-    shift 5
-    vitc study hparams fashion_vit_p --models vit_c_tiny vit_p_tiny --reference vit_p_tiny --optims adamw sgd \
-        --draws 16 --range adamw:optim.lr "$adamw_low" "$adamw_high" --range sgd:optim.lr "$sgd_low" "$sgd_high" \
-        --range adamw:optim.weight_decay 0.0125 0.4 --range sgd:optim.weight_decay 1.25e-5 4e-4 \
-        --train.epochs 6 --train.batch "$batch" --train.eval_every_epochs 6 --train.precision fp32 \
-        --out "studies/ladder$batch" "$@"
+# The rungs of the batch ladder (docs/results/plans.md): 16 draws of each optimizer named.
+ladder() {  # NAME, BATCH, "OPTIMIZER..."; lr of AdamW from-to, lr of SGD from-to; more options
+    name=$1 batch=$2 optims=$3 adamw_low=$4 adamw_high=$5 sgd_low=$6 sgd_high=$7
+    shift 7
+    set -- --range sgd:optim.lr "$sgd_low" "$sgd_high" --range sgd:optim.weight_decay 1.25e-5 4e-4 "$@"
+    if [ "$optims" != sgd ]; then
+        set -- --range adamw:optim.lr "$adamw_low" "$adamw_high" --range adamw:optim.weight_decay 0.0125 0.4 "$@"
+    fi
+    # shellcheck disable=SC2086  # the optimizers are several words
+    vitc study hparams fashion_vit_p --models vit_c_tiny vit_p_tiny --reference vit_p_tiny --optims $optims \
+        --draws 16 --train.epochs 6 --train.batch "$batch" --train.eval_every_epochs 6 --train.precision fp32 \
+        --out "studies/$name" "$@"
 }
-ladder64() {
-    ladder 64 1.8e-4 1.15e-2 0.00625 0.4
+ladder1024() {  # the first plan's: SGD's range moved in proportion to the batch
+    ladder ladder1024 1024 "adamw sgd" 7e-4 4.5e-2 0.1 6.4 --control
+}
+ladder1024_sgd() {  # the second plan's: one range of SGD for every batch
+    ladder ladder1024_sgd 1024 sgd - - 0.00625 0.4 --control
 }
 ladder256() {
-    ladder 256 3.5e-4 2.25e-2 0.025 1.6
+    ladder ladder256 256 "adamw sgd" 3.5e-4 2.25e-2 0.00625 0.4
 }
-ladder1024() {
-    ladder 1024 7e-4 4.5e-2 0.1 6.4 --control
+ladder64() {
+    ladder ladder64 64 "adamw sgd" 1.8e-4 1.15e-2 0.00625 0.4
 }
 
 for name in "${@:-quick64 optimizer table3 rivals cifar10_jpeg_q75}"; do

@@ -100,9 +100,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         assert same(*weights)
 
 
-def test_kept_weights_of_a_discarded_run_are_removed(tmp_path: Path) -> None:
+def test_kept_weights_are_removed_with_a_discarded_run_and_at_the_end(tmp_path: Path) -> None:
     run(config(**{"train.patience": 1, "train.epochs": 1}), tmp_path / "run", quiet=True)
-    assert (tmp_path / "run" / "checkpoints" / BEST).exists()
+    assert not (tmp_path / "run" / "checkpoints" / BEST).exists()
+    (tmp_path / "run" / "checkpoints" / BEST).write_bytes(b"of a run that was killed")
     run(config(**{"train.epochs": 1}), tmp_path / "run", overwrite=True, quiet=True)
     assert not (tmp_path / "run" / "checkpoints" / BEST).exists()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_of"] is None

@@ -77,11 +77,11 @@ def test_a_run_starts_from_the_probe_and_keeps_what_is_better_on_validation(
     assert lines[-1]["top1"] > lines[-2]["top1"]
     assert lines[-1]["step"] == lines[-2]["step"]
     assert result.top1 == result.summary["top1_raw"] == lines[-1]["top1"]
-    start = load_file(tmp_path / "wild" / "checkpoints" / linear_probe.START)
+    assert result.summary["best_of"] == 2
+    assert not (tmp_path / "wild" / "checkpoints" / linear_probe.START).exists()
     (last,) = (tmp_path / "wild" / "checkpoints").glob("step_*")
-    for name in ("model", "ema"):
-        kept = load_file(last / f"{name}.safetensors")
-        assert all(torch.equal(kept[n], tensor) for n, tensor in start.items())
+    model, ema = (load_file(last / f"{name}.safetensors") for name in ("model", "ema"))
+    assert all(torch.equal(ema[name], tensor) for name, tensor in model.items())
     # What is measured afterwards is what the run reports: both were fp32.
     assert evaluate_run(tmp_path / "wild")["top1"] == pytest.approx(result.top1)
     assert gentle.top1 is not None

@@ -216,6 +216,11 @@ class RunFolder:
             with _writing(self.path / name), open(self.path / name, "ab") as file:
                 file.write(line.encode() + b"\n")
 
+    def drop_alternatives(self) -> None:
+        """Remove the weights that a run could have returned to, once it has ended."""
+        for name in (START, BEST):
+            (self.checkpoints / name).unlink(missing_ok=True)
+
     def sync(self) -> None:
         """Wait until the disk has metrics and events; called before a checkpoint is saved, so that
         the metrics always reach at least as far. Raises RunError: the disk refuses, or the folder

@@ -235,6 +235,8 @@ class Trainer:
                 spent["steps"] = state.seconds - seconds - others
                 self._save()
                 summary = self.log.close(state, "done")
+                if setup.procs.first:
+                    self.folder.drop_alternatives()
                 return RunResult(self.folder.path, "done", summary["top1"], summary)
         except Exception as error:
             statuses = {DivergedError: "diverged", InterruptedRun: "interrupted"}
@@ -357,6 +359,7 @@ class Trainer:
         tensors, result = start
         probed = result["top1"]
         scores = f"on validation: the linear probe {probed:.2f} %, fine-tuned {tuned:.2f} %"
+        state.last_eval["best_of"] = 2
         if probed <= tuned:
             self.log.note(f"kept the fine-tuned weights; {scores}")
             return
