@@ -51,6 +51,18 @@ def memory() -> int:
     return min(limits) // _processes_here()
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that can still be taken here; None: not known."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [int(s.split()[1]) * 1024 for s in lines if s.startswith("MemAvailable:")]
+        most, used = (_first_line(CGROUP / f"memory.{name}") for name in ("max", "current"))
+        if most.isdigit() and used.isdigit():  # used: files that are cached are among it
+            free.append(max(0, int(most) - int(used)))
+        return min(free)
+    return None
+
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
 

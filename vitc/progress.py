@@ -8,14 +8,13 @@ import time
 from collections.abc import Sequence
 from html import escape
 from importlib import import_module
-from typing import Any, TextIO, cast
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vitc.streams import Stream
 from vitc.wording import duration
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 PLAIN_SECONDS = 10.0  # between plain lines
 
@@ -39,6 +38,8 @@ class Progress:
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.stream = sys.stderr if isinstance(sys.stderr, Stream) else Stream(sys.stderr)
+        from rich.console import Console  # where it is broken, vitc doctor still starts
+
         file = cast(TextIO, self.stream)
         self.console = Console(file=file, highlight=False, soft_wrap=True, quiet=quiet)
         self.plain_seconds = plain_seconds
@@ -47,6 +48,9 @@ class Progress:
         self.bar: Bar | None = None
         self.cell = NotebookBar(title) if self.console.is_jupyter and not quiet else None
         if self.console.is_terminal and not quiet:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
             self.bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -122,6 +126,8 @@ def show_lines(title: str, lines: Sequence[str]) -> None:
     several processes the first does."""
     if not lines or os.environ.get("RANK", "0") != "0":
         return
+    from rich.console import Console
+
     stream = sys.stderr if isinstance(sys.stderr, Stream) else Stream(sys.stderr)
     console = Console(file=cast(TextIO, stream), highlight=False, soft_wrap=True)
     if not console.is_jupyter:

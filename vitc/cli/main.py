@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitc import __version__
-from vitc.cli import bench, convert, evaluate, predict, push, report, save, show, train
+from vitc.cli import bench, convert, doctor, evaluate, predict, push, report, save, show, train
 from vitc.cli.data import DATA_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
 from vitc.cli.study import QUICK_VERB, study_verbs
@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "show": show.VERB,
     "report": report.VERB,
     "bench": bench.VERB,
+    "doctor": doctor.VERB,
     "convert": convert.VERB,
     "save": save.VERB,
     "push": push.VERB,
@@ -46,7 +47,7 @@ GROUPS: dict[str, Callable[[], dict[str, Verb]]] = {
 # How `vitc --help` lists them.
 SECTIONS = {
     "commands": ("train", "evaluate", "predict", "study"),
-    "look": ("show", "report", "bench"),
+    "look": ("show", "report", "bench", "doctor"),
     "data": ("data",),
     "share": ("save", "push", "convert"),
 }
