@@ -100,9 +100,7 @@ def _lacking(package: str, least: str) -> str:
 
 
 def _versions(found: Diagnosis, core: dict[str, str]) -> None:
-    from vitc import __version__
-
-    versions = {"python": platform.python_version(), "vitc": __version__}
+    versions = {"python": platform.python_version(), "vitc": machine.own_version()}
     for package, least in core.items():
         lacking = _lacking(package, least)
         with suppress(importlib.metadata.PackageNotFoundError):
