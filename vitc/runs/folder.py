@@ -3,7 +3,7 @@
     config.json     the RunConfig, written first
     data.json       classes, preprocessing and fingerprint of the images, the held-out ones by name
     images.npz      every image with its split and digest (vitc.runs.images)
-    metrics.jsonl   one JSON object a line: {"kind": "train" | "eval", "step": ..., ...}
+    metrics.jsonl   one JSON object a line: {"kind": "train" | "eval" | "watch", "step": ...}
     events.log      what happened when, for people
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.runs.checkpoint
@@ -49,6 +49,7 @@ RESULTS = ("test.json", *PAGES)  # see vitc.runs.results
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 START, BEST = "start.safetensors", "best.safetensors"  # weights that a run may return to
+GOOD = "good"  # in checkpoints/: states to roll back to (vitc.training.guard)
 CHECKPOINT_NAME = re.compile(r"step_(\d{1,18})(\.old)?")
 ENDED = ("done", "diverged", "failed")  # a trial with one of these is never run again
 PLACED = re.compile(r"^\S+  placed by engine (\w+) on host (\S+)$", re.MULTILINE)
@@ -68,10 +69,12 @@ HARMLESS = frozenset(
         "train.save_every_seconds",
         "train.save_every_steps",
         "train.keep_checkpoints",
+        "train.on_divergence",
     }
 )
-"""Settings that may change when a run is resumed: they decide where and how often, not what is
-learned. Another device or thread count keeps the run but not its bits; events.log then notes it."""
+"""Settings that may change when a run is resumed: they decide where and how often, or what is done
+with a run that has gone bad, not what is learned. Another device or thread count keeps the run but
+not its bits; events.log then notes it."""
 
 METRICS_LIMIT = 1 << 30  # bytes; a stranger's file must not fill the memory
 ELSEWHERE = "Restart it with --overwrite, or choose another --out."
@@ -167,7 +170,7 @@ class RunFolder:
         if self.checkpoints.exists():
             files.discard(self.checkpoints / LATEST)
             for path in list(self.checkpoints.iterdir()):
-                if CHECKPOINT_NAME.fullmatch(path.name) or path.name in (START, BEST):
+                if CHECKPOINT_NAME.fullmatch(path.name) or path.name in (START, BEST, GOOD):
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
         for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY, *RESULTS):

@@ -89,6 +89,10 @@ class TrainConfig:
     """End the run once so many evaluations in a row are no better than the best before them, and
     keep the weights of the best, a result chosen on validation; None: train to the end, keep the
     last."""
+    on_divergence: Literal["stop", "rollback", "continue"] = "stop"
+    """When a step has no finite result. stop: the run ends with the cause and its remedy. rollback:
+    it returns to the last good state, halves the lr and leaves the batch out (for a poisoned batch
+    and an exploding lr too). continue: the step is left out."""
     log_every_steps: int = setting(10, at_least=1)
     """Steps between train lines in metrics.jsonl."""
     save_every_seconds: float = setting(300.0, at_least=0)

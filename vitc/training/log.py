@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections import defaultdict
@@ -32,6 +33,10 @@ class RunLog:
         # Seconds of this process by what they were spent on.
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.steps = setup.steps  # of the whole run, as far as is known
+
+    def metric(self, line: Mapping[str, Any]) -> None:
+        """Write a line to metrics.jsonl."""
+        self.folder.metric(line)
 
     def note(self, text: str) -> None:
         """Write a line to the screen and events.log."""
@@ -73,10 +78,11 @@ class RunLog:
 
     def train_line(self, state: TrainState, lr: float) -> None:
         """Write the means since the last train line, and reset the sums."""
-        means = {name: state.sums[name] / state.sums["steps"] for name in ("loss", "grad_norm")}
+        steps = state.sums["steps"] or math.nan  # all of them may have been left out
+        means = {name: state.sums[name] / steps for name in ("loss", "grad_norm")}
         state.sums.update(dict.fromkeys(state.sums, 0.0))
         rate = self._rate(state)
-        self.folder.metric(
+        self.metric(
             {
                 "kind": "train",
                 "step": state.step,
@@ -94,7 +100,7 @@ class RunLog:
     def replanned(self, state: TrainState, pace: Pace) -> None:
         """The run has a time to end in, and its remaining steps were counted again."""
         steps = state.step + round((pace.steps - pace.position) / pace.rate)
-        self.folder.metric(
+        self.metric(
             {
                 "kind": "pace",
                 "step": state.step,
@@ -112,7 +118,7 @@ class RunLog:
         return round(images / max(state.seconds, 1e-9), 1)
 
     def eval_line(self, state: TrainState, line: dict[str, Any]) -> None:
-        self.folder.metric(line)
+        self.metric(line)
         which = "" if state.ema is None else f" (EMA; raw {line['top1_raw']:.2f})"
         self.progress.line(
             f"epoch {line['epoch']:>3}/{self.setup.config.train.epochs}  "
@@ -128,9 +134,16 @@ class RunLog:
         self.note(what_limits(batches.wait_seconds, seconds, batches.workers, cores(), device))
 
     def close(
-        self, state: TrainState, status: str, error: Exception | None = None
+        self,
+        state: TrainState,
+        status: str,
+        guarded: Mapping[str, Any],
+        error: Exception | None = None,
     ) -> dict[str, Any]:
-        """Write summary.json, with the error where there was one; returns its content."""
+        """Write summary.json, with the error where there was one; returns its content.
+
+        guarded: `Guard.summary`.
+        """
         setup, last = self.setup, state.last_eval
         summary: dict[str, Any] = {
             "status": status,
@@ -148,6 +161,7 @@ class RunLog:
             "time_spent": {name: round(s, 3) for name, s in self.spent.items()},
             "images_per_second": self._rate(state),
             "skipped_files": state.skipped,
+            **guarded,
             "peak_memory_bytes": peak_memory(setup.device),
             "data_fingerprint": setup.data.fingerprint,
             "device": describe(setup.device),

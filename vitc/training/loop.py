@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import signal
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitc.config import RunConfig
 from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import open_data
-from vitc.data.loader import TrainLoader, open_train
+from vitc.data.loader import Provider, TrainLoader, open_train
 from vitc.errors import DivergedError, InterruptedRun, RunError
 from vitc.machine import STOP_SIGNALS
 from vitc.plugins.consent import with_sources
@@ -32,6 +33,7 @@ from vitc.training.best import keep_if_best, return_to_best, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
 from vitc.training.evaluate import not_finite
+from vitc.training.guard import KEEP_GOOD, Guard
 from vitc.training.initialise import InitialWeights
 from vitc.training.linear_probe import keep_start, kept_start, probe_head, put_in_place
 from vitc.training.log import RunLog
@@ -103,6 +105,7 @@ def run(
             for note in (*notes, *reasons, *prepared):
                 folder.event(note)
             keep = config.train.keep_checkpoints
+            keep += KEEP_GOOD if config.train.on_divergence == "rollback" else 0
             crowded = room_for_checkpoints(out, checkpoint_bytes(state, config.optim), keep)
             quiet = quiet or not procs.first
             with (
@@ -116,9 +119,10 @@ def run(
                         log.note(f"Warning: {text}")
                 for line in (*leaks(earlier, data), *([crowded] if crowded else [])):
                     log.note(line)
-                resume(setup, state, folder, log, initial, pace)
+                guard = Guard(setup, state, folder, log)
+                guard.resume(resume(setup, state, folder, log, initial, pace))
                 log.spent["preparing"] = time.monotonic() - entered
-                return Trainer(setup, state, folder, log, stop, pace).run()
+                return Trainer(setup, state, folder, log, stop, pace, guard).run()
 
 
 def resume(
@@ -128,8 +132,11 @@ def resume(
     log: RunLog,
     initial: InitialWeights,
     pace: Pace,
-) -> None:
-    """Load the newest good checkpoint into `state`; where there is none, the initial weights."""
+) -> dict[str, Any]:
+    """Load the newest good checkpoint into `state`; where there is none, the initial weights.
+
+    Returns what was saved with it besides the state.
+    """
     found, damaged = latest_checkpoint(folder.checkpoints)
     for problem in damaged:
         log.note(problem)
@@ -146,7 +153,7 @@ def resume(
                 keep_start(folder.checkpoints, state.model, probed)
         if state.ema is not None:
             state.ema.module.load_state_dict(state.model.state_dict())
-        return
+        return {}
     extra = state.load(found)
     pace.resume(extra, state.step)
     folder.cut_back(state.step)
@@ -158,6 +165,7 @@ def resume(
         else:
             log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
     log.note(f"resumed at step {state.step} of {setup.steps} from {found}")
+    return extra
 
 
 class StopSignal:
@@ -198,11 +206,12 @@ class Trainer:
         log: RunLog,
         stop: StopSignal,
         pace: Pace,
+        guard: Guard,
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
-        self.log, self.stop, self.pace = log, stop, pace
+        self.log, self.stop, self.pace, self.guard = log, stop, pace, guard
         self.validation = Validation(setup, state)
-        self.pending: list[dict[str, Tensor]] = []  # what steps returned, not yet read
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # results of steps, not yet read
         self.counted_until = 0.0  # time.monotonic() up to which state.seconds counts
         self.saved_at = 0.0  # time.monotonic() of the last checkpoint
 
@@ -213,38 +222,52 @@ class Trainer:
         self.counted_until = self.saved_at = time.monotonic()
         seconds, spent = state.seconds, self.log.spent
         try:
-            with open_train(
-                setup.data,
-                setup.config.data,
-                setup.plan,
-                setup.device,
-                state.step,
-                self.pace.most_steps,
-            ) as batches:
+            with contextlib.ExitStack() as stack:
+                batches = stack.enter_context(self._open(None))
                 opening = time.monotonic() - self.counted_until
                 spent["preparing"] += opening
                 self.folder.event(batches.note)
                 self._steps(batches)
+                while self.guard.asked is not None:
+                    spent["loading"] += batches.wait_seconds
+                    self._roll_back()
+                    batches = stack.enter_context(self._open(batches.provider))
+                    self._steps(batches)
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
                 self._keep_best()
                 self._keep_better()
                 self._count_time()
-                spent["loading"] = batches.wait_seconds
+                spent["loading"] += batches.wait_seconds
                 others = opening + spent["loading"] + spent["saving"]
                 spent["steps"] = state.seconds - seconds - others
                 self._save()
-                summary = self.log.close(state, "done")
+                summary = self.log.close(state, "done", self.guard.summary)
                 if setup.procs.first:
                     self.folder.drop_alternatives()
                 return RunResult(self.folder.path, "done", summary["top1"], summary)
         except Exception as error:
             statuses = {DivergedError: "diverged", InterruptedRun: "interrupted"}
             if not self.folder.finished:
-                self.log.close(state, statuses.get(type(error), "failed"), error)
+                status = statuses.get(type(error), "failed")
+                self.log.close(state, status, self.guard.summary, error)
             raise
 
+    def _open(self, provider: Provider | None) -> TrainLoader:
+        """The batches of the steps that are left."""
+        setup = self.setup
+        return open_train(
+            setup.data,
+            setup.config.data,
+            setup.plan,
+            setup.device,
+            self.state.step,
+            self.pace.most_steps,
+            provider,
+        )
+
     def _steps(self, batches: TrainLoader) -> None:
+        """Take steps until the run ends, or has to be rolled back."""
         setup, state, t, pace = self.setup, self.state, self.setup.config.train, self.pace
         forward = state.model
         if t.compile:
@@ -255,24 +278,35 @@ class Trainer:
                 forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         train_mode(state.model)
-        norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs)
+        skips, guard = t.on_divergence == "continue", self.guard
+        norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs, skips)
+        if guard.good_step() and not pace.ended:
+            guard.keep_good(self._extra())
         for micros in batches:
             if pace.ended:  # of a run that was finished when it was last saved
                 return
-            lr = setup.lr(pace.position)
-            self.pending.append(train_step(state, forward, micros, lr, norms, setup.settings))
+            lr = setup.lr(pace.position) * guard.lr_factor
+            left_out = guard.leaves_out(state.step + 1)
+            if not left_out:
+                guard.before_step()
+                outcome = train_step(state, forward, micros, lr, norms, setup.settings)
+                self.pending.append((state.step + 1, outcome))
             state.step += 1
             pace.advance()
-            if state.ema is not None:
+            if state.ema is not None and not left_out:
                 state.ema.update(state.model, state.step)
+            guard.after_step(micros[0])
             for name in (name for micro in micros for name in micro.skipped):
                 state.skipped += 1
                 self.log.note_once(f"skipped broken file {name}, in this and every later epoch")
 
             logging = state.step % t.log_every_steps == 0
             epoch, within = divmod(state.step, setup.steps_per_epoch)
-            if logging or within == 0 or setup.device.type != "cuda":
-                self._read()
+            keeping = guard.good_step()
+            if logging or within == 0 or keeping or pace.ended or setup.device.type != "cuda":
+                self._read(batches.provider)
+            if guard.asked is not None:
+                return
             if logging:
                 self._count_time()
                 self.log.train_line(state, lr)
@@ -283,28 +317,50 @@ class Trainer:
             if self.validation.due(epoch, within == 0, pace.ended):
                 self._evaluate(batches)
             if logging or within == 0 or setup.procs.world == 1:
-                self._stop_if_asked()
+                self._stop_if_asked(batches)
             by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0
             due = by_steps or time.monotonic() - self.saved_at >= t.save_every_seconds
             if pace.ended:
                 return
+            if keeping:
+                guard.keep_good(self._extra())
             if due:
+                self._read(batches.provider)
+                if guard.asked is not None:
+                    return
                 self._save()
 
-    def _read(self) -> None:
+    def _read(self, provider: Provider) -> None:
         """Bring what steps returned to the host; the one place that waits for the device."""
         if not self.pending:
             return
-        names = list(self.pending[0])
-        values = torch.stack([torch.stack(list(each.values())) for each in self.pending]).tolist()
-        first = self.state.step - len(values) + 1
+        steps, outcomes = zip(*self.pending, strict=True)
+        names = list(outcomes[0])
+        values = torch.stack([torch.stack(list(each.values())) for each in outcomes]).tolist()
         self.pending = []
-        for step, row in enumerate(values, first):
+        for step, row in zip(steps, values, strict=True):
+            outcome = dict(zip(names, row, strict=True))
             if not all(map(math.isfinite, row)):
-                self._diverged(step, dict(zip(names, row, strict=True)))
-            for name, value in zip(names, row, strict=True):
-                self.state.sums[name] += value
-            self.state.sums["steps"] += 1
+                self.guard.bad_step(step, outcome, provider)
+            else:
+                self.guard.observe(step, outcome)
+                for name, value in outcome.items():
+                    self.state.sums[name] += value
+                self.state.sums["steps"] += 1
+            if self.guard.asked is not None:
+                return
+        self.guard.read_vitals()
+
+    def _roll_back(self) -> None:
+        """Return to a good state, and make it the latest checkpoint."""
+        self.pending = []
+        used = self.pace.seconds()
+        self.pace.resume(self.guard.roll_back(), self.state.step)
+        self.pace.used = used  # time that was spent stays spent
+        self.saved_at = time.monotonic()
+        self._save()
+        self.folder.cut_back(self.state.step)
+        self.log.start(self.state.step)
 
     def _count_time(self) -> None:
         now = time.monotonic()
@@ -371,23 +427,27 @@ class Trainer:
         self.log.note(f"kept the linear probe; {scores}")
 
     def _save(self) -> None:
-        self._read()
+        """Write a checkpoint; all results of steps have been read."""
         self._count_time()
         self.saved_at = time.monotonic()
         self._check_finite()
         if not self.setup.procs.first:
             return
         self.folder.sync()
-        extra = {
+        keep = self.setup.config.train.keep_checkpoints
+        self.state.save(self.folder.checkpoints, self._extra(), keep=keep)
+        self.log.spent["saving"] += time.monotonic() - self.saved_at
+
+    def _extra(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the state."""
+        return {
             **self.pace.state,
+            **self.guard.kept,
             "threads": torch.get_num_threads(),
             "device": str(self.setup.device),
             "seed_order": self.setup.plan.seed_order,
             "seed_augment": self.setup.plan.seed_augment,
         }
-        keep = self.setup.config.train.keep_checkpoints
-        self.state.save(self.folder.checkpoints, extra, keep=keep)
-        self.log.spent["saving"] += time.monotonic() - self.saved_at
 
     def _check_finite(self) -> None:
         """What no step guards: running statistics that are not finite must not be saved."""
@@ -402,9 +462,12 @@ class Trainer:
                     "in fp32.",
                 )
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, batches: TrainLoader) -> None:
         setup, step = self.setup, self.state.step
         if setup.procs.any(self.stop.number is not None, setup.device) and not self.pace.ended:
+            self._read(batches.provider)
+            if self.guard.asked is not None:  # first to the good state, then stop
+                return
             self._save()
             number = self.stop.number or signal.SIGTERM
             raise InterruptedRun(
@@ -413,15 +476,3 @@ class Trainer:
                 f"Resume with: vitc train {shlex.quote(str(self.folder.path))}",
                 number,
             )
-
-    def _diverged(self, step: int, outcome: dict[str, float]) -> None:
-        found, _ = latest_checkpoint(self.folder.checkpoints)
-        at = step - 1 if self.pace.budget is None else self.pace.position
-        values = ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in outcome.items())
-        raise DivergedError(
-            f"Diverged at step {step} of {self.setup.steps}: {values}, lr "
-            f"{self.setup.lr(at):.3g}. No weight was changed by that step. "
-            f"Last good checkpoint: {found or 'none'}.",
-            "Lower --optim.lr, lengthen --optim.schedule.warmup_epochs, or set "
-            "--optim.clip_norm 1.",
-        )

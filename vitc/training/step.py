@@ -49,20 +49,13 @@ def train_step(
     """
     set_lr(state.optimizer, lr)
     total = torch.zeros((), device=s.device)
-    smoothing = s.config.data.augment.label_smoothing
     distributed = forward if isinstance(forward, DistributedDataParallel) else None
     for i, micro in enumerate(micros):
         norms.before_micro(i)
-        images = ready_images(micro, s)
-        images, targets = mix(images, micro.labels, micro.mix, s.num_classes, smoothing)
         # Gradients travel between processes once a step, with the last micro-batch.
         last = i == len(micros) - 1
         with nullcontext() if last or distributed is None else distributed.no_sync():
-            with autocast(s.config.train.precision, s.device):
-                # Only a ViT takes what residual branches are multiplied by.
-                extra = () if micro.drop_path is None else (micro.drop_path,)
-                logits = forward(images, *extra)
-            loss = soft_cross_entropy(logits, targets)
+            loss = micro_loss(forward, micro, s)
             (loss / len(micros)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / len(micros)
     norms.after_step()
@@ -75,9 +68,23 @@ def train_step(
     s.procs.sum_(total)
     total /= s.procs.world
     finite = torch.isfinite(total) & torch.isfinite(grad_norm)
-    _guarded_update(state.optimizer, finite)
+    skips = s.config.train.on_divergence == "continue"
+    if skips:
+        norms.keep_if(finite)
+    _guarded_update(state.optimizer, finite, sticky=not skips)
     state.optimizer.zero_grad(set_to_none=True)
     return {"loss": total, "grad_norm": grad_norm}
+
+
+def micro_loss(forward: nn.Module, micro: MicroBatch, s: StepSettings) -> Tensor:
+    """The mean loss of a micro-batch: 0-d float32, with its graph."""
+    smoothing = s.config.data.augment.label_smoothing
+    images, targets = mix(ready_images(micro, s), micro.labels, micro.mix, s.num_classes, smoothing)
+    with autocast(s.config.train.precision, s.device):
+        # Only a ViT takes what residual branches are multiplied by.
+        extra = () if micro.drop_path is None else (micro.drop_path,)
+        logits = forward(images, *extra)
+    return soft_cross_entropy(logits, targets)
 
 
 def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
@@ -87,13 +94,13 @@ def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
     return erase(images, micro.erased)
 
 
-def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor, sticky: bool = True) -> None:
     """Step the optimizer only where `finite`.
 
     Fused optimizers skip the update of every tensor when their `found_inf` is 1; that keeps a
-    GPU's step free of a host sync. The flag sticks: after one bad step no later one counts, so
-    the weights at the time of the report are those before the bad step. With any other optimizer,
-    and on the CPU, the host checks before the step.
+    GPU's step free of a host sync. The flag sticks if `sticky`: after one bad step no later one
+    counts, so the weights at the time of the report are those before the bad step. With any other
+    optimizer, and on the CPU, the host checks before the step.
     """
     fused = all(group.get("fused") for group in optimizer.param_groups)
     if finite.device.type != "cuda" or not fused:
@@ -101,7 +108,7 @@ def _guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
             optimizer.step()
         return
     bad = (~finite).float()
-    before = getattr(optimizer, "found_inf", None)
+    before = getattr(optimizer, "found_inf", None) if sticky else None
     optimizer.found_inf = bad if before is None else torch.maximum(bad, before)  # type: ignore[attr-defined]
     optimizer.step()
 
@@ -116,24 +123,29 @@ class NormStatistics:
     Each micro-batch starts from the statistics before the step, and the step's result is the mean
     of the G single updates: the order of micro-batches, and which process has which, then does
     not matter. (Updating one after the other would weigh the last one most.) Norms that are in
-    eval mode when this is made, being frozen, have no part in it.
+    eval mode when this is made, being frozen, have no part in it. `guarded`: the statistics before
+    the step are kept, for `keep_if`.
     """
 
-    def __init__(self, model: nn.Module, micros: int, procs: Processes) -> None:
+    def __init__(
+        self, model: nn.Module, micros: int, procs: Processes, guarded: bool = False
+    ) -> None:
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
         self.floats = running_statistics(norms)
         self.counts = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
         self.alone = micros * procs.world == 1 or not self.floats
         self.micros, self.procs = micros, procs
+        self.guarded = guarded
         self.start: list[Tensor] = []
         self.sums: list[Tensor] = []
 
     @torch.no_grad()
     def before_micro(self, index: int) -> None:
+        if index == 0 and (self.guarded or not self.alone):
+            self.start = [b.clone() for b in self.floats]
         if self.alone:
             return
         if index == 0:
-            self.start = [b.clone() for b in self.floats]
             self.sums = [torch.zeros_like(b) for b in self.floats]
             return
         torch._foreach_add_(self.sums, self.floats)
@@ -152,3 +164,9 @@ class NormStatistics:
             b.copy_(part.view_as(b))
         for count in self.counts:  # one step, however many micro-batches it had
             count -= self.micros - 1
+
+    @torch.no_grad()
+    def keep_if(self, finite: Tensor) -> None:
+        """After the step: take the statistics back to those before it unless `finite`."""
+        for now, before in zip(self.floats, self.start, strict=True):
+            now.copy_(torch.where(finite, now, before))
