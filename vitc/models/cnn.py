@@ -8,12 +8,15 @@ that is left of them, K classes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from math import sqrt
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from vitc.errors import ConfigError, refuse
+from vitc.models.backbone import NORM_GROUP, Backbone, chosen_layers, traced
 from vitc.models.config import Activation, CNNConfig, inner_width, se_width
 from vitc.models.stems import ConvNormAct, act_layer, check_images
 
@@ -46,10 +49,16 @@ class ConvNorm(ConvNormAct):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pads_same:
-            kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-            lacking = [max(0, kernel - 1 - (side - 1) % stride) for side in x.shape[:1:-1]]
-            x = F.pad(x, [n for pad in lacking for n in (pad // 2, pad - pad // 2)])
+            x = padded_same(x, self.conv.kernel_size[0], self.conv.stride[0])
         return super().forward(x)
+
+
+@fx.wrap
+def padded_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """(B, C, H, W) with what the last position lacks, half of it on either side. To torch.fx one
+    step, since how much depends on the size."""
+    lacking = [max(0, kernel - 1 - (side - 1) % stride) for side in x.shape[:1:-1]]
+    return F.pad(x, [n for pad in lacking for n in (pad // 2, pad - pad // 2)])
 
 
 class SqueezeExcite(nn.Module):
@@ -124,7 +133,7 @@ def _squeeze_excite(config: CNNConfig, channels: int, in_chans: int) -> nn.Modul
     return SqueezeExcite(channels, hidden, config.activation)
 
 
-class CNN(nn.Module):
+class CNN(Backbone):
     """A CNN of the paper's comparison (Table 2): (B, C, H, W) -> (B, K).
 
     It takes images of any size; `img_size` is what it is trained at, and what its cost is counted
@@ -136,7 +145,7 @@ class CNN(nn.Module):
         _check(config)
         super().__init__()
         self.config, self.in_chans, self.img_size = config, config.in_chans, config.size
-        self.num_features = config.num_features
+        self.num_features, self.global_pool = config.num_features, "avg"
         kernel, stride = {"simple": (3, 2), "resnet": (7, 2), "cifar": (3, 1)}[config.stem_type]
         act, width = config.activation, config.stem_width
         self.stem = nn.Sequential()  # (B, stem_width, H / r, W / r), r being 1, 2 or 4
@@ -173,7 +182,17 @@ class CNN(nn.Module):
         Raises ConfigError: images with another number of channels than it was built for; a single
         one in training, so small that BatchNorm would see one value a channel.
         """
+        self._check_input(x)
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        out: Tensor = self.conv_head(x)
+        return out
+
+    def _check_input(self, x: Tensor) -> None:
         check_images(x, self.in_chans, 1)
+        if traced(x):
+            return
         if self.training and len(x) == 1 and max(x.shape[2:]) <= self.config.reduction:
             raise ConfigError(
                 f"BatchNorm cannot train on one image of {x.shape[2]}x{x.shape[3]}: "
@@ -181,28 +200,78 @@ class CNN(nn.Module):
                 f"value a channel.",
                 "Train on at least 2 images at once (--train.micro_batch), or on larger ones.",
             )
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        out: Tensor = self.conv_head(x)
-        return out
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """What stem (0) and stages (1 to 4) give out, (B, C, h, w) each; timm's names and order.
+
+        `indices`: None all, n the last n, or a list, negative ones from the end. Returns (features
+        as of `forward_features`, outputs), or with `intermediates_only` the outputs alone: then,
+        and with `stop_early`, no stage is run after the last of them. `norm` makes no difference:
+        every stage ends normalised. Raises ConfigError: no such stage, no such format; images as
+        in `forward_features`.
+        """
+        if output_fmt != "NCHW":
+            raise ConfigError(f"output_fmt {output_fmt!r} must be NCHW.")
+        parts = [self.stem, *self.stages]
+        chosen = chosen_layers(indices, len(parts), "stage")
+        self._check_input(x)
+        outputs: list[Tensor] = []
+        for i, part in enumerate(parts):
+            x = part(x)
+            if i in chosen:
+                outputs.append(x)
+            if i == chosen[-1] and (stop_early or intermediates_only):
+                break
+        return outputs if intermediates_only else (self.conv_head(x), outputs)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Of the outputs of stem and stages, for timm: `num_chs`, `reduction`, `module`."""
+        config, reduction = self.config, {"simple": 2, "resnet": 4, "cifar": 1}
+        info = [(config.stem_width, reduction[config.stem_type], "stem")]
+        for i, width in enumerate(config.widths[: len(self.stages)]):
+            info.append((width, info[-1][1] * config.strides[i], f"stages.{i}"))
+        return [dict(zip(("num_chs", "reduction", "module"), row, strict=True)) for row in info]
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] | None = None,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last of `indices`, and the head; returns the places."""
+        chosen = chosen_layers(indices, 1 + len(self.stages), "stage")
+        self.stages = self.stages[: chosen[-1]]
+        if prune_head:
+            self.conv_head = nn.Identity()
+            self.reset_classifier(0, "")
+        return chosen
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, h, w) -> (B, K): average and classify; with `pre_logits`, only the
-        average: (B, num_features)."""
+        average: (B, num_features). Without pooling (`reset_classifier(0, "")`) the maps."""
+        if not self.global_pool:
+            return x
         pooled = x.mean(dim=(2, 3))
         return pooled if pre_logits else self.head(pooled)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes`, or none for 0: `forward` then gives features.
 
         Its weights are drawn from torch's generator, N(0, 0.01), its biases 0, as in pycls.
+        `global_pool`: avg, or without a head "" (maps); None: as it is.
         """
-        if num_classes < 0:
-            raise ConfigError(f"num_classes {num_classes} must be at least 0 (0: no head).")
-        self.num_classes = num_classes
-        if num_classes == 0:
-            self.head: nn.Module = nn.Identity()
+        if not self._reset(num_classes, global_pool, ("avg", "")):
+            self.head = nn.Identity()
             return
         like = next(self.stem.parameters())
         head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
@@ -234,6 +303,11 @@ class CNN(nn.Module):
         In a CNN those are its vectors; the weights of convolutions and of the head are not.
         """
         return {name for name, p in self.named_parameters() if p.ndim <= 1}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions for timm: the stem; each block, or with `coarse` each stage."""
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^conv_head", (NORM_GROUP,))]}
 
     def layers(self) -> list[list[str]]:
         """Names of all parameters in groups from input to output: the stem, each block, and the

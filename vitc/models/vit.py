@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vitc.errors import ConfigError, refuse
+from vitc.models.backbone import NORM_GROUP, Backbone, chosen_layers, traced
 from vitc.models.config import AttentionKind, ViTConfig
 from vitc.models.custom import make_stem, try_stem
 from vitc.models.stem_config import CustomStemConfig
@@ -63,8 +64,12 @@ class Attention(nn.Module):
         q, k, v = self.heads(x)
         # On CPU torch's fused kernel slows a bf16 step of a tiny model to half the speed, and
         # makes a float32 one 3-8 % faster (measured: one core, D 64 and 192, N 17 to 197).
-        slow_kernel = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-        explicit = self.kind == "explicit" or (self.kind == "auto" and slow_kernel)
+        explicit = self.kind == "explicit" or (
+            self.kind == "auto"
+            and not traced(q)
+            and q.device.type == "cpu"
+            and q.dtype in (torch.bfloat16, torch.float16)
+        )
         attend = explicit_attention if explicit else F.scaled_dot_product_attention
         out: Tensor = self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
         return out
@@ -127,7 +132,7 @@ def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     return (x + branch * scale[:, None, None]).to(x.dtype)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """A pre-norm ViT behind a built stem (paper sections 3 and 4): (B, C, H, W) -> (B, K).
 
     `stem` is any module with an integer `reduction` that maps (B, C, H, W) to
@@ -150,7 +155,7 @@ class VisionTransformer(nn.Module):
         self.grid = config.size[0] // reduction, config.size[1] // reduction
         self.num_features = self.embed_dim = dim = config.embed_dim
         self.num_prefix_tokens = int(config.class_token) + config.registers
-        self.grad_checkpointing = False
+        self.grad_checkpointing, self.global_pool = False, config.global_pool
         rates = [config.drop_path_rate * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self._keep = [1 - rate for rate in rates for _ in range(2)]  # two branches a block
 
@@ -165,7 +170,7 @@ class VisionTransformer(nn.Module):
             Block(dim, config.num_heads, config.mlp_dim, config.attention, config.qk_norm)
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=NORM_EPS)
         self.reset_classifier(config.head_classes)
 
     def forward(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
@@ -181,6 +186,8 @@ class VisionTransformer(nn.Module):
         Raises ConfigError: images of another size or number of channels than it was built for (with
         dynamic_img_size: of a size the stem cannot divide); a stem whose output has another shape.
         """
+        if traced(drop_path):
+            drop_path = None  # torch.fx makes an unknown of it, though nothing was given
         self._check_input(x, drop_path)
         if drop_path is None and self.training and min(self._keep) < 1:
             drop_path = self._draw_drop_path(x)
@@ -228,6 +235,7 @@ class VisionTransformer(nn.Module):
         *,
         norm: bool = False,
         return_prefix_tokens: bool = False,
+        stop_early: bool = False,
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Intermediates | tuple[Tensor, Intermediates]:
@@ -237,13 +245,13 @@ class VisionTransformer(nn.Module):
         The outputs stand in the order of the blocks, (B, D, h, w) or with output_fmt "NLC"
         (B, h w, D); `norm` puts them through the final norm, `return_prefix_tokens` makes each a
         pair with its class token and registers (B, prefix, D). Returns (features as of
-        `forward_features`, outputs), or with `intermediates_only` the outputs alone: then no block
-        is run after the last of them.
+        `forward_features`, outputs), or with `intermediates_only` the outputs alone: then, and with
+        `stop_early`, no block is run after the last of them.
         Raises ConfigError: no such block, no such format; images as in `forward_features`.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt {output_fmt!r} must be NCHW or NLC.")
-        chosen = self._chosen_blocks(indices)
+        chosen = chosen_layers(indices, len(self.blocks))
         self._check_input(x, None)
         drop_path = self._draw_drop_path(x) if self.training and min(self._keep) < 1 else None
         reduction = _reduction(self.stem)
@@ -251,7 +259,8 @@ class VisionTransformer(nn.Module):
         tokens = self.embed(x)
         outputs: list[Tensor] = []
         prefixes: list[Tensor] = []
-        for i in range(max(chosen) + 1 if intermediates_only else len(self.blocks)):
+        short = intermediates_only or stop_early
+        for i in range(chosen[-1] + 1 if short else len(self.blocks)):
             tokens = self._run_block(i, tokens, drop_path)
             if i in chosen:
                 out = self.norm(tokens) if norm else tokens
@@ -263,32 +272,67 @@ class VisionTransformer(nn.Module):
         intermediates: Intermediates = pairs if return_prefix_tokens else outputs
         return intermediates if intermediates_only else (self.norm(tokens), intermediates)
 
-    def _chosen_blocks(self, indices: int | Sequence[int] | None) -> set[int]:
-        depth = len(self.blocks)
-        if indices is None:
-            return set(range(depth))
-        if isinstance(indices, int):
-            if not 1 <= indices <= depth:
-                raise ConfigError(f"indices is {indices}; the last 1 to {depth} blocks exist.")
-            return set(range(depth - indices, depth))
-        wrong = [i for i in indices if not -depth <= i < depth]
-        if wrong or not indices:
-            raise ConfigError(
-                f"indices {list(indices)}: "
-                + (f"there is no block {wrong[0]}." if wrong else "it is empty."),
-                f"The model has blocks 0 to {depth - 1}; negative ones count from the end.",
-            )
-        return {i % depth for i in indices}
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Of each block's output, for timm: `num_chs`, `reduction`, `module`."""
+        reduction = _reduction(self.stem)
+        return [
+            {"num_chs": self.embed_dim, "reduction": reduction, "module": f"blocks.{i}"}
+            for i in range(len(self.blocks))
+        ]
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] | None = None,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the blocks after the last of `indices`, and norm and head; returns the places."""
+        chosen = chosen_layers(indices, len(self.blocks))
+        self.blocks = self.blocks[: chosen[-1] + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> Intermediates:
+        """Outputs of the last `n` blocks or of a list of them, as DINO's and timm's method of this
+        name: (B, h w, D), with `reshape` (B, D, h, w)."""
+        outputs = self.forward_intermediates(
+            x,
+            n,
+            norm=norm,
+            return_prefix_tokens=return_prefix_tokens,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+        assert isinstance(outputs, list)
+        return outputs
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, N, D) -> (B, K): pool and classify; with `pre_logits`, only pool: (B, D)."""
-        if self.config.global_pool == "token":
+        """(B, N, D) -> (B, K): pool and classify; with `pre_logits`, only pool: (B, D).
+
+        Without pooling (`reset_classifier(0, "")`) the tokens themselves."""
+        if not self.global_pool:
+            return x
+        if self.global_pool == "token":
             pooled = x[:, 0]
         else:
             pooled = x[:, self.num_prefix_tokens :].mean(dim=1)
         return pooled if pre_logits else self.head(pooled)
 
     def _check_input(self, x: Tensor, drop_path: Tensor | None) -> None:
+        if traced(x):
+            return
         expected = (self.in_chans, *self.img_size)
         if not x.is_floating_point():
             raise ConfigError(
@@ -313,6 +357,8 @@ class VisionTransformer(nn.Module):
             )
 
     def _check_stem_output(self, tokens: Tensor, expected: tuple[int, ...]) -> None:
+        if traced(tokens):
+            return
         shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         if shape != expected:
             raise ConfigError(
@@ -325,13 +371,14 @@ class VisionTransformer(nn.Module):
         keep = torch.tensor(self._keep, device=x.device)[:, None]
         return (torch.rand(len(self._keep), x.shape[0], device=x.device) < keep) / keep
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new head of zeros for `num_classes`, or none for 0: `forward` then gives features."""
-        if num_classes < 0:
-            raise ConfigError(f"num_classes {num_classes} must be at least 0 (0: no head).")
-        self.num_classes = num_classes
-        if num_classes == 0:
-            self.head: nn.Module = nn.Identity()
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head of zeros for `num_classes`, or none for 0: `forward` then gives features.
+
+        `global_pool`: token, avg, or without a head "" (tokens); None: as it is.
+        """
+        pools = ("token", "avg", "") if self.cls_token is not None else ("avg", "")
+        if not self._reset(num_classes, global_pool, pools):
+            self.head = nn.Identity()
             return
         like = self.pos_embed
         head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
@@ -373,6 +420,13 @@ class VisionTransformer(nn.Module):
             else:
                 groups[-1 if part in ("norm", "head") else 0].append(name)
         return groups
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions of `layers`, in timm's form; `coarse` makes no difference here."""
+        return {
+            "stem": r"^stem|^cls_token|^reg_token|^pos_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (NORM_GROUP,))],
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters the default recipe does not decay: norm gains, every bias.
