@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vitc.config import RunConfig
     from vitc.deploy.against import ModelComparison, compare
     from vitc.deploy.evaluation import Evaluation, evaluate
+    from vitc.deploy.export.compare import ExportReport
+    from vitc.deploy.export.export import export
     from vitc.deploy.front_door import train
     from vitc.deploy.predict import Predictions, Predictor
     from vitc.deploy.push import push_to_hub
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Complexity": "vitc.models.complexity",
     "Evaluation": "vitc.deploy.evaluation",
+    "ExportReport": "vitc.deploy.export.compare",
     "LoadReport": "vitc.weights.fit",
     "ModelComparison": "vitc.deploy.against",
     "Predictions": "vitc.deploy.predict",
@@ -41,6 +44,7 @@ _MODULES = {
     "create_model": "vitc.models.zoo",
     "errors": "",
     "evaluate": "vitc.deploy.evaluation",
+    "export": "vitc.deploy.export.export",
     "from_pretrained": "vitc.deploy.saved",
     "list_models": "vitc.models.zoo",
     "load_config": "vitc.resolve",
@@ -53,6 +57,7 @@ _MODULES = {
 __all__ = [
     "Complexity",
     "Evaluation",
+    "ExportReport",
     "LoadReport",
     "ModelComparison",
     "Predictions",
@@ -64,6 +69,7 @@ __all__ = [
     "create_model",
     "errors",
     "evaluate",
+    "export",
     "from_pretrained",
     "list_models",
     "load_config",

@@ -35,6 +35,7 @@ What = Literal[
     "pretrained",
     "checkpoint",
     "saved",
+    "exported",
     "run",
     "folds",
     "study",
@@ -42,6 +43,9 @@ What = Literal[
     "images",
     "file",
 ]
+EXPORTED = (".onnx", ".xml", ".pt2")  # of vitc export, which also writes .safetensors
+HEADER_READ = 1 << 20  # bytes of a safetensors file: its metadata comes first
+PREDICTS: tuple[What, ...] = ("run", "saved", "exported", "folds")
 FOLDS = "folds.json"  # see vitc.deploy.folds
 WHAT: dict[What, str] = {
     "recipe": "a recipe",
@@ -51,6 +55,7 @@ WHAT: dict[What, str] = {
     "pretrained": "pretrained weights",
     "checkpoint": "a checkpoint",
     "saved": "a saved model",
+    "exported": "an exported model",
     "run": "a run folder",
     "folds": "a folder of folds",
     "study": "a study",
@@ -64,7 +69,8 @@ def what_is(name: str | Path) -> What | None:
     """What a name or path stands for; None: nothing of that name exists.
 
     "images": a folder, or a file that holds or lists some; "saved": a folder of `vitc save`, or of
-    weights with a config.json; "file": one that none of the others is, such as weights.
+    weights with a config.json; "exported": a file of `vitc export`; "file": one that none of the
+    others is, such as weights.
     """
     text, path = str(name), Path(name)
     if text in RECIPES:
@@ -83,9 +89,23 @@ def what_is(name: str | Path) -> What | None:
         return None
     if path.suffix == ".json":
         return "config"
+    if path.suffix in EXPORTED or is_exported_weights(path):
+        return "exported"
     from vitc.data.sources import SUFFIXES  # late: it imports numpy
 
     return "images" if text.lower().endswith(SUFFIXES) else "file"
+
+
+def is_exported_weights(path: Path) -> bool:
+    """Whether a file has the header of a safetensors file of `vitc export`."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return b'"vitc":"' in file.read(min(size, HEADER_READ))
+    except OSError:
+        return False
 
 
 def _what_is_folder(path: Path) -> What:

@@ -20,7 +20,7 @@ from vitc.cli.parser import (
     weights_option,
 )
 from vitc.errors import ConfigError, RunError
-from vitc.resolve import check_is
+from vitc.resolve import PREDICTS, check_is
 
 if TYPE_CHECKING:
     from vitc.deploy.evaluation import Evaluation
@@ -48,7 +48,7 @@ def options(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    kind = check_is(args.run_folder, "run", "saved", "folds")
+    kind = check_is(args.run_folder, *PREDICTS)
     if args.report is not None and args.report.suffix != ".html":
         raise ConfigError(f"--report {args.report} is not an HTML file.", "Name it FILE.html.")
     if args.against is not None:
@@ -71,7 +71,7 @@ def run(args: Namespace) -> int:
             skip_unknown_classes=args.skip_unknown_classes,
         )
     page, report = evaluation_page(found), None
-    if args.report is not None or (kind != "saved" and args.data is None):
+    if args.report is not None or (kind in ("run", "folds") and args.data is None):
         report = _report(args, found)
     if args.json:
         emit_json({**page.values, "report": report and str(report)})
@@ -83,7 +83,7 @@ def run(args: Namespace) -> int:
 
 
 def _against(args: Namespace, kind: str) -> int:
-    check_is(args.against, "run", "saved", "folds")
+    check_is(args.against, *PREDICTS)
     if args.skip_unknown_classes:
         raise ConfigError("--skip-unknown-classes has no effect with --against.", "Leave it out.")
     from vitc.deploy.against import compare, comparison_page, write_comparison

@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from vitc import __version__
-from vitc.cli import bench, convert, doctor, evaluate, predict, push, report, save, show, train
+from vitc.cli import (
+    bench,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    push,
+    report,
+    save,
+    show,
+    train,
+)
 from vitc.cli.data import DATA_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
 from vitc.cli.study import QUICK_VERB, study_verbs
@@ -34,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "report": report.VERB,
     "bench": bench.VERB,
     "doctor": doctor.VERB,
+    "export": export.VERB,
     "convert": convert.VERB,
     "save": save.VERB,
     "push": push.VERB,
@@ -49,7 +62,7 @@ SECTIONS = {
     "commands": ("train", "evaluate", "predict", "study"),
     "look": ("show", "report", "bench", "doctor"),
     "data": ("data",),
-    "share": ("save", "push", "convert"),
+    "share": ("export", "save", "push", "convert"),
 }
 GROUP_SUMMARIES = {
     "study": "Measure how easily models train: quick, hparams, length, optimizer, peak, seeds ...",
@@ -138,13 +151,18 @@ def _dispatch(words: list[str], args: Namespace, out: Stream) -> int:
 
 
 def _trust(named: list[Any]) -> None:
-    """--trust: allow the custom classes named by these folders and configs to run."""
+    """--trust: allow custom classes that these folders and configs name, and archives, to run."""
     from vitc.plugins import trust
 
     words = [w for value in named for w in (value if isinstance(value, list) else [value])]
     paths = [Path(w) for w in words if w is not None]
     files = ("config.json", "plan.json")
-    paths = [p for p in paths if p.is_file() or any((p / name).is_file() for name in files)]
+    paths = [
+        p
+        for p in paths
+        if (p.is_file() and p.suffix in (".json", ".pt2"))
+        or any((p / name).is_file() for name in files)
+    ]
     trusted = [one for path in paths for one in trust(path)]
     for one in trusted:
         note(f"trusted: {one.source} (SHA-256 {one.sha256[:12]}...)")

@@ -20,7 +20,7 @@ from vitc.cli.parser import (
 )
 from vitc.errors import ConfigError
 from vitc.files import replacing
-from vitc.resolve import check_is
+from vitc.resolve import PREDICTS, check_is
 from vitc.wording import counted
 
 
@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
 
     if args.json and args.csv is not None:
         raise ConfigError("--json and --csv exclude each other.", "Choose one of them.")
-    check_is(args.run_folder, "run", "saved", "folds")
+    check_is(args.run_folder, *PREDICTS)
     files = find_images(args.paths)
     predictor = Predictor(args.run_folder, args.device, args.weights)
     for text in predictor.notes:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from vitc.config import RunConfig, read_config
 from vitc.data.augment.device import finish
 from vitc.data.preprocessing import Preprocessing
-from vitc.deploy.saved import load_pretrained
+from vitc.deploy.export.formats import format_of
+from vitc.deploy.saved import Saved, load_pretrained
 from vitc.errors import CheckpointError, ConfigError
-from vitc.resolve import check_is
+from vitc.resolve import PREDICTS, check_is
 from vitc.runs.folder import Run
 from vitc.training.device import pick_device
 from vitc.training.evaluate import load_model, not_finite
@@ -54,22 +55,25 @@ class Classifier:
     def load(
         cls, path: str | os.PathLike[str], device: str = "auto", weights: str = "ema"
     ) -> Classifier:
-        """That of a run folder (its last checkpoint), of a folder of `save_pretrained`, or the mean
-        of all runs of a folder of folds.
+        """That of a run folder (its last checkpoint), a folder of `save_pretrained`, a file of
+        `vitc export`, or the mean of all runs of a folder of folds.
 
         Raises ConfigError (no such folder, unknown device or weights, a saved model that lacks
-        what prediction needs), CheckpointError (none, or damaged).
+        what prediction needs, a missing extra), CheckpointError (none, or damaged).
         """
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights is {weights!r}; it must be 'ema' or 'raw'.")
         folder, where = Path(path), pick_device(device)
-        what = check_is(folder, "run", "saved", "folds")
+        what = check_is(folder, *PREDICTS)
         if what == "folds":
             return _mean_of(folder, [cls.load(run, device, weights) for run in runs_in(folder)])
+        if what != "run" and weights != "ema":
+            raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
         if what == "saved":
-            if weights != "ema":
-                raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
-            return _saved(folder, where)
+            model, saved = load_pretrained(folder)
+            return _of_saved(saved, model.to(where), where, folder)
+        if what == "exported":
+            return _exported(folder, device)
         model, record = load_model(folder, weights)
         config = read_config(folder)
         kind = "EMA" if weights == "ema" else "raw"
@@ -164,22 +168,36 @@ def _mean_of(folder: Path, parts: Sequence[Classifier]) -> Classifier:
     )
 
 
-def _saved(folder: Path, device: torch.device) -> Classifier:
-    model, saved = load_pretrained(folder)
+def _exported(file: Path, device: str) -> Classifier:
+    form = format_of(file)
+    if form.graph and device not in ("auto", "cpu"):
+        raise ConfigError(f"{file} runs on the CPU; --device {device} has no effect.")
+    where = torch.device("cpu") if form.graph else pick_device(device)
+    record, model = form.open(file, torch.get_num_threads())
+    found = _of_saved(record.saved, model.to(where), where, file)
+    found = replace(found, name=f"the exported model {_place(file)}", weights=record.weights)
+    if not form.graph or record.input == "tensor":
+        return found
+    p = found.preprocessing  # the graph normalises: pixels reach it as they are
+    as_pixels = replace(p, mean=(0.0,) * len(p.mean), std=(1 / 255,) * len(p.std))
+    return replace(found, preprocessing=as_pixels)
+
+
+def _of_saved(saved: Saved, model: nn.Module, device: torch.device, place: Path) -> Classifier:
     p = saved.preprocessing
     if p is None or (p.crop is None and p.fit == "crop"):
         raise ConfigError(
-            f"The preprocessing of the model in {folder} is not known.",
+            f"The preprocessing of the model in {place} is not known.",
             "Save it again with preprocessing=..., as documented where its weights come from.",
         )
     if p.channels == "bgr":
         raise ConfigError(
-            f"The model in {folder} takes channels in the order blue, green, red; images here "
+            f"The model in {place} takes channels in the order blue, green, red; images here "
             "are red, green, blue.",
             "Convert its weights with vitc convert, which reverses the first layer's channels.",
         )
     if saved.num_classes == 0:
-        raise ConfigError(f"The model in {folder} has no head: it predicts no classes.")
+        raise ConfigError(f"The model in {place} has no head: it predicts no classes.")
     notes, classes = [], saved.classes
     if classes is None:
         classes = tuple(f"class {i}" for i in range(saved.num_classes))
@@ -191,8 +209,8 @@ def _saved(folder: Path, device: torch.device) -> Classifier:
     crop = config.data.eval_crop if p.crop is None else p.crop
     data = replace(config.data, fit=p.fit, eval_crop=crop)
     return Classifier(
-        name=f"the saved model {_place(folder)}",
-        model=model.to(device),
+        name=f"the saved model {_place(place)}",
+        model=model,
         device=device,
         config=replace(config, data=data),
         classes=classes,

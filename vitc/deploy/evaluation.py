@@ -201,7 +201,7 @@ def measure(
         copies = near_copies(found.pictures, kept_small)
     kept = fitted
     if kept is None and own is not None and found.images.name != "val":
-        kept = _kept_fit(classifier)
+        kept = kept_fit(classifier)
     fit = kept or measures.fit(found.labels, found.logits, found.images.name)
     return Evaluation(
         run=run,
@@ -258,7 +258,7 @@ def _chosen_on(classifier: Classifier, found: SplitLogits) -> list[str]:
     ]
 
 
-def _kept_fit(classifier: Classifier) -> Fit | None:
+def kept_fit(classifier: Classifier) -> Fit | None:
     """What was fitted on the run's validation images, if the run page of this state has it."""
     if classifier.run is None:
         return None

@@ -9,26 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitc.config import SCHEMA, RunConfig, read_config, to_dict
+from vitc.config import read_config
 from vitc.data.preprocessing import KEYS as PREPROCESSING
 from vitc.data.preprocessing import Preprocessing
 from vitc.deploy.card import card, cost_of, results_of
 from vitc.deploy.saved import (
     CARD,
     CONFIG,
-    FORMAT,
-    LIBRARY,
     WEIGHTS,
     Saved,
     classes_problem,
     is_pretrained,
     prepared_problem,
+    saved_values,
 )
 from vitc.errors import CheckpointError, ConfigError
 from vitc.files import TEMPORARY, discard, sync_folder, to_json, write_file
-from vitc.machine import own_version
 from vitc.models.config import ModelConfig
-from vitc.plugins.consent import copies, with_sources, without_folders
+from vitc.plugins.consent import copies, with_sources
 from vitc.plugins.names import SOURCES
 from vitc.resolve import check_is
 from vitc.runs.folder import Run
@@ -148,7 +146,8 @@ def _from_model(
             f"{type(twin.stem).__name__}.",
             hint,
         )
-    prepared = None if values is None else Preprocessing.from_dict(values)
+    fit = preprocessing.fit if isinstance(preprocessing, Preprocessing) else "crop"
+    prepared = None if values is None else Preprocessing.from_dict(values, fit)
     saved = Saved(config, k, None if names is None else tuple(names), prepared, None)
     return saved, tensors, card(saved, tensors, cost_of(twin, config))
 
@@ -188,26 +187,13 @@ def _write(target: Path, saved: Saved, tensors: Mapping[str, Tensor], card: str)
     odd = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if odd:
         raise ConfigError(f"{odd[0]} is {tensors[odd[0]].dtype}, which cannot be saved.")
-    p, sources = saved.preprocessing, copies(saved.config)
-    config = without_folders(dataclasses.replace(saved.config, num_classes=None))
-    values = {
-        "format": FORMAT,
-        "library": LIBRARY,
-        "vitc_version": own_version(),
-        "schema": SCHEMA,
-        "model": to_dict(RunConfig(model=config))["model"],
-        "num_classes": saved.num_classes,
-        "classes": saved.classes,
-        "preprocessing": p and p.to_dict(),
-        "fit": p.fit if p else "crop",
-        "results": saved.results,
-    }
+    sources = copies(saved.config)
     temporary = target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        text = to_json(values, indent=2) + "\n"
+        text = to_json(saved_values(saved), indent=2) + "\n"
         write_file(temporary / CONFIG, [text.encode("utf-8", "replace")])
         write_file(temporary / CARD, [card.encode("utf-8", "replace")])
         write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})  # as its readers expect

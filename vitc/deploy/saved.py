@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from vitc.config import from_saved
+from vitc.config import SCHEMA, RunConfig, from_saved, to_dict
 from vitc.data.preprocessing import Fit, Preprocessing, preprocessing_problem
 from vitc.errors import CheckpointError, ConfigError
 from vitc.files import read_json
+from vitc.machine import own_version
 from vitc.models.config import ModelConfig, TimmConfig, TorchvisionConfig
-from vitc.plugins.consent import customs, with_sources
+from vitc.plugins.consent import customs, with_sources, without_folders
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,22 +115,31 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
 
     Raises as `from_pretrained`.
     """
+    saved = read_pretrained(folder)
+    saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
+    return load_tensors(folder / WEIGHTS, saved), saved
+
+
+def load_tensors(path: Path, saved: Saved) -> nn.Module:
+    """The model of `saved` in evaluation mode on CPU, with the tensors of a safetensors file.
+
+    Raises CheckpointError: damaged, or the tensors of another model.
+    """
     import torch
 
     from vitc.models.zoo import build_model
     from vitc.runs.tensors import Kind, opened
     from vitc.weights.files import blueprint
 
-    saved = read_pretrained(folder)
     there = {}
-    with opened(folder / WEIGHTS) as file:  # the header: no tensor is read or allocated yet
+    with opened(path) as file:  # the header: no tensor is read or allocated yet
         for name in file.keys():  # noqa: SIM118
             entry = file.get_slice(name)
             numbers = "" if entry.get_dtype() in FLOATING else " integers"
             there[name] = Kind(tuple(entry.get_shape()), numbers)
-    saved = dataclasses.replace(saved, config=with_sources(saved.config, folder))
-    model = blueprint(saved.config, saved.num_classes, there, str(folder))
-    with opened(folder / WEIGHTS) as file:  # in the model's dtypes: else views of the file
+    where = path.parent if path.name == WEIGHTS else path
+    model = blueprint(saved.config, saved.num_classes, there, str(where))
+    with opened(path) as file:  # in the model's dtypes: else views of the file
         tensors = {
             name: file.get_tensor(name).to(like.dtype) for name, like in model.state_dict().items()
         }
@@ -140,7 +150,7 @@ def load_pretrained(folder: Path) -> tuple[nn.Module, Saved]:
         with torch.random.fork_rng(devices=[]):
             model = build_model(saved.config, saved.num_classes)
         model.load_state_dict(tensors)
-    return model.eval(), saved
+    return model.eval()
 
 
 # -- config.json -----------------------------------------------------------------------------------
@@ -164,7 +174,29 @@ def read_pretrained(folder: Path) -> Saved:
                 "Give a folder that vitc save or save_pretrained wrote.",
             )
     file = folder / CONFIG
-    values = read_json(file, CheckpointError)
+    return saved_from(read_json(file, CheckpointError), file)
+
+
+def saved_values(saved: Saved) -> dict[str, Any]:
+    """The JSON values of a saved model's config.json."""
+    p, config = saved.preprocessing, dataclasses.replace(saved.config, num_classes=None)
+    return {
+        "format": FORMAT,
+        "library": LIBRARY,
+        "vitc_version": own_version(),
+        "schema": SCHEMA,
+        "model": to_dict(RunConfig(model=without_folders(config)))["model"],
+        "num_classes": saved.num_classes,
+        "classes": saved.classes,
+        "preprocessing": p and p.to_dict(),
+        "fit": p.fit if p else "crop",
+        "results": saved.results,
+    }
+
+
+def saved_from(values: Mapping[str, Any], file: Path) -> Saved:
+    """The reverse of `saved_values`, every value checked; errors name `file`. Raises as
+    `read_pretrained`."""
     if values.get("library") != LIBRARY or type(values.get("format")) is not int:
         raise CheckpointError(
             f"{file} describes a model of another library.",

@@ -23,10 +23,11 @@ from typing import Any, ClassVar, Self, TypeVar
 from vitc.errors import ConfigError, suggest
 from vitc.files import read_json
 from vitc.plugins import names
-from vitc.plugins.names import SOURCE, Custom, Kind, is_path, sha
+from vitc.plugins.names import EXPORTED, SOURCE, Custom, Kind, is_path, sha
 
 NAMING = ("config.json", "plan.json")  # files of a run and of a study that name classes
 TRUSTED_ENV = "VITC_TRUSTED"
+ARCHIVE = ".pt2"  # of torch.export
 _Config = TypeVar("_Config")
 
 
@@ -81,7 +82,8 @@ def name_class(kind: Kind, source: str) -> Custom:
 
 
 def trust(path: str | Path) -> list[Custom]:
-    """Trust the custom classes that a run folder, study folder or config file names.
+    """Trust the custom classes that a run folder, study folder or config file names, or a
+    torch.export archive (.pt2).
 
     Returns them; none is imported here. Trusted is the content with the hash that the config gives,
     in the place it names or in the folder's copy; in a config without a hash, the file as it is.
@@ -89,6 +91,10 @@ def trust(path: str | Path) -> list[Custom]:
     of images is only a warning if something else is trusted: not every use of a run reads images.
     """
     path = Path(path)
+    if path.suffix == ARCHIVE:
+        one = Custom(EXPORTED, str(path.resolve()), sha(path.read_bytes()))
+        _remember(one.sha256, one.source)
+        return [one]
     files = [path / n for n in NAMING if (path / n).is_file()] if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"{path} is not a run or study: it has no config.json or plan.json.")
@@ -187,6 +193,20 @@ def _remember(digest: str, file: str) -> None:
 def warn_once(text: str) -> None:
     """Warn, once a process."""
     logging.getLogger("vitc").warning(text)
+
+
+def trusted_archive(path: Path) -> bytes:
+    """The content of an archive, which can run code. Raises ConfigError unless it is trusted."""
+    content = path.read_bytes()
+    digest = sha(content)
+    if any(digest == known for known, _ in trusted()):
+        return content
+    raise ConfigError(
+        f"{path} was not exported on this machine, and is not trusted: reading a torch.export "
+        "archive can run code. It was not read.",
+        "If you trust who made it, repeat the command with --trust (in Python: "
+        "vitc.plugins.trust(path)), or ask for an .onnx file, which runs no code.",
+    )
 
 
 def require_trust(one: Custom, digest: str, named_in: Path | None = None) -> None:

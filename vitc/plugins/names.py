@@ -63,6 +63,7 @@ SCHEDULE = Kind(
     "A schedule has lr(step, total_steps), or is a function of these two: the share of the peak.",
 )
 SOURCE = Kind("source", "--data", (), "What a source has: docs/sources.md.")
+EXPORTED = Kind("archive", "RUN", (), "An archive of vitc export.")
 # The setting of a config that names a class -> its kind; a source is named by data.path.
 NAMED_BY = {"stem": STEM, "model": MODEL, "optim": OPTIMIZER, "schedule": SCHEDULE}
 

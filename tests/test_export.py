@@ -1,0 +1,340 @@
+"""An exported file answers as its original, from the pixels of photos, or does not exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import vitc
+from vitc.cli import export as verb
+from vitc.cli.main import main
+from vitc.data.augment.crop import eval_image
+from vitc.data.preprocessing import Fit, Preprocessing
+from vitc.deploy.classifier import Classifier
+from vitc.deploy.export import compare as comparison
+from vitc.deploy.export import export as module
+from vitc.deploy.export.base import Record
+from vitc.deploy.export.graph import Prepare, fold
+from vitc.errors import CheckpointError, ConfigError, RunError
+from vitc.plugins import trust
+
+CLASSES = ("blue", "green", "red")
+Capture = pytest.CaptureFixture[str]
+Make = Callable[..., Path]
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """Every tensor with other values than a fresh model has, so that its answers depend on all."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if "running_var" in name:
+            tensor.copy_(1 + noise.abs() / 2)
+        elif "head" in name and tensor.ndim > 1:
+            tensor.copy_(noise)
+        else:
+            tensor.add_(noise * (0.1 if tensor.ndim == 1 else 0.3 * tensor.std()))
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(comparison, "BATCHES", (1, 2))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 photos of odd sizes, as JPEG and PNG."""
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("images") / "photos"
+    for label in CLASSES:
+        (root / label).mkdir(parents=True)
+        for i in range(12):
+            height, width = rng.integers(20, 130, 2)
+            coarse = rng.integers(0, 256, (height // 9 + 1, width // 9 + 1, 3), dtype=np.uint8)
+            pixels = coarse.repeat(9, 0).repeat(9, 1)[:height, :width]
+            Image.fromarray(pixels).save(root / label / f"{i:02d}.{'png' if i % 3 else 'jpg'}")
+    return root
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Make:
+    def make(name: str = "vit_p_tiny", fit: Fit = "crop", **overrides: Any) -> Path:
+        settings = {"img_size": 32, "in_chans": 3} | overrides
+        model = filled(vitc.create_model(name, num_classes=3, **settings))
+        channels = settings["in_chans"]
+        size = settings["img_size"]
+        preprocessing = Preprocessing(
+            mean=(0.4,) * channels,
+            std=(0.2,) * channels,
+            channels="rgb" if channels == 3 else "gray",
+            interpolation="bilinear",
+            crop=0.875 if fit == "crop" else None,
+            img_size=(size, size) if isinstance(size, int) else size,
+            fit=fit,
+        )
+        folder = tmp_path / f"saved_{name}_{fit}"
+        return vitc.save_pretrained(
+            model, folder, classes=CLASSES, preprocessing=preprocessing, overwrite=True
+        )
+
+    return make
+
+
+def logits(path: Path, photos: Path) -> np.ndarray[Any, Any]:
+    classifier = Classifier.load(path, "cpu")
+    files = sorted(photos.rglob("*.*"))
+    pixels = [np.asarray(Image.open(f).convert("RGB")) for f in files]
+    if classifier.in_chans == 1:
+        pixels = [p.mean(axis=2, keepdims=True).astype(np.uint8) for p in pixels]
+    found: np.ndarray[Any, Any] = classifier.logits(
+        torch.stack([classifier.prepare(p) for p in pixels])
+    ).numpy()
+    return found
+
+
+# -- the graph -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_preparation_in_the_graph_is_that_of_evaluation_to_the_bit(
+    fit: Fit, size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(1)
+    crop = 0.9 if fit == "crop" else None
+    prepare = Prepare(Preprocessing((0.0,) * 3, (1 / 255,) * 3, crop=crop, img_size=size, fit=fit))
+    for height, width in [
+        size,
+        (1, 1),
+        (7, 300),
+        (9, 12),
+        (48, 80),
+        *rng.integers(2, 200, (60, 2)),
+    ]:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        found = prepare(torch.from_numpy(image)[None])[0]
+        expected = eval_image(image, size, fit, crop or 1.0)
+        torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-4)
+
+
+def test_batchnorm_is_folded_and_the_model_left_as_it_was() -> None:
+    model = filled(vitc.create_model("vit_c_tiny", num_classes=3, img_size=32))
+    folded = fold(model)
+    kinds = [[type(m) for m in net.modules()].count(nn.BatchNorm2d) for net in (model, folded)]
+    assert kinds[0] > 0
+    assert kinds[1] == 0
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert model(x).std() > 0.1
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+# -- the proof -------------------------------------------------------------------------------------
+
+
+def test_an_archive_answers_as_its_run_and_predict_and_evaluate_take_it(
+    trained: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "mine.pt2"
+    assert main(["export", str(trained), str(out), "--images", "100", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["agreement"] == 100
+    assert report["n"] == 100
+    assert report["max_diff"] < 1e-5
+    assert [b["batch"] for b in report["latency"]] == [1, 2]
+    assert report["top1"] == report["top1_original"]
+    assert report["top1_interval"][0] <= 0 <= report["top1_interval"][1]
+    beside = json.loads((tmp_path / "mine.pt2.json").read_text())
+    assert beside["top1_change"] == report["top1_change"] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.pt2", "mine.pt2.json"]
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    image.save(tmp_path / "photo.png")
+    probs = [vitc.Predictor(p)(tmp_path / "photo.png").probs for p in (trained, out)]
+    np.testing.assert_allclose(probs[0], probs[1], atol=1e-6)
+    ours = vitc.evaluate(trained, "synthetic", split="val")
+    its = vitc.evaluate(out, "synthetic", split="val")
+    assert (its.top1, its.n) == (ours.top1, ours.n)
+
+
+def test_temperature_and_thresholds_of_the_validation_images_are_in_the_file(
+    trained: Path, tmp_path: Path
+) -> None:
+    vitc.export(trained, tmp_path / "mine.pt2", images=150)
+    from vitc.deploy.export.formats import format_of
+
+    file = tmp_path / "mine.pt2"
+    record, _ = format_of(file).open(file, 1)
+    assert isinstance(record, Record)
+    assert record.temperature is not None
+    assert record.temperature > 0
+    assert set(record.thresholds or ()) == {"90", "95", "99"}
+    assert record.saved.classes == Classifier.load(trained).classes
+
+
+@pytest.mark.parametrize("options", [{"fit": "crop", "in_chans": 1}, {"fit": "pad"}])
+def test_onnx_answers_as_the_original_from_pixels(
+    saved: Make, photos: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: Any
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = saved("vit_c_tiny", **options)
+    report = vitc.export(folder, tmp_path / "photos.onnx", data=str(photos))
+    assert report.agreement == 100
+    assert report.n == 36
+    assert report.max_diff < 0.02  # a few pixels of its Resize differ by 1 of 255
+    before, after = (logits(p, photos) for p in (folder, tmp_path / "photos.onnx"))
+    assert before.std() > 0.1
+    np.testing.assert_allclose(after, before, atol=1e-4)
+    if options.get("in_chans", 3) == 3:
+        check_script(folder, photos, tmp_path, monkeypatch)
+
+
+def check_script(folder: Path, photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The script of `vitc export --help`, for every photo."""
+    monkeypatch.chdir(tmp_path)
+    predictor = vitc.Predictor(folder)
+    for photo in sorted(photos.rglob("*.*")):
+        shutil.copy(photo, tmp_path / "photo.jpg")
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            exec(verb.SCRIPT, {})
+        assert text.getvalue().strip() == predictor(photo).topk(1)[0][0][0]
+
+
+def test_a_file_of_weights_is_a_model_and_starts_a_run(
+    trained: Path, tmp_path: Path, photos: Path
+) -> None:
+    out = tmp_path / "mine.safetensors"
+    report = vitc.export(trained, out, images=50)
+    assert (report.agreement, report.max_diff) == (100, 0)
+    model = vitc.create_model("vit_c_tiny", num_classes=10, img_size=32)
+    assert vitc.load_weights(model, out).source == "vitc"
+    vitc.Predictor(out)(sorted(photos.rglob("*.png"))[0])
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+def test_a_failed_comparison_is_a_failed_export(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def wrong(model: nn.Module) -> nn.Module:
+        folded = fold(model)
+        folded.get_parameter("head.weight").mul_(-1)
+        return folded
+
+    monkeypatch.setattr(module, "fold", wrong)
+    words = ["export", str(trained), str(tmp_path / "mine.pt2"), "--images", "20"]
+    assert main(words) == 1
+    assert "below the 99.9 % required" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main([*words, "--min-agreement", "0"]) == 0
+
+
+def test_a_file_that_is_there_stays_until_the_new_one_has_passed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "mine.safetensors"
+    out.write_text("precious")
+    with pytest.raises(ConfigError, match="exists"):
+        vitc.export(trained, out)
+    monkeypatch.setitem(module.AGREEMENT, "fp32", 101)
+    with pytest.raises(RunError):
+        vitc.export(trained, out, images=5, overwrite=True)
+    assert out.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"):
+        vitc.export(trained, tmp_path / "file" / "mine.safetensors", images=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mine.tflite"], r"suffix '.tflite'; it must be .onnx, .xml, .pt2, .safetensors"),
+        (["mine.onnx", "--format", "torch"], "must be .pt2 for torch"),
+        (["mine.onnx", "--format", "onxx"], "Did you mean 'onnx'"),
+        (["mine.pt2", "--int8"], "not written in int8"),
+        (["mine.safetensors", "--raw-input"], "no effect"),
+        (["mine.pt2", "--min-agreement", "101"], "from 0 to 100"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_computed(
+    trained: Path, tmp_path: Path, words: list[str], message: str, capsys: Capture
+) -> None:
+    assert main(["export", str(trained), str(tmp_path / words[0]), *words[1:]]) == 2
+    assert message.replace("\\", "") in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_with_the_line_that_installs_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitc.deploy.export.base.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"onnx, onnxscript, onnxruntime.*\n.*\[export\]"):
+        vitc.export(trained, tmp_path / "mine.onnx")
+    with pytest.raises(ConfigError, match=r"openvino.*\n.*\[openvino\]"):
+        vitc.export(trained, tmp_path / "mine.xml")
+
+
+def test_a_saved_model_needs_images_to_compare_on(saved: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="images to measure on"):
+        vitc.export(saved(), tmp_path / "mine.pt2")
+
+
+def test_an_archive_of_another_machine_is_read_once_it_is_trusted(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    out = tmp_path / "mine.pt2"
+    vitc.export(trained, out, images=5)
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("VITC_TRUSTED", "")
+    words = ["predict", str(out), str(tmp_path / "photo.png")]
+    assert main(words) == 2
+    assert "It was not read" in capsys.readouterr().err
+    assert main([*words, "--trust"]) == 0
+    trust(out)
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
+def test_a_damaged_file_is_one_message(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"not a model")
+    if name.endswith("pt2"):
+        trust(file)
+    else:
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        vitc.Predictor(file)
+
+
+@pytest.mark.parametrize("change", [{"export": 3}, {"classes": ["a"]}, {"fit": "tile"}])
+def test_a_damaged_record_is_refused(saved: Make, change: dict[str, Any], tmp_path: Path) -> None:
+    from vitc.deploy.saved import read_pretrained
+
+    values = json.loads(Record(read_pretrained(saved())).to_json())
+    assert Record.from_json(json.dumps(values), tmp_path).saved.classes == CLASSES
+    with pytest.raises(CheckpointError, match="damaged"):
+        Record.from_json(json.dumps(values | change), tmp_path)
+    newer = values | {"export": values["export"] | {"format": 99}}
+    with pytest.raises(CheckpointError, match="newer"):
+        Record.from_json(json.dumps(newer), tmp_path)

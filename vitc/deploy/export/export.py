@@ -1,0 +1,190 @@
+"""How does a model become one file that answers as it did? Written, read again, compared, kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from vitc.deploy.classifier import Classifier, Ensemble
+from vitc.deploy.evaluation import kept_fit
+from vitc.deploy.export.base import Format, Made, Precision, Record
+from vitc.deploy.export.compare import ExportReport, answers_of, compare, spread_over
+from vitc.deploy.export.formats import format_of
+from vitc.deploy.export.graph import Prepare, fold, program_of
+from vitc.deploy.measures import TARGETS, Fit, fit
+from vitc.deploy.saved import Saved
+from vitc.errors import ConfigError, RunError, unknown
+from vitc.files import TEMPORARY, sync_file, sync_folder, to_json
+from vitc.training.measured import Asked, Measured, choose_images
+
+AGREEMENT = {"fp32": 99.9, "int8": 95.0}  # percent
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is exported, and on what it is compared.
+
+    precision: "fp32", or "int8": quantized with images of the training split. raw_input: the graph
+    takes prepared, normalised float32 (B, C, h, w). data: images to compare on; None: the run's
+    validation split. images: at most so many of them. min_agreement: percent of images on which
+    both have to answer the same class; None: 99.9, for int8 95. overwrite: replace the file.
+    """
+
+    precision: Precision = "fp32"
+    raw_input: bool = False
+    weights: str = "ema"
+    data: str | None = None
+    images: int = 2000
+    min_agreement: float | None = None
+    overwrite: bool = False
+    allow_changed_data: bool = False
+
+
+def export(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    format: str | None = None,
+    **options: Any,
+) -> ExportReport:
+    """Export a run or saved model as the file `out`, and compare the two on validation images.
+
+    format: onnx, openvino, torch or safetensors; None: by the suffix of `out`. options: those of
+    `vitc.deploy.export.export.Options`. `out` appears once the comparison has passed, with
+    OUT.json beside it, which holds the report. Raises ConfigError: a wrong suffix or option, a
+    missing extra; RunError: the graph cannot be exported, the comparison failed, or `out` cannot
+    be written; others as `vitc.evaluate`.
+    """
+    out = Path(out)
+    form = format_of(out, format)
+    o = _checked(options, form, out)
+    classifier = Classifier.load(run, "cpu", o.weights)
+    images = choose_images(classifier.training, Asked(o.data, None, o.allow_changed_data))
+    chosen = spread_over(images.split, o.images)
+    before = answers_of(classifier, chosen)
+    fitted = kept_fit(classifier)
+    if fitted is None and images.name == "val":
+        fitted = fit(before.labels, before.logits, "val")
+    record = _record(classifier, form, o, fitted)
+    made = _made(classifier, form, record, images)
+    with _new_files(out) as file:
+        form.write(made, file)
+        after = Classifier.load(file, "cpu")
+        report = ExportReport(
+            path=out,
+            run=str(run),
+            format=form.kind,
+            precision=o.precision,
+            input=record.input,
+            images=images.name,
+            kept_float=tuple(made.kept_float),
+            **compare(classifier, after, before, chosen, file),
+        )
+        least = AGREEMENT[o.precision] if o.min_agreement is None else o.min_agreement
+        if not report.agreement >= least:
+            raise _disagreement(report, least)
+        text = to_json(report.to_dict(), indent=2) + "\n"
+        file.with_name(f"{out.name}.json").write_text(text, encoding="utf-8")
+    return report
+
+
+def _checked(options: dict[str, Any], form: Format, out: Path) -> Options:
+    names = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in names:
+            raise unknown("option", name, names)
+    o = Options(**options)
+    if o.precision not in get_args(Precision):
+        raise unknown("precision", o.precision, get_args(Precision))
+    if o.precision not in form.precisions:
+        raise ConfigError(
+            f"{form.title} is not written in {o.precision}.", "ONNX and OpenVINO are: OUT.onnx"
+        )
+    if o.raw_input and not form.graph:
+        raise ConfigError(f"raw_input has no effect: {form.title} holds no graph.")
+    if o.min_agreement is not None and not 0 <= o.min_agreement <= 100:
+        raise ConfigError(f"min_agreement is {o.min_agreement}; it must be 0 to 100 (percent).")
+    if o.images < 1:
+        raise ConfigError(f"images is {o.images}; it must be at least 1.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder.", f"Name a file: {out / ('model' + form.suffix)}")
+    if out.exists() and not o.overwrite:
+        raise ConfigError(f"{out} exists.", "Choose another name, or add --overwrite.")
+    form.check_installed()
+    return o
+
+
+def _record(c: Classifier, form: Format, o: Options, fitted: Fit | None) -> Record:
+    if c.record is None and isinstance(c.model, Ensemble) and not form.graph:
+        raise ConfigError(
+            f"{c.name} has the weights of several models, which {form.title} cannot hold.",
+            "Export their graph: OUT.onnx",
+        )
+    saved = Saved(c.config.model, len(c.classes), c.classes, c.preprocessing, None)
+    thresholds = None
+    if fitted is not None:
+        pairs = zip(TARGETS, fitted.thresholds, strict=True)
+        thresholds = {f"{target:g}": threshold for target, threshold in pairs}
+    return Record(
+        saved=saved,
+        input="tensor" if o.raw_input or not form.graph else "image",
+        precision=o.precision,
+        weights=c.weights,
+        temperature=None if fitted is None else fitted.temperature,
+        thresholds=thresholds,
+    )
+
+
+def _made(c: Classifier, form: Format, record: Record, images: Measured) -> Made:
+    if not form.graph:
+        return Made(None, c.model, record)
+    p = c.preprocessing
+    assert p.img_size is not None
+    if record.input == "tensor":
+        example, prepare = torch.zeros(2, c.in_chans, *p.img_size), None
+    else:  # of another size, or the box of a whole image would be taken for every box
+        height, width = (side + 32 for side in p.img_size)
+        example = torch.zeros(2, height, width, c.in_chans, dtype=torch.uint8)
+        prepare = Prepare(p)
+    model = fold(c.model)
+    return Made(program_of(model, prepare, example), model, record)
+
+
+def _disagreement(r: ExportReport, least: float) -> RunError:
+    differ = round((100 - r.agreement) * r.n / 100)
+    return RunError(
+        f"The export answers as the original on {r.agreement:.2f} % of {r.n:,} images, below the "
+        f"{least:g} % required; top-1 {r.top1_original:.2f} % became {r.top1:.2f} %, logits differ "
+        f"by up to {r.max_diff:.2g}. No file was written.",
+        f"{differ:,} images differ, such as {', '.join(r.disagree[:3])}. "
+        "--min-agreement P accepts less.",
+    )
+
+
+@contextmanager
+def _new_files(out: Path) -> Iterator[Path]:
+    """A file of the same name in a new folder; after the block it and those beside it replace
+    those beside `out`, which comes last. Raises RunError: a file cannot be written."""
+    temporary = out.with_name(f"{TEMPORARY}{out.name}-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary / out.name
+        for file in sorted(temporary.iterdir(), key=lambda f: f.name == out.name):
+            sync_file(file)
+            os.replace(file, out.with_name(file.name))
+        sync_folder(out.parent)
+    except OSError as error:
+        raise RunError(
+            f"{out} cannot be written: {error.strerror or error}.",
+            "Free space or choose another folder. No partial files were left.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""Which graph is exported? Preparation of an image as in evaluation, then the model.
+
+Shapes: B batch, H W pixels of an image, C channels, h w those of the model, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from vitc.data.preprocessing import Preprocessing
+from vitc.errors import RunError
+from vitc.models.stems import ConvNormAct
+
+
+class Prepare(nn.Module):
+    """uint8 (B, H, W, C) of any one size -> float32 (B, C, h, w), as `eval_image` and `finish`.
+
+    The box is computed in float64 with the operations of `eval_image` in their order, so that it is
+    the same to the pixel.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        p = preprocessing
+        assert p.img_size is not None
+        self.size, self.fit = p.img_size, p.fit
+        self.crop = 1.0 if p.crop is None else p.crop
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (p.mean, p.std))
+        self.register_buffer("scale", (1 / (255 * std)).float().view(1, -1, 1, 1))
+        self.register_buffer("offset", (-mean / std).float().view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.permute(0, 3, 1, 2)
+        if self.fit == "crop":
+            x = self._resize(self._cut(x, images), *self.size)
+        elif self.fit == "pad":
+            x = self._padded(x)
+        else:
+            x = self._resize(x, *self.size)
+        return x.float() * self.scale + self.offset
+
+    def _resize(self, x: Tensor, height: int, width: int) -> Tensor:
+        return F.interpolate(x, size=(height, width), mode="bilinear", antialias=True)
+
+    def _cut(self, x: Tensor, images: Tensor) -> Tensor:
+        """The box that evaluation sees; an image of the model's size is seen whole."""
+        sides = [torch.scalar_tensor(side, dtype=torch.float64) for side in x.shape[2:]]
+        scale = self.crop * torch.minimum(sides[0] / self.size[0], sides[1] / self.size[1])
+        same = (sides[0] == self.size[0]) & (sides[1] == self.size[1])
+        scale = torch.where(same, 1.0, scale)
+        for dim, side, size in zip((2, 3), sides, self.size, strict=True):
+            cut = size * scale
+            start = (side - cut) / 2
+            first = torch.minimum(torch.floor(start + 0.5).clamp(min=0), side - 1)
+            last = torch.maximum(torch.floor(start + cut + 0.5), first + 1)
+            last = torch.minimum(last, side)
+            begin, length = _integer(first), _integer(last - first)
+            end = images.shape[dim - 1]
+            for fact in (begin >= 0, length >= 1, begin <= end, begin + length <= end):
+                torch._check(fact)  # type: ignore[no-untyped-call]
+            x = x.narrow(dim, begin, length)
+        return x
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Scaled to fit, up by an integer factor only, and centred on zeros."""
+        sides = [torch.scalar_tensor(side, dtype=torch.float64) for side in x.shape[2:]]
+        scale = torch.minimum(self.size[0] / sides[0], self.size[1] / sides[1])
+        scale = torch.where(scale >= 1, torch.floor(scale), scale)
+        inner = [torch.floor(side * scale + 0.5).clamp(min=1) for side in sides]
+        height, width = _integer(inner[0]), _integer(inner[1])
+        for fact in (height >= 1, height <= self.size[0], width >= 1, width <= self.size[1]):
+            torch._check(fact)  # type: ignore[no-untyped-call]
+        x = self._resize(x, height, width)
+        for dim, length, size in zip((2, 3), inner, self.size, strict=True):
+            place = torch.arange(size) - (size - length.long()) // 2
+            x = x.index_select(dim, torch.minimum(place.clamp(min=0), length.long() - 1))
+            inside = ((place >= 0) & (place < length)).to(torch.uint8)
+            x = x * inside.view((size, 1) if dim == 2 else (size,))
+        return x
+
+
+def _integer(value: Tensor) -> int:
+    """The value as a symbolic integer of the graph, which int() would ask for its number."""
+    found: Any = value.long().item()
+    return found  # type: ignore[no-any-return]
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of a model in evaluation mode, each BatchNorm folded into the convolution before it.
+
+    In the stems and CNNs of this library and in any nn.Sequential; elsewhere it stays.
+    """
+    model = copy.deepcopy(model).to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    for module in list(model.modules()):
+        names: list[tuple[str, str]] = []
+        if isinstance(module, ConvNormAct):
+            names = [("conv", "norm")]
+        elif isinstance(module, nn.Sequential):
+            children = [name for name, _ in module.named_children()]
+            names = list(itertools.pairwise(children))
+        for before, after in names:
+            conv, norm = getattr(module, before), getattr(module, after)
+            foldable = isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+            if type(conv) is nn.Conv2d and foldable:
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
+    return model.requires_grad_(False)
+
+
+def program_of(model: nn.Module, prepare: Prepare | None, example: Tensor) -> ExportedProgram:
+    """The graph with a dynamic batch and, after `prepare`, a dynamic size of images.
+
+    example: an input of batch 2. Raises RunError: torch.export cannot trace the model.
+    """
+    whole = model if prepare is None else nn.Sequential(prepare, model)
+    sizes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    shapes = sizes if prepare is not None else {0: Dim.DYNAMIC}
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(whole.eval(), (example,), dynamic_shapes=(shapes,))
+    except Exception as error:  # of any kind: the model may be the user's own
+        raise untraceable(error) from error
+    for node in program.graph.nodes:  # paths and source lines of this machine
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+            node.meta.pop(key, None)
+    return program
+
+
+def untraceable(error: Exception) -> RunError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return RunError(
+        f"The model's graph cannot be exported: {type(error).__name__}: {why}",
+        "A custom model or stem must not branch on pixel values or the batch size. --format "
+        "safetensors writes weights without a graph.",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's remarks on its own exporter."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
