@@ -38,7 +38,7 @@ check: test .venv/.installed-check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PEER_TESTS)
 
 .venv/.installed-check: .venv/.installed-test
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino]"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino]"
 	@touch $@
 
 clean:
@@ -56,5 +56,5 @@ clean:
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test,tiff,heif,export]"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,tiff,heif,export]"
 	@touch $@

@@ -156,6 +156,17 @@ def test_optimizers_are_compared_on_ranges_of_their_own(cell: Any, tmp_path: Pat
     assert lrs["sgd"] == lrs["adamw"]
 
 
+def test_a_schedule_free_contender_differs_in_schedule_and_average_by_design(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of({"adamw": "adamw", "free": "adamw_schedulefree"}, tmp_path)
+    assert plan.differ == ("schedule", "ema")
+    assert mixed(plan) == []
+    drawn = {t.contender: t.values for t in plan.trials() if t.draw == 0}
+    assert drawn["free"]["optim.lr"] == pytest.approx(2 * drawn["adamw"]["optim.lr"], rel=1e-3)
+    assert plan_of({"a": "adamw", "b": "muon"}, tmp_path).differ == ()
+
+
 def test_words_of_a_command_name_contenders(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(CELL)

@@ -6,20 +6,17 @@ import dataclasses
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.optim import Optimizer
 
 from tests.test_loop import assert_same_run, stop_after, tiny
+from tests.test_optim import need_package_of
 from vitc.cli.parser import take_settings
 from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import ConfigError
 from vitc.models.zoo import CNNS
-from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS
 from vitc.recipes import RECIPES, find_recipe, get_recipe
 from vitc.resolve import load_config
@@ -70,47 +67,30 @@ def test_each_optimizer_has_its_own_rate_and_nothing_else_changes(name: str, opt
     assert get_recipe(name, "adamw").optim.lr != get_recipe(name, "sgd").optim.lr
 
 
-@dataclass(frozen=True, kw_only=True)
-class LionConfig(OptimConfig):
-    """Lion (arXiv 2302.06675): what a new optimizer is made of."""
-
-    lr: float = 1e-4
-    weight_decay: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.99)
-
-    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
-        return Lion(groups, self.lr, self.betas)
+NEW = ["nadamw", "muon", "lion", "adamw_schedulefree", "sgd_schedulefree"]
 
 
-class Lion(Optimizer):
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                update = torch.sign(torch.lerp(m, p.grad, 1 - group["betas"][0]))
-                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
-                m.lerp_(p.grad, 1 - group["betas"][1])
-
-
-@pytest.fixture
-def lion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An optimizer is one class and one entry."""
-    monkeypatch.setitem(OPTIMIZERS, "lion", LionConfig)
-
-
-@pytest.mark.usefixtures("lion")
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_a_new_optimizer_with_its_defaults_and_a_note(name: str) -> None:
-    config = complete(get_recipe(name, "lion")).checked()
-    assert (config.optim.lr, config.optim.weight_decay) == (1e-4, 1.0)
-    assert config.optim.schedule == get_recipe(name).optim.schedule
-    assert from_dict(to_dict(config)) == config
-    assert "no tuned settings for lion" in (RECIPES[name].untuned("lion") or "")
-    assert RECIPES[name].untuned(None) is None
+def test_every_recipe_takes_every_optimizer_with_rates_that_follow_from_its_own(name: str) -> None:
+    recipe = RECIPES[name]
+    for kind in NEW:
+        config = complete(get_recipe(name, kind)).checked()
+        like, own = config.optim.like, config.optim
+        assert like is not None
+        base = recipe.tuned.get(like.optim, OPTIMIZERS[like.optim](lr_per_batch=2048))
+        assert own.lr == pytest.approx(base.lr * like.lr)
+        assert own.weight_decay == pytest.approx(base.weight_decay * like.weight_decay)
+        assert own.lr_per_batch == base.lr_per_batch
+        note = recipe.untuned(kind) or ""
+        assert f"no tuned settings for {kind}" in note
+        assert (f"those of {like.optim} times {like.lr:g}" in note) == (like.optim in recipe.tuned)
+        free = own.schedule_free
+        assert ("averages the weights itself" in note) == free
+        assert own.schedule.decays != free
+        assert own.schedule.warmup(50) == recipe().optim.schedule.warmup(50)
+        assert own.average == ("schedule-free" if free else recipe().optim.average)
+        assert from_dict(to_dict(config)) == config
+    assert recipe.untuned(None) is None
 
 
 def assert_resumes(config: RunConfig, folder: Path) -> None:
@@ -121,12 +101,39 @@ def assert_resumes(config: RunConfig, folder: Path) -> None:
     assert_same_run(folder / "whole", folder / "cut")
 
 
-@pytest.mark.usefixtures("lion")
-def test_a_new_optimizer_trains_resumes_and_is_studied(tmp_path: Path) -> None:
-    assert_resumes(tiny(optim="lion", **{"train.epochs": 3, "optim.betas": (0.9, 0.9)}), tmp_path)
-    plan = hparams_plan(["debug"], ["vit_p_tiny"], ["lion"], draws=2, **{"train.epochs": 1})
-    assert plan.ranges["lion"]["optim.lr"].low == 1e-4 / 8
+@pytest.mark.parametrize("kind", NEW)
+def test_every_optimizer_trains_resumes_and_is_studied(kind: str, tmp_path: Path) -> None:
+    need_package_of(kind)
+    small = {"train.epochs": 3, "data.max_train": 64, "optim.layer_decay": 0.9}
+    config = tiny(optim=kind, **small, **{"optim.clip_norm": 1.0})
+    assert_resumes(config, tmp_path)
+    started = config.optim
+    plan = hparams_plan(["debug"], ["vit_p_tiny"], [kind], draws=2, **{"train.epochs": 1})
+    assert plan.ranges[kind]["optim.lr"].low == pytest.approx(started.lr / 8)
+    assert plan.ranges[kind]["optim.weight_decay"].high == pytest.approx(4 * started.weight_decay)
     assert len({t.id for t in plan.trials()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optim": "adamw_schedulefree", "optim.schedule": "cosine"}, "optim.schedule constant"),
+        (
+            {"optim": "sgd_schedulefree", "optim.ema.kind": "fraction"},
+            "averages the weights itself",
+        ),
+        ({"optim": "lion", "optim.eps": 1e-6}, "optim.eps has no effect with optim 'lion'"),
+        ({"optim": "sgd_schedulefree", "optim.momentum": 1.0}, "optim.momentum 1.0 must be in"),
+        ({"optim.schedule": "wsd", "optim.schedule.per": "epoch"}, "it is a setting of 'cosine'"),
+        ({"optim.schedule": "step", "optim.schedule.drops": (0.01,)}, "epochs of warm-up"),
+    ],
+)
+def test_settings_that_an_optimizer_or_schedule_cannot_follow_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("debug", **settings)
+    assert message in f"{caught.value.message} {caught.value.hint}"
 
 
 CUSTOM = """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from math import cos, pi
 
@@ -13,7 +15,17 @@ from hypothesis import strategies as st
 
 from vitc.errors import ConfigError
 from vitc.optim.config import EmaConfig, check_ema, ema_alpha, horizon_steps
-from vitc.optim.schedule import CosineConfig
+from vitc.optim.schedule import (
+    SCHEDULES,
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    ScheduleConfig,
+    StepConfig,
+    WarmupConfig,
+    WsdConfig,
+    without_decay,
+)
 
 PYCLS = CosineConfig(warmup_epochs=5.0, warmup_start=0.1, floor=0.005, per="epoch")
 
@@ -88,6 +100,54 @@ def test_a_step_schedule_reaches_its_peak_exactly_and_never_jumps(
     cosine = 0.7 * (1 - floor) * pi / 2 / (total - top)
     steepest = max(abs(b - a) for a, b in pairwise(rates))
     assert steepest <= max(line if top else 0.0, cosine) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        (LinearConfig(floor=0.1), {20: 1, 60: 0.55, 100: 0.1}),
+        (ConstantConfig(), {20: 1, 60: 1, 100: 1}),
+        (StepConfig(), {33: 1, 34: 0.1, 66: 0.1, 67: 0.01, 88: 0.01, 89: 0.001, 100: 0.001}),
+        (StepConfig(drops=(0.3, 0.5), factor=0.5), {29: 1, 30: 0.5, 49: 0.5, 50: 0.25, 100: 0.25}),
+        (WsdConfig(), {20: 1, 79: 1, 85: 0.5, 95: 1 - 0.75**0.5, 100: 0}),
+        (WsdConfig(decay=0.5, floor=0.2), {50: 1, 62.5: 0.6, 100: 0.2}),
+    ],
+    ids=["linear", "constant", "step", "step with drops", "wsd", "wsd with a floor"],
+)
+def test_a_schedule_is_its_closed_form(schedule: WarmupConfig, shares: dict[float, float]) -> None:
+    warmed = replace(schedule, warmup_epochs=2.0, warmup_start=0.1)
+    shares = {0: 0.1, 10: 0.55, 19: 0.955, **shares}
+    for step, share in shares.items():
+        got = warmed.lr(step, peak=0.5, epochs=10, steps_per_epoch=10)
+        assert got == pytest.approx(0.5 * share, rel=1e-6, abs=1e-7), step
+    lowered = warmed.lr(100, peak=0.5, epochs=10, steps_per_epoch=10) < 0.5
+    assert warmed.decays == lowered
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (CosineConfig(warmup_epochs=10.0), r"warmup_epochs 10\.0 leaves none of the 10"),
+        (StepConfig(warmup_epochs=4.0), r"drops starts at 0\.333 of 10 .* the 4 epochs"),
+        (WsdConfig(warmup_epochs=4.0, decay=0.7), r"decay 0\.7 of 10 .* the 4 epochs"),
+        (StepConfig(drops=(0.5, 0.5)), "must be rising shares"),
+        (StepConfig(drops=()), "--optim.schedule constant"),
+        (StepConfig(drops=(0.5, 1.0)), r"drops .* in \(0, 1\)"),
+        (StepConfig(factor=1.0), r"factor 1\.0 must be in \(0, 1\)"),
+        (WsdConfig(decay=0.0), r"decay 0\.0 must be in \(0, 1\]"),
+        (LinearConfig(floor=2.0), r"floor 2\.0 must be in \[0, 1\]"),
+    ],
+)
+def test_a_schedule_that_cannot_be_has_one_message(schedule: ScheduleConfig, message: str) -> None:
+    found = [*schedule.problems(), *schedule.misfits(10)]
+    assert len(found) == 1
+    assert re.search(message, found[0])
+    default = next(cls for cls in SCHEDULES.values() if cls is type(schedule))()
+    assert not [*default.problems(), *default.misfits(1)]
+
+
+def test_without_decay_a_schedule_keeps_its_warm_up() -> None:
+    assert without_decay(PYCLS) == ConstantConfig(warmup_epochs=5.0, warmup_start=0.1)
 
 
 def test_the_last_update_of_a_run_stays_at_or_above_the_floor() -> None:

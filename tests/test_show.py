@@ -12,6 +12,7 @@ from vitc.cli.main import main
 from vitc.deploy.show import model_page, page
 from vitc.models.complexity import parts
 from vitc.models.zoo import create_model, model_config
+from vitc.optim.groups import EXEMPT, HIDDEN, WEIGHTS
 from vitc.views.model import Table
 from vitc.views.text import write
 
@@ -83,3 +84,23 @@ def test_a_changed_model_is_not_compared_with_the_paper() -> None:
     shown = page("vit_s1_4gf", {"model.depth": 2}, None)
     assert not {"reported_stem", "slip", "twin"} & shown.values.keys()
     assert shown.values["stem_over_block"] > 1
+
+
+def test_a_recipe_is_shown_with_the_groups_of_its_optimizer() -> None:
+    shown = page("fashion_vit_p", {"optim": "muon", "optim.layer_decay": 0.5}, None)
+    groups = shown.values["groups"]
+    assert {g["parameters"] for g in groups} == {HIDDEN, WEIGHTS, EXEMPT}
+    assert sorted({g["peak_lr"] for g in groups}) == [0.002 * 0.5**i for i in range(5, -1, -1)]
+    assert {g["weight_decay"] for g in groups if g["parameters"] == EXEMPT} == {0.0}
+    assert {g["weight_decay"] for g in groups if g["parameters"] != EXEMPT} == {0.1}
+    whole = sum(p.numel() for p in create_model("vit_p_tiny", in_chans=1).parameters())
+    assert sum(g["numbers"] for g in groups) == whole
+    rows = table(shown, "Groups of the optimizer")
+    assert rows[-1][0] == EXEMPT
+    assert rows[-1][3:] == ("0.002", "0")
+
+
+def test_an_optimizer_that_would_have_nothing_to_do_is_a_problem_of_its_recipe() -> None:
+    shown = page("fashion_vit_p", {"optim": "muon", "train.freeze": ("backbone",)}, None)
+    assert shown.values["groups"] == []
+    assert "hidden weight matrices" in " ".join(shown.values["problems"])

@@ -75,6 +75,24 @@ def test_a_run_with_it_learns_and_differs_in_statistics_alone(tmp_path: Path) ->
     assert differ == {n for n in a if n.endswith(("running_mean", "running_var"))}
 
 
+@pytest.mark.parametrize("val_fraction", [0.0, 0.15])
+def test_a_schedule_free_average_gets_statistics_of_its_own(
+    val_fraction: float, tmp_path: Path
+) -> None:
+    pytest.importorskip("schedulefree")
+    free = {"optim": "adamw_schedulefree", "data.val_fraction": val_fraction}
+    run(short(**free), tmp_path / "run", quiet=True)
+    folder = next((tmp_path / "run" / "checkpoints").glob("step_*"))
+    raw, average = (load_file(folder / f"{name}.safetensors") for name in ("model", "ema"))
+    norms = [n for n in raw if n.endswith(("running_mean", "running_var"))]
+    assert norms
+    assert not any(torch.equal(raw[n], average[n]) for n in norms)
+    state = load_file(folder / "optim.safetensors")
+    for name in ("head.weight", "stem.layers.0.conv.weight"):
+        x = raw[name].lerp(state[f"{name}/z"], 1 - 1 / 0.9)
+        torch.testing.assert_close(average[name], x)
+
+
 def test_images_held_on_the_device_are_not_prepared_again_at_each_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,12 +70,7 @@ class RunConfig:
             *self.train.problems(),
             *self.init.problems(),
         ]
-        warmup = self.optim.schedule.warmup(self.train.epochs)
-        if warmup >= self.train.epochs:
-            found.append(
-                f"optim.schedule.warmup_epochs {warmup} leaves none of the "
-                f"{self.train.epochs} train.epochs."
-            )
+        found += self.optim.schedule.misfits(self.train.epochs)
         if self.data.augment.lighting > 0 and self.model.in_chans == 1:
             found.append("data.augment.lighting needs colours, but model.in_chans is 1.")
         if self.optim.layer_decay < 1 and "backbone" in self.train.freeze:

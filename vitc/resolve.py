@@ -19,7 +19,7 @@ from vitc.data.litter import holds_run, holds_study, listed
 from vitc.errors import ConfigError, suggest, suggest_beside
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
-from vitc.optim.optimizers import SGDConfig
+from vitc.optim.optimizers import SCHEDULE_FREE, SGDConfig
 from vitc.plugins.consent import name_class, with_sources
 from vitc.recipes import RECIPES
 from vitc.settings import without_effect
@@ -154,7 +154,10 @@ def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
 def _with_optim(config: RunConfig, optim: str | None) -> RunConfig:
     if optim is None:
         return config
-    return dataclasses.replace(config, optim=with_kind(config.optim, "optim", optim))
+    new = with_kind(config.optim, "optim", optim)
+    if new.schedule_free and not config.optim.schedule_free:
+        logging.getLogger("vitc").warning(f"optim {optim}: {SCHEDULE_FREE}")
+    return dataclasses.replace(config, optim=new)
 
 
 def with_model(config: RunConfig, name: str) -> RunConfig:

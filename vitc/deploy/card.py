@@ -61,7 +61,7 @@ def card(
 
     m, results = saved.config, saved.results
     facts = None if run is None else _run_facts(run, results["weights"] if results else "ema")
-    ema = facts is not None and facts["config"].optim.ema.kind != "none"
+    ema = facts is not None and bool(facts["config"].optim.average)
     return document(
         "card.md.j2",
         model=m,

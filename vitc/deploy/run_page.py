@@ -118,8 +118,8 @@ def _measured_on(e: Evaluation, run: Path | None) -> str:
     images = counted(e.n, SPLITS[e.split])
     if run is None:
         return images
-    averaged = e.weights == "ema" and read_config(run).optim.ema.kind != "none"
-    return f"{images}, {'average (EMA) of the weights' if averaged else 'last weights'}"
+    average = read_config(run).optim.average if e.weights == "ema" else ""
+    return f"{images}, {f'average ({average}) of the weights' if average else 'last weights'}"
 
 
 def percent(value: Interval | None) -> str:

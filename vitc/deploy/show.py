@@ -15,7 +15,7 @@ from vitc.models import zoo
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.models.stem_config import STEM_KINDS
 from vitc.optim.config import horizon_steps
-from vitc.plugins.consent import with_sources
+from vitc.plugins.consent import customs, with_sources
 from vitc.recipes import RECIPES
 from vitc.resolve import check_is, resolve_config, what_is
 from vitc.runs.folder import Run
@@ -138,9 +138,6 @@ def list_page() -> Page:
     return Page("Models and recipes", parts, {"models": list(zoo.MODELS), "recipes": list(RECIPES)})
 
 
-# -- a run -----------------------------------------------------------------------------------------
-
-
 # -- a recipe or config ----------------------------------------------------------------------------
 
 
@@ -154,9 +151,15 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
             f"train.batch {config.train.batch} exceeds the {schedule['train_images']} "
             "training images."
         )
+    groups: list[dict[str, Any]] = []
+    try:
+        groups = group_numbers(config)
+    except ConfigError as error:
+        problems += [] if error.message in problems else [error.message]
     parts: list[Part] = [
         *([Text(doc)] if doc else []),
         Table("Schedule", ("", "value", "why"), _schedule_rows(config, schedule)),
+        *([_group_table(groups)] if groups else []),
         Table("Settings (their meaning: vitc train RECIPE --help)", ("setting", "value"), rows),
     ]
     if problems:
@@ -165,6 +168,7 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
         "recipe": config.name,
         "settings": to_dict(config),
         "schedule": schedule,
+        "groups": groups,
         "problems": problems,
     }
     return Page(config.name, parts, values)
@@ -185,6 +189,42 @@ def _lr_chart(config: RunConfig, steps_per_epoch: int | None) -> Chart:
     lr = [_lr(config, step, steps) for step in at]
     line = Line("", 0, [step / steps for step in at], lr, form="curve")
     return Chart("lr", config.name, "epoch", "learning rate", [line])
+
+
+def group_numbers(config: RunConfig) -> list[dict[str, Any]]:
+    """Peak lr and weight decay of each group of the optimizer; empty for a custom model, which is
+    built in training alone. Raises ConfigError: the model cannot be built or trained so."""
+    if any(customs(config.model)):
+        return []
+    import torch
+
+    from vitc.optim.groups import parameter_groups
+    from vitc.training.build import freeze
+
+    with torch.device("meta"):
+        model = zoo.build_model(config.model)
+    freeze(model, config.train.freeze)
+    optim, peak = config.optim, config.optim.peak_lr(config.train.batch)
+    return [
+        {
+            "parameters": group["name"],
+            "tensors": len(group["params"]),
+            "numbers": sum(p.numel() for p in group["params"]),
+            "peak_lr": peak * group.get("lr_scale", 1.0),
+            "weight_decay": group["weight_decay"],
+        }
+        for group in parameter_groups(optim, model)
+        if group["params"]
+    ]
+
+
+def _group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    head = ("parameters", "tensors", "numbers", "lr, peak", "weight decay")
+    rows = [
+        (g["parameters"], str(g["tensors"]), f"{g['numbers']:,}", *map(plain, list(g.values())[3:]))
+        for g in groups
+    ]
+    return Table("Groups of the optimizer", head, rows)
 
 
 def count_images(config: RunConfig) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from vitc.errors import ConfigError
 from vitc.optim.schedule import CosineConfig, ScheduleConfig
@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+class Like(NamedTuple):
+    """The optimizer whose tuned lr and weight decay also suit another, times these factors."""
+
+    optim: str
+    lr: float = 1
+    weight_decay: float = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
     """Exponential moving average of weights and BatchNorm statistics."""
 
     kind: Literal["fraction", "pycls", "none"] = "fraction"
-    """fraction: horizon is a share of the run; pycls: the authors' formula; none: no average."""
+    """fraction: horizon is a share of the run; pycls: the authors' formula; none: no average but
+    that of a schedule-free optimizer."""
     horizon: float = setting(0.08, above=0, at_most=1, needs=("kind", "fraction"))
     """With kind fraction: 1 / (1 - decay), as a share of the run's steps."""
     alpha: float = setting(1e-5, above=0, needs=("kind", "pycls"))
@@ -37,6 +46,12 @@ class OptimConfig:
 
     lr_scaling: ClassVar[Literal["linear", "square root"]] = "square root"
     """How lr follows the batch where it is chosen from the data."""
+    like: ClassVar[Like | None] = None
+    """What a recipe's lr and weight decay, and a study's ranges, are derived from."""
+    hidden_apart: ClassVar[bool] = False
+    """Hidden weights go to the optimizer of `build_hidden`, the others to that of `build`."""
+    schedule_free: ClassVar[bool] = False
+    """It averages the weights itself, in place of `ema`, and wants a rate that does not fall."""
     lr: float
     """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
     weight_decay: float
@@ -66,7 +81,24 @@ class OptimConfig:
             found.append(f"optim.lr {self.lr} must be above 0.")
         if self.weight_decay < 0:
             found.append(f"optim.weight_decay {self.weight_decay} must not be negative.")
+        if self.schedule_free and self.schedule.decays:
+            found.append(
+                f"optim.schedule ({self.schedule.summary}) lowers the learning rate, but a "
+                "schedule-free optimizer needs a constant one: use --optim.schedule constant."
+            )
+        if self.schedule_free and self.ema.kind != "none":
+            found.append(
+                f"optim.ema.kind {self.ema.kind!r} has no effect with a schedule-free optimizer, "
+                "which averages the weights itself: use --optim.ema.kind none."
+            )
         return found
+
+    @property
+    def average(self) -> str:
+        """Which average of the weights a run keeps, to be deployed; empty: none."""
+        if self.schedule_free:
+            return "schedule-free"
+        return "" if self.ema.kind == "none" else "EMA"
 
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         """The optimizer over groups of parameters, each with its weight_decay.
@@ -74,6 +106,10 @@ class OptimConfig:
         `fused`: torch's fused kernels can be used on them. A step of one that is not `fused` in its
         groups is checked on the host, since `found_inf` is honoured by fused kernels alone.
         """
+        raise NotImplementedError
+
+    def build_hidden(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """With `hidden_apart`: the optimizer over hidden weights, each a matrix."""
         raise NotImplementedError
 
     def peak_lr(self, batch: int) -> float:

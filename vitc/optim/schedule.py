@@ -11,9 +11,9 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field
 from functools import cache, partial
-from math import cos, pi
+from math import cos, pi, sqrt
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vitc.errors import ConfigError
 from vitc.plugins.consent import CustomConfig
@@ -25,6 +25,9 @@ from vitc.settings import Settings, out_of_bounds, setting
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """What every schedule has; a concrete one is a subclass with its own fields."""
+
+    decays: ClassVar[bool] = True
+    """Whether the rate falls after the warm-up; of a custom one it is not known, so: yes."""
 
     def lr(self, step: float, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
         """Learning rate of the update that follows `step` finished ones."""
@@ -46,15 +49,56 @@ class ScheduleConfig:
     def problems(self) -> list[str]:
         return []
 
+    def misfits(self, epochs: int) -> list[str]:
+        """What is wrong with it for a run of so many epochs, a sentence each."""
+        warmup = self.warmup(epochs)
+        if warmup < epochs:
+            return []
+        return [f"optim.schedule.warmup_epochs {warmup} leaves none of the {epochs} train.epochs."]
+
 
 @dataclass(frozen=True, kw_only=True)
-class CosineConfig(ScheduleConfig):
-    """Linear warm-up, then one half period of a cosine."""
+class WarmupConfig(ScheduleConfig):
+    """A linear warm-up to the peak, then `after`; a concrete one is a subclass."""
 
     warmup_epochs: float | None = setting(None, at_least=0)
     """Length of the warm-up; None: the smaller of 5 epochs and 10 % of the run."""
     warmup_start: float = setting(0.0, at_least=0, at_most=1)
     """Fraction of lr at which the warm-up starts (the authors' configs: 0.1)."""
+
+    def lr(self, step: float, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
+        """Linear from `warmup_start * peak` at step 0 to exactly `peak` at the whole step W =
+        `warmup_steps(...)`, then `peak * after(...)`, which starts at 1: the requested rate is
+        reached. In schedules that decay during the warm-up it never is
+        (huggingface/pytorch-image-models#1544).
+        """
+        total = epochs * steps_per_epoch
+        assert 0 <= step <= total, f"step {step} is outside the run's 0..{total}"
+        warm = self.warmup_steps(epochs, steps_per_epoch)
+        if step < warm:
+            return peak * self.ramp(step / warm)
+        return peak * self.after(step / total, (step - warm) / (total - warm))
+
+    def ramp(self, progress: float) -> float:
+        """The share of the peak during the warm-up, `progress` from 0 to 1."""
+        return self.warmup_start + (1 - self.warmup_start) * progress
+
+    def after(self, run: float, rest: float) -> float:
+        """The share of the peak at `run`, a share of the whole run, and `rest`, one of what
+        follows the warm-up."""
+        raise NotImplementedError
+
+    def warmup(self, epochs: int) -> float:
+        return min(5.0, 0.1 * epochs) if self.warmup_epochs is None else self.warmup_epochs
+
+    def problems(self) -> list[str]:
+        return out_of_bounds(self, "optim.schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig(WarmupConfig):
+    """Linear warm-up, then one half period of a cosine."""
+
     floor: float = setting(0.0, at_least=0, at_most=1)
     """Fraction of lr at which the cosine ends (the authors' configs: 0.005)."""
     per: Literal["step", "epoch"] = "step"
@@ -63,49 +107,125 @@ class CosineConfig(ScheduleConfig):
     def lr(self, step: float, *, peak: float, epochs: int, steps_per_epoch: int) -> float:
         """At the end of the run the floor.
 
-        `per="step"`: linear from `warmup_start * peak` at step 0 to exactly `peak` at the whole
-        step W = `warmup_steps(...)`, then half a cosine over the *remaining* steps down to
-        `floor * peak`. The cosine starts where the warm-up ends, so that the requested rate is
-        reached; in schedules that decay during the warm-up it never is
-        (huggingface/pytorch-image-models#1544).
+        `per="step"`: after the warm-up half a cosine over the *remaining* steps.
 
         `per="epoch"`: the authors' code (facebookresearch/pycls, core/optimizer.py), constant
         within an epoch e: half a cosine over the *whole* run, times `warmup_start +
         (1 - warmup_start) * e / warmup_epochs` while e < warmup_epochs. Its peak is a little below
         `peak` (0.04 % at the paper's 5 of 400 epochs).
         """
-        total = epochs * steps_per_epoch
-        assert 0 <= step <= total, f"step {step} is outside the run's 0..{total}"
+        if self.per == "step":
+            return super().lr(step, peak=peak, epochs=epochs, steps_per_epoch=steps_per_epoch)
+        epoch, warmup = step // steps_per_epoch, self.warmup(epochs)
+        ramp = self.ramp(epoch / warmup) if epoch < warmup else 1.0
+        return peak * ramp * self.after(epoch / epochs, epoch / epochs)
 
-        def line(progress: float) -> float:  # from warmup_start to 1
-            return self.warmup_start + (1 - self.warmup_start) * progress
-
-        def cosine(progress: float) -> float:  # half a period, from 1 to floor
-            return self.floor + (1 - self.floor) * 0.5 * (1 + cos(pi * progress))
-
-        if self.per == "epoch":
-            epoch = step // steps_per_epoch
-            warmup = self.warmup(epochs)
-            ramp = line(epoch / warmup) if epoch < warmup else 1.0
-            return peak * ramp * cosine(epoch / epochs)
-        warm = self.warmup_steps(epochs, steps_per_epoch)
-        if step < warm:
-            return peak * line(step / warm)
-        return peak * cosine((step - warm) / (total - warm))
-
-    def warmup(self, epochs: int) -> float:
-        return min(5.0, 0.1 * epochs) if self.warmup_epochs is None else self.warmup_epochs
+    def after(self, run: float, rest: float) -> float:
+        return self.floor + (1 - self.floor) * 0.5 * (1 + cos(pi * rest))
 
     @property
     def summary(self) -> str:
         return f"half a cosine, every {self.per}"
 
     def problems(self) -> list[str]:
-        found = out_of_bounds(self, "optim.schedule")
+        found = super().problems()
         if self.per == "epoch" and self.warmup_start == 0 and self.warmup_epochs != 0:
             found.append(
                 "optim.schedule.per 'epoch' with optim.schedule.warmup_start 0 trains the whole "
                 "first epoch at learning rate 0; the authors start at 0.1."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(WarmupConfig):
+    """Linear warm-up, then a line down."""
+
+    floor: float = setting(0.0, at_least=0, at_most=1)
+    """Fraction of lr at which the line ends."""
+
+    def after(self, run: float, rest: float) -> float:
+        return 1 - (1 - self.floor) * rest
+
+    @property
+    def summary(self) -> str:
+        return "a line, every step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantConfig(WarmupConfig):
+    """Linear warm-up, then the peak to the end."""
+
+    decays = False
+
+    def after(self, run: float, rest: float) -> float:
+        return 1.0
+
+    @property
+    def summary(self) -> str:
+        return "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(WarmupConfig):
+    """Linear warm-up, then steps down at fixed shares of the run."""
+
+    drops: tuple[float, ...] = setting((1 / 3, 2 / 3, 8 / 9), above=0, below=1)
+    """Shares of the run at which lr drops; the default: after 30, 60 and 80 of 90 epochs
+    (arXiv 1706.02677)."""
+    factor: float = setting(0.1, above=0, below=1)
+    """What lr is multiplied by at each drop."""
+
+    def after(self, run: float, rest: float) -> float:
+        return float(self.factor ** sum(run >= drop for drop in self.drops))
+
+    @property
+    def summary(self) -> str:
+        return f"times {self.factor:g} at {' and '.join(f'{d:.3g}' for d in self.drops)} of the run"
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.drops or list(self.drops) != sorted(set(self.drops)):
+            found.append(
+                f"optim.schedule.drops {self.drops} must be rising shares of the run; without "
+                "any, use --optim.schedule constant."
+            )
+        return found
+
+    def misfits(self, epochs: int) -> list[str]:
+        found, warmup = super().misfits(epochs), self.warmup(epochs)
+        if not found and self.drops and self.drops[0] * epochs < warmup:
+            found.append(
+                f"optim.schedule.drops starts at {self.drops[0]:.3g} of {epochs} train.epochs, "
+                f"within the {warmup:g} epochs of warm-up."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WsdConfig(WarmupConfig):
+    """Warm-up, stable, decay: the peak until the last part of the run, which falls as 1 - sqrt
+    (arXiv 2405.18392). A run can be made longer from its stable part."""
+
+    decay: float = setting(0.2, above=0, at_most=1)
+    """Share of the run, at its end, over which lr falls."""
+    floor: float = setting(0.0, at_least=0, at_most=1)
+    """Fraction of lr at which the decay ends."""
+
+    def after(self, run: float, rest: float) -> float:
+        decayed = max(0.0, 1 - (1 - run) / self.decay)
+        return 1 - (1 - self.floor) * sqrt(decayed)
+
+    @property
+    def summary(self) -> str:
+        return f"constant until the last {100 * self.decay:g} % of the run, then 1 - sqrt"
+
+    def misfits(self, epochs: int) -> list[str]:
+        found, warmup = super().misfits(epochs), self.warmup(epochs)
+        if not found and warmup + self.decay * epochs > epochs + 1e-9:
+            found.append(
+                f"optim.schedule.decay {self.decay:g} of {epochs} train.epochs begins within the "
+                f"{warmup:g} epochs of warm-up; lower one of them."
             )
         return found
 
@@ -145,5 +265,16 @@ def _built(config: CustomScheduleConfig) -> Any:
 
 SCHEDULES: dict[str, type[ScheduleConfig]] = {
     "cosine": CosineConfig,
+    "linear": LinearConfig,
+    "constant": ConstantConfig,
+    "step": StepConfig,
+    "wsd": WsdConfig,
     "custom": CustomScheduleConfig,
 }
+
+
+def without_decay(schedule: ScheduleConfig) -> ConstantConfig:
+    """A constant schedule with the warm-up of another."""
+    if not isinstance(schedule, WarmupConfig):
+        return ConstantConfig()
+    return ConstantConfig(warmup_epochs=schedule.warmup_epochs, warmup_start=schedule.warmup_start)

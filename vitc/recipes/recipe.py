@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from vitc.config import RunConfig, with_kind
 from vitc.errors import unknown
-from vitc.optim.config import OptimConfig
-from vitc.optim.optimizers import OPTIMIZERS
+from vitc.optim.config import Like, OptimConfig
+from vitc.optim.optimizers import OPTIMIZERS, SCHEDULE_FREE
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Recipe:
     def __call__(self, optim: str | None = None) -> RunConfig:
         """The config under `optim`, by name or FILE.py:Class; None: its own optimizer.
 
-        Under one that it has no tuned settings for, lr and weight decay are that optimizer's
-        defaults (`untuned` has a note). Raises ConfigError: no such optimizer.
+        Under one that it has no tuned settings for, lr and weight decay follow from those of the
+        optimizer that it is like, or are its defaults (`untuned` has a note). Raises ConfigError:
+        no such optimizer.
         """
         own = next(iter(self.tuned.values()))
         if optim is None or optim in self.tuned:
             chosen = own if optim is None else self.tuned[optim]
         elif optim in OPTIMIZERS or ":" in optim or optim.endswith(".py"):
-            chosen = with_kind(own, "optim", optim)
+            like = self._like(optim)
+            chosen = with_kind(own if like is None else self.tuned[like.optim], "optim", optim)
         else:
             raise unknown("optimizer", optim, OPTIMIZERS)
         return dataclasses.replace(self.config, optim=chosen)
@@ -47,7 +49,18 @@ class Recipe:
         """A note where the recipe has no tuned settings for this optimizer."""
         if optim is None or optim in self.tuned:
             return None
-        return (
+        like, rule = self._like(optim), "its defaults"
+        if like is not None:
+            rule = f"those of {like.optim} times {like.lr:g} and {like.weight_decay:g}"
+        note = (
             f"{self.config.name} has no tuned settings for {optim}: unless set, lr and weight "
-            f"decay are its defaults. Tuned: {', '.join(self.tuned)}."
+            f"decay are {rule}. Tuned: {', '.join(self.tuned)}."
         )
+        if optim in OPTIMIZERS and OPTIMIZERS[optim].schedule_free:
+            note += f" {SCHEDULE_FREE}"
+        return note
+
+    def _like(self, optim: str) -> Like | None:
+        """What an optimizer is like, if the recipe has tuned settings for that."""
+        like = OPTIMIZERS[optim].like if optim in OPTIMIZERS else None
+        return like if like is not None and like.optim in self.tuned else None

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from vitc import files
 from vitc.errors import CheckpointError
 from vitc.files import TEMPORARY, discard, plain, read_json, sync_folder
-from vitc.optim.ema import Ema
+from vitc.optim.ema import Ema, OwnAverage
 from vitc.runs import tensors as stored
 from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST
 from vitc.runs.tensors import dtype_shape, misfits, read_tensors, write_tensors
@@ -52,7 +52,7 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: Ema | None = None
+    ema: Ema | OwnAverage | None = None
     step: int = 0
     """Optimizer steps taken."""
     best: dict[str, float] = field(default_factory=dict)
@@ -399,8 +399,9 @@ def _optimizer_entries(
                 "Use the config that the checkpoint was written with.",
             )
         parameter, group = owned[name]
-        # As torch: the counter of steps stays on the host unless the kernel reads it.
-        on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
+        # As torch: counters stay on the host unless the kernel reads them.
+        counted = key in ("step", "mu_product")
+        on_host = counted and not (group.get("fused") or group.get("capturable"))
         device = torch.device("cpu") if on_host else parameter.device
         held = torch.empty_strided(value.shape, strides[full], dtype=value.dtype, device=device)
         found.setdefault(parameter, {})[key] = held.copy_(value)

@@ -20,7 +20,7 @@ from vitc.models.stem_config import (
     StemConfig,
 )
 from vitc.models.zoo import MODELS, build_model
-from vitc.optim.optimizers import CustomOptimizerConfig
+from vitc.optim.optimizers import OPTIMIZERS, CustomOptimizerConfig
 from vitc.optim.schedule import CustomScheduleConfig
 from vitc.plugins.consent import customs, with_sources
 from vitc.plugins.names import STEM, Custom
@@ -153,6 +153,9 @@ def differ_by_design(request: Request) -> tuple[str, ...]:
     own = {name for settings in request.contenders.values() for name in settings}
     parts = {"schedule": "optim.schedule", "ema": "optim.ema"}
     parts |= {"epochs": "train.epochs", "batch": "train.batch"}
+    chosen = [str(settings.get("optim")) for settings in request.contenders.values()]
+    if any(OPTIMIZERS[o].schedule_free for o in chosen if o in OPTIMIZERS):
+        own |= {"optim.schedule", "optim.ema"}
     return tuple(n for n, part in parts.items() if any(f"{o}.".startswith(f"{part}.") for o in own))
 
 

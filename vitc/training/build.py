@@ -20,7 +20,7 @@ from vitc.machine import memory
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import build_model, classifier_name
 from vitc.optim.config import check_ema, ema_alpha
-from vitc.optim.ema import Ema
+from vitc.optim.ema import Ema, OwnAverage
 from vitc.optim.groups import build_optimizer
 from vitc.plugins.consent import customs
 from vitc.runs.checkpoint import TrainState
@@ -172,14 +172,18 @@ def fresh_state(
                 "Leave it out; --train.micro_batch saves memory too.",
             )
         enable(True)
-    average, ema = config.optim.ema, None
-    if average.kind != "none":
+    optimizer = build_optimizer(config.optim, model)
+    average = config.optim.ema
+    ema: Ema | OwnAverage | None = None
+    if config.optim.schedule_free:
+        ema = OwnAverage(model, optimizer)
+    elif average.kind != "none":
         run = {"epochs": t.epochs, "steps_per_epoch": steps_per_epoch, "batch": t.batch}
         check_ema(average, **run)
         schedule = config.optim.schedule
         planned = t.epochs * steps_per_epoch  # a run with a time to end in may take more
         ema = Ema(model, lambda step: ema_alpha(min(step, planned), average, schedule, **run))
-    return TrainState(model, build_optimizer(config.optim, model), ema)
+    return TrainState(model, optimizer, ema)
 
 
 def batch_plan(config: RunConfig, procs: Processes) -> BatchPlan:

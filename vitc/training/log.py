@@ -119,7 +119,8 @@ class RunLog:
 
     def eval_line(self, state: TrainState, line: dict[str, Any]) -> None:
         self.metric(line)
-        which = "" if state.ema is None else f" (EMA; raw {line['top1_raw']:.2f})"
+        average = self.setup.config.optim.average
+        which = f" ({average}; raw {line['top1_raw']:.2f})" if average else ""
         self.progress.line(
             f"epoch {line['epoch']:>3}/{self.setup.config.train.epochs}  "
             f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"

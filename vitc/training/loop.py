@@ -316,6 +316,8 @@ class Trainer:
                 self.log.limit(batches)
             if self.validation.due(epoch, within == 0, pace.ended):
                 self._evaluate(batches)
+            elif pace.ended and setup.config.optim.schedule_free:
+                self.validation.renew_norms(batches.provider)  # of what is deployed
             if logging or within == 0 or setup.procs.world == 1:
                 self._stop_if_asked(batches)
             by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0

@@ -3,7 +3,8 @@
 BatchNorm's running averages lag behind the weights and weigh the last batches most. pycls
 recomputes both the model's and its average's after every epoch, from 8,192 images ("Precise-BN":
 Wu and Johnson, arXiv 2105.07576, section 3): the mean over micro-batches of each one's mean and
-variance. `train.precise_bn_images` asks for that before each evaluation.
+variance. `train.precise_bn_images` asks for that before each evaluation. The average of a
+schedule-free optimizer never sees a training batch, so its statistics are always recomputed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitc.data.loader import EvalLoader, Provider, open_eval, open_train
+from vitc.optim.ema import OwnAverage
 from vitc.runs.checkpoint import TrainState
 from vitc.training.build import Setup
 from vitc.training.device import Processes, autocast
 from vitc.training.evaluate import eval_batch, evaluate
 from vitc.training.step import ready_images, running_statistics
+
+OWN_IMAGES = 2048  # at most, for BatchNorm of a schedule-free optimizer's average
 
 
 class Validation:
@@ -43,7 +47,7 @@ class Validation:
         `provider`: of the training images, for BatchNorm's statistics.
         """
         setup, state = self.setup, self.state
-        self._renew_norms(provider)
+        self.renew_norms(provider)
         raw = main = evaluate(state.model, self.batches, setup.settings)
         if state.ema is not None:
             main = evaluate(state.ema.module, self.batches, setup.settings)
@@ -75,14 +79,17 @@ class Validation:
             often=True,
         )
 
-    def _renew_norms(self, provider: Provider) -> None:
+    def renew_norms(self, provider: Provider) -> None:
         """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""
         setup, state, t = self.setup, self.state, self.setup.config.train
         steps = t.precise_bn_images // t.batch
+        models = [state.model, *([state.ema.module] if state.ema else [])]
+        if not steps and isinstance(state.ema, OwnAverage):
+            steps = min(max(1, OWN_IMAGES // t.batch), setup.steps_per_epoch)
+            models = [state.ema.module]
         names = norms_in_training(state.model) if steps else []
         if not names:
             return
-        models = [state.model, *([state.ema.module] if state.ema else [])]
         end = state.step + steps
         data, plan = setup.data, setup.plan
         with (
