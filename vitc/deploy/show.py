@@ -61,7 +61,7 @@ def page(what: str, settings: Mapping[str, Any], plot: Path | None) -> Page:
     config = resolve_config(what, **settings)
     if kind == "config":
         with_sources(config.model, path.parent)
-    shown = config_page(config, RECIPES[what].doc if kind == "recipe" else "")
+    shown = _with_groups(config_page(config, RECIPES[what].doc if kind == "recipe" else ""), config)
     if plot is None:
         return shown
     _draw([_lr_chart(config, shown.values["schedule"]["steps_per_epoch"])], plot)
@@ -151,15 +151,9 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
             f"train.batch {config.train.batch} exceeds the {schedule['train_images']} "
             "training images."
         )
-    groups: list[dict[str, Any]] = []
-    try:
-        groups = group_numbers(config)
-    except ConfigError as error:
-        problems += [] if error.message in problems else [error.message]
     parts: list[Part] = [
         *([Text(doc)] if doc else []),
         Table("Schedule", ("", "value", "why"), _schedule_rows(config, schedule)),
-        *([_group_table(groups)] if groups else []),
         Table("Settings (their meaning: vitc train RECIPE --help)", ("setting", "value"), rows),
     ]
     if problems:
@@ -168,7 +162,6 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
         "recipe": config.name,
         "settings": to_dict(config),
         "schedule": schedule,
-        "groups": groups,
         "problems": problems,
     }
     return Page(config.name, parts, values)
@@ -216,6 +209,21 @@ def group_numbers(config: RunConfig) -> list[dict[str, Any]]:
         for group in parameter_groups(optim, model)
         if group["params"]
     ]
+
+
+def _with_groups(shown: Page, config: RunConfig) -> Page:
+    """The page with the groups of the optimizer after the schedule, or why there are none."""
+    try:
+        groups = group_numbers(config)
+    except ConfigError as error:
+        problems = shown.values["problems"]
+        values = {**shown.values, "groups": [], "problems": [*problems, error.message]}
+        new = [] if error.message in problems else [Text(f"It cannot run yet: {error.message}")]
+        return Page(shown.title, [*shown.parts, *new], values)
+    parts = list(shown.parts)
+    after = next(i for i, part in enumerate(parts) if isinstance(part, Table)) + 1
+    parts[after:after] = [_group_table(groups)] if groups else []
+    return Page(shown.title, parts, {**shown.values, "groups": groups})
 
 
 def _group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
