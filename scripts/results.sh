@@ -55,6 +55,13 @@ ladder256() {
 ladder64() {
     ladder ladder64 64 "adamw sgd" 1.8e-4 1.15e-2 0.00625 0.4
 }
+# All optimizers on both stems (docs/results/plans.md); needs the extra `optim`.
+optimizers() {
+    vitc study hparams fashion_vit_p --models vit_c_tiny vit_p_tiny --reference vit_p_tiny \
+        --optims adamw nadamw muon lion adamw_schedulefree sgd sgd_schedulefree --draws 16 \
+        --train.epochs 3 --train.batch 64 --train.eval_every_epochs 3 --train.precision fp32 --data.max_train 3200 \
+        --out studies/optimizers
+}
 
 for name in "${@:-quick64 optimizer table3 rivals cifar10_jpeg_q75}"; do
     for study in $name; do

@@ -66,6 +66,8 @@ def longer(
     config = load_config(before, **{**chosen, **own})
     length = duration(budget) if budget is not None else counted(epochs, "epoch")
     top1 = "" if folder.top1 is None else f", {folder.top1:.2f} % on validation"
+    decays = before.optim.schedule.decays
+    ended = "the learning rate had ended at its floor" if decays else f"that of {run} was constant"
     notes = [
         f"start: {run} — because it is trained longer, from the average of its weights (step "
         f"{folder.summary.get('step'):,}{top1})",
@@ -73,7 +75,7 @@ def longer(
         f"peak learning rate: {config.optim.lr:g} — because that of {run} was "
         f"{before.optim.lr:g} and its weights are trained",
         f"schedule: {config.optim.schedule.warmup(epochs):g} epochs of warm-up, then "
-        f"{config.optim.schedule.summary} — because the learning rate had ended at its floor",
+        f"{config.optim.schedule.summary} — because {ended}",
     ]
     return config, next_folder(run), notes
 
