@@ -59,7 +59,7 @@ def batches(recipe: str, steps: int, settings: dict[str, Any]) -> Iterator[dict[
     from vitc.data.dataset import open_data
     from vitc.data.loader import open_train
     from vitc.training.build import batch_plan
-    from vitc.training.device import Processes
+    from vitc.training.parallel import Processes
     from vitc.training.step import StepSettings, ready_images
 
     config = vitc.load_config(recipe, **settings)

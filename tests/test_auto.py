@@ -470,16 +470,11 @@ def test_a_budget_must_be_a_time(budget: float, tmp_path: Path) -> None:
         propose(tmp_path, budget)
 
 
-def test_what_no_choice_can_mend_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_no_choice_can_mend_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         propose(tmp_path / "absent")
     with pytest.raises(ConfigError, match="--data fashion"):
         propose(tmp_path, None, {"data": "fashion"})
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="several processes"):
-        propose(tmp_path)
 
 
 @pytest.mark.parametrize("size", [(60, 48), (32, 32)])

@@ -401,7 +401,7 @@ def door(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     asked: list[tuple[Any, ...]] = []
 
     def propose(
-        folder: Path, budget: float | None, settings: Any, start: str
+        folder: Path, budget: float | None, settings: Any, start: str, world: int
     ) -> front_door.Proposal:
         asked.append((folder, budget, dict(settings)))
         config = load_config(RunConfig(), data=str(folder), **settings)
@@ -470,15 +470,18 @@ def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_sp
     assert runs.configs[0].data.group == (None, "(person[0-9]+)")[asked - 1]
 
 
-def test_several_processes_do_not_choose_each_for_itself(
-    door: list[Any],
-    photo_folder: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+def test_folds_are_not_trained_by_several_processes(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--dry-run" in failed(["train", str(photo_folder())], capsys)
-    assert door == []
+    assert "Leave out torchrun" in failed(["train", str(photo_folder()), "--folds", "2"], capsys)
+
+
+def test_variables_of_torchrun_that_are_missing_are_named(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "MASTER_ADDR" in failed(["train", str(photo_folder())], capsys)
 
 
 def test_a_run_on_the_same_folder_is_resumed_with_its_settings(

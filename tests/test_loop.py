@@ -26,6 +26,7 @@ from vitc.resolve import load_config
 from vitc.runs.folder import Run
 from vitc.training.loop import run
 from vitc.training.step import NormStatistics
+from vitc.training.validate import Validation
 
 MIXED = {"data.augment.mixup_alpha": 0.8, "data.augment.cutmix_alpha": 1.0}
 WALL = {"seconds", "images_per_second"}  # the fields of a metrics line that time decides
@@ -141,6 +142,38 @@ def stop_after(
     watcher.join()
     assert caught.value.run_exit_code == 128 + how
     assert "vitc train" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("passes", "precise"),
+    [(3, 0), (12, 0), pytest.param(28, 0, marks=pytest.mark.slow), (2, 256), (20, 256)],
+    ids=["weights", "average", "last epoch", "norms", "after the norms"],
+)
+def test_an_evaluation_is_broken_off_at_once_and_made_again_bit_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int, precise: int
+) -> None:
+    monkeypatch.setattr("vitc.training.validate.eval_batch", lambda *_: 16)
+    small = {"train.batch": 32, "data.max_train": 128, "train.precise_bn_images": precise}
+    config, seen = tiny(**small), 0
+    run(config, tmp_path / "whole", quiet=True)
+    until_asked = Validation._until_asked
+
+    def count(self: Validation, batches: Any) -> Any:
+        nonlocal seen
+        for batch in until_asked(self, batches):
+            seen += 1
+            if seen == passes:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Validation, "_until_asked", count)
+    with pytest.raises(InterruptedRun):
+        run(config, tmp_path / "cut", quiet=True)
+    assert seen == passes
+    evaluated = Run(tmp_path / "cut").metrics("eval")
+    assert len(evaluated) == passes // (16 + precise // 32)
+    run(config, tmp_path / "cut", quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

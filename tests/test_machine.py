@@ -30,6 +30,46 @@ def test_a_containers_quota_limits_the_cores(
     assert usable_cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("lines", "files", "expected"),
+    [
+        ("0::/job/step", {"job/cpu.max": "300000 100000", "job/step/cpu.max": "max 100000"}, 3),
+        ("0::/job/step", {"job/cpu.max": "max 100000", "job/step/cpu.max": "200000 100000"}, 2),
+        (
+            "4:cpu,cpuacct:/",
+            {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "50000"},
+            3,
+        ),
+        (
+            "4:cpu,cpuacct:/docker/a\n2:memory:/",
+            {
+                "cpu/cpu.cfs_quota_us": "-1",
+                "cpu/cpu.cfs_period_us": "100000",
+                "cpu/docker/a/cpu.cfs_quota_us": "400000",
+                "cpu/docker/a/cpu.cfs_period_us": "100000",
+            },
+            4,
+        ),
+        ("nothing", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "0"}, 8),
+    ],
+)
+def test_quotas_of_both_versions_of_control_groups_limit_the_cores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: str,
+    files: dict[str, str],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUPS_HERE", tmp_path / "here")
+    (tmp_path / "here").write_text(f"{lines}\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cores() == expected
+
+
 def test_the_environment_names_versions_hardware_and_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

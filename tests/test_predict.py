@@ -387,7 +387,7 @@ def test_names_neither_steer_a_terminal_nor_run_in_a_spreadsheet(
         classes=classes, each=lambda files: [(files[0], np.array([0.25, 0.75], np.float32))]
     )
     out = io.StringIO()
-    report(fake, ["@now.jpg"], 2, form, out)  # type: ignore[arg-type, list-item]
+    report(fake, ["@now.jpg"], 2, form, out, print)  # type: ignore[arg-type, list-item]
     if form == "csv":
         assert next(csv.reader(out.getvalue().splitlines()[1:]))[:4:3] == ["'@now.jpg", "'=1+1"]
     else:

@@ -14,8 +14,8 @@ from torch import nn
 
 from tests.test_loop import MIXED, TRAIN, lines, tiny, weights
 from vitc.config import to_dict
-from vitc.training.device import Processes
 from vitc.training.loop import run
+from vitc.training.parallel import Processes
 from vitc.training.step import NormStatistics, _guarded_update
 
 

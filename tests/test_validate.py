@@ -17,8 +17,8 @@ from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
 from vitc.resolve import load_config
 from vitc.training.build import freeze, train_mode
-from vitc.training.device import Processes
 from vitc.training.loop import run
+from vitc.training.parallel import Processes
 from vitc.training.validate import norms_in_training, renew
 
 

@@ -7,6 +7,7 @@ VitcError
 ├── CheckpointError            a checkpoint is missing, damaged or of another model      exit 1
 └── RunError                   a run started and could not continue                      exit 1
     ├── DivergedError          the loss or the gradient stopped being finite             exit 1
+    ├── LostProcess            another process of the run has ended                      exit 1
     └── InterruptedRun         SIGTERM (exit 143) or Ctrl-C (130); the state is saved
 
 A message has three parts: what is wrong (with its value), what is allowed, what to do. The last
@@ -23,9 +24,13 @@ from typing import ClassVar
 
 
 class VitcError(Exception):
-    """Base of all errors a user can cause. `message`: what is wrong, `hint`: what to do."""
+    """Base of all errors a user can cause. `message`: what is wrong, `hint`: what to do.
+
+    `elsewhere`: of a run in several processes, another one reports it.
+    """
 
     exit_code: ClassVar[int] = 1
+    elsewhere: bool = False
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         self.message = message
@@ -73,6 +78,10 @@ class RunError(VitcError):
 
 class DivergedError(RunError):
     """The loss or the gradient norm stopped being finite; no weight took that step."""
+
+
+class LostProcess(RunError):
+    """Another process of the run was killed or failed; what was saved can be resumed."""
 
 
 class InterruptedRun(RunError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
+CGROUPS_HERE = Path("/proc/self/cgroup")
 # kill, Ctrl-C, a terminal that hangs up, and SLURM's --signal=USR1; Windows lacks the last two.
 STOP_SIGNALS = tuple(
     getattr(signal, name)
@@ -28,9 +29,12 @@ def usable_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    quota, _, period = _first_line(CGROUP / "cpu.max").partition(" ")  # "max 100000": no quota
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, int(quota) // int(period))
+    for group in _groups("cpu"):
+        quota, _, period = _first_line(group / "cpu.max").partition(" ")  # "max 100000": no quota
+        if not quota:  # version 1: -1 without a quota
+            quota, period = (_first_line(group / f"cpu.cfs_{n}_us") for n in ("quota", "period"))
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, int(quota) // int(period))
     return max(1, cores)
 
 
@@ -45,9 +49,10 @@ def memory() -> int:
         limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     else:
         limits = [8 << 30]  # Windows gives no number (untested)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = _first_line(CGROUP / name)
-        limits += [int(text)] if text.isdigit() else []  # "max": no limit
+    for group in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _first_line(group / name)
+            limits += [int(text)] if text.isdigit() else []  # "max": no limit
     return min(limits) // _processes_here()
 
 
@@ -56,11 +61,28 @@ def free_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = [int(s.split()[1]) * 1024 for s in lines if s.startswith("MemAvailable:")]
-        most, used = (_first_line(CGROUP / f"memory.{name}") for name in ("max", "current"))
-        if most.isdigit() and used.isdigit():  # used: files that are cached are among it
-            free.append(max(0, int(most) - int(used)))
+        for group in _groups("memory"):
+            for names in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
+                most, used = (_first_line(group / f"memory.{name}") for name in names)
+                if most.isdigit() and used.isdigit():  # used: files that are cached are among it
+                    free.append(max(0, int(most) - int(used)))
         return min(free)
     return None
+
+
+def _groups(controller: str) -> list[Path]:
+    """The control groups that limit this process, from the root to its own: of version 2, and of
+    version 1, which has a tree for each controller. In a container its own may be the root."""
+    found = {CGROUP, CGROUP / controller}
+    with contextlib.suppress(OSError):
+        for line in CGROUPS_HERE.read_text().splitlines():
+            _, controllers, path = [*line.split(":", 2), "", ""][:3]
+            if controllers and controller not in controllers.split(","):
+                continue
+            root = CGROUP / controller if controllers else CGROUP
+            own = root / path.strip("/")
+            found |= {own, *(p for p in own.parents if p.is_relative_to(root))}
+    return sorted(found)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
@@ -87,6 +109,11 @@ def memory_kept() -> Iterator[None]:
         set_to(M_MMAP_THRESHOLD, 32 << 20)
         set_to(M_TRIM_THRESHOLD, 64 << 20)
         library.malloc_trim(0)
+
+
+def several_processes() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _processes_here() -> int:

@@ -34,7 +34,14 @@ from vitc.cli.data import DATA_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
 from vitc.cli.study import QUICK_VERB, study_verbs
 from vitc.config import all_leaf_types
-from vitc.errors import ConfigError, DivergedError, InterruptedRun, VitcError, unknown
+from vitc.errors import (
+    ConfigError,
+    DivergedError,
+    InterruptedRun,
+    LostProcess,
+    VitcError,
+    unknown,
+)
 from vitc.files import read_json
 from vitc.streams import Stream, fill_closed, guarded, use_utf8
 
@@ -198,12 +205,15 @@ def _overview() -> str:
 
 
 def _report(error: Exception, args: Namespace) -> int:
-    """Print an error to stderr, and under --json to stdout; return its exit code."""
+    """Print an error to stderr, and under --json to stdout; return its exit code. What another
+    process of the run reports is not printed here too."""
     hint, code, status = None, 1, "failed"
     if isinstance(error, VitcError):
         message, hint, code = error.message, error.hint, error.exit_code
         if isinstance(error, InterruptedRun):
             code, status = error.run_exit_code, "interrupted"
+        elif isinstance(error, LostProcess):
+            status = "interrupted"
         elif isinstance(error, DivergedError):
             status = "diverged"
     elif isinstance(error, OSError) and error.strerror:
@@ -220,6 +230,8 @@ def _report(error: Exception, args: Namespace) -> int:
         hint = "This is a bug in vitc. Please report it with the traceback."
     if args.debug:
         traceback.print_exception(error)
+    if isinstance(error, VitcError) and error.elsewhere:
+        return code
     label = "" if isinstance(error, InterruptedRun) else "error: "
     lines = [f"{label}{message}", *([hint] if hint else [])]
     if isinstance(error, ConfigError):

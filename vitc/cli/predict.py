@@ -47,13 +47,11 @@ def run(args: Namespace) -> int:
         note(text)
     form: Form = "json" if args.json else "csv" if args.csv is not None else "table"
     with _table(args.csv) if args.csv else contextlib.nullcontext(sys.stdout) as stream:
-        broken = report(predictor, files, args.topk, form, stream)
-    for error in broken:
-        note(f"broken: {error.message}")
+        broken = report(predictor, files, args.topk, form, stream, note)
     if args.csv is not None:
-        emit(f"{counted(len(files) - len(broken), 'image')} -> {args.csv}")
+        emit(f"{counted(len(files) - broken, 'image')} -> {args.csv}")
     if broken:
-        note(f"{len(broken):,} of {counted(len(files), 'image')} could not be read.")
+        note(f"{broken:,} of {counted(len(files), 'image')} could not be read.")
     return 1 if broken else 0
 
 

@@ -23,6 +23,7 @@ from vitc.cli.parser import (
 from vitc.config import to_saved
 from vitc.deploy.front_door import Plan, check_weights, plan_training, train, train_plan
 from vitc.errors import ConfigError
+from vitc.machine import several_processes
 from vitc.resolve import resolve_config, what_is
 
 # What people change most; `--help-all` lists every setting.
@@ -90,7 +91,8 @@ def run(args: Namespace) -> int:
     )
     for line in plan.remarks:
         note(line)
-    if plan.group and not args.dry_run and not args.json and _agrees("Keep them together?"):
+    asks = plan.group and not (args.dry_run or args.json or several_processes())
+    if asks and _agrees("Keep them together?"):
         settings = {**args.settings, "data.group": plan.group}
         plan = plan_training(args.what, args.out, args.budget, settings, args.overwrite, args.start)
     args.run_folder = plan.out

@@ -175,8 +175,7 @@ class BatchPlan:
         up = -(-self.micros // self.world) * self.world * self.micro
         if self.batch % self.world:
             return f"Use a batch that {self.world} divides, such as --train.batch {up}."
-        part = self.batch // self.world
-        micro = max(m for m in range(1, min(self.micro, part) + 1) if part % m == 0)
+        micro = shared_micro(self.batch, self.micro, self.world)
         return (
             f"Use --train.micro_batch {micro} (changes the statistics of a BatchNorm model) "
             f"or --train.batch {up}."
@@ -204,6 +203,13 @@ class BatchPlan:
         """float64 (micro, draws) in [0, 1): the numbers of one stream for each sample."""
         positions = place.positions(self.micro)
         return uniform(self.seed_augment, stream, place.epoch, positions, draws)
+
+
+def shared_micro(batch: int, micro: int, world: int) -> int:
+    """The largest micro-batch up to `micro` that gives `world` processes equal shares of a batch,
+    which `world` must divide."""
+    part = batch // world
+    return max(m for m in range(1, min(micro, part) + 1) if part % m == 0)
 
 
 @dataclass(frozen=True)

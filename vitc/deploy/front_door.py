@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, all_leaf_types, flat_values
 from vitc.errors import ConfigError, VitcError, suggest_beside
+from vitc.machine import several_processes
 from vitc.progress import show_lines
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config, what_is
@@ -102,6 +103,11 @@ def _train_folds(
 
     if isinstance(what, RunConfig) or what_is(os.fspath(what)) != "images":
         raise ConfigError("--folds needs images.", "For example: vitc train FOLDER --folds 5")
+    if several_processes():
+        raise ConfigError(
+            "--folds trains run after run in one process; torchrun has started several.",
+            "Leave out torchrun, or --folds.",
+        )
     folds, seeds = times
     if folds is None or folds < 2 or seeds < 1:
         raise ConfigError(
@@ -132,7 +138,13 @@ def plan_training(
     name = None if isinstance(what, RunConfig) else os.fspath(what)
     kind = None if name is None else what_is(name)
     if kind == "images" and name is not None:
-        return _images_plan(Path(name), place, budget, _typed(settings), overwrite, start)
+        own = Path(name), place, budget, _typed(settings), overwrite, start
+        if several_processes():
+            from vitc.training.parallel import joined
+
+            with joined() as procs:  # the first one measures and chooses for all
+                return procs.follow(lambda: _images_plan(*own, procs.world))
+        return _images_plan(*own)
     if name is not None and is_pattern(name) and name.endswith(SUFFIXES):
         raise ConfigError(
             f"{name!r} is a pattern; settings are chosen for one folder or file.",
@@ -188,8 +200,10 @@ def _images_plan(
     settings: Mapping[str, Any],
     overwrite: bool,
     start: str,
+    world: int = 1,
 ) -> Plan:
-    """Images without a recipe: resume their run, or choose all settings automatically."""
+    """Images without a recipe: resume their run, or choose all settings automatically, for `world`
+    processes."""
     from vitc.training.auto import name_of, propose
 
     out = out or Path("runs") / name_of(images)
@@ -201,13 +215,7 @@ def _images_plan(
         if start != "auto":
             remarks.append("--start has no effect: the run has started already.")
         return Plan(existing, out, (), tuple(remarks), images=True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure, and choose, for itself
-        raise ConfigError(
-            f"Several processes cannot choose settings for {images} together.",
-            f"Choose first: vitc train {shlex.quote(str(images))} --dry-run; then train the "
-            "config it saves.",
-        )
-    proposal = propose(images, budget, settings, start)
+    proposal = propose(images, budget, settings, start, world)
     remarks = []
     if proposal.group:
         remarks.append(

@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +213,7 @@ class Predictor:
         try:
             return self.classifier.prepare(_pixels(*named, self.classifier.in_chans))
         except BrokenFileError as error:
-            return error
+            return error.with_traceback(None)  # which holds the bytes that were read
 
 
 def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
@@ -254,16 +254,21 @@ def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
 
 
 def report(
-    predictor: Predictor, files: Sequence[Found], topk: int, form: Form, stream: TextIO
-) -> list[BrokenFileError]:
-    """Write one line per image to `stream` as they come; returns the errors of broken files.
+    predictor: Predictor,
+    files: Sequence[Found],
+    topk: int,
+    form: Form,
+    stream: TextIO,
+    note: Callable[[str], object],
+) -> int:
+    """Write one line per image to `stream` as they come; returns how many files are broken.
 
-    A broken file has a line as well, without a class.
+    A broken file has a line as well, without a class, and its error goes to `note`.
     """
     topk = min(topk, len(predictor.classes))
     wide = max(len(printable(name)) for name in ["image", *map(str, files)])
     deep = max(len(printable(name)) for name in ["class", *predictor.classes])
-    rows, broken = csv.writer(stream), []
+    rows, broken = csv.writer(stream), 0
     if form == "csv":
         ranks = [""] if topk == 1 else [f"_{i}" for i in range(1, topk + 1)]
         rows.writerow(["image", *(f"{c}{r}" for r in ranks for c in ("class", "probability"))])
@@ -274,7 +279,8 @@ def report(
         values: dict[str, Any] = {"image": name}
         best = []
         if isinstance(result, BrokenFileError):
-            broken.append(result)
+            broken += 1
+            note(f"broken: {result.message}")
             values |= {"status": "failed", "error": result.message, "hint": result.hint}
         else:
             best = best_classes(result, predictor.classes, topk)

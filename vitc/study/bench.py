@@ -27,13 +27,13 @@ from vitc.resolve import load_config
 from vitc.training.build import fresh_state, train_mode
 from vitc.training.config import TrainConfig
 from vitc.training.device import (
-    Processes,
     autocast,
     forget_peak_memory,
     machine_settings,
     peak_memory,
     pick_device,
 )
+from vitc.training.parallel import Processes
 from vitc.training.step import NormStatistics, StepSettings, train_step
 
 WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER

@@ -32,6 +32,7 @@ from vitc.errors import (
     ConfigError,
     DivergedError,
     InterruptedRun,
+    LostProcess,
     RunError,
     VitcError,
 )
@@ -106,7 +107,7 @@ def _train(config: RunConfig, out: Path) -> tuple[str, str]:
 
     try:
         return run(config, out, quiet=True).status, ""
-    except InterruptedRun:
+    except (InterruptedRun, LostProcess):
         return "interrupted", ""
     except DivergedError:
         return "diverged", ""

@@ -9,7 +9,6 @@ valid, so that a wrong folder is reported at once. Images are a folder, or anyth
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +55,17 @@ def propose(
     budget_seconds: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     start: str = "auto",
+    processes: int = 1,
 ) -> Proposal:
     """What to train on `images` within `budget_seconds` (None: at most 30 minutes).
 
     `images`: a folder of them, or of shards, or a file: a pack (.vitc), a list (.csv), ...
     `overrides`: settings the user fixed, by their dotted names as `load_config` takes them; every
     choice respects them. `start`: from "pretrained" weights of the catalog, from "scratch", or
-    "auto": pretrained where some are here and the images are large enough. Takes seconds: a sample
-    of the images is opened, and real steps are timed. No random generator and no global setting of
-    torch is changed. Raises ConfigError: a setting that cannot be; DataError: images that cannot
-    be trained on.
+    "auto": pretrained where some are here and the images are large enough. `processes`: how many
+    will train it. Takes seconds: a sample of the images is opened, and real steps are timed. No
+    random generator and no global setting of torch is changed. Raises ConfigError: a setting that
+    cannot be; DataError: images that cannot be trained on.
     """
     fixed = dict(overrides or {})
     clock = CLOCKS[fixed.get("train.clock", "wall")]
@@ -86,7 +86,7 @@ def propose(
     data, look = _choose_images(choices, base, given, sizes, gray and entry is None)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
-    _choose_batch(choices, look, machine)
+    _choose_batch(choices, look, machine, processes)
     tuned = None
     if entry is not None:
         left = budget - (clock() - started)
@@ -104,7 +104,8 @@ def propose(
             choices, look, trial, budget, default=budget_seconds is None
         )
     bound = "train.clock" in fixed or seconds >= rules.BOUND_SHARE * budget
-    if bound and not fixed.keys() & rules.OWN_LENGTH:
+    # The clocks of several processes differ: their run ends after the epochs that were planned.
+    if bound and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
         used = clock() - started + rules.page_seconds(data, trial.cost)
         choices.settings["train.budget_seconds"] = round(max(1.0, budget - used), 1)
     _choose_mixing(choices)
@@ -139,13 +140,6 @@ def _refuse(images: Path, budget: float, fixed: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"The images are those of {images}, but --{twice[0]} {fixed[twice[0]]} names others.",
             "Give one of the two.",
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "Images alone cannot be trained on by several processes: each would measure, and "
-            "choose, for itself.",
-            "Train them in one process with --train.epochs 1, and give the config.json of that run "
-            "to torchrun.",
         )
 
 
@@ -290,11 +284,10 @@ def _choose_mixing(choices: Choices) -> None:
     )
 
 
-def _choose_batch(choices: Choices, look: Look, machine: Machine) -> None:
+def _choose_batch(choices: Choices, look: Look, machine: Machine, processes: int) -> None:
     batch = rules.batch_size(look.train, machine.kind)
-    micro = choices.fixed.get("train.micro_batch")
-    if micro:
-        batch = max(1, batch // micro) * micro
+    unit = processes * (choices.fixed.get("train.micro_batch") or 1)
+    batch = max(1, batch // unit) * unit
     steps = counted(look.train // batch, "step")
     because = f"an epoch of {counted(look.train, 'image')} then has {steps}"
     batch = choices.take("train.batch", "batch", batch, because)

@@ -25,7 +25,7 @@ from vitc.optim.groups import build_optimizer
 from vitc.plugins.consent import customs
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.images import record_of
-from vitc.training.device import Processes
+from vitc.training.parallel import Processes
 from vitc.training.step import StepSettings
 from vitc.wording import size
 

@@ -1,4 +1,4 @@
-"""Where and in which arithmetic a run computes: device, precision, threads, processes."""
+"""Where and in which arithmetic a run computes: device, precision, threads."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from vitc.errors import ConfigError
 from vitc.machine import memory_kept, usable_cores
@@ -84,57 +80,9 @@ def machine_settings(config: TrainConfig, device: torch.device) -> Iterator[None
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if config.deterministic:  # torch's setter imports its compiler, which takes two seconds
+            torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = benchmark
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those of the run."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """Sum in place over all processes."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process: all must ask together."""
-        if self.world == 1:
-            return flag
-        return bool(self.sum_(torch.tensor(float(flag), device=device)) > 0)
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
-
-
-@contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, joined; alone when it started none."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Processes()
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    own = not dist.is_initialized()
-    if own:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        if own:
-            dist.destroy_process_group()
 
 
 def forget_peak_memory(device: torch.device) -> None:

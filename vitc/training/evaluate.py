@@ -21,8 +21,9 @@ from vitc.runs.checkpoint import check_fit, load_weights_of
 from vitc.runs.folder import Run
 from vitc.stats.proportions import wilson
 from vitc.training.build import batch_plan
-from vitc.training.device import Processes, autocast, describe, pick_device
+from vitc.training.device import autocast, describe, pick_device
 from vitc.training.measured import Asked, Measured, Trained, choose_images
+from vitc.training.parallel import Processes
 from vitc.training.step import StepSettings
 from vitc.wording import counted
 

@@ -64,10 +64,13 @@ class RunLog:
         if t.precision == "bf16" and setup.device.type != "mps" and not computes_bf16(setup.device):
             self.note("bf16 is emulated on this device; --train.precision fp32 may be faster.")
         splits = ", ".join(f"{name} {len(s.labels):,}" for name, s in setup.data.splits.items())
+        shares = f" in micro-batches of {t.micro}" if t.micro < t.batch else ""
+        if setup.procs.world > 1:
+            shares += f" over {setup.procs.world} processes"
         self.progress.line(
             f"{setup.config.name}: {setup.config.model.name} on {setup.data.source} "
             f"({splits} images, {len(setup.data.classes)} classes), {counted(t.epochs, 'epoch')} "
-            f"of {counted(setup.steps_per_epoch, 'step')}, batch {t.batch}, {t.precision}, "
+            f"of {counted(setup.steps_per_epoch, 'step')}, batch {t.batch}{shares}, {t.precision}, "
             f"on {describe(setup.device)}"
         )
 

@@ -6,43 +6,47 @@ import contextlib
 import math
 import shlex
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from vitc.config import RunConfig
 from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import open_data
 from vitc.data.loader import Provider, TrainLoader, open_train
-from vitc.errors import DivergedError, InterruptedRun, RunError
-from vitc.machine import STOP_SIGNALS
+from vitc.errors import DivergedError, InterruptedRun, LostProcess, RunError
 from vitc.plugins.consent import with_sources
 from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
-from vitc.runs.folder import CONFIG, Run, RunFolder
+from vitc.runs.folder import Run, RunFolder
 from vitc.runs.images import images_of_weights, leaks
 from vitc.training.best import keep_if_best, return_to_best, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
-from vitc.training.device import forget_peak_memory, machine_settings, pick_device, processes
+from vitc.training.device import forget_peak_memory, machine_settings, pick_device
 from vitc.training.evaluate import not_finite
 from vitc.training.guard import KEEP_GOOD, Guard
 from vitc.training.initialise import InitialWeights
 from vitc.training.linear_probe import keep_start, kept_start, probe_head, put_in_place
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
-from vitc.training.probe import with_precision
+from vitc.training.parallel import in_processes, is_restart, processes
+from vitc.training.settle import check_same_data, settled
 from vitc.training.space import checkpoint_bytes, room_for_checkpoints
 from vitc.training.step import NormStatistics, train_step
+from vitc.training.stop import StopSignal
 from vitc.training.validate import Validation
 from vitc.wording import counted
+
+STATUSES: dict[type[Exception], str] = {
+    DivergedError: "diverged",
+    InterruptedRun: "interrupted",
+    LostProcess: "interrupted",
+}
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,12 @@ def run(
     started = CLOCKS[config.train.clock]()
     config = with_sources(config, out)
     device = pick_device(config.train.device)
-    begun = (out / CONFIG).exists() and not overwrite
-    config, reasons = with_precision(config, device, out if begun else None)
+    overwrite = overwrite and not is_restart()
     initial = InitialWeights(config.init)
-    config, prepared = initial.prepare(config, out, begun)
-    with machine_settings(config.train, device), processes(device) as procs:
+    with processes(device) as procs, machine_settings(config.train, device):
+        config, begun, decided = settled(config, out, overwrite, device, initial, procs)
         data = open_data(config.data, config.model.in_chans)
+        check_same_data(data, procs)
         setup = set_up(config, data, device, procs)
         if config.init.weights and not begun:  # weights that do not fit create no folder
             initial.load(initial_model(config, len(data.classes)), data.classes)
@@ -102,7 +106,7 @@ def run(
                 folder.write_data(record, data, allow_changed_data, earlier)
             state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
             pace = Pace.of(config.train, setup.steps, started)
-            for note in (*notes, *reasons, *prepared):
+            for note in (*notes, *decided):
                 folder.event(note)
             keep = config.train.keep_checkpoints
             keep += KEEP_GOOD if config.train.on_divergence == "rollback" else 0
@@ -113,6 +117,8 @@ def run(
                 StopSignal() as stop,
             ):
                 log = RunLog(setup, folder, progress)
+                if procs.watch is not None and procs.first:
+                    procs.watch.report = log.note
                 log.introduce()
                 if inspect and procs.first and not begun and config.data.path is not None:
                     for text in quick_warnings(config.data, data):
@@ -120,9 +126,12 @@ def run(
                 for line in (*leaks(earlier, data), *([crowded] if crowded else [])):
                     log.note(line)
                 guard = Guard(setup, state, folder, log)
-                guard.resume(resume(setup, state, folder, log, initial, pace))
+                kept = resume(setup, state, folder, log, initial, pace)
+                guard.resume(kept)
                 log.spent["preparing"] = time.monotonic() - entered
-                return Trainer(setup, state, folder, log, stop, pace, guard).run()
+                trainer = Trainer(setup, state, folder, log, stop, pace, guard)
+                trainer.unevaluated = bool(kept.get("unevaluated"))
+                return trainer.run()
 
 
 def resume(
@@ -140,10 +149,16 @@ def resume(
     found, damaged = latest_checkpoint(folder.checkpoints)
     for problem in damaged:
         log.note(problem)
+    setup.procs.agree(
+        {"checkpoint": found and found.name},
+        f"different checkpoints of {folder.path}",
+        "Put the run folder where all machines see it: --out DIR.",
+    )
     if found is None:
         folder.cut_back(0)
         for line in initial.load(state.model, setup.data.classes):
             log.note(line)
+        setup.procs.share(state.model)
         if setup.config.init.probe_images:
             probed = probe_head(setup, state.model)
             put_in_place(state.model, probed)
@@ -168,33 +183,6 @@ def resume(
     return extra
 
 
-class StopSignal:
-    """SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, held back until a step is done; a second one is not.
-
-    A SIGHUP that is ignored (nohup) stays so.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for s in STOP_SIGNALS:
-                if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN:
-                    self.before[s] = signal.signal(s, self._remember)
-        return self
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self.__exit__()
-
-    def __exit__(self, *error: object) -> None:
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-        self.before = {}
-
-
 class Trainer:
     """One run in one process, from the step that `state` is at to the last."""
 
@@ -210,7 +198,8 @@ class Trainer:
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
         self.log, self.stop, self.pace, self.guard = log, stop, pace, guard
-        self.validation = Validation(setup, state)
+        self.unevaluated = False  # an evaluation was broken off: it comes before any further step
+        self.validation = Validation(setup, state, self._asked)
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # results of steps, not yet read
         self.counted_until = 0.0  # time.monotonic() up to which state.seconds counts
         self.saved_at = 0.0  # time.monotonic() of the last checkpoint
@@ -222,7 +211,7 @@ class Trainer:
         self.counted_until = self.saved_at = time.monotonic()
         seconds, spent = state.seconds, self.log.spent
         try:
-            with contextlib.ExitStack() as stack:
+            with setup.procs.losses_reported(), contextlib.ExitStack() as stack:
                 batches = stack.enter_context(self._open(None))
                 opening = time.monotonic() - self.counted_until
                 spent["preparing"] += opening
@@ -247,9 +236,8 @@ class Trainer:
                     self.folder.drop_alternatives()
                 return RunResult(self.folder.path, "done", summary["top1"], summary)
         except Exception as error:
-            statuses = {DivergedError: "diverged", InterruptedRun: "interrupted"}
             if not self.folder.finished:
-                status = statuses.get(type(error), "failed")
+                status = STATUSES.get(type(error), "failed")
                 self.log.close(state, status, self.guard.summary, error)
             raise
 
@@ -273,11 +261,10 @@ class Trainer:
         if t.compile:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
         if setup.procs.world > 1:
-            ids = [setup.device.index] if setup.device.type == "cuda" else None
-            forward = DistributedDataParallel(
-                forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            forward = in_processes(forward, setup.device)
         train_mode(state.model)
+        if self.unevaluated:
+            self._evaluate(batches)
         skips, guard = t.on_divergence == "continue", self.guard
         norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs, skips)
         if guard.good_step() and not pace.ended:
@@ -292,6 +279,7 @@ class Trainer:
                 outcome = train_step(state, forward, micros, lr, norms, setup.settings)
                 self.pending.append((state.step + 1, outcome))
             state.step += 1
+            setup.procs.at(state.step)
             pace.advance()
             if state.ema is not None and not left_out:
                 state.ema.update(state.model, state.step)
@@ -316,9 +304,9 @@ class Trainer:
                 self.log.limit(batches)
             if self.validation.due(epoch, within == 0, pace.ended):
                 self._evaluate(batches)
-            elif pace.ended and setup.config.optim.schedule_free:
-                self.validation.renew_norms(batches.provider)  # of what is deployed
-            if logging or within == 0 or setup.procs.world == 1:
+            elif pace.ended and setup.config.optim.schedule_free:  # of what is deployed
+                Validation(setup, state).renew_norms(batches.provider)
+            if logging or within == 0 or setup.procs.world == 1 or setup.device.type == "cpu":
                 self._stop_if_asked(batches)
             by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0
             due = by_steps or time.monotonic() - self.saved_at >= t.save_every_seconds
@@ -374,6 +362,9 @@ class Trainer:
         self._count_time()
         begun, before = self.counted_until, self.pace.seconds()
         line = self.validation.measure(batches.provider)
+        self.unevaluated = line is None
+        if line is None:
+            self._stop()
         self.pace.reserve = SAVING_SECONDS + self.pace.seconds() - before
         for name in self.validation.batches.skipped:
             self.log.note_once(f"not evaluated on broken file {name}")
@@ -449,6 +440,7 @@ class Trainer:
             "device": str(self.setup.device),
             "seed_order": self.setup.plan.seed_order,
             "seed_augment": self.setup.plan.seed_augment,
+            **({"unevaluated": True} if self.unevaluated else {}),
         }
 
     def _check_finite(self) -> None:
@@ -464,17 +456,22 @@ class Trainer:
                     "in fp32.",
                 )
 
+    def _asked(self) -> bool:
+        """Whether this process, or as far as it knows another one, was asked to stop."""
+        return self.setup.procs.asked(self.stop.number is not None)
+
     def _stop_if_asked(self, batches: TrainLoader) -> None:
-        setup, step = self.setup, self.state.step
-        if setup.procs.any(self.stop.number is not None, setup.device) and not self.pace.ended:
+        if self.setup.procs.any(self._asked(), self.setup.device) and not self.pace.ended:
             self._read(batches.provider)
-            if self.guard.asked is not None:  # first to the good state, then stop
-                return
-            self._save()
-            number = self.stop.number or signal.SIGTERM
-            raise InterruptedRun(
-                f"Stopped by {signal.Signals(number).name} at step {step} of {setup.steps}; "
-                "state saved.",
-                f"Resume with: vitc train {shlex.quote(str(self.folder.path))}",
-                number,
-            )
+            if self.guard.asked is None:  # else first to the good state, then stop
+                self._stop()
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        number = self.stop.number or signal.SIGTERM
+        raise InterruptedRun(
+            f"Stopped by {signal.Signals(number).name} at step {self.state.step} of "
+            f"{self.setup.steps}; state saved.",
+            f"Resume with: vitc train {shlex.quote(str(self.folder.path))}",
+            number,
+        )

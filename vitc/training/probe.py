@@ -20,7 +20,6 @@ from vitc.data.loader import open_eval, open_train
 from vitc.models.config import ViTConfig
 from vitc.training.build import freeze, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import (
-    Processes,
     autocast,
     computes_bf16,
     forget_peak_memory,
@@ -29,6 +28,7 @@ from vitc.training.device import (
 )
 from vitc.training.evaluate import evaluate
 from vitc.training.pace import CLOCKS
+from vitc.training.parallel import Processes
 from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]

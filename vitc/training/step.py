@@ -17,7 +17,8 @@ from vitc.data.augment.mixing import mix, soft_cross_entropy
 from vitc.data.loader import MicroBatch
 from vitc.optim.groups import set_lr
 from vitc.runs.checkpoint import TrainState
-from vitc.training.device import Processes, autocast
+from vitc.training.device import autocast
+from vitc.training.parallel import Processes
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ schedule-free optimizer never sees a training batch, so its statistics are alway
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,26 @@ from vitc.data.loader import EvalLoader, Provider, open_eval, open_train
 from vitc.optim.ema import OwnAverage
 from vitc.runs.checkpoint import TrainState
 from vitc.training.build import Setup
-from vitc.training.device import Processes, autocast
+from vitc.training.device import autocast
 from vitc.training.evaluate import eval_batch, evaluate
+from vitc.training.parallel import Processes
 from vitc.training.step import ready_images, running_statistics
 
 OWN_IMAGES = 2048  # at most, for BatchNorm of a schedule-free optimizer's average
 
+Batch = TypeVar("Batch")
+
 
 class Validation:
-    """The validation split of a run, opened when it is first needed."""
+    """The validation split of a run, opened when it is first needed.
 
-    def __init__(self, setup: Setup, state: TrainState) -> None:
-        self.setup, self.state = setup, state
+    `asked`: whether the run was asked to stop, for which a measurement is broken off.
+    """
+
+    def __init__(
+        self, setup: Setup, state: TrainState, asked: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.setup, self.state, self.asked = setup, state, asked
 
     def due(self, epoch: int, epoch_ends: bool, run_ends: bool) -> bool:
         """Whether the run is evaluated after this step: at the end of every so many epochs, and of
@@ -41,16 +49,20 @@ class Validation:
         here = "val" in self.setup.data.splits
         return here and (run_ends or (epoch_ends and epoch % every == 0))
 
-    def measure(self, provider: Provider) -> dict[str, Any]:
-        """The line for metrics.jsonl; models are left in eval mode.
+    def measure(self, provider: Provider) -> dict[str, Any] | None:
+        """The line for metrics.jsonl; models are left in eval mode. None: it was broken off, and
+        the state is what it was.
 
         `provider`: of the training images, for BatchNorm's statistics.
         """
         setup, state = self.setup, self.state
-        self.renew_norms(provider)
-        raw = main = evaluate(state.model, self.batches, setup.settings)
-        if state.ema is not None:
-            main = evaluate(state.ema.module, self.batches, setup.settings)
+        if not self.renew_norms(provider):
+            return None
+        raw = main = self._evaluated(state.model)
+        if state.ema is not None and raw is not None:
+            main = self._evaluated(state.ema.module)
+        if raw is None or main is None:
+            return None
         line: dict[str, Any] = {
             "kind": "eval",
             "step": state.step,
@@ -79,8 +91,25 @@ class Validation:
             often=True,
         )
 
-    def renew_norms(self, provider: Provider) -> None:
-        """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode."""
+    def _evaluated(self, model: nn.Module) -> dict[str, float] | None:
+        found = evaluate(model, self._until_asked(self.batches), self.setup.settings)
+        return None if self._broken_off() else found
+
+    def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self.asked():
+                return
+            yield batch
+
+    def _broken_off(self) -> bool:
+        """Whether any process was asked to stop: all ask together, after each pass over images."""
+        return self.setup.procs.any(self.asked(), self.setup.device)
+
+    def renew_norms(self, provider: Provider) -> bool:
+        """BatchNorm's statistics from the images of the steps to come, unmixed, in train mode.
+
+        False: it was broken off, and they are what they were.
+        """
         setup, state, t = self.setup, self.state, self.setup.config.train
         steps = t.precise_bn_images // t.batch
         models = [state.model, *([state.ema.module] if state.ema else [])]
@@ -89,17 +118,25 @@ class Validation:
             models = [state.ema.module]
         names = norms_in_training(state.model) if steps else []
         if not names:
-            return
+            return True
         end = state.step + steps
         data, plan = setup.data, setup.plan
+        norms = [cast(_BatchNorm, model.get_submodule(n)) for model in models for n in names]
+        before = [t.clone() for t in running_statistics(norms)]
         with (
             open_train(
                 data, setup.config.data, plan, setup.device, state.step, end, provider=provider
             ) as batches,
             autocast(t.precision, setup.device),
         ):
-            images = (ready_images(micro, setup.settings) for micros in batches for micro in micros)
+            every = self._until_asked(batches)
+            images = (ready_images(micro, setup.settings) for micros in every for micro in micros)
             renew(models, names, images, setup.procs)
+        if not self._broken_off():
+            return True
+        for buffer, value in zip(running_statistics(norms), before, strict=True):
+            buffer.copy_(value)
+        return False
 
 
 def norms_in_training(model: nn.Module) -> list[str]:
@@ -142,7 +179,7 @@ def renew(
     for own, total in zip(norms, sums, strict=True):
         procs.sum_(total)
         buffers = running_statistics(own)
-        means = torch.split(total / (count * procs.world), [b.numel() for b in buffers])
+        means = torch.split(total / max(1, count * procs.world), [b.numel() for b in buffers])
         for buffer, mean in zip(buffers, means, strict=True):
             buffer.copy_(mean.view_as(buffer))
 
