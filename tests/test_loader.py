@@ -33,7 +33,7 @@ from vitc.data.loader import MicroBatch, open_eval, open_train
 from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Files
-from vitc.data.workers import Served
+from vitc.data.workers import Served, fitting
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError
 from vitc.recipes.imagenet import DEIT_AUGMENT, PAPER_AUGMENT
 
@@ -682,9 +682,44 @@ def test_waiting_is_measured(photos: DataSet) -> None:
 def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(workers: int | None) -> int:
         split = Split(labels=np.zeros(0, np.int64), names=[])
-        return Served(split, config(workers=workers), plan(), CPU, "").workers
+        return Served(split, config(workers=workers), plan(), CPU, "", 1).workers
 
     monkeypatch.setattr(workers_module, "cores", lambda: 3)
     assert count(None) == 3
     monkeypatch.setattr(workers_module, "cores", lambda: 30)
     assert (count(None), count(0)) == (8, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch", "free", "expected"),
+    [
+        (8, 400_000, None, (8, 2)),
+        (8, 400_000, 10**9, (8, 2)),
+        (8, 400_000, 64 << 20, (8, 2)),
+        (8, 3_000_000, 64 << 20, (8, 1)),
+        (8, 6_000_000, 64 << 20, (3, 1)),
+        (8, 400_000, 1 << 20, (0, 1)),
+        (2, 400_000, 0, (0, 1)),
+        (0, 400_000, 0, (0, 1)),
+    ],
+)
+def test_loader_processes_are_as_many_as_shared_memory_has_room_for(
+    wanted: int, batch: int, free: int | None, expected: tuple[int, int]
+) -> None:
+    assert fitting(wanted, batch, free) == expected
+
+
+def test_a_small_shared_memory_is_named_with_its_cure_and_changes_no_batch(
+    photos: DataSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pixels() -> list[torch.Tensor]:
+        with open_train(photos, config(workers=2, resident="off"), plan(), CPU, 0, 2) as opened:
+            return [micro.images for step in opened for micro in step]
+
+    before = pixels()
+    assert not caplog.messages
+    monkeypatch.setattr(workers_module, "free_shared_memory", lambda: 1000)
+    after = pixels()
+    assert "--shm-size" in caplog.text
+    assert "the main process, not by 2" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

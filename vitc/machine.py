@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,17 @@ def memory() -> int:
             text = _first_line(group / name)
             limits += [int(text)] if text.isdigit() else []  # "max": no limit
     return min(limits) // _processes_here()
+
+
+SHARED = Path("/dev/shm")
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free for batches of loader processes, this process's share; None: no limit is
+    known. Containers often have 64 MB."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(SHARED).free // _processes_here()
+    return None
 
 
 def free_memory() -> int | None:

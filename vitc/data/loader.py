@@ -57,14 +57,17 @@ def _provider(
     config: DataConfig,
     plan: BatchPlan,
     device: torch.device,
-    training: bool,
+    batch: int | None = None,
     often: bool = False,
 ) -> Provider:
-    """The split resident on the device, or read by loader processes."""
-    held = hold(split, data, config, plan, device, training, often)
+    """The split resident on the device, or read by loader processes. `batch`: the images that are
+    evaluated at a time; None: for training."""
+    held = hold(split, data, config, plan, device, batch is None, often)
     if isinstance(held, Resident):
         return held
-    return Served(split, config, plan, device, reason=held)
+    return Served(
+        split, config, plan, device, held, plan.micro if batch is None else min(batch, len(split))
+    )
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ def open_train(
     split, kept = training_split(data, config, plan.in_chans)
     steps = steps_per_epoch(len(split), plan.batch)
     asked = requests(plan, config, split.labels, start_step, total_steps)
-    provider = provider or _provider(split, data, config, plan, device, training=True)
+    provider = provider or _provider(split, data, config, plan, device)
     return TrainLoader(
         split=split,
         config=config,
@@ -185,7 +188,7 @@ def open_eval(
     `often`: it will be iterated many times, so that large files are worth decoding once. Resident
     images are prepared here, once for all evaluations. Raises as `open_train`.
     """
-    provider = _provider(split, data, config, plan, device, False, often)
+    provider = _provider(split, data, config, plan, device, batch, often)
     batches = eval_batches(len(split), batch, plan.rank, plan.world)
     return EvalLoader(split, device, batches, provider, _copy_stream(device, provider))
 

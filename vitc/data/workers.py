@@ -40,7 +40,8 @@ from vitc.data.sampling import BatchPlan
 from vitc.data.sources.base import Split
 from vitc.data.store import Names
 from vitc.errors import BrokenFileError, RunError, VitcError
-from vitc.machine import STOP_SIGNALS, cores
+from vitc.machine import SHARED, STOP_SIGNALS, cores, free_shared_memory
+from vitc.wording import counted, size
 
 MOST_WORKERS = 8
 POLL_SECONDS = 1.0  # between two looks at the loader processes while waiting for a batch
@@ -61,11 +62,30 @@ class Served:
     device: torch.device
     reason: str
     """Why the split is not resident."""
+    images: int
+    """Of a batch, at most."""
 
     @property
     def workers(self) -> int:
+        return self._fitting[0]
+
+    @functools.cached_property
+    def _fitting(self) -> tuple[int, int]:
+        """(processes, batches that each is ahead): as many as shared memory has room for."""
         chosen = self.config.workers
-        return min(MOST_WORKERS, cores()) if chosen is None else chosen
+        wanted = min(MOST_WORKERS, cores()) if chosen is None else chosen
+        free = free_shared_memory()
+        batch = self.images * self.plan.in_chans * math.prod(self.plan.size)
+        found = fitting(wanted, batch, free)
+        if found[0] < wanted and free is not None:
+            used = counted(found[0], "loader process", "loader processes")
+            logging.getLogger("vitc").warning(
+                f"Images are read by {used if found[0] else 'the main process'}, not by {wanted}: "
+                f"{SHARED} has {size(free)} free, and a batch takes {size(batch)}. More processes "
+                "with a larger one: docker run --shm-size=2g, or in Kubernetes an emptyDir of "
+                f"medium Memory at {SHARED}."
+            )
+        return found
 
     @property
     def note(self) -> str:
@@ -74,11 +94,12 @@ class Served:
         return f"Images are read by {by} as they are needed: {self.reason}."
 
     def train(self, asked: Iterable[Any]) -> Generator[Fetched, None, None]:
-        """The batches, in order, up to two ahead in each process.
+        """The batches, in order, up to two ahead in each process, one where memory is short.
 
         Raises the reader's errors, and RunError: a process died. Closing it ends the processes.
         """
-        workers, reader = self.workers, Reader(self.split, self.config, self.plan)
+        workers, ahead = self._fitting
+        reader = Reader(self.split, self.config, self.plan)
         method = "fork" if sys.platform.startswith("linux") else "spawn"
         watch = _Watch(reader, workers)
         with _quiet_start(), watch.deaths_reported():
@@ -89,7 +110,7 @@ class Served:
                     sampler=asked,
                     collate_fn=_unchanged,
                     num_workers=workers,
-                    prefetch_factor=2 if workers else None,
+                    prefetch_factor=ahead if workers else None,
                     pin_memory=self.device.type == "cuda",
                     timeout=POLL_SECONDS if workers else 0,
                     worker_init_fn=functools.partial(_start_worker, watch.table),
@@ -114,6 +135,18 @@ class Served:
                 end()
 
     evaluate = train
+
+
+def fitting(wanted: int, batch: int, free: int | None) -> tuple[int, int]:
+    """(processes, batches that each is ahead) for `free` bytes of shared memory; None: no limit.
+
+    Half of it may be taken, since training and evaluation have loader processes at a time. Besides
+    the batches that are ready, one is in use and one on its way.
+    """
+    room = math.inf if free is None else free // 2 // max(1, batch) - 2
+    if 2 * wanted <= room:
+        return wanted, 2
+    return int(max(0, min(wanted, room))), 1
 
 
 # -- in a loader process --------------------------------------------------------------------------
