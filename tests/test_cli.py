@@ -401,7 +401,7 @@ def door(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     asked: list[tuple[Any, ...]] = []
 
     def propose(
-        folder: Path, budget: float | None, settings: Any, start: str, world: int
+        folder: Path, budget: float | None, settings: Any, start: str, world: int = 1
     ) -> front_door.Proposal:
         asked.append((folder, budget, dict(settings)))
         config = load_config(RunConfig(), data=str(folder), **settings)
@@ -452,7 +452,7 @@ def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_sp
 
     propose = front_door.propose
 
-    def with_groups(folder: Path, budget: Any, settings: Any, start: str) -> Any:
+    def with_groups(folder: Path, budget: Any, settings: Any, start: str, world: int) -> Any:
         group = "" if "data.group" in settings else "(person[0-9]+)"
         return replace(propose(folder, budget, settings, start), group=group)
 

@@ -61,7 +61,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The choice of settings is replaced by small ones; returns what it was asked for."""
     calls: list[Any] = []
 
-    def propose(folder: Path, budget: float | None, settings: Any, start: str) -> auto.Proposal:
+    def propose(
+        folder: Path, budget: float | None, settings: Any, start: str, world: int
+    ) -> auto.Proposal:
         calls.append((folder, budget, dict(settings)))
         own = {**SMALL, "model": "vit_c_tiny", **settings}
         config = load_config(RunConfig(name="photos"), data=str(folder), **own)
