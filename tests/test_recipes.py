@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from vitc.config import RunConfig, from_dict, to_dict
 from vitc.errors import ConfigError
 from vitc.models.zoo import CNNS
 from vitc.optim.optimizers import OPTIMIZERS
+from vitc.optim.schedule import ConstantConfig
 from vitc.recipes import RECIPES, find_recipe, get_recipe
+from vitc.recipes.ranges import study_ranges
 from vitc.resolve import load_config
 from vitc.study.measures.hparams import hparams_plan
 from vitc.training.loop import run
@@ -91,6 +94,28 @@ def test_every_recipe_takes_every_optimizer_with_rates_that_follow_from_its_own(
         assert own.average == ("schedule-free" if free else recipe().optim.average)
         assert from_dict(to_dict(config)) == config
     assert recipe.untuned(None) is None
+
+
+def test_studies_per_batch_2048_draw_from_the_papers_ranges_times_the_factors() -> None:
+    lion = study_ranges(get_recipe("imagenet_vit_c_1gf", "lion"), "lion")
+    assert lion["optim.lr"] == pytest.approx((0.2 * 2.5e-4, 0.2 * 8.0e-3))
+    assert lion["optim.weight_decay"] == pytest.approx((5 * 0.02, 5 * 0.8))
+    free = study_ranges(get_recipe("imagenet_regnety_4gf", "sgd_schedulefree"), "sgd_schedulefree")
+    assert free["optim.lr"] == pytest.approx((2.5, 80.0))
+
+
+def test_a_file_switched_to_a_schedule_free_optimizer_has_a_note_on_what_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(tiny(**{"optim.schedule.warmup_epochs": 1.0}))))
+    config = load_config(file, optim="adamw_schedulefree")
+    assert config.optim.schedule == ConstantConfig(warmup_epochs=1.0)
+    assert config.optim.lr == 2 * tiny().optim.lr
+    assert "averages the weights itself" in caplog.text
+    caplog.clear()
+    load_config(config, **{"optim.lr": 1e-3})
+    assert not caplog.text
 
 
 def assert_resumes(config: RunConfig, folder: Path) -> None:

@@ -307,6 +307,8 @@ def _schedule_rows(config: RunConfig, s: Mapping[str, Any]) -> list[tuple[str, s
         if known:
             horizon += ", " + _several(f"{s['ema_horizon_steps']:,.0f}", "step")
         rows.append(("EMA horizon", horizon, f"{100 * epochs / t.epochs:.3g} % of the run"))
+    if optim.schedule_free:
+        rows.append(("average", optim.average, "the optimizer's own, evaluated and deployed"))
     return rows
 
 
