@@ -45,7 +45,8 @@ def main(names: list[str], studies: Path) -> None:
             plan = reference_plan(name, epochs)
             folder = StudyFolder(studies / f"{name}_{epochs}")
             conduct(folder, plan, engine=LocalEngine(workers=1))
-            runs[str(epochs)] = _errors(folder, plan)
+            stored, _ = folder.read()  # whose trials have the names of the version that began it
+            runs[str(epochs)] = _errors(folder, stored)
         values = {
             optim: [list(plan.draw_values(optim, i).values()) for i in range(plan.draws)]
             for optim in plan.optims
