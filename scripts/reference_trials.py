@@ -55,6 +55,7 @@ def main(names: list[str], studies: Path) -> None:
         record["sets"][name] = {"settings": settings, "values": values, "epochs": runs}
         record["sets"] = dict(sorted(record["sets"].items()))
         text = json.dumps(record, indent=1)
+        FILE.parent.mkdir(exist_ok=True)
         write_atomically(FILE, _lists_on_one_line(text) + "\n")
 
 
