@@ -41,6 +41,7 @@ from vitc.models.complexity import complexity
 from vitc.models.zoo import create_model, model_config
 from vitc.study.analysis import analyse
 from vitc.training.device import describe, pick_device
+from vitc.training.utilisation import matmul_rate
 from vitc.views import html
 from vitc.views.model import Heading, Page, Part, Table, Text
 from vitc.wording import duration
@@ -201,23 +202,6 @@ def flops_of(name: str) -> int:
     """Multiply-adds of an image's forward pass."""
     with torch.device("meta"):
         return complexity(create_model(name)).flops
-
-
-def matmul_rate(device: torch.device, side: int, precision: str) -> float:
-    """Floating-point operations a second of square matrix products: the best of ten."""
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    best = 0.0
-    for _ in range(13):
-        started = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = max(best, 10 * 2 * side**3 / (time.perf_counter() - started))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    return best
 
 
 def timm_twin(timm: Any, size: str) -> torch.nn.Module:

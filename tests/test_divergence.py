@@ -15,6 +15,7 @@ from tests.test_loop import assert_same_run, lines, tiny, weights
 from vitc.config import RunConfig
 from vitc.data.loader import MicroBatch
 from vitc.errors import DivergedError
+from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import Run
 from vitc.training import guard, loop
@@ -310,3 +311,24 @@ def test_vitals_equal_what_a_forward_pass_computes() -> None:
     assert vitals["attention_entropy"][0] == pytest.approx(expected, rel=1e-4)
     spread = logits.std(0, correction=0).mean() / logits.square().mean().sqrt()
     assert vitals["logit_spread"] == pytest.approx(float(spread), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "optim"), [("fashion_vit_c", "adamw"), ("fashion_vit_p", "sgd")]
+)
+def test_a_shipped_recipe_gives_no_warning(tmp_path: Path, recipe: str, optim: str) -> None:
+    config = load_config(
+        recipe,
+        optim=optim,
+        **{
+            "data.max_train": 160,
+            "train.batch": 8,
+            "train.epochs": 2,
+            "train.eval_every_epochs": 2,
+            "train.precision": "fp32",
+            "train.threads": 1,
+        },
+    )
+    run(config, tmp_path / "r", quiet=True)
+    assert len(Run(tmp_path / "r").metrics("watch")) == 4
+    assert not warned(tmp_path / "r")

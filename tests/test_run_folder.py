@@ -135,6 +135,9 @@ def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) 
         "train__save_every_seconds": 1.0,
         "train__save_every_steps": 5,
         "train__keep_checkpoints": 1,
+        "train__on_divergence": "rollback",
+        "train__profile": True,
+        "train__track": "tensorboard",
     }
     with begin(tmp_path, **changed) as folder:
         assert folder.resumed

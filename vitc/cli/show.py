@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitc.cli.parser import Parser, Verb, emit_json
+from vitc.cli.parser import Parser, Verb, emit_json, note
 from vitc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def options(parser: Parser) -> None:
     add("--list", action="store_true", help="list all models and recipes")
     about = "plot to this file: a recipe's lr, a run's curves, or the picture chosen below"
     add("--plot", metavar="FILE", type=Path, help=about)
+    add("--live", action="store_true", help="follow a RUN until it ends")
+    add("--page", action="store_true", help="with --live: keep RUN/live.html up to date as well")
     picture = parser.add_argument_group("pictures of a RUN or of a fresh MODEL, one at a time")
     add = picture.add_argument
     add("--attention", metavar="IMAGE", type=Path, help="what a ViT's blocks attend to in an image")
@@ -41,6 +43,8 @@ def run(args: Namespace) -> int:
     given += [] if picture is None else [picture.kind]
     if args.list and given:
         raise ConfigError(f"--{given[-1]} has no effect with --list.")
+    if args.live or args.page:
+        return _follow(args, given)
     if picture is not None:
         from vitc.deploy.pictures import picture_page
 
@@ -53,6 +57,21 @@ def run(args: Namespace) -> int:
         emit_json(page.values)
         return 0
     write(page.parts, sys.stdout)
+    return 0
+
+
+def _follow(args: Namespace, given: list[str]) -> int:
+    from vitc.deploy.live import PAGE, follow
+    from vitc.resolve import check_is
+
+    if not args.live:
+        raise ConfigError("--page has no effect without --live.")
+    if given or args.json or args.settings or args.list:
+        raise ConfigError("--live shows a run folder, and takes --page alone.")
+    check_is(args.what, "run")
+    if args.page:
+        note(f"{Path(args.what) / PAGE} is written, and reloads itself in a browser.")
+    follow(Path(args.what), sys.stdout, args.page)
     return 0
 
 

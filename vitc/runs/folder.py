@@ -9,6 +9,7 @@
     checkpoints/    see vitc.runs.checkpoint
     report.*, against.*, test.json  pages, and readings of the test split (vitc.runs.results)
     sources/        the files of custom classes, as they were
+    tracker.json, tensorboard/, wandb/, mlflow/  of train.track (vitc.training.trackers)
     tries.json      of a study's trial: where it was run, and how each try ended
     .lock           held by the process that writes the folder
     .claim          of a study's trial: held by the process that runs it
@@ -46,6 +47,7 @@ CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
 METRICS, EVENTS = "metrics.jsonl", "events.log"
 PAGES = ("report.html", "report.json", "report.csv", "against.html", "against.json", "against.csv")
 RESULTS = ("test.json", *PAGES)  # see vitc.runs.results
+TRACKER, TENSORBOARD = "tracker.json", "tensorboard"  # see vitc.training.trackers
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 START, BEST = "start.safetensors", "best.safetensors"  # weights that a run may return to
@@ -70,6 +72,8 @@ HARMLESS = frozenset(
         "train.save_every_steps",
         "train.keep_checkpoints",
         "train.on_divergence",
+        "train.track",
+        "train.profile",
     }
 )
 """Settings that may change when a run is resumed: they decide where and how often, or what is done
@@ -173,8 +177,9 @@ class RunFolder:
                 if CHECKPOINT_NAME.fullmatch(path.name) or path.name in (START, BEST, GOOD):
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
-        for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY, *RESULTS):
+        for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY, TRACKER, *RESULTS):
             (self.path / name).unlink(missing_ok=True)
+        files.discard(self.path / TENSORBOARD)
         write_json(self.path / CONFIG, to_saved(config))
         keep_sources(self.path, config)
         self.event("restarted (--overwrite)" if restarted else "started")

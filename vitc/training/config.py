@@ -93,6 +93,10 @@ class TrainConfig:
     """When a step has no finite result. stop: the run ends with the cause and its remedy. rollback:
     it returns to the last good state, halves the lr and leaves the batch out (for a poisoned batch
     and an exploding lr too). continue: the step is left out."""
+    track: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Follow the run there too; metrics.jsonl is always written. A resumed run continues it."""
+    profile: bool = False
+    """Trace a few early steps into the run folder and list the ten most expensive operations."""
     log_every_steps: int = setting(10, at_least=1)
     """Steps between train lines in metrics.jsonl."""
     save_every_seconds: float = setting(300.0, at_least=0)

@@ -18,15 +18,25 @@ from vitc.stats.proportions import learning_line, wilson
 from vitc.training.build import Setup, largest_share
 from vitc.training.device import computes_bf16, describe, peak_memory
 from vitc.training.pace import Pace
+from vitc.training.trackers import Followed
+from vitc.training.utilisation import utilisation
 from vitc.wording import counted, duration
 
 
 class RunLog:
     """Writes what happens in a run to its folder and to stderr."""
 
-    def __init__(self, setup: Setup, folder: RunFolder, progress: Progress) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        folder: RunFolder,
+        progress: Progress,
+        followed: Followed | None = None,
+    ) -> None:
         self.setup, self.folder, self.progress = setup, folder, progress
+        self.followed = followed
         self.started = time.monotonic()
+        self.first_step = 0
         self.noted: set[str] = set()
         self.limit_noted = False
         self.loss_noted = False
@@ -35,8 +45,15 @@ class RunLog:
         self.steps = setup.steps  # of the whole run, as far as is known
 
     def metric(self, line: Mapping[str, Any]) -> None:
-        """Write a line to metrics.jsonl."""
+        """Write a line to metrics.jsonl, and its numbers to the run's tracker."""
         self.folder.metric(line)
+        if self.followed is not None:
+            self.followed.log(line)
+            if self.followed.lost:
+                self.note_once(
+                    f"Warning: tracking has stopped ({self.followed.lost}); metrics.jsonl has "
+                    "everything"
+                )
 
     def note(self, text: str) -> None:
         """Write a line to the screen and events.log."""
@@ -76,8 +93,10 @@ class RunLog:
 
     def start(self, step: int) -> None:
         """The first step is about to be taken after `step` earlier ones."""
-        self.started = time.monotonic()
+        self.started, self.first_step = time.monotonic(), step
         self.progress.start_at(step)
+        if self.followed is not None:
+            self.followed.start(step)
 
     def train_line(self, state: TrainState, lr: float) -> None:
         """Write the means since the last train line, and reset the sums."""
@@ -149,6 +168,11 @@ class RunLog:
         guarded: `Guard.summary`.
         """
         setup, last = self.setup, state.last_eval
+        mfu, used = None, ""
+        if error is None and setup.procs.first:
+            images = (state.step - self.first_step) * setup.config.train.batch
+            mfu, used = utilisation(setup, state.model, images, self.spent)
+            self.folder.event(used)
         summary: dict[str, Any] = {
             "status": status,
             "run": str(self.folder.path),
@@ -164,6 +188,7 @@ class RunLog:
             "train_seconds": round(state.seconds, 3),
             "time_spent": {name: round(s, 3) for name, s in self.spent.items()},
             "images_per_second": self._rate(state),
+            "mfu": mfu,
             "skipped_files": state.skipped,
             **guarded,
             "peak_memory_bytes": peak_memory(setup.device),
@@ -176,25 +201,32 @@ class RunLog:
         outcome = f" at step {state.step}" if error is None else f": {error}"
         self.folder.event(f"{status}{outcome}")
         self.folder.write_summary(summary)
+        if self.followed is not None:
+            self.followed.close(status)
         if error is None:
-            result = "; no validation images"
-            if summary["top1"] is not None:
-                n = int(last["n"])
-                low, high = wilson(summary["top1"], n)
-                result = (
-                    f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
-                    f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
-                )
-            self.progress.line(f"done in {duration(state.seconds)}{result}  ->  {self.folder.path}")
-            if summary["failed_to_learn"]:
-                where = shlex.quote(str(self.folder.path))
-                self.note(
-                    f"It failed to learn: {summary['top1']:.1f} % is near what always answering "
-                    "one class gives. Try a lower --optim.lr, a longer warm-up or more epochs; "
-                    f"the loss is drawn by vitc show {where} --plot curves.png"
-                )
+            self._result(state, summary)
+            self.progress.line(used)
         self._note_lost_output()
         return summary
+
+    def _result(self, state: TrainState, summary: Mapping[str, Any]) -> None:
+        """Print the result of a run that is done."""
+        result = "; no validation images"
+        if summary["top1"] is not None:
+            n = int(state.last_eval["n"])
+            low, high = wilson(summary["top1"], n)
+            result = (
+                f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
+                f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
+            )
+        self.progress.line(f"done in {duration(state.seconds)}{result}  ->  {self.folder.path}")
+        if summary["failed_to_learn"]:
+            where = shlex.quote(str(self.folder.path))
+            self.note(
+                f"It failed to learn: {summary['top1']:.1f} % is near what always answering "
+                "one class gives. Try a lower --optim.lr, a longer warm-up or more epochs; "
+                f"the loss is drawn by vitc show {where} --plot curves.png"
+            )
 
     def _failed_to_learn(self, last: Mapping[str, Any]) -> bool | None:
         """Whether the last evaluation is near chance; None: there is none."""

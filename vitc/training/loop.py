@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from vitc.config import RunConfig
+from vitc.config import RunConfig, leaves
 from vitc.data.check_quick import quick_warnings
 from vitc.data.dataset import open_data
 from vitc.data.loader import Provider, TrainLoader, open_train
@@ -35,10 +35,12 @@ from vitc.training.linear_probe import keep_start, kept_start, probe_head, put_i
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.parallel import in_processes, is_restart, processes
+from vitc.training.profiling import StepProfile
 from vitc.training.settle import check_same_data, settled
 from vitc.training.space import checkpoint_bytes, room_for_checkpoints
 from vitc.training.step import NormStatistics, train_step
 from vitc.training.stop import StopSignal
+from vitc.training.trackers import check_installed, open_tracker
 from vitc.training.validate import Validation
 from vitc.wording import counted
 
@@ -84,6 +86,7 @@ def run(
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
+    check_installed(config.train.track)
     entered = time.monotonic()
     started = CLOCKS[config.train.clock]()
     config = with_sources(config, out)
@@ -116,7 +119,9 @@ def run(
                 Progress(config.name, setup.steps, "step", quiet=quiet) as progress,
                 StopSignal() as stop,
             ):
-                log = RunLog(setup, folder, progress)
+                kind = config.train.track if procs.first else "none"
+                followed = open_tracker(kind, out, config.name, leaves(config))
+                log = RunLog(setup, folder, progress, followed)
                 if procs.watch is not None and procs.first:
                     procs.watch.report = log.note
                 log.introduce()
@@ -267,6 +272,7 @@ class Trainer:
             self._evaluate(batches)
         skips, guard = t.on_divergence == "continue", self.guard
         norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs, skips)
+        profile = StepProfile(self.folder.path, setup.device, t.profile and setup.procs.first)
         if guard.good_step() and not pace.ended:
             guard.keep_good(self._extra())
         for micros in batches:
@@ -284,6 +290,8 @@ class Trainer:
             if state.ema is not None and not left_out:
                 state.ema.update(state.model, state.step)
             guard.after_step(micros[0])
+            for line in profile.step():
+                self.log.note(line)
             for name in (name for micro in micros for name in micro.skipped):
                 state.skipped += 1
                 self.log.note_once(f"skipped broken file {name}, in this and every later epoch")

@@ -230,8 +230,12 @@ Part = Text | Heading | Bullets | Cards | Table | Figures | Thumbnails | Bars | 
 
 @dataclass(frozen=True)
 class Page:
-    """What is shown: `parts` to people, `values` to machines."""
+    """What is shown: `parts` to people, `values` to machines.
+
+    `reload_seconds`: a browser loads the page again after so long; 0: never.
+    """
 
     title: str
     parts: Sequence[Part]
     values: dict[str, Any] = field(default_factory=dict)
+    reload_seconds: int = 0
