@@ -228,6 +228,59 @@ def test_a_file_of_weights_is_a_model_and_starts_a_run(
     vitc.Predictor(out)(sorted(photos.rglob("*.png"))[0])
 
 
+def test_int8_is_smaller_and_its_change_is_reported(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "mine.onnx"
+    report = vitc.export(trained, out, precision="int8", raw_input=True, images=60, min_agreement=0)
+    assert report.precision == "int8"
+    assert report.input == "tensor"
+    assert len(report.kept_float) == 2
+    assert report.size < 0.8 * report.size_original
+    assert report.max_diff > 1e-5
+    assert report.agreement > 80
+    low, high = report.top1_interval
+    assert low <= report.top1_change <= high
+    its = vitc.evaluate(out, "synthetic", split="val")
+    assert abs(its.top1 - vitc.evaluate(trained, "synthetic", split="val").top1) < 20
+
+
+FAMILIES = [
+    ("vit_p_tiny", {}),
+    ("vit_r_tiny", {}),
+    ("vit_c_small64", {"img_size": 64}),
+    ("vit_c_tiny", {"img_size": (32, 48)}),
+    ("regnety_1gf", {"img_size": 64}),
+    ("resnet_50", {"img_size": 64}),
+    ("effnet_lite0", {"img_size": 64}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2", ".safetensors"])
+@pytest.mark.parametrize(("name", "settings"), FAMILIES)
+def test_every_family_in_every_format(
+    saved: Make, photos: Path, tmp_path: Path, name: str, settings: dict[str, Any], suffix: str
+) -> None:
+    for package in {".onnx": ("onnxruntime", "onnxscript"), ".xml": ("openvino",)}.get(suffix, ()):
+        pytest.importorskip(package)
+    folder = saved(name, **settings)
+    assert logits(folder, photos).std() > 0.1
+    report = vitc.export(folder, tmp_path / f"model{suffix}", data=str(photos))
+    assert report.agreement == 100
+
+
+@pytest.mark.slow
+def test_openvino_in_int8_reports_its_change(saved: Make, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    report = vitc.export(
+        saved("vit_c_tiny"), tmp_path / "m.xml", data=str(photos), precision="int8", min_agreement=0
+    )
+    assert report.size < 0.9 * report.size_original
+    assert report.agreement > 80
+    assert len(report.kept_float) == 2
+
+
 # -- failures --------------------------------------------------------------------------------------
 
 
@@ -274,6 +327,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(trained: Path, tmp_path:
         (["mine.onnx", "--format", "torch"], "must be .pt2 for torch"),
         (["mine.onnx", "--format", "onxx"], "Did you mean 'onnx'"),
         (["mine.pt2", "--int8"], "not written in int8"),
+        (["mine.onnx", "--images", "0"], "at least 1"),
         (["mine.safetensors", "--raw-input"], "no effect"),
         (["mine.pt2", "--min-agreement", "101"], "from 0 to 100"),
     ],

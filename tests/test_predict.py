@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitc.cli.main import main
 from vitc.config import RunConfig
-from vitc.deploy.predict import Form, Predictions, Predictor, find_images, report
+from vitc.deploy.predict import Predictions, Predictor, find_images, report
 from vitc.errors import BrokenFileError, CheckpointError, ConfigError
 from vitc.resolve import load_config
 from vitc.training.evaluate import evaluate_run
@@ -380,7 +381,7 @@ def test_a_table_that_is_interrupted_leaves_the_one_before(
 
 @pytest.mark.parametrize("form", ["table", "csv"])
 def test_names_neither_steer_a_terminal_nor_run_in_a_spreadsheet(
-    form: Form, predictor: Predictor
+    form: str, predictor: Predictor
 ) -> None:
     classes = ("=1+1", "\x1b[31mred")
     fake = SimpleNamespace(
@@ -443,6 +444,65 @@ def test_names_that_are_not_utf8_or_look_like_options_are_taken(
     except OSError:
         pytest.skip("this file system has no such names")
     assert main(["predict", str(trained), *form, "--", ".", "--json.png"]) == 0
+
+
+def test_names_come_from_stdin_and_rows_go_to_a_file(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    names = sorted(map(str, (photos / "val").rglob("*.png")))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n"))
+    assert main(["predict", str(trained), "-", "--out", str(tmp_path / "a.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == names
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main(["predict", str(trained), "-"]) == 2
+    assert "no names on stdin" in capsys.readouterr().err
+    assert main(["predict", str(trained), names[0], "--out", "a.txt"]) == 2
+
+
+def test_features_are_what_the_head_reads(
+    trained: Path, photos: Path, tmp_path: Path, predictor: Predictor, broken: Path
+) -> None:
+    file, out = photos / "val" / "red" / "00.png", tmp_path / "a.jsonl"
+    words = ["predict", str(trained), str(file), str(broken), "--features"]
+    assert main([*words, "--out", str(out)]) == 1
+    row, failed = (json.loads(line) for line in out.read_text().splitlines())
+    assert failed["status"] == "failed"
+    assert len(row["features"]) == predictor.feature_width == 64
+    model: Any = predictor.model
+    with torch.no_grad():
+        logits = model.head(torch.tensor(row["features"])[None])
+    np.testing.assert_allclose(logits.softmax(1).numpy(), predictor(file).probs, atol=1e-5)
+    assert main([*words, "--csv", str(tmp_path / "a.csv")]) == 1
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    assert float(rows[0]["feature_63"]) == pytest.approx(row["features"][63], rel=1e-6)
+    assert rows[1]["feature_63"] == ""
+    assert main(words) == 2
+
+
+def test_rows_go_to_parquet(trained: Path, photos: Path, tmp_path: Path, broken: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "a.parquet"
+    words = ["predict", str(trained), str(photos / "val"), str(broken), "--topk", "2"]
+    assert main([*words, "--out", str(out)]) == 1
+    rows = parquet.read_table(out).to_pylist()
+    assert len(rows) == 16
+    assert list(rows[0])[:3] == ["image", "class_1", "probability_1"]
+    assert rows[0]["class_1"] in CLASSES
+    assert rows[-1]["class_1"] is None
+    assert "torn.jpg" in rows[-1]["error"]
+    assert main([*words, "--features", "--out", str(out)]) == 1
+    assert len(parquet.read_table(out).to_pylist()[0]["features"]) == 64
+
+
+def test_parquet_without_its_library_is_one_message(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("vitc.deploy.rows.find_spec", lambda name: None)
+    words = ["predict", str(trained), str(photos / "val"), "--out", str(tmp_path / "a.parquet")]
+    assert main(words) == 2
+    assert "needs pyarrow" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_refuses_two_forms_and_missing_files(trained: Path, capsys: Capture) -> None:

@@ -113,6 +113,8 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             if word == "--":
                 break
+            if word == "-":  # stdin
+                continue
             if word.startswith("-") and word.partition("=")[0] not in own and not _is_number(word):
                 raise unknown_word("option", word.partition("=")[0], settings, own)
         self.parse_intermixed_args(words, into)

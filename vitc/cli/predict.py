@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from vitc.cli.parser import (
     Parser,
@@ -26,42 +26,69 @@ from vitc.wording import counted
 
 def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("run_folder", metavar="RUN", type=Path, help="a run, a folder of folds, or of vitc save")
-    add("paths", nargs="+", metavar="PATH", help="images, or folders of images")
+    about = "a run, a folder of folds or of vitc save, or a file of vitc export"
+    add("run_folder", metavar="RUN", type=Path, help=about)
+    about = "images, or folders of images; - reads their names from stdin, one a line"
+    add("paths", nargs="+", metavar="PATH", help=about)
     add("--topk", metavar="K", type=count, default=1, help="classes per image (default: 1)")
-    add("--csv", metavar="FILE", type=Path, help="write a table to this file")
+    about = "write the rows to a .csv, .jsonl or .parquet file"
+    add("--out", metavar="FILE", type=Path, help=about)
+    add("--csv", metavar="FILE", type=Path, help="write a table to this file, whatever its name")
+    about = "write what the head reads (embeddings) instead of classes"
+    add("--features", action="store_true", help=about)
     weights_option(parser)
     device_option(parser)
     add("--json", action="store_true", help="print one line of JSON per image")
 
 
 def run(args: Namespace) -> int:
-    from vitc.deploy.predict import Form, Predictor, find_images, report
+    from vitc.deploy.predict import Predictor, find_images, report
+    from vitc.deploy.rows import SUFFIXES
 
-    if args.json and args.csv is not None:
-        raise ConfigError("--json and --csv exclude each other.", "Choose one of them.")
+    if sum((args.json, args.csv is not None, args.out is not None)) > 1:
+        raise ConfigError("--json, --csv and --out exclude each other.", "Choose one of them.")
+    out, form = args.csv or args.out, "json" if args.json else "csv" if args.csv else "table"
+    if args.out is not None:
+        if args.out.suffix not in SUFFIXES:
+            raise ConfigError(f"{args.out} must end in {', '.join(SUFFIXES)}.", "Rename it.")
+        form = SUFFIXES[args.out.suffix]
     check_is(args.run_folder, *PREDICTS)
-    files = find_images(args.paths)
+    files = find_images(_named(args.paths))
     predictor = Predictor(args.run_folder, args.device, args.weights)
     for text in predictor.notes:
         note(text)
-    form: Form = "json" if args.json else "csv" if args.csv is not None else "table"
-    with _table(args.csv) if args.csv else contextlib.nullcontext(sys.stdout) as stream:
-        broken = report(predictor, files, args.topk, form, stream, note)
-    if args.csv is not None:
-        emit(f"{counted(len(files) - broken, 'image')} -> {args.csv}")
+    with _file(out, form) if out else contextlib.nullcontext(sys.stdout) as stream:
+        broken = report(predictor, files, args.topk, form, stream, note, args.features)
+    if out is not None:
+        emit(f"{counted(len(files) - broken, 'image')} -> {out}")
     if broken:
         note(f"{broken:,} of {counted(len(files), 'image')} could not be read.")
     return 1 if broken else 0
 
 
+def _named(paths: list[str]) -> Iterator[str]:
+    """The paths, and in place of - those on stdin. Raises ConfigError: there are none."""
+    for path in paths:
+        if path != "-":
+            yield path
+            continue
+        lines = [name for line in sys.stdin if (name := line.rstrip("\r\n"))]
+        if not lines:
+            raise ConfigError("There are no names on stdin.", "Send one a line: find . | vitc ...")
+        yield from lines
+
+
 @contextlib.contextmanager
-def _table(path: Path) -> Iterator[TextIO]:
+def _file(path: Path, form: str) -> Iterator[IO[Any]]:
     """A file that is there once it is whole; a pipe or a terminal is written as it goes."""
     whole = path.is_file() or not path.exists()
     with (
         replacing(path) if whole else contextlib.nullcontext(path) as place,
-        place.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        (
+            place.open("wb")
+            if form == "parquet"
+            else place.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        ) as stream,
     ):
         yield stream
 
@@ -69,9 +96,10 @@ def _table(path: Path) -> Iterator[TextIO]:
 VERB = Verb(
     summary="Classify images: the most probable classes of each.",
     usage="RUN PATH... [options]",
-    example="vitc predict runs/fashion_vit_c photo.jpg more_photos/ --topk 3",
+    example="vitc predict runs/fashion_vit_c photo.jpg more_photos/ --topk 3\n"
+    "find photos -name '*.jpg' | vitc predict runs/photos - --out answers.parquet",
     options=options,
     run=run,
     runs=("run_folder",),
-    in_files=lambda args: args.csv is not None,
+    in_files=lambda args: args.csv is not None or args.out is not None,
 )

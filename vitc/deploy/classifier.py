@@ -133,6 +133,25 @@ class Classifier:
         found: NDArray[np.float32] = self.logits(torch.stack(list(images))).softmax(1).cpu().numpy()
         return found
 
+    def features(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Prepared images, uint8 (C, h, w) each -> (N, D), what the head reads.
+
+        Raises ConfigError: an exported graph, a mean of models or a custom model without
+        `forward_features` and `forward_head`.
+        """
+        model: Any = self.model
+        if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
+            raise ConfigError(
+                f"{self.name} gives classes alone, no features.",
+                "Features come from a run or saved model of the zoo, timm or torchvision.",
+            )
+        if not images:
+            return np.zeros((0, 0), np.float32)
+        with torch.inference_mode():
+            inside = model.forward_features(self.normalise(torch.stack(list(images))))
+            found: NDArray[np.float32] = model.forward_head(inside, pre_logits=True).float()
+        return found.cpu().numpy()  # type: ignore[attr-defined, no-any-return]
+
 
 class Ensemble(nn.Module):
     """The logarithm of the mean of the probabilities that several models give."""

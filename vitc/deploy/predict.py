@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +20,9 @@ from vitc.data.sources import SUFFIXES, guess_source
 from vitc.data.sources.base import IMAGE_SUFFIXES, Split, is_pattern
 from vitc.data.sources.folder import walk
 from vitc.data.store import Files, name_key
+from vitc.deploy.rows import FORMS
 from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
 from vitc.machine import cores
-from vitc.wording import no_formula, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Source = str | os.PathLike[str] | Image | NDArray[np.uint8] | Inside
-
-Form = Literal["table", "json", "csv"]
 
 # -- which images ----------------------------------------------------------------------------------
 
@@ -155,10 +151,10 @@ def best_classes(
 class Predictor:
     """The model of a run folder, with the run's own classes and preparation of images.
 
-    `path`: the run folder, or a folder of `save_pretrained`. `device`: auto (cuda > mps > cpu) or
-    one of these. `weights`: "ema" or "raw", of the run's last checkpoint. Computes in fp32,
-    whatever the run trained in, so that an image's probabilities do not depend on the machine
-    beyond rounding.
+    `path`: the run folder, a folder of `save_pretrained` or a file of `vitc export`. `device`: auto
+    (cuda > mps > cpu) or one of these. `weights`: "ema" or "raw", of the run's last checkpoint.
+    Computes in fp32, whatever the run trained in, so that an image's probabilities do not depend
+    on the machine beyond rounding.
 
     Raises ConfigError (no such folder, unknown device), CheckpointError (none, or damaged).
     """
@@ -197,6 +193,31 @@ class Predictor:
 
         Reads `batch` images ahead and no more, so that any number fits in memory.
         """
+        yield from self._each(images, batch, self.classifier.probabilities)
+
+    def each_features(
+        self, images: Source | Iterable[Source], batch: int = 64
+    ) -> Iterator[tuple[str, NDArray[np.float32] | BrokenFileError]]:
+        """The same with what the head reads, float32 (D,), in place of probabilities.
+
+        Raises ConfigError: the model has no such features to give, as an exported file.
+        """
+        yield from self._each(images, batch, self.classifier.features)
+
+    @property
+    def feature_width(self) -> int:
+        """D of `each_features`."""
+        c, size = self.classifier, self.classifier.preprocessing.img_size
+        assert size is not None
+        blank = np.zeros((*size, c.in_chans), np.uint8)
+        return int(c.features([c.prepare(blank)]).shape[1])
+
+    def _each(
+        self,
+        images: Source | Iterable[Source],
+        batch: int,
+        compute: Callable[[Sequence[Tensor]], NDArray[np.float32]],
+    ) -> Iterator[tuple[str, NDArray[np.float32] | BrokenFileError]]:
         if batch < 1:
             raise ConfigError(f"batch is {batch}; it must be at least 1.")
         named = _named(images)
@@ -204,7 +225,7 @@ class Predictor:
             while group := list(itertools.islice(named, batch)):
                 loaded = list(pool.map(self._load, group))
                 good = [pixels for pixels in loaded if not isinstance(pixels, BrokenFileError)]
-                rows = iter(self.classifier.probabilities(good))
+                rows = iter(compute(good))
                 for (name, _), pixels in zip(group, loaded, strict=True):
                     yield name, pixels if isinstance(pixels, BrokenFileError) else next(rows)
 
@@ -250,47 +271,31 @@ def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
     return to_channels(image if image.ndim == 3 else image[..., None], in_chans)
 
 
-# -- what is printed -------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 
 
 def report(
     predictor: Predictor,
     files: Sequence[Found],
     topk: int,
-    form: Form,
-    stream: TextIO,
+    form: str,
+    stream: IO[Any],
     note: Callable[[str], object],
+    features: bool = False,
 ) -> int:
-    """Write one line per image to `stream` as they come; returns how many files are broken.
-
-    A broken file has a line as well, without a class, and its error goes to `note`.
-    """
-    topk = min(topk, len(predictor.classes))
-    wide = max(len(printable(name)) for name in ["image", *map(str, files)])
-    deep = max(len(printable(name)) for name in ["class", *predictor.classes])
-    rows, broken = csv.writer(stream), 0
-    if form == "csv":
-        ranks = [""] if topk == 1 else [f"_{i}" for i in range(1, topk + 1)]
-        rows.writerow(["image", *(f"{c}{r}" for r in ranks for c in ("class", "probability"))])
-    elif form == "table":
-        head = "  ".join([f"{'class':<{deep}}  probability"] * topk)
-        stream.write(f"{'image':<{wide}}  {head}\n")
-    for name, result in predictor.each(files):
-        values: dict[str, Any] = {"image": name}
-        best = []
+    """Write a row an image to `stream` as they come, in one of `rows.FORMS`: its classes, or its
+    features. The error of a broken file goes to `note`; returns how many there are."""
+    topk, broken = min(topk, len(predictor.classes)), 0
+    width = predictor.feature_width if features else 0
+    rows = FORMS[form](stream, files, predictor.classes, topk, width)
+    for name, result in predictor.each_features(files) if features else predictor.each(files):
         if isinstance(result, BrokenFileError):
             broken += 1
             note(f"broken: {result.message}")
-            values |= {"status": "failed", "error": result.message, "hint": result.hint}
+            rows.broken(name, result)
+        elif features:
+            rows.write(name, [], result)
         else:
-            best = best_classes(result, predictor.classes, topk)
-            values["top"] = [{"class": label, "probability": p} for label, p in best]
-        if form == "json":
-            stream.write(json.dumps(values) + "\n")
-        elif form == "csv":
-            cells = [name, *itertools.chain.from_iterable(best or [("", "")] * topk)]
-            rows.writerow(map(no_formula, cells))
-        else:
-            shown = [f"{printable(label):<{deep}}  {100 * p:9.2f} %" for label, p in best]
-            stream.write(f"{printable(name):<{wide}}  {'  '.join(shown or ['broken'])}\n")
+            rows.write(name, best_classes(result, predictor.classes, topk), None)
+    rows.close()
     return broken

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,30 +99,30 @@ def answers_of(classifier: Classifier, split: Split) -> Answers:
 
     Raises DataError: none can be read; CheckpointError, RunError: answers that are not finite.
     """
-    model, names, labels, logits = classifier.model, [], [], []
+    model, positions, logits = classifier.model, [], []
     from_pixels = isinstance(model, FileModel) and model.input == "image"
+    images = readable(split, classifier.in_chans)
     with memory_kept():
-        for start in range(0, len(split), BATCH):
-            pixels = []
-            for i in range(start, min(start + BATCH, len(split))):
-                try:
-                    image = np.ascontiguousarray(split.read(i, classifier.in_chans))
-                except BrokenFileError:
-                    continue
-                pixels.append(image)
-                names.append(split.names[i])
-                labels.append(int(split.labels[i]))
-            if pixels and from_pixels:
-                logits += [model.run(image[None]) for image in pixels]  # type: ignore[operator]
-            elif pixels:
-                prepared = torch.stack([classifier.prepare(image) for image in pixels])
+        while group := list(itertools.islice(images, BATCH)):
+            positions += [i for i, _ in group]
+            if from_pixels:
+                logits += [model.run(pixels[None]) for _, pixels in group]  # type: ignore[operator]
+            else:
+                prepared = torch.stack([classifier.prepare(pixels) for _, pixels in group])
                 logits.append(classifier.logits(prepared).cpu().numpy())
-    if not names:
+    if not positions:
         raise DataError("None of the images could be read: there is nothing to compare.")
     found = np.concatenate(logits)
     if not np.isfinite(found).all():
         raise RunError(f"The outputs of {classifier.name} are not finite.")
-    return Answers(tuple(names), np.array(labels, np.int64), found)
+    return Answers(tuple(split.names[i] for i in positions), split.labels[positions], found)
+
+
+def readable(split: Split, in_chans: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(position, pixels (H, W, C)) of each image that is not broken."""
+    for i in range(len(split)):
+        with contextlib.suppress(BrokenFileError):
+            yield i, np.ascontiguousarray(split.read(i, in_chans))
 
 
 def compare(

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from numpy.typing import NDArray
 
 from vitc.deploy.classifier import Classifier, Ensemble
 from vitc.deploy.evaluation import kept_fit
 from vitc.deploy.export.base import Format, Made, Precision, Record
-from vitc.deploy.export.compare import ExportReport, answers_of, compare, spread_over
+from vitc.deploy.export.compare import (
+    ExportReport,
+    answers_of,
+    compare,
+    readable,
+    spread_over,
+)
 from vitc.deploy.export.formats import format_of
 from vitc.deploy.export.graph import Prepare, fold, program_of
 from vitc.deploy.measures import TARGETS, Fit, fit
@@ -24,6 +31,7 @@ from vitc.errors import ConfigError, RunError, unknown
 from vitc.files import TEMPORARY, sync_file, sync_folder, to_json
 from vitc.training.measured import Asked, Measured, choose_images
 
+CALIBRATION = 128  # images
 AGREEMENT = {"fp32": 99.9, "int8": 95.0}  # percent
 
 
@@ -153,7 +161,17 @@ def _made(c: Classifier, form: Format, record: Record, images: Measured) -> Made
         example = torch.zeros(2, height, width, c.in_chans, dtype=torch.uint8)
         prepare = Prepare(p)
     model = fold(c.model)
-    return Made(program_of(model, prepare, example), model, record)
+    calibration = _calibration(c, images, record) if record.precision == "int8" else None
+    return Made(program_of(model, prepare, example), model, record, calibration)
+
+
+def _calibration(c: Classifier, images: Measured, record: Record) -> NDArray[Any]:
+    """Training images as the graph takes them, without what is random in training."""
+    split = spread_over(images.data.splits["train"], CALIBRATION)
+    prepared = torch.stack([c.prepare(pixels) for _, pixels in readable(split, c.in_chans)])
+    if record.input == "tensor":
+        return c.normalise(prepared).contiguous().numpy()
+    return prepared.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _disagreement(r: ExportReport, least: float) -> RunError:

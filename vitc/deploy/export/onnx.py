@@ -11,6 +11,7 @@ from torch import nn
 
 from vitc.deploy.export.base import KEY, FileModel, Format, Made, Record, damaged
 from vitc.deploy.export.graph import quiet, untraceable
+from vitc.deploy.export.int8 import quantized_onnx
 
 INPUT, OUTPUT = "images", "logits"
 DIMS = {"image": ("batch", "height", "width"), "tensor": ("batch",)}
@@ -22,11 +23,15 @@ class Onnx(Format):
     suffix = ".onnx"
     extra = "export"
     packages = ("onnx", "onnxscript", "onnxruntime")
+    precisions = ("fp32", "int8")
 
     def write(self, made: Made, file: Path) -> None:
         import onnx
 
-        onnx.save(onnx_model(made), file)
+        model = onnx_model(made)
+        if made.record.precision == "int8":
+            model = quantized_onnx(model, made, INPUT)
+        onnx.save(recorded(model, made), file)
 
     def open(self, file: Path, threads: int) -> tuple[Record, nn.Module]:
         self.check_installed("onnxruntime")
@@ -51,7 +56,7 @@ class Onnx(Format):
 
 
 def onnx_model(made: Made) -> Any:
-    """The graph as an onnx.ModelProto, with its record. Raises RunError: an operator of the model
+    """The graph as an onnx.ModelProto. Raises RunError: an operator of the model
     has no counterpart in ONNX."""
     import torch
 
@@ -77,8 +82,13 @@ def onnx_model(made: Made) -> Any:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in named:
                 dim.dim_param = named[dim.dim_param]
+    return model
+
+
+def recorded(model: Any, made: Made) -> Any:
+    """The model with its record, and without what its makers noted: names of files and modules."""
     for part in (model, *model.graph.node, *model.graph.input, *model.graph.value_info):
-        del part.metadata_props[:]  # of the exporter: names of files and modules
+        del part.metadata_props[:]
     for key, text in ((KEY, made.record.to_json()), ("producer", "vitc")):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text

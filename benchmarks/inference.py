@@ -1,0 +1,136 @@
+"""How fast is one model answered by each engine, on one thread, in one run?
+
+    python benchmarks/inference.py vit_c_1gf --img-size 224 --batches 1 16 64
+
+Eager fp32 and bf16, compiled (--compile), ONNX Runtime fp32 and int8, OpenVINO fp32 and int8 (with
+bf16 between its int8 products), of those that are installed, and with --peer NAME a model of timm
+or torchvision of the same shape. Engines alternate within each repeat, so that other load meets all
+of them; the table has the median of the repeats' images a second, the slowest and fastest repeat,
+and the ratio to eager fp32. Weights are random: int8 is measured for speed alone (`vitc export
+--int8` measures its accuracy).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import vitc
+from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitc.deploy.export.base import Made, Record
+from vitc.deploy.export.formats import FORMATS
+from vitc.deploy.export.graph import Prepare, fold, program_of
+from vitc.deploy.saved import Saved
+from vitc.machine import environment
+
+Call = Callable[[torch.Tensor], Any]
+CALIBRATION = 32  # images
+
+
+def eager(model: torch.nn.Module, dtype: torch.dtype | None) -> Call:
+    def call(images: torch.Tensor) -> Any:
+        context = contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+        with torch.inference_mode(), context:
+            return model((images.float() - 120) / 60)
+
+    return call
+
+
+def exported(args: argparse.Namespace, model: Any, kind: str, precision: Any, folder: str) -> Call:
+    """The file of one format; its graph starts from uint8 pixels of the model's size."""
+    size = model.config.size
+    preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "rgb", "bilinear", 0.875, size)
+    record = Record(Saved(model.config, 1000, None, preprocessing, None), precision=precision)
+    example = torch.zeros(2, size[0] + 32, size[1] + 32, 3, dtype=torch.uint8)
+    folded = fold(model)
+    rng = np.random.default_rng(0)
+    calibration = rng.integers(0, 256, (CALIBRATION, *size, 3), dtype=np.uint8)
+    made = Made(program_of(folded, Prepare(preprocessing), example), folded, record, calibration)
+    form = FORMATS[kind]
+    file = Path(folder, f"{precision}{form.suffix}")
+    form.write(made, file)
+    _, graph = form.open(file, args.threads)
+    run: Any = graph.run
+    return lambda images: run(images.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def engines(args: argparse.Namespace, folder: str) -> dict[str, Call]:
+    model: Any = vitc.create_model(args.model, img_size=args.img_size).eval()
+    bf16 = torch.bfloat16
+    found = {"eager fp32": eager(model, None), "eager bf16": eager(model, bf16)}
+    if args.compile:
+        compiled: Any = torch.compile(model)
+        found |= {"compiled fp32": eager(compiled, None), "compiled bf16": eager(compiled, bf16)}
+    if find_spec("onnxruntime") and find_spec("onnxscript"):
+        found["ONNX Runtime fp32"] = exported(args, model, "onnx", "fp32", folder)
+        found["ONNX Runtime int8"] = exported(args, model, "onnx", "int8", folder)
+    if find_spec("openvino") and find_spec("onnxscript"):
+        found["OpenVINO fp32"] = exported(args, model, "openvino", "fp32", folder)
+        if find_spec("nncf"):
+            found["OpenVINO int8"] = exported(args, model, "openvino", "int8", folder)
+    for name in args.peer:
+        peer = vitc.create_model(name, img_size=args.img_size).eval()
+        found |= {f"{name} fp32": eager(peer, None), f"{name} bf16": eager(peer, bf16)}
+    return found
+
+
+def measure(args: argparse.Namespace, calls: dict[str, Call], batch: int) -> dict[str, list[float]]:
+    """Images a second of each engine in each repeat."""
+    shape = (batch, 3, args.img_size, args.img_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    for call in calls.values():
+        call(images)
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(args.repeats):
+        for name, call in calls.items():
+            count, start = 0, time.perf_counter()
+            while count == 0 or time.perf_counter() - start < args.seconds:
+                call(images)
+                count += 1
+            rates[name].append(count * batch / (time.perf_counter() - start))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("model", nargs="?", default="vit_c_1gf")
+    add("--img-size", type=int, default=224)
+    add("--batches", type=int, nargs="+", default=[1, 16, 64])
+    add("--threads", type=int, default=1)
+    add("--repeats", type=int, default=5)
+    add("--seconds", type=float, default=1.0, help="of an engine in a repeat")
+    add("--peer", nargs="*", default=[], metavar="timm:NAME")
+    add("--compile", action="store_true", help="also torch.compile: a minute for each batch size")
+    add("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results: dict[int, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        calls = engines(args, folder)
+        for batch in args.batches:
+            rates = results[batch] = measure(args, calls, batch)
+            base = statistics.median(rates["eager fp32"])
+            print(f"\n{args.model}, {args.img_size} px, batch {batch}, {args.threads} thread(s)")
+            for name, found in rates.items():
+                middle = statistics.median(found)
+                spread = f"({min(found):.1f} to {max(found):.1f}, n = {len(found)})"
+                print(f"  {name:<24} {middle:8.1f} images/s {spread:<32} {middle / base:5.2f} x")
+    if args.json:
+        about = {"model": args.model, "img_size": args.img_size, "threads": args.threads}
+        args.json.write_text(json.dumps({**about, "rates": results, **environment()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

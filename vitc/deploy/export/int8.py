@@ -1,0 +1,95 @@
+"""How is a graph quantized to 8 bits? Statically, with ranges from calibration images.
+
+Weights per channel, activations per tensor. Left in float: the first convolution and the head,
+whose errors nothing behind or before them averages out, products of two activations (attention),
+and everything between matrix products.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vitc.deploy.export.base import Made
+from vitc.deploy.export.graph import quiet
+
+BATCH = 16  # calibration images at a time
+
+
+def batches(images: NDArray[Any], name: str) -> Iterator[dict[str, NDArray[Any]]]:
+    for start in range(0, len(images), BATCH):
+        yield {name: images[start : start + BATCH]}
+
+
+def quantized_onnx(model: Any, made: Made, name: str) -> Any:
+    """An onnx.ModelProto with int8 products, by ONNX Runtime's quantizer. name: of its input."""
+    import onnx
+    from onnxruntime import quantization
+
+    assert made.calibration is not None
+    left = _first_and_last(model)
+    made.kept_float.extend(left)
+
+    feed = batches(made.calibration, name)
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(feed, None)
+
+    with quiet(), tempfile.TemporaryDirectory(prefix="vitc-int8-") as folder:
+        plain, out = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
+        onnx.save(model, plain)
+        quantization.quantize_static(
+            plain,
+            out,
+            Reader(),
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=left,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(out)
+
+
+def _first_and_last(model: Any) -> list[str]:
+    """Names of the first and last nodes that multiply by weights."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    products = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in weights
+    ]
+    return [products[0], products[-1]] if products else []
+
+
+def quantized_openvino(model: Any, made: Made, name: str) -> Any:
+    """An openvino.Model with int8 products, by NNCF."""
+    import nncf
+
+    assert made.calibration is not None
+    left = [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
+        and op.input_value(1).get_node().get_type_name() in ("Constant", "Convert")
+    ]
+    made.kept_float.extend((left[0], left[-1]))
+    data = nncf.Dataset(list(batches(made.calibration, name)))
+    nncf.set_log_level(logging.ERROR)
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        return nncf.quantize(
+            model,
+            data,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(made.calibration),
+            ignored_scope=nncf.IgnoredScope(names=[left[0], left[-1]]),
+        )
