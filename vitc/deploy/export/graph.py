@@ -6,11 +6,12 @@ Shapes: B batch, H W pixels of an image, C channels, h w those of the model, K c
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -152,13 +153,13 @@ def untraceable(error: Exception) -> RunError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's remarks on its own exporter."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the remarks, warnings and progress of the exporters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

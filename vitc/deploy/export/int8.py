@@ -7,9 +7,6 @@ and everything between matrix products.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,8 +81,7 @@ def quantized_openvino(model: Any, made: Made, name: str) -> Any:
     ]
     made.kept_float.extend((left[0], left[-1]))
     data = nncf.Dataset(list(batches(made.calibration, name)))
-    nncf.set_log_level(logging.ERROR)
-    with quiet(), contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+    with quiet():
         return nncf.quantize(
             model,
             data,
