@@ -265,6 +265,14 @@ def test_the_newest_checkpoints_stay_and_latest_names_the_last(tmp_path: Path) -
     assert names_in(tmp_path) == ["latest", "step_12"]
 
 
+def test_checkpoints_that_stay_do_beside_the_last_ones(tmp_path: Path) -> None:
+    state = fresh()
+    for step in (4, 8, 9, 10, 12, 14):
+        state.step = step
+        state.save(tmp_path, {}, keep=2, stays=lambda step: step in (4, 9))
+    assert names_in(tmp_path) == ["latest", "step_12", "step_14", "step_4", "step_9"]
+
+
 def test_a_run_taken_back_drops_the_checkpoints_of_its_former_future(tmp_path: Path) -> None:
     state = fresh()
     for step in (10, 20):

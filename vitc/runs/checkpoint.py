@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,16 @@ class TrainState:
     skipped: int = 0
     """Broken files skipped so far."""
 
-    def save(self, folder: Path, extra: Mapping[str, Any], *, keep: int = 2) -> Path:
-        """Write `folder/step_N`, make it the latest, then prune to `keep`; returns its path.
+    def save(
+        self,
+        folder: Path,
+        extra: Mapping[str, Any],
+        *,
+        keep: int = 2,
+        stays: Callable[[int], bool] = lambda step: False,
+    ) -> Path:
+        """Write `folder/step_N`, make it the latest, then prune to `keep` and those of steps that
+        `stays` names; returns its path.
 
         `extra` is plain JSON values for `load` to give back. Raises CheckpointError where the disk
         is full or refuses: earlier checkpoints are kept, and training may continue.
@@ -93,7 +101,7 @@ class TrainState:
                 f"{error.strerror or error}. {last}",
                 "Free space or repair the disk, then repeat the command to resume.",
             ) from error
-        _prune(folder, self.step, keep)
+        _prune(folder, self.step, keep, stays)
         return final
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -316,12 +324,13 @@ def _put_in_place(temporary: Path, final: Path, sha256: dict[str, str]) -> None:
     sync_folder(final.parent)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
-    """Leave `step` and the `keep - 1` before it; later ones are damaged, or of an undone future."""
+def _prune(folder: Path, step: int, keep: int, stays: Callable[[int], bool]) -> None:
+    """Leave `step`, the `keep - 1` before it and those that stay; later ones are damaged, or of an
+    undone future."""
     kept = 0
     for number, whole, path in _numbered(folder):
         kept += whole and number <= step
-        if not whole or number > step or kept > max(1, keep):
+        if not whole or number > step or (kept > max(1, keep) and not stays(number)):
             discard(path)
 
 

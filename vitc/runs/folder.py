@@ -71,6 +71,8 @@ HARMLESS = frozenset(
         "train.save_every_seconds",
         "train.save_every_steps",
         "train.keep_checkpoints",
+        "train.keep_every_epochs",
+        "train.keep_best",
         "train.on_divergence",
         "train.track",
         "train.profile",

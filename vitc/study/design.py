@@ -41,6 +41,8 @@ _NO_RESULT = (  # settings that decide no result: where a trial runs, how often 
     "train.save_every_seconds",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "train.keep_every_epochs",
+    "train.keep_best",
     "data.workers",
 )
 DATA_PLACE = ("path", "workers", "resident")  # settings of where images are, not of which

@@ -104,7 +104,11 @@ class TrainConfig:
     save_every_steps: int | None = setting(None, at_least=1)
     """Steps between checkpoints; None: by time alone."""
     keep_checkpoints: int = setting(2, at_least=1)
-    """How many checkpoints stay on disk."""
+    """How many of the last checkpoints stay on disk."""
+    keep_every_epochs: int | None = setting(None, at_least=1)
+    """Epochs between checkpoints that stay as well; None: the last ones alone."""
+    keep_best: bool = False
+    """The checkpoint of the best evaluation stays as well."""
 
     @property
     def micro(self) -> int:

@@ -36,6 +36,7 @@ from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.parallel import in_processes, is_restart, processes
 from vitc.training.profiling import StepProfile
+from vitc.training.retention import Retention
 from vitc.training.settle import check_same_data, settled
 from vitc.training.space import checkpoint_bytes, room_for_checkpoints
 from vitc.training.step import NormStatistics, train_step
@@ -111,7 +112,7 @@ def run(
             pace = Pace.of(config.train, setup.steps, started)
             for note in (*notes, *decided):
                 folder.event(note)
-            keep = config.train.keep_checkpoints
+            keep = Retention.of(config.train, setup.steps_per_epoch).count(setup.steps)
             keep += KEEP_GOOD if config.train.on_divergence == "rollback" else 0
             crowded = room_for_checkpoints(out, checkpoint_bytes(state, config.optim), keep)
             quiet = quiet or not procs.first
@@ -203,6 +204,7 @@ class Trainer:
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
         self.log, self.stop, self.pace, self.guard = log, stop, pace, guard
+        self.retention = Retention.of(setup.config.train, setup.steps_per_epoch)
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
         self.validation = Validation(setup, state, self._asked)
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # results of steps, not yet read
@@ -318,6 +320,7 @@ class Trainer:
                 self._stop_if_asked(batches)
             by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0
             due = by_steps or time.monotonic() - self.saved_at >= t.save_every_seconds
+            due = due or self.retention.stays(state.step, state.best.get("step"))
             if pace.ended:
                 return
             if keeping:
@@ -435,8 +438,13 @@ class Trainer:
         if not self.setup.procs.first:
             return
         self.folder.sync()
-        keep = self.setup.config.train.keep_checkpoints
-        self.state.save(self.folder.checkpoints, self._extra(), keep=keep)
+        keep, best = self.retention, self.state.best.get("step")
+        self.state.save(
+            self.folder.checkpoints,
+            self._extra(),
+            keep=keep.last,
+            stays=lambda step: keep.stays(step, best),
+        )
         self.log.spent["saving"] += time.monotonic() - self.saved_at
 
     def _extra(self) -> dict[str, Any]:

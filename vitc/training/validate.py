@@ -73,7 +73,7 @@ class Validation:
             **{f"{name}_raw": raw[name] for name in ("top1", "top5", "loss")},
         }
         if line["top1"] > state.best.get("top1", -1.0):
-            state.best = {"top1": line["top1"], "epoch": line["epoch"]}
+            state.best = {"top1": line["top1"], "epoch": line["epoch"], "step": state.step}
         state.last_eval = {k: v for k, v in line.items() if k != "kind"}
         return line
 

@@ -1,0 +1,207 @@
+"""Does a run that is killed again and again end with the bits of one that never was?
+
+    python scripts/kills.py --times 100
+
+kills runs in one process and in two with SIGKILL at random moments: during a step, while a
+checkpoint is written, during an evaluation and while resuming; of two processes one or both.
+Every run is resumed until it is done, and its weights, average, optimizer and metrics are compared
+with those of an undisturbed run. Exit code 1 where a bit differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # here once, not in every process
+from safetensors.torch import load_file
+
+from vitc.config import RunConfig
+from vitc.resolve import load_config
+from vitc.runs.checkpoint import TrainState
+from vitc.runs.folder import Run
+from vitc.training.loop import run
+from vitc.training.step import NormStatistics
+from vitc.training.validate import Validation
+
+MOMENTS: dict[str, tuple[Any, str]] = {  # at which processes are killed
+    "step": (NormStatistics, "before_micro"),
+    "checkpoint": (TrainState, "save"),
+    "evaluation": (Validation, "measure"),
+    "start": (Validation, "__init__"),
+}
+WALL = {"seconds", "images_per_second"}  # of a line of metrics
+WAIT = 300.0  # seconds for a process to end by itself
+
+
+def config(epochs: int) -> RunConfig:
+    """Small, with everything that has a state: an average, mixing, BatchNorm's statistics."""
+    return load_config(
+        "debug",
+        **{
+            "train.epochs": epochs,
+            "train.batch": 32,
+            "train.micro_batch": 16,
+            "train.threads": 1,
+            "train.device": "cpu",
+            "train.log_every_steps": 1,
+            "train.save_every_steps": 2,
+            "train.precise_bn_images": 64,
+            "data.max_train": 256,
+            "data.augment.mixup_alpha": 0.8,
+            "optim.clip_norm": 1.0,
+        },
+    )
+
+
+def kill_at(moment: str, count: int, delay: float) -> None:
+    """Have this process killed `delay` seconds after the `count`-th time of a moment begins."""
+    owner, name = MOMENTS[moment]
+    begin, times = getattr(owner, name), iter(range(1, 1_000_000))
+
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        if next(times) == count:
+            kill = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+            kill.daemon = True
+            kill.start()
+        return begin(*args, **kwargs)
+
+    setattr(owner, name, begun)
+
+
+def start(world: int, work: Callable[[int], object]) -> list[Any]:
+    """`world` forked processes of one run; their exit codes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def begin(rank: int) -> None:
+        if world > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a process that lost another one prints
+        work(rank)
+
+    context = multiprocessing.get_context("fork")
+    processes: list[Any] = [context.Process(target=begin, args=(rank,)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + WAIT
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise RuntimeError("a process hangs")
+    return [process.exitcode for process in processes]
+
+
+def result(out: Path) -> dict[str, Any]:
+    """Every tensor of the last checkpoint, and the metrics but for times."""
+    step = (out / "checkpoints" / "latest").read_text().strip()
+    files = sorted((out / "checkpoints" / step).glob("*.safetensors"))
+    tensors = {f"{file.name} {key}": t for file in files for key, t in load_file(file).items()}
+    lines = [{k: v for k, v in line.items() if k not in WALL} for line in Run(out).metrics()]
+    return {"step": step, "metrics": lines, **tensors}
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    def same(x: Any, y: Any) -> bool:
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else bool(x == y)
+
+    return [
+        key for key in a.keys() | b.keys() if not (key in a and key in b and same(a[key], b[key]))
+    ]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One to come: of these ranks, `delay` seconds after the `count`-th time of a moment begins."""
+
+    moment: str
+    count: int
+    delay: float
+    ranks: tuple[int, ...]
+
+    @staticmethod
+    def drawn(world: int, luck: random.Random) -> Kill:
+        moment = luck.choice(list(MOMENTS))
+        count = luck.randint(1, {"step": 16, "checkpoint": 4}.get(moment, 1))
+        delay = luck.uniform(0, 0.3 if moment == "start" else 0.04)
+        return Kill(moment, count, delay, luck.choice(((0,), (world - 1,), tuple(range(world)))))
+
+
+def attempt(whole: RunConfig, out: Path, kill: Kill | None, rank: int) -> None:
+    if kill is not None and rank in kill.ranks:
+        kill_at(kill.moment, kill.count, kill.delay)
+    run(whole, out, quiet=True)
+
+
+def series(times: int, world: int, epochs: int, folder: Path, luck: random.Random) -> list[str]:
+    """Kill runs of `world` processes so often; which differ from an undisturbed one, and how."""
+    whole = config(epochs)
+    codes = start(world, functools.partial(attempt, whole, folder / "whole", None))
+    if any(codes):
+        raise RuntimeError(f"the undisturbed run ended with exit codes {codes}")
+    expected, found = result(folder / "whole"), []
+    killed: Counter[str] = Counter()
+    number = 1
+    while True:
+        out = folder / f"run_{number}"
+        kill = Kill.drawn(world, luck) if killed.total() < times else None
+        codes = start(world, functools.partial(attempt, whole, out, kill))
+        if kill is not None and -signal.SIGKILL in codes:
+            killed[kill.moment] += 1
+        elif any(codes):
+            return [*found, f"{out.name}: exit codes {codes}"]
+        if not (out / "config.json").exists() or Run(out).status != "done":
+            continue
+        different = differences(expected, result(out))
+        found += [f"{out.name} differs in {len(different)}: {different[:3]}"] if different else []
+        moments = ", ".join(f"{count} {moment}" for moment, count in killed.items())
+        print(f"{world} process(es), run {number} is done: {killed.total()} kills ({moments})")
+        if killed.total() >= times:
+            return found
+        number += 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--times", type=int, default=100, help="kills (default: 100)")
+    add("--epochs", type=int, default=6, help="of a run (default: 6)")
+    add("--seed", type=int, default=0, help="of the moments (default: 0)")
+    add("--processes", type=int, choices=(1, 2), help="of a run (default: half of the kills each)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    shares = {1: args.times - args.times // 2, 2: args.times // 2}
+    if args.processes:
+        shares = {args.processes: args.times}
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for world, times in shares.items():
+            place = Path(folder) / str(world)
+            found += series(times, world, args.epochs, place, random.Random(args.seed + world))
+    print("\n".join(found) or f"{args.times} kills: every run ended with the same bits.")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Runs killed at random moments, alone and in two processes, end with the same bits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.kills import differences, series
+
+
+def test_a_difference_of_one_bit_is_found() -> None:
+    a = {"step": "step_3", "w": torch.zeros(3)}
+    assert differences(a, {"step": "step_3", "w": torch.zeros(3)}) == []
+    changed = torch.zeros(3)
+    changed[1] = 2.0**-149
+    assert differences(a, {"step": "step_3", "w": changed, "more": 1}) != []
+    assert sorted(differences(a, {"w": changed})) == ["step", "w"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "times"), [(1, 6), (2, 4)])
+def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
+    world: int, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    luck = random.Random()
+    assert series(times, world, 3, tmp_path, luck) == []
+    assert f"{times} kills" in capsys.readouterr().out
