@@ -39,6 +39,8 @@ ADDED: frozenset[str] = frozenset(
         "best_of",
         "patience",
         "on_divergence",
+        "keep_every_epochs",
+        "keep_best",
         "track",
         "profile",
         "skipped_steps",
