@@ -146,8 +146,8 @@ def untraceable(error: Exception) -> RunError:
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return RunError(
         f"The model's graph cannot be exported: {type(error).__name__}: {why}",
-        "A custom model or stem must not branch on pixel values or the batch size. --format "
-        "safetensors writes weights without a graph.",
+        "A custom model or stem must not branch on pixel values or the batch size. vitc save keeps "
+        "it without a graph.",
     )
 
 
