@@ -24,7 +24,7 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_the_estimate_is_what_a_checkpoint_takes(optim: str, tmp_path: Path) -> None:
     config = load_config("debug", optim=optim, **{"train.epochs": 1})
     state = fresh_state(config, 10, 1, pick_device("cpu"))
-    estimate = checkpoint_bytes(state, config.optim)
+    estimate = checkpoint_bytes(state.model, config.optim, state.ema is not None)
     result = run(config, tmp_path / "r", quiet=True)
     written = next((result.path / "checkpoints").glob("step_*"))
     total = sum(file.stat().st_size for file in written.iterdir())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitc.deploy.export.compare import ExportReport
     from vitc.deploy.export.export import export
     from vitc.deploy.front_door import train
+    from vitc.deploy.plan import plan
     from vitc.deploy.predict import Predictions, Predictor
     from vitc.deploy.push import push_to_hub
     from vitc.deploy.save import save_pretrained
@@ -49,6 +50,7 @@ _MODULES = {
     "list_models": "vitc.models.zoo",
     "load_config": "vitc.resolve",
     "load_weights": "vitc.weights.fit",
+    "plan": "vitc.deploy.plan",
     "push_to_hub": "vitc.deploy.push",
     "save_pretrained": "vitc.deploy.save",
     "study": "",
@@ -74,6 +76,7 @@ __all__ = [
     "list_models",
     "load_config",
     "load_weights",
+    "plan",
     "push_to_hub",
     "save_pretrained",
     "study",

@@ -23,6 +23,7 @@ from vitc.cli import (
     doctor,
     evaluate,
     export,
+    plan,
     predict,
     push,
     report,
@@ -52,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "show": show.VERB,
     "report": report.VERB,
     "bench": bench.VERB,
+    "plan": plan.VERB,
     "doctor": doctor.VERB,
     "export": export.VERB,
     "convert": convert.VERB,
@@ -67,7 +69,7 @@ GROUPS: dict[str, Callable[[], dict[str, Verb]]] = {
 # How `vitc --help` lists them.
 SECTIONS = {
     "commands": ("train", "evaluate", "predict", "study"),
-    "look": ("show", "report", "bench", "doctor"),
+    "look": ("show", "report", "bench", "plan", "doctor"),
     "data": ("data",),
     "share": ("export", "save", "push", "convert"),
 }

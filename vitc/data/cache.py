@@ -79,6 +79,11 @@ def training_split(
     return replace(split, store=Shrunk(split, side, in_chans, packed, rows), places=None), note
 
 
+def cache_bytes(images: int, in_chans: int, side: int) -> int:
+    """About what the kept pixels of so many images take."""
+    return round(images * in_chans * side * side * WIDE)
+
+
 def _opened(file: Path) -> PackedStore | None:
     """The pixels kept there, if they are and are whole."""
     try:
@@ -92,11 +97,11 @@ def _written(
 ) -> PackedStore:
     """Decode all images of the split, once, leaving out broken ones."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    need = len(split) * in_chans * side * side * WIDE
+    need = cache_bytes(len(split), in_chans, side)
     free = shutil.disk_usage(file.parent).free
     if need > FREE_SHARE * free:
         raise DataError(
-            f"their pixels would take {size(round(need))}, of {size(free)} free in {file.parent}."
+            f"their pixels would take {size(need)}, of {size(free)} free in {file.parent}."
         )
     found = Found(data.classes, {"train": split}, ())
     options = PackOptions(short_side=side, raw=True, channels=in_chans, bad_files="skip")

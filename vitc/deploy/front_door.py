@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from vitc.training.auto_start import Start
     from vitc.training.loop import RunResult
 
-MOST_REPORTED = 20_000  # validation images, for a run page without being asked
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -281,6 +279,7 @@ def _with_page(plan: Plan, result: RunResult) -> RunResult:
     from vitc.deploy.evaluation import measure, predict_split
     from vitc.deploy.run_page import write_page
     from vitc.runs.folder import Run
+    from vitc.training.auto_rules import MOST_REPORTED
 
     path = str(result.path)
     command = shlex.join(["vitc", "evaluate", path])

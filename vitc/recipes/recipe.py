@@ -28,6 +28,12 @@ class Recipe:
         """What it is, in one line."""
         return self.doc.partition("\n")[0]
 
+    @property
+    def expected(self) -> str:
+        """The accuracy that is known of it, in a sentence or two."""
+        text = self.doc.partition("Expected:")[2].partition("\n\n")[0]
+        return " ".join(text.split())
+
     def __call__(self, optim: str | None = None) -> RunConfig:
         """The config under `optim`, by name or FILE.py:Class; None: its own optimizer.
 

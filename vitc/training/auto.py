@@ -115,7 +115,7 @@ def propose(
         choices.lines.insert(1, hint)
     auto_model.choose_schedule(choices, config)
     config = choices.config(base, trial.settings)
-    memory = rules.memory_bytes(config, data, machine, trial.cost)
+    memory = rules.memory_bytes(machine.kind, trial.cost)
     auto_model.note_costs(choices, machine, trial, seconds, memory)
     auto_model.note_expectations(choices, look, config)
     return Proposal(config, choices.lines, seconds, memory, choices.group)

@@ -253,7 +253,7 @@ def choose_length(
     """Epochs and evaluations; returns the seconds of the run."""
     batch = trial.config.train.batch
     epoch = rules.epoch_seconds(look, batch, trial.cost)
-    evaluation = 2 * look.val * trial.cost.eval_seconds  # raw weights and their average
+    evaluation = rules.evaluation_seconds(trial.config, look.val, trial.cost)
     wanted = rules.wanted_epochs(look.train)
     fixed = choices.fixed.get("train.epochs")
     if fixed is not None:
@@ -274,8 +274,7 @@ def choose_length(
     )
     seconds = length.seconds
     if every != length.eval_every:
-        seconds = rules.START_SECONDS + length.epochs * epoch
-        seconds += math.ceil(length.epochs / every) * evaluation
+        seconds = rules.run_seconds(length.epochs, every, epoch, evaluation)
     if seconds > budget and length.epochs == 1 and "data.max_train" not in choices.fixed:
         seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget)
     if seconds > 1.2 * budget:
@@ -318,11 +317,8 @@ def note_costs(
     )
     if memory:
         choices.note("memory", f"about {memory / 1e9:.1f} GB", "that is what these steps needed")
-    if memory > 0.8 * machine.memory_bytes:
-        choices.warn(
-            f"this machine has {machine.memory_bytes / 1e9:.1f} GB in all; a smaller "
-            "--train.micro_batch or --model.img_size needs less."
-        )
+    if tight := rules.tight_memory(memory, machine):
+        choices.warn(tight)
 
 
 def note_expectations(choices: Choices, look: Look, config: RunConfig) -> None:

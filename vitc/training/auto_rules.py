@@ -29,6 +29,7 @@ BOUND_SHARE = 0.85  # of the budget that a run takes if the budget is what limit
 OWN_LENGTH = {"train.epochs", "train.budget_seconds"}  # settings by which users fix the length
 START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
 PAGE_SECONDS = 4.0  # the run page, besides the answers on held-out images
+MOST_REPORTED = 20_000  # validation images, for a run page without being asked
 SAMPLE = 64  # images looked at to learn sizes, colours and how fast they are read
 EVALUATIONS = 20  # on validation over a run, at most
 # Of the wanted epochs that a model must reach within the budget to be chosen. At 0.36 of them the
@@ -50,6 +51,7 @@ OTHER_WIDTH = 128  # by which the rate of models without an embed_dim is scaled
 REDUCTION = 16  # of models without tokens: the image sizes that they take are multiples of it
 SIDES = (64, 96, 128, 160, 192)  # at which a model is tried that is made for larger images
 WORKER_BYTES = 150_000_000  # own memory of a forked loader process
+TIGHT_SHARE = 0.8  # of a machine's memory, above which a run may not fit beside other programs
 FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
 FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
@@ -269,8 +271,7 @@ def run_length(epoch: float, evaluation: float, budget: float, most: int) -> Len
     def length(epochs: int) -> Length:
         every = max(1, math.ceil(epochs / EVALUATIONS), math.ceil(10 * evaluation / epoch))
         every = min(every, epochs)
-        evaluations = math.ceil(epochs / every)
-        return Length(epochs, every, START_SECONDS + epochs * epoch + evaluations * evaluation)
+        return Length(epochs, every, run_seconds(epochs, every, epoch, evaluation))
 
     epochs = max(1, int(min(most, (budget - START_SECONDS) / epoch)))
     while epochs > 1 and length(epochs).seconds > budget:
@@ -278,15 +279,32 @@ def run_length(epoch: float, evaluation: float, budget: float, most: int) -> Len
     return length(epochs)
 
 
-def memory_bytes(config: RunConfig, data: DataSet, machine: Machine, cost: Probe) -> int:
-    """Peak memory of a run, from that of its probe; 0: unknown."""
+def run_seconds(epochs: float, every: int, epoch: float, evaluation: float) -> float:
+    """Of a run that is evaluated after every `every` epochs and at its end."""
+    return START_SECONDS + epochs * epoch + math.ceil(epochs / every) * evaluation
+
+
+def evaluation_seconds(config: RunConfig, images: int, cost: Probe) -> float:
+    """One evaluation during a run: of its weights and of their average, on so many images."""
+    return cost.models * (images + config.train.precise_bn_images) * cost.eval_seconds
+
+
+def memory_bytes(kind: str, cost: Probe) -> int:
+    """Peak memory of a run's processes, or of its GPU, from that of its probe; 0: unknown."""
     if not cost.memory_bytes:
         return 0
-    held = sum(s.pixels.nbytes for s in data.splits.values() if s.pixels is not None)
-    workers = 0
-    if not held and machine.kind == "cpu":
-        workers = min(machine.cores, 8) if config.data.workers is None else config.data.workers
-    return cost.memory_bytes + held + workers * WORKER_BYTES
+    workers = (cost.workers or 0) if kind == "cpu" else 0
+    return cost.memory_bytes + cost.unheld_bytes + workers * WORKER_BYTES
+
+
+def tight_memory(memory: int, machine: Machine) -> str:
+    """A warning where a run of so many bytes may not fit the machine; "": it does."""
+    if memory <= TIGHT_SHARE * machine.memory_bytes:
+        return ""
+    return (
+        f"this machine has {machine.memory_bytes / 1e9:.1f} GB in all; a smaller "
+        "--train.micro_batch or --model.img_size needs less."
+    )
 
 
 @dataclass

@@ -240,6 +240,11 @@ class RunLog:
 LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays
 
 
+def loader_limits(share: float, workers: int | None) -> bool:
+    """Whether reading images limits the rate, by the share of the time waited for them."""
+    return workers is not None and share >= LOADER_SHARE
+
+
 def what_limits(wait: float, seconds: float, workers: int | None, cores: int, device: str) -> str:
     """One line: is it reading images or computing that bounds the rate, and what to change.
 
@@ -249,7 +254,7 @@ def what_limits(wait: float, seconds: float, workers: int | None, cores: int, de
     waiting = f"{100 * share:.0f} % of the time is spent waiting for images"
     if workers is None:
         return f"computing limits the rate: the images are resident on {device} ({waiting})"
-    if share < LOADER_SHARE:
+    if not loader_limits(share, workers):
         faster = "a smaller --model or --model.img_size" if device == "cpu" else "--train.compile"
         return f"computing limits the rate, not the loader ({waiting}); faster: {faster}"
     ways = ["pack the images once, smaller: vitc data pack SRC OUT --short-side 256"]

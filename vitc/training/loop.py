@@ -114,7 +114,9 @@ def run(
                 folder.event(note)
             keep = Retention.of(config.train, setup.steps_per_epoch).count(setup.steps)
             keep += KEEP_GOOD if config.train.on_divergence == "rollback" else 0
-            crowded = room_for_checkpoints(out, checkpoint_bytes(state, config.optim), keep)
+            crowded = room_for_checkpoints(
+                out, checkpoint_bytes(state.model, config.optim, state.ema is not None), keep
+            )
             quiet = quiet or not procs.first
             with (
                 Progress(config.name, setup.steps, "step", quiet=quiet) as progress,

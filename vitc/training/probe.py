@@ -16,7 +16,10 @@ import torch
 from vitc.config import RunConfig, read_config
 from vitc.data.cache import training_split
 from vitc.data.dataset import DataSet
-from vitc.data.loader import open_eval, open_train
+from vitc.data.loader import Provider, open_eval, open_train
+from vitc.data.pixels import Resident
+from vitc.data.sources.base import Split
+from vitc.machine import processor_seconds
 from vitc.models.config import ViTConfig
 from vitc.training.build import freeze, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import (
@@ -26,9 +29,10 @@ from vitc.training.device import (
     machine_settings,
     peak_memory,
 )
-from vitc.training.evaluate import evaluate
+from vitc.training.evaluate import eval_batch, evaluate
 from vitc.training.pace import CLOCKS
 from vitc.training.parallel import Processes
+from vitc.training.space import checkpoint_bytes
 from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
@@ -46,6 +50,21 @@ class Probe:
     """Evaluating one validation image, with reading it; 0 without validation images."""
     memory_bytes: int
     """Peak of the device, or of this process where the device is the CPU; 0: not known."""
+    times: tuple[float, ...] = ()
+    """Of single steps, the first half of them left out."""
+    processor_seconds: float = 0.0
+    """Of processor time, of one of these steps with its share of the loader processes."""
+    wait_share: float = 0.0
+    """Of their time, spent waiting for images."""
+    workers: int | None = None
+    """Loader processes; None: the training images are resident."""
+    unheld_bytes: int = 0
+    """Of the images that a run holds and these steps did not."""
+    holding_seconds: float = 0.0
+    """Decoding, before the first step of a run, all images that it holds."""
+    checkpoint_bytes: int = 0
+    models: int = 2
+    """That an evaluation measures: the weights, and their average if one is kept."""
 
 
 def probe(
@@ -66,20 +85,15 @@ def probe(
         if cuda:
             forget_peak_memory(device)
         try:
-            step, evaluation = _measure(config, data, device, seconds)
-            memory = peak_memory(device) or 0
+            return _measure(config, data, device, seconds)
         except torch.OutOfMemoryError:
             return None
         finally:
             if cuda:
                 torch.cuda.empty_cache()
-    return Probe(step, evaluation, memory)
 
 
-def _measure(
-    config: RunConfig, data: DataSet, device: torch.device, seconds: float
-) -> tuple[float, float]:
-    """Seconds of a step, and of evaluating an image."""
+def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: float) -> Probe:
     t = config.train
     clock = CLOCKS[t.clock]
     if t.clock == "processor" and config.data.cache_side is not None:
@@ -94,16 +108,21 @@ def _measure(
     lr = config.optim.peak_lr(t.batch) / 100
 
     whole, _ = training_split(data, config.data, config.model.in_chans)
-    data = dataclasses.replace(data, splits={**data.splits, "train": whole})
+    full = {**data.splits, "train": whole}
     splits = {}  # images enough to measure with, evenly spread over those of each split
     for name, most in (("train", MOST_STEPS * t.batch), ("val", EVAL_IMAGES)):
-        if name in data.splits:
-            n = len(data.splits[name])
+        if name in full:
+            n = len(full[name])
             places = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
-            splits[name] = data.splits[name].take(places)
+            splits[name] = full[name].take(places)
     data = dataclasses.replace(data, splits=splits)
     times: list[float] = []
+    waits: list[float] = []
+    busy: list[float] = []
+    before = clock()
     with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
+        unheld = [_unheld(batches.provider, whole, clock() - before)]
+        workers, begun = batches.workers, processor_seconds()
         before = clock()
         for micros in batches:
             outcome = train_step(state, model, micros, lr, norms, settings)
@@ -112,25 +131,51 @@ def _measure(
                 state.ema.update(model, state.step)
             outcome["loss"].item()  # waits until the work is done
             times.append(clock() - before)
+            waits.append(batches.wait_seconds - sum(waits))
+            busy.append(processor_seconds())
             before = clock()
             if sum(times[1:]) > seconds:  # the first step is not like the others
                 break
-    steady = times[(len(times) + 1) // 2 :] or times  # batches made ahead of time are used up
-    step_seconds = sum(steady) / len(steady)
+    first = (len(times) + 1) // 2 if len(times) > 1 else 0  # batches made ahead are used up
+    steady = times[first:]
 
-    if "val" not in data.splits:
-        return step_seconds, 0.0
-    split = data.splits["val"]
-    images = open_eval(
-        split, data, config.data, plan, device, max(plan.micro, EVAL_IMAGES), often=True
-    )
-    for _ in range(2):  # the first time is a little slow: a second one where it is cheap
+    took = 0.0
+    if "val" in data.splits:
+        split, batch = data.splits["val"], eval_batch(config, device)
         before = clock()
-        evaluate(model, images, settings)
-        took = clock() - before
-        if took > seconds / 3:
-            break
-    return step_seconds, took / len(split)
+        images = open_eval(split, data, config.data, plan, device, batch, often=True)
+        unheld.append(_unheld(images.provider, full["val"], clock() - before))
+        for _ in range(2):  # the first time is a little slow: a second one where it is cheap
+            before = clock()
+            evaluate(model, images, settings)
+            took = clock() - before
+            if took > seconds / 3:
+                break
+        took /= sum(map(len, images.batches))  # padding included
+    return Probe(
+        step_seconds=sum(steady) / len(steady),
+        eval_seconds=took,
+        memory_bytes=peak_memory(device) or 0,
+        times=tuple(steady),
+        processor_seconds=(busy[-1] - (busy[first - 1] if first else begun)) / len(steady),
+        wait_share=min(1.0, sum(waits[first:]) / max(sum(steady), 1e-9)),
+        workers=workers,
+        unheld_bytes=sum(size for size, _ in unheld),
+        holding_seconds=sum(decoding for _, decoding in unheld),
+        models=1 if state.ema is None else 2,
+        checkpoint_bytes=checkpoint_bytes(model, config.optim, state.ema is not None),
+    )
+
+
+def _unheld(provider: Provider, whole: Split, seconds: float) -> tuple[int, float]:
+    """Bytes and seconds that holding the whole split takes beyond its images that are held here;
+    those took `seconds`."""
+    if not isinstance(provider, Resident):
+        return 0, 0.0
+    held = len(provider.images)
+    more = len(whole) - held
+    decoding = 0.0 if whole.pixels is not None else seconds / held * len(whole)
+    return more * provider.images[0].nbytes, decoding
 
 
 def faster_precision(

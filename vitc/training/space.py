@@ -5,19 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from torch import nn
+
 from vitc.errors import RunError
 from vitc.optim.config import OptimConfig
-from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS
 from vitc.wording import counted, size
 
 
-def checkpoint_bytes(state: TrainState, optim: OptimConfig) -> int:
+def checkpoint_bytes(model: nn.Module, optim: OptimConfig, averaged: bool) -> int:
     """About what a checkpoint takes: weights, their average, and the optimizer's moments."""
-    weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
-    trained = [p for p in state.model.parameters() if p.requires_grad]
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = [p for p in model.parameters() if p.requires_grad]
     moments = optim.moments * sum(p.numel() * p.element_size() for p in trained)
-    total: int = weights * (1 if state.ema is None else 2) + moments
+    total: int = weights * (2 if averaged else 1) + moments
     return total
 
 

@@ -13,9 +13,12 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -137,8 +140,29 @@ def braces(pattern: str) -> list[str]:
 # -- the cache -------------------------------------------------------------------------------------
 
 
+_instead: ContextVar[Path | None] = ContextVar("cache folder", default=None)
+
+
+@contextmanager
+def cache_aside() -> Iterator[None]:
+    """Within it nothing is written to the cache folder, and what is there can be read."""
+    there = cache_folder()
+    with TemporaryDirectory(prefix="vitc-") as place:
+        for file in there.glob("*/*"):
+            link = Path(place, file.relative_to(there))
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(file)
+        token = _instead.set(Path(place))
+        try:
+            yield
+        finally:
+            _instead.reset(token)
+
+
 def cache_folder() -> Path:
     """The folder of indexes of large files; it may be deleted at any time."""
+    if (instead := _instead.get()) is not None:
+        return instead
     place = os.environ.get("XDG_CACHE_HOME", "")
     return Path(place if os.path.isabs(place) else os.path.expanduser("~/.cache")) / "vitc"
 
