@@ -38,7 +38,7 @@ check: test .venv/.installed-check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PEER_TESTS)
 
 .venv/.installed-check: .venv/.installed-test
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino]"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino,serve]"
 	@touch $@
 
 clean:

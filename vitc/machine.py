@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -13,6 +14,8 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from vitc.errors import ConfigError
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUPS_HERE = Path("/proc/self/cgroup")
@@ -170,6 +173,16 @@ def environment() -> dict[str, Any]:
         },
         "git_commit": commit,
     }
+
+
+def check_installed(what: str, extra: str, *packages: str) -> None:
+    """Raises ConfigError: packages of an extra are missing, with the line to install them."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{what} needs {', '.join(missing)}, which is not installed.",
+            f"Install it with: pip install -c constraints.txt -e '.[{extra}]'",
+        )
 
 
 def own_version() -> str:

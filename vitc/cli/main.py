@@ -28,6 +28,7 @@ from vitc.cli import (
     push,
     report,
     save,
+    serve,
     show,
     train,
 )
@@ -56,6 +57,7 @@ VERBS: dict[str, Verb] = {
     "plan": plan.VERB,
     "doctor": doctor.VERB,
     "export": export.VERB,
+    "serve": serve.VERB,
     "convert": convert.VERB,
     "save": save.VERB,
     "push": push.VERB,
@@ -71,7 +73,7 @@ SECTIONS = {
     "commands": ("train", "evaluate", "predict", "study"),
     "look": ("show", "report", "bench", "plan", "doctor"),
     "data": ("data",),
-    "share": ("export", "save", "push", "convert"),
+    "share": ("export", "serve", "save", "push", "convert"),
 }
 GROUP_SUMMARIES = {
     "study": "Measure how easily models train: quick, hparams, length, optimizer, peak, seeds ...",

@@ -98,6 +98,21 @@ def header(data: bytes) -> Header | None:
         return _rare_header(data)
 
 
+def stated_size(data: bytes) -> tuple[str, int, int] | None:
+    """Format, height and width as `header` has them, for the least cost: for its orientation
+    Pillow would decode a PNG. None: not an image in a supported format, or far too large."""
+    if is_jpeg(data):
+        with contextlib.suppress(ValueError, KeyError):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            return "JPEG", int(height), int(width)
+    try:
+        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
+            return str(image.format), image.height, image.width
+    except Exception:  # as above
+        rare = _rare_header(data)
+        return None if rare is None else (rare.format, rare.height, rare.width)
+
+
 def _rare_header(data: bytes) -> Header | None:
     if tiff.is_tiff(data) and (stored := tiff.layout_of(data)) is not None:
         mode, bits = tiff.mode_of(stored), max(stored.bits)

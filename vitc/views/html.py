@@ -23,6 +23,11 @@ def render(page: Page, svgs: Mapping[str, str] | None = None) -> str:
     return _environment().get_template("page.html").render(page=page, svgs=svgs or {})
 
 
+def render_template(template: str, **values: object) -> str:
+    """A page with a layout of its own, whose values are escaped as everywhere."""
+    return _environment().get_template(template).render(values)
+
+
 def fragment(parts: Sequence[Part]) -> str:
     """Parts without figures as HTML to put into another page, such as a notebook."""
     empty = {"page": Page("", ()), "svgs": {}}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitc.deploy.saved import Saved, saved_from, saved_values
-from vitc.errors import CheckpointError, ConfigError
+from vitc.errors import CheckpointError
+from vitc.machine import check_installed
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -145,12 +145,7 @@ class Format:
 
     def check_installed(self, *packages: str) -> None:
         """Raises ConfigError, with the line to install what is missing."""
-        missing = [name for name in packages or self.packages if find_spec(name) is None]
-        if missing:
-            raise ConfigError(
-                f"{self.title} needs {', '.join(missing)}, which is not installed.",
-                f"Install it with: pip install -c constraints.txt -e '.[{self.extra}]'",
-            )
+        check_installed(self.title, self.extra, *(packages or self.packages))
 
     def write(self, made: Made, file: Path) -> None:
         """Write `file` and what belongs to it into its folder, which is empty."""
