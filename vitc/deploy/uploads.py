@@ -165,7 +165,7 @@ def read_upload(upload: Upload, in_chans: int, limits: Limits) -> NDArray[np.uin
         hint = FORMATS if status == 415 else None
         message = f"{name!r} cannot be used: {printable(error.why)[:300]}."
         raise Refused(status, error.kind, message, hint) from error
-    _check_cost(*pixels.shape[:2], upload, limits)
+    _check_cost(pixels.shape[0], pixels.shape[1], upload, limits)
     return pixels
 
 
