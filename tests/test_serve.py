@@ -79,8 +79,8 @@ def classifier(saved: Path) -> Classifier:
 class Client:
     """An application, and requests to it that each run alone."""
 
-    def __init__(self, classifier: Any, answers: Answers | None = None) -> None:
-        self.app = application(classifier, answers)
+    def __init__(self, classifier: Any, answers: Answers | None = None, name: str = "m") -> None:
+        self.app = application(classifier, answers, name)
         self.service = self.app.state.service
 
     def post(self, body: Any, content_type: str = "", query: str = "", **more: Any) -> Answer:
@@ -454,9 +454,7 @@ def test_health_and_metrics(classifier: Classifier) -> None:
 
 
 def test_the_page_loads_nothing_and_escapes_names(classifier: Classifier) -> None:
-    named = Slow(classifier)
-    named.name = "<script>alert(1)</script>"  # type: ignore[attr-defined]
-    client = Client(named, Answers(threshold=0.6))
+    client = Client(classifier, Answers(threshold=0.6), "<script>alert(1)</script>")
     page = client.get("/")
     client.service.close()
     text = page.body.decode()

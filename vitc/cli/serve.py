@@ -94,7 +94,7 @@ def run(args: Namespace) -> int:
             window=args.window / 1000,
             limits=limits,
         )
-        app = serve.application(classifier, answers)
+        app = serve.application(classifier, answers, args.run_folder.resolve().name)
         if serve.is_public(listening):
             note(
                 f"Warning: --host {args.host} lets other machines send requests, without password "

@@ -101,9 +101,10 @@ class Metrics:
 
 
 class Service:
-    """A classifier that answers requests. `close` ends its threads."""
+    """A classifier that answers requests, under a name. `close` ends its threads."""
 
-    def __init__(self, classifier: Classifier, answers: Answers) -> None:
+    def __init__(self, classifier: Classifier, answers: Answers, name: str) -> None:
+        self.name = name
         self.classifier, self.answers, self.limits = classifier, answers, answers.limits
         self.pending = 0
         """Images accepted and not yet answered."""
@@ -222,7 +223,7 @@ class Service:
         alive = self.batcher.thread.is_alive()
         about = {
             "status": "ok" if alive else "failed",
-            "model": self.classifier.name,
+            "model": self.name,
             "classes": len(self.classifier.classes),
             "queue": self.pending,
         }
@@ -243,7 +244,7 @@ class Service:
         text = render_template(
             "serve.html",
             nonce=nonce,
-            name=self.classifier.name,
+            name=self.name,
             classes=len(self.classifier.classes),
             threshold=self.answers.threshold,
             topk=min(self.answers.topk, len(self.classifier.classes)),
@@ -252,9 +253,14 @@ class Service:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
-def application(classifier: Classifier, answers: Answers | None = None) -> Starlette:
-    """The ASGI application of a model, for any server. Its `state.service` is the Service."""
-    service = Service(classifier, answers or Answers())
+def application(
+    classifier: Classifier, answers: Answers | None = None, name: str | None = None
+) -> Starlette:
+    """The ASGI application of a model, for any server. Its `state.service` is the Service.
+
+    name: what visitors see; None: the classifier's, which has its folder.
+    """
+    service = Service(classifier, answers or Answers(), name or classifier.name)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
