@@ -6,7 +6,7 @@ connection of its own. Exits 1 where a request got no answer, an answer was neit
 with Retry-After, or the service's memory grew by more than a tenth in the second half.
 
     python scripts/serve_load.py runs/photos photo.jpg --seconds 60
-    python scripts/serve_load.py            # a fresh vit_c_tiny at 32 px, a made-up photo
+    python scripts/serve_load.py            # a fresh vit_c_small128, a made-up photo
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from PIL import Image
 import vitc
 from vitc.data.preprocessing import Preprocessing
 
+SIZE = 128
 MOST_OPEN = 800  # connections of the load at once, below the usual limit on open files
 PATIENCE = 60.0  # seconds
 
@@ -44,9 +45,13 @@ class Seen:
 
 
 def made_up_model(folder: Path) -> Path:
-    model = vitc.create_model("vit_c_tiny", num_classes=10, img_size=32, in_chans=3)
+    model = vitc.create_model("vit_c_small128", num_classes=10, img_size=SIZE, in_chans=3)
     preprocessing = Preprocessing(
-        mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear", crop=0.875, img_size=(32, 32)
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        interpolation="bilinear",
+        crop=0.875,
+        img_size=(SIZE, SIZE),
     )
     classes = tuple(f"class {i}" for i in range(10))
     return vitc.save_pretrained(
@@ -140,6 +145,7 @@ async def measure(args: argparse.Namespace, port: int, pid: int) -> int:
     found = {
         "capacity per second": round(most, 1),
         "sent per second": round(sent / args.seconds, 1),
+        "times its capacity": round(sent / args.seconds / most, 2),
         "answers": dict(seen.statuses),
         "neither 200 nor a proper 503": wrong,
         "median seconds": round(ordered[len(ordered) // 2], 3),

@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from tests.batches import plan, scene
 from tests.mutants import encoded, jpeg_bomb, photo, png_bomb
@@ -28,6 +28,7 @@ from vitc.data.decode import (
     read_cut,
     read_image,
     read_opened,
+    stated_size,
     to_channels,
 )
 from vitc.data.loader import open_eval, open_train
@@ -54,6 +55,18 @@ def test_lossless_formats_return_the_very_pixels_and_jpegs_those_of_pillow() -> 
         assert (read_image(data, 3, "x") == scene()).all()
     data = encoded(scene(), "JPEG", quality=90)
     assert (read_image(data, 3, "x") == np.asarray(Image.open(io.BytesIO(data)))).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+def test_the_size_is_known_before_a_picture_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def loaded(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
+    assert stated_size(encoded(scene(), kind)) == (kind, *scene().shape[:2])
+    assert stated_size(b"no image") is None
 
 
 def test_grey_pictures_fill_all_three_channels() -> None:

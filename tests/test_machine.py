@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from vitc import machine
-from vitc.machine import cores, environment, memory, processor_seconds, usable_cores
+from vitc.errors import ConfigError
+from vitc.machine import (
+    check_installed,
+    cores,
+    environment,
+    memory,
+    processor_seconds,
+    usable_cores,
+)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +136,11 @@ def test_memory_is_kept_where_the_system_can_and_work_is_done_everywhere(
     with machine.memory_kept(), machine.memory_kept():
         block = bytearray(64 << 20)
     assert len(block) == 64 << 20
+
+
+def test_missing_packages_are_named_with_the_line_to_install_them() -> None:
+    check_installed("pytest", "test", "pytest")
+    with pytest.raises(ConfigError, match=r"needs nowhere, which") as error:
+        check_installed("vitc serve", "serve", "pytest", "nowhere")
+    assert error.value.hint is not None
+    assert error.value.hint.endswith("'.[serve]'")

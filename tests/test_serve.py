@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -28,6 +31,7 @@ from torch import Tensor
 
 import vitc
 from tests.asgi import Answer, form, send
+from tests.browser import FLAGS
 from vitc.cli.main import main
 from vitc.data.preprocessing import Preprocessing
 from vitc.deploy.classifier import Classifier
@@ -38,6 +42,12 @@ pytest.importorskip("starlette", reason=MISSING)
 pytest.importorskip("uvicorn", reason=MISSING)
 pytest.importorskip("python_multipart", reason=MISSING)
 pytest.importorskip("prometheus_client", reason=MISSING)
+
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import HTMLResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+from uvicorn.config import Config  # noqa: E402
+from uvicorn.server import Server  # noqa: E402
 
 from vitc.deploy import serve  # noqa: E402
 from vitc.deploy.serve import Answers, application  # noqa: E402
@@ -323,8 +333,9 @@ def test_a_client_that_leaves_frees_its_place(client: Client) -> None:
 def test_there_are_four_routes_and_no_files(
     client: Client, method: str, path: str, status: int
 ) -> None:
-    answer = asyncio.run(send(client.app, method, path))
-    assert (answer.status, answer.json["status"]) == (status, "failed")
+    for host in ("x", "[::1", "\xff"):
+        answer = asyncio.run(send(client.app, method, path, headers=[("host", host)]))
+        assert (answer.status, answer.json["status"]) == (status, "failed")
 
 
 def fuzzed(count: int) -> Iterator[tuple[bytes, str]]:
@@ -464,6 +475,60 @@ def test_the_page_loads_nothing_and_escapes_names(classifier: Classifier) -> Non
     assert not re.search(r"(?:src|href)=|url\(|@import|https?://(?!www\.w3\.org)", text)
 
 
+PROBE = """<iframe id="f" width="%d" height="2000" src="/"></iframe><pre id="o"></pre><script>
+onload = async () => {
+  const d = f.contentDocument, files = new f.contentWindow.DataTransfer();
+  const bytes = Uint8Array.from(atob("%s"), c => c.charCodeAt(0));
+  files.items.add(new File(["junk"], "notes.jpg"));
+  files.items.add(new File([bytes], "a_photo_with_a_long_name" + "x".repeat(90) + ".png"));
+  d.getElementById("files").files = files.files;
+  d.getElementById("files").dispatchEvent(new f.contentWindow.Event("change"));
+  while (d.querySelectorAll(".image h2, .image .stop").length < 2)
+    await new Promise(done => setTimeout(done, 50));
+  const text = query => [...d.querySelectorAll(query)].map(e => e.textContent);
+  o.textContent = JSON.stringify({
+    title: text(".image h2"), error: text(".stop"), rows: text(".tops > span"),
+    bars: [...d.querySelectorAll(".tops rect")].map(r => r.getBoundingClientRect().width),
+    scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth });
+};</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_images_put_on_the_page_get_bars_or_an_error(
+    classifier: Classifier, tmp_path: Path, width: int
+) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("NO CHROMIUM: run scripts/install_browser.sh to have the page looked at")
+    app = application(classifier, Answers(threshold=0.2), "m")
+    probe = PROBE % (width, base64.b64encode(encoded(1, "PNG")).decode())
+
+    async def outer(request: Request) -> HTMLResponse:
+        return HTMLResponse(probe)
+
+    app.router.routes.append(Route("/probe", outer))
+    listening = serve.listen("127.0.0.1", 0)
+    server = Server(Config(app, log_config=None, ws="none"))
+    thread = threading.Thread(target=lambda: server.run(sockets=[listening]))
+    thread.start()
+    words = [chromium, *FLAGS.split(), f"--user-data-dir={tmp_path}", "--window-size=1400,1200"]
+    words += ["--dump-dom", f"{serve.url_of(listening)}/probe"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True)
+    server.should_exit = True
+    thread.join()
+    assert "CONSOLE" not in done.stderr
+    seen = json.loads(done.stdout.partition('id="o">')[2].partition("</pre>")[0])
+    assert seen["error"] == [
+        "'notes.jpg' cannot be used: it is not an image in a supported format."
+    ]
+    assert seen["title"][0] in CLASSES
+    assert {seen["rows"][0], seen["rows"][3], seen["rows"][6]} == set(CLASSES)
+    assert seen["bars"] == sorted(seen["bars"], reverse=True)
+    assert seen["bars"][0] > seen["bars"][-1] > 0
+    assert seen["scroll"] <= seen["client"]
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 
@@ -501,8 +566,6 @@ def test_over_loopback_sigterm_ends_it_after_the_accepted_requests(saved: Path) 
         body, kind = form(*[("a.jpg", encoded())] * 20)
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
-        import socket
-
         host, port = running.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(head.encode() + body[:1000])
@@ -531,7 +594,9 @@ def test_an_address_that_cannot_be_had_is_one_message(saved: Path, capsys: Captu
         err = capsys.readouterr().err
         assert port in err
         assert "--port" in err
-    assert main(["serve", str(saved), "--host", "no.such.host.invalid"]) == 2
+    for host in ("no.such.host.invalid", "no..host", ""):
+        assert main(["serve", str(saved), "--host", host]) == 2
+        assert "--host" in capsys.readouterr().err
     with serve.listen("0.0.0.0", 0) as public:
         assert serve.is_public(public)
 
@@ -541,7 +606,8 @@ def test_an_address_that_cannot_be_had_is_one_message(saved: Path, capsys: Captu
     [
         ("--port 70000", "0 to 65535"),
         ("--threshold 60", "0 to 1"),
-        ("--timeout -1", "at least 0"),
+        ("--timeout 0", "above 0"),
+        ("--window -1", "at least 0"),
         ("--batch 0", "at least 1"),
     ],
 )

@@ -34,7 +34,7 @@ def options(parser: Parser) -> None:
     about = "images accepted and not yet answered, at most; more get 503 (default: 64)"
     add("--queue", metavar="N", type=count, default=64, help=about)
     about = "seconds to receive a request, and to answer it (default: 10)"
-    add("--timeout", metavar="S", type=number, default=10.0, help=about)
+    add("--timeout", metavar="S", type=positive, default=10.0, help=about)
     about = "size of a request (default: 20000000)"
     add("--max-bytes", metavar="N", type=count, default=20_000_000, help=about)
     about = "size of an image (default: 50000000)"
@@ -55,6 +55,13 @@ def probability(text: str) -> float:
     value = number(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    return value
+
+
+def positive(text: str) -> float:
+    value = number(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return value
 
 

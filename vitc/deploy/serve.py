@@ -269,7 +269,7 @@ def application(
 
     async def no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}."
+        message = f"{request.method} {request.scope['path'][:100]}: {error.detail}."
         hint = "POST /predict, GET /, /healthz or /metrics."
         refused = Refused(error.status_code, "no route", message, hint, error.headers)
         return _refusal(refused)
@@ -337,9 +337,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(found[4][:2], family=found[0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that none can have
+        why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"The service cannot listen on {host} port {port}: {error.strerror or error}.",
+            f"The service cannot listen on {host!r} port {port}: {why}.",
             "Choose another with --host and --port; --port 0 takes any free one.",
         ) from error
 

@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from vitc.data.decode import is_jpeg, read_image, stated_size
 from vitc.errors import BrokenFileError
-from vitc.wording import printable
+from vitc.wording import counted, printable
 
 HOW = "Send an image file as the body, or several as multipart/form-data."
 FORMATS = "Send JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC."
@@ -91,7 +91,7 @@ def _parts(body: bytes, content_type: str, limits: Limits) -> list[_Part]:
 
     def begin() -> None:
         if len(parts) == limits.max_images:
-            message = f"The form has more than {limits.max_images:,} parts."
+            message = f"The form has more than {counted(limits.max_images, 'part')}."
             raise Refused(413, "too many images", message, "Send several requests.")
         parts.append(_Part())
 
