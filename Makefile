@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
-PEER_TESTS := $(shell grep -l -e import_peer -e real_weights tests/test_*.py)
+PEER_TESTS := $(shell grep -l -e import_peer -e real_weights -e importorskip tests/test_*.py)
 QUICK_TESTS := $(addprefix tests/test_,architecture.py config.py public_names.py rooms.py words.py schedule.py step.py stem.py plan.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -56,5 +56,5 @@ clean:
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,tiff,heif,export]"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,tiff,heif]"
 	@touch $@

@@ -282,8 +282,9 @@ def state_of(run_folder: Path) -> dict[str, Any]:
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
-    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """Its lines, but those of the watch, which came later than the folders."""
+    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] != "watch"]
 
 
 WALL = frozenset(

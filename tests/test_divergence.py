@@ -227,6 +227,7 @@ def test_rollback_returns_to_a_good_state_and_finishes_the_run(
     assert all(bool(v.isfinite().all()) for v in weights(tmp_path / "r").values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [25, 30], ids=["before", "after"])
 def test_a_run_that_is_rolled_back_resumes_bit_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int

@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path:
     ("how", "device"),
     [
         ("SIGTERM", "cpu"),
-        ("SIGUSR1", "cpu"),
+        pytest.param("SIGUSR1", "cpu", marks=pytest.mark.slow),
         pytest.param("SIGTERM", "cuda", marks=pytest.mark.cuda),
     ],
 )
@@ -307,6 +307,7 @@ def test_kill_9_on_the_resident_path_is_bit_exact(tmp_path: Path) -> None:
     assert_resumed(out, k, 3)
 
 
+@pytest.mark.slow
 def test_kill_9_on_a_jpeg_folder_with_workers_is_bit_exact(
     tmp_path: Path, photo_folder: Callable[..., Path]
 ) -> None:

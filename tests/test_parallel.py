@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -166,6 +167,7 @@ def test_a_folder_of_images_is_trained_as_the_first_process_chooses(
 # -- one is lost -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_others_end_when_one_is_killed_and_any_number_resumes(tmp_path: Path) -> None:
     config = tiny(**ON_CPU, **SMALL, **{"train.batch": 32, "train.micro_batch": 8})
     out = tmp_path / "r"
@@ -222,7 +224,7 @@ def test_a_process_that_is_stopped_is_named_and_so_is_its_return(
     assert group.results() == ["done", "done"]
     text = events.read_text()
     assert "rank 1 (process" in text.partition("has shown no sign of life since")[0]
-    assert "at step 2: the others wait for it" in text
+    assert re.search(r"at step [0-3]: the others wait for it", text)  # that of its last beat
     assert "is back after" in text
 
 

@@ -135,6 +135,8 @@ def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) 
         "train__save_every_seconds": 1.0,
         "train__save_every_steps": 5,
         "train__keep_checkpoints": 1,
+        "train__keep_every_epochs": 2,
+        "train__keep_best": True,
         "train__on_divergence": "rollback",
         "train__profile": True,
         "train__track": "tensorboard",

@@ -65,6 +65,7 @@ def test_fused_optimizers_honour_found_inf(kind: type[torch.optim.Optimizer]) ->
     assert torch.equal(w.detach(), torch.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [pytest.param("vit_p_tiny", marks=pytest.mark.slow), "vit_c_tiny"]
 )

@@ -11,7 +11,7 @@ import torch
 from vitc.models.complexity import complexity
 from vitc.models.zoo import create_model
 from vitc.training import utilisation as module
-from vitc.training.device import Processes
+from vitc.training.parallel import Processes
 from vitc.training.utilisation import matmul_rate, utilisation
 
 

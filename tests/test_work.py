@@ -220,6 +220,7 @@ def test_a_trial_whose_worker_dies_is_tried_once_more(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_named_and_the_other_trials_are_run(
     tmp_path: Path,
 ) -> None:

@@ -9,7 +9,6 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from vitc.cli.parser import Parser, Verb, emit, emit_json, seconds
-from vitc.deploy.plan import DEVICES, plan
 from vitc.errors import ConfigError
 from vitc.wording import counted, duration, size
 
@@ -24,7 +23,7 @@ def _options(parser: Parser) -> None:
     about = "each of these models in place of the recipe's own"
     add("--models", nargs="+", default=[], metavar="MODEL", help=about)
     about = "where: this machine's (default: auto), or 8xV100, the paper's, for its recipes"
-    add("--device", choices=DEVICES, default="auto", help=about)
+    add("--device", default="auto", metavar="auto|cuda|mps|cpu|8xV100", help=about)
     add("--budget", metavar="TIME", type=seconds, help="as for vitc train: 90s, 30m, 1h30m")
     starts = ("auto", "pretrained", "scratch")
     add("--start", choices=starts, default="auto", help="with IMAGES, as for vitc train")
@@ -44,6 +43,7 @@ def _price(text: str) -> float:
 
 
 def _run(args: Namespace) -> int:
+    from vitc.deploy.plan import plan
     from vitc.views.text import columns
 
     if args.models and "model" in args.settings:
