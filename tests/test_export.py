@@ -342,7 +342,7 @@ def test_wrong_options_are_named_before_anything_is_computed(
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitc.deploy.export.base.find_spec", lambda name: None)
+    monkeypatch.setattr("vitc.machine.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"onnx, onnxscript, onnxruntime.*\n.*\[export\]"):
         vitc.export(trained, tmp_path / "mine.onnx")
     with pytest.raises(ConfigError, match=r"openvino.*\n.*\[openvino\]"):
