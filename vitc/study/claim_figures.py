@@ -154,6 +154,7 @@ def _panels(section: Section, index: int, names: Names) -> Iterator[Chart]:
                         names=[names.get(r.folder, "") for r in gone],
                     )
                 )
+        lines.append(Line("", GREY, [0.0], [0.0], form="level"))  # no difference: always in view
         if control is not None:
             lines += _compared(control, GREY, "A/A control", place, trials, {})
         ranges = plan.ranges.get(c.optim, {})

@@ -265,8 +265,10 @@ def _draw_range(axes: Any, line: Line) -> None:
 def _draw_level(axes: Any, line: Line) -> None:
     ink = colour(line.look)
     behind = {"zorder": 0.8 if line.look == GREY else 1.2}
-    axes.axhspan(line.low[0], line.high[0], color=ink, alpha=0.18, linewidth=0, **behind)
-    axes.axhline(line.y[0], color=ink, linewidth=1.6, label=_label(line), **behind)
+    if len(line.low):
+        axes.axhspan(line.low[0], line.high[0], color=ink, alpha=0.18, linewidth=0, **behind)
+    width = 1.6 if len(line.low) else 0.9
+    axes.axhline(line.y[0], color=ink, linewidth=width, label=_label(line), **behind)
 
 
 def _draw_scatter(axes: Any, line: Line) -> None:
