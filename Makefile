@@ -1,4 +1,4 @@
-# make demo | quick | test | check | clean. Each sets up what it needs in .venv; a second call re-installs nothing.
+# make demo | quick | test | check | docs | clean. Each sets up what it needs in .venv; a second call re-installs nothing.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
@@ -6,7 +6,7 @@ PEER_TESTS := $(shell grep -l -e import_peer -e real_weights -e importorskip tes
 QUICK_TESTS := $(addprefix tests/test_,architecture.py config.py public_names.py rooms.py words.py schedule.py step.py stem.py plan.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo quick test check clean
+.PHONY: demo quick test check docs clean
 
 demo:
 	@start=$$(date +%s); \
@@ -36,6 +36,16 @@ quick: .venv/.installed-test
 check: test .venv/.installed-check
 	$(BIN)/python -m pytest -q -m slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PEER_TESTS)
+	$(MAKE) --no-print-directory docs
+
+# The documentation as a site, in build/site; a link that leads nowhere is an error.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
+.venv/.installed-docs: .venv/.installed
+	$(PIP) install -c $(CONSTRAINTS) -e ".[docs]"
+	@touch $@
 
 .venv/.installed-check: .venv/.installed-test
 	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino,serve]"
