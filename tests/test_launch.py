@@ -528,7 +528,7 @@ def once(condition: Callable[[], Any], act: Callable[[], None]) -> threading.Thr
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of the study that the real engines are compared on, as this machine has them."""
     folder = StudyFolder(tmp_path_factory.mktemp("local") / "s")
-    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), quiet=True)
+    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), keep="all", quiet=True)
     return results(folder.path)
 
 
@@ -556,7 +556,7 @@ def test_a_ray_cluster_that_loses_a_node_comes_to_the_same_results(
     )
     try:
         engine = RayEngine(ray_address=cluster.address)
-        now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)
+        now = conduct(folder, plan(4, **LONGER), engine=engine, keep="all", quiet=True)
     finally:
         killer.join()
         cluster.shutdown()
@@ -578,12 +578,12 @@ def test_a_local_ray_cluster_is_stopped_and_the_study_resumed_on_this_machine(
         lambda: os.kill(os.getpid(), signal.SIGTERM),
     )
     with pytest.raises(InterruptedRun):
-        conduct(folder, plan(4, **LONGER), engine=RayEngine(), quiet=True)
+        conduct(folder, plan(4, **LONGER), engine=RayEngine(), keep="all", quiet=True)
     stopper.join()
     stopped = standing(folder, plan(4, **LONGER)).counts
     assert stopped["interrupted"] >= 1
     assert stopped["done"] < 4
-    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), quiet=True)
+    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), keep="all", quiet=True)
     nothing_twice(folder.path)
     assert results(folder.path) == local
     assert {p for r in load_runs(folder.path) for p, _ in r.places} == {"ray", "local"}
@@ -605,7 +605,7 @@ def test_submitit_jobs_preempted_and_killed_come_to_the_same_results(
         signal_jobs(folder.path / "slurm", signal.SIGKILL)
 
     disturber = once(lambda: len(list(folder.trials.glob("*/checkpoints/latest"))) == 2, disturb)
-    now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)
+    now = conduct(folder, plan(4, **LONGER), engine=engine, keep="all", quiet=True)
     disturber.join()
     assert (now.ended, now.total) == (4, 4)
     logs = "".join(p.read_text() for p in folder.path.glob("slurm/*_log.*"))
@@ -714,7 +714,7 @@ def test_a_real_slurm_preempts_a_job_and_the_results_are_the_same(
 
     preemptor = once(lambda: list(folder.trials.glob("*/checkpoints/latest")), preempt)
     engine = SlurmEngine(pack=2, max_jobs=1, hours=1)
-    now = conduct(folder, plan(4, **LONGER), engine=engine, quiet=True)
+    now = conduct(folder, plan(4, **LONGER), engine=engine, keep="all", quiet=True)
     preemptor.join()
     assert (now.ended, now.total) == (4, 4)
     assert resumed(folder) == 2

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from vitc import study
-from vitc.errors import ConfigError
+from vitc import Predictor, study
+from vitc.errors import CheckpointError, ConfigError
 from vitc.study.design import TUNING
 from vitc.study.study_folder import StudyFolder
 
@@ -36,8 +37,14 @@ def test_a_study_runs_from_python_and_is_extended(tmp_path: Path) -> None:
     assert made.figure("edf").axes
     with pytest.raises(ConfigError, match="no figure 'x'"):
         made.figure("x")
-    more = study.run("hparams", "debug", draws=2, **words, **BRIEF)
+    more = study.run("hparams", "debug", draws=2, keep=0, **words, **BRIEF)
     assert [r.error for r in more.section.results][:1] == [made.section.results[0].error]
+    best, other = sorted(more.section.results, key=lambda r: r.error or 0.0)
+    blank = np.zeros((28, 28), np.uint8)
+    assert len(Predictor(best.folder)(blank)) == 1
+    with pytest.raises(CheckpointError, match="removed its checkpoints") as caught:
+        Predictor(other.folder)
+    assert best.folder in str(caught.value)
     with pytest.raises(ConfigError, match="never taken back"):
         study.run("hparams", "debug", draws=1, **words, **BRIEF)
 

@@ -54,7 +54,7 @@ def plan(draws: int = 1, **overrides: Any) -> Plan:
 def study(path: Path, draws: int = 1, **overrides: Any) -> tuple[StudyFolder, list[Trial]]:
     """A study that has its plan and no trial yet."""
     folder, made = StudyFolder(path / "s"), plan(draws, **overrides)
-    folder.start(made, environment() | {"engine": "local"}, "")
+    folder.start(made, environment() | {"engine": "local"}, "", keep="all")
     return folder, list(made.trials())
 
 
@@ -288,7 +288,7 @@ def until(condition: Callable[[], Any], seconds: float = 240) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of the study of the kill tests, without any kill."""
     folder = StudyFolder(tmp_path_factory.mktemp("alone") / "s")
-    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), quiet=True)
+    conduct(folder, plan(4, **LONGER), engine=LocalEngine(2), keep="all", quiet=True)
     return results(folder.path)
 
 
@@ -320,7 +320,7 @@ def test_a_killed_study_loses_and_repeats_nothing(
     folder = StudyFolder(tmp_path / "s")
     settings = [w for n, v in {**QUICKLY, **LONGER}.items() for w in (f"--{n}", str(v))]
     words = ["study", "hparams", "debug", "--models", "vit_p_tiny", "--draws", "4", *settings]
-    words += ["--workers", "2", "--out", str(folder.path)]
+    words += ["--workers", "2", "--keep", "all", "--out", str(folder.path)]
     process = start(*words)
     until(lambda: len(list(folder.path.glob("trials/*/checkpoints/latest"))) == 2)
     workers = {read_tries(p.parent)[-1]["process"] for p in folder.path.glob(f"trials/*/{TRIES}")}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vitc.study.design import Plan
     from vitc.study.measures.base import Measure, Option
     from vitc.study.studies import Stage
-    from vitc.study.study_folder import StudyFolder
+    from vitc.study.study_folder import Keep, StudyFolder
 
 QUICK_SECONDS = 240.0  # of training, so that install and report fit into a few minutes as well
 EPILOG = (
@@ -111,11 +111,24 @@ def _study_options(parser: Parser, out: str, test: bool = False) -> None:
     about = "compare although settings, versions or machines differ; reported"
     add("--allow-mixed", action="store_true", help=about)
     changed_data_option(parser, "run trials although images changed since others were run")
+    about = (
+        "trials that keep their checkpoints: each group's best and the last N to end, or all "
+        "(default: 3)"
+    )
+    add("--keep", metavar="N|all", type=_keep, help=about)
     # the summary of a study names it where a trial failed
     add("--retry-failed", action="store_true", help=argparse.SUPPRESS)
     protocol_option(parser, hidden=True)  # vitc report has it too
     add("--json", action="store_true", help="results.json on one line, last on stdout")
     work.engine_options(parser)
+
+
+def _keep(text: str) -> Keep:
+    if text == "all":
+        return "all"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be all or a number of trials, as 3")
+    return int(text)
 
 
 def _value(option: Option, value: Any) -> Any:
@@ -202,6 +215,7 @@ def _run(
     from vitc.study.paper.second import measure_second
     from vitc.study.runner import conduct
 
+    second = getattr(args, "exhibit", "") == "fig11"  # it reads every run again
     last: Stage | None = None
     for last in stages:
         for line in [*before(last[1]), *(power_lines(last[1]) if args.dry_run else ())]:
@@ -216,6 +230,7 @@ def _run(
             allow_mixed=args.allow_mixed,
             allow_changed_data=args.allow_changed_data,
             retry_failed=args.retry_failed,
+            keep="all" if second else args.keep,
             command=shlex.join(["vitc", *sys.argv[1:]]),
         )
     assert last is not None, "a study has a stage"
@@ -224,7 +239,7 @@ def _run(
         return 0
     if getattr(args, "test", False):
         measure_chosen(*last, note, args.allow_changed_data)
-    if getattr(args, "exhibit", "") == "fig11":
+    if second:
         measure_second(*last, args.second, note)
     return report_on(
         [folder.path],
@@ -338,6 +353,7 @@ def _check_paper(args: Namespace, trains: bool) -> None:
             args.second and args.exhibit != "fig11",
             f"with {args.exhibit}; it is for fig11.",
         ),
+        "keep": (args.keep is not None and args.exhibit == "fig11", "with fig11: it needs all."),
         "count": (args.runs and not trains, nothing),
         "tune": (args.tune and not trains, nothing),
         "lengths": (args.lengths and not trains, nothing),

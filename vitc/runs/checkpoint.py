@@ -33,8 +33,9 @@ from vitc.errors import CheckpointError
 from vitc.files import TEMPORARY, discard, plain, read_json, sync_folder
 from vitc.optim.ema import Ema, OwnAverage
 from vitc.runs import tensors as stored
-from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST
+from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST, TRIES, Run
 from vitc.runs.tensors import dtype_shape, misfits, read_tensors, write_tensors
+from vitc.wording import few
 
 FORMAT = 1
 PLAIN = (bool, int, float, type(None))  # types in an optimizer's state besides tensors
@@ -211,15 +212,28 @@ def load_weights_of(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
             if troubles:
                 raise CheckpointError("\n".join(troubles))
             if not others:
-                raise CheckpointError(f"{path} holds no checkpoint.")
+                raise _no_checkpoint(path)
             path = others.pop(0)
         state = _verified(path, only=(EMA, MODEL) if ema else (MODEL,))
         return read_tensors(path / (EMA if ema and EMA in state["sha256"] else MODEL))
     except CheckpointError as error:
         hint = f"Older checkpoints there: {', '.join(map(str, others))}."
         if not others:
-            hint = "Give the folder of a run, or one of its checkpoints/step_N."
+            hint = error.hint or "Give the folder of a run, or one of its checkpoints/step_N."
         raise CheckpointError(error.message, hint) from error
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    """Of a run folder; a trial's may have been removed by its study (`vitc.study.kept`)."""
+    beside = sorted(path.parent.glob(f"*/{CHECKPOINTS}/{LATEST}"))
+    if Run(path).status != "done" or not (path / TRIES).exists():
+        return CheckpointError(f"{path} holds no checkpoint.")
+    kept = few((str(file.parent.parent) for file in beside), 3) or "none"
+    return CheckpointError(
+        f"{path} is a trial of a study, which has removed its checkpoints: those of each group's "
+        "best and of the last to end are kept.",
+        f"Trials that have theirs: {kept}. To keep all of a later study: --keep all.",
+    )
 
 
 def _numbered(folder: Path) -> list[tuple[int, bool, Path]]:

@@ -17,9 +17,10 @@ from vitc.runs.folder import ENDED, Run
 from vitc.study.contrasts import power_lines
 from vitc.study.design import Plan, Trial, mixed
 from vitc.study.images import check_unchanged
+from vitc.study.kept import disk_line, drop_checkpoints
 from vitc.study.launch import Engine, LocalEngine, device_of, run_all
 from vitc.study.standing import Standing, standing, trials_by_id
-from vitc.study.study_folder import StudyFolder
+from vitc.study.study_folder import Keep, StudyFolder
 from vitc.study.work import allow_again, check_machine, locks_work, read_tries, status_of
 from vitc.wording import duration
 
@@ -32,6 +33,7 @@ def conduct(
     allow_mixed: bool = False,
     allow_changed_data: bool = False,
     retry_failed: bool = False,
+    keep: Keep | None = None,
     quiet: bool = False,
     command: str = "",
 ) -> Standing:
@@ -39,6 +41,8 @@ def conduct(
 
     `engine` launches the workers; without one, processes on this machine run the trials.
     It is no part of the plan: a study may be resumed with another, which its history then notes.
+    Nor is `keep`: so many of the last trials to end keep their checkpoints, beside the best of each
+    group, or "all" do; None: as before, 3 in a new study (`vitc.study.kept`).
 
     Raises ConfigError: another study is there, or contenders differ in what must agree and
     `allow_mixed` is not set (those of an exhibit may, its machines and versions not); DataError:
@@ -46,6 +50,8 @@ def conduct(
     InterruptedRun on SIGTERM or Ctrl-C, once the running trials have saved their state: the same
     command resumes.
     """
+    if keep not in (None, "all") and (type(keep) is not int or keep < 0):
+        raise ConfigError(f"keep {keep!r} must be a number of trials, or 'all'.")
     differing = mixed(plan)
     if differing and not (allow_mixed or plan.exhibit):  # an exhibit's differ as in the paper
         raise ConfigError(
@@ -60,7 +66,8 @@ def conduct(
         plan = folder.joined(plan)
         runs, moved = standing(folder, plan).runs, bool(folder.moves(plan))
         changed = check_unchanged(plan, runs, allow_changed_data, moved)
-        record = folder.start(plan, here, command)
+        record = folder.start(plan, here, command, keep)
+        drop_checkpoints(folder, list(plan.trials()), record.get("keep", "all"))
         _same_machine(folder, record, here, allow_mixed, command)
         if differing:
             _note_once(folder, record, f"mixed on purpose: {'; '.join(differing)}", command)
@@ -136,7 +143,8 @@ def _run(
     quiet: bool,
     wait: bool = True,
 ) -> None:
-    total = len(trials_by_id(plan))
+    every, keep = list(plan.trials()), folder.read()[1].get("keep", "all")
+    total = len({trial.id for trial in every})
     left = list(trials)
     screen = Progress(plan.name, total, "trials", quiet=quiet, plain_seconds=math.inf)
     screen.start_at(total - len(left))
@@ -159,7 +167,10 @@ def _run(
         return not caught
 
     def look() -> None:
-        for trial in [t for t in left if status_of(folder.trial(t)) in ENDED]:
+        ended = [t for t in left if status_of(folder.trial(t)) in ENDED]
+        if ended:
+            drop_checkpoints(folder, every, keep)
+        for trial in ended:
             left.remove(trial)
             screen.update(screen.done + 1, note="")
             screen.line(f"[{screen.done}/{total}] {trial.label}: {_end(folder, trial)}")
@@ -168,6 +179,7 @@ def _run(
     with screen, _stop_signal() as caught:
         run_all(folder, [t.id for t in trials], engine, going, wait)
         look()
+        screen.line(disk_line(folder, every, keep))
     if caught:
         raise InterruptedRun(
             f"Stopped by {signal.Signals(caught[0]).name}; running trials saved their state.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from vitc.errors import CheckpointError, ConfigError
 from vitc.runs.folder import CONFIG, SUMMARY, Run
 from vitc.study.design import TUNING, Plan, Trial
+from vitc.study.kept import disk_line
 from vitc.study.study_folder import StudyFolder
 
 
@@ -99,6 +100,7 @@ def _status_lines(folder: StudyFolder) -> list[str]:
         if run is not None and run.status == "failed":
             why = str(run.summary.get("error", "")).strip().splitlines()
             lines.append(f"  failed: {trial.label}: {why[-1] if why else 'no reason recorded'}")
+    lines.append(disk_line(folder, list(trials), record.get("keep", "all")))
     if now.ended == now.total:
         lines.append(f"Next: vitc report {shlex.quote(str(folder.path))}")
     else:

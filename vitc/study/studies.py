@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Stage = tuple[StudyFolder, Plan]  # a plan and where its trials are
 # of `runner.conduct`
-EXECUTION = ("allow_mixed", "allow_changed_data", "retry_failed", "quiet")
+EXECUTION = ("allow_mixed", "allow_changed_data", "retry_failed", "keep", "quiet")
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def run(
 
     Further `words` are `draws` or `seeds`, `seed`, `reference`, `control` and `controls`, `looks`
     (planned readings of the results), `margin` (points, for equivalence), the options of the
-    measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed`, `allow_changed_data` and
-    `retry_failed`; and dotted settings for every trial, as `**{"train.epochs": 3}`.
+    measure (as `lengths`, `tune` or `range`), `workers`, `allow_mixed`, `allow_changed_data`,
+    `retry_failed`, `keep` (how many of the last trials keep their checkpoints beside each group's
+    best, or "all"); and dotted settings for every trial, as `**{"train.epochs": 3}`.
     Raises ConfigError, DataError, RunError.
     """
     from vitc.study.reporting import report

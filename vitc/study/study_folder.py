@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitc.config import SCHEMA, differences, from_saved, upgrade
 from vitc.errors import ConfigError
@@ -19,6 +19,8 @@ from vitc.runs.folder import keep_sources
 from vitc.study.design import HPARAMS, TUNING, Group, Plan, Range, Trial, sha_of
 
 PLAN_FILE = "plan.json"
+Keep = int | Literal["all"]  # trials that keep their checkpoints: see `vitc.study.kept`
+KEEP = 3  # of a new study; those of earlier versions keep all
 RECORD = {
     "plan": dict,
     "hash": str,
@@ -232,11 +234,18 @@ class StudyFolder:
         groups = tuple(dataclasses.replace(g, config=here[g.key]) for g in old.groups)
         return dataclasses.replace(old, draws=plan.draws, groups=groups)
 
-    def start(self, plan: Plan, environment: Mapping[str, Any], command: str) -> dict[str, Any]:
+    def start(
+        self,
+        plan: Plan,
+        environment: Mapping[str, Any],
+        command: str,
+        keep: Keep | None = None,
+    ) -> dict[str, Any]:
         """Write the plan before the first trial, or join the study that is there; its record.
 
         The same plan continues; the same plan with more draws is extended, which is noted in the
-        history. Anything else is refused with what differs (`joined`).
+        history. Anything else is refused with what differs (`joined`). `keep`: which trials keep
+        their checkpoints, no part of the plan; None: as before, and in a new study `KEEP`.
         """
         names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
         if not self.exists() and names - {LOCK, TUNING, SOURCES}:
@@ -245,6 +254,12 @@ class StudyFolder:
             )
         if self.exists():
             joined, (old, record), moves = self.joined(plan), self.read(), self.moves(plan)
+            before = record.get("keep", "all")
+            if keep not in (None, before):
+                record["keep"] = keep
+                what = f"checkpoints that stay: {keep}, no longer {before} (--keep)"
+                record["history"].append({"when": _now(), "what": what, "command": command})
+                self._write(record)
             if moves:  # the plan keeps the place that trial ids are hashes of
                 record["moved"] = {**record.get("moved", {}), **moves}
                 what = "; ".join(f"the images of {a} are in {b} now" for a, b in moves.items())
@@ -272,6 +287,7 @@ class StudyFolder:
                 "about": list(plan.about),
                 "primary_metric": PRIMARY,
                 "divergence_rule": DIVERGED,
+                "keep": KEEP if keep is None else keep,
                 "history": [],
             }
             self.path.mkdir(parents=True, exist_ok=True)
