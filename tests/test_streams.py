@@ -141,7 +141,7 @@ def test_a_run_finishes_whatever_its_streams_are(out: str, err: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [PIPE, FULL, CLOSED])
 def test_a_study_finishes_whatever_its_streams_are(how: str, tmp_path: Path) -> None:
-    words = ["study", "quick", "--test", "--out", "s"]
+    words = ["study", "hparams", "debug", "--draws", "2", "--workers", "2", "--out", "s"]
     assert started(words, how, how, tmp_path).wait(timeout=600) == 0
 
 
