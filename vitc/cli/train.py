@@ -208,6 +208,8 @@ VERB = Verb(
     "  --init RUN|FILE|FOLDER|timm:NAME|pretrained:NAME starts from weights;\n"
     "  --train.freeze backbone: a linear probe, norms: BatchNorms stay as they are;\n"
     "  dotted names set a detail: --train.epochs 20. In any order.\n"
+    "  An unfinished run takes another --optim.lr, --optim.schedule or --train.epochs on the\n"
+    "  way: vitc train runs/mine --optim.lr 3e-4. All else is fixed when it starts.\n"
     "  A finished run is trained longer, as a new run beside it, with --budget TIME or\n"
     "  --train.epochs N: vitc train runs/photos --budget 10m makes runs/photos_2.\n"
     "  The settings of a recipe with their values: vitc train RECIPE --help, or --help-all\n"

@@ -40,6 +40,8 @@ class Plan:
     images: bool = False
     group: str = ""
     """A data.group to ask about: see `Proposal.group`."""
+    changes: bool = False
+    """A run was named, whose learning rate and length may change: see `vitc.runs.legs`."""
 
 
 def train(
@@ -169,9 +171,10 @@ def plan_training(
         )
     config = load_config(what if isinstance(what, RunConfig) else str(name), **settings)
     untuned = RECIPES[name].untuned(settings.get("optim")) if name in RECIPES else None
+    itself = kind == "run" and name is not None and place in (None, Path(name))
     if place is None:
-        place = Path(name) if kind == "run" and name else _below_runs(config.name)
-    return Plan(config, place, (untuned,) if untuned else ())
+        place = Path(name) if itself and name else _below_runs(config.name)
+    return Plan(config, place, (untuned,) if untuned else (), changes=itself)
 
 
 def _below_runs(name: str) -> Path:
@@ -264,6 +267,7 @@ def train_plan(
         notes=list(plan.notes),
         allow_changed_data=allow_changed_data,
         inspect=not plan.images,  # they were inspected when settings were chosen
+        changes=plan.changes,
     )
     return _with_page(plan, result)
 

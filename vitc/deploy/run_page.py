@@ -19,7 +19,7 @@ from vitc.data.store import shown
 from vitc.data.thumbnails import thumbnail
 from vitc.deploy.evaluation import Evaluation, not_learnt
 from vitc.deploy.measures import Confused
-from vitc.deploy.show_run import curves
+from vitc.deploy.show_run import curves, legs_rows
 from vitc.errors import BrokenFileError, RunError
 from vitc.files import to_json, write_atomically
 from vitc.resolve import what_is
@@ -367,7 +367,7 @@ def _training(run: Path) -> Iterator[Part]:
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
     }
     rows = [(name, short(str(value))) for name, value in facts.items() if value]
-    yield Table("The run", ("", ""), rows)
+    yield Table("The run", ("", ""), [*rows, *legs_rows(run, config)])
     yield Details("Every setting", to_json(to_dict(config), indent=1))
 
 

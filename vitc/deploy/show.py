@@ -19,6 +19,7 @@ from vitc.plugins.consent import customs, with_sources
 from vitc.recipes import RECIPES
 from vitc.resolve import check_is, resolve_config, what_is
 from vitc.runs.folder import Run
+from vitc.runs.legs import lr_at
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 from vitc.wording import counted
 
@@ -167,19 +168,12 @@ def config_page(config: RunConfig, doc: str = "") -> Page:
     return Page(config.name, parts, values)
 
 
-def _lr(config: RunConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, as the loop will set it."""
-    t, optim = config.train, config.optim
-    peak = optim.peak_lr(t.batch)
-    return optim.schedule.lr(step, peak=peak, epochs=t.epochs, steps_per_epoch=steps_per_epoch)
-
-
 def _lr_chart(config: RunConfig, steps_per_epoch: int | None) -> Chart:
     """The learning rate over the epochs of a run."""
     steps = steps_per_epoch or UNKNOWN_STEPS
     total = steps * config.train.epochs
     at = range(0, total, max(1, total // MOST_POINTS))
-    lr = [_lr(config, step, steps) for step in at]
+    lr = [lr_at(config, (), step, steps) for step in at]
     line = Line("", 0, [step / steps for step in at], lr, form="curve")
     return Chart("lr", config.name, "epoch", "learning rate", [line])
 
@@ -265,9 +259,9 @@ def schedule_numbers(config: RunConfig) -> dict[str, Any]:
         "total_steps": steps and steps * t.epochs,
         "warmup_epochs": optim.schedule.warmup(t.epochs),
         "warmup_steps": steps and optim.schedule.warmup_steps(t.epochs, steps),
-        "first_lr": _lr(config, 0, grain),
+        "first_lr": lr_at(config, (), 0, grain),
         "peak_lr": optim.peak_lr(t.batch),
-        "last_lr": steps and _lr(config, steps * t.epochs - 1, steps),
+        "last_lr": steps and lr_at(config, (), steps * t.epochs - 1, steps),
         "ema_horizon_steps": steps and horizon,
         "ema_horizon_epochs": horizon * (1 / grain) if in_epochs and horizon is not None else None,
     }

@@ -14,6 +14,7 @@ from vitc.config import RunConfig, read_config, to_dict
 from vitc.files import read_json, writer_of
 from vitc.models.stem_config import CustomStemConfig
 from vitc.runs.folder import DATA, METRICS, Run
+from vitc.runs.legs import changes, read_legs
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
 from vitc.wording import duration, printable
 
@@ -39,6 +40,7 @@ def run_page(path: Path) -> Page:
         ("data", config.data.path or config.data.source),
         ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
         ("epochs", str(config.train.epochs)),
+        *legs_rows(path, config),
         *((k, plain(v)) for k, v in summary.items() if k not in left_out),
         *([] if summary or not metrics else _progress(path, config, metrics)),
     ]
@@ -63,6 +65,12 @@ def run_page(path: Path) -> Page:
         "evals": evals,
     }
     return Page(str(path), parts, values)
+
+
+def legs_rows(path: Path, config: RunConfig) -> list[tuple[str, str]]:
+    """Where a run continued with another learning rate, schedule or length."""
+    found = changes(config, read_legs(path, config))
+    return [(f"from step {step:,} on", "; ".join(changed)) for step, changed in found]
 
 
 def _unfinished(path: Path) -> str:

@@ -5,6 +5,7 @@
     images.npz      every image with its split and digest (vitc.runs.images)
     metrics.jsonl   one JSON object a line: {"kind": "train" | "eval" | "watch", "step": ...}
     events.log      what happened when, for people
+    legs.json       settings of earlier legs, where some were changed on the way (vitc.runs.legs)
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.runs.checkpoint
     report.*, against.*, test.json  pages, and readings of the test split (vitc.runs.results)
@@ -41,6 +42,7 @@ from vitc.files import read_json, write_json
 from vitc.plugins.consent import copies
 from vitc.plugins.names import SOURCES
 from vitc.runs import images as run_images
+from vitc.runs.legs import LEGS, Legs, may_change, read_legs, write_legs
 from vitc.wording import printable, short
 
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
@@ -114,13 +116,21 @@ class RunFolder:
 
     @staticmethod
     def open(
-        path: str | Path, config: RunConfig, *, overwrite: bool, writer: bool = True
+        path: str | Path,
+        config: RunConfig,
+        *,
+        overwrite: bool,
+        writer: bool = True,
+        legs: Legs = (),
+        changes: bool = False,
     ) -> RunFolder:
         """Start a run of `config` in `path`, or resume the unfinished one that is there.
 
-        `overwrite` removes what a run wrote there and restarts. Raises ConfigError: the folder
-        is in use by another process, holds something else, a finished run, or (naming the
-        settings) a run of another config; RunError: the disk refuses.
+        `changes`: its learning rate, schedule and length may be others than so far; `legs`: the
+        run's earlier ones, the last of which may be new. `overwrite` removes what a run wrote there
+        and restarts. Raises ConfigError: the folder is in use by another process, holds something
+        else, a finished run, or (naming the settings) a run of another config; RunError: the disk
+        refuses.
         """
         folder = RunFolder(Path(path), writer)
         if not writer:
@@ -133,7 +143,7 @@ class RunFolder:
                 if overwrite or not (folder.path / CONFIG).exists():
                     folder._begin(config)
                 else:
-                    folder._continue(config)
+                    folder._continue(config, legs, changes)
             if not folder._lock.held:
                 folder.event("no file locks here: start no second process in this folder")
         except BaseException:
@@ -179,14 +189,14 @@ class RunFolder:
                 if CHECKPOINT_NAME.fullmatch(path.name) or path.name in (START, BEST, GOOD):
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
-        for name in (METRICS, EVENTS, DATA, run_images.IMAGES, SUMMARY, TRACKER, *RESULTS):
+        for name in (METRICS, EVENTS, DATA, LEGS, run_images.IMAGES, SUMMARY, TRACKER, *RESULTS):
             (self.path / name).unlink(missing_ok=True)
         files.discard(self.path / TENSORBOARD)
         write_json(self.path / CONFIG, to_saved(config))
         keep_sources(self.path, config)
         self.event("restarted (--overwrite)" if restarted else "started")
 
-    def _continue(self, config: RunConfig) -> None:
+    def _continue(self, config: RunConfig, legs: Legs, changes: bool) -> None:
         """Resume the run that is there. Raises ConfigError: it is another one, or finished."""
         try:
             old = read_config(self.path)
@@ -195,9 +205,15 @@ class RunFolder:
             raise ConfigError(what, ELSEWHERE) from error
         changed = differences(old, config)
         other = [c for c in changed if c.split(":")[0] not in HARMLESS]
-        if other:
-            lines = "\n".join(f"  {c}" for c in other)
-            raise ConfigError(f"{self.path} holds a run of another config:\n{lines}", ELSEWHERE)
+        fixed = [c for c in other if not may_change(c.split(":")[0])]
+        if fixed or (other and not changes):
+            lines = "\n".join(f"  {c}" for c in (fixed if changes else other))
+            hint = ELSEWHERE
+            if not fixed:
+                names = " ".join(f"--{c.split(':')[0]} ..." for c in other)
+                run = shlex.quote(str(self.path))
+                hint = f"Change it within the run: vitc train {run} {names}. {ELSEWHERE}"
+            raise ConfigError(f"{self.path} holds a run of another config:\n{lines}", hint)
         summary = Run(self.path).summary
         if summary.get("status") == "done":
             top1 = summary.get("top1")
@@ -206,6 +222,10 @@ class RunFolder:
             what = f"The run in {self.path} is finished{result}."
             raise ConfigError(what, f"{longer} {ELSEWHERE}")
         keep_sources(self.path, config)
+        if changes and legs != read_legs(self.path, old):
+            if legs and legs[-1].until != last_step(self.checkpoints):
+                raise ConfigError(f"{self.path} was trained further just now.", "Try it again.")
+            write_legs(self.path, legs)
         (self.path / SUMMARY).unlink(missing_ok=True)  # of the part before this one
         if changed:  # so that `vitc train RUN` and `vitc eval RUN` find what moved
             write_json(self.path / CONFIG, to_saved(config))
@@ -337,6 +357,14 @@ class RunFolder:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def last_step(checkpoints: Path) -> int:
+    """The step of the newest checkpoint in a folder; 0: there is none."""
+    names = [p.name for p in checkpoints.glob("step_*")]
+    with contextlib.suppress(OSError):
+        names = [(checkpoints / LATEST).read_text(errors="replace").strip()]
+    return max((int(m[1]) for m in map(CHECKPOINT_NAME.fullmatch, names) if m), default=0)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Which weights does a run keep: the last, or with `train.patience` those of its best evaluation?
+"""Which weights does a run keep: the last, with `train.patience` those of its best evaluation, or
+those of the linear probe that it started from?
 
 The best of several evaluations is chosen on validation, whose result is then a little too good:
 `best_of` in summary.json is how many it was chosen from, and the run page warns of it.
@@ -16,6 +17,7 @@ from vitc import files
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import BEST
 from vitc.runs.tensors import opened, read_tensors, write_tensors
+from vitc.training.linear_probe import kept_start
 
 
 def keep_if_best(checkpoints: Path, state: TrainState, line: dict[str, Any]) -> None:
@@ -52,6 +54,26 @@ def return_to_best(checkpoints: Path, state: TrainState, evaluations: int) -> st
         f"kept the weights of epoch {values['epoch']}, the best of {evaluations} evaluations on "
         f"validation: {values['top1']:.2f} % was chosen there and is a little too good"
     )
+
+
+def return_to_start(checkpoints: Path, state: TrainState) -> str | None:
+    """Load the linear probe that the run started from, if validation prefers it; returns a note.
+    None: there is none to choose."""
+    tuned = state.last_eval.get("top1")
+    start = None if tuned is None else kept_start(checkpoints)
+    if start is None or tuned is None:
+        return None
+    tensors, result = start
+    probed = result["top1"]
+    scores = f"on validation: the linear probe {probed:.2f} %, fine-tuned {tuned:.2f} %"
+    state.last_eval["best_of"] = 2
+    if probed <= tuned:
+        return f"kept the fine-tuned weights; {scores}"
+    for model in _models(state):
+        model.load_state_dict(tensors)
+    state.last_eval |= result | {f"{name}_raw": value for name, value in result.items()}
+    state.best["top1"] = max(state.best["top1"], probed)
+    return f"kept the linear probe; {scores}"
 
 
 def _models(state: TrainState) -> list[nn.Module]:

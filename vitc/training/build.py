@@ -25,6 +25,7 @@ from vitc.optim.groups import build_optimizer
 from vitc.plugins.consent import customs
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.images import record_of
+from vitc.runs.legs import Legs, config_at, lr_at
 from vitc.training.parallel import Processes
 from vitc.training.step import StepSettings
 from vitc.wording import size
@@ -44,6 +45,8 @@ class Setup:
     plan: BatchPlan
     settings: StepSettings
     steps_per_epoch: int
+    legs: Legs = ()
+    """Earlier parts of the run under other settings; `config` is that of the last."""
 
     @property
     def steps(self) -> int:
@@ -52,16 +55,12 @@ class Setup:
 
     def lr(self, step: float) -> float:
         """The learning rate of the step that follows `step` finished ones of those planned."""
-        optim = self.config.optim
-        return optim.schedule.lr(
-            step,
-            peak=optim.peak_lr(self.config.train.batch),
-            epochs=self.config.train.epochs,
-            steps_per_epoch=self.steps_per_epoch,
-        )
+        return lr_at(self.config, self.legs, step, self.steps_per_epoch)
 
 
-def set_up(config: RunConfig, data: DataSet, device: torch.device, procs: Processes) -> Setup:
+def set_up(
+    config: RunConfig, data: DataSet, device: torch.device, procs: Processes, legs: Legs = ()
+) -> Setup:
     """Raises ConfigError: more images a batch than there are, a budget of time for several."""
     if config.train.budget_seconds is not None and procs.world > 1:
         raise ConfigError(
@@ -75,7 +74,7 @@ def set_up(config: RunConfig, data: DataSet, device: torch.device, procs: Proces
         )
     settings = StepSettings(config, device, procs, data.mean, data.std, len(data.classes))
     steps = steps_per_epoch(len(data.splits["train"].labels), config.train.batch)
-    return Setup(config, data, device, procs, batch_plan(config, procs), settings, steps)
+    return Setup(config, data, device, procs, batch_plan(config, procs), settings, steps, legs)
 
 
 def data_record(config: RunConfig, data: DataSet) -> dict[str, Any]:
@@ -155,7 +154,11 @@ def _check_statistics(model: nn.Module, config: RunConfig) -> None:
 
 
 def fresh_state(
-    config: RunConfig, num_classes: int, steps_per_epoch: int, device: torch.device
+    config: RunConfig,
+    num_classes: int,
+    steps_per_epoch: int,
+    device: torch.device,
+    legs: Legs = (),
 ) -> TrainState:
     """Model, optimizer and average at step 0, on the device and in the config's memory format."""
     t = config.train
@@ -178,11 +181,16 @@ def fresh_state(
     if config.optim.schedule_free:
         ema = OwnAverage(model, optimizer)
     elif average.kind != "none":
-        run = {"epochs": t.epochs, "steps_per_epoch": steps_per_epoch, "batch": t.batch}
-        check_ema(average, **run)
-        schedule = config.optim.schedule
-        planned = t.epochs * steps_per_epoch  # a run with a time to end in may take more
-        ema = Ema(model, lambda step: ema_alpha(min(step, planned), average, schedule, **run))
+        own = {"steps_per_epoch": steps_per_epoch, "batch": t.batch}
+        check_ema(average, epochs=t.epochs, **own)
+
+        def alpha(step: int) -> float:
+            here = config_at(config, legs, step - 1)
+            epochs = here.train.epochs
+            planned = min(step, epochs * steps_per_epoch)  # one with a time to end may take more
+            return ema_alpha(planned, average, here.optim.schedule, epochs=epochs, **own)
+
+        ema = Ema(model, alpha)
     return TrainState(model, optimizer, ema)
 
 

@@ -25,13 +25,13 @@ from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import Run, RunFolder
 from vitc.runs.images import images_of_weights, leaks
-from vitc.training.best import keep_if_best, return_to_best, without_patience
+from vitc.training.best import keep_if_best, return_to_best, return_to_start, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device
 from vitc.training.evaluate import not_finite
 from vitc.training.guard import KEEP_GOOD, Guard
 from vitc.training.initialise import InitialWeights
-from vitc.training.linear_probe import keep_start, kept_start, probe_head, put_in_place
+from vitc.training.linear_probe import keep_start, probe_head, put_in_place
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.parallel import in_processes, is_restart, processes
@@ -77,12 +77,14 @@ def run(
     notes: Sequence[str] = (),
     allow_changed_data: bool = False,
     inspect: bool = False,
+    changes: bool = False,
 ) -> RunResult:
     """Run `config` in the folder `out`, from its last checkpoint if it has one.
 
     `notes` are lines for the run's events.log (why the config is as it is). `allow_changed_data`:
     resume although the images are not those that the run began with; its folder notes it.
-    `inspect`: warn of what two seconds of looking find in the images of a new run. Raises
+    `inspect`: warn of what two seconds of looking find in the images of a new run. `changes`: the
+    learning rate, schedule and length may be others than so far (`vitc.runs.legs`). Raises
     ConfigError (another config or a finished run is there), DataError, DivergedError (the loss
     stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
@@ -95,20 +97,25 @@ def run(
     overwrite = overwrite and not is_restart()
     initial = InitialWeights(config.init)
     with processes(device) as procs, machine_settings(config.train, device):
-        config, begun, decided = settled(config, out, overwrite, device, initial, procs)
+        config, legs, begun, decided = settled(
+            config, out, overwrite, device, initial, procs, changes
+        )
         data = open_data(config.data, config.model.in_chans)
         check_same_data(data, procs)
-        setup = set_up(config, data, device, procs)
+        setup = set_up(config, data, device, procs, legs)
         if config.init.weights and not begun:  # weights that do not fit create no folder
             initial.load(initial_model(config, len(data.classes)), data.classes)
-        folder = RunFolder.open(out, config, overwrite=overwrite, writer=procs.first)
+        folder = RunFolder.open(
+            out, config, overwrite=overwrite, writer=procs.first, legs=legs, changes=changes
+        )
         procs.wait()  # nobody reads checkpoints that the first process is about to remove
         with folder:
             earlier = None if begun else images_of_weights(config.init.weights)
             if procs.first:
                 record = data_record(config, data)
                 folder.write_data(record, data, allow_changed_data, earlier)
-            state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
+            each = setup.steps_per_epoch
+            state = fresh_state(config, len(data.classes), each, device, legs)
             pace = Pace.of(config.train, setup.steps, started)
             for note in (*notes, *decided):
                 folder.event(note)
@@ -234,7 +241,6 @@ class Trainer:
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
                 self._keep_best()
-                self._keep_better()
                 self._count_time()
                 spent["loading"] += batches.wait_seconds
                 others = opening + spent["loading"] + spent["saving"]
@@ -403,34 +409,19 @@ class Trainer:
             self.pace.end()
 
     def _keep_best(self) -> None:
-        """With train.patience: return to the weights of the best evaluation."""
-        if self.setup.config.train.patience is None:
-            return
-        self.setup.procs.wait()
-        evaluations = len(Run(self.folder.path).metrics("eval"))
-        note = return_to_best(self.folder.checkpoints, self.state, evaluations)
-        if note is not None:
+        """Return to better weights than the last: those of the best evaluation with train.patience,
+        those of the linear probe that the run started from."""
+        state, checkpoints = self.state, self.folder.checkpoints
+        if self.setup.config.train.patience is not None:
+            self.setup.procs.wait()
+            evaluations = len(Run(self.folder.path).metrics("eval"))
+            if note := return_to_best(checkpoints, state, evaluations):
+                self.log.note(note)
+        before = state.last_eval.get("top1")
+        if note := return_to_start(checkpoints, state):
+            if state.last_eval["top1"] != before:
+                self.log.eval_line(state, {"kind": "eval", **state.last_eval})
             self.log.note(note)
-
-    def _keep_better(self) -> None:
-        """Return to the linear probe that the run started from, if validation prefers it."""
-        state, tuned = self.state, self.state.last_eval.get("top1")
-        start = None if tuned is None else kept_start(self.folder.checkpoints)
-        if start is None or tuned is None:
-            return
-        tensors, result = start
-        probed = result["top1"]
-        scores = f"on validation: the linear probe {probed:.2f} %, fine-tuned {tuned:.2f} %"
-        state.last_eval["best_of"] = 2
-        if probed <= tuned:
-            self.log.note(f"kept the fine-tuned weights; {scores}")
-            return
-        for model in (state.model, *([state.ema.module] if state.ema else [])):
-            model.load_state_dict(tensors)
-        state.last_eval |= result | {f"{name}_raw": value for name, value in result.items()}
-        state.best["top1"] = max(state.best["top1"], probed)
-        self.log.eval_line(state, {"kind": "eval", **state.last_eval})
-        self.log.note(f"kept the linear probe; {scores}")
 
     def _save(self) -> None:
         """Write a checkpoint; all results of steps have been read."""

@@ -16,8 +16,9 @@ from vitc.data.sampling import shared_micro
 from vitc.errors import ConfigError, DataError
 from vitc.machine import deciding_versions
 from vitc.resolve import load_config
-from vitc.runs.folder import CONFIG
+from vitc.runs.folder import CHECKPOINTS, CONFIG, DATA, Run, last_step
 from vitc.runs.images import like
+from vitc.runs.legs import Legs, next_leg, read_legs
 from vitc.training.initialise import InitialWeights
 from vitc.training.parallel import Processes
 from vitc.training.probe import with_precision
@@ -33,11 +34,13 @@ def settled(
     device: torch.device,
     initial: InitialWeights,
     procs: Processes,
-) -> tuple[RunConfig, bool, list[str]]:
-    """The config with what the first process decides for all, whether the run has begun in `out`,
-    in which case it keeps what was decided then, and notes.
+    changes: bool,
+) -> tuple[RunConfig, Legs, bool, list[str]]:
+    """The config with what the first process decides for all, the run's earlier legs, whether it
+    has begun in `out`, in which case it keeps what was decided then, and notes.
 
-    Raises ConfigError: the processes have other settings, or cannot share a step.
+    `changes`: its learning rate, schedule or length may be others than so far. Raises ConfigError:
+    the processes have other settings, or cannot share a step.
     """
     flat = flat_values(to_dict(config))
     same = {key: value for key, value in flat.items() if key not in OWN}
@@ -48,18 +51,34 @@ def settled(
         "Start all of them with one command, in one environment.",
     )
 
-    def decide() -> tuple[RunConfig, bool, list[str]]:
+    def decide() -> tuple[RunConfig, Legs, bool, list[str]]:
         begun = (out / CONFIG).exists() and not overwrite
         before = out if begun else None
         found, precision = with_precision(config, device, before)
         found, shares = with_shares(found, before, procs.world)
         found, prepared = initial.prepare(found, out, begun)
-        return found, begun, [*precision, *shares, *prepared]
+        legs, turned = _with_legs(found, before, changes)
+        return found, legs, begun, [*precision, *shares, *prepared, *turned]
 
-    found, begun, notes = procs.follow(decide)
+    found, legs, begun, notes = procs.follow(decide)
     if not procs.first:
         found = load_config(found, **{key: flat[key] for key in OWN if key in flat})
-    return found, begun, notes
+    return found, legs, begun, notes
+
+
+def _with_legs(config: RunConfig, begun: Path | None, changes: bool) -> tuple[Legs, list[str]]:
+    """The earlier legs of a run that continues with `config`, and notes. Raises ConfigError."""
+    if begun is None:
+        return (), []
+    try:
+        before = read_config(begun)
+    except ConfigError:  # of another version: refused with the reason later
+        return (), []
+    legs, run = read_legs(begun, before), Run(begun)
+    if not changes or run.status == "done" or not (run.path / DATA).exists():
+        return legs, []
+    images = run.data["counts"]["train"]
+    return next_leg(before, config, legs, last_step(begun / CHECKPOINTS), images)
 
 
 def with_shares(config: RunConfig, begun: Path | None, world: int) -> tuple[RunConfig, list[str]]:
