@@ -296,7 +296,8 @@ def test_a_run_goes_to_its_folder_unless_another_is_given(
     assert runs.outs == [Path("runs/debug"), Path("else/where"), finished_run, Path("runs/mine")]
     assert runs.configs[2] == load_config("debug")
     first = {"overwrite": False, "notes": [], "allow_changed_data": False, "inspect": True}
-    assert runs.settings[0] == first
+    assert runs.settings[0] == first | {"changes": False}
+    assert runs.settings[2] == first | {"changes": True}
     assert main(["train", "debug", "--overwrite"]) == 0
     assert runs.settings[-1]["overwrite"] is True
 

@@ -110,13 +110,13 @@ def _study_options(parser: Parser, out: str, test: bool = False) -> None:
     add("--looks", metavar="K", type=count, default=0, help=about)
     about = "compare although settings, versions or machines differ; reported"
     add("--allow-mixed", action="store_true", help=about)
-    changed_data_option(parser, "run trials although images changed since others were run")
     about = (
         "trials that keep their checkpoints: each group's best and the last N to end, or all "
         "(default: 3)"
     )
     add("--keep", metavar="N|all", type=_keep, help=about)
-    # the summary of a study names it where a trial failed
+    # what is printed names these two where they are of use
+    changed_data_option(parser, argparse.SUPPRESS)
     add("--retry-failed", action="store_true", help=argparse.SUPPRESS)
     protocol_option(parser, hidden=True)  # vitc report has it too
     add("--json", action="store_true", help="results.json on one line, last on stdout")

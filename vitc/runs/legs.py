@@ -73,7 +73,7 @@ def config_at(config: RunConfig, legs: Legs, step: float) -> RunConfig:
 
 def changes(config: RunConfig, legs: Legs) -> list[tuple[int, list[str]]]:
     """The step of each border, and what changed there: `optim.lr: 0.001 -> 0.0003`."""
-    after = [*(leg.config for leg in legs[1:]), config]
+    after = [*(leg.config for leg in legs), config][1:]
     return [(a.until, differences(a.config, b)) for a, b in zip(legs, after, strict=True)]
 
 
