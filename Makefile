@@ -4,9 +4,11 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 PEER_TESTS := $(shell grep -l -e import_peer -e real_weights -e importorskip tests/test_*.py)
 QUICK_TESTS := $(addprefix tests/test_,architecture.py config.py public_names.py rooms.py words.py schedule.py step.py stem.py plan.py)
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile -c $(CONSTRAINTS) -e
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || :  # pip does it on one core; templates fail
 
-.PHONY: demo quick test check docs clean
+.PHONY: demo quick test lint types fast check docs clean
 
 demo:
 	@start=$$(date +%s); \
@@ -18,24 +20,28 @@ demo:
 	echo "  .venv/bin/vitc train FOLDER                 # your own photos, one sub-folder a class" && \
 	echo "  .venv/bin/vitc study quick --draws 32 --out studies/demo   # tighter intervals"
 
-test: .venv/.installed-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+test: lint
+	@$(MAKE) --no-print-directory -j 2 types fast
 
 # The inner loop: lint, types, and the tests of what everything else stands on.
-quick: .venv/.installed-test
+quick: lint
+	@$(MAKE) --no-print-directory -j 2 types fast TESTS="$(QUICK_TESTS)"
+
+lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types:
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(QUICK_TESTS)
+
+fast:
+	$(PYTEST) $(TESTS)
 
 # Everything `test` leaves out for its length or for what it needs: hundreds of kills, full-size
 # coverage simulations, and the comparisons with timm and torchvision.
 check: test .venv/.installed-check
 	$(BIN)/python -m pytest -q -m slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PEER_TESTS)
+	$(PYTEST) $(PEER_TESTS)
 	$(MAKE) --no-print-directory docs
 
 # The documentation as a site, in build/site; a link that leads nowhere is an error.
@@ -44,11 +50,13 @@ docs: .venv/.installed-docs
 	@echo "build/site/index.html"
 
 .venv/.installed-docs: .venv/.installed
-	$(PIP) install -c $(CONSTRAINTS) -e ".[docs]"
+	$(PIP) ".[docs]"
+	@$(COMPILE)
 	@touch $@
 
 .venv/.installed-check: .venv/.installed-test
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino,serve]"
+	$(PIP) ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino,serve]"
+	@$(COMPILE)
 	@touch $@
 
 clean:
@@ -62,9 +70,12 @@ clean:
 
 .venv/.installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (once; about a minute) ..."
-	$(PIP) install -c $(CONSTRAINTS) -e .
+	$(PIP) .
+	@$(COMPILE)
 	@touch $@
 
-.venv/.installed-test: .venv/.installed
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test,optim,tiff,heif]"
-	@touch $@
+.venv/.installed-test: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; about a minute) ..."
+	$(PIP) ".[test,optim,tiff,heif]"
+	@$(COMPILE)
+	@touch .venv/.installed $@

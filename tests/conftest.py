@@ -49,6 +49,12 @@ def nothing_pretrained(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their figures: drawing takes most of their time."""
+    monkeypatch.setattr("vitc.views.figures.save", lambda chart, folder: (None, "<svg/>"))
+
+
+@pytest.fixture
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of JPEGs, `classes` sub-folders of `count` images; learnable by colour."""
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines import Here
 from tests.test_work import LONGER, nothing_twice, plan, results, study, until
 from vitc.cli.main import main
 from vitc.cli.work import FLAGS
@@ -38,7 +39,7 @@ from vitc.study.reporting import facts
 from vitc.study.runner import conduct
 from vitc.study.standing import standing
 from vitc.study.study_folder import StudyFolder
-from vitc.study.work import Pool, Span, read_tries, run_trial, trials_of
+from vitc.study.work import Pool, Span, read_tries, run_trial
 
 
 def always() -> bool:
@@ -165,18 +166,6 @@ def test_a_study_for_the_cpu_gets_no_gpus_later(engine: str, tmp_path: Path) -> 
 
 
 # -- any engine ------------------------------------------------------------------------------------
-
-
-class Here(LocalEngine):
-    """An engine of any name that runs trials in this very process."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(workers=1)
-        self.name = name
-
-    def run(self, study: StudyFolder, ids: Sequence[str], going: Callable[[], bool]) -> None:
-        for trial in trials_of(study, ids):
-            run_trial(study, trial, self.name)
 
 
 class Fake(LocalEngine):

@@ -528,7 +528,7 @@ def test_seeds_needed_have_the_power_asked_for() -> None:
 
 
 @pytest.fixture
-def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
+def invented(undrawn: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
     """The verbs as they are, but every trial's result is made up: error falls with length."""
     plans: list[Plan] = []
 
@@ -547,8 +547,6 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Plan]:
         )
 
     monkeypatch.setattr("vitc.study.runner.conduct", conduct)
-    # Drawing takes most of the time; one test above draws.
-    monkeypatch.setattr("vitc.views.figures.save", lambda chart, folder: (None, "<svg/>"))
     monkeypatch.chdir(tmp_path)
     return plans
 

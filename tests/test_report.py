@@ -167,6 +167,7 @@ def test_equivalence_is_asked_for_with_a_margin(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_extension_that_was_not_planned_makes_the_page_exploratory(tmp_path: Path) -> None:
     folders = {k: StudyFolder(invented(tmp_path / str(k), easier, looks=k)) for k in (1, 2)}
     for looks, folder in folders.items():
@@ -190,6 +191,7 @@ def test_more_than_twice_the_draws_was_not_planned(tmp_path: Path) -> None:
     assert "from 4 to 9" in analyse([folder.path])[0].exploratory
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_papers_protocol_takes_the_best_epoch_and_says_so(tmp_path: Path) -> None:
     study = invented(tmp_path / "s", easier)
     for file in study.glob("trials/*/summary.json"):
@@ -241,6 +243,7 @@ def test_a_page_is_markdown_and_takes_no_others_folder(tmp_path: Path, name: str
     assert not (study / "report").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_study_reports_what_it_has(tmp_path: Path) -> None:
     path = invented(tmp_path / "s", easier, draws=3, control=False)
     first = sorted((path / "trials").iterdir())[0]
@@ -284,6 +287,7 @@ def test_studies_of_other_versions_or_precision_are_not_joined(tmp_path: Path) -
     assert f"{b} ran on other hardware than {a}." in joined.finding.warnings
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_studies_on_the_same_draws_are_joined(tmp_path: Path) -> None:
     one = invented(tmp_path / "one", easier, draws=6)
     two = invented(tmp_path / "two", easier, draws=6, rename={"vit_c_tiny": "mine"})

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engines import Here
 from vitc import Predictor, study
 from vitc.errors import CheckpointError, ConfigError
 from vitc.study.design import TUNING
+from vitc.study.launch import LocalEngine
 from vitc.study.study_folder import StudyFolder
 
 BRIEF: dict[str, Any] = {
@@ -23,7 +25,10 @@ BRIEF: dict[str, Any] = {
 }
 
 
-def test_a_study_runs_from_python_and_is_extended(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_runs_from_python_and_is_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words: dict[str, Any] = {"models": ["vit_p_tiny"], "out": tmp_path / "s", "workers": 1}
     made = study.run("hparams", "debug", draws=1, **words, **BRIEF)
     assert "only contender" in made.verdict
@@ -37,6 +42,7 @@ def test_a_study_runs_from_python_and_is_extended(tmp_path: Path) -> None:
     assert made.figure("edf").axes
     with pytest.raises(ConfigError, match="no figure 'x'"):
         made.figure("x")
+    monkeypatch.setattr(LocalEngine, "run", Here.run)
     more = study.run("hparams", "debug", draws=2, keep=0, **words, **BRIEF)
     assert [r.error for r in more.section.results][:1] == [made.section.results[0].error]
     best, other = sorted(more.section.results, key=lambda r: r.error or 0.0)

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.engines import Here
 from tests.invented import HERE, done, write_trial
+from tests.test_work import until
 from vitc.cli.main import main
 from vitc.cli.report import report_on
 from vitc.errors import CheckpointError, ConfigError, InterruptedRun
@@ -44,7 +46,7 @@ def plan(draws: int = 2, **overrides: Any) -> Plan:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of 2 x 2 trials, run once for all tests that only read it."""
     path = tmp_path_factory.mktemp("study") / "s"
-    conduct(StudyFolder(path), plan(), engine=LocalEngine(2), quiet=True, command="vitc study ...")
+    conduct(StudyFolder(path), plan(), engine=Here(), quiet=True, command="vitc study ...")
     return path
 
 
@@ -62,7 +64,7 @@ def test_extending_a_study_keeps_the_trials_that_ended(study: Path, tmp_path: Pa
         return {p.name: (p.stat().st_ino, (p / "events.log").read_text()) for p in every}
 
     before = files()
-    now = conduct(StudyFolder(study), plan(3), engine=LocalEngine(2), quiet=True)
+    now = conduct(StudyFolder(study), plan(3), engine=Here(), quiet=True)
     assert (now.ended, now.total) == (6, 6)
     after = files()
     assert len(after) == 6
@@ -83,6 +85,7 @@ def test_a_later_command_keeps_the_reference_and_the_looks_of_the_plan(tmp_path:
         folder.joined(Hparams().plan(replace(request, looks=2)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_can_be_made_again_and_says_its_verdict(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,17 +101,21 @@ def test_the_report_can_be_made_again_and_says_its_verdict(
 def test_a_study_stopped_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "s")
     slow = plan(2, **{"train.epochs": 200})
-    stopper = threading.Timer(6, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def stop_when_training() -> None:
+        until(lambda: any(f.stat().st_size for f in folder.path.glob("trials/*/metrics.jsonl")))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_when_training)
     stopper.start()
     with pytest.raises(InterruptedRun) as caught:
         conduct(folder, slow, engine=LocalEngine(1), quiet=True)
     stopper.join()
     assert caught.value.run_exit_code == 143
     now = standing(folder, slow)
-    assert now.ended < 4
-    for run in now.runs.values():
-        if run.status == "interrupted":
-            assert (run.path / "checkpoints" / "latest").exists()
+    assert now.ended == 0
+    (run,) = [run for run in now.runs.values() if run.status == "interrupted"]
+    assert (run.path / "checkpoints" / "latest").exists()
 
 
 def test_mixed_contenders_are_refused_unless_allowed(tmp_path: Path) -> None:
@@ -183,6 +190,7 @@ def invented(path: Path, p: Plan, trials: dict[int, dict[str, Any]]) -> StudyFol
     return folder
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_without_a_result_says_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +208,7 @@ def test_a_study_without_a_result_says_what_to_do_next(
     assert "tighter intervals" not in out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_ends_well_with_diverged_trials_and_not_with_failed_ones(tmp_path: Path) -> None:
     diverged = {"status": "diverged", "error": "Diverged at step 3"}
     good = {0: done(40), 1: diverged, 2: done(50), 3: done(45)}
@@ -285,6 +294,7 @@ class Measured(Odd):
 """
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_that_cannot_be_counted_takes_no_report(tmp_path: Path) -> None:
     file = tmp_path / "my.py"
     file.write_text(STEMS)

@@ -49,17 +49,24 @@ def compare_accuracy(only_a: int, only_b: int, n: int, level: float = 0.95) -> P
         raise ConfigError(f"{only_a} and {only_b} of {n} images; allowed are counts of n images.")
     p, d, d_low, d_high = 1.0, 0.0, -1.0, 1.0
     if differ:
-        test = binomtest(only_a, differ)
-        share = test.proportion_ci(level, method="exact")
-        p, d = float(test.pvalue), (only_a - only_b) / differ
-        d_low, d_high = 2 * float(share.low) - 1, 2 * float(share.high) - 1
+        p, d = float(binomtest(only_a, differ).pvalue), (only_a - only_b) / differ
+        d_low, d_high = (2 * bound - 1 for bound in _exact(only_a, differ, alpha))
         if p >= alpha:  # but for rounding they agree already
             d_low, d_high = min(d_low, 0.0), max(d_high, 0.0)
     psi = differ / n
-    spread = binomtest(differ, n).proportion_ci(level, method="exact")
-    less, more = psi - float(spread.low), float(spread.high) - psi
+    psi_low, psi_high = _exact(differ, n, alpha)
+    less, more = psi - psi_low, psi_high - psi
     middle = psi * d
     low = middle - math.hypot(psi * (d - d_low), d_low * (less if d_low > 0 else more))
     high = middle + math.hypot(psi * (d_high - d), d_high * (more if d_high > 0 else less))
     interval = 100 * max(-1.0, low), 100 * min(1.0, high)
     return PairedAccuracy(100 * middle, interval, p, only_a, only_b, n, level)
+
+
+def _exact(count: int, n: int, alpha: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share, by the quantiles of the beta distribution."""
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(count, n - count + 1, alpha / 2)) if count else 0.0
+    high = 1 - float(betaincinv(n - count, count + 1, alpha / 2)) if count < n else 1.0
+    return low, high

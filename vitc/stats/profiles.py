@@ -89,8 +89,8 @@ def sensitivity(
     k = max(2, n // 4) if best_of is None else best_of
     if not 2 <= k <= n // 2:
         raise ConfigError(f"best_of {k} must be from 2 to half of the {n} draws.")
-    estimate = _lost(table, k)
-    without = np.array([_lost(np.delete(table, i, axis=1), k) for i in range(n)])
+    estimate = float(_lost(table, k))
+    without = _lost(np.stack([np.delete(table, i, axis=1) for i in range(n)]), k)
     deviation = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
     t = float(scipy.stats.t.isf((1 - checked_confidence(confidence)) / 2, 2 * n / k - 1))
     method = f"jackknife of the logarithm, best of {k} draws"
@@ -100,13 +100,16 @@ def sensitivity(
     return Interval(estimate / factor, estimate, estimate * factor, confidence, method)
 
 
-def _lost(table: FloatArray, k: int) -> float:
-    return _best_of(table.mean(axis=0), k) - float(np.mean([_best_of(row, k) for row in table]))
+def _lost(tables: FloatArray, k: int) -> FloatArray:
+    """(..., tasks, draws) -> (...)"""
+    lost: FloatArray = _best_of(tables.mean(axis=-2), k) - _best_of(tables, k).mean(axis=-1)
+    return lost
 
 
-def _best_of(values: FloatArray, k: int) -> float:
-    """The mean over all k-subsets of the least value."""
-    n = values.size
+def _best_of(values: FloatArray, k: int) -> FloatArray:
+    """The mean over all k-subsets of the last dimension of the least value."""
+    n = values.shape[-1]
     ranks = np.arange(n - k + 1)  # the least of a subset: k - 1 of it are among the n - 1 - i above
     weights = scipy.special.comb(n - 1 - ranks, k - 1) / scipy.special.comb(n, k)
-    return float(np.sort(values)[: n - k + 1] @ weights)
+    mean: FloatArray = np.sort(values)[..., : n - k + 1] @ weights
+    return mean
