@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitc.training.log import what_limits
+from vitc.training.utilisation import what_limits
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ import pytest
 import torch
 
 from tests.processes import Group
+from tests.test_divergence import poison
 from tests.test_loop import MIXED, lines, tiny, weights
 from vitc.config import RunConfig, read_config
+from vitc.data.loader import TrainLoader
 from vitc.deploy.front_door import train
 from vitc.errors import ConfigError, DataError
 from vitc.runs.folder import Run
-from vitc.training import parallel
+from vitc.training import guard, loop, parallel
 from vitc.training.loop import run
 from vitc.training.parallel import joined
 from vitc.training.settle import with_shares
@@ -188,6 +192,54 @@ def test_the_others_end_when_one_is_killed_and_any_number_resumes(tmp_path: Path
     assert "resumed at step 3" in (out / "events.log").read_text()
     run(config, tmp_path / "one", quiet=True)
     assert_close(tmp_path / "one", out)
+
+
+@pytest.mark.slow
+def test_all_roll_back_to_one_state_and_leave_out_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is in the second process, which alone can name it. Killed before it or after the
+    rollback, and resumed, all end with the same bits."""
+    monkeypatch.setattr(guard, "GOOD_EVERY", (20, 20))
+    rolls = {"train.on_divergence": "rollback", "train.save_every_steps": 7, "train.batch": 8}
+    config = tiny(**{**ON_CPU, **rolls, "data.max_train": 96, "train.epochs": 4})
+
+    def work(out: Path, kill: int | None, rank: int) -> Any:
+        trainers: list[loop.Trainer] = []
+        begin, make = loop.Trainer.run, TrainLoader._step
+
+        def kept(trainer: loop.Trainer) -> Any:
+            trainers.append(trainer)
+            return begin(trainer)
+
+        def spoiled(loader: TrainLoader, index: int) -> Any:
+            micros = make(loader, index)
+            if rank == 1 and index == 26:
+                poison(None, micros)  # type: ignore[arg-type]
+            return micros
+
+        loop.Trainer.run = kept  # type: ignore[method-assign]
+        TrainLoader._step = spoiled  # type: ignore[method-assign]
+        if rank == 1 and kill is not None:
+            at_step(kill, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        result = run(config, out, quiet=True)
+        (t,) = trainers
+        models = [t.state.model, *([t.state.ema.module] if t.state.ema else [])]
+        values = torch.cat([v.double().flatten() for m in models for v in m.state_dict().values()])
+        bits = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+        return result.status, t.guard.rollbacks, t.guard.left_out, bits
+
+    one, two = Group(2, partial(work, tmp_path / "whole", None)).results()
+    assert one == two
+    record = {"at": 27, "since": 27, "cause": "poisoned batch", "lr_factor": 0.5, "to": 20}
+    assert one[:3] == ("done", [record], [27])
+    text = (tmp_path / "whole" / "events.log").read_text()
+    assert text.count("rolled back from step 27 to step 20: poisoned batch") == 1
+    assert "its pixels are not finite" in text
+    for kill in (24, 30):
+        out = tmp_path / str(kill)
+        assert Group(2, partial(work, out, kill)).results()[1] == -signal.SIGKILL
+        assert Group(2, partial(work, out, None)).results() == [one, one]
 
 
 def test_the_error_of_one_process_is_that_of_the_run(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vitc.errors import BrokenFileError, RunError
 from vitc.files import to_json, write_atomically
 from vitc.resolve import what_is
 from vitc.runs.folder import EVENTS, Run
-from vitc.runs.results import REPORT, last_test, state_of
+from vitc.runs.results import REPORT, SPENT, last_test, state_of
 from vitc.stats.proportions import Interval, wilson
 from vitc.views.model import (
     GREY,
@@ -53,13 +53,6 @@ WORST = 24  # images
 SUSPECTED = 24  # labels, as pictures
 COPIES = 8  # pairs, as pictures
 MOST_NOTES = 60
-SPENT = {
-    "preparing": "opening and preparing the images",
-    "loading": "waiting for images",
-    "steps": "training steps",
-    "evaluation": "validation",
-    "saving": "checkpoints",
-}
 
 
 def write_page(e: Evaluation, command: str, file: Path | None = None) -> Path:

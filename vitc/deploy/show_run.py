@@ -13,10 +13,11 @@ from typing import Any
 from vitc.config import RunConfig, read_config, to_dict
 from vitc.files import read_json, writer_of
 from vitc.models.stem_config import CustomStemConfig
-from vitc.runs.folder import DATA, METRICS, Run
+from vitc.runs.folder import DATA, HEARTBEAT, METRICS, Run
 from vitc.runs.legs import changes, read_legs
+from vitc.runs.results import SPENT
 from vitc.views.model import Chart, Line, Page, Part, Table, Text
-from vitc.wording import duration, printable
+from vitc.wording import duration, printable, size
 
 LATEST = 10  # evaluations of a run that are listed
 MOST_LINES = 1000  # of metrics.jsonl in a curve
@@ -102,7 +103,33 @@ def _progress(
         elif done > 0:
             left = used * (1 - done) / done
             rows.append(("time left", f"about {duration(left)}, evaluations not counted"))
+    if (path / HEARTBEAT).exists():
+        rows += _uses(read_json(path / HEARTBEAT))
     return rows
+
+
+def _uses(now: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The processors, memory and device that a run uses, and what its time was spent on."""
+    computing, loading = now["cores_computing"], now["cores_loading"]
+    memory = [size(now["memory_bytes"])] if now["memory_bytes"] else []
+    if "gpu_memory_total" in now:
+        busy = f" {100 * now['gpu_use']:.0f} % busy," if "gpu_use" in now else ""
+        used, total = size(now["gpu_memory_bytes"]), size(now["gpu_memory_total"])
+        memory.append(f"GPU{busy} {used} of {total}")
+    spent = {k: s for k, s in now["time_spent"].items() if k in SPENT}
+    whole = sum(spent.values()) or 1.0
+    shares = (f"{100 * s / whole:.0f} % {SPENT[k]}" for k, s in spent.items())
+    return [
+        (
+            "processors",
+            f"{computing + loading:.1f} of {now['cores']} cores: {computing:.1f} computing, "
+            f"{loading:.1f} loading images",
+        ),
+        *([("memory", "; ".join(memory))] if memory else []),
+        ("time so far", ", ".join(shares)),
+        ("limit", now["limit"]),
+        *([("of matmul rate (MFU)", f"{100 * now['mfu']:.0f} %")] if now["mfu"] else []),
+    ]
 
 
 def curves(title: str, metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:

@@ -6,6 +6,7 @@
     metrics.jsonl   one JSON object a line: {"kind": "train" | "eval" | "watch", "step": ...}
     events.log      what happened when, for people
     legs.json       settings of earlier legs, where some were changed on the way (vitc.runs.legs)
+    heartbeat.json  what the run uses right now (vitc.training.usage); gone once it has ended
     summary.json    the result; present once the run has ended, however it ended
     checkpoints/    see vitc.runs.checkpoint
     report.*, against.*, test.json  pages, and readings of the test split (vitc.runs.results)
@@ -36,7 +37,6 @@ from vitc import files
 from vitc.config import RunConfig, differences, read_config, to_saved
 from vitc.data.dataset import DataSet
 from vitc.data.identity import Images, joined, to_bytes
-from vitc.data.litter import holds_run, listed
 from vitc.errors import CheckpointError, ConfigError, DataError, RunError
 from vitc.files import read_json, write_json
 from vitc.plugins.consent import copies
@@ -46,10 +46,11 @@ from vitc.runs.legs import LEGS, Legs, may_change, read_legs, write_legs
 from vitc.wording import printable, short
 
 CONFIG, DATA, SUMMARY = "config.json", "data.json", "summary.json"
-METRICS, EVENTS = "metrics.jsonl", "events.log"
+METRICS, EVENTS, HEARTBEAT = "metrics.jsonl", "events.log", "heartbeat.json"
 PAGES = ("report.html", "report.json", "report.csv", "against.html", "against.json", "against.csv")
 RESULTS = ("test.json", *PAGES)  # see vitc.runs.results
 TRACKER, TENSORBOARD = "tracker.json", "tensorboard"  # see vitc.training.trackers
+PARTS = (METRICS, EVENTS, HEARTBEAT, DATA, LEGS, SUMMARY, TRACKER)  # that a new run begins without
 CLAIM, TRIES = ".claim", "tries.json"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 START, BEST = "start.safetensors", "best.safetensors"  # weights that a run may return to
@@ -189,7 +190,7 @@ class RunFolder:
                 if CHECKPOINT_NAME.fullmatch(path.name) or path.name in (START, BEST, GOOD):
                     files.discard(path)
             files.remove_leftovers(self.checkpoints)
-        for name in (METRICS, EVENTS, DATA, LEGS, run_images.IMAGES, SUMMARY, TRACKER, *RESULTS):
+        for name in (*PARTS, run_images.IMAGES, *RESULTS):
             (self.path / name).unlink(missing_ok=True)
         files.discard(self.path / TENSORBOARD)
         write_json(self.path / CONFIG, to_saved(config))
@@ -245,6 +246,11 @@ class RunFolder:
         if self.writer:
             with _writing(self.path / name), open(self.path / name, "ab") as file:
                 file.write(line.encode() + b"\n")
+
+    def beat(self, values: Mapping[str, Any]) -> None:
+        """Replace heartbeat.json, if the disk takes it."""
+        with contextlib.suppress(OSError):
+            write_json(self.path / HEARTBEAT, values)
 
     def drop_alternatives(self) -> None:
         """Remove the weights that a run could have returned to, once it has ended."""
@@ -345,6 +351,7 @@ class RunFolder:
             return
         with _writing(self.path / SUMMARY):
             write_json(self.path / SUMMARY, values)
+            (self.path / HEARTBEAT).unlink(missing_ok=True)
         self.finished = values["status"] == "done"
 
     def close(self) -> None:
@@ -486,15 +493,3 @@ class Run:
         tries = self.path / TRIES
         entries = read_json(tries).get("tries", []) if tries.is_file() else []
         return list(dict.fromkeys([*found, *((e["engine"], e["host"]) for e in entries)]))
-
-
-def load_runs(folder: str | Path) -> list[Run]:
-    """Every run folder in or below `folder`, by path. Raises ConfigError if there are none."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise ConfigError(f"{root} is not a folder.", "Give a run, a study, or a folder of runs.")
-    folders = sorted(p.parent for p in root.rglob(CONFIG) if p.is_file())
-    found = [folder for folder in folders if holds_run(str(folder), listed(str(folder)))]
-    if not found:
-        raise ConfigError(f"{root} contains no run.", "A run folder holds a config.json.")
-    return [Run(path) for path in found]

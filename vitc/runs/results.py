@@ -4,7 +4,7 @@
     report.html, .json, .csv  the run page, its numbers, and one line for each image
     against.*                 the same of the last comparison with another model
 
-A run that is restarted loses them.
+A run that is restarted loses them. Also: which runs are below a folder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vitc.errors import CheckpointError
+from vitc.data.litter import holds_run, listed
+from vitc.errors import CheckpointError, ConfigError
 from vitc.files import read_json, write_json
-from vitc.runs.folder import RESULTS, Run
+from vitc.runs.folder import CONFIG, RESULTS, Run
 
 TEST, REPORT, NUMBERS, IMAGES, AGAINST, *_ = RESULTS
+SPENT = {  # what the time of a run is spent on, by the keys of `time_spent`
+    "steps": "training steps",
+    "loading": "waiting for images",
+    "evaluation": "validation",
+    "saving": "checkpoints",
+    "preparing": "preparing",
+}
 
 
 def state_of(run: Path, weights: str) -> dict[str, Any] | None:
@@ -65,3 +73,15 @@ def fitted_on_val(run: Path, weights: str) -> dict[str, Any] | None:
         if values.get("state") == state and isinstance(fit, dict) and fit.get("split") == "val":
             return fit
     return None
+
+
+def load_runs(folder: str | Path) -> list[Run]:
+    """Every run folder in or below `folder`, by path. Raises ConfigError if there are none."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"{root} is not a folder.", "Give a run, a study, or a folder of runs.")
+    folders = sorted(p.parent for p in root.rglob(CONFIG) if p.is_file())
+    found = [folder for folder in folders if holds_run(str(folder), listed(str(folder)))]
+    if not found:
+        raise ConfigError(f"{root} contains no run.", "A run folder holds a config.json.")
+    return [Run(path) for path in found]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitc.runs.folder import Run, load_runs
+    from vitc.runs.folder import Run
+    from vitc.runs.results import load_runs
     from vitc.stats.compare import Comparison, compare
     from vitc.stats.curves import edf, interval
     from vitc.stats.profiles import sensitivity, time_to_target
@@ -38,7 +39,7 @@ _MODULES = {
     "compare": "stats.compare",
     "edf": "stats.curves",
     "interval": "stats.curves",
-    "load_runs": "runs.folder",
+    "load_runs": "runs.results",
     "StudyResult": "study.studies",
     "sensitivity": "stats.profiles",
     "time_to_target": "stats.profiles",

@@ -25,8 +25,8 @@ from vitc.machine import cores
 from vitc.training import auto_rules as rules
 from vitc.training.device import describe
 from vitc.training.guard import KEEP_GOOD
-from vitc.training.log import loader_limits, what_limits
 from vitc.training.probe import Probe, probe
+from vitc.training.utilisation import loader_limits, what_limits
 
 PROBES, PROBE_SECONDS = 2, 2.0
 SEGMENTS = 4  # of a probe's steps, whose means show how the rate varies

@@ -22,6 +22,7 @@ from vitc.training.divergence import EXPLODED, EXPLODED_BY, LEAST, Cause, Findin
 from vitc.training.step import micro_loss, ready_images
 from vitc.wording import few, short
 
+UNREPRODUCED = "not reproduced"  # in place of where
 LARGE_WEIGHTS = 10.0  # root mean square; layers start below 1
 
 
@@ -72,7 +73,7 @@ def _found(
     if gradient:
         return Finding("NaN gradient", step, gradient, f"{seen}; the forward pass is finite")
     evidence = f"{seen}; the same step repeated is finite: a fault of the machine, or a race"
-    return Finding("NaN gradient", step, "not reproduced", evidence)
+    return Finding("NaN gradient", step, UNREPRODUCED, evidence)
 
 
 def batch_of(setup: Setup, provider: Provider, step: int) -> tuple[list[MicroBatch], Sequence[str]]:

@@ -23,7 +23,7 @@ from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import GOOD, RunFolder
 from vitc.training.build import Setup
 from vitc.training.device import autocast
-from vitc.training.diagnose import diagnose
+from vitc.training.diagnose import UNREPRODUCED, diagnose
 from vitc.training.divergence import UNDONE, Finding, Watch
 from vitc.training.evaluate import not_finite
 from vitc.training.log import RunLog
@@ -153,7 +153,11 @@ class Guard:
         self.in_a_row += 1
         finding = None
         if self.policy != "continue" or self.skipped <= MOST_NOTES:
-            finding = diagnose(self.setup, self.state.model, provider, self.watch, step, seen)
+            found = self.setup.procs.gather(
+                diagnose(self.setup, self.state.model, provider, self.watch, step, seen)
+            )
+            # Of several processes one may have the bad image: its finding, with a place, is all's.
+            finding = next((f for f in found if f.where not in ("", UNREPRODUCED)), found[0])
         if self.policy == "rollback":
             self.asked = finding
             return

@@ -19,7 +19,8 @@ from vitc.training.build import Setup, largest_share
 from vitc.training.device import computes_bf16, describe, peak_memory
 from vitc.training.pace import Pace
 from vitc.training.trackers import Followed
-from vitc.training.utilisation import utilisation
+from vitc.training.usage import Usage
+from vitc.training.utilisation import utilisation, what_limits
 from vitc.wording import counted, duration
 
 
@@ -36,7 +37,7 @@ class RunLog:
         self.setup, self.folder, self.progress = setup, folder, progress
         self.followed = followed
         self.started = time.monotonic()
-        self.first_step = 0
+        self.usage: Usage | None = None
         self.noted: set[str] = set()
         self.limit_noted = False
         self.loss_noted = False
@@ -93,7 +94,8 @@ class RunLog:
 
     def start(self, step: int) -> None:
         """The first step is about to be taken after `step` earlier ones."""
-        self.started, self.first_step = time.monotonic(), step
+        self.started = time.monotonic()
+        self.usage = self.usage or Usage(self.setup, step)
         self.progress.start_at(step)
         if self.followed is not None:
             self.followed.start(step)
@@ -118,6 +120,11 @@ class RunLog:
         note = f"{rate:,.0f} img/s  loss {means['loss']:.3f}"
         self.progress.update(state.step, note=note)
         self._note_lost_output()
+
+    def beat(self, state: TrainState, batches: TrainLoader) -> None:
+        """Every few seconds: what the run uses, for who looks on."""
+        if self.usage is not None and self.usage.due:
+            self.folder.beat(self.usage.look(state.step, state.model, batches, self.spent))
 
     def replanned(self, state: TrainState, pace: Pace) -> None:
         """The run has a time to end in, and its remaining steps were counted again."""
@@ -170,7 +177,8 @@ class RunLog:
         setup, last = self.setup, state.last_eval
         mfu, used = None, ""
         if error is None and setup.procs.first:
-            images = (state.step - self.first_step) * setup.config.train.batch
+            first = self.usage.first_step if self.usage else state.step
+            images = (state.step - first) * setup.config.train.batch
             mfu, used = utilisation(setup, state.model, images, self.spent)
             self.folder.event(used)
         summary: dict[str, Any] = {
@@ -235,31 +243,3 @@ class RunLog:
             return None
         largest = largest_share(data.splits["val"].labels)
         return bool(100 - last["top1"] >= learning_line(len(data.classes), 0, largest))
-
-
-LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays
-
-
-def loader_limits(share: float, workers: int | None) -> bool:
-    """Whether reading images limits the rate, by the share of the time waited for them."""
-    return workers is not None and share >= LOADER_SHARE
-
-
-def what_limits(wait: float, seconds: float, workers: int | None, cores: int, device: str) -> str:
-    """One line: is it reading images or computing that bounds the rate, and what to change.
-
-    `wait` of `seconds` were spent waiting for images; `workers` None: they are resident.
-    """
-    share = wait / max(seconds, 1e-9)
-    waiting = f"{100 * share:.0f} % of the time is spent waiting for images"
-    if workers is None:
-        return f"computing limits the rate: the images are resident on {device} ({waiting})"
-    if not loader_limits(share, workers):
-        faster = "a smaller --model or --model.img_size" if device == "cpu" else "--train.compile"
-        return f"computing limits the rate, not the loader ({waiting}); faster: {faster}"
-    ways = ["pack the images once, smaller: vitc data pack SRC OUT --short-side 256"]
-    if workers < cores:
-        ways.insert(0, f"--data.workers {cores} (now {workers}, for {cores} cores)")
-    elif device == "cpu":
-        ways.append(f"loader and training share {cores} cores here")
-    return f"the loader limits the rate: {waiting}; faster with: {'; or '.join(ways)}"

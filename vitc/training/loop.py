@@ -309,13 +309,15 @@ class Trainer:
             logging = state.step % t.log_every_steps == 0
             epoch, within = divmod(state.step, setup.steps_per_epoch)
             keeping = guard.good_step()
-            if logging or within == 0 or keeping or pace.ended or setup.device.type != "cuda":
+            reading = logging or within == 0 or keeping or pace.ended
+            if reading or setup.device.type != "cuda":
                 self._read(batches.provider)
             if guard.asked is not None:
                 return
             if logging:
                 self._count_time()
                 self.log.train_line(state, lr)
+                self.log.beat(state, batches)
             if pace.replan(state.step):
                 self.log.replanned(state, pace)
             if within == 0 or pace.ended:
@@ -327,8 +329,10 @@ class Trainer:
             if logging or within == 0 or setup.procs.world == 1 or setup.device.type == "cpu":
                 self._stop_if_asked(batches)
             by_steps = t.save_every_steps is not None and state.step % t.save_every_steps == 0
-            due = by_steps or time.monotonic() - self.saved_at >= t.save_every_seconds
-            due = due or self.retention.stays(state.step, state.best.get("step"))
+            due = by_steps or self.retention.stays(state.step, state.best.get("step"))
+            # Clocks differ: processes must not read, and perhaps roll back, at different steps.
+            if reading or setup.procs.world == 1:
+                due = due or time.monotonic() - self.saved_at >= t.save_every_seconds
             if pace.ended:
                 return
             if keeping:

@@ -1,5 +1,5 @@
-"""How well did a run use its device? Its time by what it was spent on, and its share of the rate
-of large matrix products."""
+"""How well does a run use its device? Its time by what it was spent on, its share of the rate of
+large matrix products, and what limits it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import torch
 
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
+from vitc.runs.results import SPENT
 from vitc.training.build import Setup
 
 LEAST_SECONDS = 60.0  # of training steps: below, measuring costs more than it helps
 SIDES = {"cuda": 8192}  # of the matrices; elsewhere 512, which fill a CPU's cores in 2 ms
 TRIES, PRODUCTS = 13, 10
-SPENT = {
-    "steps": "training steps",
-    "loading": "waiting for images",
-    "evaluation": "validation",
-    "saving": "checkpoints",
-    "preparing": "preparing",
-}
 
 
 def matmul_rate(device: torch.device, side: int, precision: str) -> float:
@@ -65,3 +59,31 @@ def utilisation(
         return None, line
     kind = f"{setup.config.train.precision} matrix products"
     return round(mfu, 4), f"{line}; the steps reach {100 * mfu:.0f} % of the rate of {kind} (MFU)"
+
+
+LOADER_SHARE = 0.15  # of the time waited for images, above which more loader speed pays
+
+
+def loader_limits(share: float, workers: int | None) -> bool:
+    """Whether reading images limits the rate, by the share of the time waited for them."""
+    return workers is not None and share >= LOADER_SHARE
+
+
+def what_limits(wait: float, seconds: float, workers: int | None, cores: int, device: str) -> str:
+    """One line: is it reading images or computing that bounds the rate, and what to change.
+
+    `wait` of `seconds` were spent waiting for images; `workers` None: they are resident.
+    """
+    share = wait / max(seconds, 1e-9)
+    waiting = f"{100 * share:.0f} % of the time is spent waiting for images"
+    if workers is None:
+        return f"computing limits the rate: the images are resident on {device} ({waiting})"
+    if not loader_limits(share, workers):
+        faster = "a smaller --model or --model.img_size" if device == "cpu" else "--train.compile"
+        return f"computing limits the rate, not the loader ({waiting}); faster: {faster}"
+    ways = ["pack the images once, smaller: vitc data pack SRC OUT --short-side 256"]
+    if workers < cores:
+        ways.insert(0, f"--data.workers {cores} (now {workers}, for {cores} cores)")
+    elif device == "cpu":
+        ways.append(f"loader and training share {cores} cores here")
+    return f"the loader limits the rate: {waiting}; faster with: {'; or '.join(ways)}"

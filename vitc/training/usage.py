@@ -1,0 +1,95 @@
+"""What does a run use right now: processors, memory, device, and what is its time spent on?
+
+Written every few seconds to heartbeat.json, for `vitc show RUN` and its live page. Only counters of
+the system and of torch are read: no step waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitc.data.loader import TrainLoader
+from vitc.errors import ConfigError
+from vitc.machine import cores, processor_seconds
+from vitc.training.build import Setup
+from vitc.training.utilisation import LEAST_SECONDS, model_utilisation, what_limits
+
+BEAT_SECONDS = 5.0  # between two looks, at least
+
+
+class Usage:
+    """What the first process of a run uses, from one look to the next."""
+
+    def __init__(self, setup: Setup, step: int) -> None:
+        self.setup, self.first_step = setup, step
+        self.began = self.at = time.monotonic()
+        self.all, self.own = processor_seconds(), time.process_time()
+        self.share: float | None = None  # of the matmul rate, of an image a second; 0: unknown
+
+    @property
+    def due(self) -> bool:
+        return self.setup.procs.first and time.monotonic() - self.at >= BEAT_SECONDS
+
+    def look(
+        self, step: int, model: torch.nn.Module, batches: TrainLoader, spent: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Averages since the last look, and `spent`: seconds since the start, by what they were
+        spent on, of all but training steps."""
+        now, total, own = time.monotonic(), processor_seconds(), time.process_time()
+        seconds = now - self.at
+        computing = (own - self.own) / seconds
+        loading = (total - self.all) / seconds - computing  # processes of the loader
+        self.at, self.all, self.own = now, total, own
+        spent = {**spent, "loading": spent.get("loading", 0.0) + batches.wait_seconds}
+        others = sum(spent[k] for k in ("loading", "evaluation", "saving") if k in spent)
+        steps = max(0.0, now - self.began - others)
+        waited, device = batches.wait_seconds, self.setup.device
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": step,
+            "cores": cores(),
+            "cores_computing": round(computing, 2),
+            "cores_loading": round(max(0.0, loading), 2),
+            "memory_bytes": resident_bytes(),
+            **gpu(device),
+            "time_spent": {"steps": steps, **spent},
+            "mfu": self._mfu(step, model, steps),
+            "limit": what_limits(waited, waited + steps, batches.workers, cores(), device.type),
+        }
+
+    def _mfu(self, step: int, model: torch.nn.Module, seconds: float) -> float | None:
+        if seconds < LEAST_SECONDS:
+            return None
+        if self.share is None:
+            self.share = 0.0
+            with suppress(ConfigError):  # a custom model that cannot run without data
+                self.share = model_utilisation(self.setup, model, 1, 1.0)
+        images = (step - self.first_step) * self.setup.config.train.batch
+        return round(self.share * images / seconds, 4) or None
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """How busy the device is, as a share of the last moments, and its memory; empty on a CPU."""
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    found: dict[str, Any] = {"gpu_memory_bytes": total - free, "gpu_memory_total": total}
+    with suppress(Exception):  # without NVIDIA's library for it
+        found["gpu_use"] = torch.cuda.utilization(device) / 100
+    return found
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process, on Linux."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return None
