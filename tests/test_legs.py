@@ -160,7 +160,7 @@ def test_what_cannot_change_within_a_run_is_named(
     assert main(["train", str(out), *words]) == 2
     error = capsys.readouterr().err
     assert text in error
-    assert "optim.lr" not in error
+    assert "optim.lr:" not in error
     assert not (out / "legs.json").exists()
 
 

@@ -16,6 +16,7 @@ from vitc.errors import CheckpointError, ConfigError
 from vitc.study.design import TUNING
 from vitc.study.launch import LocalEngine
 from vitc.study.study_folder import StudyFolder
+from vitc.weights.load import read_weights
 
 BRIEF: dict[str, Any] = {
     "train.epochs": 1,
@@ -51,6 +52,8 @@ def test_a_study_runs_from_python_and_is_extended(
     with pytest.raises(CheckpointError, match="removed its checkpoints") as caught:
         Predictor(other.folder)
     assert best.folder in str(caught.value)
+    with pytest.raises(CheckpointError, match="removed its checkpoints"):
+        read_weights(other.folder)
     with pytest.raises(ConfigError, match="never taken back"):
         study.run("hparams", "debug", draws=1, **words, **BRIEF)
 

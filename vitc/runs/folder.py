@@ -86,6 +86,7 @@ with a run that has gone bad, not what is learned. Another device or thread coun
 not its bits; events.log then notes it."""
 
 METRICS_LIMIT = 1 << 30  # bytes; a stranger's file must not fill the memory
+WITHIN = "Within a run --optim.lr, --optim.schedule and --train.epochs may change"
 ELSEWHERE = "Restart it with --overwrite, or choose another --out."
 
 
@@ -209,11 +210,8 @@ class RunFolder:
         fixed = [c for c in other if not may_change(c.split(":")[0])]
         if fixed or (other and not changes):
             lines = "\n".join(f"  {c}" for c in (fixed if changes else other))
-            hint = ELSEWHERE
-            if not fixed:
-                names = " ".join(f"--{c.split(':')[0]} ..." for c in other)
-                run = shlex.quote(str(self.path))
-                hint = f"Change it within the run: vitc train {run} {names}. {ELSEWHERE}"
+            within = f"{WITHIN} (vitc train {shlex.quote(str(self.path))} --optim.lr LR). "
+            hint = f"{within if changes or not fixed else ''}{ELSEWHERE}"
             raise ConfigError(f"{self.path} holds a run of another config:\n{lines}", hint)
         summary = Run(self.path).summary
         if summary.get("status") == "done":

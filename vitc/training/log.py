@@ -146,7 +146,7 @@ class RunLog:
         images = state.step * self.setup.config.train.batch
         return round(images / max(state.seconds, 1e-9), 1)
 
-    def eval_line(self, state: TrainState, line: dict[str, Any]) -> None:
+    def eval_line(self, line: dict[str, Any]) -> None:
         self.metric(line)
         average = self.setup.config.optim.average
         which = f" ({average}; raw {line['top1_raw']:.2f})" if average else ""

@@ -391,7 +391,7 @@ class Trainer:
         self.pace.reserve = SAVING_SECONDS + self.pace.seconds() - before
         for name in self.validation.batches.skipped:
             self.log.note_once(f"not evaluated on broken file {name}")
-        self.log.eval_line(self.state, line)
+        self.log.eval_line(line)
         self._stop_early(line)
         train_mode(self.state.model)
         self.counted_until = time.monotonic()
@@ -424,7 +424,7 @@ class Trainer:
         before = state.last_eval.get("top1")
         if note := return_to_start(checkpoints, state):
             if state.last_eval["top1"] != before:
-                self.log.eval_line(state, {"kind": "eval", **state.last_eval})
+                self.log.eval_line({"kind": "eval", **state.last_eval})
             self.log.note(note)
 
     def _save(self) -> None:
@@ -458,10 +458,10 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """What no step guards: running statistics that are not finite must not be saved."""
-        found, _ = latest_checkpoint(self.folder.checkpoints)
         models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
         for model in models:
             if where := not_finite(dict(model.named_buffers())):
+                found, _ = latest_checkpoint(self.folder.checkpoints)
                 raise DivergedError(
                     f"Diverged by step {self.state.step} of {self.setup.steps}: {where}. "
                     f"Last good checkpoint: {found or 'none'}.",

@@ -264,6 +264,8 @@ def _from_folder(path: Path, average: str) -> Weights:
     )
     names = ("model.safetensors", "pytorch_model.bin")
     file = next((path / n for n in names if (path / n).exists()), None)
+    if file is None and what_is(path) == "run":
+        return _from_run(path, average)  # raises with the reason
     if file is None:
         raise no_weights_in(path)
     weights = _from_file(file, average)

@@ -155,7 +155,7 @@ def _curve(
     return [float(m["epoch"]) for m in mine], [float(m[name]) for m in mine]
 
 
-def draws_warnings(plan: Plan, groups: Sequence[GroupDraws]) -> list[str]:
+def draws_warnings(groups: Sequence[GroupDraws]) -> list[str]:
     uncounted = {g.contender: g.uncounted for g in groups if g.cost is None}
     found = [uncounted_note(contender, why) for contender, why in uncounted.items()]
     for g in groups:

@@ -142,7 +142,7 @@ class Hparams(Measure):
                 "comparisons": [c.values for c in found],
                 "time_to_target": target_values(reached),
             },
-            warnings=[*draws_warnings(plan, groups), *unsuccessful(plan, results)],
+            warnings=[*draws_warnings(groups), *unsuccessful(plan, results)],
             draws=tuple(groups),
             contrasts=tuple(found),
             compare=lambda pairs: compare_draws(plan, groups, pairs),
