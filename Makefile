@@ -55,7 +55,7 @@ docs: .venv/.installed-docs
 	@touch $@
 
 .venv/.installed-check: .venv/.installed-test
-	$(PIP) ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino,serve]"
+	$(PIP) ".[test,optim,peers,hub,data,tiff,heif,notebook,pretrained,export,openvino,serve,completion]"
 	@$(COMPILE)
 	@touch $@
 

@@ -35,7 +35,7 @@ def test_a_split_has_a_name_a_label_and_logits_for_every_image(trained: Path) ->
     found = predict_split(classifier, split="test")
     assert len(set(found.names)) == len(found.labels) == len(found.logits)
     assert found.logits.shape[1] == len(classifier.classes)
-    with pytest.raises(ConfigError, match="no split 'train2'"):
+    with pytest.raises(ConfigError, match="no train2 images"):
         predict_split(classifier, split="train2")
 
 

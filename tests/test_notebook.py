@@ -1,4 +1,4 @@
-"""The example notebook: short, and it runs."""
+"""The example notebooks: short, and they run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +15,60 @@ import pytest
 from vitc.progress import Progress
 from vitc.study.study_folder import StudyFolder
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "my_cnn.ipynb"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 WITH_JUPYTER = all(importlib.util.find_spec(n) for n in ("nbclient", "ipykernel"))
+# How each notebook is made shorter.
+BRIEF = {
+    "my_cnn": {"DRAWS = 8": "DRAWS = 2", '"data.max_train": 2000': '"data.max_train": 256'},
+    "my_photos": {'BUDGET = "3m"': 'BUDGET = "8s"'},
+}
 
 
-def code_cells() -> list[str]:
-    """The code of the notebook, on fewer images and draws."""
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    brief = {"DRAWS = 8": "DRAWS = 2", '"data.max_train": 2000': '"data.max_train": 256'}
-    text = "\0".join(code)
-    for old, new in brief.items():
+def code_cells(name: str) -> list[str]:
+    """The code of the notebook, on fewer images and draws or in less time."""
+    cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text())["cells"]
+    text = "\0".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    for old, new in BRIEF[name].items():
         assert old in text
         text = text.replace(old, new)
     return text.split("\0")
 
 
-def test_the_notebook_is_short_and_kept_without_outputs() -> None:
-    lines = [line for cell in code_cells() for line in cell.splitlines() if line.strip()]
+def run_cells(name: str, folder: Path, more: str) -> None:
+    """Run the notebook as a script in `folder`, then `more`."""
+    script = folder / "cells.py"
+    script.write_text("\n\n".join([*code_cells(name), more]))
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", BRIEF)
+def test_a_notebook_is_short_and_kept_without_outputs(name: str) -> None:
+    lines = [line for cell in code_cells(name) for line in cell.splitlines() if line.strip()]
     assert len(lines) <= 60
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text())["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
 @pytest.mark.slow
-def test_the_notebooks_cells_run_from_import_to_figure(tmp_path: Path) -> None:
-    script = tmp_path / "cells.py"
-    script.write_text("\n\n".join([*code_cells(), "made.figure().savefig('figure.png')"]))
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_study_runs_from_import_to_figure(tmp_path: Path) -> None:
+    run_cells("my_cnn", tmp_path, "made.figure().savefig('figure.png')")
     assert (tmp_path / "figure.png").stat().st_size > 1000
     plan, _ = StudyFolder(tmp_path / "studies" / "my_cnn").read()
     assert plan.contenders == ["my_cnn", "vit_c_tiny"]
+
+
+@pytest.mark.slow
+def test_photos_become_a_file_that_answers(
+    photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    photo_folder(count=24)
+    run_cells("my_photos", tmp_path, "figure.savefig('worst.png')")
+    assert (tmp_path / "runs/photos/report.html").exists()
+    assert (tmp_path / "photos.onnx").exists()
+    assert (tmp_path / "worst.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -54,8 +77,8 @@ def test_the_notebook_runs_in_jupyter(tmp_path: Path) -> None:
     import nbclient
     import nbformat
 
-    book = nbformat.read(NOTEBOOK, as_version=4)
-    code = iter(code_cells())
+    book = nbformat.read(EXAMPLES / "my_cnn.ipynb", as_version=4)
+    code = iter(code_cells("my_cnn"))
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.source = next(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import importlib.util
 import io
 import itertools
 import json
@@ -498,7 +499,11 @@ def test_rows_go_to_parquet(trained: Path, photos: Path, tmp_path: Path, broken:
 def test_parquet_without_its_library_is_one_message(
     trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("vitc.deploy.rows.find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, package=None: None if name == "pyarrow" else find_spec(name, package),
+    )
     words = ["predict", str(trained), str(photos / "val"), "--out", str(tmp_path / "a.parquet")]
     assert main(words) == 2
     assert "needs pyarrow" in capsys.readouterr().err

@@ -606,8 +606,8 @@ def test_an_address_that_cannot_be_had_is_one_message(saved: Path, capsys: Captu
     [
         ("--port 70000", "0 to 65535"),
         ("--threshold 60", "0 to 1"),
-        ("--timeout 0", "above 0"),
-        ("--window -1", "at least 0"),
+        ("--timeout 0", "from 0.001 to 3600"),
+        ("--window -1", "from 0 to 10000"),
         ("--batch 0", "at least 1"),
     ],
 )

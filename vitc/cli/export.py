@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -14,6 +14,7 @@ from vitc.cli.parser import (
     count,
     emit,
     emit_json,
+    number,
     weights_option,
     writes_files,
 )
@@ -43,21 +44,11 @@ def options(parser: Parser) -> None:
     add("--data", metavar="DATA", help=about)
     add("--images", metavar="N", type=count, default=2000, help="at most so many (default: 2000)")
     about = "percent of images with the same class (default: 99.9; with --int8 95)"
-    add("--min-agreement", metavar="P", type=percent, help=about)
+    add("--min-agreement", metavar="P", type=number(0, 100), help=about)
     changed_data_option(parser, "compare although the run's images changed since it was trained")
     weights_option(parser)
     add("--overwrite", action="store_true", help="replace OUT")
     add("--json", action="store_true", help="print the report as JSON on the last line of stdout")
-
-
-def percent(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 100")
-    return value
 
 
 def run(args: Namespace) -> int:
@@ -85,6 +76,8 @@ def run(args: Namespace) -> int:
         return 0
     write(page.parts, sys.stdout)
     emit(f"\nExported: {args.out} (report: {args.out}.json)")
+    file = shlex.quote(str(args.out))
+    emit(f"Next: vitc predict {file} IMAGE...; vitc serve {file}")
     return 0
 
 

@@ -32,6 +32,7 @@ from vitc.cli import (
     show,
     train,
 )
+from vitc.cli.completion import completion_script
 from vitc.cli.data import DATA_VERBS
 from vitc.cli.parser import Verb, emit, emit_json, indented, note, take_settings
 from vitc.cli.study import QUICK_VERB, study_verbs
@@ -126,6 +127,10 @@ def _dispatch(words: list[str], args: Namespace, out: Stream) -> int:
     if words[0] == "--version":
         emit(f"vitc {__version__}")
         return 0
+    if words[0] == "--print-completion":
+        groups = {name: verbs() for name, verbs in GROUPS.items()}
+        emit(completion_script(words[1:], {**VERBS, **groups}))
+        return 0
     name, *rest = words
     name = ALIASES.get(name, name)
     if name in GROUPS:
@@ -204,7 +209,8 @@ def _overview() -> str:
     return (
         "Train Vision Transformers that optimise as easily as CNNs, and measure how easily any "
         f"model trains.\n\nusage: vitc COMMAND ...\n\n{sections}\n\nexamples:\n{examples}\n\n"
-        "Options of a command: vitc COMMAND --help. Version: vitc --version"
+        "Options of a command: vitc COMMAND --help. Version: vitc --version\n"
+        'Completion in bash or zsh: eval "$(vitc --print-completion bash)" (docs/start.md)'
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import math
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from vitc.cli.parser import Parser, Verb, emit, emit_json, seconds
+from vitc.cli.parser import Parser, Verb, emit, emit_json, number, seconds
 from vitc.errors import ConfigError
 from vitc.wording import counted, duration, size
 
@@ -28,18 +26,8 @@ def _options(parser: Parser) -> None:
     starts = ("auto", "pretrained", "scratch")
     add("--start", choices=starts, default="auto", help="with IMAGES, as for vitc train")
     about = "what an hour of the machine costs, to show the price of the run"
-    add("--price-per-hour", metavar="PRICE", type=_price, help=about)
+    add("--price-per-hour", metavar="PRICE", type=number(0, 1e6), help=about)
     add("--json", action="store_true", help="print the plans on one line, last on stdout")
-
-
-def _price(text: str) -> float:
-    try:
-        price = float(text)
-    except ValueError:
-        price = -1.0
-    if not 0 <= price < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
-    return price
 
 
 def _run(args: Namespace) -> int:

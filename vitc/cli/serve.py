@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from vitc.cli.parser import Parser, Verb, count, device_option, emit, note, weights_option
+from vitc.cli.parser import Parser, Verb, count, device_option, emit, note, number, weights_option
 from vitc.machine import check_installed
 from vitc.resolve import PREDICTS, check_is
 from vitc.wording import counted
@@ -26,15 +26,15 @@ def options(parser: Parser) -> None:
     add("--port", metavar="N", type=port, default=8000, help=about)
     add("--topk", metavar="K", type=count, default=5, help="classes per image (default: 5)")
     about = "answer 'unknown' where the best probability is below P, 0 to 1 (default: 0)"
-    add("--threshold", metavar="P", type=probability, default=0.0, help=about)
+    add("--threshold", metavar="P", type=number(0, 1), default=0.0, help=about)
     about = "images computed together, at most (default: 16)"
     add("--batch", metavar="N", type=count, default=16, help=about)
     about = "milliseconds that a batch waits for more images (default: 5)"
-    add("--window", metavar="MS", type=number, default=5.0, help=about)
+    add("--window", metavar="MS", type=number(0, 10_000), default=5.0, help=about)
     about = "images accepted and not yet answered, at most; more get 503 (default: 64)"
     add("--queue", metavar="N", type=count, default=64, help=about)
     about = "seconds to receive a request, and to answer it (default: 10)"
-    add("--timeout", metavar="S", type=positive, default=10.0, help=about)
+    add("--timeout", metavar="S", type=number(0.001, 3600), default=10.0, help=about)
     about = "size of a request (default: 20000000)"
     add("--max-bytes", metavar="N", type=count, default=20_000_000, help=about)
     about = "size of an image (default: 50000000)"
@@ -49,30 +49,6 @@ def port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 65536):
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer from 0 to 65535")
     return int(text)
-
-
-def probability(text: str) -> float:
-    value = number(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
-    return value
-
-
-def positive(text: str) -> float:
-    value = number(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return value
-
-
-def number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
-    return value
 
 
 def run(args: Namespace) -> int:

@@ -114,7 +114,8 @@ def run(args: Namespace) -> int:
         run_folder = shlex.quote(str(plan.out))
         if result.report is not None and Run(result.path).data.get("counts", {}).get("test"):
             emit(f"Once it is the run you choose: vitc evaluate {run_folder} --split test")
-        emit(f"Next: vitc predict {run_folder} IMAGE...; vitc show {run_folder} --plot curves.png")
+        file = shlex.quote(f"{plan.out.name}.onnx")
+        emit(f"Next: vitc predict {run_folder} IMAGE...; vitc export {run_folder} {file}")
     return 0
 
 

@@ -9,13 +9,13 @@ import csv
 import itertools
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitc.errors import BrokenFileError, ConfigError
+from vitc.machine import check_installed
 from vitc.wording import no_formula, printable
 
 Best = list[tuple[str, float]]
@@ -100,11 +100,7 @@ class Parquet(Rows):
     """Needs the extra `data`; features are a column of lists."""
 
     def start(self, files: Sequence[object], classes: Sequence[str]) -> None:
-        if find_spec("pyarrow") is None:
-            raise ConfigError(
-                "A parquet file needs pyarrow, which is not installed.",
-                "Install it with: pip install -c constraints.txt -e '.[data]', or write .jsonl.",
-            )
+        check_installed("A parquet file", "data", "pyarrow")
         import pyarrow
         import pyarrow.parquet
 

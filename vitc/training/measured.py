@@ -150,7 +150,8 @@ def _check_unchanged(model: Trained, data: DataSet, asked: Asked, notes: list[st
 def _split_of(data: DataSet, split: str) -> Split:
     if split not in data.splits:
         raise ConfigError(
-            f"This data has no split {split!r}.", f"Its splits: {', '.join(data.splits)}."
+            f"This data has no {split} images; its splits are {', '.join(data.splits)}.",
+            "Leave out --split, or give other images: vitc evaluate RUN FOLDER",
         )
     return data.splits[split]
 
