@@ -72,6 +72,7 @@ SHORTER = {
     ),
     r"^((.* )?vitc (train fashion|study (?!card|status)).*)": r"\1 --data.max_train 128",
     r"^(vitc study quick)": r"\1 --draws 2",
+    r"^(vitc study paper fig2)$": r"\1 --lengths 1 2 --count 1",
     r"^(vitc study card .*)$": r"\1 --dry-run",
 }
 # What other pages made, and readers of this line do not have.
