@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,10 @@ torch.set_num_threads(1)  # bit-equality between processes, and quick tests on s
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # all that was imported for good is not searched for garbage again and again
 
 
 _homes = itertools.count()
@@ -50,8 +56,22 @@ def nothing_pretrained(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without their figures: drawing takes most of their time."""
+    """Reports without their figures, each model counted once: both take most of their time."""
+    from vitc.study import results
+
+    def cost_of(group: Any, classes: int) -> Any:
+        key = repr(group.config.model), classes
+        if key not in _costs:
+            _costs[key] = count(group, classes)
+        return _costs[key]
+
+    count = results.cost_of
+    for measure in ("draws", "peak"):
+        monkeypatch.setattr(f"vitc.study.measures.{measure}.cost_of", cost_of)
     monkeypatch.setattr("vitc.views.figures.save", lambda chart, folder: (None, "<svg/>"))
+
+
+_costs: dict[tuple[str, int], Any] = {}
 
 
 @pytest.fixture

@@ -47,7 +47,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Weights:
 def config(**more: Any) -> RunConfig:
     settings: dict[str, Any] = {"model": "vit_c_tiny", "data": "synthetic"}
     settings |= {"train.epochs": 6, "train.batch": 128, "train.threads": 1, "data.workers": 0}
-    settings |= {"model.img_size": 32, "optim.lr": 1e-3, "train.device": "cpu"}
+    settings |= {
+        "data.max_train": 256,
+        "model.img_size": 32,
+        "optim.lr": 1e-3,
+        "train.device": "cpu",
+    }
     return load_config(RunConfig(), **settings | more)
 
 

@@ -25,6 +25,7 @@ from vitc.data.decode import (
     Box,
     crop_resize,
     examined,
+    header,
     read_cut,
     read_image,
     read_opened,
@@ -65,7 +66,10 @@ def test_the_size_is_known_before_a_picture_is_decoded(
         raise AssertionError("decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
-    assert stated_size(encoded(scene(), kind)) == (kind, *scene().shape[:2])
+    data = encoded(scene(), kind)
+    assert stated_size(data) == (kind, *scene().shape[:2])
+    assert (found := header(data)) is not None
+    assert (found.format, found.height, found.width) == (kind, *scene().shape[:2])
     assert stated_size(b"no image") is None
 
 
@@ -167,6 +171,8 @@ def test_pictures_are_turned_as_the_camera_was_held(orientation: int) -> None:
         data = encoded(scene(), kind, exif=exif)
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         seen = read_image(data, 3, "x")
+        assert (found := header(data)) is not None
+        assert found.orientation == orientation
         assert seen.flags.c_contiguous
         assert (seen == np.asarray(upright.convert("RGB"))).all()
         assert seen.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))

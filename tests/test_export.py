@@ -7,7 +7,7 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,23 @@ def filled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture(autouse=True)
-def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "ENOUGH_SECONDS", 0.0)
-    monkeypatch.setattr(comparison, "BATCHES", (1, 2))
+@pytest.fixture(autouse=True, scope="module")
+def brief_timing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "ENOUGH_SECONDS", 0.0)
+        patch.setattr(comparison, "BATCHES", (1, 2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def archive(
+    brief_timing: None, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A .pt2 of `trained`, which another user made, and the report of its export."""
+    out, printed = tmp_path_factory.mktemp("archive") / "mine.pt2", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["export", str(trained), str(out), "--images", "100", "--json"]) == 0
+    return out, json.loads(printed.getvalue().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -149,20 +162,19 @@ def test_batchnorm_is_folded_and_the_model_left_as_it_was() -> None:
 
 
 def test_an_archive_answers_as_its_run_and_predict_and_evaluate_take_it(
-    trained: Path, tmp_path: Path, capsys: Capture
+    archive: tuple[Path, dict[str, Any]], trained: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "mine.pt2"
-    assert main(["export", str(trained), str(out), "--images", "100", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    out, report = archive
+    trust(out)
     assert report["agreement"] == 100
     assert report["n"] == 100
     assert report["max_diff"] < 1e-5
     assert [b["batch"] for b in report["latency"]] == [1, 2]
     assert report["top1"] == report["top1_original"]
     assert report["top1_interval"][0] <= 0 <= report["top1_interval"][1]
-    beside = json.loads((tmp_path / "mine.pt2.json").read_text())
+    beside = json.loads((out.parent / "mine.pt2.json").read_text())
     assert beside["top1_change"] == report["top1_change"] == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.pt2", "mine.pt2.json"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["mine.pt2", "mine.pt2.json"]
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     image.save(tmp_path / "photo.png")
@@ -174,12 +186,12 @@ def test_an_archive_answers_as_its_run_and_predict_and_evaluate_take_it(
 
 
 def test_temperature_and_thresholds_of_the_validation_images_are_in_the_file(
-    trained: Path, tmp_path: Path
+    archive: tuple[Path, dict[str, Any]], trained: Path
 ) -> None:
-    vitc.export(trained, tmp_path / "mine.pt2", images=150)
     from vitc.deploy.export.formats import format_of
 
-    file = tmp_path / "mine.pt2"
+    file, _ = archive
+    trust(file)
     record, _ = format_of(file).open(file, 1)
     assert isinstance(record, Record)
     assert record.temperature is not None
@@ -360,13 +372,10 @@ def test_a_saved_model_needs_images_to_compare_on(saved: Make, tmp_path: Path) -
 
 
 def test_an_archive_of_another_machine_is_read_once_it_is_trusted(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    archive: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: Capture
 ) -> None:
-    out = tmp_path / "mine.pt2"
-    vitc.export(trained, out, images=5)
+    out, _ = archive
     Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("VITC_TRUSTED", "")
     words = ["predict", str(out), str(tmp_path / "photo.png")]
     assert main(words) == 2
     assert "It was not read" in capsys.readouterr().err

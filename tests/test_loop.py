@@ -88,21 +88,23 @@ def test_a_run_that_stays_at_chance_says_so_at_its_end(tmp_path: Path) -> None:
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
-    run(tiny(), tmp_path / "a", quiet=True)
-    run(tiny(), tmp_path / "b", quiet=True)
+    brief = {"train.epochs": 1, "data.max_train": 256}
+    run(tiny(**brief), tmp_path / "a", quiet=True)
+    run(tiny(**brief), tmp_path / "b", quiet=True)
     assert_same_run(tmp_path / "a", tmp_path / "b")
     for name in ("seed", "seed_init", "seed_order", "seed_augment"):
-        run(tiny(**{f"train.{name}": 7}), tmp_path / name, quiet=True)
+        run(tiny(**brief, **{f"train.{name}": 7}), tmp_path / name, quiet=True)
         assert lines(tmp_path / "a") != lines(tmp_path / name), name
 
 
 def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path: Path) -> None:
-    run(tiny(), tmp_path / "a", quiet=True)
+    brief = {"train.epochs": 1, "data.max_train": 64}
+    run(tiny(**brief), tmp_path / "a", quiet=True)
     with pytest.raises(ConfigError, match="finished"):
-        run(tiny(), tmp_path / "a", quiet=True)
+        run(tiny(**brief), tmp_path / "a", quiet=True)
     with pytest.raises(ConfigError, match=r"optim\.lr"):
-        run(tiny(**{"optim.lr": 0.5}), tmp_path / "a", quiet=True)
-    run(tiny(**{"optim.lr": 0.002}), tmp_path / "a", quiet=True, overwrite=True)
+        run(tiny(**brief, **{"optim.lr": 0.5}), tmp_path / "a", quiet=True)
+    run(tiny(**brief, **{"optim.lr": 0.002}), tmp_path / "a", quiet=True, overwrite=True)
     assert json.loads((tmp_path / "a" / "config.json").read_text())["optim"]["lr"] == 0.002
 
 
@@ -374,7 +376,7 @@ def test_precision_auto_is_decided_once_saved_and_kept(
         return "bf16", "measured in a test"
 
     monkeypatch.setattr("vitc.training.probe.faster_precision", decide)
-    config = tiny(**{"train.precision": "auto", "train.epochs": 3})
+    config = tiny(**{"train.precision": "auto", "train.batch": 32, "data.max_train": 256})
     stop_after(config, tmp_path / "r", step=3)
     saved = json.loads((tmp_path / "r" / "config.json").read_text())
     assert saved["train"]["precision"] == "bf16"

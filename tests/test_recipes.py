@@ -186,7 +186,8 @@ def test_an_optimizer_and_a_schedule_of_the_users_own_train_resume_and_are_studi
     file.write_text(CUSTOM)
     settings, _ = take_settings(
         f"--optim {file}:Nudge --optim.schedule {file}:Down --optim.settings.rho 0.9 "
-        "--optim.schedule.settings.power 2 --optim.lr 0.01 --train.epochs 3".split()
+        "--optim.schedule.settings.power 2 --optim.lr 0.01 --train.epochs 3 "
+        "--data.max_train 64".split()
     )
     config = tiny(**settings)
     assert config.optim.schedule.lr(50, peak=1.0, epochs=10, steps_per_epoch=10) == 0.25

@@ -53,6 +53,9 @@ def test_settings() -> None:
     model = timm.create_model("vit_c_tiny", global_pool="avg", in_chans=1, img_size=64)
     assert (model.global_pool, model.in_chans, model.img_size) == ("avg", 1, (64, 64))
     assert timm.create_model("regnety_1gf", num_classes=0, global_pool="").global_pool == ""
+    for name in ("regnety_1gf", "vit_c_tiny"):
+        with pytest.raises(ConfigError, match=r"global_pool.*'max'"):
+            timm.create_model(name, global_pool="max")
     with pytest.raises(ConfigError, match="no dropout"):
         timm.create_model("vit_c_tiny", drop_rate=0.1)
     with pytest.raises(RuntimeError, match=r"[Pp]retrained"):

@@ -38,6 +38,7 @@ Box = tuple[float, float, float, float]  # top, left, height, width, in pixels
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
 _FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
+_PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # may hold an orientation
 
 
 def read_image(file: Path | bytes, in_chans: int, name: str) -> Pixels:
@@ -91,16 +92,18 @@ def header(data: bytes) -> Header | None:
             animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
             transparent = image.mode in ("P", "L", "RGB") and "transparency" in image.info
             mode = image.mode + ("+transparency" if transparent else "")
-            width, height = image.size
-            bits = _bits(image, data)
-            return Header(kind, mode, height, width, animated, bits, _orientation(image))
+            # The metadata of a PNG may follow its pixels, which Pillow decodes to look there.
+            plain = kind == "PNG" and not any(name in data for name in _PNG_METADATA)
+            bits, turn = _bits(image, data), 1 if plain else _orientation(image)
+            return Header(kind, mode, image.height, image.width, animated, bits, turn)
     except Exception:  # Pillow's readers raise nearly anything on garbage
         return _rare_header(data)
 
 
 def stated_size(data: bytes) -> tuple[str, int, int] | None:
-    """Format, height and width as `header` has them, for the least cost: for its orientation
-    Pillow would decode a PNG. None: not an image in a supported format, or far too large."""
+    """Format, height and width as `header` has them, for the least cost.
+
+    None: not an image in a supported format, or far too large."""
     if is_jpeg(data):
         with contextlib.suppress(ValueError, KeyError):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)

@@ -36,7 +36,7 @@ __all__: list[str] = []  # timm adds the names
 
 def _build(name: str, drop_rate: float = 0.0, **settings: Any) -> nn.Module:
     """A model as timm asks for it. Raises ConfigError: dropout before the head, which no model of
-    the zoo has, or a setting that it does not know."""
+    the zoo has, or a setting or a pooling that it does not know."""
     if drop_rate:
         raise ConfigError(
             f"drop_rate {drop_rate} has no effect: the models of the zoo have no dropout.",
@@ -44,11 +44,11 @@ def _build(name: str, drop_rate: float = 0.0, **settings: Any) -> nn.Module:
         )
     pool = settings.pop("global_pool", None)
     classes = settings.pop("num_classes", 1000)
-    if pool != "" and pool is not None and isinstance(MODELS[name], ViTConfig):
+    if pool and isinstance(MODELS[name], ViTConfig):
         settings["global_pool"] = pool
     model = create_model(name, num_classes=classes, **settings)
-    if pool == "":
-        model.reset_classifier(classes, "")  # type: ignore[operator]
+    if pool not in (None, model.global_pool):
+        model.reset_classifier(classes, pool)  # type: ignore[operator]
     return model
 
 

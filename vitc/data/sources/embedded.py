@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -32,15 +33,20 @@ class Fashion(Source):
     title = "Fashion-MNIST, the subset shipped with vitc"
 
     def read(self, config: DataConfig) -> Found:
-        splits = {}
-        with np.load(EMBEDDED, allow_pickle=False) as arrays:
-            for name, original in (("train", "train"), ("val", "train"), ("test", "t10k")):
-                splits[name] = Split(
-                    labels=arrays[f"{name}_labels"].astype(np.int64),
-                    names=[f"{original}/{i}" for i in arrays[f"{name}_positions"].tolist()],
-                    pixels=arrays[f"{name}_images"][..., None],
-                )
-        return Found(FASHION_CLASSES, splits)
+        return Found(FASHION_CLASSES, dict(_fashion()))
+
+
+@functools.cache  # a study's worker reads it for every trial
+def _fashion() -> dict[str, Split]:
+    splits = {}
+    with np.load(EMBEDDED, allow_pickle=False) as arrays:
+        for name, original in (("train", "train"), ("val", "train"), ("test", "t10k")):
+            splits[name] = Split(
+                labels=arrays[f"{name}_labels"].astype(np.int64),
+                names=[f"{original}/{i}" for i in arrays[f"{name}_positions"].tolist()],
+                pixels=arrays[f"{name}_images"][..., None],
+            )
+    return splits
 
 
 class Synthetic(Source):
