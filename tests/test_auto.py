@@ -215,7 +215,9 @@ def test_a_folder_becomes_a_complete_config_with_a_reason_for_each_choice(
     assert config.name == "photos"
     assert isinstance(config.model.stem, ResidualStemConfig)
     assert (config.train.precision, config.train.channels_last) == ("bf16", True)
-    assert (config.data.eval_crop, config.optim.weight_decay) == (1.0, auto_rules.ADAMW_DECAY)
+    assert config.data.eval_crop == 1.0
+    muon = get_recipe(auto_rules.RECIPE, "muon").optim
+    assert (type(config.optim), config.optim.weight_decay) == (type(muon), muon.weight_decay)
     assert config.optim.schedule.warmup(config.train.epochs) == config.train.epochs / 4
     assert config.optim.lr_per_batch is None
     assert proposal.seconds > 0
@@ -367,6 +369,27 @@ def test_another_optimizer_brings_its_own_learning_rate(photo_folder: PHOTOS) ->
     assert config.optim.weight_decay == recipe.optim.weight_decay  # AdamW's is not an SGD's
     per = propose(folder, None, {"optim": "sgd", "optim.lr_per_batch": 2048}).config
     assert per.optim.peak_lr(config.train.batch) == pytest.approx(expected)  # in another unit
+
+
+@pytest.mark.parametrize(
+    ("fixed", "epochs", "mixed", "share"),
+    [
+        ({}, 19, 0, 1),
+        ({}, 20, 0.8, 0.8),
+        ({"optim": "adamw"}, 99, 0, 1),
+        ({"optim": "adamw"}, 100, 0.8, 1),
+        ({"data.augment.mixup_alpha": 0.2}, 100, 0.2, 0.8),
+    ],
+)
+def test_muon_mixes_earlier_and_not_every_batch(
+    fixed: dict[str, Any], epochs: int, mixed: float, share: float, photo_folder: PHOTOS
+) -> None:
+    config = propose(photo_folder(), None, {**fixed, "train.epochs": epochs}).config
+    augment = config.data.augment
+    assert (augment.mixup_alpha, augment.cutmix_alpha > 0) == (mixed, mixed > 0)
+    assert augment.mix_prob == share
+    decay = config.optim.weight_decay
+    assert not fixed.get("optim") or decay == auto_rules.ADAMW_DECAY
 
 
 def test_gray_photos_are_trained_on_in_one_channel(tmp_path: Path) -> None:

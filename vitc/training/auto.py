@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
+from vitc.optim.config import OptimConfig
 from vitc.recipes import get_recipe
 from vitc.resolve import resolve_config, with_data
 from vitc.training import auto_model, auto_start
@@ -79,7 +80,8 @@ def propose(
     if "train.clock" in fixed and "train.budget_seconds" not in fixed:
         choices.settings["train.budget_seconds"] = budget  # which clock is meant of
     # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
-    recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
+    optim = fixed.get("optim", fixed.get("optim.kind"))
+    recipe = get_recipe(rules.RECIPE, optim)
     base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
     given, sizes, gray = _sampled(choices, base)
     entry = auto_start.find_start(start, fixed, sizes)
@@ -98,8 +100,12 @@ def propose(
     else:
         if entry is not None:
             choices.warn(f"the features of {entry.where} take too long here: from scratch.")
+        if optim is None and not weights:
+            base = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
+            why = "from scratch it learns more than AdamW in the same time"
+            choices.note("optimizer", rules.OPTIMIZER, why)
         trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
-        auto_model.choose_rate(choices, trial)
+        auto_model.choose_rate(choices, base, trial)
         seconds = auto_model.choose_length(
             choices, look, trial, budget, default=budget_seconds is None
         )
@@ -108,7 +114,7 @@ def propose(
     if bound and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
         used = clock() - started + rules.page_seconds(data, trial.cost)
         choices.settings["train.budget_seconds"] = round(max(1.0, budget - used), 1)
-    _choose_mixing(choices)
+    _choose_mixing(choices, trial.config.optim)
     config = choices.config(base, trial.settings)
     hint = weights or auto_start.missing_start(start, entry, look)
     if hint:
@@ -265,11 +271,14 @@ def _choose_views(choices: Choices, look: Look) -> None:
     choices.take("data.augment.flip", "mirror", flip, because)
 
 
-def _choose_mixing(choices: Choices) -> None:
+def _choose_mixing(choices: Choices, optim: OptimConfig) -> None:
     """Mixup and CutMix where the images will be seen often, label smoothing always."""
     epochs = choices.fixed.get("train.epochs", choices.settings.get("train.epochs", 0))
-    often = epochs >= rules.MIXING_EPOCHS
+    hidden_apart = optim.hidden_apart
+    often = epochs >= (rules.MIXING_EPOCHS_MUON if hidden_apart else rules.MIXING_EPOCHS)
     mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0} if often else {}
+    if often and hidden_apart:
+        mixing["mix_prob"] = rules.MIX_PROB_MUON
     mixing["label_smoothing"] = 0.1
     for name, value in mixing.items():
         if f"data.augment.{name}" not in choices.fixed:
@@ -278,7 +287,7 @@ def _choose_mixing(choices: Choices) -> None:
     choices.note(
         "mixing",
         ", ".join(f"{n} {choices.fixed.get(f'data.augment.{n}', v)}" for n, v in mixing.items()),
-        f"{seen}: without it a model would overfit (the values are the paper's)"
+        f"{seen}: without it a model would overfit"
         if often
         else f"{seen}, too seldom for mixup and CutMix to pay",
     )

@@ -229,13 +229,16 @@ def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None
         )
 
 
-def choose_rate(choices: Choices, trial: Trial) -> None:
-    """The learning rate, in the unit of `optim.lr_per_batch` where the user set that."""
+def choose_rate(choices: Choices, base: RunConfig, trial: Trial) -> None:
+    """The learning rate: `base`'s, which is the recipe's, scaled to batch and width.
+
+    In the unit of `optim.lr_per_batch` where the user set that.
+    """
     config, fixed = trial.config, choices.fixed
     # A model without a width of its own gets 1e-3 at batch 64, as plain scripts have it.
     width = config.model.embed_dim if isinstance(config.model, ViTConfig) else rules.OTHER_WIDTH
-    recipe = get_recipe(rules.RECIPE, fixed.get("optim", fixed.get("optim.kind")))
-    lr, because = rules.learning_rate(recipe.optim, recipe.train.batch, config.train.batch, width)
+    of_batch = get_recipe(rules.RECIPE).train.batch
+    lr, because = rules.learning_rate(base.optim, of_batch, config.train.batch, width)
     if config.init.weights:
         lr = float(f"{rules.TRAINED_SHARE * lr:.2g}")
         because += f"; times {rules.TRAINED_SHARE:g}, as the weights are trained already"
