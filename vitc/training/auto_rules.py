@@ -40,7 +40,7 @@ RECIPE = "cifar10_vit_c"  # its optimizer settings are used, the learning rate s
 # Of a fresh model's rate, for weights that are trained. Measured: vit_c_tiny from five classes of
 # CIFAR-10 (JPEG q75) to 50 images each of the other five; see docs/LOG.md.
 TRAINED_SHARE = 0.3
-# From scratch, unless the user names another: ahead of AdamW on three sets, level on two. Mixing
+# From scratch, unless the user names another: ahead of AdamW on three sets, level on three. Mixing
 # under it adds 2 to 4 points at 24 and 80 epochs, costs 3 at 14, and changes little at 50
 # (docs/LOG.md).
 OPTIMIZER = "muon"
