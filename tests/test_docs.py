@@ -67,11 +67,12 @@ SHORTER = {
     r"--tune 8": "--tune 2",
     r"--seeds \d+": "--seeds 2",
     r"--lengths [\d ]+": "--lengths 1 2 ",
-    r"^(?!.*--train.epochs)((.* )?vitc (train fashion|study (quick|hparams|vary|seeds)).*)": (
-        r"\1 --train.epochs 1"
+    r"^(?!.*(epochs|warmup))((.* )?vitc (train fashion|study (quick|hparams|vary|seeds|peak)).*)": (
+        r"\2 --train.epochs 1"
     ),
     r"^((.* )?vitc (train fashion|study (?!card|status)).*)": r"\1 --data.max_train 128",
     r"^(vitc study quick)": r"\1 --draws 2",
+    r"^(vitc study length (?!.*--lengths).*)": r"\1 --lengths 1 2 --seeds 2",
     r"^(vitc study paper fig2)$": r"\1 --lengths 1 2 --count 1",
     r"^(vitc study card .*)$": r"\1 --dry-run",
 }
@@ -79,6 +80,9 @@ SHORTER = {
 ANEW = {
     r"^vitc train photos/(?!.*--folds)|vitc\.train\(": "runs/photos",
     r"vitc\.export\(": "photos.onnx",
+    r"vitc train fashion_vit_c": "runs/fashion_vit_c",
+    r"vitc study hparams(?!.*--out)": "studies/hparams",
+    r"vitc study length(?!.*--out)": "studies/length",
 }
 
 
@@ -88,7 +92,11 @@ def shown(page: Path) -> list[tuple[str, str]]:
     text = page.read_text(encoding="utf-8")
     for _, language, block in re.findall(r"^( *)```(\w+)\n(.*?)^\1```", text, re.M | re.S):
         if language == "python":
-            found.append(("python", dedent(block)))
+            code = dedent(block)
+            if excerpt := re.match(r"# (vitc/\S+)\.py\n", code):  # runs where that file's names are
+                code = f"from {excerpt[1].replace('/', '.')} import *\n{code}"
+                code = f"from __future__ import annotations\n{code}"
+            found.append(("python", code))
         elif language == "sh":
             lines = re.sub(r"\s+#.*", "", dedent(block).replace("\\\n", " ")).splitlines()
             found += [("sh", line) for line in lines if line.strip()]
