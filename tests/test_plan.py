@@ -17,6 +17,7 @@ from vitc.recipes.ranges import PAPER_RANGES, study_ranges
 from vitc.resolve import load_config
 from vitc.study.design import Plan, hashed_settings, mixed
 from vitc.study.measures.hparams import hparams_plan
+from vitc.study.studies import run
 from vitc.study.study_folder import StudyFolder, from_json, to_json
 
 HERE: dict[str, Any] = {"versions": {}, "hardware": {}}
@@ -175,6 +176,8 @@ def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     folder.start(plan(), HERE, "first")
     with pytest.raises(ConfigError, match="another study"):
         folder.start(plan(models=("vit_c_tiny",)), HERE, "second")
+    with pytest.raises(ConfigError, match="another study: its reference, vit_p_tiny, is no cont"):
+        run("hparams", "debug", models=("vit_c_tiny",), out=tmp_path / "s")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="not empty"):

@@ -233,19 +233,24 @@ def _lacking(config: RunConfig, settings: Mapping[str, Any]) -> list[str]:
     return [n for n in settings if n in everywhere and n not in own]
 
 
-def reference_of(groups: Sequence[Group], reference: str) -> str:
+def reference_of(groups: Sequence[Group], reference: str, begun: Sequence[Group] = ()) -> str:
     """The contender to compare with: this one; else the first with a patchify stem, or the first.
 
-    Raises ConfigError: it is not there.
+    `begun`: the groups of the study that is in the folder already. Raises ConfigError: the
+    reference is not there.
     """
     contenders = list(dict.fromkeys(g.contender for g in groups))
     if not reference:
         plain = (g.contender for g in groups if _is_plain(g.config.model))
         reference = next(plain, contenders[0])
     if reference not in contenders:
-        raise ConfigError(
-            f"The reference {reference!r} is not a contender.", f"Known: {', '.join(contenders)}."
-        )
+        known = f"Contenders: {', '.join(contenders)}."
+        if reference in {g.contender for g in begun}:
+            raise ConfigError(
+                f"The folder holds another study: its reference, {reference}, is no contender now.",
+                f"{known} Give another --out, or the contenders it was started with.",
+            )
+        raise ConfigError(f"The reference {reference!r} is not a contender.", known)
     return reference
 
 

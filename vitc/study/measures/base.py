@@ -112,7 +112,7 @@ def groups_of(request: Request) -> tuple[list[Group], str]:
     groups = groups_asked(request)
     if "time_matched" in request.controls:
         raise ConfigError("--time-matched has no effect here.", "It is for vitc study hparams.")
-    reference = reference_of(groups, request.reference)
+    reference = reference_of(groups, request.reference, request.begun)
     return [*groups, *control_groups(groups, request.controls, reference)], reference
 
 

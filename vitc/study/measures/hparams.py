@@ -90,7 +90,7 @@ class Hparams(Measure):
         what is shared may suit one better than another, which `range_lines` points out."""
         o, settings = request.options, request.settings
         plain = groups_asked(request)
-        reference = reference_of(plain, request.reference)
+        reference = reference_of(plain, request.reference, request.begun)
         plain += control_groups(plain, request.controls, reference, request.begun)
         groups = [g.with_config(for_study(g.config)) for g in plain]
         groups = one_precision([*groups, *(again(groups, reference) if request.control else [])])
