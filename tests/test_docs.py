@@ -68,21 +68,29 @@ SHORTER = {
     r"--tune 8": "--tune 2",
     r"--seeds \d+": "--seeds 2",
     r"--lengths [\d ]+": "--lengths 1 2 ",
+    r"^(vitc study paper fig2)$": r"\1 --lengths 1 2 --count 1",
+    r"^(vitc study hparams (?!.*--draws).*)": r"\1 --draws 2",
+    # Of two tuning draws one must learn, or there is nothing to choose.
+    r"^(?!.*epochs)(vitc study (peak|vary) .*--tune 2.*)": (
+        r"\1 --train.epochs 2 --data.max_train 2048"
+    ),
     r"^(?!.*(epochs|warmup))((.* )?vitc (train fashion|study (quick|hparams|vary|seeds|peak)).*)": (
         r"\2 --train.epochs 1"
     ),
-    r"^((.* )?vitc (train fashion|study (?!card|status)).*)": r"\1 --data.max_train 128",
+    r"^(?!.*max_train)((.* )?vitc (train fashion|study (?!card|status)).*)": (
+        r"\1 --data.max_train 128"
+    ),
     r"^(vitc study quick)": r"\1 --draws 2",
     r"^(vitc study length (?!.*--lengths).*)": r"\1 --lengths 1 2 --seeds 2",
-    r"^(vitc study paper fig2)$": r"\1 --lengths 1 2 --count 1",
     r"^(vitc study card .*)$": r"\1 --dry-run",
 }
 # What other pages made, and readers of this line do not have.
 ANEW = {
     r"^vitc train photos/(?!.*--folds)|vitc\.train\(": "runs/photos",
+    r"--out runs/photos_longer": "runs/photos_longer",
     r"vitc\.export\(": "photos.onnx",
     r"vitc train fashion_vit_c": "runs/fashion_vit_c",
-    r"vitc study hparams(?!.*--out)": "studies/hparams",
+    r"vitc study hparams(?!.*--out)|vitc\.study\.run\(": "studies/hparams",
     r"vitc study length(?!.*--out)": "studies/length",
 }
 
