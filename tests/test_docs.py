@@ -71,7 +71,7 @@ SHORTER = {
     r"^(vitc study paper fig2)$": r"\1 --lengths 1 2 --count 1",
     r"^(vitc study hparams (?!.*--draws).*)": r"\1 --draws 2",
     # Of two tuning draws one must learn, or there is nothing to choose.
-    r"^(?!.*epochs)(vitc study (peak|vary) .*--tune 2.*)": (
+    r"^(?!.*epochs)(vitc study (peak|vary) .*--tune \d.*)": (
         r"\1 --train.epochs 2 --data.max_train 2048"
     ),
     r"^(?!.*(epochs|warmup))((.* )?vitc (train fashion|study (quick|hparams|vary|seeds|peak)).*)": (
