@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import pytest
 
 from tests.test_loop import lines, tiny
 from vitc.deploy.live import live_page
-from vitc.files import read_json
+from vitc.deploy.show_run import _uses, run_page
+from vitc.files import LOCK, read_json
 from vitc.runs.folder import HEARTBEAT, RunFolder
 from vitc.training import usage
 from vitc.training.loop import run
@@ -54,9 +58,26 @@ def test_a_run_shows_what_it_uses_until_it_ends(
     assert lines(tmp_path / "r") == lines(tmp_path / "quiet")
 
 
-def test_a_gpu_is_shown_with_its_memory(trained: Path, tmp_path: Path) -> None:
-    from vitc.deploy.show_run import _uses
+@pytest.mark.parametrize("writer", ["alive", "killed"])
+@pytest.mark.parametrize("beat", ["{}", "[1", '{"cores_computing": 1.5, "time_spent": 3}', None])
+def test_a_killed_run_uses_nothing_and_a_damaged_heartbeat_is_passed_over(
+    writer: str, beat: str | None, tmp_path: Path
+) -> None:
+    run(tiny(**FEW), tmp_path / "r", quiet=True)
+    (tmp_path / "r/summary.json").unlink()
+    whole = {"cores_computing": 1.0, "cores_loading": 0.0, "cores": 2, "memory_bytes": 10**9}
+    whole |= {"time_spent": {"steps": 1.0}, "limit": "-", "mfu": None}
+    (tmp_path / "r" / HEARTBEAT).write_text(json.dumps(whole) if beat is None else beat)
+    process = os.getpid() if writer == "alive" else 999_999_999
+    (tmp_path / "r" / LOCK).write_text(f"process {process} on {socket.gethostname()}\n")
+    (table, *_) = run_page(tmp_path / "r").parts
+    assert isinstance(table, Table)
+    names = {str(name) for name, _ in table.rows}
+    assert "last written" in names
+    assert ("processors" in names) == (writer == "alive" and beat is None)
 
+
+def test_a_gpu_is_shown_with_its_memory(trained: Path, tmp_path: Path) -> None:
     now = {"cores_computing": 1.0, "cores_loading": 7.0, "cores": 8, "memory_bytes": 2 * 10**9}
     now |= {"gpu_memory_bytes": 10**10, "gpu_memory_total": 8 * 10**10, "gpu_use": 0.97}
     rows = dict(_uses({**now, "time_spent": {"steps": 1.0}, "limit": "-", "mfu": None}))

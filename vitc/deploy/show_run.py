@@ -6,11 +6,13 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitc.config import RunConfig, read_config, to_dict
+from vitc.errors import ConfigError
 from vitc.files import read_json, writer_of
 from vitc.models.stem_config import CustomStemConfig
 from vitc.runs.folder import DATA, HEARTBEAT, METRICS, Run
@@ -103,8 +105,10 @@ def _progress(
         elif done > 0:
             left = used * (1 - done) / done
             rows.append(("time left", f"about {duration(left)}, evaluations not counted"))
-    if (path / HEARTBEAT).exists():
-        rows += _uses(read_json(path / HEARTBEAT))
+    if writer_of(path)[1] is not False:  # what a killed run used is no news
+        # none so far, gone as the run has just ended, or of a stranger
+        with suppress(ConfigError, LookupError, TypeError, ValueError, AttributeError):
+            rows += _uses(read_json(path / HEARTBEAT))
     return rows
 
 
@@ -127,7 +131,7 @@ def _uses(now: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         *([("memory", "; ".join(memory))] if memory else []),
         ("time so far", ", ".join(shares)),
-        ("limit", now["limit"]),
+        ("limit", printable(now["limit"])),
         *([("of matmul rate (MFU)", f"{100 * now['mfu']:.0f} %")] if now["mfu"] else []),
     ]
 

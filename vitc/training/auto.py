@@ -23,6 +23,7 @@ from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
+from vitc.optim.optimizers import MuonConfig
 from vitc.recipes import get_recipe
 from vitc.resolve import resolve_config, with_data
 from vitc.training import auto_model, auto_start
@@ -274,10 +275,10 @@ def _choose_views(choices: Choices, look: Look) -> None:
 def _choose_mixing(choices: Choices, optim: OptimConfig) -> None:
     """Mixup and CutMix where the images will be seen often, label smoothing always."""
     epochs = choices.fixed.get("train.epochs", choices.settings.get("train.epochs", 0))
-    hidden_apart = optim.hidden_apart
-    often = epochs >= (rules.MIXING_EPOCHS_MUON if hidden_apart else rules.MIXING_EPOCHS)
+    muon = isinstance(optim, MuonConfig)
+    often = epochs >= (rules.MIXING_EPOCHS_MUON if muon else rules.MIXING_EPOCHS)
     mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0} if often else {}
-    if often and hidden_apart:
+    if often and muon:
         mixing["mix_prob"] = rules.MIX_PROB_MUON
     mixing["label_smoothing"] = 0.1
     for name, value in mixing.items():

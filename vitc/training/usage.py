@@ -87,7 +87,7 @@ def gpu(device: torch.device) -> dict[str, Any]:
 
 
 def resident_bytes() -> int | None:
-    """Memory of this process, on Linux."""
+    """Memory of this process, in bytes; None: not on Linux."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
