@@ -307,7 +307,7 @@ def race(args: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     try:
         folder = prepared(args.folder, work)
-        for seed in range(args.seeds):
+        for seed in range(args.seed, args.seed + args.seeds):
             for entry in args.entries:
                 before, began = children_seconds(), time.monotonic()
                 if entry in PEERS:
@@ -375,7 +375,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write the runs as JSON here")
     parser.add_argument("--entry", choices=PEERS, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     args = parser.parse_args()
     if args.entry:
         mixing = args.entry.endswith("mix")
