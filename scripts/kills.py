@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 
 from vitc.config import RunConfig
 from vitc.resolve import load_config
-from vitc.runs.checkpoint import TrainState
+from vitc.runs.checkpoint import Snapshot
 from vitc.runs.folder import Run
 from vitc.training.loop import run
 from vitc.training.step import NormStatistics
@@ -41,7 +41,7 @@ from vitc.training.validate import Validation
 
 MOMENTS: dict[str, tuple[Any, str]] = {  # at which processes are killed
     "step": (NormStatistics, "before_micro"),
-    "checkpoint": (TrainState, "save"),
+    "checkpoint": (Snapshot, "write"),
     "evaluation": (Validation, "measure"),
     "start": (Validation, "__init__"),
 }

@@ -137,7 +137,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     tmp_path: Path, optimizer: str, channels_last: bool, ema: bool
 ) -> None:
     straight = advance(fresh(optimizer, channels_last, ema), 3)
-    path = straight.save(tmp_path / "checkpoints", {})
+    path = straight.snapshot({}).write(tmp_path / "checkpoints")
     resumed = loaded(path, optimizer=optimizer, channels_last=channels_last, ema=ema)
     assert bits(resumed) == bits(straight)
     assert bits(advance(resumed, 3)) == bits(advance(straight, 3))
@@ -145,7 +145,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
 
 def test_loading_replaces_optimizer_state_that_was_there(tmp_path: Path) -> None:
     state = fresh("sgd")
-    path = state.save(tmp_path, {})
+    path = state.snapshot({}).write(tmp_path)
     moved = advance(fresh("sgd"), 2)
     moved.load(path)
     assert bits(moved) == bits(state)
@@ -154,7 +154,7 @@ def test_loading_replaces_optimizer_state_that_was_there(tmp_path: Path) -> None
 @pytest.mark.parametrize("saved", [True, False])
 def test_the_memory_format_is_that_of_the_checkpoint(tmp_path: Path, saved: bool) -> None:
     state = advance(fresh(channels_last=saved), 2)
-    resumed = loaded(state.save(tmp_path, {}), channels_last=not saved)
+    resumed = loaded(state.snapshot({}).write(tmp_path), channels_last=not saved)
     weight = resumed.model.get_parameter("stem.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last) == saved
     assert bits(resumed) == bits(state)
@@ -170,7 +170,7 @@ def test_any_permuted_memory_format_comes_back(tmp_path: Path, order: tuple[int,
         return TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
     state, other = build(0, order), build(1, (0, 1, 2))
-    other.load(state.save(tmp_path, {}))
+    other.load(state.snapshot({}).write(tmp_path))
     assert bits(other) == bits(state)
     assert other.model.w.stride() == state.model.w.stride()
 
@@ -182,7 +182,7 @@ def test_numbers_come_back_with_all_their_bits_and_their_type(tmp_path: Path) ->
     state.last_eval = {"split": "val", "n": 12, "loss": math.inf, "top5": -0.0, "none": None}
     state.sums.update(loss=-math.inf, tiny=5e-324, huge=1.7976931348623157e308)
     extra = {"threads": 3, "device": "cpu", "rng": {"order": [1, 2**63]}, "x": math.nan}
-    path = state.save(tmp_path, extra)
+    path = state.snapshot(extra).write(tmp_path)
     resumed = fresh(seed=1)
     back = resumed.load(path)
     assert bits(resumed) == bits(state)
@@ -198,7 +198,7 @@ def test_numbers_come_back_with_all_their_bits_and_their_type(tmp_path: Path) ->
 def test_hyperparameters_that_are_numbers_come_back_and_no_others(tmp_path: Path) -> None:
     state = fresh()
     state.optimizer.param_groups[1]["lr"] = 0.125
-    path = state.save(tmp_path, {})
+    path = state.snapshot({}).write(tmp_path)
     forged = {"lr": 0.5, "unheard_of": 1.0, "amsgrad": 1}
     forge_state(path, lambda v: v["optimizer"]["groups"][0].update(forged))
     resumed = loaded(path)
@@ -213,7 +213,7 @@ def test_the_files_are_plain_safetensors_with_readable_names(
     tmp_path: Path, optimizer: str
 ) -> None:
     state = advance(fresh(optimizer), 2)
-    path = state.save(tmp_path, {})
+    path = state.snapshot({}).write(tmp_path)
     assert names_in(path) == sorted(FILES)
     weights = state.model.state_dict()
     for name, expected in (("model", weights), ("ema", state.ema.module.state_dict())):
@@ -230,7 +230,7 @@ def test_the_files_are_plain_safetensors_with_readable_names(
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        path = fresh().save(tmp_path / "checkpoints", {})
+        path = fresh().snapshot({}).write(tmp_path / "checkpoints")
     finally:
         os.umask(before)
     assert {oct(p.stat().st_mode & 0o777) for p in path.iterdir()} == {"0o644"}
@@ -240,7 +240,7 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "fused", "sgd"])
 def test_a_state_on_a_gpu_comes_back_there_and_on_the_cpu(tmp_path: Path, optimizer: str) -> None:
     state = advance(fresh(optimizer, device="cuda"), 3)
-    path = state.save(tmp_path, {})
+    path = state.snapshot({}).write(tmp_path)
     assert bits(loaded(path, optimizer=optimizer, device="cuda")) == bits(state)
     here = loaded(path, optimizer=optimizer)
     for name, value in state.model.state_dict().items():
@@ -256,12 +256,12 @@ def test_the_newest_checkpoints_stay_and_latest_names_the_last(tmp_path: Path) -
     state = fresh()
     for step in (1, 9, 10, 11):
         state.step = step
-        state.save(tmp_path, {}, keep=2)
+        state.snapshot({}).write(tmp_path, keep=2)
     assert names_in(tmp_path) == ["latest", "step_10", "step_11"]
     assert (tmp_path / "latest").read_text() == "step_11\n"
     assert latest_checkpoint(tmp_path) == (tmp_path / "step_11", [])
     state.step = 12
-    state.save(tmp_path, {}, keep=1)
+    state.snapshot({}).write(tmp_path, keep=1)
     assert names_in(tmp_path) == ["latest", "step_12"]
 
 
@@ -269,7 +269,7 @@ def test_checkpoints_that_stay_do_beside_the_last_ones(tmp_path: Path) -> None:
     state = fresh()
     for step in (4, 8, 9, 10, 12, 14):
         state.step = step
-        state.save(tmp_path, {}, keep=2, stays=lambda step: step in (4, 9))
+        state.snapshot({}).write(tmp_path, keep=2, stays=lambda step: step in (4, 9))
     assert names_in(tmp_path) == ["latest", "step_12", "step_14", "step_4", "step_9"]
 
 
@@ -277,24 +277,24 @@ def test_a_run_taken_back_drops_the_checkpoints_of_its_former_future(tmp_path: P
     state = fresh()
     for step in (10, 20):
         state.step = step
-        state.save(tmp_path, {}, keep=2)
+        state.snapshot({}).write(tmp_path, keep=2)
     state.load(tmp_path / "step_10")
     state.step = 15
-    state.save(tmp_path, {}, keep=2)
+    state.snapshot({}).write(tmp_path, keep=2)
     assert names_in(tmp_path) == ["latest", "step_10", "step_15"]
     assert latest_checkpoint(tmp_path)[0] == tmp_path / "step_15"
 
 
 def test_saving_the_same_step_again_keeps_the_newer_state(tmp_path: Path) -> None:
     state = advance(fresh(), 2)
-    state.save(tmp_path, {})
+    state.snapshot({}).write(tmp_path)
     state.best = {"top1": 50.0}  # evaluated after the first save: same tensors
-    state.save(tmp_path, {})
+    state.snapshot({}).write(tmp_path)
     assert bits(loaded(tmp_path / "step_2")) == bits(state)
     other = advance(fresh(seed=5), 2)  # other tensors
-    other.save(tmp_path, {})
+    other.snapshot({}).write(tmp_path)
     flip(tmp_path / "step_2" / "model.safetensors")  # a damaged one is replaced too
-    other.save(tmp_path, {})
+    other.snapshot({}).write(tmp_path)
     assert bits(loaded(tmp_path / "step_2")) == bits(other)
     assert names_in(tmp_path) == ["latest", "step_2"]
 
@@ -371,9 +371,9 @@ def test_a_kill_at_any_instant_of_a_save_leaves_the_old_or_the_new_checkpoint(
     base.mkdir()
     old, new = small(1, step=10), NEXT[case]
     if case != "the first checkpoint":
-        old.save(base / "checkpoints", {})
+        old.snapshot({}).write(base / "checkpoints")
     shutil.copytree(base, tmp_path / "count")
-    instants = in_child(lambda: new.save(tmp_path / "count" / "checkpoints", {}, keep=1))
+    instants = in_child(lambda: new.snapshot({}).write(tmp_path / "count" / "checkpoints", keep=1))
     assert instants > 20
 
     seen = set()
@@ -381,7 +381,7 @@ def test_a_kill_at_any_instant_of_a_save_leaves_the_old_or_the_new_checkpoint(
         run = tmp_path / f"run_{instant}"
         shutil.copytree(base, run)
         folder = run / "checkpoints"
-        action = lambda folder=folder: new.save(folder, {}, keep=1)  # noqa: E731
+        action = lambda folder=folder: new.snapshot({}).write(folder, keep=1)  # noqa: E731
         assert in_child(action, die_after=instant) == -1
 
         found, troubles = latest_checkpoint(folder)
@@ -395,7 +395,7 @@ def test_a_kill_at_any_instant_of_a_save_leaves_the_old_or_the_new_checkpoint(
             seen.add("new" if bits(after) == bits(new) else "old")
             assert bits(after) in (bits(old), bits(new))
         later = small(7, step=30)
-        later.save(folder, {}, keep=1)
+        later.snapshot({}).write(folder, keep=1)
         assert names_in(folder) == ["latest", "step_30"]
         shutil.rmtree(run)
     assert seen == {"none" if case == "the first checkpoint" else "old", "new"}
@@ -419,7 +419,7 @@ def test_everything_is_synced_before_it_is_renamed(
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
-    fresh().save(tmp_path / "checkpoints", {})
+    fresh().snapshot({}).write(tmp_path / "checkpoints")
     files = {("sync", f"checkpoints/.tmp-step_0/{name}") for name in FILES}
     assert log[0] == ("sync", ".")
     assert set(log[1:5]) == files
@@ -440,7 +440,7 @@ def test_a_disk_that_refuses_at_any_point_leaves_the_last_checkpoint_good(
     old, new, real = small(1, step=10), small(2, step=20), getattr(os, call)
     for refused in range(1, 50):
         folder = tmp_path / str(refused)
-        old.save(folder, {})
+        old.snapshot({}).write(folder)
         calls = 0
 
         def refusing(*args: Any, at: int = refused, **named: Any) -> Any:
@@ -454,7 +454,7 @@ def test_a_disk_that_refuses_at_any_point_leaves_the_last_checkpoint_good(
             patch.setattr(os, call, refusing)
             error = None
             try:
-                new.save(folder, {})
+                new.snapshot({}).write(folder)
             except CheckpointError as caught:
                 error = caught
         found, troubles = latest_checkpoint(folder)
@@ -470,7 +470,7 @@ def test_a_disk_that_refuses_at_any_point_leaves_the_last_checkpoint_good(
         after.load(found)
         assert bits(after) in (bits(old), bits(new))
         assert not [n for n in names_in(folder) if n.startswith(".tmp-")]
-        new.save(folder, {}, keep=1)  # space is free again
+        new.snapshot({}).write(folder, keep=1)  # space is free again
         assert names_in(folder) == ["latest", "step_20"]
         if calls < refused:
             break
@@ -479,25 +479,25 @@ def test_a_disk_that_refuses_at_any_point_leaves_the_last_checkpoint_good(
 
 def test_a_file_size_limit_during_a_write_leaves_the_last_checkpoint_good(tmp_path: Path) -> None:
     old = advance(fresh(width=40), 2)
-    old.save(tmp_path, {})
+    old.snapshot({}).write(tmp_path)
     new = advance(fresh(width=40), 3)
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
         with pytest.raises(CheckpointError, match="File too large"):
-            new.save(tmp_path, {})
+            new.snapshot({}).write(tmp_path)
 
     in_child(limited)
     assert names_in(tmp_path) == ["latest", "step_2"]
     assert bits(loaded(tmp_path / "step_2", width=40)) == bits(old)
-    new.save(tmp_path, {})  # there is space again
+    new.snapshot({}).write(tmp_path)  # there is space again
     assert bits(loaded(tmp_path / "step_3", width=40)) == bits(new)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="There is no earlier one"):
-        fresh().save(tmp_path / "file" / "checkpoints", {})
+        fresh().snapshot({}).write(tmp_path / "file" / "checkpoints")
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -509,8 +509,8 @@ def flip(path: Path, at: int = -1) -> None:
 def two_checkpoints(folder: Path) -> TrainState:
     """step_1 and step_2 in a folder; returns the state at step 1."""
     state = advance(fresh(), 1)
-    state.save(folder, {})
-    advance(fresh(), 2).save(folder, {})
+    state.snapshot({}).write(folder)
+    advance(fresh(), 2).snapshot({}).write(folder)
     return state
 
 
@@ -538,7 +538,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_taken(
 
 
 def test_a_flipped_bit_of_state_json_that_changes_a_value_is_noticed(tmp_path: Path) -> None:
-    path = small(1, step=10).save(tmp_path, {}) / "state.json"
+    path = small(1, step=10).snapshot({}).write(tmp_path) / "state.json"
     whole = path.read_bytes()
     before = json.loads(whole)
     for at in range(0, len(whole), 3):
@@ -641,7 +641,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("what", list(FORGED))
 def test_a_forged_state_is_refused_before_anything_changes(tmp_path: Path, what: str) -> None:
-    path = advance(fresh(), 1).save(tmp_path, {})
+    path = advance(fresh(), 1).snapshot({}).write(tmp_path)
     forge_state(path, FORGED[what])
     state = fresh(seed=3)
     before = bits(state)
@@ -656,14 +656,14 @@ def test_a_forged_state_is_refused_before_anything_changes(tmp_path: Path, what:
     ids=["nothing", "null", "surrogate", "huge number", "nested"],
 )
 def test_a_state_json_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
-    path = small().save(tmp_path, {})
+    path = small().snapshot({}).write(tmp_path)
     (path / "state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(CheckpointError, match=r"state\.json"):
         small().load(path)
 
 
 def test_a_checkpoint_of_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
-    path = small().save(tmp_path, {})
+    path = small().snapshot({}).write(tmp_path)
     forge_state(path, lambda v: v.update(format=99))
     with pytest.raises(CheckpointError, match="newer vitc"):
         small().load(path)
@@ -695,7 +695,7 @@ HOSTILE = {
 def test_a_hostile_tensor_file_is_refused_and_not_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: str
 ) -> None:
-    path = small(1).save(tmp_path / "checkpoints", {})
+    path = small(1).snapshot({}).write(tmp_path / "checkpoints")
     (path / file).write_bytes(HOSTILE[content])
     forge_state(path)
     monkeypatch.chdir(tmp_path)
@@ -708,7 +708,7 @@ def test_a_hostile_tensor_file_is_refused_and_not_executed(
 
 
 def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path: Path) -> None:
-    path = fresh(width=4).save(tmp_path, {})
+    path = fresh(width=4).snapshot({}).write(tmp_path)
     state = fresh(width=6)
     before = bits(state)
     with pytest.raises(CheckpointError) as caught:
@@ -720,25 +720,25 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path: Path) -> 
     model.register_buffer("more", torch.zeros(1))
     other = TrainState(model.double(), torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(CheckpointError, match=r"missing: more; 1 unexpected: bias; .* float64"):
-        other.load(small().save(tmp_path / "small", {}))
+        other.load(small().snapshot({}).write(tmp_path / "small"))
 
 
 @pytest.mark.parametrize("ema", [True, False])
 def test_a_run_with_an_average_and_one_without_are_not_mixed(tmp_path: Path, ema: bool) -> None:
-    path = fresh(ema=ema).save(tmp_path, {})
+    path = fresh(ema=ema).snapshot({}).write(tmp_path)
     with pytest.raises(CheckpointError, match="average"):
         fresh(ema=not ema).load(path)
 
 
 def test_another_optimizer_is_refused_by_name(tmp_path: Path) -> None:
-    path = advance(fresh("adamw"), 1).save(tmp_path, {})
+    path = advance(fresh("adamw"), 1).snapshot({}).write(tmp_path)
     with pytest.raises(CheckpointError, match=r"AdamW.*SGD"):
         fresh("sgd").load(path)
 
 
 @pytest.mark.parametrize("name", ["bias/momentum_buffer", "gone/momentum_buffer", "bias"])
 def test_optimizer_state_that_fits_no_parameter_is_named(tmp_path: Path, name: str) -> None:
-    path = small(1).save(tmp_path, {})
+    path = small(1).snapshot({}).write(tmp_path)
     save_file({name: torch.zeros(7)}, path / "optim.safetensors")
     forge_state(path)
     with pytest.raises(CheckpointError, match=rf"{name}, float32 \(7,\)"):
@@ -754,14 +754,14 @@ def same(found: dict[str, Tensor], module: nn.Module) -> bool:
 
 def test_weights_are_those_of_the_average_unless_raw_ones_are_asked(tmp_path: Path) -> None:
     state = advance(fresh(), 3)
-    path = state.save(tmp_path / "checkpoints", {})
+    path = state.snapshot({}).write(tmp_path / "checkpoints")
     assert not same(load_weights_of(tmp_path), state.model)
     for place in (tmp_path, path, str(path)):
         assert same(load_weights_of(place), state.ema.module)
         assert same(load_weights_of(place, ema=False), state.model)
     fresh(seed=8).model.load_state_dict(load_weights_of(tmp_path))
     alone = advance(fresh(ema=False), 1)
-    assert same(load_weights_of(alone.save(tmp_path / "alone", {})), alone.model)
+    assert same(load_weights_of(alone.snapshot({}).write(tmp_path / "alone")), alone.model)
     for empty in (tmp_path / "alone", tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
             load_weights_of(empty)

@@ -149,6 +149,8 @@ def test_memory_counts_loader_processes_and_images_that_a_probe_did_not_hold(
     assert found.process_bytes == 500_000_007 + costs.OWN_BYTES
     assert found.memory_bytes == (found.process_bytes or 0) + 2 * rules.WORKER_BYTES
     assert rules.memory_bytes("cuda", dataclasses.replace(STEPS, workers=2)) == 500_000_000
+    often = estimated(monkeypatch, STEPS, **{"train.save_every_steps": 10})
+    assert often.process_bytes == 500_000_000 + costs.OWN_BYTES + STEPS.checkpoint_bytes
     with pytest.raises(ConfigError, match="does not fit"):
         estimated(monkeypatch, None)
 

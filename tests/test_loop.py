@@ -286,7 +286,7 @@ def assert_resumed(out: Path, killed_at: int, saved_every: int) -> None:
     ]
     assert len(resumed) == 1
     assert resumed[0] > 0
-    assert resumed[0] >= killed_at - saved_every - 1
+    assert resumed[0] >= killed_at - 2 * saved_every - 1  # the last one may not be written yet
 
 
 @pytest.mark.slow  # the JPEG folder dies in the quick suite

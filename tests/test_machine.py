@@ -78,6 +78,39 @@ def test_quotas_of_both_versions_of_control_groups_limit_the_cores(
     assert usable_cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"memory.max": "9000", "memory.current": "6000"}, 3000),
+        (
+            {
+                "memory.max": "9000",
+                "memory.current": "6000",
+                "memory.stat": "anon 1000\ninactive_file 4000\nactive_file 500\n",
+            },
+            7500,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "9000",
+                "memory/memory.usage_in_bytes": "9000",
+                "memory/memory.stat": "inactive_file 1\nactive_file 1\n"
+                "total_inactive_file 70\ntotal_active_file 7\n",
+            },
+            77,
+        ),
+    ],
+)
+def test_cached_files_are_not_taken_from_a_containers_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
+) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.free_memory() == free
+
+
 def test_the_environment_names_versions_hardware_and_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,10 +79,20 @@ def free_memory() -> int | None:
         for group in _groups("memory"):
             for names in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
                 most, used = (_first_line(group / f"memory.{name}") for name in names)
-                if most.isdigit() and used.isdigit():  # used: files that are cached are among it
-                    free.append(max(0, int(most) - int(used)))
+                if most.isdigit() and used.isdigit():
+                    free.append(max(0, int(most) - int(used) + _cached_files(group)))
         return min(free)
     return None
+
+
+def _cached_files(group: Path) -> int:
+    """Bytes of files that a control group counts as used memory, and gives up when asked."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = (group / "memory.stat").read_text().splitlines()
+        values = {name: int(number) for name, number in map(str.split, lines)}
+        whole = "total_" if "total_inactive_file" in values else ""  # version 1: with its children
+        return values[f"{whole}inactive_file"] + values[f"{whole}active_file"]
+    return 0
 
 
 def _groups(controller: str) -> list[Path]:

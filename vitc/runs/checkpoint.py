@@ -15,6 +15,7 @@ unpickled. Tensors on disk are contiguous (the format knows no other) and get th
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -67,49 +68,12 @@ class TrainState:
     skipped: int = 0
     """Broken files skipped so far."""
 
-    def save(
-        self,
-        folder: Path,
-        extra: Mapping[str, Any],
-        *,
-        keep: int = 2,
-        stays: Callable[[int], bool] = lambda step: False,
-    ) -> Path:
-        """Write `folder/step_N`, make it the latest, then prune to `keep` and those of steps that
-        `stays` names; returns its path.
-
-        `extra` is plain JSON values for `load` to give back. Raises CheckpointError where the disk
-        is full or refuses: earlier checkpoints are kept, and training may continue.
-        """
-        final = folder / f"step_{self.step}"
-        temporary = folder / f"{TEMPORARY}{final.name}"
-        try:
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                sync_folder(folder.parent)
-            files.remove_leftovers(folder)
-            temporary.mkdir()
-            _put_in_place(temporary, final, self._write(temporary, extra))
-            files.write_atomically(folder / LATEST, f"{final.name}\n")
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            last = "There is no earlier one."
-            with contextlib.suppress(CheckpointError):
-                if paths := _candidates(folder)[0]:
-                    last = f"The last good one is {paths[0].name}."
-            raise CheckpointError(
-                f"The checkpoint of step {self.step} cannot be written to {folder}: "
-                f"{error.strerror or error}. {last}",
-                "Free space or repair the disk, then repeat the command to resume.",
-            ) from error
-        _prune(folder, self.step, keep, stays)
-        return final
-
     def _modules(self) -> dict[str, nn.Module]:
         return {MODEL: self.model, **({EMA: self.ema.module} if self.ema is not None else {})}
 
-    def _write(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, str]:
-        """Write the files of a checkpoint; returns the SHA-256 of those that hold tensors."""
+    def snapshot(self, extra: Mapping[str, Any]) -> Snapshot:
+        """What a checkpoint of now holds, its tensors still those of the state. `extra` is plain
+        JSON values for `load` to give back."""
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, dict[str, Any]] = {}
         for name, (parameter, _) in _owned(self.model, self.optimizer).items():
@@ -119,10 +83,9 @@ class TrainState:
                 else:
                     scalars.setdefault(name, {})[key] = value
         parts: dict[str, Mapping[str, Tensor]] = {
-            **{name: m.state_dict(keep_vars=True) for name, m in self._modules().items()},
+            **{name: m.state_dict() for name, m in self._modules().items()},
             OPTIM: tensors,
         }
-        sha256 = {name: write_tensors(folder / name, part) for name, part in parts.items()}
         state = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in VALUES},
@@ -133,12 +96,8 @@ class TrainState:
                 "scalars": scalars,
             },
             "memory_formats": {name: stored.odd_strides(part) for name, part in parts.items()},
-            "sha256": sha256,
         }
-        text = _encode(state)
-        text = _encode({**state, "self": hashlib.sha256(text.encode()).hexdigest()}, indent=1)
-        files.write_file(folder / STATE, [text.encode()])
-        return sha256
+        return Snapshot(self.step, parts, copy.deepcopy(state))
 
     def load(self, path: Path) -> dict[str, Any]:
         """Become what `path` (a `step_N` folder) holds, on the devices there are; returns `extra`.
@@ -174,6 +133,59 @@ class TrainState:
         self.sums = defaultdict(float, self.sums)
         extra: dict[str, Any] = state["extra"]
         return extra
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state at one step, as it goes to disk."""
+
+    step: int
+    parts: Mapping[str, Mapping[str, Tensor]]
+    """The tensors of each file, by their names there."""
+    state: Mapping[str, Any]
+    """The content of state.json, but for the checksums."""
+
+    def write(
+        self, folder: Path, *, keep: int = 2, stays: Callable[[int], bool] = lambda step: False
+    ) -> Path:
+        """Write `folder/step_N`, make it the latest, then prune to `keep` and those of steps that
+        `stays` names; returns its path.
+
+        Raises CheckpointError where the disk is full or refuses: earlier checkpoints are kept, and
+        training may continue.
+        """
+        final = folder / f"step_{self.step}"
+        temporary = folder / f"{TEMPORARY}{final.name}"
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                sync_folder(folder.parent)
+            files.remove_leftovers(folder)
+            temporary.mkdir()
+            _put_in_place(temporary, final, self._write_files(temporary))
+            files.write_atomically(folder / LATEST, f"{final.name}\n")
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            last = "There is no earlier one."
+            with contextlib.suppress(CheckpointError):
+                if paths := _candidates(folder)[0]:
+                    last = f"The last good one is {paths[0].name}."
+            raise CheckpointError(
+                f"The checkpoint of step {self.step} cannot be written to {folder}: "
+                f"{error.strerror or error}. {last}",
+                "Free space or repair the disk, then repeat the command to resume.",
+            ) from error
+        _prune(folder, self.step, keep, stays)
+        return final
+
+    def _write_files(self, folder: Path) -> dict[str, str]:
+        """Returns the SHA-256 of those that hold tensors."""
+        sha256 = {name: write_tensors(folder / name, part) for name, part in self.parts.items()}
+        state = {**self.state, "sha256": sha256}
+        text = _encode(state)
+        text = _encode({**state, "self": hashlib.sha256(text.encode()).hexdigest()}, indent=1)
+        files.write_file(folder / STATE, [text.encode()])
+        return sha256
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:

@@ -124,15 +124,17 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
     probes = [_probed(config, data, device) for _ in range(PROBES)]
     cost = max(probes, key=lambda p: p.memory_bytes)
     machine = rules.Machine(device.type, describe(device), cores(), device_memory(device))
-    memory, process = _memory(device, cost)
-    limit, advice = _limit(cost, machine, memory)
-    share = statistics.fmean(p.processor_seconds / p.step_seconds for p in probes)
-    busy = min(1.0, share) if device.type == "cpu" and limit != "loader" else 1.0
-
     t, n = config.train, len(data.splits["train"])
     each = steps_per_epoch(n, t.batch)
     steps = max(0, each * t.epochs - around.begun)
     step = step_seconds([p.times or (p.step_seconds,) for p in probes])
+    saved_on_the_way = steps > (t.save_every_steps or math.inf)
+    saved_on_the_way |= steps * step.value > t.save_every_seconds
+    memory, process = _memory(device, cost, copied=saved_on_the_way)
+    limit, advice = _limit(cost, machine, memory)
+    share = statistics.fmean(p.processor_seconds / p.step_seconds for p in probes)
+    busy = min(1.0, share) if device.type == "cpu" and limit != "loader" else 1.0
+
     evaluation = rules.evaluation_seconds(config, len(data.splits.get("val", ())), cost)
     each_epoch = each * step.value + evaluation / t.eval_every_epochs
     work = _preparing(config, data, probes, around)
@@ -174,11 +176,14 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
     )
 
 
-def _memory(device: torch.device, cost: Probe) -> tuple[int | None, int | None]:
-    """Bytes of all processes, and of the one that trains; None: not known."""
+def _memory(device: torch.device, cost: Probe, *, copied: bool) -> tuple[int | None, int | None]:
+    """Bytes of all processes, and of the one that trains; None: not known.
+
+    `copied`: steps follow a checkpoint, whose copy of the state stays for the next one.
+    """
     if not cost.memory_bytes:
         return None, None
-    own = OWN_BYTES if device.type == "cpu" else 0
+    own = OWN_BYTES + copied * cost.checkpoint_bytes if device.type == "cpu" else 0
     alone = cost.memory_bytes + cost.unheld_bytes + own
     return rules.memory_bytes(device.type, cost) + own, alone
 

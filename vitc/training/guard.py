@@ -21,6 +21,7 @@ from vitc.data.loader import MicroBatch, Provider
 from vitc.errors import DivergedError
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import GOOD, RunFolder
+from vitc.runs.writer import Writer
 from vitc.training.build import Setup
 from vitc.training.device import autocast
 from vitc.training.diagnose import UNREPRODUCED, diagnose
@@ -125,12 +126,13 @@ class Guard:
         every = min(max(self.setup.steps_per_epoch, least), most)
         return self.policy == "rollback" and self.state.step % every == 0
 
-    def keep_good(self, extra: Mapping[str, Any]) -> None:
+    def keep_good(self, extra: Mapping[str, Any], writer: Writer) -> None:
         """Keep the state to return to, if it is good."""
         state = self.state
         tensors = {**dict(state.model.named_buffers()), **dict(state.model.named_parameters())}
         if self.setup.procs.first and not not_finite(tensors):
-            state.save(self.folder.checkpoints / GOOD, extra, keep=KEEP_GOOD)
+            place = self.folder.checkpoints / GOOD
+            writer.save(state.snapshot(extra), lambda s: s.write(place, keep=KEEP_GOOD))
 
     # -- findings ----------------------------------------------------------------------------------
 
@@ -214,9 +216,9 @@ class Guard:
 
 def good_before(folder: Path, step: int) -> Path | None:
     """The newest good state from before step `step`; later ones are of a future to be undone."""
-    names = sorted(folder.glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
-    before = [p for p in names if int(p.name.removeprefix("step_")) < step]
-    return before[-1] if before else None
+    names = [p.name.removeprefix("step_") for p in folder.glob("step_*")]
+    before = [int(n) for n in names if n.isdigit() and int(n) < step]  # a kill may leave step_N.old
+    return folder / f"step_{max(before)}" if before else None
 
 
 def chance_loss(setup: Setup) -> float:

@@ -25,6 +25,7 @@ from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import Run, RunFolder
 from vitc.runs.images import images_of_weights, leaks
+from vitc.runs.writer import Writer
 from vitc.training.best import keep_if_best, return_to_best, return_to_start, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device
@@ -213,6 +214,7 @@ class Trainer:
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
         self.log, self.stop, self.pace, self.guard = log, stop, pace, guard
+        self.writer = Writer(folder, log.note_once)
         self.retention = Retention.of(setup.config.train, setup.steps_per_epoch)
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
         self.validation = Validation(setup, state, self._asked)
@@ -227,7 +229,7 @@ class Trainer:
         self.counted_until = self.saved_at = time.monotonic()
         seconds, spent = state.seconds, self.log.spent
         try:
-            with setup.procs.losses_reported(), contextlib.ExitStack() as stack:
+            with setup.procs.losses_reported(), contextlib.ExitStack() as stack, self.writer:
                 batches = stack.enter_context(self._open(None))
                 opening = time.monotonic() - self.counted_until
                 spent["preparing"] += opening
@@ -245,7 +247,7 @@ class Trainer:
                 spent["loading"] += batches.wait_seconds
                 others = opening + spent["loading"] + spent["saving"]
                 spent["steps"] = state.seconds - seconds - others
-                self._save()
+                self._save(wait=True)
                 summary = self.log.close(state, "done", self.guard.summary)
                 if setup.procs.first:
                     self.folder.drop_alternatives()
@@ -284,8 +286,9 @@ class Trainer:
         norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs, skips)
         profile = StepProfile(self.folder.path, setup.device, t.profile and setup.procs.first)
         if guard.good_step() and not pace.ended:
-            guard.keep_good(self._extra())
+            guard.keep_good(self._extra(), self.writer)
         for micros in batches:
+            self.writer.check()
             if pace.ended:  # of a run that was finished when it was last saved
                 return
             lr = setup.lr(pace.position) * guard.lr_factor
@@ -336,7 +339,7 @@ class Trainer:
             if pace.ended:
                 return
             if keeping:
-                guard.keep_good(self._extra())
+                guard.keep_good(self._extra(), self.writer)
             if due:
                 self._read(batches.provider)
                 if guard.asked is not None:
@@ -354,6 +357,7 @@ class Trainer:
         for step, row in zip(steps, values, strict=True):
             outcome = dict(zip(names, row, strict=True))
             if not all(map(math.isfinite, row)):
+                self.writer.wait()  # before anybody looks for the last good state
                 self.guard.bad_step(step, outcome, provider)
             else:
                 self.guard.observe(step, outcome)
@@ -367,11 +371,12 @@ class Trainer:
     def _roll_back(self) -> None:
         """Return to a good state, and make it the latest checkpoint."""
         self.pending = []
+        self.writer.wait()
         used = self.pace.seconds()
         self.pace.resume(self.guard.roll_back(), self.state.step)
         self.pace.used = used  # time that was spent stays spent
         self.saved_at = time.monotonic()
-        self._save()
+        self._save(wait=True)
         self.folder.cut_back(self.state.step)
         self.log.start(self.state.step)
 
@@ -403,6 +408,7 @@ class Trainer:
         if t.patience is None:
             return
         if self.setup.procs.first:
+            self.writer.wait()  # it removes what is unfinished in that folder
             keep_if_best(self.folder.checkpoints, state, line)
         if without_patience(state, t.patience, t.eval_every_epochs) and not self.pace.ended:
             best = state.best
@@ -427,21 +433,22 @@ class Trainer:
                 self.log.eval_line({"kind": "eval", **state.last_eval})
             self.log.note(note)
 
-    def _save(self) -> None:
-        """Write a checkpoint; all results of steps have been read."""
+    def _save(self, *, wait: bool = False) -> None:
+        """Save a checkpoint; all results of steps have been read. `wait` until it is on disk."""
         self._count_time()
         self.saved_at = time.monotonic()
         self._check_finite()
         if not self.setup.procs.first:
             return
-        self.folder.sync()
         keep, best = self.retention, self.state.best.get("step")
-        self.state.save(
-            self.folder.checkpoints,
-            self._extra(),
-            keep=keep.last,
-            stays=lambda step: keep.stays(step, best),
+        self.writer.save(
+            self.state.snapshot(self._extra()),
+            lambda snapshot: snapshot.write(
+                self.folder.checkpoints, keep=keep.last, stays=lambda step: keep.stays(step, best)
+            ),
         )
+        if wait:
+            self.writer.wait()
         self.log.spent["saving"] += time.monotonic() - self.saved_at
 
     def _extra(self) -> dict[str, Any]:
@@ -461,6 +468,7 @@ class Trainer:
         models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
         for model in models:
             if where := not_finite(dict(model.named_buffers())):
+                self.writer.wait()
                 found, _ = latest_checkpoint(self.folder.checkpoints)
                 raise DivergedError(
                     f"Diverged by step {self.state.step} of {self.setup.steps}: {where}. "
@@ -480,7 +488,7 @@ class Trainer:
                 self._stop()
 
     def _stop(self) -> NoReturn:
-        self._save()
+        self._save(wait=True)
         number = self.stop.number or signal.SIGTERM
         raise InterruptedRun(
             f"Stopped by {signal.Signals(number).name} at step {self.state.step} of "
