@@ -49,6 +49,19 @@ def test_an_optimizer_of_timm_with_a_rate_for_each_layer() -> None:
     assert names == model.no_weight_decay()
 
 
+def test_what_its_trainer_asks_of_a_model() -> None:
+    """The arguments of timm's train.py, at their defaults; then a step."""
+    unset = ("drop_path_rate", "drop_block_rate", "global_pool", "bn_momentum", "bn_eps")
+    settings = dict.fromkeys(unset) | {"drop_rate": 0.0, "scriptable": False, "in_chans": 3}
+    model = timm.create_model("vit_c_tiny", num_classes=3, checkpoint_path="", **settings)
+    model.set_grad_checkpointing(enable=True)
+    data = import_peer("timm.data").resolve_data_config({}, model=model)
+    assert (data["input_size"], data["crop_pct"]) == ((3, 32, 32), 0.875)
+    optimizer = import_peer("timm.optim").create_optimizer_v2(model, opt="sgd", lr=0.1)
+    model(torch.randn(4, *data["input_size"])).square().mean().backward()
+    optimizer.step()
+
+
 def test_settings() -> None:
     model = timm.create_model("vit_c_tiny", global_pool="avg", in_chans=1, img_size=64)
     assert (model.global_pool, model.in_chans, model.img_size) == ("avg", 1, (64, 64))
