@@ -14,7 +14,6 @@ from vitc.resolve import PREDICTS, check_is
 from vitc.wording import counted
 
 PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-WHERE = "POST an image to /predict; a page to drop images on is at /. Ctrl-C ends it."
 
 
 def options(parser: Parser) -> None:
@@ -84,9 +83,11 @@ def run(args: Namespace) -> int:
                 "or encryption. Put a reverse proxy in front of it."
             )
         classes = counted(len(classifier.classes), "class", "classes")
-        emit(f"{classifier.name}, {classes}: {serve.url_of(listening)}")
+        url = serve.url_of(listening)
+        emit(f"{classifier.name}, {classes}: {url}")
         sys.stdout.flush()
-        note(WHERE)
+        note(f"A page to drop images on, or: curl --data-binary @photo.jpg {url}/predict")
+        note("Ctrl-C ends it.")
         serve.run(app, listening, args.timeout)
     return 0
 

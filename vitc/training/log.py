@@ -151,7 +151,7 @@ class RunLog:
         average = self.setup.config.optim.average
         which = f" ({average}; raw {line['top1_raw']:.2f})" if average else ""
         self.progress.line(
-            f"epoch {line['epoch']:>3}/{self.setup.config.train.epochs}  "
+            f"epoch {line['epoch']:>3}/{math.ceil(self.steps / self.setup.steps_per_epoch)}  "
             f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"
         )
 
@@ -227,7 +227,9 @@ class RunLog:
                 f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
                 f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
             )
-        self.progress.line(f"done in {duration(state.seconds)}{result}  ->  {self.folder.path}")
+        # Of a resumed run the training of its earlier processes; else preparing and evaluation too.
+        took = duration(max(state.seconds, sum(self.spent.values())))
+        self.progress.line(f"done in {took}{result}  ->  {self.folder.path}")
         if summary["failed_to_learn"]:
             where = shlex.quote(str(self.folder.path))
             self.note(
