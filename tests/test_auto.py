@@ -284,6 +284,15 @@ def test_any_model_is_taken_at_the_largest_size_that_the_budget_pays_for(
         assert "at 96 pixels" in line(less, "image size")
 
 
+def test_a_folder_named_as_a_source_is_the_folder(
+    photo_folder: PHOTOS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photo_folder(name="fashion", classes=2, count=30)
+    monkeypatch.chdir(folder.parent)
+    data = propose(Path("fashion")).config.data
+    assert (data.source, data.path) == ("folder", str(folder))
+
+
 def test_a_model_too_large_for_the_memory_is_not_chosen(
     photo_folder: PHOTOS, machine: Machines
 ) -> None:

@@ -101,7 +101,8 @@ class Progress:
         self.done = done
         now = time.monotonic()
         if note is None:
-            note = f"{(done - self.first) / max(now - self.started, 1e-9):,.0f} {self.unit}/s"
+            rate = (done - self.first) / max(now - self.started, 1e-9)
+            note = f"{rate:{',.0f' if rate >= 10 else '.2g'}} {self.unit}/s"
         if self.cell is not None:
             self.cell.show(done, self.total, f"{note}  {self.left()}")
         elif self.bar is not None:

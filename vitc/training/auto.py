@@ -83,7 +83,8 @@ def propose(
     # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
     optim = fixed.get("optim", fixed.get("optim.kind"))
     recipe = get_recipe(rules.RECIPE, optim)
-    base = with_data(RunConfig(name=name_of(images), optim=recipe.optim), str(images))
+    base = RunConfig(name=name_of(images), optim=recipe.optim)
+    base = with_data(base, str(images.absolute()))  # a folder may have the name of a source
     given, sizes, gray = _sampled(choices, base)
     entry = auto_start.find_start(start, fixed, sizes)
     data, look = _choose_images(choices, base, given, sizes, gray and entry is None)
