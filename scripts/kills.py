@@ -1,20 +1,23 @@
 """Does a run that is killed again and again end with the bits of one that never was?
 
-    python scripts/kills.py --times 100
+    python scripts/kills.py --times 100 --out kills
 
 kills runs in one process and in two with SIGKILL at random moments: during a step, while a
 checkpoint is written, during an evaluation and while resuming; of two processes one or both.
 Every run is resumed until it is done, and its weights, average, optimizer and metrics are compared
-with those of an undisturbed run. Exit code 1 where a bit differs.
+with those of an undisturbed run. Exit code 1 where a bit differs. The same command again continues
+with the kills that are left: `kills/*/done.jsonl` has a line for each run that is done.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -152,32 +155,52 @@ def attempt(whole: RunConfig, out: Path, kill: Kill | None, rank: int) -> None:
     run(whole, out, quiet=True)
 
 
-def series(times: int, world: int, epochs: int, folder: Path, luck: random.Random) -> list[str]:
+def series(times: int, world: int, epochs: int, folder: Path, seed: int) -> list[str]:
     """Kill runs of `world` processes so often; which differ from an undisturbed one, and how."""
-    whole = config(epochs)
-    codes = start(world, functools.partial(attempt, whole, folder / "whole", None))
-    if any(codes):
-        raise RuntimeError(f"the undisturbed run ended with exit codes {codes}")
-    expected, found = result(folder / "whole"), []
+    whole, file = config(epochs), folder / "done.jsonl"
+    if not file.exists():
+        codes = start(world, functools.partial(attempt, whole, folder / "whole", None))
+        if any(codes):
+            raise RuntimeError(f"the undisturbed run ended with exit codes {codes}")
+        file.touch()
+    done = [json.loads(line) for line in file.read_text().splitlines()]
+    killed = sum((Counter(line["killed"]) for line in done), Counter[str]())
+    found = [text for line in done for text in line["found"]]
+    while killed.total() < times:
+        number = len(done) + 1
+        out, luck = folder / f"run_{number}", random.Random(f"{seed} {world} {number}")
+        if out.exists():  # its kills were not counted
+            shutil.rmtree(out)
+        here = killed_until_done(whole, out, world, times - killed.total(), luck)
+        different = differences(result(folder / "whole"), result(out))
+        line = {"killed": here, "found": []}
+        if different:
+            line["found"] = [f"{out} differs in {len(different)}: {different[:3]}"]
+        else:
+            shutil.rmtree(out)
+        with open(file, "a") as lines:
+            lines.write(json.dumps(line) + "\n")
+        done.append(line)
+        killed += here
+        found += line["found"]
+        moments = ", ".join(f"{count} {moment}" for moment, count in killed.items())
+        print(f"{world} process(es), run {number} is done: {killed.total()} kills ({moments})")
+    return found
+
+
+def killed_until_done(
+    whole: RunConfig, out: Path, world: int, most: int, luck: random.Random
+) -> Counter[str]:
+    """Resume one run until it is done, killing it so often at most; at which moments it was."""
     killed: Counter[str] = Counter()
-    number = 1
-    while True:
-        out = folder / f"run_{number}"
-        kill = Kill.drawn(world, luck) if killed.total() < times else None
+    while not (out / "config.json").exists() or Run(out).status != "done":
+        kill = Kill.drawn(world, luck) if killed.total() < most else None
         codes = start(world, functools.partial(attempt, whole, out, kill))
         if kill is not None and -signal.SIGKILL in codes:
             killed[kill.moment] += 1
         elif any(codes):
-            return [*found, f"{out.name}: exit codes {codes}"]
-        if not (out / "config.json").exists() or Run(out).status != "done":
-            continue
-        different = differences(expected, result(out))
-        found += [f"{out.name} differs in {len(different)}: {different[:3]}"] if different else []
-        moments = ", ".join(f"{count} {moment}" for moment, count in killed.items())
-        print(f"{world} process(es), run {number} is done: {killed.total()} kills ({moments})")
-        if killed.total() >= times:
-            return found
-        number += 1
+            raise RuntimeError(f"{out} ended with exit codes {codes}")
+    return killed
 
 
 def main() -> int:
@@ -188,6 +211,7 @@ def main() -> int:
     add("--times", type=int, default=100, help="kills (default: 100)")
     add("--epochs", type=int, default=6, help="of a run (default: 6)")
     add("--seed", type=int, default=0, help="of the moments (default: 0)")
+    add("--out", type=Path, help="where to continue (default: a temporary folder, all at once)")
     add("--processes", type=int, choices=(1, 2), help="of a run (default: half of the kills each)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -197,8 +221,9 @@ def main() -> int:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for world, times in shares.items():
-            place = Path(folder) / str(world)
-            found += series(times, world, args.epochs, place, random.Random(args.seed + world))
+            place = (args.out or Path(folder)) / str(world)
+            place.mkdir(parents=True, exist_ok=True)
+            found += series(times, world, args.epochs, place, args.seed)
     print("\n".join(found) or f"{args.times} kills: every run ended with the same bits.")
     return 1 if found else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def test_a_difference_of_one_bit_is_found() -> None:
 def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
     world: int, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    luck = random.Random()
-    assert series(times, world, 3, tmp_path, luck) == []
+    assert series(1, world, 3, tmp_path, random.randrange(1000)) == []
+    assert series(times, world, 3, tmp_path, random.randrange(1000)) == []
     assert f"{times} kills" in capsys.readouterr().out
+    killed = [json.loads(line)["killed"] for line in (tmp_path / "done.jsonl").open()]
+    assert sum(sum(each.values()) for each in killed) == times
