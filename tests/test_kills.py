@@ -29,5 +29,6 @@ def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
     assert series(1, world, 3, tmp_path, random.randrange(1000)) == []
     assert series(times, world, 3, tmp_path, random.randrange(1000)) == []
     assert f"{times} kills" in capsys.readouterr().out
-    killed = [json.loads(line)["killed"] for line in (tmp_path / "done.jsonl").open()]
+    done = (tmp_path / "done.jsonl").read_text().splitlines()
+    killed = [json.loads(line)["killed"] for line in done]
     assert sum(sum(each.values()) for each in killed) == times
