@@ -4,9 +4,10 @@
 
 RUN is anything that `vitc predict` takes; PHOTOS is a folder of JPEGs, linked until there are
 `--count`. The command runs once on all of them and once on a single one, whose processor time is
-taken off. Before, decoding and the model are measured alone, in this process, on
-`--sample` of the photos in the same batches. All times are processor seconds, so that other work on
-the machine disturbs them less. Memory is that of the command's process, read twice a second.
+taken off. Before and after, decoding and the model are measured alone, in this process, on
+`--sample` of the photos in the same batches; the ratio is to the median. All times are processor
+seconds, so that other work on the machine disturbs them less. Memory is that of the command's
+process, read twice a second.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +38,7 @@ def main() -> None:
     add("photos", type=Path)
     add("--count", type=int, default=20_000, help="files of the command")
     add("--sample", type=int, default=2_000, help="photos of a measurement of the parts")
-    add("--repeats", type=int, default=3, help="measurements of the parts")
+    add("--repeats", type=int, default=3, help="of the parts, before and after")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,13 +54,14 @@ def main() -> None:
         alone = [parts(classifier, sample) for _ in range(args.repeats)]
         start, _ = predict(args.run, sample[0], Path(name, "one.csv"))
         all_of_it, memory = predict(args.run, folder, Path(name, "all.csv"))
+        alone += [parts(classifier, sample) for _ in range(args.repeats)]
         lines = Path(name, "all.csv").read_text().count("\n")
-    decoding, model = (min(times) for times in zip(*alone, strict=True))
-    whole, rest = 1e3 * (all_of_it - start) / args.count, 1e3 * (decoding + model)
+    decoding, model = (1e3 * statistics.median(times) for times in zip(*alone, strict=True))
+    whole, both = 1e3 * (all_of_it - start) / args.count, sorted(1e3 * sum(p) for p in alone)
     print(f"{args.count:,} files, {lines:,} lines; processor ms an image, one thread")
-    print(f"  decoding and resizing {1e3 * decoding:.3f}, model {1e3 * model:.3f}", end="")
-    print(f" (least of {args.repeats}; most {1e3 * max(map(sum, alone)):.3f} together)")
-    print(f"  vitc predict {whole:.3f}: {rest / whole:.2f} times the rate of decoding and model")
+    print(f"  decoding and resizing {decoding:.3f}, model {model:.3f}", end="")
+    print(f" (together {both[0]:.3f} to {both[-1]:.3f}, n = {len(both)})")
+    print(f"  vitc predict {whole:.3f}: {statistics.median(both) / whole:.2f} times their rate")
     print(f"  {all_of_it:.1f} s in all, {start:.1f} s of it for the first image")
     shares = [round(q * (len(memory) - 1)) for q in (0.25, 0.5, 0.75, 1)]
     quarters = ", ".join(f"{memory[i] / 2**20:.0f}" for i in shares)

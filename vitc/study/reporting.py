@@ -194,13 +194,14 @@ def question(s: Section) -> str:
     config = plan.groups[0].config
     trains = [g.config.train for g in plan.groups]
     lengths = sorted({t.epochs for t in trains})
-    epochs = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
+    epochs = f"{lengths[0]} to " if len(lengths) > 1 else ""
+    epochs += counted(lengths[-1], "epoch")
     rivals = [c for c in plan.contenders if c != plan.baseline and c not in plan.controls]
     who = " or ".join(rivals) if len(rivals) <= MOST_NAMED else f"one of {len(rivals)} contenders"
     asked = f"Is {who} easier to train than {plan.baseline}? " if rivals else ""
     images = f", {config.data.max_train} training images" if config.data.max_train else ""
     return (
-        f"{asked}{config.data.source}{images} · {config.model.img_size} px · {epochs} epochs, "
+        f"{asked}{config.data.source}{images} · {config.model.img_size} px · {epochs}, "
         f"batch {_all(trains, 'batch')} · {counted(plan.draws, unit_of(plan))} a contender · "
         f"{s.records[0]['created'][:10]}"
     )
