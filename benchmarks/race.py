@@ -9,6 +9,7 @@ read once, at the end of each run.
 
 Entries:
   vitc        `vitc train FOLDER --budget ... --start scratch` of this checkout
+  vitc_formula  the same with `--start formula`: weights learnt from fractals and contours
   vitc_pretrained  the same with `--start pretrained`
   resnet18    ResNet-18 from scratch in a plain PyTorch script (below): bf16 where it is faster,
               channels_last, AdamW, one-cycle on processor time, images decoded once, random resized
@@ -40,7 +41,11 @@ SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("
 PEERS = ("resnet18", "resnet18_mix")
 OURS = {
     name: ["--train.clock", "processor", "--start", start]
-    for name, start in (("vitc", "scratch"), ("vitc_pretrained", "pretrained"))
+    for name, start in (
+        ("vitc", "scratch"),
+        ("vitc_formula", "formula"),
+        ("vitc_pretrained", "pretrained"),
+    )
 }
 
 

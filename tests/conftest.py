@@ -52,6 +52,7 @@ def nothing_pretrained(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         from vitc.weights import catalog
 
         monkeypatch.setattr(catalog, "CATALOG", ())
+        monkeypatch.setattr(catalog, "FORMULA", ())
 
 
 @pytest.fixture

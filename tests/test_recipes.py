@@ -76,7 +76,7 @@ NEW = ["nadamw", "muon", "lion", "adamw_schedulefree", "sgd_schedulefree"]
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_takes_every_optimizer_with_rates_that_follow_from_its_own(name: str) -> None:
     recipe = RECIPES[name]
-    for kind in NEW:
+    for kind in [kind for kind in NEW if kind not in recipe.tuned]:
         config = complete(get_recipe(name, kind)).checked()
         like, own = config.optim.like, config.optim
         assert like is not None

@@ -158,6 +158,7 @@ def custom(root: Path) -> str:
 BUILDERS: dict[str, Callable[[Path], str] | None] = {
     "fashion": None,  # without a path
     "synthetic": None,
+    "formula": lambda _: "formula:classes=4,images=5,side=16",
     "packed": packed,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -170,7 +171,7 @@ BUILDERS: dict[str, Callable[[Path], str] | None] = {
     "toy": toy,
 }
 WITH_PATH = [kind for kind, build in BUILDERS.items() if build is not None]
-FILES = [kind for kind in WITH_PATH if kind != "custom"]
+FILES = [kind for kind in WITH_PATH if kind not in ("custom", "formula")]
 
 
 @pytest.fixture(autouse=True)

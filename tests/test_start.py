@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import vitc
 from tests.test_catalog import REAL, fake_package
 from vitc.cli.main import main
 from vitc.config import read_config
 from vitc.errors import ConfigError
+from vitc.optim.optimizers import MuonConfig
 from vitc.training import auto_start, probe
 from vitc.training.auto import propose
-from vitc.training.auto_start import find_start
+from vitc.training.auto_start import find_start, formula_models
 from vitc.training.probe import ImageSeconds
 from vitc.weights import catalog
 from vitc.weights.catalog import PackagedWeights
@@ -116,6 +118,77 @@ def test_a_damaged_file_of_weights_ends_the_run_before_it_begins(
     assert "damaged" in said
     assert "Traceback" not in said
     assert not out.exists()
+
+
+# -- weights learnt from formulas ------------------------------------------------------------------
+
+MADE = catalog.FORMULA
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "FORMULA", MADE)
+
+
+def test_formula_weights_are_whole_and_fit_their_models(made: None) -> None:
+    for entry in MADE:
+        assert entry.here()
+        assert len(entry.path().read_bytes()) < 6e6
+        for name in (entry.model, *entry.models):
+            model = vitc.create_model(name, num_classes=5)
+            before = model.state_dict()["stem.proj.weight"].clone()
+            report = vitc.load_weights(model, entry.where, adapt=("head", "pos_embed"))
+            assert report.missing == report.unexpected == ()
+            assert not torch.equal(model.state_dict()["stem.proj.weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("start", "fixed", "there"),
+    [
+        ("auto", {}, True),
+        ("formula", {}, True),
+        ("scratch", {}, False),
+        ("pretrained", {}, False),
+        ("auto", {"model": "vit_r_tiny64", "optim.lr": 1e-3, "model.img_size": 96}, True),
+        ("auto", {"model.drop_path_rate": 0.1, "model.depth": 3}, False),
+        ("auto", {"init": "runs/mine"}, False),
+        ("auto", {"model.in_chans": 1}, False),
+    ],
+)
+def test_formula_weights_stand_in_for_a_fresh_draw(
+    start: str, fixed: dict[str, Any], there: bool, made: None
+) -> None:
+    assert bool(formula_models(start, fixed)) == there
+
+
+@pytest.mark.parametrize("fixed", [{"model": "vit_c_tiny"}, {"model.in_chans": 1}, {"init": "x"}])
+def test_where_formula_weights_cannot_be_asking_for_them_is_refused(
+    fixed: dict[str, Any], made: None
+) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(fixed))}") as caught:
+        formula_models("formula", fixed)
+    assert "vit_r_tiny64" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("side", [28, 80])
+def test_images_of_ones_own_start_from_formula_weights(
+    side: int, photo_folder: Photos, tmp_path: Path, made: None
+) -> None:
+    photos = photo_folder(size=(side, side))
+    if side == 28:  # gray ones are seen in three channels
+        for path in photos.rglob("*.jpg"):
+            Image.open(path).convert("L").save(path)
+    out = tmp_path / "run"
+    assert (
+        main(["train", str(photos), "--start", "formula", "--train.epochs", "1", "--out", str(out)])
+        == 0
+    )
+    config = read_config(out)
+    assert config.init.weights == MADE[0].where
+    assert config.model.in_chans == 3
+    assert isinstance(config.optim, MuonConfig)
+    events = (out / "events.log").read_text()
+    assert f"start: {MADE[0].where}, licence MIT" in events
 
 
 @pytest.mark.parametrize("words", [["fashion_vit_c"], ["debug"]])

@@ -25,6 +25,7 @@ from vitc.cli import (
     export,
     plan,
     predict,
+    pretrain,
     push,
     report,
     save,
@@ -52,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "train": train.VERB,
     "evaluate": evaluate.VERB,
     "predict": predict.VERB,
+    "pretrain": pretrain.VERB,
     "show": show.VERB,
     "report": report.VERB,
     "bench": bench.VERB,
@@ -71,7 +73,7 @@ GROUPS: dict[str, Callable[[], dict[str, Verb]]] = {
 }
 # How `vitc --help` lists them.
 SECTIONS = {
-    "commands": ("train", "evaluate", "predict", "study"),
+    "commands": ("train", "pretrain", "evaluate", "predict", "study"),
     "look": ("show", "report", "bench", "plan", "doctor"),
     "data": ("data",),
     "share": ("export", "serve", "save", "push", "convert"),

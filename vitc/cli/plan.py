@@ -23,7 +23,7 @@ def _options(parser: Parser) -> None:
     about = "where: this machine's (default: auto), or 8xV100, the paper's, for its recipes"
     add("--device", default="auto", metavar="auto|cuda|mps|cpu|8xV100", help=about)
     add("--budget", metavar="TIME", type=seconds, help="as for vitc train: 90s, 30m, 1h30m")
-    starts = ("auto", "pretrained", "scratch")
+    starts = ("auto", "pretrained", "formula", "scratch")
     add("--start", choices=starts, default="auto", help="with IMAGES, as for vitc train")
     about = "what an hour of the machine costs, to show the price of the run"
     add("--price-per-hour", metavar="PRICE", type=number(0, 1e6), help=about)
@@ -46,7 +46,7 @@ def _run(args: Namespace) -> int:
         emit_json({"plans": [_values(p, args.price_per_hour) for p in plans]})
         return 0
     if len(plans) == 1:
-        emit("\n".join(_lines(plans[0], args.price_per_hour)))
+        emit("\n".join(cost_lines(plans[0], args.price_per_hour)))
         return 0
     from vitc.views.model import Table
 
@@ -66,7 +66,7 @@ def _values(plan: RunCost, price_per_hour: float | None) -> dict[str, Any]:
     return values | {k: None if r is None else r._asdict() for k, r in ranges.items()}
 
 
-def _lines(plan: RunCost, price_per_hour: float | None) -> list[str]:
+def cost_lines(plan: RunCost, price_per_hour: float | None = None) -> list[str]:
     """One plan, a line for each thing."""
     images = "" if plan.images is None else f" on {counted(plan.images, 'training image')}"
     length = f"{plan.epochs:.3g} epochs" if plan.epochs != 1 else "1 epoch"

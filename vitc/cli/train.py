@@ -64,10 +64,11 @@ def options(parser: Parser) -> None:
     add("--budget", metavar="TIME", type=seconds, help=about)
     add(
         "--start",
-        choices=("auto", "pretrained", "scratch"),
+        choices=("auto", "pretrained", "formula", "scratch"),
         default="auto",
-        help="with IMAGES: from pretrained weights or from scratch (default: pretrained where such "
-        "weights are installed and the images are large enough)",
+        help="with IMAGES: from weights pretrained on photos, from weights learnt from formulas, "
+        "which are a part of vitc, or from scratch (default: the first of these that there are "
+        "for the images and the model)",
     )
     about = "with IMAGES: train K runs, each validated on another part, and measure on all images"
     add("--folds", metavar="K", type=count, help=about)

@@ -9,11 +9,12 @@ from vitc.config import RunConfig
 from vitc.errors import unknown
 from vitc.recipes.imagenet import IMAGENET
 from vitc.recipes.recipe import Recipe
-from vitc.recipes.small import SMALL
+from vitc.recipes.small import FORMULA, SMALL
 
-__all__ = ["RECIPES", "Recipe", "find_recipe", "get_recipe"]
+__all__ = ["PRETRAINING", "RECIPES", "Recipe", "find_recipe", "get_recipe"]
 
 RECIPES: dict[str, Recipe] = SMALL | IMAGENET
+PRETRAINING = (FORMULA.config.name,)  # `vitc pretrain`: on images that it makes itself
 
 
 def find_recipe(name: str) -> Recipe:

@@ -87,7 +87,8 @@ def propose(
     base = with_data(base, str(images.absolute()))  # a folder may have the name of a source
     given, sizes, gray = _sampled(choices, base)
     entry = auto_start.find_start(start, fixed, sizes)
-    data, look = _choose_images(choices, base, given, sizes, gray and entry is None)
+    made = auto_start.formula_models(start, fixed)  # they see three channels
+    data, look = _choose_images(choices, base, given, sizes, gray and not (entry or made))
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine, processes)
@@ -106,8 +107,11 @@ def propose(
             base = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
             why = "from scratch it learns more than AdamW in the same time"
             choices.note("optimizer", rules.OPTIMIZER, why)
-        trial = auto_model.choose_model(choices, base, data, look, device, machine, budget)
+        only = tuple(made) if start == "formula" else ()
+        trial = auto_model.choose_model(choices, base, data, look, device, machine, budget, only)
         auto_model.choose_rate(choices, base, trial)
+        if trial.config.model.name in made:
+            auto_start.take_formula(choices, made[trial.config.model.name])
         seconds = auto_model.choose_length(
             choices, look, trial, budget, default=budget_seconds is None
         )

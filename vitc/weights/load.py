@@ -394,12 +394,13 @@ def _from_timm(where: str) -> Weights:
 
 
 def _from_catalog(where: str) -> Weights:
-    """Weights of the catalog in a pip package, under our names: they are in the model's order."""
+    """Weights of the catalog, under our names: those of a pip package are in the model's order."""
     entry = packaged(where)
     file, config = read_weights_file(entry.path()), model_config(entry.model)
     with torch.device("meta"):
         names = build_model(config).state_dict()
-    tensors = dict(zip(names, file.content.values(), strict=True))
+    content = file.content
+    tensors = dict(zip(names, content.values(), strict=True)) if entry.package else dict(content)
     note = f"licence of {where}: {entry.licence}"
     return Weights(
         tensors,
