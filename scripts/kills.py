@@ -3,17 +3,21 @@
     python scripts/kills.py --times 100 --out kills
 
 kills runs in one process and in two with SIGKILL at random moments: during a step, while a
-checkpoint is written, during an evaluation and while resuming; of two processes one or both.
-Every run is resumed until it is done, and its weights, average, optimizer and metrics are compared
-with those of an undisturbed run. Exit code 1 where a bit differs. The same command again continues
-with the kills that are left: `kills/*/done.jsonl` has a line for each run that is done.
+checkpoint is written, during an evaluation, while it is rolled back and while resuming; of two
+processes one or both. The pixels of one batch are infinite, so that each run is rolled back to a
+good state once, half-way. Every run is resumed until it is done, and its weights, average,
+optimizer and metrics are compared with those of an undisturbed run. Exit code 1 where a bit
+differs. The same command again continues with the kills that are left: `kills/*/done.jsonl` has a
+line for each run that is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -26,7 +30,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +38,12 @@ import torch._dynamo  # here once, not in every process
 from safetensors.torch import load_file
 
 from vitc.config import RunConfig
+from vitc.data.loader import MicroBatch, TrainLoader
 from vitc.resolve import load_config
 from vitc.runs.checkpoint import Snapshot
 from vitc.runs.folder import Run
+from vitc.training import guard
+from vitc.training.guard import Guard
 from vitc.training.loop import run
 from vitc.training.step import NormStatistics
 from vitc.training.validate import Validation
@@ -46,8 +52,10 @@ MOMENTS: dict[str, tuple[Any, str]] = {  # at which processes are killed
     "step": (NormStatistics, "before_micro"),
     "checkpoint": (Snapshot, "write"),
     "evaluation": (Validation, "measure"),
+    "rollback": (Guard, "roll_back"),
     "start": (Validation, "__init__"),
 }
+IMAGES, STEPS = 256, 8  # an epoch
 WALL = {"seconds", "images_per_second"}  # of a line of metrics
 WAIT = 300.0  # seconds for a process to end by itself
 
@@ -58,18 +66,34 @@ def config(epochs: int) -> RunConfig:
         "debug",
         **{
             "train.epochs": epochs,
-            "train.batch": 32,
+            "train.batch": IMAGES // STEPS,
             "train.micro_batch": 16,
             "train.threads": 1,
             "train.device": "cpu",
             "train.log_every_steps": 1,
             "train.save_every_steps": 2,
             "train.precise_bn_images": 64,
-            "data.max_train": 256,
+            "data.max_train": IMAGES,
             "data.augment.mixup_alpha": 0.8,
             "optim.clip_norm": 1.0,
+            "train.on_divergence": "rollback",
         },
     )
+
+
+def spoil_half_way(whole: RunConfig) -> None:
+    """Have this process's runs meet a spoiled batch, and keep a good state every few steps."""
+    make, spoiled = TrainLoader._step, whole.train.epochs * STEPS // 2 + 3
+    guard.GOOD_EVERY = (STEPS // 2, STEPS // 2)
+
+    def step(loader: TrainLoader, index: int) -> list[MicroBatch]:
+        micros = make(loader, index)
+        if index == spoiled:
+            lighting = torch.full((len(micros[0].images), 3), math.inf)
+            micros[0] = dataclasses.replace(micros[0], lighting=lighting)
+        return micros
+
+    TrainLoader._step = step  # type: ignore[method-assign]
 
 
 def kill_at(moment: str, count: int, delay: float) -> None:
@@ -132,7 +156,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Kill:
     """One to come: of these ranks, `delay` seconds after the `count`-th time of a moment begins."""
 
@@ -150,6 +174,7 @@ class Kill:
 
 
 def attempt(whole: RunConfig, out: Path, kill: Kill | None, rank: int) -> None:
+    spoil_half_way(whole)
     if kill is not None and rank in kill.ranks:
         kill_at(kill.moment, kill.count, kill.delay)
     run(whole, out, quiet=True)
