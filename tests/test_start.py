@@ -153,6 +153,7 @@ def test_formula_weights_are_whole_and_fit_their_models(made: None) -> None:
         ("auto", {"model.drop_path_rate": 0.1, "model.depth": 3}, False),
         ("auto", {"init": "runs/mine"}, False),
         ("auto", {"model.in_chans": 1}, False),
+        ("auto", {"model": "vit_c_tiny"}, False),
     ],
 )
 def test_formula_weights_stand_in_for_a_fresh_draw(

@@ -107,7 +107,8 @@ def propose(
             base = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
             why = "from scratch it learns more than AdamW in the same time"
             choices.note("optimizer", rules.OPTIMIZER, why)
-        only = tuple(made) if start == "formula" else ()
+        few = look.train <= rules.FORMULA_IMAGES
+        only = tuple(made) if start == "formula" or few else ()
         trial = auto_model.choose_model(choices, base, data, look, device, machine, budget, only)
         auto_model.choose_rate(choices, base, trial)
         if trial.config.model.name in made:

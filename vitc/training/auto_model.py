@@ -54,9 +54,12 @@ def choose_model(
     least = choices.fixed.get(
         "train.epochs", math.ceil(rules.LEAST_SHARE * rules.wanted_epochs(look.train))
     )
-    ladder = [r for r in _rungs(choices.fixed, look) if not only or r.model in only]
+    ladder = _rungs(choices.fixed, look)
     best: Trial | None = None
     reason = f"more would be too much for {counted(look.train, 'image')} of these sizes"
+    if only and any(rung.model not in only for rung in ladder):
+        ladder = [rung for rung in ladder if rung.model in only]
+        reason = "no larger one has weights learnt from formulas"
     for rung in ladder:
         if best is not None and machine.kind == "cpu":  # not tried where it is far too slow
             # At the speed, in flops, of the best so far.

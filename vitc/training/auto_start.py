@@ -88,17 +88,13 @@ def formula_models(start: str, fixed: Mapping[str, Any]) -> dict[str, PackagedWe
     given = {name: entry for entry in catalog.FORMULA for name in (entry.model, *entry.models)}
     model, channels = fixed.get("model"), fixed.get("model.in_chans", 3)
     other = [k for k in fixed if k.partition(".")[0] in ("init", "model") and k not in SAME_MODEL]
-    if start == "auto" and not (other or channels != 3):
-        return given
-    if start != "formula":
-        return {}
-    if other or channels != 3 or model not in (None, *given):
-        set_ = next(iter([*other, *(["model.in_chans"] * (channels != 3)), "model"]))
+    other += ["model.in_chans"] * (channels != 3) + ["model"] * (model not in (None, *given))
+    if start == "formula" and other:
         raise ConfigError(
-            f"--start formula: there are no such weights with --{set_} {fixed[set_]}.",
+            f"--start formula: there are no such weights with --{other[0]} {fixed[other[0]]}.",
             f"There are some of {', '.join(given)}, for images of 3 channels.",
         )
-    return given
+    return given if start in ("auto", "formula") and not other else {}
 
 
 def take_formula(choices: Choices, entry: PackagedWeights) -> None:
