@@ -180,13 +180,20 @@ def _bare(path: str) -> str:
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without the folders of the machine that trained."""
-    if settings["data"]["path"] is not None:
+    if settings["data"]["path"] is not None and _of_user(settings["data"]["source"]):
         settings["data"]["path"] = PLACEHOLDER
     init, stem = settings["init"], settings["model"].get("stem", {})
     for table, name in ((init, "weights"), (stem, "source")):
         if table.get(name):
             table[name] = _bare(table[name])
     return settings
+
+
+def _of_user(source: str) -> bool:
+    """Whether `data.path` is a place of the machine that trained."""
+    from vitc.data.sources import SOURCES
+
+    return source not in SOURCES or SOURCES[source].of_user
 
 
 def training_command(config: RunConfig) -> str | None:
@@ -206,12 +213,13 @@ def training_command(config: RunConfig) -> str | None:
             chosen["model"] = config.model.name
             base = resolve_config(config.name, **chosen)
         there, here = (flat_values(to_dict(c)) for c in (base, config))
-        changed = {k: v for k, v in here.items() if there.get(k, ...) != v and k != "data.path"}
+        private = {"data.path": None} if _of_user(config.data.source) else {}
+        changed = {k: v for k, v in here.items() if there.get(k, ...) != v and k not in private}
         again = resolve_config(config.name, **chosen, **changed)
     except VitcError:
         return None
     whole, ours = flat_values(to_dict(again)), flat_values(to_dict(config))
-    if {**whole, "data.path": None} != {**ours, "data.path": None}:
+    if {**whole, **private} != {**ours, **private}:
         return None
     words = []
     for name, value in {**chosen, **changed}.items():
@@ -222,7 +230,7 @@ def training_command(config: RunConfig) -> str | None:
         values = value if isinstance(value, list) else [value]
         written = ("none" if v is None else str(v) for v in values)
         words += [f"--{name}", *written]
-    if config.data.path is not None:
+    if private and config.data.path is not None:
         words += ["--data.path", PLACEHOLDER]
     if any(not word.isprintable() for word in words):
         return None

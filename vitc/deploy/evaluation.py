@@ -195,7 +195,7 @@ def measure(
     largest = int(confusion.sum(axis=1).argmax())
     own = _own_training_images(classifier, found)
     copies = None
-    if look_for_copies and own is not None and SOURCES[found.images.data.source].path:
+    if look_for_copies and own is not None and SOURCES[found.images.data.source].of_user:
         c = classifier.config
         kept_small, _ = training_split(found.images.data, c.data, c.model.in_chans, make=False)
         copies = near_copies(found.pictures, kept_small)

@@ -277,7 +277,7 @@ def _with_page(plan: Plan, result: RunResult) -> RunResult:
     from vitc.data.sources import SOURCES
 
     first = os.environ.get("RANK", "0") == "0"
-    if not first or result.top1 is None or not SOURCES[plan.config.data.source].path:
+    if not first or result.top1 is None or not SOURCES[plan.config.data.source].of_user:
         return result
     from vitc.deploy.classifier import Classifier
     from vitc.deploy.evaluation import measure, predict_split

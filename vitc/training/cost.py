@@ -191,7 +191,7 @@ def _memory(device: torch.device, cost: Probe, *, copied: bool) -> tuple[int | N
 def _page_seconds(config: RunConfig, data: DataSet, cost: Probe) -> float:
     """The run page, where one follows the run."""
     val = len(data.splits.get("val", ()))
-    written = SOURCES[config.data.source].path and 0 < val <= rules.MOST_REPORTED
+    written = SOURCES[config.data.source].of_user and 0 < val <= rules.MOST_REPORTED
     return rules.page_seconds(data, cost) if written else 0.0
 
 

@@ -129,10 +129,17 @@ class Source:
     """What the images are, for a model card."""
     path: ClassVar[str] = ""
     """What `data.path` has to be, for messages; empty for a source without one."""
+    made: ClassVar[bool] = False
+    """Whether `data.path` is no place on a machine, but numbers to make images from."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of the files that are recognised as this source."""
     settings: ClassVar[frozenset[str]] = frozenset()
     """The settings of `OPTIONAL` that it uses."""
+
+    @property
+    def of_user(self) -> bool:
+        """Whether its images are a user's own, at `data.path`: neither shipped nor made."""
+        return bool(self.path) and not self.made
 
     def matches(self, path: str) -> bool:
         """Whether a folder, file, pattern of files or class looks like one of this source."""

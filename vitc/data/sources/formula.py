@@ -74,6 +74,7 @@ class Formula(Source):
     """Fractals and radial contours; the same pixels from the same seed, on any thread count."""
 
     kind = origin = "formula"
+    made = True
     title = "fractals and contours, made by vitc from formulas"
     path = "its numbers: --data.path formula:classes=N,images=N,side=PIXELS,seed=N"
 
