@@ -44,7 +44,8 @@ def run(args: Namespace) -> int:
     if args.json:
         emit_json(result.summary)
         return 0
-    emit(f"top1 {result.top1:.2f} % of its own validation images.  Run: {result.path}")
+    top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on its own validation.  "
+    emit(f"{top1}Run: {result.path}")
     emit(f"Next: vitc train PHOTOS --init {shlex.quote(str(result.path))}")
     return 0
 
