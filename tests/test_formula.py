@@ -93,6 +93,7 @@ def test_the_numbers_of_a_name() -> None:
         ("formula:classes=10,classes=11", "'classes=11' is not a setting"),
         ("formula:side=9999", "side must be 8 to 1,024"),
         ("formula:classes=1", "classes must be 2 to 100,000"),
+        ("formula:classes=100000,images=1000000", "At most 10,000,000 images|are too many"),
         ("formula:images=-1", "'images=-1' is not a setting"),
         ("fractals", "'fractals' is not a setting"),
     ],

@@ -45,7 +45,13 @@ class Spec(NamedTuple):
     seed: int = 0
 
 
-ALLOWED = Spec((2, 100_000), (1, 1_000_000), (8, 1024), (0, 2**31 - 1))  # type: ignore[arg-type]
+ALLOWED = {
+    "classes": (2, 100_000),
+    "images": (1, 1_000_000),
+    "side": (8, 1024),
+    "seed": (0, 2**31 - 1),
+}
+MOST_IMAGES = 10_000_000  # in all: their names and labels are held in memory
 
 
 def parse_spec(text: str) -> Spec:
@@ -64,10 +70,16 @@ def parse_spec(text: str) -> Spec:
                 "formula:classes=100,images=50",
             )
         given[name] = int(value)
-        low, high = getattr(ALLOWED, name)
+        low, high = ALLOWED[name]
         if not low <= given[name] <= high:
             raise ConfigError(f"{text}: {name} must be {low:,} to {high:,}.")
-    return Spec(**given)
+    spec = Spec(**given)
+    if spec.classes * spec.images > MOST_IMAGES:
+        raise ConfigError(
+            f"{text}: {spec.classes:,} classes of {spec.images:,} images are too many.",
+            f"At most {MOST_IMAGES:,} images in all.",
+        )
+    return spec
 
 
 class Formula(Source):
@@ -131,10 +143,10 @@ def fractal(seed: int, label: int, v: NDArray[np.float64]) -> Floats:
     )
 
 
-def walked(maps: Floats, which: NDArray[np.int64]) -> Floats:
+def walked(maps: Floats, which: Pixels) -> Floats:
     """The points of many walks under randomly chosen maps (the chaos game), float32 (2, n).
 
-    which: (STEPS, POINTS), the map that each walk takes in each step.
+    which: uint8 (STEPS, POINTS), the map that each walk takes in each step.
     """
     a, b, c, d, e, f = (np.take(numbers, which) for numbers in np.ascontiguousarray(maps.T))
     found = np.empty((2, STEPS, POINTS), np.float32)
@@ -146,11 +158,12 @@ def walked(maps: Floats, which: NDArray[np.int64]) -> Floats:
 
 
 @functools.lru_cache(maxsize=100_000)
-def class_maps(seed: int, label: int) -> tuple[Floats, NDArray[np.int64]]:
+def class_maps(seed: int, label: int) -> tuple[Floats, Pixels]:
     """The maps of a class, float32 (k, 6) as a b c d e f, and which of them its walks take.
 
     The first of the seeded draws whose attractor covers enough of the plane.
     """
+    luck = uniform(seed, "formula/walk", label, np.arange(STEPS), POINTS)
     for attempt in range(200):
         u = _numbers(seed, "formula/class", label, attempt, 2 + 6 * MOST_MAPS)
         k = 2 + int(u[0] * (MOST_MAPS - 1))
@@ -169,8 +182,8 @@ def class_maps(seed: int, label: int) -> tuple[Floats, NDArray[np.int64]]:
         )
         maps = np.stack((*linear, 2 * e - 1, 2 * f - 1), axis=1).astype(np.float32)
         weight = large * small + 0.01
-        luck = uniform(seed, "formula/walk", label, np.arange(STEPS), POINTS)
-        which = np.searchsorted(np.cumsum(weight)[:-1] / weight.sum(), luck, side="right")
+        border = np.cumsum(weight)[:-1] / weight.sum()
+        which = np.searchsorted(border, luck, side="right").astype(np.uint8)
         points = walked(maps, which)
         x, y = (_unit(points) * 31.99).astype(np.int64)
         if (np.bincount(32 * y + x) > 0).sum() >= LEAST_COVERAGE * 32 * 32:
