@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vitc.cli.parser import Parser, Verb, emit, emit_json, number, seconds
 from vitc.errors import ConfigError
+from vitc.training.config import Start
 from vitc.wording import counted, duration, size
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ def _options(parser: Parser) -> None:
     about = "where: this machine's (default: auto), or 8xV100, the paper's, for its recipes"
     add("--device", default="auto", metavar="auto|cuda|mps|cpu|8xV100", help=about)
     add("--budget", metavar="TIME", type=seconds, help="as for vitc train: 90s, 30m, 1h30m")
-    starts = ("auto", "pretrained", "formula", "scratch")
-    add("--start", choices=starts, default="auto", help="with IMAGES, as for vitc train")
+    add("--start", choices=get_args(Start), default="auto", help="with IMAGES, as for vitc train")
     about = "what an hour of the machine costs, to show the price of the run"
     add("--price-per-hour", metavar="PRICE", type=number(0, 1e6), help=about)
     add("--json", action="store_true", help="print the plans on one line, last on stdout")

@@ -7,6 +7,7 @@ import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from vitc.cli.parser import (
     Parser,
@@ -25,6 +26,7 @@ from vitc.deploy.front_door import Plan, check_weights, plan_training, train, tr
 from vitc.errors import ConfigError
 from vitc.machine import several_processes
 from vitc.resolve import resolve_config, what_is
+from vitc.training.config import Start
 
 # What people change most; `--help-all` lists every setting.
 COMMON_SETTINGS = (
@@ -64,7 +66,7 @@ def options(parser: Parser) -> None:
     add("--budget", metavar="TIME", type=seconds, help=about)
     add(
         "--start",
-        choices=("auto", "pretrained", "formula", "scratch"),
+        choices=get_args(Start),
         default="auto",
         help="with IMAGES: from weights pretrained on photos, from weights learnt from formulas, "
         "which are a part of vitc, or from scratch (default: the first of these that there are "

@@ -21,7 +21,7 @@ from vitc.settings import coerce
 from vitc.wording import read_duration
 
 if TYPE_CHECKING:
-    from vitc.training.auto_start import Start
+    from vitc.training.config import Start
     from vitc.training.loop import RunResult
 
 

@@ -102,7 +102,9 @@ def propose(
         choices.settings |= trial.settings
     else:
         if entry is not None:
-            choices.warn(f"the features of {entry.where} take too long here: from scratch.")
+            choices.warn(
+                f"the features of {entry.where} take too long here: it starts without them."
+            )
         if optim is None and not weights:
             base = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
             why = "from scratch it learns more than AdamW in the same time"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
@@ -19,6 +19,7 @@ from vitc.optim.optimizers import AdamWConfig
 from vitc.training import auto_rules as rules
 from vitc.training.auto_model import Trial
 from vitc.training.auto_rules import Choices, Look
+from vitc.training.config import Start
 from vitc.weights import catalog
 from vitc.weights.catalog import PackagedWeights, TimmWeights
 from vitc.wording import counted
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from vitc.training.probe import ImageSeconds
 
-Start = Literal["auto", "pretrained", "formula", "scratch"]
 Entry = PackagedWeights | TimmWeights
 
 BATCH = 32

@@ -9,6 +9,8 @@ from vitc.settings import SOME, out_of_bounds, setting
 
 DEFAULT_MICRO_BATCH = 256  # the paper's 2048 over 8 GPUs
 
+Start = Literal["auto", "pretrained", "formula", "scratch"]  # from which weights, on images
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:

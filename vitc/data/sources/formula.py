@@ -249,7 +249,10 @@ def _unit(points: Floats) -> Floats:
 
 
 def placed(points: Floats, u: NDArray[np.float64], side: int) -> Floats:
-    """float32 (side, side) in [0, 1]: how dense the points are, turned, scaled and moved."""
+    """float32 (side, side) in [0, 1]: how dense the points are, turned, scaled and moved.
+
+    points: float32 (2, n). u: float64 (LOOKS,) in [0, 1), of which the first five decide where.
+    """
     x, y = _unit(points) - np.float32(0.5)
     (cosine,), (sine,) = _turned(0.25 * (u[0:1] - 0.5))
     wide, high = side * (0.65 + 0.5 * u[1:3])
@@ -265,7 +268,11 @@ def placed(points: Floats, u: NDArray[np.float64], side: int) -> Floats:
 
 
 def coloured(dense: Floats, u: NDArray[np.float64], side: int) -> Pixels:
-    """uint8 (side, side, 3): a ramp between two colours over a ramp between two others."""
+    """uint8 (side, side, 3): a ramp between two colours over a ramp between two others.
+
+    dense: float32 (side, side), the share of the upper one. u: as for `placed`; the rest of it
+    decides the colours.
+    """
     under = u[5:11].reshape(2, 3)
     apart = 0.25 + 0.5 * u[11:17].reshape(2, 3)  # in each channel
     over = under + np.where(under < 0.5, apart, -apart)
