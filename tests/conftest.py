@@ -22,7 +22,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # all that was imported for good is not searched for garbage again and again
+    """Garbage is collected after each module alone; as it comes, it took a tenth of the time."""
+    gc.collect()
+    gc.freeze()  # what was imported is here for good
+    gc.disable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 _homes = itertools.count()

@@ -86,7 +86,13 @@ def copy(begun: Path, to: Path) -> Path:
 CHANGED: dict[str, Any] = {"optim.lr": 3e-4, "train.epochs": 4}
 
 
-@pytest.mark.parametrize("lost", [[], ["latest"], ["latest", "the border"]])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["latest"],
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ([], ["latest", "the border"])),
+    ],
+)
 def test_a_kill_after_the_border_changes_no_bit(
     lost: list[str], begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

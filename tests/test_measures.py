@@ -429,6 +429,7 @@ def test_a_pair_of_the_paper_differs_by_the_block_the_stem_replaces() -> None:
     assert set(pairs(plan)) == {("vit_c_16gf", "vit_p_16gf"), ("vit_c_4gf", "vit_p_4gf")}
 
 
+@pytest.mark.slow
 def test_a_noisier_contender_is_not_called_more_sensitive(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = {"vit_c_tiny": 0.3, "vit_p_tiny": 0.9}
@@ -448,6 +449,7 @@ def test_a_noisier_contender_is_not_called_more_sensitive(tmp_path: Path) -> Non
     assert called <= 4  # 5 % of 20, with room: P(more than 4) is 0.3 %
 
 
+@pytest.mark.slow
 def test_of_many_equal_contenders_few_are_called_different(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     ten = [replace(g, contender=f"c{i}") for i in range(10) for g in groups()[:1]]

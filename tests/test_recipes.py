@@ -70,6 +70,7 @@ def test_each_optimizer_has_its_own_rate_and_nothing_else_changes(name: str, opt
     assert get_recipe(name, "adamw").optim.lr != get_recipe(name, "sgd").optim.lr
 
 
+RESUMED = {"muon", "adamw_schedulefree"}  # by `make test` too; the others by `make check`
 NEW = ["nadamw", "muon", "lion", "adamw_schedulefree", "sgd_schedulefree"]
 
 
@@ -126,7 +127,9 @@ def assert_resumes(config: RunConfig, folder: Path) -> None:
     assert_same_run(folder / "whole", folder / "cut")
 
 
-@pytest.mark.parametrize("kind", NEW)
+@pytest.mark.parametrize(
+    "kind", [k if k in RESUMED else pytest.param(k, marks=pytest.mark.slow) for k in NEW]
+)
 def test_every_optimizer_trains_resumes_and_is_studied(kind: str, tmp_path: Path) -> None:
     need_package_of(kind)
     small = {"train.epochs": 3, "data.max_train": 64, "optim.layer_decay": 0.9}

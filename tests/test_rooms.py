@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,17 +81,23 @@ WITHOUT_TORCH = [
 def imports(module: str, late: bool) -> set[str]:
     """What a module imports by name: while it is itself imported, or (late) in its functions."""
     found = set()
-    for node, is_late in walk(ast.parse(MODULES[module].read_text()), False):
+    for node, is_late in statements(module):
         if is_late != late:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{module} has a relative import"
             assert node.module is not None
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names & MODULES.keys() or {node.module}
     return found
+
+
+@functools.cache
+def statements(module: str) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    nodes = walk(ast.parse(MODULES[module].read_text()), False)
+    return [(n, late) for n, late in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
 
 
 def walk(node: ast.AST, late: bool) -> Iterator[tuple[ast.AST, bool]]:

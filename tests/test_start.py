@@ -74,13 +74,13 @@ def test_without_weights_the_run_is_from_scratch_and_a_line_says_what_would_be_b
     monkeypatch.setattr(catalog, "CATALOG", REAL)
     monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: False)
     monkeypatch.setattr(catalog.TimmWeights, "here", lambda _: False)
-    proposal = propose(photo_folder(), 30)
+    proposal = propose(photo_folder(), 10)
     assert proposal.config.init.weights is None
     assert proposal.config.init.probe_images == 0
     assert sum("vitc[pretrained]" in line for line in proposal.lines) == 1
     assert not any(
         "vitc[pretrained]" in line
-        for line in propose(tmp_path / "photos", 30, start="scratch").lines
+        for line in propose(tmp_path / "photos", 10, start="scratch").lines
     )
 
 
@@ -171,7 +171,7 @@ def test_where_formula_weights_cannot_be_asking_for_them_is_refused(
     assert "vit_r_tiny64" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("side", [28, 80])
+@pytest.mark.parametrize("side", [28, pytest.param(80, marks=pytest.mark.slow)])
 def test_images_of_ones_own_start_from_formula_weights(
     side: int, photo_folder: Photos, tmp_path: Path, made: None
 ) -> None:
