@@ -165,7 +165,8 @@ def _docs(component: Hashable) -> dict[str, str]:
 @cache
 def _hints(cls: Hashable) -> dict[str, Any]:
     """The annotated types of a class's fields; slow to read, and the same every time."""
-    return typing.get_type_hints(cls)
+    types = typing.get_type_hints(cls)
+    return {f.name: types[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
 def leaf_types(config: Any, path: str = "") -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _overlay(config: Any, flat: Mapping[str, Any], path: str) -> Any:
     changed: dict[str, Any] = {}
     for head, group in groups.items():
         where = f"{path}{head}"
-        if head not in _names(type(config)):
+        if head not in hints:
             raise _unknown_setting(where, config, path)
         old = getattr(config, head)
         if dataclasses.is_dataclass(old):

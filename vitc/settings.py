@@ -113,6 +113,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, or a ConfigError with what is allowed."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
         for option in args:
             try:
                 return coerce(value, option, where)
