@@ -3,14 +3,18 @@
     vitc pretrain formula --out runs/formula
     python scripts/formula.py weights runs/formula vitc/weights/formula_tiny.safetensors
     python scripts/formula.py picture docs/results/formula/images.jpg
+    python scripts/formula.py chart docs/results/formula/transfer.png clothing=a.json signs=b.json
 
 `weights` writes a run's averaged weights in fp16, without the head, and prints the sha256 that
 `vitc/weights/catalog.py` names. `picture` has eight images each of ten fractals and ten contours.
+`chart` draws the accuracies that `benchmarks/crossing.py` wrote, a panel a file: means over seeds,
+and bars from the lowest to the highest.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -20,6 +24,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitc.data.sources.formula import FormulaStore, Spec
+from vitc.views import figures
+from vitc.views.figure_style import DPI
+from vitc.views.model import GREY, Chart, Line
 from vitc.weights.load import read_weights
 
 ROWS, COLUMNS = 10, 8
@@ -50,10 +57,33 @@ def picture(out: str) -> None:
     Image.fromarray(np.concatenate(halves, axis=1)).save(out, quality=88)
 
 
+LOOKS = {"scratch": GREY, "longer": 1, "formula": 0}
+LABELS = {"scratch": "from scratch", "longer": "for twice the time", "formula": "formula weights"}
+
+
+def chart(out: str, *files: str) -> None:
+    charts = []
+    for name, _, file in (entry.partition("=") for entry in files):
+        rows = json.loads(Path(file).read_text())
+        lines = []
+        for start, look in LOOKS.items():
+            of = {
+                images: [r["top1"] for r in rows if (r["start"], r["per_class"]) == (start, images)]
+                for images in sorted({r["per_class"] for r in rows if r["start"] == start})
+            }
+            mean, low, high = ([float(f(t)) for t in of.values()] for f in (np.mean, min, max))
+            if of:
+                lines.append(Line(LABELS[start], look, list(of), mean, low, high))
+        charts.append(Chart(name, name, "training images a class", "test accuracy, %", lines, True))
+    figures.draw(charts, titled=True).savefig(out, dpi=2 * DPI)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["weights"] and len(sys.argv) == 4:
         weights(*sys.argv[2:])
     elif sys.argv[1:2] == ["picture"] and len(sys.argv) == 3:
         picture(sys.argv[2])
+    elif sys.argv[1:2] == ["chart"] and len(sys.argv) >= 4:
+        chart(*sys.argv[2:])
     else:
         sys.exit(__doc__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ MOST_TICKS = 6  # labels that fit on an axis
 LEFT, RIGHT, HEAD, PLOT = 42, 12, 24, 176  # pixels
 TICKS, XLABEL, LEGEND_ROW, TITLE = 20, 18, 17, 36
 MOST_LEGEND = WIDTH - 40  # of one label
-COLUMNS = 3  # of figures drawn as one
+COLUMNS = 3  # at most, of figures drawn as one
 
 
 class Sheet(Figure):
@@ -53,7 +54,7 @@ class Sheet(Figure):
 
 def draw(charts: Sequence[Chart | Forest], titled: bool = False) -> Figure:
     """The charts beside each other, without a window system and pyplot's global state."""
-    columns = min(COLUMNS, len(charts))
+    columns = math.ceil(len(charts) / math.ceil(len(charts) / COLUMNS))  # four are 2 x 2
     rows = [charts[i : i + columns] for i in range(0, len(charts), columns)]
     title = TITLE if titled else 0
     heights = [title + max(map(_height, row)) for row in rows]
