@@ -213,7 +213,8 @@ def _step_seconds(
     layouts: Sequence[bool],
     repeats: int,
 ) -> dict[tuple[str, bool], list[float]]:
-    """Seconds of forward and backward passes by (precision, channels last), taken in turns."""
+    """Seconds of forward and backward passes by (precision, channels last), taken in turns: of
+    `repeats`, or, where they are slow, as many as a second allows, but two or more."""
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         machine_settings(config.train, device),
@@ -228,7 +229,10 @@ def _step_seconds(
         images = torch.zeros(batch, config.model.in_chans, *config.model.size, device=device)
         forms = {False: torch.contiguous_format, True: torch.channels_last}
         seconds: dict[tuple[str, bool], list[float]] = {}
+        began = time.perf_counter()
         for repeat in range(repeats + 1):  # the first is not like the others
+            if repeat > 2 and time.perf_counter() - began > 1:
+                break
             for last in layouts:
                 model = model.to(memory_format=forms[last])  # type: ignore[call-overload]
                 for precision in precisions:
