@@ -7,9 +7,9 @@
 Starts, by name: scratch, pretrained and formula are those of `vitc train FOLDER --start`; longer is
 scratch for twice the time. All have the same number of processor seconds but for the last, one
 thread, the same subset of the training images (another for each seed), and the folder's val and
-test images. Prints accuracy by images a class: the mean over seeds, and the paired difference from
-scratch with its 95 % interval (Student's t), over all sizes too. Runs that are in the output file
-already are not run again.
+test images. Prints accuracy by images a class as a table in Markdown: the mean over seeds, and the
+paired difference from scratch with its 95 % interval (Student's t over seeds), over all sizes too.
+Runs that are in the output file already are not run again.
 """
 
 from __future__ import annotations
@@ -52,13 +52,20 @@ def one(args: argparse.Namespace, start: str, images: int, seed: int, out: Path)
 
 
 def gained(rows: list[dict[str, Any]], start: str, counts: list[int]) -> str:
-    """The mean accuracy of a start, and what it is ahead of scratch in pairs."""
+    """The mean accuracy of a start over `counts` and the seeds that have them all, and what it is
+    ahead of scratch: an interval over seeds, each one's mean over `counts`."""
     of = {(r["per_class"], r["start"], r["seed"]): r["top1"] for r in rows}
-    keys = [(c, seed) for c, s, seed in of if s == start and c in counts]
-    pairs = [(of[c, start, n], of[c, "scratch", n]) for c, n in keys if (c, "scratch", n) in of]
-    if not pairs:
+    seeds = [
+        seed
+        for seed in sorted({r["seed"] for r in rows})
+        if all((c, s, seed) in of for c in counts for s in (start, "scratch"))
+    ]
+    if not seeds:
         return ""
-    there, scratch = np.array(pairs).T
+    there, scratch = (
+        np.mean([[of[c, s, seed] for c in counts] for seed in seeds], axis=1)
+        for s in (start, "scratch")
+    )
     text = f"{there.mean():.1f}"
     if start == "scratch":
         return text
@@ -103,11 +110,11 @@ def main() -> None:
                 rows.append({"per_class": count, "start": start, "seed": seed, "top1": top1})
                 print(f"{count:>5} a class  {start:<10} seed {seed}: {top1:.2f} %", flush=True)
                 args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"\n{'a class':>8}" + "".join(f"{start:>30}" for start in args.starts))
+    print("\n| a class | " + " | ".join(args.starts) + " |")
+    print("| --- " * (1 + len(args.starts)) + "|")
     for counts in ([c] for c in args.per_class):
-        line = "".join(f"{gained(rows, start, counts):>30}" for start in args.starts)
-        print(f"{counts[0]:>8}{line}")
-    print(f"{'all':>8}" + "".join(f"{gained(rows, s, args.per_class):>30}" for s in args.starts))
+        print(f"| {counts[0]} | " + " | ".join(gained(rows, s, counts) for s in args.starts) + " |")
+    print("| all | " + " | ".join(gained(rows, s, args.per_class) for s in args.starts) + " |")
 
 
 if __name__ == "__main__":
