@@ -397,6 +397,14 @@ def test_the_exit_code_is_whether_training_would_fail(
     assert "Training can start" in capsys.readouterr().out
 
 
+def test_a_folder_named_like_a_source_is_the_one_that_is_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.rename(folder.parent / "fashion").parent)
+    assert main(["data", "check", "fashion", "--workers", "1"]) == 0
+    assert "fashion: 2 classes" in capsys.readouterr().out
+
+
 def test_usage_errors_exit_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         ["/no/such/folder"],
