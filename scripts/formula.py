@@ -58,7 +58,11 @@ def picture(out: str) -> None:
 
 
 LOOKS = {"scratch": GREY, "longer": 1, "formula": 0}
-LABELS = {"scratch": "from scratch", "longer": "for twice the time", "formula": "formula weights"}
+LABELS = {
+    "scratch": "from scratch",
+    "longer": "scratch, twice the time",
+    "formula": "formula weights",
+}
 
 
 def chart(out: str, *files: str) -> None:
