@@ -577,7 +577,13 @@ def test_no_process_is_left_when_the_program_is_ended(
 ) -> None:
     words = [sys.executable, program(tmp_path, "list(steps)")]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in the background
     ) as started:
         assert started.stdout is not None
         pids = [int(pid) for pid in started.stdout.readline().split()]
