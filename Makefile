@@ -7,7 +7,7 @@ QUICK_TESTS := $(addprefix tests/test_,architecture.py config.py public_names.py
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile -c $(CONSTRAINTS) -e
 # pip does it on one core. Templates fail; what is left out is rarely imported, or never.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing|_inductor|sympy|networkx|pip|setuptools)/' .venv/lib || :
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/(tests?|networkx|fontTools|pip|setuptools|mypyc?)/' .venv/lib || :
 
 .PHONY: demo quick test lint types fast check docs clean
 

@@ -200,10 +200,8 @@ def test_temperature_and_thresholds_of_the_validation_images_are_in_the_file(
     assert record.saved.classes == Classifier.load(trained).classes
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param({"fit": "crop", "in_chans": 1}, marks=pytest.mark.slow), {"fit": "pad"}],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"fit": "crop", "in_chans": 1}, {"fit": "pad"}])
 def test_onnx_answers_as_the_original_from_pixels(
     saved: Make, photos: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: Any
 ) -> None:

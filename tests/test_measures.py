@@ -756,7 +756,10 @@ def test_full_scale_has_the_papers_runs_rates_and_ranges(
     assert deit.optim.ema.kind == "none"
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name",
+    [n if i % 3 == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(TRAINED)],
+)
 def test_a_small_exhibit_runs_through_to_its_report(
     name: str,
     invented: list[Plan],

@@ -74,13 +74,14 @@ def test_without_weights_the_run_is_from_scratch_and_a_line_says_what_would_be_b
     monkeypatch.setattr(catalog, "CATALOG", REAL)
     monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: False)
     monkeypatch.setattr(catalog.TimmWeights, "here", lambda _: False)
-    proposal = propose(photo_folder(), 10)
+    fixed = {"model": "vit_r_tiny", "train.precision": "fp32", "train.channels_last": False}
+    proposal = propose(photo_folder(), 10, fixed)
     assert proposal.config.init.weights is None
     assert proposal.config.init.probe_images == 0
     assert sum("vitc[pretrained]" in line for line in proposal.lines) == 1
     assert not any(
         "vitc[pretrained]" in line
-        for line in propose(tmp_path / "photos", 10, start="scratch").lines
+        for line in propose(tmp_path / "photos", 10, fixed, start="scratch").lines
     )
 
 
