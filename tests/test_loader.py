@@ -570,6 +570,11 @@ def program(folder: Path, ending: str) -> str:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.getcwd()}
 
 
+def with_sigint() -> None:
+    """A shell starts programs in the background with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_when_the_program_is_ended(
@@ -581,9 +586,7 @@ def test_no_process_is_left_when_the_program_is_ended(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in the background
+        preexec_fn=with_sigint,
     ) as started:
         assert started.stdout is not None
         pids = [int(pid) for pid in started.stdout.readline().split()]
