@@ -16,6 +16,8 @@ Entries:
               channels_last, AdamW, one-cycle on processor time, images decoded once, random resized
               crops and flips
   resnet18_mix  the same with mixup or CutMix on four of five batches and twice the weight decay
+  fastai      fastai's own recipe for networks from scratch (xresnet18, Ranger, flat-cosine), where
+              fastai and torchvision are installed; in fp32, as fastai has bf16 on CUDA alone
   NAME=DIR    `vitc train` of another checkout at DIR, as the front door of an earlier version
 """
 
@@ -39,7 +41,7 @@ import numpy as np
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-PEERS = ("resnet18", "resnet18_mix")
+PEERS = ("resnet18", "resnet18_mix", "fastai")
 TEST_SHARE = 0.03  # of the time, kept by every entry for reading and answering the test images
 OURS = {
     name: ["--train.clock", "processor", "--start", start]
@@ -210,6 +212,57 @@ def plain(folder: Path, seconds: float, seed: int, mixing: bool, size: int = 64)
     test, n = accuracy("test")
     note = f"{epoch} epochs, {step} steps, {'bf16' if bf16 else 'fp32'}"
     return {"val": val, "test": test, "n_test": n, "note": note}
+
+
+def fastai(folder: Path, seconds: float, seed: int, size: int = 64) -> dict[str, Any]:
+    """Train and test with fastai as its example for Imagenette does, on images resized once.
+
+    The schedule follows processor time: fastai's takes a number of epochs.
+    """
+    from vitc.models.timm import import_peer
+
+    import_peer("torchvision")
+    from fastai.vision import all as fv  # type: ignore[import-not-found, unused-ignore]
+
+    start = time.process_time()
+
+    class Budget(fv.Callback):  # type: ignore[misc, unused-ignore]
+        order = 50  # after fastai has counted the step, before its schedule reads it
+
+        def before_batch(self) -> None:
+            used = (time.process_time() - start) / (seconds * (1 - TEST_SHARE))
+            if self.training:
+                self.learn.pct_train = min(used, 1)
+            if used >= 1:
+                raise fv.CancelFitException
+
+    fv.set_seed(seed)
+    with tempfile.TemporaryDirectory() as small:
+        fv.resize_images(folder, max_workers=0, max_size=2 * size, recurse=True, dest=Path(small))
+        data = fv.ImageDataLoaders.from_folder(
+            small,
+            valid="val",
+            bs=64,
+            num_workers=0,
+            item_tfms=[fv.RandomResizedCrop(size, min_scale=0.35), fv.FlipItem(0.5)],
+            batch_tfms=fv.Normalize.from_stats(*fv.imagenet_stats),
+        )
+        learner = fv.Learner(
+            data,
+            fv.xresnet18(n_out=data.c),
+            loss_func=fv.LabelSmoothingCrossEntropy(),
+            opt_func=fv.ranger,
+            metrics=fv.accuracy,
+            cbs=Budget(),
+        )
+        with learner.no_bar(), learner.no_logging():
+            learner.fit_flat_cos(10_000, 8e-3)
+            learner.remove_cb(Budget)
+            val = 100 * learner.validate()[1]
+            files = fv.get_image_files(Path(small) / "test")
+            test = 100 * learner.validate(dl=data.test_dl(files, with_labels=True))[1]
+    note = f"xresnet18 at {size}, {learner.opt.state_dict()['state'][0].get('step', 0)} steps"
+    return {"val": val, "test": test, "n_test": len(files), "note": note}
 
 
 def _bf16_is_faster(model: Any, x: Any) -> bool:
@@ -389,7 +442,7 @@ def main() -> None:
     parser.add_argument(
         "--entries",
         nargs="+",
-        default=["vitc_formula", "vitc", *PEERS],
+        default=["vitc_formula", "vitc", "resnet18", "resnet18_mix"],
         help="see above; the table compares the first with the others",
     )
     parser.add_argument(
@@ -400,8 +453,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     args = parser.parse_args()
     if args.entry:
-        mixing = args.entry.endswith("mix")
-        print(json.dumps(plain(args.folder, args.seconds, args.seed, mixing)))
+        if args.entry == "fastai":
+            answer = fastai(args.folder, args.seconds, args.seed)
+        else:
+            answer = plain(args.folder, args.seconds, args.seed, args.entry.endswith("mix"))
+        print(json.dumps(answer))
         return
     print(report(race(args), args.entries[0].partition("=")[0]))
 
