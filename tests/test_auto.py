@@ -259,6 +259,22 @@ def test_when_not_one_epoch_fits_fewer_images_are_used_and_it_is_said(
     assert "budget of 20 s" in line(proposal, "training images used")
 
 
+def test_time_that_choosing_took_is_off_the_run_and_the_page_takes_longer_where_it_was_busy(
+    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photo_folder(classes=2, count=50)
+    machine.pixels_per_second = 1e5
+    readings = itertools.chain([0.0], itertools.repeat(30.0))
+    monkeypatch.setitem(front_door.CLOCKS, "wall", lambda: next(readings))
+    work = itertools.chain([0.0], itertools.repeat(15.0))
+    monkeypatch.setattr(front_door, "processor_seconds", lambda: next(work))
+    proposal = propose(folder, 60)
+    page = auto_rules.PAGE_SECONDS + 20 * 64 * 64 / 3e5
+    assert proposal.config.train.budget_seconds == pytest.approx(60 - 30 - 2 * page, abs=0.1)
+    assert proposal.seconds <= proposal.config.train.budget_seconds
+    assert "budget is 1 min 00 s, 21 s of it for training" in line(proposal, "epochs")
+
+
 def test_any_model_is_taken_at_the_largest_size_that_the_budget_pays_for(
     photo_folder: PHOTOS, machine: Machines, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
+from vitc.machine import processor_seconds
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import MuonConfig
 from vitc.recipes import get_recipe
@@ -34,6 +35,8 @@ from vitc.wording import counted
 
 if TYPE_CHECKING:
     import torch
+
+MOST_BUSY = 4  # times as long as alone, at most, a step on a busy machine is taken to need
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def propose(
     """
     fixed = dict(overrides or {})
     clock = CLOCKS[fixed.get("train.clock", "wall")]
-    started = clock()
+    started, worked = clock(), processor_seconds()
     if fixed.get("train.precision") == "auto":  # decided by measuring here too
         del fixed["train.precision"]
     budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
@@ -115,14 +118,18 @@ def propose(
         auto_model.choose_rate(choices, base, trial)
         if trial.config.model.name in made:
             auto_start.take_formula(choices, made[trial.config.model.name])
-        seconds = auto_model.choose_length(
-            choices, look, trial, budget, default=budget_seconds is None
-        )
-    bound = "train.clock" in fixed or seconds >= rules.BOUND_SHARE * budget
+        seconds = None
+    # The page takes as much longer than alone as these choices did, beside other programs.
+    busy = min(MOST_BUSY, max(1.0, (clock() - started) / (processor_seconds() - worked)))
+    left = budget - (clock() - started) - busy * rules.page_seconds(data, trial.cost)
+    left = max(1.0, left)
+    if seconds is None:
+        default = budget_seconds is None
+        seconds = auto_model.choose_length(choices, look, trial, budget, left, default)
+    bound = "train.clock" in fixed or seconds >= rules.BOUND_SHARE * left
     # The clocks of several processes differ: their run ends after the epochs that were planned.
     if bound and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
-        used = clock() - started + rules.page_seconds(data, trial.cost)
-        choices.settings["train.budget_seconds"] = round(max(1.0, budget - used), 1)
+        choices.settings["train.budget_seconds"] = round(left, 1)
     _choose_mixing(choices, trial.config.optim)
     config = choices.config(base, trial.settings)
     hint = weights or auto_start.missing_start(start, entry, look)

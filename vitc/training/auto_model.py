@@ -259,9 +259,9 @@ def choose_rate(choices: Choices, base: RunConfig, trial: Trial) -> None:
 
 
 def choose_length(
-    choices: Choices, look: Look, trial: Trial, budget: float, default: bool
+    choices: Choices, look: Look, trial: Trial, budget: float, left: float, default: bool
 ) -> float:
-    """Epochs and evaluations; returns the seconds of the run."""
+    """Epochs and evaluations; returns the seconds of the run. left: those of the budget for it."""
     batch = trial.config.train.batch
     epoch = rules.epoch_seconds(look, batch, trial.cost)
     evaluation = rules.evaluation_seconds(trial.config, look.val, trial.cost)
@@ -270,12 +270,13 @@ def choose_length(
     if fixed is not None:
         length = rules.run_length(epoch, evaluation, math.inf, fixed)
     else:
-        length = rules.run_length(epoch, evaluation, budget, wanted if default else 3 * wanted)
+        length = rules.run_length(epoch, evaluation, left, wanted if default else 3 * wanted)
     start = "from trained weights, too" if trial.config.init.weights else "from scratch"
     because = f"for {counted(look.train, 'image')} it should be about {wanted} {start}"
     if length.epochs != wanted:
         limit = "the cap without --budget is" if default else "the budget is"
         because += f", one takes {epoch:.2g} s, and {limit} {duration(budget)}"
+        because += f", {duration(left)} of it for training"
     choices.take("train.epochs", "epochs", length.epochs, because)
     every = choices.take(
         "train.eval_every_epochs",
@@ -286,8 +287,8 @@ def choose_length(
     seconds = length.seconds
     if every != length.eval_every:
         seconds = rules.run_seconds(length.epochs, every, epoch, evaluation)
-    if seconds > budget and length.epochs == 1 and "data.max_train" not in choices.fixed:
-        seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget)
+    if seconds > left and length.epochs == 1 and "data.max_train" not in choices.fixed:
+        seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget, left)
     if seconds > 1.2 * budget:
         choices.warn(f"this is expected to take {duration(seconds)}, not {duration(budget)}.")
     return seconds
@@ -305,13 +306,20 @@ def choose_schedule(choices: Choices, config: RunConfig) -> None:
 
 
 def _fewer_images(
-    choices: Choices, look: Look, batch: int, epoch: float, evaluation: float, budget: float
+    choices: Choices,
+    look: Look,
+    batch: int,
+    epoch: float,
+    evaluation: float,
+    budget: float,
+    left: float,
 ) -> float:
-    """One epoch of as many images as the budget pays for; returns the seconds it takes."""
-    share = max(0.0, budget - rules.START_SECONDS - evaluation) / epoch
+    """One epoch of as many images as is left of the budget for; returns the seconds it takes."""
+    share = max(0.0, left - rules.START_SECONDS - evaluation) / epoch
     images = max(batch, len(look.classes), int(look.train * share) // batch * batch)
     if images < look.train:
         because = f"not one epoch of {look.train:,} fits the budget of {duration(budget)}"
+        because += f", {duration(left)} of it for training"
         choices.take("data.max_train", "training images used", images, because)
     return rules.START_SECONDS + evaluation + epoch * min(1.0, images / look.train)
 
