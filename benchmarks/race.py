@@ -301,14 +301,15 @@ def _mixed(x: Any, y: Any, rng: np.random.Generator) -> tuple[Any, Any]:
 def run_plain(entry: str, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
     """A peer, in a process of its own so that its processor time is its own."""
     command = [sys.executable, __file__, str(folder), "--entry", entry, "--seconds", str(seconds)]
-    done = subprocess.run(
-        [*command, "--seed", str(seed)],
-        env=_one_thread(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(json.loads(_printed([*command, "--seed", str(seed)], _one_thread())))
+
+
+def _printed(command: list[str], env: dict[str, str]) -> str:
+    """The last line on stdout. A command that fails ends the race with its last errors."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit("\n".join([" ".join(command), *done.stderr.splitlines()[-12:]]))
+    return next(reversed(done.stdout.splitlines()), "")
 
 
 def run_vitc(
@@ -323,15 +324,8 @@ def run_vitc(
         budget = f"{seconds * (1 - TEST_SHARE):g}s"
         train = [*vitc, "train", str(folder), "--budget", budget, "--out", run]
         flags = ["--train.seed", str(seed), "--train.threads", "1", *extra]
-        subprocess.run([*train, *flags], env=env, capture_output=True, text=True, check=True)
-        done = subprocess.run(
-            [*vitc, "eval", run, "--split", "test", "--json"],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        answer = json.loads(done.stdout.splitlines()[-1])
+        _printed([*train, *flags], env)
+        answer = json.loads(_printed([*vitc, "eval", run, "--split", "test", "--json"], env))
         config = json.loads(Path(run, "config.json").read_text())
         summary = json.loads(Path(run, "summary.json").read_text())
         model = config["model"]

@@ -57,7 +57,7 @@ def test_pixels_are_those_of_the_shrunk_files_and_written_once(photos: Path) -> 
     files = data.splits["train"]
     found, note = read_all(data, config)
     for i, pixels in enumerate(found):
-        np.testing.assert_array_equal(pixels, shrunk(files.read(i, 3), 24))
+        np.testing.assert_array_equal(pixels, shrunk(files.read(i, 3), 3, "", 24))
         assert min(pixels.shape[:2]) == 24
     (file,) = kept(photos)
     assert str(file) in note
@@ -76,10 +76,13 @@ def batches(data: DataSet, config: DataConfig) -> list[torch.Tensor]:
 def test_batches_are_the_same_with_the_cache_without_it_and_from_loader_processes(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(photos)
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 255, (100, 120, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(photos / "cat" / f"large{i}.jpg")
+    config = config_of(photos, cache_decode="scaled")
     data = open_data(config)
     cached = batches(data, config)
-    served = batches(data, config_of(photos, workers=2))
+    served = batches(data, config_of(photos, workers=2, cache_decode="scaled"))
     shutil.rmtree(photos.parent / "cache")
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: full)
@@ -101,7 +104,32 @@ def test_other_images_sizes_and_channels_have_files_of_their_own(photos: Path) -
     assert len(kept(photos)) == 3
     data = open_data(config)
     for i, pixels in enumerate(found):
-        np.testing.assert_array_equal(pixels, shrunk(data.splits["train"].read(i, 3), 24))
+        np.testing.assert_array_equal(pixels, shrunk(data.splits["train"].read(i, 3), 3, "", 24))
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same(photos: Path) -> None:
+    rng = np.random.default_rng(1)
+    for i, turn in enumerate((1, 6)):
+        blocks = rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        picture = Image.fromarray(blocks).resize((400, 300), Image.Resampling.BICUBIC)
+        picture.save(photos / "cat" / f"large{i}.jpg", quality=95, exif=exif)
+    full, scaled = config_of(photos), config_of(photos, cache_decode="scaled")
+    data = open_data(full)
+    names = data.splits["train"].names
+    found, _ = read_all(data, full)
+    fast, _ = read_all(data, scaled)
+    assert len(kept(photos)) == 2
+    large = 0
+    for name, a, b in zip(names, found, fast, strict=True):
+        assert a.shape == b.shape
+        far = np.abs(a.astype(int) - b.astype(int))
+        large += "large" in name
+        assert 0 < far.mean() < 3 if "large" in name else far.max() == 0
+    assert large
+    for a, b in zip(batches(data, scaled), batches(data, scaled), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_damaged_file_is_written_again(photos: Path) -> None:
@@ -126,7 +154,7 @@ def test_a_broken_image_is_met_where_it_would_be_without_the_cache(photos: Path)
     with pytest.raises(BrokenFileError):
         split.read(broken, 3)
     for i in set(range(len(split))) - {broken}:
-        expected = shrunk(data.splits["train"].read(i, 3), 24)
+        expected = shrunk(data.splits["train"].read(i, 3), 3, "", 24)
         np.testing.assert_array_equal(split.read(i, 3), expected)
 
 

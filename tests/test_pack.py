@@ -107,7 +107,7 @@ def test_re_encoded_images_are_small_upright_and_near_the_original(tmp_path: Pat
         split = data.splits["train"]
         assert [split.read(i, 3).shape for i in (0, 1)] == [(40, 50, 3), (85, 64, 3)]
         for i in range(4):
-            want = shrunk(original.splits["train"].read(i, 3), 64).astype(int)
+            want = shrunk(original.splits["train"].read(i, 3), 3, "", 64).astype(int)
             far = np.abs(split.read(i, 3).astype(int) - want).mean()
             assert far < 2 if "raw" not in options else far == 0
         assert data.fingerprint != original.fingerprint

@@ -44,13 +44,15 @@ class Shrunk:
     in_chans: int
     packed: PackedStore | None
     rows: Ints
+    scaled: bool
 
     def read(self, place: int) -> Pixels:
         if self.packed is not None and self.rows[place] >= 0:
             pixels = self.packed.read(int(self.rows[place]))
             assert not isinstance(pixels, bytes)
             return pixels
-        return shrunk(self.split.read(place, self.in_chans), self.side)
+        name, stored = self.split.names[place], self.split.stored(place)
+        return shrunk(stored, self.in_chans, name, self.side, self.scaled)
 
 
 def training_split(
@@ -66,6 +68,8 @@ def training_split(
         return split, ""
     packed, rows = None, np.arange(len(split))
     key = f"{data.fingerprint} {data.listing} {side} {in_chans} {versions('raw')}"
+    scaled = config.cache_decode == "scaled"
+    key += " scaled" * scaled
     file = cache_folder() / "pixels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.vitc"
     try:
         packed = _opened(file)
@@ -76,7 +80,8 @@ def training_split(
         note = f"Pixels of shorter side {side} are kept in {file} ({size(file.stat().st_size)})."
     except (VitcError, OSError) as error:
         note = f"Images are decoded in every epoch: {error}"
-    return replace(split, store=Shrunk(split, side, in_chans, packed, rows), places=None), note
+    store = Shrunk(split, side, in_chans, packed, rows, scaled)
+    return replace(split, store=store, places=None), note
 
 
 def cache_bytes(images: int, in_chans: int, side: int) -> int:
@@ -104,7 +109,13 @@ def _written(
             f"their pixels would take {size(need)}, of {size(free)} free in {file.parent}."
         )
     found = Found(data.classes, {"train": split}, ())
-    options = PackOptions(short_side=side, raw=True, channels=in_chans, bad_files="skip")
+    options = PackOptions(
+        short_side=side,
+        raw=True,
+        channels=in_chans,
+        bad_files="skip",
+        scaled=config.cache_decode == "scaled",
+    )
     workers = cores() if config.workers is None else max(1, config.workers)
     pack_found(found, file, options, workers=workers, overwrite=file.exists(), wait=True)
     return PackedStore(open_pack(file))

@@ -47,7 +47,17 @@ _NO_RESULT = (  # settings that decide no result: where a trial runs, how often 
 )
 DATA_PLACE = ("path", "workers", "resident")  # settings of where images are, not of which
 DATA_HANDLING = frozenset(  # and of what is done with them
-    {"fit", "eval_crop", "balance", "bad_files", "cache_side", "mean", "std", "augment"}
+    {
+        "fit",
+        "eval_crop",
+        "balance",
+        "bad_files",
+        "cache_side",
+        "cache_decode",
+        "mean",
+        "std",
+        "augment",
+    }
 )
 NOT_HASHED = {1: _NO_RESULT, 2: _NO_RESULT}  # by schema, with its names
 

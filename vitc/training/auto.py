@@ -8,8 +8,9 @@ valid, so that a wrong folder is reported at once. Images are a folder, or anyth
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ import numpy as np
 from vitc.config import RunConfig
 from vitc.data.check_quick import as_lines, quick_findings
 from vitc.data.dataset import DataSet, open_data
+from vitc.data.pack import shrunk
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
-from vitc.errors import ConfigError
-from vitc.machine import processor_seconds
+from vitc.errors import BrokenFileError, ConfigError
+from vitc.machine import cores, processor_seconds
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import MuonConfig
 from vitc.recipes import get_recipe
@@ -31,11 +33,12 @@ from vitc.training import auto_model, auto_start
 from vitc.training import auto_rules as rules
 from vitc.training.auto_rules import Choices, Look, Machine
 from vitc.training.pace import CLOCKS
-from vitc.wording import counted
+from vitc.wording import counted, duration
 
 if TYPE_CHECKING:
     import torch
 
+DECODED = 32  # images, evenly spread, whose decoding is timed
 MOST_BUSY = 4  # times as long as alone, at most, a step on a busy machine is taken to need
 
 
@@ -91,7 +94,9 @@ def propose(
     given, sizes, gray = _sampled(choices, base)
     entry = auto_start.find_start(start, fixed, sizes)
     made = auto_start.formula_models(start, fixed)  # they see three channels
-    data, look = _choose_images(choices, base, given, sizes, gray and not (entry or made))
+    gray = gray and not (entry or made)
+    rest = (clock, budget - (clock() - started))
+    data, look = _choose_images(choices, base, given, sizes, gray, *rest)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine, processes)
@@ -208,8 +213,11 @@ def _choose_images(
     given: Mapping[str, Split],
     sizes: tuple[tuple[int, int], ...],
     gray: bool,
+    clock: Callable[[], float],
+    left: float,
 ) -> tuple[DataSet, Look]:
-    """Open the images again, with the shares that are to be held out."""
+    """Open the images again, with the shares that are to be held out, and no more to train on than
+    `left` seconds allow for."""
     fixed, channels = choices.fixed, choices.fixed.get("model.in_chans", 3)
     own = {key: value for key, value in fixed.items() if key.startswith("data.")}
     total = len(given["train"])
@@ -226,6 +234,7 @@ def _choose_images(
     if gray or "model.in_chans" in fixed:
         because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
+    _limit_images(choices, given["train"], sizes, channels, clock, left)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
     config = resolve_config(base, **{**chosen, **own}).data
     data = open_data(config, channels)
@@ -251,6 +260,39 @@ def _choose_images(
 def _range(values: Sequence[int], noun: str) -> str:
     low, high = min(values), max(values)
     return counted(high, noun) if low == high else f"{low:,} to {counted(high, noun)}"
+
+
+def _limit_images(
+    choices: Choices,
+    train: Split,
+    sizes: tuple[tuple[int, int], ...],
+    channels: int,
+    clock: Callable[[], float],
+    left: float,
+) -> None:
+    """Only so many training images as a third of the time is enough to decode, once.
+
+    More of them would leave fewer steps: from 3,000 to 10,000 images of CIFAR-10 a doubling is
+    worth 2.4 points, about as much as one of the steps (docs/LOG.md).
+    """
+    settings = rules.caching(Look((), (), 0, sizes, False), rules.SIDES[0])
+    side, fixed = settings["data.cache_side"], choices.fixed
+    if side is None or train.pixels is not None or {"data.max_train", "data.folds"} & fixed.keys():
+        return
+    places = np.linspace(0, len(train) - 1, DECODED).astype(np.int64)
+    before = clock()
+    for place in np.unique(places).tolist():
+        with contextlib.suppress(BrokenFileError):
+            shrunk(train.stored(place), channels, train.names[place], side, scaled=True)
+    each = (clock() - before) / DECODED
+    if clock is CLOCKS["wall"]:  # in as many processes as there are cores
+        each /= cores() if fixed.get("data.workers") is None else max(1, fixed["data.workers"])
+    held_out = sum(choices.settings.get(f"data.{k}_fraction", 0.0) for k in ("val", "test"))
+    count = int(len(train) * (1 - held_out))
+    most = int(rules.DECODE_SHARE * left / max(each, 1e-9))
+    if count > most:
+        because = f"decoding {count:,} would take {duration(each * count)}"
+        choices.take("data.max_train", "training images used", most, because)
 
 
 def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:

@@ -133,7 +133,7 @@ def _tried(
     settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
     reasons: dict[str, str] = {}
     if "data.cache_side" not in choices.fixed:
-        settings["data.cache_side"] = rules.cache_side(look, rung.img_size)
+        settings |= rules.caching(look, rung.img_size)
     if device.type == "cpu" and "train.threads" not in choices.fixed:
         settings["train.threads"], reasons["threads"] = _threads(
             choices, base, settings, data, device

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET_SECONDS = 1800.0
 BOUND_SHARE = 0.85  # of the budget that a run takes if the budget is what limits its epochs
 OWN_LENGTH = {"train.epochs", "train.budget_seconds"}  # settings by which users fix the length
+DECODE_SHARE = 1 / 3  # of the time, at most, for decoding the training images once
 START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
 PAGE_SECONDS = 4.0  # the run page, besides the answers on held-out images
 MOST_REPORTED = 20_000  # validation images, for a run page without being asked
@@ -243,13 +244,13 @@ def learning_rate(optim: OptimConfig, at_batch: int, batch: int, width: int) -> 
     return float(f"{scaled:.2g}"), reason
 
 
-def cache_side(look: Look, img_size: int, scale: float = CACHE_SCALE) -> int | None:
-    """The shorter side at which images are decoded once: as large as the largest crops need.
-
-    None: they are not much larger than that.
-    """
+def caching(look: Look, img_size: int, scale: float = CACHE_SCALE) -> dict[str, Any]:
+    """Settings: the shorter side at which images are decoded once, as large as the largest crops
+    need; None: they are not much larger than that."""
     side = math.ceil(scale * img_size)
-    return side if look.short_side > 1.25 * side else None
+    if look.short_side <= 1.25 * side:
+        return {"data.cache_side": None}
+    return {"data.cache_side": side, "data.cache_decode": "scaled"}
 
 
 def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:

@@ -133,7 +133,7 @@ def pretrained_trial(
         "model": entry.model,
         "model.img_size": model.img_size,
         "init.weights": entry.where,
-        "data.cache_side": rules.cache_side(look, max(model.size), CACHE_SIDE),
+        **rules.caching(look, max(model.size), CACHE_SIDE),
         "train.batch": min(BATCH, choices.settings.get("train.batch", BATCH)),
         "train.channels_last": True,
         # Depthwise convolutions train faster in fp32 on a CPU.
