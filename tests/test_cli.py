@@ -208,6 +208,7 @@ def test_settings_before_the_recipe_do_not_swallow_it(runs: Runs) -> None:
         ("--train.save_every_steps none", "train.save_every_steps", None),
         ("--train.compile", "train.compile", True),
         ("--train.compile false", "train.compile", False),
+        ("--train.compile auto", "train.compile", "auto"),
         ("--model.img_size 32", "model.img_size", 32),
         ("--model.img_size 32 64", "model.img_size", (32, 64)),
         ("--model.stem.channels 8 16 32", "model.stem.channels", (8, 16, 32)),

@@ -129,6 +129,7 @@ def test_settings_that_do_not_change_what_is_learned_may_change(tmp_path: Path) 
         "data__split_column": "part",
         "data__splits": "none",
         "data__workers": 3,
+        "train__compile": True,
         "train__device": "cpu",
         "train__threads": 2,
         "train__log_every_steps": 7,

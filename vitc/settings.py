@@ -169,7 +169,7 @@ def from_words(words: Sequence[str], hint: Any, where: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError):
             return ast.literal_eval(text)
         return _literal(text, None)
-    if hint is bool and not words:  # the flag alone
+    if flag_words(hint) and not words:  # the flag alone
         return True
     if not words:
         raise ConfigError(f"{where} has no value; it must be {type_name(hint)}.")
@@ -186,6 +186,14 @@ def from_words(words: Sequence[str], hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return coerce(given, hint, where)
     raise ConfigError(f"{where} is {given!r}; it must be {type_name(hint)}.")
+
+
+def flag_words(hint: Any) -> tuple[str, ...]:
+    """The words that may follow a flag of this type; none: it is no flag."""
+    others = typing.get_args(hint)
+    if bool not in (hint, *others):
+        return ()
+    return ("true", "false", *(word for other in others for word in typing.get_args(other)))
 
 
 def is_none(word: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 from vitc.config import RunConfig, all_leaf_types, leaves, setting_docs
 from vitc.errors import ConfigError, suggest
-from vitc.settings import Settings, from_words, is_none
+from vitc.settings import Settings, flag_words, from_words, is_none
 from vitc.wording import read_duration
 
 # They take one word: a name, or weights to start from.
@@ -73,8 +73,8 @@ def _width(hint: Any, following: Sequence[str]) -> int:
     """How many of the following words are the value of a setting of this type."""
     if not following:
         return 0
-    if hint is bool:  # the flag alone means True
-        return int(following[0].lower() in ("true", "false"))
+    if words := flag_words(hint):  # the flag alone means True
+        return int(following[0].lower() in words)
     if "tuple" in str(hint) and hint != tuple[str, ...]:  # as many numbers as follow
         count = next((i for i, w in enumerate(following) if not _is_number(w)), len(following))
         return max(count, is_none(following[0]))

@@ -65,8 +65,10 @@ def _measured(
 ) -> RunCost:
     from vitc.data.dataset import open_data
     from vitc.data.sources.index import cache_aside
+    from vitc.training.compiling import with_compile
     from vitc.training.cost import Around, estimate, is_cached
-    from vitc.training.device import pick_device
+    from vitc.training.device import machine_settings, pick_device
+    from vitc.training.parallel import Processes
     from vitc.training.probe import with_precision
 
     name = None if isinstance(what, RunConfig) else os.fspath(what)
@@ -82,16 +84,21 @@ def _measured(
         config, reasons = with_precision(config, device, planned.out if begun else None)
         started = time.monotonic()
         data = open_data(config.data, config.model.in_chans)
+        opening = time.monotonic() - started
+        with machine_settings(config.train, device):
+            config, compiling = with_compile(
+                config, data, device, planned.out if begun else None, Processes()
+            )
         places = (planned.out.resolve(), *planned.out.resolve().parents)
         around = Around(
             begun=begun,
             choosing=choosing,
-            opening=time.monotonic() - started,
+            opening=opening,
             cached=with_caches.run(is_cached, config, data),
             out=next(place for place in places if place.is_dir()),
         )
         cost = estimate(config, data, device, around)
-    notes = (*cost.notes, *planned.notes, *planned.remarks, *reasons)
+    notes = (*cost.notes, *planned.notes, *planned.remarks, *reasons, *compiling)
     return replace(cost, expected=_expected(name, overrides), notes=notes)
 
 

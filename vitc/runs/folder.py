@@ -68,6 +68,7 @@ HARMLESS = frozenset(
         "data.split_column",
         "data.splits",
         "data.workers",
+        "train.compile",
         "train.device",
         "train.threads",
         "train.log_every_steps",
@@ -82,8 +83,8 @@ HARMLESS = frozenset(
     }
 )
 """Settings that may change when a run is resumed: they decide where and how often, or what is done
-with a run that has gone bad, not what is learned. Another device or thread count keeps the run but
-not its bits; events.log then notes it."""
+with a run that has gone bad, not what is learned. Another device or thread count, or steps that are
+compiled no longer, keep the run but not its bits; events.log then notes it."""
 
 METRICS_LIMIT = 1 << 30  # bytes; a stranger's file must not fill the memory
 WITHIN = "Within a run --optim.lr, --optim.schedule and --train.epochs may change"

@@ -11,20 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 
 from vitc.config import RunConfig
-from vitc.data.augment.mixing import Mix
-from vitc.data.loader import MicroBatch
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
-from vitc.models.config import ViTConfig
 from vitc.models.zoo import model_config
 from vitc.resolve import load_config
 from vitc.training.build import fresh_state, train_mode
+from vitc.training.compiling import blank_step, compiled_steps, trial
 from vitc.training.config import TrainConfig
 from vitc.training.device import (
     autocast,
@@ -34,7 +31,7 @@ from vitc.training.device import (
     pick_device,
 )
 from vitc.training.parallel import Processes
-from vitc.training.step import NormStatistics, StepSettings, train_step
+from vitc.training.step import NormStatistics, train_step
 
 WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER
 IMAGENET_TRAIN = 1_281_167  # images of ImageNet-1k
@@ -118,19 +115,20 @@ def _bench(
     t = config.train
     forget_peak_memory(device)
     state = fresh_state(config, classes, 1, device)
-    channels = config.model.in_chans
-    mean, std = (0.5,) * channels, (0.25,) * channels
-    settings = StepSettings(config, device, Processes(), mean, std, classes)
     model = state.model
-    forward: torch.nn.Module = model
+    if t.compile == "auto":
+        raise ConfigError(
+            "train.compile auto is decided for a run of some length; here no run follows.",
+            "Give --train.compile true or false.",
+        )
     if t.compile:
-        forward = cast(torch.nn.Module, torch.compile(model))
-    shape = (t.micro, channels, *config.model.size)
-    drop = None  # a ViT with drop-path takes its factors as an argument: here nothing is dropped
-    if isinstance(config.model, ViTConfig) and config.model.drop_path_rate:
-        drop = torch.ones(2 * config.model.depth, t.micro, device=device)
-    extra = () if drop is None else (drop,)
-    labels = torch.arange(t.micro, device=device) % classes
+        works, why = trial(config, None, classes, device)
+        if not works:
+            raise ConfigError(f"Compiled steps cannot be timed: {why}.")
+    compiled = compiled_steps(config, model)
+    micro, settings = blank_step(config, classes, device)
+    extra = () if micro.drop_path is None else (micro.drop_path,)
+    shape = micro.images.shape
     zeros, noise = torch.zeros(shape, device=device), torch.rand(shape, device=device)
     if t.channels_last:
         zeros, noise = (x.contiguous(memory_format=torch.channels_last) for x in (zeros, noise))
@@ -138,14 +136,14 @@ def _bench(
     @torch.no_grad()
     def test_fw() -> None:
         with autocast(t.precision, device):
-            forward(zeros)
+            model(zeros)
 
     losses: list[torch.Tensor] = []
 
     def train_fw() -> None:
-        with autocast(t.precision, device):
-            logits = forward(noise, *extra)
-        losses[:] = [torch.nn.functional.cross_entropy(logits.float(), labels)]
+        with compiled, autocast(t.precision, device):
+            logits = model(noise, *extra)
+        losses[:] = [torch.nn.functional.cross_entropy(logits.float(), micro.labels)]
 
     def train_bw() -> None:
         losses.pop().backward()  # type: ignore[no-untyped-call]
@@ -156,17 +154,18 @@ def _bench(
     fw, bw = _time([train_fw, train_bw], device, warm_up, timed)
     model.zero_grad(set_to_none=True)
 
-    micros = [_micro(config, device, drop, classes)] * (t.batch // t.micro)
+    micros = [micro] * (t.batch // t.micro)
     norms = NormStatistics(model, len(micros), Processes())
 
     def step() -> None:
-        train_step(state, forward, micros, 1e-6, norms, settings)
+        with compiled:
+            train_step(state, model, micros, 1e-6, norms, settings)
         if state.ema is not None:
             state.ema.update(model, 1)
 
     (whole,) = _time([step], device, warm_up, timed)
     memory = peak_memory(device)
-    cost = complexity(model, config.model.img_size, channels)
+    cost = complexity(model, config.model.img_size, config.model.in_chans)
     steps = IMAGENET_TRAIN / t.batch
     return Bench(
         model=config.model.name,
@@ -183,23 +182,6 @@ def _bench(
         memory_mib=None if memory is None else memory / 2**20,
         epoch_minutes=steps * whole.median / 60e3,
         epoch_minutes_pycls=steps * len(micros) * (fw.median + bw.median) / 60e3,
-    )
-
-
-def _micro(
-    config: RunConfig, device: torch.device, drop: torch.Tensor | None, classes: int
-) -> MicroBatch:
-    count = config.train.micro
-    shape = (count, config.model.in_chans, *config.model.size)
-    return MicroBatch(
-        images=torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
-        labels=torch.arange(count, device=device) % classes,
-        flip=torch.zeros(count, dtype=torch.bool, device=device),
-        lighting=None,
-        erased=None,
-        mix=Mix("none", 1.0, (0, 0, 0, 0), np.arange(count)),
-        drop_path=drop,
-        skipped=(),
     )
 
 

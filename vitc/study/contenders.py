@@ -324,8 +324,9 @@ def count_classes(config: RunConfig) -> int:
 
 
 def for_study(config: RunConfig) -> RunConfig:
-    """The config as a trial: on CPU one thread, as many trials share the cores; and evaluated
-    every second epoch at most, four times in all, so that the time goes into training."""
+    """The config as a trial: on CPU one thread, as many trials share the cores; evaluated every
+    second epoch at most, four times in all, so that the time goes into training; and compiled only
+    if that is asked for, as some trials would be and others not."""
     from vitc.training.device import pick_device
 
     named = config.train.device  # another engine may have it, though it is not here
@@ -335,5 +336,10 @@ def for_study(config: RunConfig) -> RunConfig:
     every = max(config.train.eval_every_epochs, min(2, epochs), math.ceil(epochs / CURVE_POINTS))
     return load_config(
         config,
-        **{"train.device": device, "train.threads": threads, "train.eval_every_epochs": every},
+        **{
+            "train.device": device,
+            "train.threads": threads,
+            "train.eval_every_epochs": every,
+            "train.compile": config.train.compile is True,
+        },
     )

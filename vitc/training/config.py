@@ -60,8 +60,10 @@ class TrainConfig:
     where a short probe of this model measures it faster here; the run saves what was chosen."""
     channels_last: bool = False
     """Memory format of images and convolutions."""
-    compile: bool = False
-    """torch.compile with static shapes: 10-25 s of compilation first."""
+    compile: bool | Literal["auto"] = False
+    """Run steps compiled (torch.compile; a ViT's blocks and stem apart), where that works. auto:
+    where a trial of a long run measures that it saves more time than compiling takes; the run saves
+    what was chosen."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
     deterministic: bool = False

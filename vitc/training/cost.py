@@ -278,8 +278,6 @@ def _notes(config: RunConfig, step: Range, busy: float) -> list[str]:
         )
     if step.low is None:
         found.append("no interval: a probe has too few steps of this length to see how they vary")
-    if config.train.compile:
-        found.append("train.compile is not timed: the steps above are those without it")
     if config.train.patience is not None:
         found.append("train.patience may end it earlier")
     if config.train.budget_seconds is not None:

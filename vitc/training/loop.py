@@ -28,6 +28,7 @@ from vitc.runs.images import images_of_weights, leaks
 from vitc.runs.writer import Writer
 from vitc.training.best import keep_if_best, return_to_best, return_to_start, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
+from vitc.training.compiling import compiled_steps, with_compile
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device
 from vitc.training.evaluate import not_finite
 from vitc.training.guard import KEEP_GOOD, Guard
@@ -103,6 +104,7 @@ def run(
         )
         data = open_data(config.data, config.model.in_chans)
         check_same_data(data, procs)
+        config, compiling = with_compile(config, data, device, out if begun else None, procs)
         setup = set_up(config, data, device, procs, legs)
         if config.init.weights and not begun:  # weights that do not fit create no folder
             initial.load(initial_model(config, len(data.classes)), data.classes)
@@ -118,7 +120,7 @@ def run(
             each = setup.steps_per_epoch
             state = fresh_state(config, len(data.classes), each, device, legs)
             pace = Pace.of(config.train, setup.steps, started)
-            for note in (*notes, *decided):
+            for note in (*notes, *decided, *compiling):
                 folder.event(note)
             keep = Retention.of(config.train, setup.steps_per_epoch).count(setup.steps)
             keep += KEEP_GOOD if config.train.on_divergence == "rollback" else 0
@@ -274,9 +276,7 @@ class Trainer:
     def _steps(self, batches: TrainLoader) -> None:
         """Take steps until the run ends, or has to be rolled back."""
         setup, state, t, pace = self.setup, self.state, self.setup.config.train, self.pace
-        forward = state.model
-        if t.compile:
-            forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+        forward, compiled = state.model, compiled_steps(setup.config, state.model)
         if setup.procs.world > 1:
             forward = in_processes(forward, setup.device)
         train_mode(state.model)
@@ -295,7 +295,8 @@ class Trainer:
             left_out = guard.leaves_out(state.step + 1)
             if not left_out:
                 guard.before_step()
-                outcome = train_step(state, forward, micros, lr, norms, setup.settings)
+                with compiled:
+                    outcome = train_step(state, forward, micros, lr, norms, setup.settings)
                 self.pending.append((state.step + 1, outcome))
             state.step += 1
             setup.procs.at(state.step)

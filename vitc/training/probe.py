@@ -22,6 +22,7 @@ from vitc.data.sources.base import Split
 from vitc.machine import processor_seconds
 from vitc.models.config import ViTConfig
 from vitc.training.build import freeze, fresh_state, initial_model, set_up, train_mode
+from vitc.training.compiling import compiled_steps
 from vitc.training.device import (
     autocast,
     computes_bf16,
@@ -103,6 +104,7 @@ def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: fl
     plan, settings = setup.plan, setup.settings
     state = fresh_state(config, len(data.classes), setup.steps_per_epoch, device)
     model = state.model
+    compiled = compiled_steps(config, model)
     train_mode(model)
     norms = NormStatistics(model, plan.micros_here, settings.procs)
     lr = config.optim.peak_lr(t.batch) / 100
@@ -125,7 +127,8 @@ def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: fl
         workers, begun = batches.workers, processor_seconds()
         before = clock()
         for micros in batches:
-            outcome = train_step(state, model, micros, lr, norms, settings)
+            with compiled:
+                outcome = train_step(state, model, micros, lr, norms, settings)
             state.step = min(state.step + 1, setup.steps)
             if state.ema is not None:
                 state.ema.update(model, state.step)
