@@ -279,19 +279,13 @@ def test_no_more_images_are_used_than_a_third_of_the_time_is_enough_to_decode(
     photo_folder: PHOTOS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = photo_folder(classes=2, count=100, size=(150, 140))
-    now = [0.0]
-
-    def slowly(*args: Any, **kwargs: Any) -> None:
-        now[0] += 1.5
-
-    monkeypatch.setattr(front_door, "shrunk", slowly)
-    monkeypatch.setitem(front_door.CLOCKS, "wall", lambda: now[0])
+    monkeypatch.setattr(front_door, "decoding_seconds", lambda *_, **__: 1.5)
+    monkeypatch.setitem(front_door.CLOCKS, "wall", lambda: 0.0)
     few = propose(folder, 300, {"data.workers": 0})
     most = int(auto_rules.DECODE_SHARE * 300 / 1.5)
     assert few.config.data.max_train == most
     assert few.lines[0].startswith(f"images: {most} to train on")
     assert "decoding 160 would take 4 min 00 s" in line(few, "training images used")
-    now[0] = 0.0
     assert propose(folder, 3000, {"data.workers": 0}).config.data.max_train is None
     fixed = propose(folder, 300, {"data.workers": 0, "data.max_train": 150})
     assert fixed.config.data.max_train == 150

@@ -132,6 +132,17 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same(photos: Path) -
         assert torch.equal(a, b)
 
 
+def test_decoding_is_timed_over_a_second_at_most_and_without_the_first(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (train,) = open_data(config_of(photos, val_fraction=0.0, test_fraction=0.0)).splits.values()
+    now = [0.0]
+    took = iter([10.0, *[0.4] * 50])
+    monkeypatch.setattr(cache, "shrunk", lambda *_: now.__setitem__(0, now[0] + next(took)))
+    assert cache.decoding_seconds(train, 3, 24, True, lambda: now[0]) == pytest.approx(0.4)
+    assert now[0] == pytest.approx(11.2)
+
+
 def test_a_damaged_file_is_written_again(photos: Path) -> None:
     config = config_of(photos)
     found, _ = read_all(open_data(config), config)

@@ -9,8 +9,11 @@ read: the same pixels, more slowly.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +26,12 @@ from vitc.data.sources.base import Found, Split
 from vitc.data.sources.index import cache_folder
 from vitc.data.sources.packed import PackedStore, open_pack
 from vitc.data.store import Ints, Pixels
-from vitc.errors import ConfigError, DataError, VitcError
+from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
 from vitc.machine import cores
 from vitc.wording import size
 
 FREE_SHARE = 0.5  # of the free disk space that the pixels may take
+TIMED = 128  # images, at most, to learn what decoding one takes
 WIDE = 1.5  # width over height, about, of a photo: to estimate the space
 
 
@@ -87,6 +91,27 @@ def training_split(
 def cache_bytes(images: int, in_chans: int, side: int) -> int:
     """About what the kept pixels of so many images take."""
     return round(images * in_chans * side * side * WIDE)
+
+
+def decoding_seconds(
+    split: Split,
+    in_chans: int,
+    side: int,
+    scaled: bool,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """What an image takes to be decoded for the cache: a few are, evenly spread, for a second."""
+    places = np.unique(np.linspace(0, len(split) - 1, TIMED).astype(np.int64)).tolist()
+    before, timed = clock(), 0
+    for n, place in enumerate((places[0], *places)):
+        if n == 1:  # the first imports what decoding needs, and does not count
+            before = clock()
+        elif n > 1 and clock() - before > 1:
+            break
+        with contextlib.suppress(BrokenFileError):
+            shrunk(split.stored(place), in_chans, split.names[place], side, scaled)
+        timed = n
+    return (clock() - before) / timed
 
 
 def _opened(file: Path) -> PackedStore | None:

@@ -8,7 +8,6 @@ valid, so that a wrong folder is reported at once. Images are a folder, or anyth
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitc.config import RunConfig
+from vitc.data.cache import decoding_seconds
 from vitc.data.check_quick import as_lines, quick_findings
 from vitc.data.dataset import DataSet, open_data
-from vitc.data.pack import shrunk
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
-from vitc.errors import BrokenFileError, ConfigError
+from vitc.errors import ConfigError
 from vitc.machine import cores, processor_seconds
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import MuonConfig
@@ -38,7 +37,6 @@ from vitc.wording import counted, duration
 if TYPE_CHECKING:
     import torch
 
-DECODED = 129  # images, evenly spread, whose decoding is timed, for a second at most
 MOST_BUSY = 4  # times as long as alone, at most, a step on a busy machine is taken to need
 
 
@@ -279,17 +277,7 @@ def _limit_images(
     side, fixed = settings["data.cache_side"], choices.fixed
     if side is None or train.pixels is not None or {"data.max_train", "data.folds"} & fixed.keys():
         return
-    places = np.unique(np.linspace(0, len(train) - 1, DECODED).astype(np.int64)).tolist()
-    before = clock()
-    for n, place in enumerate(places):  # the first imports what decoding needs, and does not count
-        if n == 1:
-            before = clock()
-        if clock() - before > 1 and n > 1:
-            places = places[:n]
-            break
-        with contextlib.suppress(BrokenFileError):
-            shrunk(train.stored(place), channels, train.names[place], side, scaled=True)
-    each = (clock() - before) / max(1, len(places) - 1)
+    each = decoding_seconds(train, channels, side, scaled=True, clock=clock)
     if clock is CLOCKS["wall"]:  # in as many processes as there are cores
         each /= cores() if fixed.get("data.workers") is None else max(1, fixed["data.workers"])
     held_out = sum(choices.settings.get(f"data.{k}_fraction", 0.0) for k in ("val", "test"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from vitc.config import RunConfig
-from vitc.data.cache import cache_bytes, training_split
+from vitc.data.cache import cache_bytes, decoding_seconds, training_split
 from vitc.data.dataset import DataSet
 from vitc.data.pixels import device_memory
 from vitc.data.sampling import steps_per_epoch
@@ -33,7 +32,6 @@ SEGMENTS = 4  # of a probe's steps, whose means show how the rate varies
 LAUNCH_SECONDS = 2.0  # importing torch
 OWN_BYTES = 40_000_000  # of a run's process, besides its steps: logs, checkpoints, what it imports
 BUSY_SHARE = 0.8  # of the time that a thread computes, where nothing else uses the machine
-DECODED = 32  # images, to learn how long decoding all of them takes
 LINE_BYTES = {"train": 190, "eval": 400}  # of metrics.jsonl, about
 
 
@@ -200,8 +198,11 @@ def _preparing(config: RunConfig, data: DataSet, probes: Sequence[Probe], around
     fitting the head."""
     n, val = (len(data.splits.get(split, ())) for split in ("train", "val"))
     seconds = around.opening + max(p.holding_seconds for p in probes)
-    if not around.cached:
-        seconds += _decoding_seconds(config, data)
+    side, train = config.data.cache_side, data.splits["train"]
+    if side is not None and not around.cached:
+        scaled = config.data.cache_decode == "scaled"
+        each = decoding_seconds(train, config.model.in_chans, side, scaled)
+        seconds += each * len(train) / cores()
     if config.init.probe_images and not around.begun:
         seconds += (min(n, config.init.probe_images) + 2 * val) * probes[-1].eval_seconds
     return seconds
@@ -257,16 +258,6 @@ def is_cached(config: RunConfig, data: DataSet) -> bool:
     """Whether pixels that the run keeps decoded are in the cache folder, if it keeps any."""
     kept = _kept_bytes(config, data)
     return not kept or bool(training_split(data, config.data, config.model.in_chans, False)[1])
-
-
-def _decoding_seconds(config: RunConfig, data: DataSet) -> float:
-    """Of all training images for the cache, by that of a few."""
-    split = data.splits["train"]
-    places = np.unique(np.linspace(0, len(split) - 1, DECODED).astype(int)).tolist()
-    started = time.perf_counter()
-    for place in places:
-        split.read(place, config.model.in_chans)
-    return (time.perf_counter() - started) / len(places) * len(split) / cores()
 
 
 def _notes(config: RunConfig, step: Range, busy: float) -> list[str]:
