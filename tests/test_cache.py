@@ -77,7 +77,7 @@ def test_batches_are_the_same_with_the_cache_without_it_and_from_loader_processe
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(3):
-        noise = np.random.default_rng(i).integers(0, 255, (100, 120, 3), dtype=np.uint8)
+        noise = np.random.default_rng(i).integers(0, 255, (200, 220, 3), dtype=np.uint8)
         Image.fromarray(noise).save(photos / "cat" / f"large{i}.jpg")
     config = config_of(photos, cache_decode="scaled")
     data = open_data(config)
@@ -113,7 +113,7 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same(photos: Path) -
         blocks = rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)
         exif = Image.Exif()
         exif[0x0112] = turn
-        picture = Image.fromarray(blocks).resize((400, 300), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(blocks).resize((405, 303), Image.Resampling.BICUBIC)
         picture.save(photos / "cat" / f"large{i}.jpg", quality=95, exif=exif)
     full, scaled = config_of(photos), config_of(photos, cache_decode="scaled")
     data = open_data(full)
