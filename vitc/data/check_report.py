@@ -190,14 +190,18 @@ def facts(report: Report) -> list[tuple[str, str]]:
     examined = f"{values['examined']:,}, {values['broken']:,} broken"
     found = [("images", splits or "none"), ("examined", examined)]
     for side, (low, _, _, middle, _, _, high) in values["sizes"].items():
-        text = f"{low:,} to {high:,} pixels, half up to {middle:,}"
+        text = f"{low:,} pixels"
+        if low < high:
+            text = f"{low:,} to {high:,} pixels, half up to {middle:,}"
         found.append((side.replace("_", " "), text))
     for name in ("formats", "modes"):
         if values[name]:
             found.append((name, ", ".join(f"{kind} {n:,}" for kind, n in values[name].items())))
     if values["speed"]:
         core, processes, total = values["speed"].values()
-        text = f"{core:,.0f} images/s a core; at most {total:,.0f} with {processes} processes"
+        text = f"{core:,.0f} images/s a core"
+        if processes > 1:
+            text += f"; at most {total:,.0f} with {processes} processes"
         found.append(("reading and decoding", text))
     return found
 
