@@ -300,13 +300,24 @@ def _mixed(x: Any, y: Any, rng: np.random.Generator) -> tuple[Any, Any]:
 
 def run_plain(entry: str, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
     """A peer, in a process of its own so that its processor time is its own."""
-    command = [sys.executable, __file__, str(folder), "--entry", entry, "--seconds", str(seconds)]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        str(folder),
+        "--entry",
+        entry,
+        "--seconds",
+        str(seconds),
+    ]
     return dict(json.loads(_printed([*command, "--seed", str(seed)], _one_thread())))
 
 
 def _printed(command: list[str], env: dict[str, str]) -> str:
     """The last line on stdout. A command that fails ends the race with its last errors."""
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as empty:  # `python -m` looks for modules here first
+        done = subprocess.run(
+            command, env=env, cwd=empty, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise SystemExit("\n".join([" ".join(command), *done.stderr.splitlines()[-12:]]))
     return next(reversed(done.stdout.splitlines()), "")
@@ -377,7 +388,7 @@ def race(args: argparse.Namespace) -> dict[str, Any]:
                 if name in PEERS:
                     run = run_plain(name, folder, args.seconds, seed)
                 else:
-                    root = Path(where) if where else Path(__file__).resolve().parents[1]
+                    root = Path(where).resolve() if where else Path(__file__).resolve().parents[1]
                     extra = [*OURS[name], *args.vitc] if name in OURS else []
                     run = run_vitc(root, folder, args.seconds, seed, extra)
                 run |= {"entry": name, "seed": seed}
