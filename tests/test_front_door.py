@@ -137,8 +137,8 @@ def test_a_budget_is_for_images_alone() -> None:
 
 def test_time_for_the_page_is_kept_free(images: Path) -> None:
     data = open_data(load_config(RunConfig(), data=str(images)).data, 3)
-    cost = Probe(1.0, 0.5, 0)
-    assert auto_rules.page_seconds(data, cost) == auto_rules.PAGE_SECONDS + 12 * 0.5
+    cost = Probe(1.0, 0.5, 0, holding_seconds=7.0)
+    assert auto_rules.page_seconds(data, cost) == auto_rules.PAGE_SECONDS + 12 * 0.5 + 7
 
 
 @pytest.mark.slow

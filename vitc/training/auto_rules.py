@@ -259,8 +259,9 @@ def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
 
 
 def page_seconds(data: DataSet, cost: Probe) -> float:
-    """The run page that follows a run, for which the validation images are read once more."""
-    return PAGE_SECONDS + len(data.splits.get("val", ())) * cost.eval_seconds
+    """The page that follows a run, for which validation images are decoded and answered again."""
+    answers = len(data.splits.get("val", ())) * cost.eval_seconds
+    return PAGE_SECONDS + cost.holding_seconds + answers
 
 
 class Length(NamedTuple):
