@@ -143,7 +143,8 @@ def measured(
 ) -> Iterator[dict[str, Any]]:
     original = Classifier.load(model, "cpu")
     labels = np.array([original.classes.index(f.parent.name) for f in compared])
-    before = np.concatenate([answer(model)(f) for f in compared])
+    of_model = answer(model)
+    before = np.concatenate([of_model(f) for f in compared])
     share = np.bincount(before.argmax(1)).max() / len(before)
     if before.std() < 0.1 or share > 0.5:
         raise SystemExit(f"{name}: std {before.std():.2g}, {share:.0%} of one class")

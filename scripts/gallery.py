@@ -1,6 +1,6 @@
 """Make the pages of docs/gallery again: real runs on the Fashion-MNIST subset inside the package.
 
-    python scripts/gallery.py    # about five minutes on two cores; pictures need Chromium
+    python scripts/gallery.py    # two processor minutes; pictures need Chromium
 
 Each page is what a command writes, but for the path of the folder. Beside it lies a picture of its
 first screen.

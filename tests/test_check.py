@@ -26,6 +26,7 @@ from vitc.data.config import DataConfig
 from vitc.data.near_duplicates import NEAR_BITS, NEAR_GREY
 from vitc.errors import RunError
 from vitc.views import html
+from vitc.views.model import Thumbnail, Thumbnails
 
 Pixels = NDArray[np.uint8]
 PICTURES = [photo(60, 80, seed) for seed in range(62)]
@@ -459,6 +460,11 @@ def test_the_page_escapes_names_has_pictures_and_refers_to_nothing_outside(hosti
     assert not any("url" in str(attrs) for _, attrs in tags)
     assert "\x1b" not in text
     assert text.count('class="bars"') == 2
+
+
+def test_a_caption_keeps_a_percent_sign_with_its_number_and_is_escaped() -> None:
+    text = html.fragment([Thumbnails([Thumbnail(["<b> 52 %\x1b"], None)])])
+    assert "&lt;b&gt; 52&nbsp;%\\x1b</figcaption>" in text
 
 
 def test_a_hostile_name_reaches_no_terminal_as_it_is(

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vitc.views.model import Page, Part
 from vitc.wording import printable
@@ -46,6 +46,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["unbroken"] = _unbroken
     return environment
 
 
@@ -55,3 +56,8 @@ def _printable(value: Any) -> Any:
         return value
     safe = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "\n".join(map(printable, safe.split("\n")))
+
+
+def _unbroken(text: str) -> Markup:
+    """A number and its percent sign on one line, where lines are short."""
+    return escape(_printable(text)).replace(" %", Markup("&nbsp;%"))
