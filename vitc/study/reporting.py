@@ -288,7 +288,8 @@ def facts(s: Section, command: str) -> Table:
         [f"{runs} a contender", f"{plan.draws}, seed {plan.seed}, the same for all"],
         [
             "budget",
-            f"{', '.join(map(str, epochs))} epochs, batch {_all(trains, 'batch')}, "
+            f"{', '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, "
+            f"batch {_all(trains, 'batch')}, "
             f"{_all(trains, 'precision')}",
         ],
         ["data", f"{data.source}{images}"],
