@@ -118,11 +118,14 @@ def test_a_busy_machine_is_noted_and_slows_what_is_around_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calm = estimated(monkeypatch, STEPS)
-    busy = estimated(monkeypatch, dataclasses.replace(STEPS, processor_seconds=0.02))
+    slow = dataclasses.replace(STEPS, processor_seconds=0.02, eval_share=0.2)
+    busy = estimated(monkeypatch, slow)
     assert not calm.notes
     assert "20 %" in busy.notes[0]
     assert busy.seconds.value == pytest.approx(calm.seconds.value + 4 * FIXED)
     assert busy.processor_seconds == pytest.approx(0.2 * (calm.seconds.value - FIXED) + FIXED)
+    unlike = estimated(monkeypatch, dataclasses.replace(slow, eval_share=1.0))  # calm by then
+    assert unlike.processor_seconds == pytest.approx(busy.processor_seconds + 0.8 * 10 * 2.56)
 
 
 @pytest.mark.parametrize(

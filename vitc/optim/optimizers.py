@@ -120,6 +120,10 @@ class MuonConfig(OptimConfig):
     eps: float = setting(1e-8, above=0)
     """Added to the root of AdamW's second moment."""
 
+    @property
+    def moments(self) -> int:
+        return 1  # of matrices, nearly all of a model; AdamW's part has two
+
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import AdamW
 

@@ -130,7 +130,7 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
     saved_on_the_way |= steps * step.value > t.save_every_seconds
     memory, process = _memory(device, cost, copied=saved_on_the_way)
     limit, advice = _limit(cost, machine, memory)
-    share = statistics.fmean(p.processor_seconds / p.step_seconds for p in probes)
+    share = statistics.fmean(p.processor_seconds for p in probes) / step.value
     busy = min(1.0, share) if device.type == "cpu" and limit != "loader" else 1.0
 
     evaluation = rules.evaluation_seconds(config, len(data.splits.get("val", ())), cost)
@@ -138,10 +138,14 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
     work = _preparing(config, data, probes, around)
     run = rules.run_seconds(steps / each, t.eval_every_epochs, each * step.value, evaluation)
     work += run - rules.START_SECONDS
+    # Other programs may slow the evaluations of the probe more or less than its steps.
+    evaluating = run - rules.START_SECONDS - steps * step.value
+    worked = share * (work - evaluating) + cost.eval_share * evaluating
     fixed = LAUNCH_SECONDS + _page_seconds(config, data, cost)
     if t.budget_seconds is not None:  # the run adapts its length to it
         work = t.budget_seconds * (1 - around.begun / (each * t.epochs))
         seconds = Range(work, work, work).scaled(1, around.choosing + fixed / busy)
+        worked = share * work
     else:
         fixed += rules.START_SECONDS
         seconds = step.scaled(work / step.value, around.choosing + fixed / busy)
@@ -160,7 +164,7 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
         steps=steps,
         epoch_seconds=step.scaled(each_epoch / step.value),
         seconds=seconds,
-        processor_seconds=share * (work + around.choosing) + fixed,
+        processor_seconds=worked + share * around.choosing + fixed,
         memory_bytes=memory,
         process_bytes=process,
         memory_there=machine.memory_bytes,

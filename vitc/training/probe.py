@@ -64,6 +64,8 @@ class Probe:
     holding_seconds: float = 0.0
     """Decoding, before the first step of a run, all images that it holds."""
     checkpoint_bytes: int = 0
+    eval_share: float = 1.0
+    """Of the time of evaluating, that processors worked on it."""
     models: int = 2
     """That an evaluation measures: the weights, and their average if one is kept."""
 
@@ -142,16 +144,17 @@ def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: fl
     first = (len(times) + 1) // 2 if len(times) > 1 else 0  # batches made ahead are used up
     steady = times[first:]
 
-    took = 0.0
+    took, eval_share = 0.0, 1.0
     if "val" in data.splits:
         split, batch = data.splits["val"], eval_batch(config, device)
         before = clock()
         images = open_eval(split, data, config.data, plan, device, batch, often=True)
         unheld.append(_unheld(images.provider, full["val"], clock() - before))
         for _ in range(2):  # the first time is a little slow: a second one where it is cheap
-            before = clock()
+            before, worked = clock(), processor_seconds()
             evaluate(model, images, settings)
             took = clock() - before
+            eval_share = (processor_seconds() - worked) / took
             if took > seconds / 3:
                 break
         took /= sum(map(len, images.batches))  # padding included
@@ -165,6 +168,7 @@ def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: fl
         workers=workers,
         unheld_bytes=sum(size for size, _ in unheld),
         holding_seconds=sum(decoding for _, decoding in unheld),
+        eval_share=eval_share,
         models=1 if state.ema is None else 2,
         checkpoint_bytes=checkpoint_bytes(model, config.optim, state.ema is not None),
     )
