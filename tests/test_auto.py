@@ -275,6 +275,18 @@ def test_time_that_choosing_took_is_off_the_run_and_the_page_takes_longer_where_
     assert "budget is 1 min 00 s, 21 s of it for training" in line(proposal, "epochs")
 
 
+def test_a_run_of_few_epochs_uses_the_rest_of_its_time_too(
+    photo_folder: PHOTOS, machine: Machines
+) -> None:
+    folder = photo_folder(classes=2, count=100)
+    machine.pixels_per_second = 64 * 64 * 160 / 10  # an epoch takes ten seconds
+    short = propose(folder, 40).config.train
+    assert short.epochs < 4
+    assert short.budget_seconds is not None
+    assert 30 < short.budget_seconds < 40
+    assert propose(folder, 40_000).config.train.budget_seconds is None  # long enough is enough
+
+
 def test_no_more_images_are_used_than_a_third_of_the_time_is_enough_to_decode(
     photo_folder: PHOTOS, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,10 +126,13 @@ def propose(
     busy = min(MOST_BUSY, max(1.0, (clock() - started) / (processor_seconds() - worked)))
     left = budget - (clock() - started) - busy * rules.page_seconds(data, trial.cost)
     left = max(1.0, left)
+    least = rules.BOUND_SHARE * left
     if seconds is None:
         default = budget_seconds is None
         seconds = auto_model.choose_length(choices, look, trial, budget, left, default)
-    bound = "train.clock" in fixed or seconds >= rules.BOUND_SHARE * left
+        # Of few epochs, one more may be what the time was too short for.
+        least = min(least, left - rules.epoch_seconds(look, trial.config.train.batch, trial.cost))
+    bound = "train.clock" in fixed or seconds >= least
     # The clocks of several processes differ: their run ends after the epochs that were planned.
     if bound and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
         choices.settings["train.budget_seconds"] = round(left, 1)
