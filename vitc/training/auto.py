@@ -37,7 +37,7 @@ from vitc.wording import counted, duration
 if TYPE_CHECKING:
     import torch
 
-MOST_BUSY = 4  # times as long as alone, at most, a step on a busy machine is taken to need
+MOST_BUSY = 4  # times as long as on a quiet machine, at most, the run page is taken to need
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,8 @@ def propose(
     given, sizes, gray = _sampled(choices, base)
     entry = auto_start.find_start(start, fixed, sizes)
     made = auto_start.formula_models(start, fixed)  # they see three channels
-    gray = gray and not (entry or made)
-    rest = (clock, budget - (clock() - started))
-    data, look = _choose_images(choices, base, given, sizes, gray, *rest)
+    gray, left = gray and not (entry or made), budget - (clock() - started)
+    data, look = _choose_images(choices, base, given, sizes, gray, clock, left)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine, processes)
@@ -115,31 +114,21 @@ def propose(
             base = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
             why = "from scratch it learns more than AdamW in the same time"
             choices.note("optimizer", rules.OPTIMIZER, why)
-        few = look.train <= rules.FORMULA_IMAGES
-        only = tuple(made) if start == "formula" or few else ()
+        only = tuple(made) if start == "formula" or look.train <= rules.FORMULA_IMAGES else ()
         trial = auto_model.choose_model(choices, base, data, look, device, machine, budget, only)
         auto_model.choose_rate(choices, base, trial)
         if trial.config.model.name in made:
             auto_start.take_formula(choices, made[trial.config.model.name])
         seconds = None
-    # The page takes as much longer than alone as these choices did, beside other programs.
-    busy = min(MOST_BUSY, max(1.0, (clock() - started) / (processor_seconds() - worked)))
-    left = budget - (clock() - started) - busy * rules.page_seconds(data, trial.cost)
-    left = max(1.0, left)
-    least = rules.BOUND_SHARE * left
-    if seconds is None:
-        default = budget_seconds is None
-        seconds = auto_model.choose_length(choices, look, trial, budget, left, default)
-        # Of few epochs, one more may be what the time was too short for.
-        least = min(least, left - rules.epoch_seconds(look, trial.config.train.batch, trial.cost))
-    bound = "train.clock" in fixed or seconds >= least
+    used = clock() - started
+    busy = min(MOST_BUSY, max(1.0, used / max(processor_seconds() - worked, 0.01)))
+    seconds, end = _choose_time(choices, data, look, trial, seconds, budget_seconds, used, busy)
     # The clocks of several processes differ: their run ends after the epochs that were planned.
-    if bound and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
-        choices.settings["train.budget_seconds"] = round(left, 1)
+    if end is not None and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
+        choices.settings["train.budget_seconds"] = end
     _choose_mixing(choices, trial.config.optim)
     config = choices.config(base, trial.settings)
-    hint = weights or auto_start.missing_start(start, entry, look)
-    if hint:
+    if hint := weights or auto_start.missing_start(start, entry, look):
         choices.lines.insert(1, hint)
     auto_model.choose_schedule(choices, config)
     config = choices.config(base, trial.settings)
@@ -323,6 +312,33 @@ def _choose_views(choices: Choices, look: Look) -> None:
         choices.settings["data.augment.scale"] = (0.35, 1.0)
     flip, because = rules.flip_for(look.classes)
     choices.take("data.augment.flip", "mirror", flip, because)
+
+
+def _choose_time(
+    choices: Choices,
+    data: DataSet,
+    look: Look,
+    trial: auto_model.Trial,
+    seconds: float | None,
+    budget_seconds: float | None,
+    used: float,
+    busy: float,
+) -> tuple[float, float | None]:
+    """The expected seconds of the run, and the time in which it is to end; None: after its epochs.
+
+    seconds: of a run whose length is chosen; None: it is not. used: seconds that choosing took,
+    `busy` times as many as on a quiet machine, and so it will be with the run page.
+    """
+    budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
+    left = max(1.0, budget - used - busy * rules.page_seconds(data, trial.cost))
+    least = rules.BOUND_SHARE * left
+    if seconds is None:
+        default = budget_seconds is None
+        seconds = auto_model.choose_length(choices, look, trial, budget, left, default)
+        # Of few epochs, one more may be what the time was too short for.
+        least = min(least, left - rules.epoch_seconds(look, trial.config.train.batch, trial.cost))
+    bound = "train.clock" in choices.fixed or seconds >= least
+    return seconds, round(left, 1) if bound else None
 
 
 def _choose_mixing(choices: Choices, optim: OptimConfig) -> None:
