@@ -336,7 +336,9 @@ def _choose_time(
         default = budget_seconds is None
         seconds = auto_model.choose_length(choices, look, trial, budget, left, default)
         # Of few epochs, one more may be what the time was too short for.
-        least = min(least, left - rules.epoch_seconds(look, trial.config.train.batch, trial.cost))
+        more = rules.epoch_seconds(look, trial.config.train.batch, trial.cost)
+        more += rules.evaluation_seconds(trial.config, look.val, trial.cost)
+        least = min(least, left - more)
     bound = "train.clock" in choices.fixed or seconds >= least
     return seconds, round(left, 1) if bound else None
 
