@@ -302,6 +302,9 @@ def test_no_more_images_are_used_than_a_third_of_the_time_is_enough_to_decode(
     assert propose(folder, 3000, {"data.workers": 0}).config.data.max_train is None
     fixed = propose(folder, 300, {"data.workers": 0, "data.max_train": 150})
     assert fixed.config.data.max_train == 150
+    monkeypatch.setattr(front_door, "decoding_seconds", lambda *_, **__: 1000.0)
+    hopeless = propose(folder, 300, {"data.workers": 0})
+    assert hopeless.config.data.max_train == 2  # one of each class
 
 
 def test_any_model_is_taken_at_the_largest_size_that_the_budget_pays_for(
@@ -624,6 +627,19 @@ def test_the_probe_may_take_more_steps_than_the_run() -> None:
         train=TrainConfig(epochs=1, batch=16),
     )
     assert probe(config, open_data(config.data), torch.device("cpu"), seconds=0.5) is not None
+
+
+def test_the_clock_may_be_too_coarse_for_what_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(probing.CLOCKS, "wall", lambda: 0.0)
+    monkeypatch.setattr(probing, "MOST_STEPS", 3)
+    config = RunConfig(
+        model=model_config("vit_c_tiny"),
+        data=DataConfig(source="synthetic", max_train=20),
+        train=TrainConfig(epochs=1, batch=16),
+    )
+    cost = probe(config, open_data(config.data), torch.device("cpu"))
+    assert cost is not None
+    assert (cost.step_seconds, cost.eval_seconds, cost.eval_share) == (0, 0, 1)
 
 
 def test_the_probe_reports_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,8 @@ def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: fl
             before, worked = clock(), processor_seconds()
             evaluate(model, images, settings)
             took = clock() - before
-            eval_share = (processor_seconds() - worked) / took
+            # A clock of processor time moves in hundredths of a second.
+            eval_share = (processor_seconds() - worked) / took if took else 1.0
             if took > seconds / 3:
                 break
         took /= sum(map(len, images.batches))  # padding included
