@@ -28,7 +28,15 @@ from numpy.typing import NDArray
 from vitc.data.broken import MAX_FILE_BYTES
 from vitc.data.config import DataConfig
 from vitc.data.dataset import find_image, read_source
-from vitc.data.decode import crop_resize, header, is_jpeg, read_cut, read_image, to_channels
+from vitc.data.decode import (
+    crop_resize,
+    header,
+    is_jpeg,
+    read_cut,
+    read_image,
+    stated_size,
+    to_channels,
+)
 from vitc.data.pool import Progress, in_order
 from vitc.data.sources.base import Found, Split, some
 from vitc.data.sources.packed import HEADER, SUFFIX, About, Encoding, open_pack, write_index
@@ -211,7 +219,7 @@ def _form(train: Split, options: PackOptions) -> tuple[_Form, bool]:
 
 def _digest(found: Found, work: _Work) -> bytes:
     """What an unfinished pack and the one that resumes it must have in common."""
-    form = work.form if work.form.scaled else work.form[:4]
+    form = work.form if work.form.scaled else work.form[:4]  # as before `scaled` was
     head = [found.classes, list(work.splits), form, versions(work.form.encoding)]
     h = hashlib.sha256(json.dumps(head).encode())
     for split in work.splits.values():
@@ -423,8 +431,8 @@ def shrunk(
 
 def _large_jpeg(data: bytes, least: int) -> tuple[int, int] | None:
     """Height and width of the upright picture of a JPEG whose shorter side has `least` pixels."""
-    found = header(data) if is_jpeg(data) else None
-    if found is None or min(found.height, found.width) < least:
+    stated = stated_size(data) if is_jpeg(data) else None
+    if stated is None or min(stated[1:]) < least or (found := header(data)) is None:
         return None
     turned = found.orientation in (5, 6, 7, 8)
     return (found.width, found.height) if turned else (found.height, found.width)

@@ -224,7 +224,7 @@ def _choose_images(
     if gray or "model.in_chans" in fixed:
         because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
-    _limit_images(choices, given["train"], sizes, channels, clock, left)
+    _limit_images(choices, given, sizes, channels, clock, left)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
     config = resolve_config(base, **{**chosen, **own}).data
     data = open_data(config, channels)
@@ -254,19 +254,20 @@ def _range(values: Sequence[int], noun: str) -> str:
 
 def _limit_images(
     choices: Choices,
-    train: Split,
+    given: Mapping[str, Split],
     sizes: tuple[tuple[int, int], ...],
     channels: int,
     clock: Callable[[], float],
     left: float,
 ) -> None:
-    """Only so many training images as a third of the time is enough to decode, once.
+    """Only so many training images as a third of the time is enough to decode, once; one of each
+    class at least.
 
-    More of them would leave fewer steps: from 3,000 to 10,000 images of CIFAR-10 a doubling is
-    worth 2.4 points, about as much as one of the steps (docs/LOG.md).
+    More of them would leave fewer steps, a doubling of which is worth 2.8 points on validation; one
+    of the images 1.6 (single runs, docs/LOG.md).
     """
     settings = rules.caching(Look((), (), 0, sizes, False), rules.SIDES[0])
-    side, fixed = settings["data.cache_side"], choices.fixed
+    side, fixed, train = settings["data.cache_side"], choices.fixed, given["train"]
     if side is None or train.pixels is not None or {"data.max_train", "data.folds"} & fixed.keys():
         return
     each = decoding_seconds(train, channels, side, scaled=True, clock=clock)
@@ -274,9 +275,11 @@ def _limit_images(
         each /= cores() if fixed.get("data.workers") is None else max(1, fixed["data.workers"])
     held_out = sum(choices.settings.get(f"data.{k}_fraction", 0.0) for k in ("val", "test"))
     count = int(len(train) * (1 - held_out))
-    most = int(rules.DECODE_SHARE * left / max(each, 1e-9))
+    classes = 1 + max(int(split.labels.max(initial=0)) for split in given.values())
+    most = max(classes, int(rules.DECODE_SHARE * left / max(each, 1e-9)))
     if count > most:
-        because = f"decoding {count:,} would take {duration(each * count)}"
+        because = f"decoding {count:,} would take {duration(each * count)}, "
+        because += f"more than a third of the {duration(max(0.0, left))} that are left"
         choices.take("data.max_train", "training images used", most, because)
 
 
