@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitc.errors import ConfigError
 from vitc.models.zoo import create_model
+from vitc.optim import muon
 from vitc.optim.config import EmaConfig, OptimConfig
 from vitc.optim.ema import OwnAverage
 from vitc.optim.groups import (
@@ -180,19 +181,21 @@ def lion_by_hand(w: Tensor, gradients: list[Tensor], lr: list[float], decay: flo
 
 def muon_by_hand(w: Tensor, gradients: list[Tensor], lr: list[float], decay: float) -> Tensor:
     """Jordan's momentum and quintic iteration over the flattened kernel, each product rounded to
-    bfloat16 as in his code; the size of the update as in Liu et al. 2025, equation 4."""
+    bfloat16 as in his code, or to float32 where the machine does not compute bfloat16; the size of
+    the update as in Liu et al. 2025, equation 4."""
+    kind = torch.bfloat16 if muon.computes_bf16(w.device) else torch.float32
     w = w.double().clone()
     m = torch.zeros_like(w)
     for g, eta in zip(gradients, lr, strict=True):
         m = 0.95 * m + 0.05 * g.double()
-        x = (0.05 * g.double() + 0.95 * m).flatten(1).bfloat16()
+        x = (0.05 * g.double() + 0.95 * m).flatten(1).to(kind)
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
         x = (x / x.norm()).double()
         for _ in range(5):
-            a = (x @ x.T).bfloat16().double()
-            b = (-4.775 * a + 2.0315 * a @ a).bfloat16().double()
-            x = (3.4445 * x + b @ x).bfloat16().double()
+            a = (x @ x.T).to(kind).double()
+            b = (-4.775 * a + 2.0315 * a @ a).to(kind).double()
+            x = (3.4445 * x + b @ x).to(kind).double()
         singular = torch.linalg.svdvals(x)
         assert 0.3 < singular.min() <= singular.max() < 1.3
         size = 0.2 * max(x.shape) ** 0.5
@@ -322,6 +325,33 @@ def test_muon_has_all_weights_but_those_of_image_classifier_and_embeddings(
     for group in parameter_groups(layered, model):
         scales = {lr_scales(model, 0.5)[names[p]] for p in group["params"]}
         assert scales == {group["lr_scale"]}
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_is_torchs_and_in_float32_where_bfloat16_would_be_emulated(
+    bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: bf16)
+    torch.manual_seed(0)
+    start = [torch.randn(6, 20), torch.randn(20, 6), torch.randn(8, 8)]
+    ours, theirs = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    group = {"lr": 1e-2, "weight_decay": 0.3}
+    optimizer = muon.Muon([{"params": ours, **group}], 1e-2, 0.95)
+    peer = torch.optim.Muon([{"params": theirs, **group}], adjust_lr_fn="match_rms_adamw")
+    gradients: list[list[Tensor]] = [[] for _ in start]
+    for _ in range(4):
+        for mine, other, kept in zip(ours, theirs, gradients, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+            kept.append(mine.grad.clone())
+        optimizer.step()
+        peer.step()
+    for mine, other, before, kept in zip(ours, theirs, start, gradients, strict=True):
+        want = muon_by_hand(before, kept, [1e-2] * 4, 0.3)
+        if bf16:
+            assert torch.equal(mine, other)
+        else:
+            torch.testing.assert_close(mine.detach().double(), want, rtol=1e-5, atol=1e-6)
 
 
 def test_muon_leaves_depthwise_kernels_to_adamw_and_needs_a_hidden_matrix() -> None:

@@ -13,9 +13,12 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitc.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUPS_HERE = Path("/proc/self/cgroup")
@@ -134,6 +137,15 @@ def memory_kept() -> Iterator[None]:
         set_to(M_MMAP_THRESHOLD, 32 << 20)
         set_to(M_TRIM_THRESHOLD, 64 << 20)
         library.malloc_trim(0)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 instructions; without them bf16 is emulated, and slow."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def several_processes() -> bool:

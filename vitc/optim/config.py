@@ -109,7 +109,7 @@ class OptimConfig:
         raise NotImplementedError
 
     def build_hidden(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """With `hidden_apart`: the optimizer over hidden weights, each a matrix."""
+        """With `hidden_apart`: the optimizer over hidden weights."""
         raise NotImplementedError
 
     def peak_lr(self, batch: int) -> float:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
-from vitc.optim.muon import WithMuon
+from vitc.optim.muon import Joined
 
 WEIGHTS, HIDDEN, EXEMPT = "weights", "hidden matrices", "norms and biases"  # names of groups
 LINEAR = (nn.Linear, _ConvNd, nn.MultiheadAttention)
@@ -116,7 +116,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     others = [group for group in groups if group["name"] != HIDDEN]
     optimizer = config.build(others, fused)
     if hidden:
-        optimizer = WithMuon(groups, hidden, optimizer, config.build_hidden)
+        optimizer = Joined(groups, (config.build_hidden(hidden), optimizer))
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     return optimizer

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from vitc.machine import computes_bf16
 
-class WithMuon(Optimizer):
-    """Two optimizers as one: `rest`, and a Muon over the groups `hidden`, as `build` makes it.
+# The quintic a x + b x^3 + c x^5 of Jordan's code, whose slope at 0 brings up small values fast.
+QUINTIC = 3.4445, -4.775, 2.0315
+ITERATIONS = 5
 
-    `param_groups` and `state` are those of the model's own parameters, so that rates, clipping and
-    checkpoints need not know. torch's Muon takes matrices alone: it gets views of the weights.
+
+class Muon(Optimizer):
+    """Muon (Jordan 2024) over weights whose first dimension is that of the outputs.
+
+    To the bit torch.optim.Muon with `match_rms_adamw` (arXiv 2502.16982) where the device computes
+    bfloat16. Where it does not, as most laptops' processors, torch's emulates it: 0.9 of the 1.4
+    seconds of a step of vit_r_tiny64, for what takes 0.06 in float32.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[dict[str, Any]],
-        hidden: Sequence[dict[str, Any]],
-        rest: Optimizer,
-        build: Callable[[list[dict[str, Any]]], Optimizer],
-    ) -> None:
-        super().__init__(groups, {"lr": 0.0})
-        self.hidden, self.rest = hidden, rest
-        rest.state = self.state
-        views = [[Parameter(as_matrix(p, p)) for p in group["params"]] for group in hidden]
-        self.muon = build([{"params": params} for params in views])
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr})
+        self.momentum = momentum
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group, views in zip(self.hidden, self.muon.param_groups, strict=True):
-            views["lr"], views["weight_decay"] = group["lr"], group["weight_decay"]
-            for p, view in zip(group["params"], views["params"], strict=True):
+        for group in self.param_groups:
+            lr, decay = group["lr"], group["weight_decay"]
+            for p in group["params"]:
                 if p.grad is None:
                     continue
-                view.grad = as_matrix(p.grad, p)
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                buffer = as_matrix(self.state[p]["momentum_buffer"], p)
-                self.muon.state[view]["momentum_buffer"] = buffer
-        self.muon.step()
-        self.muon.zero_grad()  # the views must not keep gradients alive
-        self.rest.step()
+                average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - self.momentum)
+                update = orthogonal(as_matrix(p.grad.lerp(average, self.momentum), p))
+                matrix = as_matrix(p, p)
+                matrix.mul_(1 - lr * decay)
+                matrix.add_(update, alpha=-lr * (0.2 * max(matrix.shape) ** 0.5))
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix (m, n) with its singular values brought near 1 by a Newton-Schulz iteration: in
+    bfloat16 where the device computes that, else in float32."""
+    a, b, c = QUINTIC
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.to(torch.bfloat16 if computes_bf16(matrix.device) else torch.float32, copy=True)
+    x = x.T if tall else x
+    x.div_(x.norm().clamp(min=1e-7))
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
@@ -55,3 +65,18 @@ def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
     """
     rest = sorted(range(1, like.ndim), key=like.stride, reverse=True)
     return tensor.detach().permute(0, *rest).flatten(1)
+
+
+class Joined(Optimizer):
+    """Optimizers of disjoint `groups` as one. They share its groups and its state, so that rates,
+    clipping and checkpoints need not know of them."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], parts: Sequence[Optimizer]) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()

@@ -97,7 +97,7 @@ class NAdamWConfig(OptimConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MuonConfig(OptimConfig):
-    """Muon (Jordan 2024) for hidden weight matrices, AdamW for the rest, by torch.optim.
+    """Muon (Jordan 2024) for hidden weight matrices, AdamW for the rest.
 
     Its update is the momentum with all singular values near 1, scaled to the size of AdamW's
     (arXiv 2502.16982), so both have one lr and one weight decay, those that suit AdamW. As in
@@ -130,10 +130,9 @@ class MuonConfig(OptimConfig):
         return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
 
     def build_hidden(self, groups: list[dict[str, Any]]) -> Optimizer:
-        from torch.optim import Muon
+        from vitc.optim.muon import Muon
 
-        adjusted = "match_rms_adamw"
-        return Muon(groups, lr=self.lr, momentum=self.momentum, adjust_lr_fn=adjusted)
+        return Muon(groups, self.lr, self.momentum)
 
 
 @dataclass(frozen=True, kw_only=True)

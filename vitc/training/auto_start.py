@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet
 from vitc.errors import ConfigError, unknown
+from vitc.machine import computes_bf16
 from vitc.models.config import CNNConfig
 from vitc.models.zoo import model_config
 from vitc.optim.optimizers import AdamWConfig
@@ -123,7 +124,6 @@ def pretrained_trial(
 ) -> tuple[Trial, float] | None:
     """The settings of a run from these weights within `left` seconds, and how long it takes; None:
     the features of enough images alone take too long."""
-    from vitc.training.device import computes_bf16
     from vitc.training.probe import Probe
 
     if left < LEAST_SECONDS:

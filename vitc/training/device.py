@@ -44,13 +44,6 @@ def describe(device: torch.device) -> str:
     return f"cpu ({counted(torch.get_num_threads(), 'thread')}{tested})"
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 instructions; without them bf16 is emulated, and slow."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The context of a forward pass in that precision."""
     if precision == "fp32":

@@ -24,11 +24,12 @@ from vitc.data.cache import training_split
 from vitc.data.loader import open_eval
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
+from vitc.machine import computes_bf16
 from vitc.models.zoo import classifier_name
 from vitc.runs.folder import START
 from vitc.runs.tensors import opened, read_tensors, write_tensors
 from vitc.training.build import Setup
-from vitc.training.device import autocast, computes_bf16
+from vitc.training.device import autocast
 from vitc.training.evaluate import Counts, eval_batch
 from vitc.wording import counted
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitc.data.loader import TrainLoader
-from vitc.machine import cores, environment
+from vitc.machine import computes_bf16, cores, environment
 from vitc.progress import Progress
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import RunFolder
 from vitc.stats.proportions import learning_line, wilson
 from vitc.training.build import Setup, largest_share
-from vitc.training.device import computes_bf16, describe, peak_memory
+from vitc.training.device import describe, peak_memory
 from vitc.training.pace import Pace
 from vitc.training.trackers import Followed
 from vitc.training.usage import Usage

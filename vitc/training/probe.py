@@ -19,13 +19,12 @@ from vitc.data.dataset import DataSet
 from vitc.data.loader import Provider, open_eval, open_train
 from vitc.data.pixels import Resident
 from vitc.data.sources.base import Split
-from vitc.machine import processor_seconds
+from vitc.machine import computes_bf16, processor_seconds
 from vitc.models.config import ViTConfig
 from vitc.training.build import freeze, fresh_state, initial_model, set_up, train_mode
 from vitc.training.compiling import compiled_steps
 from vitc.training.device import (
     autocast,
-    computes_bf16,
     forget_peak_memory,
     machine_settings,
     peak_memory,
