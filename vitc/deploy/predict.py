@@ -22,7 +22,7 @@ from vitc.data.sources.folder import walk
 from vitc.data.store import Files, name_key
 from vitc.deploy.rows import FORMS
 from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
-from vitc.machine import cores
+from vitc.machine import cores, memory_kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +221,7 @@ class Predictor:
         if batch < 1:
             raise ConfigError(f"batch is {batch}; it must be at least 1.")
         named = _named(images)
-        with ThreadPoolExecutor(min(batch, cores(), 16)) as pool:
+        with memory_kept(), ThreadPoolExecutor(min(batch, cores(), 16)) as pool:
             while group := list(itertools.islice(named, batch)):
                 loaded = list(pool.map(self._load, group))
                 good = [pixels for pixels in loaded if not isinstance(pixels, BrokenFileError)]

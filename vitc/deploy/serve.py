@@ -47,7 +47,7 @@ from vitc.deploy.classifier import Classifier
 from vitc.deploy.predict import best_classes
 from vitc.deploy.uploads import Limits, Refused, Upload, read_upload, read_uploads
 from vitc.errors import ConfigError, InterruptedRun
-from vitc.machine import cores
+from vitc.machine import cores, memory_kept
 from vitc.views.html import render_template
 
 UNKNOWN = "unknown"
@@ -379,4 +379,5 @@ def run(app: Starlette, listening: socket.socket, timeout: float) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(2 * timeout) + 1,
     )
-    Server(config).run(sockets=[listening])
+    with memory_kept():
+        Server(config).run(sockets=[listening])

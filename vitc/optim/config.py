@@ -48,8 +48,6 @@ class OptimConfig:
     """How lr follows the batch where it is chosen from the data."""
     like: ClassVar[Like | None] = None
     """What a recipe's lr and weight decay, and a study's ranges, are derived from."""
-    hidden_apart: ClassVar[bool] = False
-    """Hidden weights go to the optimizer of `build_hidden`, the others to that of `build`."""
     schedule_free: ClassVar[bool] = False
     """It averages the weights itself, in place of `ema`, and wants a rate that does not fall."""
     lr: float
@@ -100,16 +98,17 @@ class OptimConfig:
             return "schedule-free"
         return "" if self.ema.kind == "none" else "EMA"
 
+    @property
+    def hidden_momentum(self) -> float | None:
+        """Muon's, which then trains hidden weights; None: `build`'s optimizer trains all."""
+        return None
+
     def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         """The optimizer over groups of parameters, each with its weight_decay.
 
         `fused`: torch's fused kernels can be used on them. A step of one that is not `fused` in its
         groups is checked on the host, since `found_inf` is honoured by fused kernels alone.
         """
-        raise NotImplementedError
-
-    def build_hidden(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """With `hidden_apart`: the optimizer over hidden weights."""
         raise NotImplementedError
 
     def peak_lr(self, batch: int) -> float:

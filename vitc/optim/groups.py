@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from vitc.errors import ConfigError
 from vitc.optim.config import OptimConfig
-from vitc.optim.muon import Joined
+from vitc.optim.muon import Joined, Muon
 
 WEIGHTS, HIDDEN, EXEMPT = "weights", "hidden matrices", "norms and biases"  # names of groups
 LINEAR = (nn.Linear, _ConvNd, nn.MultiheadAttention)
@@ -76,7 +76,7 @@ def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, An
         {"params": weights, "weight_decay": config.weight_decay, "name": WEIGHTS},
         {"params": list(exempt.values()), "weight_decay": 0.0, "name": EXEMPT},
     ]
-    if config.hidden_apart:
+    if config.hidden_momentum is not None:
         hidden = hidden_matrices(model)
         groups[0]["params"] = [p for p in weights if p not in hidden]
         apart = [p for p in weights if p in hidden]
@@ -115,8 +115,9 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     hidden = [group for group in groups if group["name"] == HIDDEN]
     others = [group for group in groups if group["name"] != HIDDEN]
     optimizer = config.build(others, fused)
-    if hidden:
-        optimizer = Joined(groups, (config.build_hidden(hidden), optimizer))
+    if config.hidden_momentum is not None:
+        muon = Muon(hidden, config.lr, config.hidden_momentum)
+        optimizer = Joined(groups, (muon, optimizer))
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     return optimizer

@@ -107,7 +107,6 @@ class MuonConfig(OptimConfig):
     """
 
     like = Like("adamw")
-    hidden_apart = True
 
     lr: float = 1e-3
     """Peak learning rate: for lr_per_batch images a step, or absolute where that is None."""
@@ -129,10 +128,9 @@ class MuonConfig(OptimConfig):
 
         return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
 
-    def build_hidden(self, groups: list[dict[str, Any]]) -> Optimizer:
-        from vitc.optim.muon import Muon
-
-        return Muon(groups, self.lr, self.momentum)
+    @property
+    def hidden_momentum(self) -> float:
+        return self.momentum
 
 
 @dataclass(frozen=True, kw_only=True)
