@@ -929,8 +929,9 @@ def test_bench_times_what_pycls_times_and_the_whole_step(
 ) -> None:
     file = tmp_path / "bench.json"
     words = ["bench", "vit_p_tiny", "--train.batch", "8", "--iterations", "2", "--out", str(file)]
-    assert main(words) == 0
+    assert main([*words, "--train.precision", "auto"]) == 0
     (model,) = json.loads(file.read_text())["models"]
+    assert model["precision"] in ("fp32", "bf16")  # what was timed
     for name in ("test_fw", "train_fw", "train_bw", "step"):
         assert 0 < model[name]["low"] <= model[name]["median"] <= model[name]["high"]
     assert model["epoch_minutes"] == pytest.approx(1_281_167 / 8 * model["step"]["median"] / 60_000)

@@ -31,6 +31,7 @@ from vitc.training.device import (
     pick_device,
 )
 from vitc.training.parallel import Processes
+from vitc.training.probe import with_precision
 from vitc.training.step import NormStatistics, train_step
 
 WARM_UP, TIMED = 3, 30  # pycls's PREC_TIME.WARMUP_ITER and NUM_ITER
@@ -95,6 +96,7 @@ def bench(
     if warm_up < 0 or timed < 1:
         raise ConfigError(f"{warm_up} warm-up and {timed} timed iterations; at least 1 is timed.")
     device = pick_device(config.train.device)
+    config, _ = with_precision(config, device, None)
     try:
         with machine_settings(config.train, device):
             return _bench(config, device, warm_up, timed, classes)
