@@ -56,6 +56,28 @@ class Proposal:
     splits; empty: none was found, or the source divides the images itself."""
 
 
+class Time:
+    """The seconds given for choosing, training and the run page together; None: the default."""
+
+    def __init__(self, given: float | None, clock: Callable[[], float]) -> None:
+        self.given, self.clock = given, clock
+        self.started, self.worked = clock(), processor_seconds()
+
+    @property
+    def budget(self) -> float:
+        return rules.DEFAULT_BUDGET_SECONDS if self.given is None else self.given
+
+    @property
+    def left(self) -> float:
+        return self.budget - (self.clock() - self.started)
+
+    @property
+    def busy(self) -> float:
+        """How many times as long as on a quiet machine choosing has taken, `MOST_BUSY` at most."""
+        used, worked = self.clock() - self.started, processor_seconds() - self.worked
+        return min(MOST_BUSY, max(1.0, used / max(worked, 0.01)))
+
+
 def propose(
     images: Path,
     budget_seconds: float | None = None,
@@ -74,16 +96,14 @@ def propose(
     cannot be; DataError: images that cannot be trained on.
     """
     fixed = dict(overrides or {})
-    clock = CLOCKS[fixed.get("train.clock", "wall")]
-    started, worked = clock(), processor_seconds()
+    time = Time(budget_seconds, CLOCKS[fixed.get("train.clock", "wall")])
     if fixed.get("train.precision") == "auto":  # decided by measuring here too
         del fixed["train.precision"]
-    budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
-    _refuse(images, budget, fixed)
+    _refuse(images, time.budget, fixed)
     weights, theirs = _as_the_weights(fixed)
     choices = Choices({**fixed, **theirs}, frozenset(theirs))
     if "train.clock" in fixed and "train.budget_seconds" not in fixed:
-        choices.settings["train.budget_seconds"] = budget  # which clock is meant of
+        choices.settings["train.budget_seconds"] = time.budget  # which clock is meant of
     # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
     optim = fixed.get("optim", fixed.get("optim.kind"))
     recipe = get_recipe(rules.RECIPE, optim)
@@ -92,15 +112,14 @@ def propose(
     given, sizes, gray = _sampled(choices, base)
     entry = auto_start.find_start(start, fixed, sizes)
     made = auto_start.formula_models(start, fixed)  # they see three channels
-    gray, left = gray and not (entry or made), budget - (clock() - started)
-    data, look = _choose_images(choices, base, given, sizes, gray, clock, left)
+    gray = gray and not (entry or made)
+    data, look = _choose_images(choices, base, given, sizes, gray, time)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine, processes)
     tuned = None
     if entry is not None:
-        left = budget - (clock() - started)
-        tuned = auto_start.pretrained_trial(choices, base, data, look, device, entry, left)
+        tuned = auto_start.pretrained_trial(choices, base, data, look, device, entry, time.left)
     if tuned is not None and entry is not None:
         trial, seconds = tuned
         auto_start.note_start(choices, entry, trial.config, look)
@@ -115,14 +134,14 @@ def propose(
             why = "from scratch it learns more than AdamW in the same time"
             choices.note("optimizer", rules.OPTIMIZER, why)
         only = tuple(made) if start == "formula" or look.train <= rules.FORMULA_IMAGES else ()
-        trial = auto_model.choose_model(choices, base, data, look, device, machine, budget, only)
+        trial = auto_model.choose_model(
+            choices, base, data, look, device, machine, time.budget, only
+        )
         auto_model.choose_rate(choices, base, trial)
         if trial.config.model.name in made:
             auto_start.take_formula(choices, made[trial.config.model.name])
         seconds = None
-    used = clock() - started
-    busy = min(MOST_BUSY, max(1.0, used / max(processor_seconds() - worked, 0.01)))
-    seconds, end = _choose_time(choices, data, look, trial, seconds, budget_seconds, used, busy)
+    seconds, end = _choose_time(choices, data, look, trial, seconds, time)
     # The clocks of several processes differ: their run ends after the epochs that were planned.
     if end is not None and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
         choices.settings["train.budget_seconds"] = end
@@ -203,11 +222,10 @@ def _choose_images(
     given: Mapping[str, Split],
     sizes: tuple[tuple[int, int], ...],
     gray: bool,
-    clock: Callable[[], float],
-    left: float,
+    time: Time,
 ) -> tuple[DataSet, Look]:
     """Open the images again, with the shares that are to be held out, and no more to train on than
-    `left` seconds allow for."""
+    the time that is left allows for."""
     fixed, channels = choices.fixed, choices.fixed.get("model.in_chans", 3)
     own = {key: value for key, value in fixed.items() if key.startswith("data.")}
     total = len(given["train"])
@@ -224,7 +242,7 @@ def _choose_images(
     if gray or "model.in_chans" in fixed:
         because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
-    _limit_images(choices, given, sizes, channels, clock, left)
+    _limit_images(choices, given, sizes, channels, time)
     chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
     config = resolve_config(base, **{**chosen, **own}).data
     data = open_data(config, channels)
@@ -257,8 +275,7 @@ def _limit_images(
     given: Mapping[str, Split],
     sizes: tuple[tuple[int, int], ...],
     channels: int,
-    clock: Callable[[], float],
-    left: float,
+    time: Time,
 ) -> None:
     """Only so many training images as a third of the time is enough to decode, once; one of each
     class at least.
@@ -270,12 +287,13 @@ def _limit_images(
     side, fixed, train = settings["data.cache_side"], choices.fixed, given["train"]
     if side is None or train.pixels is not None or {"data.max_train", "data.folds"} & fixed.keys():
         return
-    each = decoding_seconds(train, channels, side, scaled=True, clock=clock)
-    if clock is CLOCKS["wall"]:  # in as many processes as there are cores
+    each = decoding_seconds(train, channels, side, scaled=True, clock=time.clock)
+    if time.clock is CLOCKS["wall"]:  # in as many processes as there are cores
         each /= cores() if fixed.get("data.workers") is None else max(1, fixed["data.workers"])
     held_out = sum(choices.settings.get(f"data.{k}_fraction", 0.0) for k in ("val", "test"))
     count = int(len(train) * (1 - held_out))
     classes = 1 + max(int(split.labels.max(initial=0)) for split in given.values())
+    left = time.left
     most = max(classes, int(rules.DECODE_SHARE * left / max(each, 1e-9)))
     if count > most:
         because = f"decoding {count:,} would take {duration(each * count)}, "
@@ -323,21 +341,18 @@ def _choose_time(
     look: Look,
     trial: auto_model.Trial,
     seconds: float | None,
-    budget_seconds: float | None,
-    used: float,
-    busy: float,
+    time: Time,
 ) -> tuple[float, float | None]:
     """The expected seconds of the run, and the time in which it is to end; None: after its epochs.
 
-    seconds: of a run whose length is chosen; None: it is not. used: seconds that choosing took,
-    `busy` times as many as on a quiet machine, and so it will be with the run page.
+    seconds: of a run whose length is chosen; None: it is not. The run page will take as many times
+    longer than on a quiet machine as choosing did.
     """
-    budget = rules.DEFAULT_BUDGET_SECONDS if budget_seconds is None else budget_seconds
-    left = max(1.0, budget - used - busy * rules.page_seconds(data, trial.cost))
+    left = max(1.0, time.left - time.busy * rules.page_seconds(data, trial.cost))
     least = rules.BOUND_SHARE * left
     if seconds is None:
-        default = budget_seconds is None
-        seconds = auto_model.choose_length(choices, look, trial, budget, left, default)
+        default = time.given is None
+        seconds = auto_model.choose_length(choices, look, trial, time.budget, left, default)
         # Of few epochs, one more may be what the time was too short for.
         more = rules.epoch_seconds(look, trial.config.train.batch, trial.cost)
         more += rules.evaluation_seconds(trial.config, look.val, trial.cost)
