@@ -181,9 +181,9 @@ def lion_by_hand(w: Tensor, gradients: list[Tensor], lr: list[float], decay: flo
 
 def muon_by_hand(w: Tensor, gradients: list[Tensor], lr: list[float], decay: float) -> Tensor:
     """Jordan's momentum and quintic iteration over the flattened kernel, each product rounded to
-    bfloat16 as in his code, or to float32 where the machine does not compute bfloat16; the size of
-    the update as in Liu et al. 2025, equation 4."""
-    kind = torch.bfloat16 if muon.computes_bf16(w.device) else torch.float32
+    bfloat16 as in his code, or to float32 where bfloat16 is slow; the size of the
+    update as in Liu et al. 2025, equation 4."""
+    kind = torch.bfloat16 if muon.fast_in_bf16(w.device) else torch.float32
     w = w.double().clone()
     m = torch.zeros_like(w)
     for g, eta in zip(gradients, lr, strict=True):
@@ -328,10 +328,10 @@ def test_muon_has_all_weights_but_those_of_image_classifier_and_embeddings(
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_muon_is_torchs_and_in_float32_where_bfloat16_would_be_emulated(
+def test_muon_is_torchs_and_in_float32_where_bfloat16_is_slow(
     bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(muon, "computes_bf16", lambda device: bf16)
+    monkeypatch.setattr(muon, "fast_in_bf16", lambda device: bf16)
     torch.manual_seed(0)
     start = [torch.randn(6, 20), torch.randn(20, 6), torch.randn(8, 8)]
     ours, theirs = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))

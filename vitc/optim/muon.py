@@ -19,9 +19,9 @@ ITERATIONS = 5
 class Muon(Optimizer):
     """Muon (Jordan 2024) over weights whose first dimension is that of the outputs.
 
-    To the bit torch.optim.Muon with `match_rms_adamw` (arXiv 2502.16982) where the device computes
-    bfloat16. Where it does not, as most laptops' processors, torch's emulates it: 0.9 of the 1.4
-    seconds of a step of vit_r_tiny64, for what takes 0.06 in float32.
+    To the bit torch.optim.Muon with `match_rms_adamw` (arXiv 2502.16982) on devices that are fast
+    in bfloat16. On a processor without its instructions, as most laptops', torch's Muon takes 0.9
+    of the 1.4 seconds of a step of vit_r_tiny64, for what takes 0.06 in float32.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float) -> None:
@@ -45,17 +45,24 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix (m, n) with its singular values brought near 1 by a Newton-Schulz iteration: in
-    bfloat16 where the device computes that, else in float32."""
+    """The matrix (m, n) with its singular values brought near 1 by a Newton-Schulz iteration, in
+    bfloat16 where that is fast, else in float32."""
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.to(torch.bfloat16 if computes_bf16(matrix.device) else torch.float32, copy=True)
+    x = matrix.to(torch.bfloat16 if fast_in_bf16(matrix.device) else torch.float32, copy=True)
     x = x.T if tall else x
     x.div_(x.norm().clamp(min=1e-7))
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """A CPU is with AMX; AVX-512's instructions alone can halve the rate (docs/performance.md)."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_amx_tile_supported())
+    return computes_bf16(device)
 
 
 def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
