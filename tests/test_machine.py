@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitc import machine
 from vitc.errors import ConfigError
@@ -177,3 +178,26 @@ def test_missing_packages_are_named_with_the_line_to_install_them() -> None:
         check_installed("vitc serve", "serve", "pytest", "nowhere")
     assert error.value.hint is not None
     assert error.value.hint.endswith("'.[serve]'")
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])
+def test_threads_sleep_while_they_wait_unless_the_user_has_it_otherwise(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, own.get(name, ""))  # restored afterwards
+        if name not in own:
+            monkeypatch.delenv(name)
+    machine.threads_sleep()
+    assert os.environ.get("OMP_WAIT_POLICY") == (own.get("OMP_WAIT_POLICY") if own else "PASSIVE")
+
+
+def test_one_thread_is_for_a_while() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with machine.one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -148,6 +148,30 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def threads_sleep() -> None:
+    """Threads that wait for each other sleep, unless the environment asks for something else; to be
+    called before torch is imported.
+
+    They spin otherwise, for a few milliseconds, which other programs then lack: beside two of those
+    on two cores a step took 5 to 8 times as long (docs/performance.md).
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch computes in one thread, as a loader process does."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def several_processes() -> bool:
     """Whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

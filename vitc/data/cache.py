@@ -27,7 +27,7 @@ from vitc.data.sources.index import cache_folder
 from vitc.data.sources.packed import PackedStore, open_pack
 from vitc.data.store import Ints, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
-from vitc.machine import cores
+from vitc.machine import cores, one_thread
 from vitc.wording import size
 
 FREE_SHARE = 0.5  # of the free disk space that the pixels may take
@@ -103,15 +103,16 @@ def decoding_seconds(
     """What an image takes to be decoded for the cache: a few are, evenly spread, for a second."""
     places = np.unique(np.linspace(0, len(split) - 1, TIMED).astype(np.int64)).tolist()
     before, timed = clock(), 0
-    for n, place in enumerate((places[0], *places)):
-        if n == 1:  # the first imports what decoding needs, and does not count
-            before = clock()
-        elif n > 1 and clock() - before > 1:
-            break
-        with contextlib.suppress(BrokenFileError):
-            shrunk(split.stored(place), in_chans, split.names[place], side, scaled)
-        timed = n
-    return (clock() - before) / timed
+    with one_thread():
+        for n, place in enumerate((places[0], *places)):
+            if n == 1:  # the first imports what decoding needs, and does not count
+                before = clock()
+            elif n > 1 and clock() - before > 1:
+                break
+            with contextlib.suppress(BrokenFileError):
+                shrunk(split.stored(place), in_chans, split.names[place], side, scaled)
+            timed = n
+        return (clock() - before) / timed
 
 
 def _opened(file: Path) -> PackedStore | None:

@@ -284,6 +284,7 @@ def _with_page(plan: Plan, result: RunResult) -> RunResult:
     from vitc.deploy.run_page import write_page
     from vitc.runs.folder import Run
     from vitc.training.auto_rules import MOST_REPORTED
+    from vitc.training.device import machine_settings
 
     path = str(result.path)
     command = shlex.join(["vitc", "evaluate", path])
@@ -293,7 +294,8 @@ def _with_page(plan: Plan, result: RunResult) -> RunResult:
             logging.getLogger("vitc").warning(f"Where it errs: {command}")
             return result
         classifier = Classifier.load(path, plan.config.train.device)
-        found = measure(classifier, predict_split(classifier), path)
+        with machine_settings(plan.config.train, classifier.device):
+            found = measure(classifier, predict_split(classifier), path)
         return replace(result, report=write_page(found, command), evaluation=found)
     except VitcError as error:  # the run itself is done
         logging.getLogger("vitc").warning(f"There is no run page: {error.message}")
