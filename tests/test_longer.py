@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 
 import vitc
 from vitc.cli.main import main
-from vitc.config import read_config
+from vitc.config import read_config, to_saved
+from vitc.data.dataset import open_data
 from vitc.deploy.front_door import plan_training
 from vitc.errors import ConfigError
+from vitc.training import longer
 from vitc.training.auto_rules import PAGE_SECONDS, TRAINED_SHARE
 from vitc.training.longer import next_folder
 
@@ -59,6 +63,76 @@ def test_a_budget_is_planned_by_the_time_that_an_epoch_took(run: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match="How long an epoch"):
         plan_training(run, None, 600.0, {})
+
+
+def _change(file: Path, **parts: dict[str, Any]) -> None:
+    values = json.loads(file.read_text())
+    for name, part in parts.items():
+        values[name] = values.get(name, {}) | part
+    file.write_text(json.dumps(values))
+
+
+@pytest.fixture
+def short(photo_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    """A finished run of one step on 16 of 48 photos, as a short budget chooses it."""
+    settings: dict[str, Any] = {
+        "data.path": str(photo_folder(count=20)),
+        "data.max_train": 16,
+        "data.val_fraction": 0.2,
+        "data.test_fraction": 0.0,
+        "model.img_size": 32,
+        "train.batch": 16,
+        "train.epochs": 1,
+        "train.budget_seconds": 0.1,
+    }
+    result = vitc.train("cifar10_vit_c", tmp_path / "short", **settings, data="folder")
+    assert result.status == "done"
+    return result.path
+
+
+def test_images_left_out_for_want_of_time_are_trained_on_with_the_same_validation(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_training(short, None, None, {"train.epochs": 2})
+    assert plan.config.data == replace(read_config(short).data, max_train=None)
+    assert any(
+        line.startswith("training images used: all 48 — because the 16 of") for line in plan.notes
+    )
+    splits = [open_data(c.data, 3).splits for c in (read_config(short), plan.config)]
+    assert list(splits[0]["val"].names) == list(splits[1]["val"].names)
+    assert set(splits[0]["train"].names) < set(splits[1]["train"].names)
+    own = plan_training(short, None, None, {"train.epochs": 2, "data.max_train": 20})
+    assert own.config.data.max_train == 20
+    # No more of them than a third of the time is enough to decode.
+    _change(short / "config.json", data={"cache_side": 24, "workers": 1})
+    monkeypatch.setattr(longer, "decoding_seconds", lambda *_, **__: 0.1)
+    plan = plan_training(short, None, 9.0, {})
+    assert plan.config.data.max_train == 30
+    assert any(line.startswith("training images used: 30 — ") for line in plan.notes)
+    plan.out.mkdir()
+    (plan.out / "config.json").write_text(json.dumps(to_saved(plan.config)))
+    monkeypatch.setattr(longer, "decoding_seconds", lambda *_, **__: 0.05)
+    assert plan_training(short, None, 9.0, {}).config == plan.config  # which resumes it
+
+
+def test_a_limit_of_a_run_without_a_time_is_kept_and_noted(short: Path) -> None:
+    _change(short / "config.json", train={"budget_seconds": None})
+    plan = plan_training(short, None, None, {"train.epochs": 2})
+    assert plan.config.data.max_train == 16
+    assert any(line.startswith("training images used: 16 — because") for line in plan.notes)
+
+
+def test_evaluations_take_a_tenth_of_the_time_at_most(run: Path) -> None:
+    spent = {"steps": 2.0, "loading": 0.0, "evaluation": 6.0, "preparing": 30.0}
+    _change(run / "summary.json", time_spent=spent)
+    summary = json.loads((run / "summary.json").read_text()) | {"train_seconds": 31.0}
+    (run / "summary.json").write_text(json.dumps(summary))
+    plan = plan_training(run, None, 600.0, {})
+    assert plan.config.train.epochs == 300  # decoding took most of the 31 seconds
+    assert plan.config.train.eval_every_epochs == 30
+    assert "epochs between evaluations: 30 — because one takes 6 s" in plan.notes
+    plan = plan_training(run, None, 600.0, {"train.eval_every_epochs": 7})
+    assert plan.config.train.eval_every_epochs == 7
 
 
 def test_the_users_settings_are_kept(run: Path, tmp_path: Path) -> None:
