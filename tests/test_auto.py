@@ -52,7 +52,12 @@ class Machines:
         self.asked: list[RunConfig] = []
 
     def __call__(
-        self, config: RunConfig, data: DataSet, device: torch.device, seconds: float = 1.0
+        self,
+        config: RunConfig,
+        data: DataSet,
+        device: torch.device,
+        seconds: float = 1.0,
+        evaluates: bool = True,
     ) -> Probe | None:
         self.asked.append(config)
         h, w = config.model.size
@@ -248,11 +253,29 @@ def test_a_slower_machine_or_a_smaller_budget_gets_less(
     assert "not 10 s" in warnings(fixed)
 
 
-def test_when_not_one_epoch_fits_fewer_images_are_used_and_it_is_said(
+def test_rungs_are_tried_on_images_decoded_once_and_the_chosen_one_has_its_own_size(
+    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rungs = (auto_rules.Rung("vit_r_tiny64", 64, 0), auto_rules.Rung("vit_c_mini96", 96, 0))
+    monkeypatch.setattr(auto_rules, "PHOTO_RUNGS", rungs)
+    config = propose(photo_folder(classes=2, count=60, size=(240, 200))).config
+    assert len({c.model.name for c in machine.asked}) == 2
+    (tried,) = {c.data.cache_side for c in machine.asked}
+    assert tried == auto_rules.caching(look(side=200), 64)["data.cache_side"]
+    assert config.model.name == "vit_c_mini96"
+    assert config.data.cache_side == auto_rules.caching(look(side=200), 96)["data.cache_side"]
+
+
+def test_when_not_one_epoch_fits_time_ends_it_or_fewer_images_are_used(
     photo_folder: PHOTOS, machine: Machines
 ) -> None:
     machine.pixels_per_second = 2e4
-    proposal = propose(photo_folder(classes=2, count=100), 20)
+    folder = photo_folder(classes=2, count=100)
+    ended = propose(folder, 20).config
+    assert (ended.train.epochs, ended.data.max_train) == (1, None)
+    assert ended.train.budget_seconds is not None
+    proposal = propose(folder, 20, processes=2)  # whose clocks differ
+    assert proposal.config.train.budget_seconds is None
     assert proposal.config.train.epochs == 1
     assert proposal.config.data.max_train is not None
     assert 16 <= proposal.config.data.max_train < 160

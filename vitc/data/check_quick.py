@@ -158,7 +158,7 @@ def _look(report: Report, end: float) -> None:
             record = report.records[place]
             if isinstance(stored, bytes):
                 record["taken"], record["camera"] = taken(stored)
-            record["colours"] = colours(_small(report.splits[name], index, stored))
+            record["colours"] = colours(small(report.splits[name], index, stored))
 
 
 def _sample(names: Names) -> Ints:
@@ -173,8 +173,11 @@ def _sample(names: Names) -> Ints:
     return np.array(list(dict.fromkeys(chosen.tolist())), np.int64)
 
 
-def _small(split: Split, index: int, stored: bytes | Pixels) -> Pixels:
-    """The picture in colour, decoded at a fraction of its size where it is a JPEG."""
+def small(split: Split, index: int, stored: bytes | Pixels) -> Pixels:
+    """The picture in colour, decoded at a fraction of its size where it is a JPEG.
+
+    Raises BrokenFileError.
+    """
     if isinstance(stored, bytes) and is_jpeg(stored):
         with contextlib.suppress(ValueError, KeyError):
             height, width, *_ = simplejpeg.decode_jpeg_header(stored, strict=False)

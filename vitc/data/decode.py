@@ -83,6 +83,12 @@ class Header(NamedTuple):
     bits: int
     orientation: int
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of the picture as it is seen."""
+        on_its_side = self.orientation in (5, 6, 7, 8)
+        return (self.width, self.height) if on_its_side else (self.height, self.width)
+
 
 def header(data: bytes) -> Header | None:
     """Of an image file's bytes, without its pixels; None: not an image in a supported format."""

@@ -434,8 +434,7 @@ def _large_jpeg(data: bytes, least: int) -> tuple[int, int] | None:
     stated = stated_size(data) if is_jpeg(data) else None
     if stated is None or min(stated[1:]) < least or (found := header(data)) is None:
         return None
-    turned = found.orientation in (5, 6, 7, 8)
-    return (found.width, found.height) if turned else (found.height, found.width)
+    return found.upright
 
 
 # -- writing them, in order ------------------------------------------------------------------------

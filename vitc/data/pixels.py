@@ -276,8 +276,9 @@ def _hold(
             images[i] = ready
 
     pool = ThreadPoolExecutor(cores())
+    part = max(1, min(256, len(split) // (4 * cores())))
     try:
-        list(pool.map(read, [range(len(split))[i : i + 256] for i in range(0, len(split), 256)]))
+        list(pool.map(read, [range(len(split))[i : i + part] for i in range(0, len(split), part)]))
     finally:
         pool.shutdown(cancel_futures=True)
     return images, broken

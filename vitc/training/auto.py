@@ -37,6 +37,7 @@ from vitc.wording import counted, duration
 if TYPE_CHECKING:
     import torch
 
+LITTLE_LEFT = 0.3  # of the budget: less for training is worth a warning
 MOST_BUSY = 4  # times as long as on a quiet machine, at most, the run page is taken to need
 
 
@@ -141,9 +142,10 @@ def propose(
         if trial.config.model.name in made:
             auto_start.take_formula(choices, made[trial.config.model.name])
         seconds = None
-    seconds, end = _choose_time(choices, data, look, trial, seconds, time)
     # The clocks of several processes differ: their run ends after the epochs that were planned.
-    if end is not None and processes == 1 and not fixed.keys() & rules.OWN_LENGTH:
+    bounded = processes == 1 and not fixed.keys() & rules.OWN_LENGTH
+    seconds, end = _choose_time(choices, data, look, trial, seconds, time, bounded)
+    if end is not None:
         choices.settings["train.budget_seconds"] = end
     _choose_mixing(choices, trial.config.optim)
     config = choices.config(base, trial.settings)
@@ -342,23 +344,31 @@ def _choose_time(
     trial: auto_model.Trial,
     seconds: float | None,
     time: Time,
+    bounded: bool,
 ) -> tuple[float, float | None]:
     """The expected seconds of the run, and the time in which it is to end; None: after its epochs.
 
-    seconds: of a run whose length is chosen; None: it is not. The run page will take as many times
-    longer than on a quiet machine as choosing did.
+    seconds: of a run whose length is chosen; None: it is not. bounded: time can end it. The run
+    page will take as many times longer than on a quiet machine as choosing did.
     """
     left = max(1.0, time.left - time.busy * rules.page_seconds(data, trial.cost))
+    if bounded and left < LITTLE_LEFT * time.budget:
+        choices.warn(
+            f"of {duration(time.budget)}, {duration(left)} are left to train: the rest goes into "
+            "reading the images, choosing settings and the run page. Give a longer --budget."
+        )
     least = rules.BOUND_SHARE * left
     if seconds is None:
         default = time.given is None
-        seconds = auto_model.choose_length(choices, look, trial, time.budget, left, default)
+        seconds = auto_model.choose_length(
+            choices, look, trial, time.budget, left, default, bounded
+        )
         # Of few epochs, one more may be what the time was too short for.
         more = rules.epoch_seconds(look, trial.config.train.batch, trial.cost)
         more += rules.evaluation_seconds(trial.config, look.val, trial.cost)
         least = min(least, left - more)
-    bound = "train.clock" in choices.fixed or seconds >= least
-    return seconds, round(left, 1) if bound else None
+    ends = bounded and ("train.clock" in choices.fixed or seconds >= least)
+    return seconds, round(left, 1) if ends else None
 
 
 def _choose_mixing(choices: Choices, optim: OptimConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig
@@ -44,10 +44,10 @@ def choose_model(
     look: Look,
     device: torch.device,
     machine: Machine,
-    budget: float,
+    left: float,
     only: Collection[str] = (),
 ) -> Trial:
-    """Climb from the cheapest rung for as long as the budget pays for enough epochs of the next.
+    """Climb from the cheapest rung for as long as `left` seconds pay for enough epochs of the next.
 
     only: the models that may be chosen; empty: all.
     """
@@ -66,16 +66,16 @@ def choose_model(
             config = choices.config(base, {"model": rung.model, "model.img_size": rung.img_size})
             ratio = _flops(config) / _flops(best.config)
             seconds = ratio * rules.epoch_seconds(look, config.train.batch, best.cost)
-            if seconds * least > 1.5 * budget:
-                reason = _too_slow(rung, least, seconds, budget)
+            if seconds * least > 1.5 * left:
+                reason = _too_slow(rung, least, seconds, left)
                 break
-        trial = _tried(choices, base, rung, data, look, device)
+        trial = _tried(choices, base, rung, ladder[0].img_size, data, look, device)
         if trial is None:
             reason = f"{rung.model} at {rung.img_size} pixels does not fit the device's memory"
             break
         seconds = rules.epoch_seconds(look, trial.config.train.batch, trial.cost)
-        if best is not None and seconds * least > budget:
-            reason = _too_slow(rung, least, seconds, budget)
+        if best is not None and seconds * least > left:
+            reason = _too_slow(rung, least, seconds, left)
             break
         best = trial
     if best is None:
@@ -84,14 +84,18 @@ def choose_model(
             f"{machine.name}.",
             "Use a smaller --train.micro_batch, --model.img_size or --model.",
         )
+    if "data.cache_side" in best.settings:
+        settings = {k: v for k, v in best.settings.items() if not k.startswith("data.cache_")}
+        settings |= rules.caching(look, settings["model.img_size"])
+        best = replace(best, settings=settings, config=choices.config(base, settings))
     _note_model(choices, best, look, reason)
     return best
 
 
-def _too_slow(rung: Rung, least: int, seconds: float, budget: float) -> str:
+def _too_slow(rung: Rung, least: int, seconds: float, left: float) -> str:
     return (
         f"{counted(least, 'epoch')} of the next larger, {rung.model} at {rung.img_size} pixels, "
-        f"would take {duration(seconds * least)}, more than {duration(budget)}"
+        f"would take {duration(seconds * least)}, more than the {duration(left)} that are left"
     )
 
 
@@ -122,18 +126,25 @@ def _reduction(model: str) -> int:
 
 
 def _tried(
-    choices: Choices, base: RunConfig, rung: Rung, data: DataSet, look: Look, device: torch.device
+    choices: Choices,
+    base: RunConfig,
+    rung: Rung,
+    cached: int,
+    data: DataSet,
+    look: Look,
+    device: torch.device,
 ) -> Trial | None:
     """Take a few steps in the faster precision; None where the memory does not suffice.
 
-    Before that is so, the micro-batch is halved, but never below BatchNorm's 16 images.
+    Before that is so, the micro-batch is halved, but never below BatchNorm's 16 images. cached: the
+    size that images are kept for, that of the first rung, so that they are decoded once for all.
     """
     from vitc.training.probe import faster_channels_last, faster_precision, probe
 
     settings: dict[str, Any] = {"model": rung.model, "model.img_size": rung.img_size}
     reasons: dict[str, str] = {}
     if "data.cache_side" not in choices.fixed:
-        settings |= rules.caching(look, rung.img_size)
+        settings |= rules.caching(look, cached)
     if device.type == "cpu" and "train.threads" not in choices.fixed:
         settings["train.threads"], reasons["threads"] = _threads(
             choices, base, settings, data, device
@@ -175,7 +186,8 @@ def _threads(
 
     def step_seconds(threads: int) -> float:
         own = {**settings, "train.threads": threads, "train.precision": "fp32"}
-        cost = probe(choices.config(base, own), data, device, seconds=0.5)
+        config = choices.config(base, own)
+        cost = probe(config, data, device, seconds=0.5, evaluates=False)
         return math.inf if cost is None else cost.step_seconds
 
     best = torch.get_num_threads()
@@ -259,9 +271,18 @@ def choose_rate(choices: Choices, base: RunConfig, trial: Trial) -> None:
 
 
 def choose_length(
-    choices: Choices, look: Look, trial: Trial, budget: float, left: float, default: bool
+    choices: Choices,
+    look: Look,
+    trial: Trial,
+    budget: float,
+    left: float,
+    default: bool,
+    bounded: bool,
 ) -> float:
-    """Epochs and evaluations; returns the seconds of the run. left: those of the budget for it."""
+    """Epochs and evaluations; returns the seconds of the run. left: those of the budget for it.
+
+    bounded: the run can be ended by its time, within an epoch, too.
+    """
     batch = trial.config.train.batch
     epoch = rules.epoch_seconds(look, batch, trial.cost)
     evaluation = rules.evaluation_seconds(trial.config, look.val, trial.cost)
@@ -287,6 +308,8 @@ def choose_length(
     seconds = length.seconds
     if every != length.eval_every:
         seconds = rules.run_seconds(length.epochs, every, epoch, evaluation)
+    if seconds > left and length.epochs == 1 and bounded:
+        return left
     if seconds > left and length.epochs == 1 and "data.max_train" not in choices.fixed:
         seconds = _fewer_images(choices, look, batch, epoch, evaluation, budget, left)
     if seconds > 1.2 * budget:

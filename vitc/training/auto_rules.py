@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import RunConfig
+from vitc.data.check_quick import small
 from vitc.data.dataset import DataSet
+from vitc.data.decode import header, is_jpeg
 from vitc.data.sources.base import Split
 from vitc.errors import BrokenFileError, DataError
 from vitc.optim.config import OptimConfig
@@ -114,12 +116,15 @@ def sample(split: Split, skip_broken: bool) -> tuple[tuple[tuple[int, int], ...]
     sizes, gray = [], True
     for i in places:
         try:
-            pixels = split.read(i, 3)
+            stored = split.stored(i)
+            pixels = small(split, i, stored)  # of 12 megapixels in a third of the time
         except BrokenFileError:
             if not skip_broken:
                 raise
             continue
-        sizes.append((pixels.shape[0], pixels.shape[1]))
+        found = header(stored) if isinstance(stored, bytes) and is_jpeg(stored) else None
+        height, width = pixels.shape[:2] if found is None else found.upright
+        sizes.append((height, width))
         gray = gray and _is_gray(pixels)
     if not sizes:
         raise DataError(

@@ -23,6 +23,8 @@ from vitc.training.usage import Usage
 from vitc.training.utilisation import utilisation, what_limits
 from vitc.wording import counted, duration
 
+FEW_STEPS = 50  # too few to blame the learning rate where nothing was learnt
+
 
 class RunLog:
     """Writes what happens in a run to its folder and to stderr."""
@@ -232,9 +234,12 @@ class RunLog:
         self.progress.line(f"done in {took}{result}  ->  {self.folder.path}")
         if summary["failed_to_learn"]:
             where = shlex.quote(str(self.folder.path))
+            advice = "a lower --optim.lr, a longer warm-up or more epochs"
+            if state.step < FEW_STEPS:
+                advice = f"more time or epochs: it took {counted(state.step, 'step')}"
             self.note(
                 f"It failed to learn: {summary['top1']:.1f} % is near what always answering "
-                "one class gives. Try a lower --optim.lr, a longer warm-up or more epochs; "
+                f"one class gives. Try {advice}; "
                 f"the loss is drawn by vitc show {where} --plot curves.png"
             )
 

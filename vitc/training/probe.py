@@ -37,7 +37,7 @@ from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
 MOST_STEPS = 100  # of a probe
-EVAL_IMAGES = 256  # that a probe evaluates, at most
+EVAL_IMAGES = 64  # that a probe evaluates, at most
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,18 @@ class Probe:
 
 
 def probe(
-    config: RunConfig, data: DataSet, device: torch.device, seconds: float = 1.0
+    config: RunConfig,
+    data: DataSet,
+    device: torch.device,
+    seconds: float = 1.0,
+    evaluates: bool = True,
 ) -> Probe | None:
     """Time `config`'s steps and evaluation on some of its images; None: the memory is too small.
 
-    Takes `seconds` or two steps, then one or two evaluations of a few images. The loader takes
-    part, because its processes and the step compete for the cores. Seconds are of `train.clock`;
-    processor time counts the loader's processes too. Generators, thread count and every other
-    global setting of torch are afterwards as before. Raises BrokenFileError.
+    Takes `seconds` or two steps, then one or two evaluations of a few images if it `evaluates`. The
+    loader takes part, because its processes and the step compete for the cores. Seconds are of
+    `train.clock`; processor time counts the loader's processes too. Generators, thread count and
+    every other global setting of torch are afterwards as before. Raises BrokenFileError.
     """
     cuda = device.type == "cuda"
     with (
@@ -87,7 +91,7 @@ def probe(
         if cuda:
             forget_peak_memory(device)
         try:
-            return _measure(config, data, device, seconds)
+            return _measure(config, data, device, seconds, evaluates)
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -95,7 +99,9 @@ def probe(
                 torch.cuda.empty_cache()
 
 
-def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: float) -> Probe:
+def _measure(
+    config: RunConfig, data: DataSet, device: torch.device, seconds: float, evaluates: bool
+) -> Probe:
     t = config.train
     clock = CLOCKS[t.clock]
     if t.clock == "processor" and config.data.cache_side is not None:
@@ -144,7 +150,7 @@ def _measure(config: RunConfig, data: DataSet, device: torch.device, seconds: fl
     steady = times[first:]
 
     took, eval_share = 0.0, 1.0
-    if "val" in data.splits:
+    if evaluates and "val" in data.splits:
         split, batch = data.splits["val"], eval_batch(config, device)
         before = clock()
         images = open_eval(split, data, config.data, plan, device, batch, often=True)
