@@ -116,14 +116,19 @@ class Evaluation:
 
 
 def predict_split(
-    classifier: Classifier, data: str | None = None, split: str | None = None, **allowed: bool
+    classifier: Classifier,
+    data: str | None = None,
+    split: str | None = None,
+    allow_changed_data: bool = False,
+    skip_unknown_classes: bool = False,
 ) -> SplitLogits:
     """The logits of every readable image of a split of the run's data (val), or of other images.
 
-    Computed as during training, in the run's precision. allowed: see `evaluate`. Raises
+    Computed as during training, in the run's precision. What is allowed: see `evaluate`. Raises
     ConfigError, DataError.
     """
-    return answers_on(classifier, choose_images(classifier.training, Asked(data, split, **allowed)))
+    asked = Asked(data, split, allow_changed_data, skip_unknown_classes)
+    return answers_on(classifier, choose_images(classifier.training, asked))
 
 
 def answers_on(classifier: Classifier, images: Measured) -> SplitLogits:

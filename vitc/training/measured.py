@@ -33,6 +33,8 @@ class Asked:
     split: str | None = None
     allow_changed_data: bool = False
     skip_unknown_classes: bool = False
+    others: str = "other images: vitc evaluate RUN FOLDER"
+    """What to give where the split is missing, and how."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def choose_images(model: Trained, asked: Asked) -> Measured:
     if own is not None:
         changed = _check_unchanged(model, own, asked, notes)
         name = asked.split or "val"
-        data, split = own, _split_of(own, name)
+        data, split = own, _split_of(own, name, asked)
     else:
         changed = True
         data, name, split = _others(model.config, asked, notes)
@@ -147,11 +149,12 @@ def _check_unchanged(model: Trained, data: DataSet, asked: Asked, notes: list[st
     return True
 
 
-def _split_of(data: DataSet, split: str) -> Split:
+def _split_of(data: DataSet, split: str, asked: Asked) -> Split:
     if split not in data.splits:
+        without = asked.split is not None and (asked.data is not None or "val" in data.splits)
         raise ConfigError(
             f"This data has no {split} images; its splits are {', '.join(data.splits)}.",
-            "Leave out --split, or give other images: vitc evaluate RUN FOLDER",
+            f"{'Leave out --split, or give' if without else 'Give'} {asked.others}",
         )
     return data.splits[split]
 
@@ -176,7 +179,7 @@ def _others(config: RunConfig, asked: Asked, notes: list[str]) -> tuple[DataSet,
             notes.append(f"Measured on the {split} split of {asked.data} ({counts}).")
         return whole, split, whole.splits[split]
     held = open_data(other, in_chans)
-    part = _split_of(held, split)
+    part = _split_of(held, split, asked)
     notes.append(
         f"{asked.data} has no {split} split of its own: measured on the "
         f"{counted(len(part), 'image')} that training on it would hold out."

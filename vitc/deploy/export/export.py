@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,8 @@ def export(
     form = format_of(out, format)
     o = _checked(options, form, out)
     classifier = Classifier.load(run, "cpu", o.weights)
-    images = choose_images(classifier.training, Asked(o.data, None, o.allow_changed_data))
+    asked = Asked(o.data, None, o.allow_changed_data, others=_others(run, out))
+    images = choose_images(classifier.training, asked)
     chosen = spread_over(images.split, o.images)
     before = answers_of(classifier, chosen)
     fitted = kept_fit(classifier)
@@ -100,6 +102,11 @@ def export(
         text = to_json(report.to_dict(), indent=2) + "\n"
         file.with_name(f"{out.name}.json").write_text(text, encoding="utf-8")
     return report
+
+
+def _others(run: str | os.PathLike[str], out: Path) -> str:
+    command = shlex.join(["vitc", "export", os.fspath(run), str(out), "--data"])
+    return f"labelled images that it was not trained on, to compare on: {command} FOLDER"
 
 
 def _checked(options: dict[str, Any], form: Format, out: Path) -> Options:
