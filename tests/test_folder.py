@@ -247,6 +247,17 @@ def test_litter_is_passed_over_and_other_files_are_counted_and_named(tmp_path: P
     assert "'README'" in noted
 
 
+def test_hidden_folders_of_images_are_named_unless_a_known_program_hides_them(
+    tmp_path: Path,
+) -> None:
+    plant(tmp_path, {"a": 5, "b": 5, ".hidden": 2, "..dots/more": 1, "b/.old": 1})
+    plant(tmp_path, {".ipynb_checkpoints": 2, ".Trash-1000/files": 2, ".thumbnails": 1, "._a": 1})
+    plant(tmp_path, {".empty": 0})
+    (hidden,) = (line for line in opened(tmp_path).notes if "hidden" in line)
+    assert hidden.startswith("3 hidden folders with images skipped: '..dots', '.hidden', 'b/.old'.")
+    assert len(opened(tmp_path).splits["train"]) < 10
+
+
 def test_links_in_circles_end_and_linked_folders_are_read(tmp_path: Path) -> None:
     plant(tmp_path, {"data/a": 3, "data/b": 3, "elsewhere": 4})
     root = tmp_path / "data"

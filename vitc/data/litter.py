@@ -23,6 +23,16 @@ _LITTER = frozenset(  # written by file managers, synchronisers and Python; lowe
         "lost+found",
     }
 )
+_HIDDEN = frozenset(  # folders that programs hide, which may hold images; lower case
+    {
+        *(".git", ".hg", ".svn", ".dvc", ".idea", ".vscode", ".venv", ".tox", ".ipynb_checkpoints"),
+        *(".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".dropbox.cache"),
+        *(".thumbnails", ".thumbs", ".@__thumb", ".picasaoriginals", ".stfolder", ".stversions"),
+        *(".trash", ".trashes", ".appledouble", ".temporaryitems", ".fseventsd"),
+        *(".spotlight-v100", ".documentrevisions-v100", ".huggingface"),
+    }
+)
+_HIDDEN_STARTS = ("._", ".trash-", ".nfs", ".fuse_hidden", ".ds_store")
 _RUN_KEYS = frozenset({"model", "data", "optim", "train"})
 _RUN_FILES = frozenset({"metrics.jsonl", "events.log", "checkpoints", "summary.json"})
 _STUDY_KEYS = frozenset({"plan", "hash"})
@@ -32,6 +42,13 @@ _MAX_JSON = 64 << 20  # bytes; a study's plan lists its trials
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is passed over: hidden, or a file manager's."""
     return name.startswith(".") or name.lower() in _LITTER
+
+
+def is_unknown(name: str) -> bool:
+    """Whether a folder of this name is hidden by no program that is known, so that it may have been
+    meant as data."""
+    lower = name.lower()
+    return name.startswith(".") and lower not in _HIDDEN and not lower.startswith(_HIDDEN_STARTS)
 
 
 def is_image(name: str, suffixes: Collection[str]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.litter import is_image, is_litter, own_output
+from vitc.data.litter import is_image, is_litter, is_unknown, listed, own_output
 from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, similar_classes, some
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
 from vitc.data.split_words import parse_splits
@@ -56,9 +56,10 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
     """Every image below `root` with its class and split.
 
     A class is a sub-folder with everything nested in it. Hidden files, those of file managers and
-    what vitc wrote are skipped; other files that are not images are named in the notes. wanted: see
-    `arrange`. Raises ConfigError: no such folder; DataError: no classes and, if `strict`, only one,
-    an empty one, or classes that differ between the splits.
+    what vitc wrote are skipped; hidden folders of images that no known program made are named in
+    the notes, and so are other files that are not images. wanted: see `arrange`. Raises
+    ConfigError: no such folder; DataError: no classes and, if `strict`, only one, an empty one, or
+    classes that differ between the splits.
     """
     if root.exists() and not root.is_dir():
         packed = root.name.lower().endswith(_PACKED)
@@ -72,6 +73,7 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
         raise _no_folders(root, tree.places[""])
     layout = _arranged(root, tree, wanted)
     notes = [*_own_notes(own), *layout.notes, *_loose_notes(root, tree, layout)]
+    notes += _hidden_notes(tree)
     found = {
         split: {name: _gather(root, tree, folders) for name, folders in classes.items()}
         for split, classes in layout.classes.items()
@@ -167,6 +169,17 @@ def _loose_notes(root: Path, tree: Tree, layout: Layout) -> list[str]:
     return notes
 
 
+def _hidden_notes(tree: Tree) -> list[str]:
+    """A class may have a name that starts with a dot."""
+    hidden = [join(path, name) for path, place in tree.places.items() for name in place.hidden]
+    if not hidden:
+        return []
+    return [
+        f"{counted(len(hidden), 'hidden folder')} with images skipped: {some(sorted(hidden), 5)}. "
+        "To use one, give it a name that does not start with a dot."
+    ]
+
+
 # -- every file below a folder ---------------------------------------------------------------------
 
 
@@ -226,13 +239,16 @@ def _list(folder: str) -> tuple[Place, str, set[str]]:
         status = os.stat(folder)
         place.identity = status.st_dev, status.st_ino
         with os.scandir(folder) as listing:
-            entries = [entry for entry in listing if not is_litter(entry.name)]
+            found = list(listing)
     except OSError as error:
         place.error = error
         return place, "", linked
+    entries = [entry for entry in found if not is_litter(entry.name)]
     kind = own_output(folder, {entry.name for entry in entries})
     if kind:
         return place, kind, linked
+    unknown = [entry for entry in found if is_unknown(entry.name) and _is_dir(entry)]
+    place.hidden = [entry.name for entry in unknown if _holds_images(entry.path)]
     for entry in sorted(entries, key=lambda entry: name_key(entry.name)):
         if _is_dir(entry):
             place.folders.append(entry.name)
@@ -243,6 +259,14 @@ def _list(folder: str) -> tuple[Place, str, set[str]]:
         else:
             place.others.append(entry.name)
     return place, "", linked
+
+
+def _holds_images(folder: str, depth: int = 2) -> bool:
+    """Whether there is an image in a folder, or so many levels below it."""
+    inside = [join(folder, name) for name in listed(folder) if not is_litter(name)]
+    if any(is_image(path, IMAGE_SUFFIXES) and os.path.isfile(path) for path in inside):
+        return True
+    return depth > 0 and any(_holds_images(path, depth - 1) for path in inside)
 
 
 def _unreadable(folder: str, error: OSError) -> DataError:

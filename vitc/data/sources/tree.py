@@ -26,12 +26,14 @@ _AUXILIARY = (
 class Place:
     """What one folder holds: its sub-folders, its images with their size (or number), and others.
 
+    hidden: sub-folders passed over although they hold images, and no known program hides them.
     identity: device and inode, of a folder on a disk. error: why it cannot be read.
     """
 
     folders: list[str] = field(default_factory=list)
     images: list[tuple[str, int]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
     identity: tuple[int, int] | None = None
     error: OSError | None = None
 
