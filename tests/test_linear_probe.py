@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitc.config import RunConfig
+from vitc.data.sources.base import Split
 from vitc.errors import ConfigError, RunError
 from vitc.resolve import load_config
 from vitc.runs.folder import Run
@@ -126,6 +128,22 @@ def test_fewer_images_are_some_of_each_class(trained: Path, tmp_path: Path) -> N
     few = config(trained, **{"init.probe_images": 64})
     run(few, tmp_path / "few", quiet=True)
     assert "linear probe on 64 training images" in events(tmp_path / "few")
+
+
+@pytest.mark.parametrize("count", [4, 9, 200])
+def test_a_rare_class_has_a_part_in_the_fit(count: int) -> None:
+    labels = np.array([0] * 50 + [1] + [2] * 50 + [3] * 2)
+    split = Split(labels, [f"{label}/{i}.png" for i, label in enumerate(labels)])
+    chosen = labels[linear_probe._places(split, count, 0)]
+    assert len(chosen) == min(count, len(labels))
+    assert set(chosen.tolist()) == {0, 1, 2, 3}
+
+
+def test_a_head_is_fitted_to_one_image_of_each_class_at_least(
+    trained: Path, tmp_path: Path
+) -> None:
+    run(config(trained, **{"init.probe_images": 1}), tmp_path / "one", quiet=True)
+    assert "linear probe on 10 training images" in events(tmp_path / "one")
 
 
 def test_a_probe_needs_weights_and_a_linear_last_layer() -> None:

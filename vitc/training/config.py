@@ -30,8 +30,8 @@ class InitConfig:
 
     probe_images: int = setting(0, at_least=0, needs=("weights", SOME))
     """Before the first step the head is fitted to the features of so many training images, at most
-    all of them (a linear probe). Where fine-tuning ends below it on validation, the run keeps it.
-    0: the head is that of the weights, or fresh."""
+    all of them and at least one of each class (a linear probe). Where fine-tuning ends below it on
+    validation, the run keeps it. 0: the head is that of the weights, or fresh."""
 
     def problems(self) -> list[str]:
         if self.weights == "":

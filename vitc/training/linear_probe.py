@@ -23,6 +23,8 @@ from vitc.data.augment.device import finish
 from vitc.data.cache import training_split
 from vitc.data.loader import open_eval
 from vitc.data.sources.base import Split
+from vitc.data.split import balanced_subset
+from vitc.data.store import Ints, name_key
 from vitc.errors import ConfigError
 from vitc.machine import computes_bf16
 from vitc.models.zoo import classifier_name
@@ -100,8 +102,8 @@ def probe_head(setup: Setup, model: nn.Module) -> Probed:
     classifier(model)
     device, precision = setup.device, setup.config.train.precision
     split, _ = training_split(setup.data, setup.config.data, setup.config.model.in_chans)
-    count = min(len(split), setup.config.init.probe_images)
-    places = np.linspace(0, len(split) - 1, count).astype(np.int64)  # some of each class
+    count = max(setup.config.init.probe_images, len(setup.data.classes))
+    places = _places(split, count, setup.config.data.split_seed)
     # A forward pass alone is twice as fast in bf16, whatever the run trains in.
     faster = "bf16" if computes_bf16(device) else precision
     x, y = features_of(setup, model, split.take(places), faster)
@@ -141,6 +143,14 @@ def probe_head(setup: Setup, model: nn.Module) -> Probed:
         loss=found["loss"],
         evaluation_seconds=seconds,
     )
+
+
+def _places(split: Split, count: int, seed: int) -> Ints:
+    """The images that the head is fitted to, at most `count`: all, or as many of each class as
+    there are, at most equal. Evenly spread over the split there may be none of a rare class."""
+    if count >= len(split):
+        return np.arange(len(split))
+    return balanced_subset(split.labels, [name_key(name) for name in split.names], count, seed)
 
 
 @torch.no_grad()
