@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable
 
@@ -352,6 +354,53 @@ def test_muon_is_torchs_and_in_float32_where_bfloat16_is_slow(
             assert torch.equal(mine, other)
         else:
             torch.testing.assert_close(mine.detach().double(), want, rtol=1e-5, atol=1e-6)
+
+
+def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> list[Tensor]:
+    """The parameters after three steps at rates of their own on images of `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(3):
+        set_lr(optimizer, 0.01 * (step + seed))
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 5, 5, generator=generator)).pow(2).mean().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+Trained = tuple[nn.Module, torch.optim.Optimizer]
+
+
+def _restored(trained: Trained) -> Trained:
+    model, optimizer = trained
+    other = copy.deepcopy(model)
+    restored = build_optimizer(MUON, other)
+    _steps(other, restored, 7)  # whose state and groups are replaced
+    other.load_state_dict(model.state_dict())
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # else it would share tensors
+    return other, restored
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, lambda trained: pickle.loads(pickle.dumps(trained)), _restored],
+    ids=["copied", "pickled", "restored"],
+)
+def test_muon_can_be_copied_pickled_and_restored_to_the_bit(
+    again: Callable[[Trained], Trained],
+) -> None:
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(MUON, model)
+    start = _steps(model, optimizer, 1)
+    other = again((model, optimizer))
+    got = _steps(*other, 2)
+    assert all(map(torch.equal, model.parameters(), start))  # the original is as it was
+    assert all(map(torch.equal, got, _steps(model, optimizer, 2)))
+    states = (o.state_dict()["state"].values() for o in (optimizer, other[1]))
+    for mine, its in zip(*states, strict=True):
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(mine[name], its[name]) for name in mine)
 
 
 def test_muon_leaves_depthwise_kernels_to_adamw_and_needs_a_hidden_matrix() -> None:

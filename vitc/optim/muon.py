@@ -28,6 +28,9 @@ class Muon(Optimizer):
         super().__init__(groups, {"lr": lr})
         self.momentum = momentum
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "momentum": self.momentum}
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -83,6 +86,19 @@ class Joined(Optimizer):
         self.parts = parts
         for part in parts:
             part.state = self.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose parts share its groups and state as the original's do; or by
+        `load_state_dict`, which replaces both: the parts then get the new ones."""
+        places = {id(group): i for i, group in enumerate(self.__dict__.get("param_groups", ()))}
+        super().__setstate__(state)
+        if places:
+            for part in self.parts:
+                groups = [self.param_groups[places[id(group)]] for group in part.param_groups]
+                part.__setstate__({"state": self.state, "param_groups": groups})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self.parts:
