@@ -37,6 +37,7 @@ from vitc.errors import (
 from vitc.recipes import RECIPES
 from vitc.resolve import load_config
 from vitc.training.loop import RunResult
+from vitc.training.pace import CLOCKS
 from vitc.views.model import Table, Text
 from vitc.views.text import write
 
@@ -452,9 +453,11 @@ def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_sp
 ) -> None:
     import vitc.training.auto as front_door
 
-    propose = front_door.propose
+    propose, now = front_door.propose, [0.0]
+    monkeypatch.setitem(CLOCKS, "wall", lambda: now[0])
 
     def with_groups(folder: Path, budget: Any, settings: Any, start: str, world: int) -> Any:
+        now[0] += 20
         group = "" if "data.group" in settings else "(person[0-9]+)"
         return replace(propose(folder, budget, settings, start), group=group)
 
@@ -462,12 +465,17 @@ def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_sp
         def isatty(self) -> bool:
             return True
 
+        def readline(self, size: int | None = -1, /) -> str:
+            now[0] += 1000
+            return super().readline()
+
     monkeypatch.setattr(front_door, "propose", with_groups)
     folder, err = photo_folder(), sys.stderr
     monkeypatch.setattr(type(err), "isatty", lambda self: True, raising=False)
     monkeypatch.setattr("sys.stdin", Terminal(answer) if answer is not None else io.StringIO("y\n"))
-    assert main(["train", str(folder)]) == 0
+    assert main(["train", str(folder), "--budget", "60s"]) == 0
     assert "--data.group '(person[0-9]+)'" in capsys.readouterr().err
+    assert [call[1] for call in door] == [60, 40][:asked]  # waiting for an answer does not count
     assert [call[2].get("data.group") for call in door] == [None, "(person[0-9]+)"][:asked]
     assert runs.configs[0].data.group == (None, "(person[0-9]+)")[asked - 1]
 

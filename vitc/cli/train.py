@@ -27,6 +27,7 @@ from vitc.errors import ConfigError
 from vitc.machine import several_processes
 from vitc.resolve import resolve_config, what_is
 from vitc.training.config import Start
+from vitc.training.pace import CLOCKS
 
 # What people change most; `--help-all` lists every setting.
 COMMON_SETTINGS = (
@@ -89,15 +90,19 @@ def run(args: Namespace) -> int:
         )
     if args.folds is not None or args.seeds is not None:
         return _folds(args)
+    clock = CLOCKS[args.settings.get("train.clock", "wall")]
+    began = clock()
     plan = plan_training(
         args.what, args.out, args.budget, args.settings, args.overwrite, args.start
     )
+    used = clock() - began  # waiting for an answer does not count
     for line in plan.remarks:
         note(line)
     asks = plan.group and not (args.dry_run or args.json or several_processes())
     if asks and _agrees("Keep them together?"):
         settings = {**args.settings, "data.group": plan.group}
-        plan = plan_training(args.what, args.out, args.budget, settings, args.overwrite, args.start)
+        left = None if args.budget is None else max(1.0, args.budget - used)
+        plan = plan_training(args.what, args.out, left, settings, args.overwrite, args.start)
     args.run_folder = plan.out
     for line in plan.notes:
         (emit if args.dry_run and plan.images and not args.json else note)(line)
