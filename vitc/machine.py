@@ -148,15 +148,15 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def threads_sleep() -> None:
-    """Threads that wait for each other sleep, unless the environment asks for something else; to be
-    called before torch is imported.
+def threads_spin_briefly() -> None:
+    """Threads that wait for each other soon sleep, unless the environment asks for something else;
+    to be called before torch is imported.
 
-    They spin otherwise, for a few milliseconds, which other programs then lack: beside two of those
-    on two cores a step took 5 to 8 times as long (docs/performance.md).
+    By default they spin ten times as long, on cores that other programs could use: beside one or
+    two of those a core, steps by two threads then take 1.5 to 2 times as long (docs/performance.md).
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 @contextlib.contextmanager

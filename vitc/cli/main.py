@@ -47,7 +47,7 @@ from vitc.errors import (
     unknown,
 )
 from vitc.files import read_json
-from vitc.machine import threads_sleep
+from vitc.machine import threads_spin_briefly
 from vitc.streams import Stream, fill_closed, guarded, use_utf8
 
 VERBS: dict[str, Verb] = {
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         fill_closed()
         use_utf8()
-        threads_sleep()
+        threads_spin_briefly()
     words = list(sys.argv[1:] if argv is None else argv)
     with guarded() as (out, _):
         return _run(words, out)
