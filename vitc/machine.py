@@ -153,7 +153,7 @@ def threads_spin_briefly() -> None:
     to be called before torch is imported.
 
     By default they spin ten times as long, on cores that other programs could use: beside one or
-    two of those a core, steps by two threads then take 1.5 to 2 times as long (docs/performance.md).
+    two of those a core, steps by two threads take 1.5 to 2 times as long (docs/performance.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
