@@ -295,7 +295,8 @@ def test_time_that_choosing_took_is_off_the_run_and_the_page_takes_longer_where_
     page = auto_rules.PAGE_SECONDS + 20 * 64 * 64 / 3e5
     assert proposal.config.train.budget_seconds == pytest.approx(60 - 30 - 2 * page, abs=0.1)
     assert proposal.seconds <= proposal.config.train.budget_seconds
-    assert "budget is 1 min 00 s, 21 s of it for training" in line(proposal, "epochs")
+    assert "budget is 1 min 00 s, 16 s of it for training" in line(proposal, "epochs")
+    assert "of 1 min 00 s, 16 s are left to train" in warnings(proposal)
 
 
 def test_a_run_of_few_epochs_uses_the_rest_of_its_time_too(
