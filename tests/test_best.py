@@ -82,6 +82,7 @@ def test_without_an_early_stop_the_best_is_kept_too(seen: Weights, tmp_path: Pat
     assert (result.top1, result.summary["best_of"]) == (95.0, 6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     seen: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

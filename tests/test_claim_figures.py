@@ -152,6 +152,7 @@ def test_few_draws_without_bounds_or_differences_are_drawn(tmp_path: Path, draws
     assert not charts or draw(charts)
 
 
+@pytest.mark.slow
 def test_where_nothing_learns_there_is_still_a_page(tmp_path: Path) -> None:
     page, _ = report([invented(tmp_path / "s", lambda c, o, d: None, draws=4)])
     assert "<svg" in page.read_text()

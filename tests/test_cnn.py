@@ -534,12 +534,15 @@ def test_norms_and_biases_are_not_decayed_and_layers_hold_every_parameter_once(
     "extra",
     [
         {},
-        {
-            "optim": "sgd",
-            "model.stem_type": "cifar",
-            "train.precision": "bf16",
-            "train.channels_last": True,
-        },
+        pytest.param(
+            {
+                "optim": "sgd",
+                "model.stem_type": "cifar",
+                "train.precision": "bf16",
+                "train.channels_last": True,
+            },
+            marks=pytest.mark.slow,  # where bf16 is emulated
+        ),
     ],
 )
 def test_a_cnn_trains_on_a_recipe_of_small_images(tmp_path: Path, extra: dict[str, Any]) -> None:

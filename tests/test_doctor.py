@@ -161,6 +161,7 @@ def test_broken_libraries_end_in_a_report_and_no_traceback(tmp_path: Path) -> No
         assert f"{name} cannot be imported: ImportError: libmissing.so" in done.stdout
 
 
+@pytest.mark.slow
 def test_this_machine_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -197,6 +197,7 @@ def test_an_engine_that_changes_nothing_is_not_launched_for_ever(tmp_path: Path)
     assert len(engine.launched) == 2
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_machine_runs_is_waited_for_or_left_to_it(tmp_path: Path) -> None:
     folder, (trial,) = study(tmp_path, 1)
     folder.trial(trial).mkdir(parents=True)

@@ -91,6 +91,7 @@ def test_a_run_starts_from_the_probe_and_keeps_what_is_better_on_validation(
     assert gentle.top1 >= result.top1
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights_and_remembers_its_start(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -599,6 +599,7 @@ def test_no_process_is_left_when_the_program_is_ended(
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_still_ends(photos: DataSet, tmp_path: Path) -> None:
     words = [sys.executable, "-W", "error", program(tmp_path, "")]
     done = subprocess.run(

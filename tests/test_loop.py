@@ -369,6 +369,7 @@ def test_a_broken_file_is_named_once_counted_always_and_stops_the_run_unless_ski
     assert result.summary["skipped_files"] >= 2 or "not evaluated" in events
 
 
+@pytest.mark.slow
 def test_precision_auto_is_decided_once_saved_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

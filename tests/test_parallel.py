@@ -255,6 +255,7 @@ def test_the_error_of_one_process_is_that_of_the_run(tmp_path: Path) -> None:
     assert "ended at step 2: ZeroDivisionError: division by zero" in first[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_is_named_and_so_is_its_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

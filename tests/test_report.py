@@ -212,6 +212,7 @@ def test_the_papers_protocol_takes_the_best_epoch_and_says_so(tmp_path: Path) ->
     assert f"vitc report {study} --protocol paper" in paper.read_text()
 
 
+@pytest.mark.slow
 def test_a_page_for_a_repository_holds_figures_trials_and_the_papers_claim(tmp_path: Path) -> None:
     study = invented(tmp_path / "s", easier, rename={"vit_p_tiny again": "a|b <i>*x*"})
     page = tmp_path / "docs" / "easier.md"

@@ -71,6 +71,7 @@ def test_a_stem_of_table_3_is_shown_beside_what_is_printed_and_the_slip_is_said(
     assert "0.08 M must be meant" in text_of(patchify)
 
 
+@pytest.mark.slow
 def test_the_72gf_model_is_shown_at_224_and_384() -> None:
     shown = model_page(model_config("vit_c_72gf"))
     assert table(shown, "appendix C") == [

@@ -26,6 +26,7 @@ BRIEF: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_study_runs_from_python_and_is_extended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,7 @@ def test_the_report_can_be_made_again_and_says_its_verdict(
     assert "Next: vitc report" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_study_stopped_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "s")
     slow = plan(2, **{"train.epochs": 200})

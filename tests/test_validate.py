@@ -63,6 +63,7 @@ def test_a_frozen_norm_has_no_part_and_a_vit_p_has_none() -> None:
     assert norms_in_training(create_model("vit_p_tiny", 10).train()) == []
 
 
+@pytest.mark.slow
 def test_a_run_with_it_learns_and_differs_in_statistics_alone(tmp_path: Path) -> None:
     plain = run(short(), tmp_path / "plain", quiet=True)
     precise = run(short(**{"train.precise_bn_images": 128}), tmp_path / "precise", quiet=True)
