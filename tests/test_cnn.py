@@ -161,6 +161,7 @@ def cost_of(config: CNNConfig) -> tuple[int, int, int]:
     return counted.flops, counted.params, counted.activations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "cost"), EXACT)
 def test_its_cost_is_the_published_one_to_the_integer(
     config: CNNConfig, cost: tuple[int, int, int]

@@ -314,6 +314,7 @@ def test_vitals_equal_what_a_forward_pass_computes() -> None:
     assert vitals["logit_spread"] == pytest.approx(float(spread), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "optim"), [("fashion_vit_c", "adamw"), ("fashion_vit_p", "sgd")]
 )

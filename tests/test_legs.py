@@ -86,6 +86,7 @@ def copy(begun: Path, to: Path) -> Path:
 CHANGED: dict[str, Any] = {"optim.lr": 3e-4, "train.epochs": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost",
     [

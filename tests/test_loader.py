@@ -506,6 +506,7 @@ def trapped(what: str, n: int = 20) -> DataSet:
 served = functools.partial(config, workers=2, resident="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["exit", "kill"])
 def test_an_image_that_kills_its_process_is_named_and_an_error_is_no_death(what: str) -> None:
     started = time.monotonic()

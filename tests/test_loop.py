@@ -149,6 +149,7 @@ def stop_after(
     assert "vitc train" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("passes", "precise"),
     [(3, 0), (12, 0), pytest.param(28, 0, marks=pytest.mark.slow), (2, 256), (20, 256)],

@@ -62,6 +62,7 @@ def close(old: Any, new: Any, tolerance: float = 1e-6) -> list[str]:
 # -- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases.KILLED)
 def test_a_run_killed_in_mid_training_ends_as_if_it_never_was(
     name: str, tmp_path: Path, images: Path

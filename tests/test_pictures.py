@@ -191,6 +191,7 @@ def test_a_fresh_models_picture_is_the_same_each_time_and_leaves_the_generator_a
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGBA"), (3, "L"), (4, "RGB")])
 def test_models_and_images_of_any_channels_are_drawn(
     channels: int, mode: str, image: Path, here: Path
@@ -203,6 +204,7 @@ def test_models_and_images_of_any_channels_are_drawn(
         assert opened(here / f"{request.kind}.png").std() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

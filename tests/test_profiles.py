@@ -87,6 +87,7 @@ def tasks(*centres: float) -> Tasks:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [16, pytest.param(24, marks=pytest.mark.slow), 64])
 @pytest.mark.parametrize("make", [tasks(0, 0), tasks(-0.4, 0.4), tasks(-0.5, 0, 0.5)])
 def test_the_interval_of_a_sensitivity_covers(make: Tasks, n: int) -> None:

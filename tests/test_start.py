@@ -68,6 +68,7 @@ def test_what_cannot_be_is_refused(fake: PackagedWeights, monkeypatch: pytest.Mo
     assert find_start("auto", {}, LARGE) is None
 
 
+@pytest.mark.slow
 def test_without_weights_the_run_is_from_scratch_and_a_line_says_what_would_be_better(
     photo_folder: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

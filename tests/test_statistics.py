@@ -158,6 +158,7 @@ def test_an_unknown_band_is_refused() -> None:
 # ---- one number a contender ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [*LAWS.values(), diverging(0.5, NORMAL), diverging(0.6, NORMAL)])
 @pytest.mark.parametrize("n", [9, 32])
 def test_the_median_is_covered_in_95_percent_of_studies_whatever_the_law(law: Law, n: int) -> None:

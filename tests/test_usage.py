@@ -58,6 +58,7 @@ def test_a_run_shows_what_it_uses_until_it_ends(
     assert lines(tmp_path / "r") == lines(tmp_path / "quiet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", ["alive", "killed"])
 @pytest.mark.parametrize("beat", ["{}", "[1", '{"cores_computing": 1.5, "time_spent": 3}', None])
 def test_a_killed_run_uses_nothing_and_a_damaged_heartbeat_is_passed_over(

@@ -244,6 +244,7 @@ def test_drop_path_drawn_inside_is_the_same_in_the_recomputation() -> None:
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"drop_path_rate": 0.5}, {"qk_norm": True, "registers": 2}])
 def test_it_traces_into_one_graph(options: dict[str, Any]) -> None:
     model = filled(small(depth=2, stem=CONV, **options)).train()

@@ -204,6 +204,7 @@ def test_a_program_of_torchscript_is_not_run(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", "TorchScript archive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_way_out_of_an_old_checkpoint_works_where_it_is_pasted(
     tmp_path: Path, form: str
