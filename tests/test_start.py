@@ -247,6 +247,21 @@ def test_settings_of_the_user_are_kept(
     assert config.train.batch == 24
 
 
+def test_the_lines_name_what_is_trained_and_who_chose_it(
+    photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lite(monkeypatch, (0.01, 0.02, 0.05))
+    photos = photo_folder(count=80)
+    for own in ({}, {"model.img_size": 160, "train.freeze": ("backbone",), "train.batch": 24}):
+        found = propose(photos, 60, own)
+        config, lines = found.config, dict(line.partition(": ")[::2] for line in found.lines)
+        assert lines["batch"].startswith(f"{config.train.batch} — ")
+        assert lines["image size"].startswith("{0}x{0} — ".format(config.model.size[0]))
+        for what in ("image size", "batch", "fine-tuning"):
+            assert ("because you set --" in lines[what]) == bool(own), what
+        assert sum(line.startswith("batch: ") for line in found.lines) == 1
+
+
 @pytest.mark.real_weights
 def test_the_real_weights_give_a_classifier_of_photos(
     photo_folder: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

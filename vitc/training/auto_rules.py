@@ -349,6 +349,8 @@ class Choices:
         return "the weights require it" if key in self.theirs else f"you set --{key}"
 
     def note(self, what: str, value: str, because: str) -> None:
+        """A line on a choice, in place of an earlier one on the same."""
+        self.lines[:] = [line for line in self.lines if not line.startswith(f"{what}: ")]
         self.lines.append(f"{what}: {value} — because {because}")
 
     def warn(self, text: str) -> None:

@@ -198,8 +198,15 @@ def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) ->
         f"{entry.where}, licence {entry.licence}",
         "a model pretrained on ImageNet needs far fewer images and less time",
     )
-    choices.note("image size", f"{size[0]}x{size[1]}", "that is what the weights were trained at")
-    choices.note("model", config.model.name, "the weights are of it")
+    why = {
+        "model.img_size": "that is what the weights were trained at",
+        "model": "the weights are of it",
+    }
+    why |= {key: choices.reason(key) for key in why.keys() & choices.fixed.keys()}
+    choices.note("image size", f"{size[0]}x{size[1]}", why["model.img_size"])
+    choices.note("model", config.model.name, why["model"])
+    if config.train.batch != choices.fixed.get("train.batch"):
+        choices.note("batch", str(config.train.batch), "a few epochs then have more steps")
     some = "all" if init.probe_images >= look.train else f"{init.probe_images:,}"
     choices.note(
         "head",
@@ -210,10 +217,11 @@ def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) ->
     choices.note(
         "fine-tuning",
         f"{trained}, {counted(t.epochs, 'epoch')}",
-        f"more layers are trained where the time is enough for {LEAST_EPOCHS} epochs, and at most "
-        f"{MOST_EPOCHS} pay",
+        choices.reason("train.freeze")
+        if "train.freeze" in choices.fixed
+        else f"more layers are trained where the time is enough for {LEAST_EPOCHS} epochs, and at "
+        f"most {MOST_EPOCHS} pay",
     )
     lr, decay = config.optim.lr, config.optim.layer_decay
-    choices.note(
-        "peak learning rate", f"{lr:g}", f"each layer has {decay:g} times that of the next"
-    )
+    each = "all layers have" if decay == 1 else f"each layer has {decay:g} times that of"
+    choices.note("peak learning rate", f"{lr:g}", f"{each} {'it' if decay == 1 else 'the next'}")
