@@ -135,12 +135,27 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same(photos: Path) -
 def test_decoding_is_timed_over_a_second_at_most_and_without_the_first(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (train,) = open_data(config_of(photos, val_fraction=0.0, test_fraction=0.0)).splits.values()
+    config = config_of(photos, val_fraction=0.0, test_fraction=0.0, cache_side=24, workers=1)
+    (train,) = open_data(config).splits.values()
     now = [0.0]
     took = iter([10.0, *[0.4] * 50])
     monkeypatch.setattr(cache, "shrunk", lambda *_: now.__setitem__(0, now[0] + next(took)))
-    assert cache.decoding_seconds(train, 3, 24, True, lambda: now[0]) == pytest.approx(0.4)
+    assert cache.decoding_seconds(train, config, 3, lambda: now[0]) == pytest.approx(0.4)
     assert now[0] == pytest.approx(11.2)
+    never = config_of(photos, cache_side=None)
+    assert cache.decoding_seconds(train, never, 3) == 0
+
+
+def test_several_processes_decode_sooner_with_no_less_processor_time(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(photos, val_fraction=0.0, test_fraction=0.0, cache_side=24, workers=4)
+    (train,) = open_data(config).splits.values()
+    now = [0.0]
+    monkeypatch.setattr(cache, "shrunk", lambda *_: now.__setitem__(0, now[0] + 0.4))
+    assert cache.decoding_seconds(train, config, 3, lambda: now[0]) == pytest.approx(0.1)
+    monkeypatch.setattr(cache, "processor_seconds", clock := lambda: now[0])
+    assert cache.decoding_seconds(train, config, 3, clock) == pytest.approx(0.4)
 
 
 def test_a_damaged_file_is_written_again(photos: Path) -> None:

@@ -27,7 +27,7 @@ from vitc.data.sources.index import cache_folder
 from vitc.data.sources.packed import PackedStore, open_pack
 from vitc.data.store import Ints, Pixels
 from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
-from vitc.machine import cores, one_thread
+from vitc.machine import cores, one_thread, processor_seconds
 from vitc.wording import size
 
 FREE_SHARE = 0.5  # of the free disk space that the pixels may take
@@ -95,12 +95,15 @@ def cache_bytes(images: int, in_chans: int, side: int) -> int:
 
 def decoding_seconds(
     split: Split,
+    config: DataConfig,
     in_chans: int,
-    side: int,
-    scaled: bool,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """What an image takes to be decoded for the cache: a few are, evenly spread, for a second."""
+    """Until one more image of the split is in the cache: a few are decoded, evenly spread, for a
+    second. 0: they are not kept there. Many processes need no less of `processor_seconds`."""
+    side, scaled = config.cache_side, config.cache_decode == "scaled"
+    if side is None or split.pixels is not None:
+        return 0.0
     places = np.unique(np.linspace(0, len(split) - 1, TIMED).astype(np.int64)).tolist()
     before, timed = clock(), 0
     with one_thread():
@@ -112,7 +115,12 @@ def decoding_seconds(
             with contextlib.suppress(BrokenFileError):
                 shrunk(split.stored(place), in_chans, split.names[place], side, scaled)
             timed = n
-        return (clock() - before) / timed
+        each = (clock() - before) / timed
+    return each if clock is processor_seconds else each / _workers(config)
+
+
+def _workers(config: DataConfig) -> int:
+    return cores() if config.workers is None else max(1, config.workers)
 
 
 def _opened(file: Path) -> PackedStore | None:
@@ -142,8 +150,8 @@ def _written(
         bad_files="skip",
         scaled=config.cache_decode == "scaled",
     )
-    workers = cores() if config.workers is None else max(1, config.workers)
-    pack_found(found, file, options, workers=workers, overwrite=file.exists(), wait=True)
+    overwrite = file.exists()
+    pack_found(found, file, options, workers=_workers(config), overwrite=overwrite, wait=True)
     return PackedStore(open_pack(file))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from vitc.config import RunConfig
 from vitc.data.cache import decoding_seconds
 from vitc.data.check_quick import as_lines, quick_findings
+from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
@@ -229,7 +230,6 @@ def _choose_images(
     """Open the images again, with the shares that are to be held out, and no more to train on than
     the time that is left allows for."""
     fixed, channels = choices.fixed, choices.fixed.get("model.in_chans", 3)
-    own = {key: value for key, value in fixed.items() if key.startswith("data.")}
     total = len(given["train"])
     if "val" not in given:
         val, test = rules.held_out_shares(total)
@@ -244,9 +244,8 @@ def _choose_images(
     if gray or "model.in_chans" in fixed:
         because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
-    _limit_images(choices, given, sizes, channels, time)
-    chosen = {key: v for key, v in choices.settings.items() if key.startswith("data.")}
-    config = resolve_config(base, **{**chosen, **own}).data
+    _limit_images(choices, base, given, sizes, channels, time)
+    config = _data_config(choices, base)
     data = open_data(config, channels)
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
     val_images = len(data.splits["val"]) if "val" in data.splits else 0
@@ -272,8 +271,16 @@ def _range(values: Sequence[int], noun: str) -> str:
     return counted(high, noun) if low == high else f"{low:,} to {counted(high, noun)}"
 
 
+def _data_config(choices: Choices, base: RunConfig, **more: Any) -> DataConfig:
+    """Of what is chosen and fixed by now, over which `more` is laid."""
+    chosen = {**choices.settings, **more, **choices.fixed}
+    own = {key: value for key, value in chosen.items() if key.startswith("data.")}
+    return resolve_config(base, **own).data
+
+
 def _limit_images(
     choices: Choices,
+    base: RunConfig,
     given: Mapping[str, Split],
     sizes: tuple[tuple[int, int], ...],
     channels: int,
@@ -285,18 +292,18 @@ def _limit_images(
     More of them would leave fewer steps, a doubling of which is worth 2.8 points on validation; one
     of the images 1.6 (single runs, docs/LOG.md).
     """
-    settings = rules.caching(Look((), (), 0, sizes, False), rules.SIDES[0])
-    side, fixed, train = settings["data.cache_side"], choices.fixed, given["train"]
-    if side is None or train.pixels is not None or {"data.max_train", "data.folds"} & fixed.keys():
+    if {"data.max_train", "data.folds"} & choices.fixed.keys():
         return
-    each = decoding_seconds(train, channels, side, scaled=True, clock=time.clock)
-    if time.clock is CLOCKS["wall"]:  # in as many processes as there are cores
-        each /= cores() if fixed.get("data.workers") is None else max(1, fixed["data.workers"])
+    least = rules.caching(Look((), (), 0, sizes, False), rules.SIDES[0])
+    config, train = _data_config(choices, base, **least), given["train"]
+    each = decoding_seconds(train, config, channels, time.clock)
+    if not each:
+        return
     held_out = sum(choices.settings.get(f"data.{k}_fraction", 0.0) for k in ("val", "test"))
     count = int(len(train) * (1 - held_out))
     classes = 1 + max(int(split.labels.max(initial=0)) for split in given.values())
     left = time.left
-    most = max(classes, int(rules.DECODE_SHARE * left / max(each, 1e-9)))
+    most = max(classes, int(rules.DECODE_SHARE * left / each))
     if count > most:
         because = f"decoding {count:,} would take {duration(each * count)}, "
         because += f"more than a third of the {duration(max(0.0, left))} that are left"
@@ -306,7 +313,6 @@ def _limit_images(
 def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
     """The device: what `train.device` names, else the fastest present."""
     from vitc.data.pixels import device_memory
-    from vitc.machine import cores
     from vitc.training.device import describe, pick_device
 
     device = pick_device(choices.fixed.get("train.device", "auto"))

@@ -202,11 +202,9 @@ def _preparing(config: RunConfig, data: DataSet, probes: Sequence[Probe], around
     fitting the head."""
     n, val = (len(data.splits.get(split, ())) for split in ("train", "val"))
     seconds = around.opening + max(p.holding_seconds for p in probes)
-    side, train = config.data.cache_side, data.splits["train"]
-    if side is not None and not around.cached:
-        scaled = config.data.cache_decode == "scaled"
-        each = decoding_seconds(train, config.model.in_chans, side, scaled)
-        seconds += each * len(train) / cores()
+    if not around.cached:
+        train = data.splits["train"]
+        seconds += len(train) * decoding_seconds(train, config.data, config.model.in_chans)
     if config.init.probe_images and not around.begun:
         seconds += (min(n, config.init.probe_images) + 2 * val) * probes[-1].eval_seconds
     return seconds

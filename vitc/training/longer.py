@@ -20,7 +20,6 @@ from vitc.data.dataset import open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
-from vitc.machine import cores
 from vitc.resolve import load_config
 from vitc.runs.folder import CONFIG, Run
 from vitc.training.auto_rules import DECODE_SHARE, PAGE_SECONDS, TRAINED_SHARE, run_length
@@ -126,19 +125,9 @@ def _train_images(config: RunConfig) -> Split:
 
 def _decodable(config: RunConfig, train: Split, budget: float) -> int:
     """So many images as a third of the time is enough to decode, as where settings are chosen."""
-    data, clock = config.data, config.train.clock
-    if data.cache_side is None or train.pixels is not None:
-        return len(train)
-    each = decoding_seconds(
-        train,
-        config.model.in_chans,
-        data.cache_side,
-        scaled=data.cache_decode == "scaled",
-        clock=CLOCKS[clock],
-    )
-    if clock == "wall":  # in as many processes as there are cores
-        each /= cores() if data.workers is None else max(1, data.workers)
-    return int(DECODE_SHARE * budget / max(each, 1e-9))
+    clock = CLOCKS[config.train.clock]
+    each = decoding_seconds(train, config.data, config.model.in_chans, clock)
+    return int(DECODE_SHARE * budget / each) if each else len(train)
 
 
 def _begun(run: Path) -> int | None:
