@@ -124,9 +124,17 @@ def test_an_interrupted_run_resumes_bit_exactly(tmp_path: Path, how: str, device
     config = tiny(**{"train.epochs": 3}, **where)
     run(config, tmp_path / "whole", quiet=True)
     stop_after(config, tmp_path / "cut", step=5, how=signal.Signals[how])
-    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["status"] == "interrupted"
+    summary = tmp_path / "cut" / "summary.json"
+    before = json.loads(summary.read_text())
+    assert before["status"] == "interrupted"
+    begun = time.monotonic()
     run(config, tmp_path / "cut", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    spent = json.loads(summary.read_text())["time_spent"]  # of both
+    assert spent["steps"] > before["time_spent"]["steps"] > 0
+    assert spent["preparing"] > before["time_spent"]["preparing"] > 0
+    both = sum(before["time_spent"].values()) + time.monotonic() - begun
+    assert 0.7 * both < sum(spent.values()) < both
 
 
 def stop_after(

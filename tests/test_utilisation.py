@@ -33,7 +33,7 @@ def test_the_share_is_that_of_the_counted_flops(
     flops = complexity(model).flops
     monkeypatch.setattr(module, "matmul_rate", lambda *args: 1e9)
     spent = {"steps": 80.0, "loading": 15.0, "evaluation": 5.0}
-    mfu, line = utilisation(setup_of(world), model, 1000, spent)
+    mfu, line = utilisation(setup_of(world), model, 1000, 80.0, spent)
     assert mfu == pytest.approx(6 * flops * 1000 / world / 80 / 1e9, rel=1e-3)
     assert "80 % training steps, 15 % waiting for images, 5 % validation" in line
 
@@ -46,8 +46,8 @@ def test_short_runs_and_models_that_cannot_be_counted_have_none(
             return x if bool(x.sum() > 0) else -x
 
     model = create_model("vit_c_tiny", num_classes=10, img_size=32)
-    assert utilisation(setup_of(), model, 1000, {"steps": 10.0})[0] is None
-    assert utilisation(setup_of(), NeedsData(), 1000, {"steps": 100.0})[0] is None
+    assert utilisation(setup_of(), model, 1000, 10.0, {"steps": 10.0})[0] is None
+    assert utilisation(setup_of(), NeedsData(), 1000, 100.0, {"steps": 100.0})[0] is None
 
 
 def test_the_rate_of_matrix_products_is_measured() -> None:

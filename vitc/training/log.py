@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from vitc.training.build import Setup, largest_share
 from vitc.training.device import describe, peak_memory
 from vitc.training.pace import Pace
 from vitc.training.trackers import Followed
-from vitc.training.usage import Usage
+from vitc.training.usage import Spent, Usage
 from vitc.training.utilisation import utilisation, what_limits
 from vitc.wording import counted, duration
 
@@ -43,8 +42,7 @@ class RunLog:
         self.noted: set[str] = set()
         self.limit_noted = False
         self.loss_noted = False
-        # Seconds of this process by what they were spent on.
-        self.spent: defaultdict[str, float] = defaultdict(float)
+        self.spent = Spent()
         self.steps = setup.steps  # of the whole run, as far as is known
 
     def metric(self, line: Mapping[str, Any]) -> None:
@@ -181,7 +179,8 @@ class RunLog:
         if error is None and setup.procs.first:
             first = self.usage.first_step if self.usage else state.step
             images = (state.step - first) * setup.config.train.batch
-            mfu, used = utilisation(setup, state.model, images, self.spent)
+            seconds = self.spent.here()["steps"]
+            mfu, used = utilisation(setup, state.model, images, seconds, self.spent.whole())
             self.folder.event(used)
         summary: dict[str, Any] = {
             "status": status,
@@ -196,7 +195,7 @@ class RunLog:
             "total_steps": state.step if status == "done" else self.steps,
             "epochs": setup.config.train.epochs,
             "train_seconds": round(state.seconds, 3),
-            "time_spent": {name: round(s, 3) for name, s in self.spent.items()},
+            "time_spent": {name: round(s, 3) for name, s in self.spent.whole().items()},
             "images_per_second": self._rate(state),
             "mfu": mfu,
             "skipped_files": state.skipped,
@@ -229,8 +228,7 @@ class RunLog:
                 f": val top1 {summary['top1']:.2f} % (95 % interval {low:.1f}-{high:.1f} on "
                 f"{counted(n, 'image')}), best {summary['top1_best']:.2f} %"
             )
-        # Of a resumed run the training of its earlier processes; else preparing and evaluation too.
-        took = duration(max(state.seconds, sum(self.spent.values())))
+        took = duration(max(state.seconds, sum(summary["time_spent"].values())))
         self.progress.line(f"done in {took}{result}  ->  {self.folder.path}")
         if summary["failed_to_learn"]:
             where = shlex.quote(str(self.folder.path))

@@ -174,8 +174,8 @@ def _epoch_seconds(run: Run, config: RunConfig, images: int) -> float:
     seconds, step = (float(run.summary.get(k) or 0) for k in ("train_seconds", "step"))
     spent = {"preparing": 0.0, "saving": 0.0, **(run.summary.get("time_spent") or {})}
     steps = spent.get("steps", 0.0) + spent.get("loading", 0.0)
-    # Of a run that was resumed `spent` is of its last process alone. In one of few steps most of
-    # the time may have been for decoding images once.
+    # Of a run that an earlier version resumed `spent` is of its last process alone. In one of few
+    # steps most of the time may have been for decoding images once.
     if seconds - steps <= spent["preparing"] + spent["saving"]:
         seconds = min(seconds, steps)
     if not seconds * step * images:

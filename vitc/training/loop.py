@@ -135,6 +135,7 @@ def run(
                 kind = config.train.track if procs.first else "none"
                 followed = open_tracker(kind, out, config.name, leaves(config))
                 log = RunLog(setup, folder, progress, followed)
+                log.spent.until = entered
                 if procs.watch is not None and procs.first:
                     procs.watch.report = log.note
                 log.introduce()
@@ -146,7 +147,6 @@ def run(
                 guard = Guard(setup, state, folder, log)
                 kept = resume(setup, state, folder, log, initial, pace)
                 guard.resume(kept)
-                log.spent["preparing"] = time.monotonic() - entered
                 trainer = Trainer(setup, state, folder, log, stop, pace, guard)
                 trainer.unevaluated = bool(kept.get("unevaluated"))
                 return trainer.run()
@@ -188,6 +188,7 @@ def resume(
             state.ema.module.load_state_dict(state.model.state_dict())
         return {}
     extra = state.load(found)
+    log.spent.earlier = extra.get("spent", {})
     pace.resume(extra, state.step)
     folder.cut_back(state.step)
     threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
@@ -229,26 +230,22 @@ class Trainer:
         forget_peak_memory(setup.device)
         self.log.start(state.step)
         self.counted_until = self.saved_at = time.monotonic()
-        seconds, spent = state.seconds, self.log.spent
+        spent = self.log.spent
         try:
             with setup.procs.losses_reported(), contextlib.ExitStack() as stack, self.writer:
                 batches = stack.enter_context(self._open(None))
-                opening = time.monotonic() - self.counted_until
-                spent["preparing"] += opening
+                spent.opened(batches)
                 self.folder.event(batches.note)
                 self._steps(batches)
                 while self.guard.asked is not None:
-                    spent["loading"] += batches.wait_seconds
                     self._roll_back()
                     batches = stack.enter_context(self._open(batches.provider))
+                    spent.opened(batches)
                     self._steps(batches)
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
                 self._keep_best()
                 self._count_time()
-                spent["loading"] += batches.wait_seconds
-                others = opening + spent["loading"] + spent["saving"]
-                spent["steps"] = state.seconds - seconds - others
                 self._save(wait=True)
                 summary = self.log.close(state, "done", self.guard.summary)
                 if setup.procs.first:
@@ -385,11 +382,12 @@ class Trainer:
         now = time.monotonic()
         self.state.seconds += now - self.counted_until
         self.counted_until = now
+        self.log.spent.lap("steps")
 
     def _evaluate(self, batches: TrainLoader) -> None:
         """Measure on validation; its time is not training time."""
         self._count_time()
-        begun, before = self.counted_until, self.pace.seconds()
+        before = self.pace.seconds()
         line = self.validation.measure(batches.provider)
         self.unevaluated = line is None
         if line is None:
@@ -401,7 +399,7 @@ class Trainer:
         self._stop_early(line)
         train_mode(self.state.model)
         self.counted_until = time.monotonic()
-        self.log.spent["evaluation"] += self.counted_until - begun
+        self.log.spent.lap("evaluation")
 
     def _stop_early(self, line: dict[str, Any]) -> None:
         """With train.patience: keep the weights if they are the best, end after too many worse."""
@@ -450,7 +448,7 @@ class Trainer:
         )
         if wait:
             self.writer.wait()
-        self.log.spent["saving"] += time.monotonic() - self.saved_at
+        self.log.spent.lap("saving")
 
     def _extra(self) -> dict[str, Any]:
         """What a checkpoint holds besides the state."""
@@ -461,6 +459,7 @@ class Trainer:
             "device": str(self.setup.device),
             "seed_order": self.setup.plan.seed_order,
             "seed_augment": self.setup.plan.seed_augment,
+            "spent": self.log.spent.whole(),
             **({"unevaluated": True} if self.unevaluated else {}),
         }
 

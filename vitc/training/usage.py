@@ -24,12 +24,44 @@ from vitc.training.utilisation import LEAST_SECONDS, model_utilisation, what_lim
 BEAT_SECONDS = 5.0  # between two looks, at least
 
 
+class Spent:
+    """Seconds of a run by what they were spent on (`SPENT`), of this process and of those that it
+    resumed."""
+
+    def __init__(self) -> None:
+        self.until = time.monotonic()  # up to which all is counted
+        self.earlier: Mapping[str, float] = {}
+        self.parts = {"preparing": 0.0, "evaluation": 0.0, "saving": 0.0, "steps": 0.0}
+        self.batches: list[TrainLoader] = []
+
+    def lap(self, what: str) -> None:
+        """The time since the last lap was spent on this."""
+        now = time.monotonic()
+        self.parts[what] += now - self.until
+        self.until = now
+
+    def opened(self, batches: TrainLoader) -> None:
+        """Steps follow, with these batches."""
+        self.lap("preparing")
+        self.batches.append(batches)
+
+    def here(self) -> dict[str, float]:
+        """Of this process. Steps wait for images: that is their loading, and not counted twice."""
+        waited = sum(batches.wait_seconds for batches in self.batches)
+        steps = max(0.0, self.parts["steps"] - waited)
+        return {**self.parts, "steps": steps, "loading": waited}
+
+    def whole(self) -> dict[str, float]:
+        """Of the run; those who resume it find it in its checkpoint."""
+        return {k: s + self.earlier.get(k, 0.0) for k, s in self.here().items()}
+
+
 class Usage:
     """What the first process of a run uses, from one look to the next."""
 
     def __init__(self, setup: Setup, step: int) -> None:
         self.setup, self.first_step = setup, step
-        self.began = self.at = time.monotonic()
+        self.at = time.monotonic()
         self.all, self.own = processor_seconds(), time.process_time()
         self.share: float | None = None  # of the matmul rate, of an image a second; 0: unknown
 
@@ -38,18 +70,16 @@ class Usage:
         return self.setup.procs.first and time.monotonic() - self.at >= BEAT_SECONDS
 
     def look(
-        self, step: int, model: torch.nn.Module, batches: TrainLoader, spent: Mapping[str, float]
+        self, step: int, model: torch.nn.Module, batches: TrainLoader, spent: Spent
     ) -> dict[str, Any]:
-        """Averages since the last look, and `spent`: seconds since the start, by what they were
-        spent on, of all but training steps."""
+        """Averages since the last look, and seconds since the start, by what they were spent on."""
         now, total, own = time.monotonic(), processor_seconds(), time.process_time()
         seconds = now - self.at
         computing = (own - self.own) / seconds
         loading = (total - self.all) / seconds - computing  # processes of the loader
         self.at, self.all, self.own = now, total, own
-        spent = {**spent, "loading": spent.get("loading", 0.0) + batches.wait_seconds}
-        others = sum(spent[k] for k in ("loading", "evaluation", "saving") if k in spent)
-        steps = max(0.0, now - self.began - others)
+        spent.lap("steps")
+        steps = spent.here()["steps"]
         waited, device = batches.wait_seconds, self.setup.device
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,7 +89,7 @@ class Usage:
             "cores_loading": round(max(0.0, loading), 2),
             "memory_bytes": resident_bytes(),
             **gpu(device),
-            "time_spent": {"steps": steps, **spent},
+            "time_spent": spent.whole(),
             "mfu": self._mfu(step, model, steps),
             "limit": what_limits(waited, waited + steps, batches.workers, cores(), device.type),
         }

@@ -45,16 +45,17 @@ def model_utilisation(setup: Setup, model: torch.nn.Module, images: int, seconds
 
 
 def utilisation(
-    setup: Setup, model: torch.nn.Module, images: int, spent: Mapping[str, float]
+    setup: Setup, model: torch.nn.Module, images: int, seconds: float, spent: Mapping[str, float]
 ) -> tuple[float | None, str]:
-    """(MFU, or None where it is not known; a line for people) of a process that took some steps."""
+    """(MFU, or None where it is not known; a line for people) of a run, this process of which took
+    `seconds` for steps with so many images; the whole `spent` its time as given."""
     total = sum(spent.values()) or 1.0
     shares = [f"{100 * spent[k] / total:.0f} % {what}" for k, what in SPENT.items() if k in spent]
     line = f"time: {', '.join(shares)}"
-    if spent.get("steps", 0.0) < LEAST_SECONDS or images == 0:
+    if seconds < LEAST_SECONDS or images == 0:
         return None, line
     try:
-        mfu = model_utilisation(setup, model, images, spent["steps"])
+        mfu = model_utilisation(setup, model, images, seconds)
     except ConfigError:  # a custom model that cannot run without data
         return None, line
     kind = f"{setup.config.train.precision} matrix products"
