@@ -695,7 +695,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vitc.training.loop import run
 
     folder = tmp_path_factory.mktemp("weights") / "run"
-    run(load_config("debug", **{"train.epochs": 1, "train.threads": 1}), folder, quiet=True)
+    brief = {"train.epochs": 1, "train.threads": 1, "data.max_train": 64}
+    run(load_config("debug", **brief), folder, quiet=True)
     return folder
 
 

@@ -91,7 +91,7 @@ def test_a_run_that_stays_at_chance_says_so_at_its_end(tmp_path: Path) -> None:
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
-    brief = {"train.epochs": 1, "data.max_train": 256}
+    brief = {"train.epochs": 1, "data.max_train": 64}
     run(tiny(**brief), tmp_path / "a", quiet=True)
     run(tiny(**brief), tmp_path / "b", quiet=True)
     assert_same_run(tmp_path / "a", tmp_path / "b")
@@ -121,7 +121,7 @@ def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path:
 )
 def test_an_interrupted_run_resumes_bit_exactly(tmp_path: Path, how: str, device: str) -> None:
     where = {"train.device": device, "train.deterministic": device == "cuda"}
-    config = tiny(**{"train.epochs": 3}, **where)
+    config = tiny(**{"train.epochs": 3, "data.max_train": 160}, **where)
     run(config, tmp_path / "whole", quiet=True)
     stop_after(config, tmp_path / "cut", step=5, how=signal.Signals[how])
     summary = tmp_path / "cut" / "summary.json"
@@ -228,7 +228,7 @@ def test_running_statistics_that_are_not_finite_end_the_run_and_replace_no_check
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int | None
 ) -> None:
     at_step(3, lambda norms: norms.floats[0].fill_(math.nan), monkeypatch)
-    config = tiny(**{"train.save_every_steps": every})
+    config = tiny(**{"train.save_every_steps": every, "data.max_train": 64})
     with pytest.raises(DivergedError, match=r"stem\.\S*running_mean are nan"):
         run(config, tmp_path / "r", quiet=True)
     assert Run(tmp_path / "r").status == "diverged"
@@ -245,7 +245,7 @@ def test_a_run_whose_folder_is_removed_fails_instead_of_making_half_of_one(
     out = tmp_path / "r"
     at_step(3, lambda norms: (out / "config.json").unlink(), monkeypatch)
     with pytest.raises(RunError, match="removed or moved"):
-        run(tiny(), out, quiet=True)
+        run(tiny(**{"data.max_train": 64}), out, quiet=True)
     assert not (out / "checkpoints" / "latest").exists()
 
 

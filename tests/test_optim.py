@@ -323,9 +323,9 @@ def test_muon_has_all_weights_but_those_of_image_classifier_and_embeddings(
     groups = {g["name"]: {names[p] for p in g["params"]} for g in parameter_groups(MUON, model)}
     assert groups[WEIGHTS] == apart
     assert groups[HIDDEN] | apart == set(decay_groups(model)[0])
-    layered = MuonConfig(layer_decay=0.5)
+    layered, scale_of = MuonConfig(layer_decay=0.5), lr_scales(model, 0.5)
     for group in parameter_groups(layered, model):
-        scales = {lr_scales(model, 0.5)[names[p]] for p in group["params"]}
+        scales = {scale_of[names[p]] for p in group["params"]}
         assert scales == {group["lr_scale"]}
 
 

@@ -581,6 +581,7 @@ def test_a_source_in_a_foreign_config_needs_trust_once(
     config = with_images(tmp_path / "theirs.json", images, sha256)
     words = ["train", str(config), "--out", str(tmp_path / "run")]
     words += ["--train.epochs", "1", "--train.batch", "8", "--model", "vit_p_tiny"]
+    words += ["--model.img_size", "32"]
     assert main(words) == 2
     error = said(capsys)
     assert "names a custom source, Flat(count=48) of" in error

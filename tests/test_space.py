@@ -22,7 +22,7 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])
 def test_the_estimate_is_what_a_checkpoint_takes(optim: str, tmp_path: Path) -> None:
-    config = load_config("debug", optim=optim, **{"train.epochs": 1})
+    config = load_config("debug", optim=optim, **{"train.epochs": 1, "data.max_train": 32})
     state = fresh_state(config, 10, 1, pick_device("cpu"))
     estimate = checkpoint_bytes(state.model, config.optim, state.ema is not None)
     result = run(config, tmp_path / "r", quiet=True)

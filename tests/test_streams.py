@@ -73,7 +73,7 @@ def test_a_result_that_does_not_fit_is_exit_code_1_and_a_run_is_not(
     monkeypatch.setattr(sys, "stdout", Full())
     assert main(["show", "--list"]) == 1
     assert "could not be written to stdout: No space left" in capsys.readouterr().err
-    run = ["train", "debug", "--train.epochs", "1", "--out"]
+    run = ["train", "debug", "--train.epochs", "1", "--data.max_train", "64", "--out"]
     assert main([*run, "a"]) == 0
     assert json.loads(Path("a/summary.json").read_text())["status"] == "done"
     assert main([*run, "b", "--json"]) == 1
@@ -84,7 +84,8 @@ def test_a_run_without_stderr_notes_that_in_its_events(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Full())
-    assert main(["train", "debug", "--train.epochs", "1", "--out", str(tmp_path / "r")]) == 0
+    brief = ["--train.epochs", "1", "--data.max_train", "64"]
+    assert main(["train", "debug", *brief, "--out", str(tmp_path / "r")]) == 0
     assert "stderr is lost (No space left on device)" in (tmp_path / "r" / "events.log").read_text()
 
 
