@@ -133,6 +133,7 @@ def test_better_and_dying_is_no_winner_and_both_facts_are_on_the_first_screen(
     assert all(x in rest.partition("<table")[0] for x in ("no winner", "8 : 0", "of 20"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_contenders_and_controls_are_in_the_verdict_in_forty_words_each(
     tmp_path: Path,
 ) -> None:
