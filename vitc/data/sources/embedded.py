@@ -60,20 +60,25 @@ class Synthetic(Source):
     title = "synthetic patterns, made by vitc"
 
     def read(self, config: DataConfig) -> Found:
-        directions = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1))
-        y, x = np.mgrid[:32, :32]
-        splits = {}
-        for name, count in (("train", 512), ("val", 128), ("test", 128)):
-            seed = f"synthetic/{name}".encode()
-            noise = hashlib.shake_128(seed).digest(count * (32 * 32 * 3 + 1))
-            phases = np.frombuffer(noise, np.uint8, count).astype(np.int64)
-            grain = np.frombuffer(noise, np.uint8, offset=count).reshape(count, 32, 32, 3) // 2
-            labels = np.arange(count, dtype=np.int64) % 10
-            pixels = np.empty((count, 32, 32, 3), np.uint8)
-            for i, label in enumerate(labels.tolist()):
-                a, b = directions[label % 5]
-                wave = np.abs((a * x + b * y + int(phases[i]) % 4) % 16 - 8) * 16  # 0 … 128
-                tint = np.array((3, 2, 1) if label < 5 else (1, 2, 3))
-                pixels[i] = wave[..., None] * tint // 3 + grain[i]
-            splits[name] = Split(labels, [f"{name}/{i}" for i in range(count)], pixels)
-        return Found(tuple(f"pattern {i}" for i in range(10)), splits)
+        return Found(tuple(f"pattern {i}" for i in range(10)), dict(_patterns()))
+
+
+@functools.cache  # as above
+def _patterns() -> dict[str, Split]:
+    directions = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1))
+    y, x = np.mgrid[:32, :32]
+    splits = {}
+    for name, count in (("train", 512), ("val", 128), ("test", 128)):
+        seed = f"synthetic/{name}".encode()
+        noise = hashlib.shake_128(seed).digest(count * (32 * 32 * 3 + 1))
+        phases = np.frombuffer(noise, np.uint8, count).astype(np.int64)
+        grain = np.frombuffer(noise, np.uint8, offset=count).reshape(count, 32, 32, 3) // 2
+        labels = np.arange(count, dtype=np.int64) % 10
+        pixels = np.empty((count, 32, 32, 3), np.uint8)
+        for i, label in enumerate(labels.tolist()):
+            a, b = directions[label % 5]
+            wave = np.abs((a * x + b * y + int(phases[i]) % 4) % 16 - 8) * 16  # 0 … 128
+            tint = np.array((3, 2, 1) if label < 5 else (1, 2, 3))
+            pixels[i] = wave[..., None] * tint // 3 + grain[i]
+        splits[name] = Split(labels, [f"{name}/{i}" for i in range(count)], pixels)
+    return splits
