@@ -54,9 +54,9 @@ class RunConfig:
         found = []
         for name, value in leaves(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
+            if not all(math.isfinite(v) for v in numbers if isinstance(v, float)):
                 found.append(f"{name} {value} must be a finite number.")
-            if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in numbers):
+            if not all(-(2**63) <= v < 2**63 for v in numbers if isinstance(v, int)):
                 found.append(f"{name} {value} must be an integer of 64 bits.")
         if found:
             return found  # comparisons with nan would let it pass below
@@ -110,28 +110,28 @@ _CUSTOM: dict[str, Any] = {
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON values; components that have kinds carry their `kind`."""
     out: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
+    for name in _names(config.__class__):
+        value = getattr(config, name)
         if dataclasses.is_dataclass(value):
-            kinds = _KINDS.get(f.name, {})
+            kinds = _KINDS.get(name, {})
             own = [k for k, cls in kinds.items() if type(value) is cls]
             value = {**({"kind": own[0]} if own else {}), **to_dict(value)}
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, Settings):
             value = dict(value)
-        out[f.name] = value
+        out[name] = value
     return out
 
 
 def _settings(config: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
     """(dotted name, its component, the name there) of every setting, in field order."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
+    for name in _names(config.__class__):
+        value = getattr(config, name)
         if dataclasses.is_dataclass(value):
-            yield from _settings(value, f"{path}{f.name}.")
+            yield from _settings(value, f"{path}{name}.")
         else:
-            yield f"{path}{f.name}", config, f.name
+            yield f"{path}{name}", config, name
 
 
 def leaves(config: Any, path: str = "") -> dict[str, Any]:
@@ -199,9 +199,8 @@ def flat_values(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         name = f"{path}{key}"
         inside = isinstance(value, Mapping) and value  # an empty table still names something
         new = flat_values(value, f"{name}.") if inside else {name: value}
-        twice = sorted(out.keys() & new.keys())
-        if twice:
-            raise ConfigError(f"{twice[0]} is set twice.")
+        if not out.keys().isdisjoint(new):
+            raise ConfigError(f"{min(out.keys() & new.keys())} is set twice.")
         out |= new
     return out
 
@@ -259,7 +258,9 @@ def _unknown_setting(where: str, config: Any, path: str) -> ConfigError:
     if where in everywhere:  # so it exists with another kind of this component
         kinds = _KINDS[component.rpartition(".")[2]]
         mine = next((k for k, cls in kinds.items() if type(config) is cls), type(config).__name__)
-        owner = next(k for k, cls in kinds.items() if leaf in _names(cls))
+        owner = next(
+            k for k, cls in kinds.items() if any(f.name == leaf for f in dataclasses.fields(cls))
+        )
         return ConfigError(
             f"{where} has no effect with {component} {mine!r}; it is a setting of {owner!r}.",
             f"Choose that with --{component} {owner}, or leave {where} out.",
@@ -267,12 +268,14 @@ def _unknown_setting(where: str, config: Any, path: str) -> ConfigError:
     elsewhere = [name for name in everywhere if name.rpartition(".")[2] == leaf]
     if elsewhere:
         return ConfigError(f"Unknown setting {where!r}. Did you mean {elsewhere[0]!r}?")
-    here = [f"{path}{name}" for name in _names(type(config))]
+    here = [f"{path}{name}" for name in _names(config.__class__)]
     return unknown("setting", where, [*here, *everywhere], f"Known there: {', '.join(here)}.")
 
 
-def _names(cls: Any) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls)]
+@cache
+def _names(cls: Hashable) -> tuple[str, ...]:
+    """The names of a class's fields, in their order."""
+    return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
 
 
 def with_kind(old: Any, key: str, kind: Any, where: str | None = None) -> Any:
@@ -295,7 +298,7 @@ def with_kind(old: Any, key: str, kind: Any, where: str | None = None) -> Any:
         raise unknown(where or key, str(kind), kinds)
     if key == "optim":
         return switched(old, new)
-    shared = {f.name for f in dataclasses.fields(old)} & {f.name for f in dataclasses.fields(new)}
+    shared = {*_names(old.__class__)} & {*_names(new.__class__)}
     return dataclasses.replace(new, **{n: getattr(old, n) for n in shared - {"source", "sha256"}})
 
 

@@ -8,7 +8,8 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from vitc.errors import ConfigError, unknown
@@ -41,14 +42,21 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@cache
+def _limited(cls: Hashable) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a class that were made by `setting`."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return tuple(f for f in fields if "bounds" in f.metadata)
+
+
 SOME = object()  # any value but None, 0 and False
 
 
 def without_effect(config: Any, path: str) -> dict[str, str]:
     """Settings of a component that differ from their defaults and lack what they need, and why."""
     found = {}
-    for f in dataclasses.fields(config):
-        needs = f.metadata.get("needs")
+    for f in _limited(config.__class__):
+        needs = f.metadata["needs"]
         if needs is None or getattr(config, f.name) == f.default:
             continue
         names, wanted = needs[0].split(" or "), needs[1]
@@ -68,9 +76,9 @@ def out_of_bounds(config: Any, path: str) -> list[str]:
     """The settings of a component that are outside their bounds or without effect, a sentence
     each."""
     found = list(without_effect(config, path).values())
-    for f in dataclasses.fields(config):
+    for f in _limited(config.__class__):
         value = getattr(config, f.name)
-        if value is None or "bounds" not in f.metadata:
+        if value is None:
             continue
         choices = f.metadata["one_of"]
         if choices and value not in choices:
@@ -111,6 +119,8 @@ def _allowed(
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, or a ConfigError with what is allowed."""
+    if type(value) is hint:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -131,14 +141,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return tuple(coerce(v, args[0], where) for v in value)
         if len(args) == len(value):
             return tuple(coerce(v, a, where) for v, a in zip(value, args, strict=True))
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
     raise ConfigError(f"{where} is {value!r}; it must be {type_name(hint)}.")
 
 
