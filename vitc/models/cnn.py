@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vitc.errors import ConfigError, refuse
 from vitc.models.backbone import NORM_GROUP, Backbone, chosen_layers, traced
 from vitc.models.config import Activation, CNNConfig, inner_width, se_width
-from vitc.models.stems import ConvNormAct, act_layer, check_images
+from vitc.models.stems import ConvNormAct, act_layer, check_images, normal_
 
 
 class ConvNorm(ConvNormAct):
@@ -331,12 +331,12 @@ def init_weights(module: nn.Module, zero_init_last: bool = False) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
-            nn.init.normal_(layer.weight, std=sqrt(2 / fan_out))
+            normal_(layer.weight, std=sqrt(2 / fan_out))
         elif isinstance(layer, nn.BatchNorm2d):
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)
+            normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
     if zero_init_last:
         for layer in module.modules():

@@ -242,6 +242,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        return tensor
     with torch.inference_mode(False):  # else torch refuses to see a view of it as one of `tensor`
         return tensor.to("meta")
 

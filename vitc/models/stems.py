@@ -138,6 +138,12 @@ def act_layer(act: Act | Activation) -> nn.Module:
     return layers[act]()
 
 
+def normal_(tensor: Tensor, std: float) -> None:
+    """Draw from N(0, std); on the meta device there is nothing to draw, and torch is slow at it."""
+    if not tensor.is_meta:
+        nn.init.normal_(tensor, std=std)
+
+
 def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
     """Weights from a truncated normal of variance 1 / fan_in, bias 0: as the patchify stem's."""
     nn.init.trunc_normal_(layer.weight, std=sqrt(1 / layer.weight[0].numel()))
@@ -203,9 +209,9 @@ class ConvStem(LayeredStem):
 
         if init == "2022":
             for layer in layers:
-                nn.init.normal_(layer.conv.weight, std=sqrt(2 / layer.conv.out_channels))
+                normal_(layer.conv.weight, std=sqrt(2 / layer.conv.out_channels))
         gain = {"2021": 2, "2022": 1}[init]
-        nn.init.normal_(self.proj.weight, std=sqrt(gain / embed_dim))
+        normal_(self.proj.weight, std=sqrt(gain / embed_dim))
         nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # Conv2d has one by default
 
 
@@ -378,7 +384,7 @@ class StandardisedConv(nn.Conv2d):
             )
         # A vector, so that weight decay spares it like the gain of a norm.
         self.gain = nn.Parameter(torch.ones(out_chans))
-        nn.init.normal_(self.weight, std=sqrt(1 / self.weight[0].numel()))
+        normal_(self.weight, std=sqrt(1 / self.weight[0].numel()))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

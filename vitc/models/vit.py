@@ -20,7 +20,7 @@ from vitc.models.backbone import NORM_GROUP, Backbone, chosen_layers, traced
 from vitc.models.config import AttentionKind, ViTConfig
 from vitc.models.custom import make_stem, try_stem
 from vitc.models.stem_config import CustomStemConfig
-from vitc.models.stems import build_stem, check_images
+from vitc.models.stems import build_stem, check_images, normal_
 
 NORM_EPS = 1e-6  # all configs of the authors' branch; pycls's default is 1e-5
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
@@ -96,7 +96,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
         for linear in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)
-            nn.init.normal_(linear.bias, std=1e-6)
+            normal_(linear.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(self.act(self.fc1(x)))
@@ -165,7 +165,7 @@ class VisionTransformer(Backbone):
         self.reg_token = nn.Parameter(registers) if config.registers else None
         tokens = int(config.class_token) + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
-        nn.init.normal_(self.pos_embed, std=0.02)
+        normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
             Block(dim, config.num_heads, config.mlp_dim, config.attention, config.qk_norm)
             for _ in range(config.depth)
