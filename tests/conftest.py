@@ -65,8 +65,8 @@ def nothing_pretrained(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without their figures, each model counted once: both take most of their time."""
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The costs of each model are counted for its first report alone."""
     from vitc.study import results
 
     def cost_of(group: Any, classes: int) -> Any:
@@ -78,6 +78,11 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     count = results.cost_of
     for measure in ("draws", "peak"):
         monkeypatch.setattr(f"vitc.study.measures.{measure}.cost_of", cost_of)
+
+
+@pytest.fixture
+def undrawn(counted_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their figures, each model counted once: both take most of their time."""
     monkeypatch.setattr("vitc.views.figures.save", lambda chart, folder: (None, "<svg/>"))
 
 

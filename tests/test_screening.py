@@ -40,6 +40,8 @@ from vitc.study.screening import (
 from vitc.study.screening_page import replay_doubt, replay_text, write_card
 from vitc.study.study_folder import StudyFolder
 
+pytestmark = pytest.mark.usefixtures("counted_once")
+
 Error = Callable[[Trial], float | None]
 STEM = """
 from torch import nn
