@@ -363,7 +363,9 @@ NEXT = {
 }
 
 
-@pytest.mark.parametrize("case", list(NEXT))
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if "same" in c else ()) for c in NEXT]
+)
 def test_a_kill_at_any_instant_of_a_save_leaves_the_old_or_the_new_checkpoint(
     tmp_path: Path, case: str
 ) -> None:

@@ -613,7 +613,10 @@ def test_parts_add_up_to_the_whole(capsys: Capture) -> None:
         assert values[what] == sum(p["repeats"] * p[what] for p in values["parts"])
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if i % 4 else ()) for i, name in enumerate(RECIPES)],
+)
 def test_every_recipe_can_be_shown(name: str, capsys: Capture) -> None:
     out = shown(capsys, "show", name)
     assert "lr, peak" in out

@@ -96,7 +96,14 @@ def minus(a: Complexity, b: Complexity) -> tuple[int, int, int]:
 # ------------------------------------------------------------------------------- the paper's models
 
 
-@pytest.mark.parametrize("name", PAPER)
+SLOW = ("vit_p_16gf", "vit_c_16gf", "vit_p_72gf", "vit_p_4gf", "vit_c_18gf")  # others show it
+
+
+def some(names: dict[str, Any]) -> list[Any]:
+    return [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in names]
+
+
+@pytest.mark.parametrize("name", some(PAPER))
 def test_the_papers_models_cost_exactly_what_pycls_counts(name: str) -> None:
     model = meta(name)
     whole, stem, block = PAPER[name]
@@ -107,11 +114,12 @@ def test_the_papers_models_cost_exactly_what_pycls_counts(name: str) -> None:
     assert blocks.repeats == model.config.depth
 
 
-@pytest.mark.parametrize("name", PAPER_EXTRAS)
+@pytest.mark.parametrize("name", some(PAPER_EXTRAS))
 def test_the_deep_and_the_largest_models_cost_exactly_what_pycls_counts(name: str) -> None:
     assert complexity(meta(name)) == PAPER_EXTRAS[name]
 
 
+@pytest.mark.slow  # other sizes have their formula below
 def test_the_largest_model_at_384_costs_exactly_what_pycls_counts() -> None:
     expected = Complexity(224323811560, 355387048, 284932468)
     assert complexity(meta("vit_c_72gf"), 384) == expected

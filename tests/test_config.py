@@ -328,7 +328,14 @@ def test_a_setting_of_the_recipe_that_lost_its_effect_is_dropped_and_a_given_one
 EXTREMES = (0, -1, 10**9, 2**63, -(10**30), 1e20, 1e-300, math.nan, math.inf, -math.inf)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"optim": "sgd"}, {"model": "resnet_50"}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        pytest.param({"optim": "sgd"}, marks=pytest.mark.slow),
+        {"model": "resnet_50"},
+    ],
+)
 def test_extreme_numbers_are_accepted_or_refused_by_name(overrides: dict[str, Any]) -> None:
     base = load_config("debug", **overrides)
     types = leaf_types(base)

@@ -195,7 +195,10 @@ def digest(steps: list[list[MicroBatch]], augment: AugmentConfig) -> list[str]:
 
 
 @pytest.mark.parametrize("resident", [False, True])
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ("paper", "deit 3") else pytest.mark.slow) for n in FULL],
+)
 def test_batches_do_not_depend_on_workers_resume_or_processes(
     photos: DataSet, name: str, resident: bool
 ) -> None:

@@ -96,7 +96,15 @@ def opened(file: Path) -> np.ndarray:
 # -- what is drawn ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["attention", "positions", "filters", "features"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "attention",
+        pytest.param("positions", marks=pytest.mark.slow),
+        pytest.param("filters", marks=pytest.mark.slow),
+        "features",
+    ],
+)
 def test_a_run_is_drawn_into_a_file_named_after_what_it_shows(
     kind: str, trained: Path, image: Path, here: Path, capsys: Capture
 ) -> None:

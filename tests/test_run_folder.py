@@ -222,7 +222,14 @@ def test_a_process_that_only_reads_along_changes_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("case", ["new", "overwrite an unfinished run", "overwrite a finished run"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "new",
+        pytest.param("overwrite an unfinished run", marks=pytest.mark.slow),
+        "overwrite a finished run",
+    ],
+)
 def test_a_kill_at_any_instant_of_a_beginning_leaves_a_whole_run_or_none(
     tmp_path: Path, case: str
 ) -> None:

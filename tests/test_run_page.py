@@ -122,7 +122,7 @@ def texts(e: Evaluation) -> str:
 # -- every number ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[2, 10, 81])
+@pytest.fixture(scope="module", params=[2, pytest.param(10, marks=pytest.mark.slow), 81])
 def many(request: pytest.FixtureRequest, found: Evaluation) -> Evaluation:
     """Evaluations of 2, 10 and 81 classes."""
     k = request.param

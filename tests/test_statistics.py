@@ -143,7 +143,9 @@ def band_holds(kind: statistics.BandKind, law: Law, n: int, studies: int = STUDI
     return held / studies
 
 
-@pytest.mark.parametrize("name", ["normal", "steps", "a quarter diverged"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("normal", marks=pytest.mark.slow), "steps", "a quarter diverged"]
+)
 def test_simultaneous_bands_cover_at_least_the_nominal_share(name: str) -> None:
     assert band_holds("dkw", LAWS[name], n=32) >= 0.95
     # This one is exact for continuous errors, so it may fall short by the noise of 2,000 studies.

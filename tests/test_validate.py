@@ -76,7 +76,7 @@ def test_a_run_with_it_learns_and_differs_in_statistics_alone(tmp_path: Path) ->
     assert differ == {n for n in a if n.endswith(("running_mean", "running_var"))}
 
 
-@pytest.mark.parametrize("val_fraction", [0.0, 0.15])
+@pytest.mark.parametrize("val_fraction", [0.0, pytest.param(0.15, marks=pytest.mark.slow)])
 def test_a_schedule_free_average_gets_statistics_of_its_own(
     val_fraction: float, tmp_path: Path
 ) -> None:
