@@ -56,7 +56,7 @@ def images(**settings: Any) -> tuple[RunConfig, DataSet]:
 def estimated(
     monkeypatch: pytest.MonkeyPatch, found: Probe | None, around: Around | None = None, **own: Any
 ) -> RunCost:
-    monkeypatch.setattr(costs, "probe", lambda *_: found)
+    monkeypatch.setattr(costs, "probe", lambda *_, **__: found)
     return estimate(*images(**own), CPU, around or Around())
 
 
@@ -169,6 +169,17 @@ def test_a_probe_knows_what_it_did_not_hold(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.processor_seconds > 0
     assert found.checkpoint_bytes > 10_000
     assert found.workers is None
+
+
+def test_slow_steps_are_timed_more_than_once_unless_that_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, data = images()
+    for patience, counted in ((1e9, 2), (1.0, 1)):  # of steps, the first half does not count
+        monkeypatch.setattr(probing, "PATIENCE", patience)
+        found = probe(config, data, CPU, seconds=1e-6, evaluates=False, steps=4)
+        assert found is not None
+        assert len(found.times) == counted
 
 
 # -- the cache, as it is left ----------------------------------------------------------------------

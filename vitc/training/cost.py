@@ -27,7 +27,7 @@ from vitc.training.guard import KEEP_GOOD
 from vitc.training.probe import Probe, probe
 from vitc.training.utilisation import loader_limits, what_limits
 
-PROBES, PROBE_SECONDS = 2, 2.0
+PROBES, PROBE_SECONDS, PROBE_STEPS = 2, 2.0, 4  # half of the steps are counted
 SEGMENTS = 4  # of a probe's steps, whose means show how the rate varies
 LAUNCH_SECONDS = 2.0  # importing torch
 OWN_BYTES = 40_000_000  # of a run's process, besides its steps: logs, checkpoints, what it imports
@@ -116,7 +116,8 @@ class Around(NamedTuple):
 def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Around) -> RunCost:
     """What `config` takes on `device`.
 
-    Takes a few seconds: real steps are timed, at least two in each of two probes. Nothing is
+    Takes a few seconds: real steps are timed, four in each of two probes where that takes less than
+    eight seconds. Nothing is
     written but pixels into the cache folder. Raises ConfigError: it does not fit the memory.
     """
     probes = [_probed(config, data, device) for _ in range(PROBES)]
@@ -211,7 +212,7 @@ def _preparing(config: RunConfig, data: DataSet, probes: Sequence[Probe], around
 
 
 def _probed(config: RunConfig, data: DataSet, device: torch.device) -> Probe:
-    found = probe(config, data, device, PROBE_SECONDS)
+    found = probe(config, data, device, PROBE_SECONDS, steps=PROBE_STEPS)
     if found is None:
         raise ConfigError(
             f"{config.model.name} with micro-batches of {config.train.micro} images does not fit "

@@ -37,6 +37,7 @@ from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
 MOST_STEPS = 100  # of a probe
+PATIENCE = 4  # times as long as asked for, after which a probe is content with fewer steps
 EVAL_IMAGES = 64  # that a probe evaluates, at most
 
 
@@ -75,13 +76,15 @@ def probe(
     device: torch.device,
     seconds: float = 1.0,
     evaluates: bool = True,
+    steps: int = 2,
 ) -> Probe | None:
     """Time `config`'s steps and evaluation on some of its images; None: the memory is too small.
 
-    Takes `seconds` or two steps, then one or two evaluations of a few images if it `evaluates`. The
-    loader takes part, because its processes and the step compete for the cores. Seconds are of
-    `train.clock`; processor time counts the loader's processes too. Generators, thread count and
-    every other global setting of torch are afterwards as before. Raises BrokenFileError.
+    Takes `seconds`, and so many `steps` at least unless they take `PATIENCE` times as long; then
+    one or two evaluations of a few images if it `evaluates`. The loader takes part, because its
+    processes and the step compete for the cores. Seconds are of `train.clock`; processor time
+    counts the loader's processes too. Generators, thread count and every other global setting of
+    torch are afterwards as before. Raises BrokenFileError.
     """
     cuda = device.type == "cuda"
     with (
@@ -91,7 +94,7 @@ def probe(
         if cuda:
             forget_peak_memory(device)
         try:
-            return _measure(config, data, device, seconds, evaluates)
+            return _measure(config, data, device, seconds, evaluates, steps)
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -100,7 +103,12 @@ def probe(
 
 
 def _measure(
-    config: RunConfig, data: DataSet, device: torch.device, seconds: float, evaluates: bool
+    config: RunConfig,
+    data: DataSet,
+    device: torch.device,
+    seconds: float,
+    evaluates: bool,
+    steps: int,
 ) -> Probe:
     t = config.train
     clock = CLOCKS[t.clock]
@@ -144,7 +152,8 @@ def _measure(
             waits.append(batches.wait_seconds - sum(waits))
             busy.append(processor_seconds())
             before = clock()
-            if sum(times[1:]) > seconds:  # the first step is not like the others
+            timed = sum(times[1:])  # the first step is not like the others
+            if timed > seconds and (len(times) >= steps or timed > PATIENCE * seconds):
                 break
     first = (len(times) + 1) // 2 if len(times) > 1 else 0  # batches made ahead are used up
     steady = times[first:]
