@@ -16,8 +16,8 @@ from vitc.data.cache import Shrunk, training_split
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.loader import open_train
-from vitc.data.pack import shrunk
 from vitc.data.sampling import BatchPlan
+from vitc.data.shrink import shrunk
 from vitc.errors import BrokenFileError
 
 PLAN = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(16, 16), in_chans=3, depth=0)

@@ -29,7 +29,8 @@ from vitc.config import RunConfig
 from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.loader import open_train
-from vitc.data.pack import PackOptions, pack, shrunk
+from vitc.data.pack import PackOptions, pack
+from vitc.data.shrink import shrunk
 from vitc.data.sources.packed import HEADER, PackedStore, open_pack
 from vitc.data.workers import Reader
 from vitc.errors import BrokenFileError, ConfigError, DataError, RunError

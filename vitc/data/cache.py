@@ -21,7 +21,8 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
-from vitc.data.pack import PackOptions, pack_found, shrunk, versions
+from vitc.data.pack import PackOptions, pack_found, versions
+from vitc.data.shrink import shrunk
 from vitc.data.sources.base import Found, Split
 from vitc.data.sources.index import cache_folder
 from vitc.data.sources.packed import PackedStore, open_pack

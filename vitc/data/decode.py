@@ -12,28 +12,25 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import re
-import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vitc.data import tiff
 from vitc.data.broken import MAX_PIXELS, broken, check_size, file_bytes, unsupported
 from vitc.data.opened import heif_size, is_heif, pixels_of, read_heif, refuse_misread, rgb_with_key
+from vitc.data.pillow import jpeg_orientation, orientation_of, quiet_pillow, turn_of, turned
+from vitc.data.store import Pixels
 from vitc.errors import BrokenFileError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # top, left, height, width, in pixels
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
@@ -93,14 +90,14 @@ class Header(NamedTuple):
 def header(data: bytes) -> Header | None:
     """Of an image file's bytes, without its pixels; None: not an image in a supported format."""
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
+        with quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
             kind = "JPEG" if image.format == "MPO" else str(image.format)
             animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
             transparent = image.mode in ("P", "L", "RGB") and "transparency" in image.info
             mode = image.mode + ("+transparency" if transparent else "")
             # The metadata of a PNG may follow its pixels, which Pillow decodes to look there.
             plain = kind == "PNG" and not any(name in data for name in _PNG_METADATA)
-            bits, turn = _bits(image, data), 1 if plain else _orientation(image)
+            bits, turn = _bits(image, data), 1 if plain else orientation_of(image)
             return Header(kind, mode, image.height, image.width, animated, bits, turn)
     except Exception:  # Pillow's readers raise nearly anything on garbage
         return _rare_header(data)
@@ -115,7 +112,7 @@ def stated_size(data: bytes) -> tuple[str, int, int] | None:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
             return "JPEG", int(height), int(width)
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
+        with quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
             return str(image.format), image.height, image.width
     except Exception:  # as above
         rare = _rare_header(data)
@@ -145,9 +142,9 @@ def read_opened(image: Image.Image, in_chans: int, name: str) -> Pixels:
         why = "it is a TIFF of a layout that Pillow, which loaded it, does not read right"
         raise unsupported(name, why, "Give the path of the file.")
     try:
-        with _quiet_pillow():
+        with quiet_pillow():
             image.load()
-        pixels = _upright(pixels_of(image, name), _turn(_orientation(image)))
+        pixels = turned(pixels_of(image, name), turn_of(orientation_of(image)))
     except BrokenFileError:
         raise
     except Exception as e:  # Pillow's decoders raise nearly anything on garbage
@@ -164,7 +161,7 @@ def _not_loaded(image: Image.Image) -> bytes | None:
     file.seek(0)
     data: bytes = file.read()
     file.seek(before)
-    with _quiet_pillow(), Image.open(io.BytesIO(data)) as again:
+    with quiet_pillow(), Image.open(io.BytesIO(data)) as again:
         as_opened = (again.size, again.mode) == (image.size, image.mode)  # or it is a `draft`
     return data if as_opened else None
 
@@ -213,7 +210,7 @@ def _jpeg(data: bytes, in_chans: int, name: str) -> tuple[Pixels, str]:
         return _by_pillow(data, name, ("JPEG",)), "" if _is_harmless(str(e)) else str(e)
     if inks:
         pixels = _in_slabs(_from_inks, pixels, 3)
-    return _upright(pixels, _turn(_jpeg_orientation(data))), ""
+    return turned(pixels, turn_of(jpeg_orientation(data))), ""
 
 
 def _from_inks(stored: Pixels) -> Pixels:
@@ -229,78 +226,7 @@ def _is_harmless(warning: str) -> bool:
     return _HARMLESS.search(warning) is not None
 
 
-def _has_metadata(data: bytes) -> bool:
-    """Whether an APP1 segment (EXIF or XMP) precedes the picture."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        marker = data[at + 1]
-        if marker in (0xE1, 0xDA):
-            return marker == 0xE1
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """1 … 8. Only files with EXIF or XMP pay for Pillow's reading of the header."""
-    if not _has_metadata(data):
-        return 1
-    try:
-        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return _orientation(image)
-    except Exception:  # damaged metadata; the pixels are good
-        return 1
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's readers raise nearly anything on garbage
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-class _Turn(NamedTuple):
-    """How stored rows and columns become upright: swapped, then each reversed or not."""
-
-    swap: bool
-    rows: bool
-    columns: bool
-
-
-def _turn(orientation: int) -> _Turn:
-    """Of an EXIF orientation (EXIF 2.3, tag 0x0112)."""
-    return _Turn(
-        orientation in (5, 6, 7, 8), orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    )
-
-
-def _upright(pixels: Pixels, turn: _Turn) -> Pixels:
-    if turn.swap:
-        pixels = pixels.swapaxes(0, 1)
-    return pixels[:: -1 if turn.rows else 1, :: -1 if turn.columns else 1]
-
-
 # --------------------------------------------------------------------------------- other formats
-
-
-_lock = threading.Lock()  # warnings.catch_warnings replaces a list that all threads share
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it forever
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
-@contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Without Pillow's warnings, all on files that it then reads or rejects."""
-    with _lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _tiff(data: bytes, name: str) -> Pixels:
@@ -314,13 +240,13 @@ def _tiff(data: bytes, name: str) -> Pixels:
         except BrokenFileError as e:
             if stored is None or e.kind != "no image":  # Pillow lacks some in big-endian order
                 raise
-    return _upright(tiff.read(data, stored, name), _turn(stored.orientation))
+    return turned(tiff.read(data, stored, name), turn_of(stored.orientation))
 
 
 def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
     """uint8 (H, W, C) with the file's own 1, 3 or 4 channels."""
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
+        with quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
             check_size(*image.size, name)
             if image.format == "PNG":  # checksums and the end, which `load` may not reach
                 with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
@@ -330,7 +256,7 @@ def _by_pillow(data: bytes, name: str, formats: tuple[str, ...]) -> Pixels:
             pixels = rgb_with_key(image, data)
             if pixels is None:
                 pixels = pixels_of(image, name)
-            return _upright(pixels, _turn(_orientation(image)))
+            return turned(pixels, turn_of(orientation_of(image)))
     except BrokenFileError:
         raise
     except UnidentifiedImageError as e:
@@ -436,7 +362,7 @@ def _jpeg_cut(
     if stored.upper() in ("CMYK", "YCCK") or long < 2 * max(size) or short < 2 * min(size):
         return None  # before looking for metadata: most photos in data sets are small
     check_size(int(width), int(height), name)
-    turn = _turn(_jpeg_orientation(data))
+    turn = turn_of(jpeg_orientation(data))
     if turn.swap:
         height, width = width, height
     top, left, high, wide = box(int(height), int(width))
@@ -455,7 +381,7 @@ def _jpeg_cut(
         return None
     if frame.shape[:2] != least:
         return None
-    frame = _upright(frame, turn)
+    frame = turned(frame, turn)
     # A frame's last row may cover fewer rows than the others; when mirrored, it comes first.
     shift = [
         (-length % factor) / factor if mirrored else 0.0

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from vitc.data.decode import Pixels
+from vitc.data.store import Pixels
 
 BITS = 64
 NEAR_BITS = 4  # of 64

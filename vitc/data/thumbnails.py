@@ -23,9 +23,7 @@ def read_small(split: Split, index: int, side: int) -> Pixels:
     found = header(stored) if isinstance(stored, bytes) and is_jpeg(stored) else None
     if found is not None and min(found.height, found.width) > 2 * side:
         assert isinstance(stored, bytes)
-        high, wide = found.height, found.width
-        if found.orientation >= 5:  # stored on its side
-            high, wide = wide, high
+        high, wide = found.upright
         scale = side / max(high, wide)
         size = max(1, round(high * scale)), max(1, round(wide * scale))
         cut = read_cut(stored, 3, split.names[index], _whole, size)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vitc.data.augment.device import to_device
 from vitc.data.config import AugmentConfig, DataConfig
-from vitc.data.decode import Box, Pixels, crop_resize, read_cut, read_image, resize, to_channels
+from vitc.data.decode import Box, crop_resize, read_cut, read_image, resize, to_channels
 from vitc.data.preprocessing import Fit
 from vitc.data.sampling import BatchPlan, Place, power_of
-from vitc.data.store import Stored
+from vitc.data.store import Pixels, Stored
 from vitc.errors import ConfigError
 
 CROP_TRIES = 10  # for a random resized crop before the middle is taken, as in pycls

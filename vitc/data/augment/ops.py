@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vitc.data.augment import ops_pillow, ops_torch
 from vitc.data.augment.device import to_device
+from vitc.data.store import Pixels
 
-Pixels = NDArray[np.uint8]
 Matrix = tuple[float, float, float, float, float, float]
 Codes = NDArray[np.int8]
 Args = NDArray[np.float64]

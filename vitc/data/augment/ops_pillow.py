@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-Pixels = NDArray[np.uint8]
+from vitc.data.store import Pixels
 
 FILL = (128, 128, 128, 0)  # behind a moved image: grey (EfficientNet's code), no opacity
 _RAMP = np.arange(256)
