@@ -14,7 +14,8 @@ from PIL import Image
 
 import vitc
 from vitc.cli.main import main
-from vitc.deploy.against import ModelComparison, comparison_page, write_comparison
+from vitc.deploy.against import ModelComparison, comparison_page, images_csv, write_comparison
+from vitc.deploy.evaluation import Evaluation
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
 from vitc.training.loop import run as train
@@ -117,6 +118,15 @@ def test_the_page_shows_where_they_differ_and_hostile_names_have_no_power(
     rows = list(csv.DictReader(file.with_suffix(".csv").read_text().splitlines()))
     wins = sum(r["first"] == r["label"] != r["second"] for r in rows)
     assert (len(rows), wins) == (60, found.paired.only_a)
+
+
+def test_no_class_is_a_formula_in_a_spreadsheet(
+    found: ModelComparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluation, "classes", [f"=1+{i}" for i in range(len(found.a.classes))])
+    text = images_csv(found)
+    assert "=1+1" in text
+    assert not any(cell.startswith("=") for row in csv.reader(text.splitlines()) for cell in row)
 
 
 def test_the_command_prints_the_verdict_and_writes_the_page(

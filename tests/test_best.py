@@ -13,11 +13,17 @@ from torch import Tensor
 
 import vitc
 from vitc.config import RunConfig
+from vitc.deploy.card import results_of
+from vitc.deploy.live import one_line
+from vitc.deploy.show_run import run_page
 from vitc.errors import ConfigError
 from vitc.resolve import load_config
-from vitc.runs.checkpoint import load_weights_of
+from vitc.runs.checkpoint import TrainState, load_weights_of
 from vitc.runs.folder import BEST
+from vitc.training.best import forget_undone, keep_if_best
+from vitc.training.log import RunLog
 from vitc.training.loop import run
+from vitc.training.parallel import Processes
 from vitc.training.validate import Validation
 
 SCORES = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 90.0, 6: 95.0}  # top1 by epoch
@@ -35,7 +41,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Weights:
         line = real(self, provider)
         line["top1"] = SCORES[line["epoch"]]
         better = line["top1"] > before.get("top1", -1.0)
-        state.best = {"top1": line["top1"], "epoch": line["epoch"]} if better else before
+        best = {"top1": line["top1"], "epoch": line["epoch"], "step": state.step}
+        state.best = best if better else before
         state.last_eval = {k: v for k, v in line.items() if k != "kind"}
         weights[line["epoch"]] = {k: v.clone() for k, v in state.model.state_dict().items()}
         return line
@@ -74,12 +81,49 @@ def test_it_ends_and_keeps_the_best_which_is_marked(seen: Weights, tmp_path: Pat
     notes = vitc.evaluate(tmp_path / "run").notes
     assert any("best of 4 evaluations on these validation images" in note for note in notes)
     assert not any("best of" in n for n in vitc.evaluate(tmp_path / "run", split="test").notes)
+    results = results_of(tmp_path / "run", "ema")
+    assert results is not None
+    assert (results["top1"], results["step"]) == (30.0, 4)
+    assert "top1 30.00 %" in one_line(tmp_path / "run", run_page(tmp_path / "run"))
 
 
 def test_without_an_early_stop_the_best_is_kept_too(seen: Weights, tmp_path: Path) -> None:
     result = run(config(**{"train.patience": 5}), tmp_path / "run", quiet=True)
     assert list(seen) == [1, 2, 3, 4, 5, 6]
     assert (result.top1, result.summary["best_of"]) == (95.0, 6)
+
+
+def test_a_run_that_ended_early_and_was_killed_before_its_summary_takes_no_further_step(
+    seen: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "close", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(**{"train.patience": 2}), tmp_path / "run", quiet=True)
+    result = run(config(**{"train.patience": 2}), tmp_path / "run", quiet=True)
+    assert list(seen) == [1, 2, 3, 4]
+    assert (result.top1, result.summary["step"]) == (30.0, 8)
+
+
+def test_the_best_is_of_a_step_and_of_what_a_rollback_left(tmp_path: Path) -> None:
+    model = vitc.create_model("vit_c_tiny", num_classes=2)
+    state = TrainState(model, torch.optim.SGD(model.parameters()))
+    state.step, state.best = 10, {"top1": 40.0, "epoch": 1, "step": 10}
+    state.last_eval = {"top1": 40.0, "epoch": 1, "step": 10}
+    keep_if_best(tmp_path, state, dict(state.last_eval))
+    worse = {"top1": 30.0, "epoch": 1, "step": 12}  # at the end of the run's time
+    state.last_eval, kept = worse, (tmp_path / BEST).read_bytes()
+    keep_if_best(tmp_path, state, worse)
+    assert (tmp_path / BEST).read_bytes() == kept
+    forget_undone(tmp_path, state, Processes())
+    assert (tmp_path / BEST).exists()
+    state.step = 5
+    forget_undone(tmp_path, state, Processes())
+    assert not (tmp_path / BEST).exists()
+    assert state.best == {}
 
 
 @pytest.mark.slow

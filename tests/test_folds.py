@@ -144,6 +144,31 @@ def test_other_folds_in_a_folder_are_refused(
         vitc.train(images, tmp_path / "out", folds=2)
     with pytest.raises(vitc.errors.CheckpointError, match="has no runs"):
         vitc.Predictor(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"another config: optim\.lr: .* -> 0\.5"):
+        vitc.train(images, tmp_path / "out", folds=3, **{"optim.lr": 0.5})
+    _, notes = plan_folds(images, tmp_path / "out", (3, 1), 60.0, "scratch", {})
+    assert [note.split(" has no effect")[0] for note in notes[1:]] == ["--budget", "--start"]
+
+
+def test_a_folder_with_something_else_gets_no_folds(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is not empty, and holds no folds"):
+        vitc.train(images, tmp_path / "run", folds=2)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--split", "test"], ["--weights", "raw"], ["--skip-unknown-classes"]]
+)
+def test_options_that_cannot_take_effect_on_folds_are_refused(
+    words: list[str], images: Path, asked: list[Any], tmp_path: Path, capsys: Any
+) -> None:
+    from vitc.deploy.folds import plan_folds
+
+    plan_folds(images, tmp_path / "out", (2, 1), None, "auto", {})[0].write()
+    assert main(["evaluate", str(tmp_path / "out"), *words]) == 2
+    assert f"{words[0]} has no effect on folds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("folds", "seeds"), [(1, None), (None, 2), (3, 0)])

@@ -113,6 +113,20 @@ def test_images_left_out_for_want_of_time_are_trained_on_with_the_same_validatio
     (plan.out / "config.json").write_text(json.dumps(to_saved(plan.config)))
     monkeypatch.setattr(longer, "decoding_seconds", lambda *_, **__: 0.05)
     assert plan_training(short, None, 9.0, {}).config == plan.config  # which resumes it
+    other = plan_training(short, short.parent / "other", 9.0, {})
+    assert other.config.data.max_train is None
+    (short.parent / "other").mkdir()
+    (short.parent / "other" / "config.json").write_text(json.dumps(to_saved(plan.config)))
+    again = plan_training(short, short.parent / "other", 9.0, {})
+    assert (again.config, again.out) == (plan.config, short.parent / "other")
+
+
+def test_a_run_is_trained_longer_from_inside_its_folder(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short)
+    assert next_folder(Path(".")) == short.with_name("short_2")
+    assert next_folder(Path("../short")) == Path("../short_2")
 
 
 def test_a_limit_of_a_run_without_a_time_is_kept_and_noted(short: Path) -> None:

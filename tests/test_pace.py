@@ -76,6 +76,15 @@ def test_without_a_budget_a_step_counts_one() -> None:
     assert pace.most_steps == 20
 
 
+def test_a_run_that_was_ended_early_stays_ended_under_the_same_plan() -> None:
+    pace = Pace(20, None, Clock(), 0.0)
+    pace.end()
+    for steps, ended in ((20, True), (40, False)):
+        again = Pace(steps, None, Clock(), 0.0)
+        again.resume(json.loads(json.dumps(pace.state)), 8)
+        assert again.ended is ended
+
+
 def test_a_resumed_run_has_the_position_and_the_time_it_had() -> None:
     clock = Clock()
     pace = Pace(1000, 100.0, clock, clock.now)

@@ -492,7 +492,7 @@ def test_rows_go_to_parquet(trained: Path, photos: Path, tmp_path: Path, broken:
     assert rows[0]["class_1"] in CLASSES
     assert rows[-1]["class_1"] is None
     assert "torn.jpg" in rows[-1]["error"]
-    assert main([*words, "--features", "--out", str(out)]) == 1
+    assert main([*words[:-2], "--features", "--out", str(out)]) == 1
     assert len(parquet.read_table(out).to_pylist()[0]["features"]) == 64
 
 
@@ -512,5 +512,7 @@ def test_parquet_without_its_library_is_one_message(
 
 def test_the_command_refuses_two_forms_and_missing_files(trained: Path, capsys: Capture) -> None:
     assert main(["predict", str(trained), "x.jpg", "--json", "--csv", "y"]) == 2
+    assert main(["predict", str(trained), "x.jpg", "--features", "--topk", "2"]) == 2
+    assert "--topk has no effect with --features" in capsys.readouterr().err
     assert main(["predict", str(trained), "gone.jpg"]) == 2
     assert "no file gone.jpg" in capsys.readouterr().err

@@ -12,8 +12,9 @@ import pytest
 
 from tests.test_loop import lines, tiny
 from vitc.deploy.live import live_page
-from vitc.deploy.show_run import _uses, run_page
+from vitc.deploy.show_run import _progress, _uses, run_page
 from vitc.files import LOCK, read_json
+from vitc.resolve import load_config
 from vitc.runs.folder import HEARTBEAT, RunFolder
 from vitc.training import usage
 from vitc.training.loop import run
@@ -85,3 +86,12 @@ def test_a_gpu_is_shown_with_its_memory(trained: Path, tmp_path: Path) -> None:
     assert rows["processors"] == "8.0 of 8 cores: 1.0 computing, 7.0 loading images"
     assert rows["memory"] == "2.0 GB; GPU 97 % busy, 10.0 GB of 80.0 GB"
     assert "of matmul rate (MFU)" not in rows
+
+
+def test_the_time_left_of_a_budget_counts_what_was_spent_on_anything(tmp_path: Path) -> None:
+    config = load_config("debug", **{"train.budget_seconds": 100.0, "train.epochs": 2})
+    (tmp_path / "metrics.jsonl").touch()
+    train = {"kind": "train", "step": 5, "epoch": 1.0, "lr": 0.1, "seconds": 10.0}
+    pace = {"kind": "pace", "step": 5, "used_seconds": 70.0}
+    for metrics, left in (([train], "1 min 40 s"), ([pace, train], "30 s")):
+        assert dict(_progress(tmp_path, config, metrics))["time left"].startswith(f"about {left}")

@@ -59,6 +59,15 @@ def run(args: Namespace) -> int:
     if kind == "folds" and args.data is None:
         from vitc.deploy.folds import Folds, out_of_fold
 
+        own = {"--split": args.split, "--allow-changed-data": args.allow_changed_data}
+        own |= {"--skip-unknown-classes": args.skip_unknown_classes}
+        own |= {"--weights": args.weights != "ema"}
+        if idle := next((name for name, given in own.items() if given), None):
+            raise ConfigError(
+                f"{idle} has no effect on folds: each of their images is measured, by the weights "
+                "that are deployed.",
+                "Leave it out, or evaluate one of the runs in that folder.",
+            )
         found = out_of_fold(Folds.read(args.run_folder), args.device)
     else:
         found = evaluate(
@@ -125,6 +134,7 @@ def _words(args: Namespace) -> list[str]:
     words += ["--against", str(args.against)] if args.against is not None else []
     words += ["--split", args.split] if args.split is not None else []
     words += ["--weights", args.weights] if args.weights != "ema" else []
+    words += ["--allow-changed-data"] if args.allow_changed_data else []
     words += ["--skip-unknown-classes"] if args.skip_unknown_classes else []
     words += ["--report", str(args.report)] if args.report is not None else []
     return words

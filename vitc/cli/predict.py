@@ -30,7 +30,7 @@ def options(parser: Parser) -> None:
     add("run_folder", metavar="RUN", type=Path, help=about)
     about = "images, or folders of images; - reads their names from stdin, one a line"
     add("paths", nargs="+", metavar="PATH", help=about)
-    add("--topk", metavar="K", type=count, default=1, help="classes per image (default: 1)")
+    add("--topk", metavar="K", type=count, help="classes per image (default: 1)")
     about = "write the rows to a .csv, .jsonl or .parquet file"
     add("--out", metavar="FILE", type=Path, help=about)
     add("--csv", metavar="FILE", type=Path, help="write a table to this file, whatever its name")
@@ -47,6 +47,8 @@ def run(args: Namespace) -> int:
 
     if sum((args.json, args.csv is not None, args.out is not None)) > 1:
         raise ConfigError("--json, --csv and --out exclude each other.", "Choose one of them.")
+    if args.features and args.topk is not None:
+        raise ConfigError("--topk has no effect with --features.", "Leave one of them out.")
     out, form = args.csv or args.out, "json" if args.json else "csv" if args.csv else "table"
     if args.out is not None:
         if args.out.suffix not in SUFFIXES:
@@ -58,7 +60,7 @@ def run(args: Namespace) -> int:
     for text in predictor.notes:
         note(text)
     with _file(out, form) if out else contextlib.nullcontext(sys.stdout) as stream:
-        broken = report(predictor, files, args.topk, form, stream, note, args.features)
+        broken = report(predictor, files, args.topk or 1, form, stream, note, args.features)
     if out is not None:
         emit(f"{counted(len(files) - broken, 'image')} -> {out}")
     if broken:

@@ -22,7 +22,7 @@ from vitc.runs.results import AGAINST
 from vitc.stats.paired import PairedAccuracy, compare_accuracy
 from vitc.training.measured import same_images
 from vitc.views.model import Bullets, Heading, Page, Part, Table, Text, Thumbnail, Thumbnails
-from vitc.wording import counted, short
+from vitc.wording import counted, no_formula, short
 
 SHOWN, BOTH_WRONG = 24, 12  # images of each kind, as pictures
 
@@ -228,5 +228,5 @@ def images_csv(c: ModelComparison) -> str:
             for e, answer in zip((c.a, c.b), best, strict=True)
             for value in (e.classes[int(answer[i])], float(e.probabilities[i, answer[i]]))
         ]
-        rows.writerow([name, c.a.classes[int(c.a.labels[i])], *answers])
+        rows.writerow(map(no_formula, [name, c.a.classes[int(c.a.labels[i])], *answers]))
     return out.getvalue()

@@ -129,14 +129,19 @@ def _text(value: object) -> str:
 
 
 def results_of(run: Path, weights: str) -> dict[str, Any] | None:
-    """The last validation of a finished run's EMA or raw weights; None: there was none.
+    """The validation of a finished run's EMA or raw weights; None: there was none.
 
     Percent, with Wilson's 95 % interval.
     """
     files = Run(run)
     summary = files.summary
     evals = [m for m in files.metrics("eval") if m.get("split", "val") == "val"]
-    if summary.get("status") != "done" or not evals or evals[-1]["step"] != summary.get("step"):
+    if summary.get("best_of"):  # the weights of an earlier evaluation were kept
+        names = ("top1", "top1_raw", "top5")
+        evals = [m for m in evals if all(m.get(k) == summary.get(k) for k in names)][:1]
+    elif evals and evals[-1]["step"] != summary.get("step"):
+        return None
+    if summary.get("status") != "done" or not evals:
         return None
     last, suffix = evals[-1], "" if weights == "ema" else "_raw"
     top1, n = _number(last.get(f"top1{suffix}")), _number(last.get("n"))

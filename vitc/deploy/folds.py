@@ -10,6 +10,7 @@ The folder is a classifier: the mean of the probabilities of all its runs.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitc.config import RunConfig, from_saved, to_saved
+from vitc.config import RunConfig, from_saved, leaves, to_saved
 from vitc.errors import ConfigError, DataError
-from vitc.files import read_json, write_json
+from vitc.files import LOCK, read_json, write_json
 from vitc.resolve import FOLDS, load_config
 from vitc.runs.folder import Run
 from vitc.runs.results import REPORT
@@ -93,14 +94,37 @@ def plan_folds(
                 f"{out} holds {found.count} folds of {place}, not {folds} of {images}.",
                 "Choose another --out, or repeat the command with those.",
             )
-        more = replace(found, seeds=max(seeds, found.seeds))
-        return more, [f"{out} holds these folds: what is unfinished is trained, as it was planned."]
+        _refuse_changes(found, settings)
+        notes = [f"{out} holds these folds: what is unfinished is trained, as it was planned."]
+        if budget is not None:
+            notes.append("--budget has no effect: the runs' length was chosen when they started.")
+        if start != "auto":
+            notes.append("--start has no effect: the runs have started already.")
+        if seeds < found.seeds:
+            notes.append(f"--seeds {seeds} has no effect: there are {found.seeds} already.")
+        return replace(found, seeds=max(seeds, found.seeds)), notes
+    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {LOCK}):
+        raise ConfigError(
+            f"{out} is not empty, and holds no folds.", "Choose another --out for them."
+        )
     own = {"data.test_fraction": 0.0, **settings, "data.folds": folds}
     each = None if budget is None else budget / (folds * seeds)
     proposal = propose(images, each, own, start)
     runs = counted(folds * seeds, "run")
     note = f"folds: {folds}, {counted(seeds, 'seed')} — {runs} of the length below"
     return Folds(out, proposal.config, seeds), [note, *proposal.lines]
+
+
+def _refuse_changes(found: Folds, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError: `settings` are other ones than those that the folds share."""
+    before, now = leaves(found.config), leaves(load_config(found.config, **settings))
+    if other := [k for k in before.keys() | now.keys() if before.get(k) != now.get(k)]:
+        raise ConfigError(
+            f"{found.path} holds folds of another config: "
+            + ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(other)[:5])
+            + ".",
+            "Choose another --out, or repeat the command without these settings.",
+        )
 
 
 def train_folds(folds: Folds, command: str) -> tuple[Evaluation, Path, dict[str, Any]]:

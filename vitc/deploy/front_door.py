@@ -162,8 +162,8 @@ def plan_training(
 
         finished = Run(Path(name)).status == "done"
         if budget is not None or (finished and "train.epochs" in flat_values(settings)):
-            config, default, notes = longer(Path(name), budget, settings)
-            return Plan(config, place or default, tuple(notes))
+            config, where, notes = longer(Path(name), budget, settings, place)
+            return Plan(config, where, tuple(notes))
     if budget is not None and (name is None or kind is not None):
         raise ConfigError(
             f"--budget has no effect here: {name or 'a config'} is not a folder of images.",

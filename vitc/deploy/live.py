@@ -85,14 +85,15 @@ def bars(values: Sequence[float], width: int = WIDTH) -> str:
 def one_line(path: Path, shown: Page) -> str:
     """The state in one line, for a pipe or a file."""
     values: dict[str, Any] = shown.values
-    evals = values["evals"]
-    loss = [m["loss"] for m in Run(path).metrics("train")][-1:]
+    run = Run(path)
+    top1 = [run.top1] if run.status == "done" else [e.get("top1") for e in values["evals"][-1:]]
+    loss = [m["loss"] for m in run.metrics("train")][-1:]
     return "  ".join(
         [
             f"step {values['step']:,}",
             str(values["status"]),
             *(f"loss {v:.3f}" for v in loss if v is not None),
-            *(f"top1 {e['top1']:.2f} %" for e in evals[-1:] if e.get("top1") is not None),
+            *(f"top1 {v:.2f} %" for v in top1 if v is not None),
         ]
     )
 

@@ -101,6 +101,7 @@ def _progress(
         used, done = now.get("seconds") or 0.0, (now.get("epoch") or 0.0) / config.train.epochs
         budget = config.train.budget_seconds
         if budget is not None:
+            used = max([0.0, *(m["used_seconds"] for m in metrics if m["kind"] == "pace")])
             rows.append(("time left", f"about {duration(budget - used)}, of its budget"))
         elif done > 0:
             left = used * (1 - done) / done

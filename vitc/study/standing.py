@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitc.errors import CheckpointError, ConfigError
+from vitc.files import writer_of
 from vitc.runs.folder import CONFIG, SUMMARY, Run
 from vitc.study.design import TUNING, Plan, Trial
 from vitc.study.kept import disk_line
@@ -48,9 +49,15 @@ def standing(folder: StudyFolder, plan: Plan) -> Standing:
             counts["waiting"] += 1
             continue
         run = runs[trial.id] = _run_in(path)
-        counts[run.status] += 1
+        counts[_status(run)] += 1
         seconds += float(run.summary.get("train_seconds") or 0.0)
     return Standing(len(trials), counts, seconds, runs)
+
+
+def _status(run: Run) -> str:
+    """Of a trial; one whose process is gone without an end is interrupted."""
+    gone = run.status == "running" and writer_of(run.path)[1] is False
+    return "interrupted" if gone else run.status
 
 
 def _run_in(path: Path) -> Run:
@@ -94,7 +101,7 @@ def _status_lines(folder: StudyFolder) -> list[str]:
             continue
         metrics = run.metrics("train")
         step = metrics[-1]["step"] if metrics else 0
-        lines.append(f"  {run.status}: {trial.label}, step {step}, {folder.trial(trial)}")
+        lines.append(f"  {_status(run)}: {trial.label}, step {step}, {folder.trial(trial)}")
     for trial in trials:
         run = now.runs.get(trial.id)
         if run is not None and run.status == "failed":

@@ -18,11 +18,12 @@ from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import BEST
 from vitc.runs.tensors import opened, read_tensors, write_tensors
 from vitc.training.linear_probe import kept_start
+from vitc.training.parallel import Processes
 
 
 def keep_if_best(checkpoints: Path, state: TrainState, line: dict[str, Any]) -> None:
     """Save the weights and their average after an evaluation that is better than all before it."""
-    if state.best.get("epoch") != line["epoch"]:
+    if state.best.get("step") != line["step"]:  # an epoch may have two, at its end and the run's
         return
     tensors = {
         f"{i}.{k}": v for i, m in enumerate(_models(state)) for k, v in m.state_dict().items()
@@ -36,6 +37,18 @@ def without_patience(state: TrainState, patience: int, every: int) -> bool:
     """Whether the last `patience` evaluations, one every so many epochs, were no better than the
     best before them."""
     return bool(state.last_eval["epoch"] - state.best["epoch"] >= patience * every)
+
+
+def return_to_better(
+    checkpoints: Path, state: TrainState, evaluations: int | None
+) -> tuple[list[str], dict[str, Any] | None]:
+    """Load better weights than the last, if there are any; notes, and what they reach as a line of
+    metrics.jsonl where that has no such line. `evaluations`: how many there were, with patience."""
+    notes = [return_to_best(checkpoints, state, evaluations) if evaluations is not None else None]
+    before = state.last_eval.get("top1")
+    notes.append(return_to_start(checkpoints, state, evaluations or 1))
+    probed = state.last_eval.get("top1") != before
+    return list(filter(None, notes)), {"kind": "eval", **state.last_eval} if probed else None
 
 
 def return_to_best(checkpoints: Path, state: TrainState, evaluations: int) -> str | None:
@@ -56,9 +69,24 @@ def return_to_best(checkpoints: Path, state: TrainState, evaluations: int) -> st
     )
 
 
-def return_to_start(checkpoints: Path, state: TrainState) -> str | None:
-    """Load the linear probe that the run started from, if validation prefers it; returns a note.
-    None: there is none to choose."""
+def forget_undone(checkpoints: Path, state: TrainState, procs: Processes) -> None:
+    """After a return to an earlier step: best weights from after it are none of this run. Those
+    before them were not kept, so the next evaluation is the best."""
+    file = checkpoints / BEST
+    if not file.exists():
+        return
+    with opened(file) as kept:
+        undone = json.loads(kept.metadata()["val"])["step"] > state.step
+    procs.wait()
+    if undone:
+        state.best = {}
+        if procs.first:
+            file.unlink()
+
+
+def return_to_start(checkpoints: Path, state: TrainState, evaluations: int) -> str | None:
+    """Load the linear probe that the run started from, if validation prefers it to weights chosen
+    among so many evaluations; returns a note. None: there is none to choose."""
     tuned = state.last_eval.get("top1")
     start = None if tuned is None else kept_start(checkpoints)
     if start is None or tuned is None:
@@ -66,7 +94,7 @@ def return_to_start(checkpoints: Path, state: TrainState) -> str | None:
     tensors, result = start
     probed = result["top1"]
     scores = f"on validation: the linear probe {probed:.2f} %, fine-tuned {tuned:.2f} %"
-    state.last_eval["best_of"] = 2
+    state.last_eval["best_of"] = evaluations + 1
     if probed <= tuned:
         return f"kept the fine-tuned weights; {scores}"
     for model in _models(state):

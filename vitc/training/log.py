@@ -43,7 +43,19 @@ class RunLog:
         self.limit_noted = False
         self.loss_noted = False
         self.spent = Spent()
+        self.broken: set[str] = set()  # files that training skipped
         self.steps = setup.steps  # of the whole run, as far as is known
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint, so that totals are of the whole run."""
+        broken = {"broken": sorted(self.broken)} if self.broken else {}
+        return {"spent": self.spent.whole(), **broken}
+
+    def resume(self, kept: Mapping[str, Any]) -> None:
+        """Resume with what `kept` gave then."""
+        self.spent.earlier = kept.get("spent", {})
+        self.broken = set(kept.get("broken", ()))
 
     def metric(self, line: Mapping[str, Any]) -> None:
         """Write a line to metrics.jsonl, and its numbers to the run's tracker."""
@@ -65,6 +77,13 @@ class RunLog:
         if text not in self.noted:
             self.noted.add(text)
             self.note(text)
+
+    def broken_file(self, state: TrainState, name: str) -> None:
+        """Training skips this file, which counts once."""
+        if name not in self.broken:
+            self.broken.add(name)
+            state.skipped += 1
+            self.note(f"skipped broken file {name}, in this and every later epoch")
 
     def _note_lost_output(self) -> None:
         """Once, in events.log: the run does not depend on its terminal."""

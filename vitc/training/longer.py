@@ -32,10 +32,10 @@ KEPT = ("model", "data", "init")  # settings that would make it another run
 
 
 def longer(
-    run: Path, budget: float | None, settings: Mapping[str, Any]
+    run: Path, budget: float | None, settings: Mapping[str, Any], out: Path | None = None
 ) -> tuple[RunConfig, Path, list[str]]:
     """The config of a run that trains `run` longer, for train.epochs more of `settings` or for
-    `budget` seconds; where it is kept; and why it is so.
+    `budget` seconds; where it is kept (None: beside it); and why it is so.
 
     Raises ConfigError: `run` has not finished, or `settings` would change the model or images.
     """
@@ -51,7 +51,8 @@ def longer(
             "images.",
             f"For others: vitc train IMAGES --init {shlex.quote(str(run))}",
         )
-    images, limit, limited = _images(folder, before, own, budget)
+    place = next_folder(run) if out is None else out
+    images, limit, limited = _images(folder, before, own, budget, place)
     length, often = _length(folder, before, images, own, budget)
     epochs = length["train.epochs"]
     chosen: dict[str, Any] = {
@@ -83,14 +84,14 @@ def longer(
         f"schedule: {config.optim.schedule.warmup(epochs):g} epochs of warm-up, then "
         f"{config.optim.schedule.summary} — because {ended}",
     ]
-    return config, next_folder(run), notes
+    return config, place, notes
 
 
 # -- how many images -------------------------------------------------------------------------------
 
 
 def _images(
-    run: Run, before: RunConfig, own: Mapping[str, Any], budget: float | None
+    run: Run, before: RunConfig, own: Mapping[str, Any], budget: float | None, place: Path
 ) -> tuple[int, dict[str, Any], list[str]]:
     """How many images are trained on; a setting and a note where the run was given a part of them.
 
@@ -109,7 +110,7 @@ def _images(
         return recorded, {}, [f"{what}: {used:,} — {because}"]
     whole = load_config(before, **{**own, LIMIT: None})
     train = _train_images(whole)
-    most = _begun(run.path)
+    most = _begun(run.path, place)
     if most is None:
         most = len(train) if budget is None else max(used, _decodable(whole, train, budget))
     because = f"because the {used:,} of {run.path} were for its time; --{LIMIT} {used} keeps them"
@@ -130,10 +131,9 @@ def _decodable(config: RunConfig, train: Split, budget: float) -> int:
     return int(DECODE_SHARE * budget / each) if each else len(train)
 
 
-def _begun(run: Path) -> int | None:
-    """How many images the run uses that trains `run` longer, if it has begun; None: all, or it has
-    not. Decoding takes another time at each look, and the same command is to resume it."""
-    place = next_folder(run)
+def _begun(run: Path, place: Path) -> int | None:
+    """How many images the run in `place` uses that trains `run` longer, if it has begun; None: all,
+    or it has not. Decoding takes another time at each look, and the same command is to resume."""
     if not (place / CONFIG).is_file():
         return None
     config = read_config(place)
@@ -190,6 +190,7 @@ def _evaluation_seconds(run: Run) -> float:
 
 def next_folder(run: Path) -> Path:
     """`runs/photos_2` of `runs/photos`, `runs/photos_3` of that."""
+    run = run if run.name not in ("", "..") else run.resolve()
     numbered = re.fullmatch(r"(.+)_([1-9]\d{0,5})", run.name)
     name, number = (run.name, 1) if numbered is None else (numbered[1], int(numbered[2]))
     return run.with_name(f"{name}_{number + 1}")

@@ -26,7 +26,7 @@ from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import Run, RunFolder
 from vitc.runs.images import images_of_weights, leaks
 from vitc.runs.writer import Writer
-from vitc.training.best import keep_if_best, return_to_best, return_to_start, without_patience
+from vitc.training.best import forget_undone, keep_if_best, return_to_better, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.compiling import compiled_steps, with_compile
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device
@@ -188,7 +188,7 @@ def resume(
             state.ema.module.load_state_dict(state.model.state_dict())
         return {}
     extra = state.load(found)
-    log.spent.earlier = extra.get("spent", {})
+    log.resume(extra)
     pace.resume(extra, state.step)
     folder.cut_back(state.step)
     threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
@@ -304,8 +304,7 @@ class Trainer:
             for line in profile.step():
                 self.log.note(line)
             for name in (name for micro in micros for name in micro.skipped):
-                state.skipped += 1
-                self.log.note_once(f"skipped broken file {name}, in this and every later epoch")
+                self.log.broken_file(state, name)
 
             logging = state.step % t.log_every_steps == 0
             epoch, within = divmod(state.step, setup.steps_per_epoch)
@@ -373,6 +372,7 @@ class Trainer:
         used = self.pace.seconds()
         self.pace.resume(self.guard.roll_back(), self.state.step)
         self.pace.used = used  # time that was spent stays spent
+        forget_undone(self.folder.checkpoints, self.state, self.setup.procs)
         self.saved_at = time.monotonic()
         self._save(wait=True)
         self.folder.cut_back(self.state.step)
@@ -391,6 +391,7 @@ class Trainer:
         line = self.validation.measure(batches.provider)
         self.unevaluated = line is None
         if line is None:
+            self._evaluated()
             self._stop()
         self.pace.reserve = SAVING_SECONDS + self.pace.seconds() - before
         for name in self.validation.batches.skipped:
@@ -398,6 +399,10 @@ class Trainer:
         self.log.eval_line(line)
         self._stop_early(line)
         train_mode(self.state.model)
+        self._evaluated()
+
+    def _evaluated(self) -> None:
+        """The time since it was counted was spent on an evaluation."""
         self.counted_until = time.monotonic()
         self.log.spent.lap("evaluation")
 
@@ -418,18 +423,15 @@ class Trainer:
             self.pace.end()
 
     def _keep_best(self) -> None:
-        """Return to better weights than the last: those of the best evaluation with train.patience,
-        those of the linear probe that the run started from."""
-        state, checkpoints = self.state, self.folder.checkpoints
+        """Return to better weights than the last, if there are any."""
+        evaluations = None
         if self.setup.config.train.patience is not None:
             self.setup.procs.wait()
             evaluations = len(Run(self.folder.path).metrics("eval"))
-            if note := return_to_best(checkpoints, state, evaluations):
-                self.log.note(note)
-        before = state.last_eval.get("top1")
-        if note := return_to_start(checkpoints, state):
-            if state.last_eval["top1"] != before:
-                self.log.eval_line({"kind": "eval", **state.last_eval})
+        notes, line = return_to_better(self.folder.checkpoints, self.state, evaluations)
+        if line is not None:
+            self.log.eval_line(line)
+        for note in notes:
             self.log.note(note)
 
     def _save(self, *, wait: bool = False) -> None:
@@ -459,7 +461,7 @@ class Trainer:
             "device": str(self.setup.device),
             "seed_order": self.setup.plan.seed_order,
             "seed_augment": self.setup.plan.seed_augment,
-            "spent": self.log.spent.whole(),
+            **self.log.kept,
             **({"unevaluated": True} if self.unevaluated else {}),
         }
 

@@ -43,6 +43,8 @@ class Pace:
     """Seconds until `counted`, a reading of the clock."""
     reserve: float = SAVING_SECONDS
     """Seconds kept for the last evaluation and checkpoint."""
+    stopped: bool = False
+    """It was ended before its plan."""
     marks: list[tuple[float, int]] = field(default_factory=list)
     """(seconds used, steps taken) at the start and at each re-planning."""
 
@@ -57,13 +59,19 @@ class Pace:
         if self.budget is not None and all(key in kept for key in KEYS):
             self.position, self.rate = float(kept["position"]), float(kept["rate"])
             self.used += float(kept["used"])
+        if kept.get("stopped") == self.steps:  # of this plan, not of a longer one
+            self.end()
 
     @property
     def state(self) -> dict[str, float]:
-        """For a checkpoint; nothing where a step counts one."""
+        """For a checkpoint; nothing where a step counts one and all that were planned are taken."""
+        stopped: dict[str, float] = {"stopped": self.steps} if self.stopped else {}
         if self.budget is None:
-            return {}
-        return dict(zip(KEYS, (self.position, self.rate, self.seconds()), strict=True))
+            return stopped
+        return {
+            **dict(zip(KEYS, (self.position, self.rate, self.seconds()), strict=True)),
+            **stopped,
+        }
 
     @property
     def most_steps(self) -> int:
@@ -76,7 +84,7 @@ class Pace:
 
     def end(self) -> None:
         """No step follows, whatever was planned."""
-        self.position = self.steps
+        self.position, self.stopped = self.steps, True
 
     def advance(self) -> None:
         """A step was taken."""

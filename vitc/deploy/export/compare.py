@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def compare(
         "top1_original": 100 * float(right[0].mean()),
         "top1_change": change.difference,
         "top1_interval": change.interval,
-        "size": sum(f.stat().st_size for f in file.parent.glob(f"{file.stem}.*")),
+        "size": sum(f.stat().st_size for f in file.parent.glob(f"{escape(file.stem)}.*")),
         "size_original": sum(t.numel() * t.element_size() for t in tensors),
         "latency": latencies(exported),
         "latency_original": latencies(original),
