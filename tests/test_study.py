@@ -198,7 +198,7 @@ def test_a_study_without_a_result_says_what_to_do_next(
     path = invented(tmp_path / "s", plan(), {0: {}, 1: {"status": "failed", "error": "boom"}}).path
     assert main(["study", "status", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "1 of 4 trials; 1 failed, 1 running, 2 waiting" in out
+    assert "1 of 4 trials; 1 failed, 1 interrupted, 2 waiting" in out
     assert "boom" in out
     assert out.splitlines()[-1].endswith("resume it with: vitc study this")
     assert main(["report", str(path)]) == 0
