@@ -123,8 +123,7 @@ def run(args: Namespace) -> int:
         if result.report is not None and Run(result.path).data.get("counts", {}).get("test"):
             emit(f"Once it is the run you choose: vitc evaluate {run_folder} --split test")
         file = shlex.quote(f"{plan.out.name}.onnx")
-        images = " --data FOLDER" if result.top1 is None else ""  # an export is compared on some
-        emit(f"Next: vitc predict {run_folder} IMAGE...; vitc export {run_folder} {file}{images}")
+        emit(f"Next: vitc predict {run_folder} IMAGE...; vitc export {run_folder} {file}")
     return 0
 
 

@@ -33,6 +33,8 @@ class Asked:
     split: str | None = None
     allow_changed_data: bool = False
     skip_unknown_classes: bool = False
+    trained_on: bool = False
+    """Whether the run's training images will do where it has no val."""
     others: str = "other images: vitc evaluate RUN FOLDER"
     """What to give where the split is missing, and how."""
 
@@ -73,7 +75,8 @@ def choose_images(model: Trained, asked: Asked) -> Measured:
     own = _own(model, asked)
     if own is not None:
         changed = _check_unchanged(model, own, asked, notes)
-        name = asked.split or "val"
+        fallback = "train" if asked.trained_on and "val" not in own.splits else "val"
+        name = asked.split or fallback
         data, split = own, _split_of(own, name, asked)
     else:
         changed = True

@@ -74,7 +74,8 @@ def export(
     form = format_of(out, format)
     o = _checked(options, form, out)
     classifier = Classifier.load(run, "cpu", o.weights)
-    asked = Asked(o.data, None, o.allow_changed_data, others=_others(run, out))
+    # Whether two models give the same answer can be seen on images that they were trained on, too.
+    asked = Asked(o.data, None, o.allow_changed_data, trained_on=True, others=_others(run, out))
     images = choose_images(classifier.training, asked)
     chosen = spread_over(images.split, o.images)
     before = answers_of(classifier, chosen)
