@@ -104,12 +104,29 @@ def test_every_process_makes_its_own_object(custom: Path) -> None:
         ("import numpy", "import nothing_such", "imported: line 2: ModuleNotFoundError"),
         ("self.height = height", "1 / 0", "cannot be built: line 10: ZeroDivisionError"),
         ("class", "cla$$", "invalid Python"),
+        ('("flat", "bright")', "2", "has the classes 2, which is no list"),
+        ('("flat", "bright")', '"ab"', "has the classes 'ab', which is no list"),
+        ("self.labels =", "self.labels = [0, 1] #", "labels that are a list"),
+        ("i % 2 for i in range(count)", "[0], [0, 1]", "not a list of integers"),
+        ("self.height =", 'self.names = ["ab"] * 20; self.height =', "names that are a list"),
+        ("self.height =", 'self.names = {"train": 3}; self.height =', "names 3, which is no list"),
+        (
+            "self.height =",
+            'self.names = {"train": ["a"]}; self.height =',
+            "20 train labels and 1",
+        ),
     ],
 )
 def test_invalid_custom_classes_are_refused(custom: Path, old: str, new: str, message: str) -> None:
     custom.write_text(CUSTOM.replace(old, new, 1))
     with pytest.raises(VitcError, match=message):
         open_data(load_config("debug", data=f"{custom}:Stripes").data)
+
+
+def test_names_of_none_are_as_without_them(custom: Path) -> None:
+    custom.write_text(CUSTOM.replace("self.height =", "self.names = None; self.height =", 1))
+    data = open_data(load_config("debug", data=f"{custom}:Stripes").data)
+    assert data.splits["train"].names[3] == "train/3"
 
 
 def test_the_example_of_the_page_on_sources_is_a_source(

@@ -5,6 +5,7 @@ How its class is trusted and imported: `vitc.plugins`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from vitc.errors import BrokenFileError, ConfigError, DataError, VitcError
 from vitc.plugins.consent import name_class
 from vitc.plugins.load import build, load
 from vitc.plugins.names import SOURCE, Custom, class_parts, is_path, locate, sha
+from vitc.wording import short
 
 MOST_READ = 20_000  # images that are read once to identify them; reading one may take any time
 
@@ -61,12 +63,7 @@ class CustomSource(Source):
         made, where = _made(config), str(config.path)
         sha256 = sha(locate(_custom(config))[1])
         config = replace(config, path_sha256=sha256)  # every process makes it from these bytes
-        classes = tuple(_attribute(made, "classes", where))
-        if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
-            raise DataError(
-                f"{where} has the classes {some(map(str, classes), 5)}; they must be two "
-                "or more different strings."
-            )
+        classes = _classes(made, where)
         labels = _labels(made, classes, where)
         names = _names(made, labels, where)
         store = CustomStore(config, labels, names, made)
@@ -147,9 +144,25 @@ class CustomStore:
         )
 
 
+def _classes(made: Any, where: str) -> tuple[str, ...]:
+    classes = _listed(_attribute(made, "classes", where))
+    if classes is None:
+        raise DataError(
+            f"{where} has the classes {short(repr(made.classes), 80)}, which is no list; they must "
+            "be two or more different strings.",
+            'For example: classes = ("healthy", "ill")',
+        )
+    if not all(isinstance(c, str) for c in classes) or len(set(classes)) < max(2, len(classes)):
+        raise DataError(
+            f"{where} has the classes {some(map(str, classes), 5)}; they must be two "
+            "or more different strings."
+        )
+    return tuple(classes)
+
+
 def _labels(made: Any, classes: Sequence[str], where: str) -> dict[str, Ints]:
     """int64 (n,) of each split, in the order of SPLITS."""
-    given = dict(_attribute(made, "labels", where))
+    given = _of_splits(_attribute(made, "labels", where), "labels", "[0, 1, ...]", where)
     if "train" not in given or not given.keys() <= set(SPLITS):
         raise DataError(
             f"{where} has labels of the splits {some(map(str, given))}; 'train' is "
@@ -157,7 +170,10 @@ def _labels(made: Any, classes: Sequence[str], where: str) -> dict[str, Ints]:
         )
     found = {}
     for split in [name for name in SPLITS if name in given]:
-        labels = np.asarray(given[split])
+        try:
+            labels = np.asarray(given[split])
+        except ValueError:  # lists of different lengths
+            labels = np.zeros((0, 0))
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
             raise DataError(
                 f"{where} has {split} labels that are not a list of integers (one per image)."
@@ -173,14 +189,43 @@ def _labels(made: Any, classes: Sequence[str], where: str) -> dict[str, Ints]:
 
 def _names(made: Any, labels: dict[str, Ints], where: str) -> Names:
     """One for each image, split after split: the source's own, or `train/0` and so on."""
-    named = dict(getattr(made, "names", {}))
+    given = getattr(made, "names", None)
+    named = {} if given is None else _of_splits(given, "names", '["scan 1", ...]', where)
     names: list[str] = []
     for split, of_split in labels.items():
-        own = [str(name) for name in named.get(split, ())]
+        listed = _listed(named.get(split, ()))
+        if listed is None:
+            raise DataError(
+                f"{where} has the {split} names {short(repr(named[split]), 80)}, which is no list.",
+                f"One for each of its {len(of_split):,} images.",
+            )
+        own = [str(name) for name in listed]
         if split in named and len(own) != len(of_split):
             raise DataError(f"{where} has {len(of_split):,} {split} labels and {len(own):,} names.")
         names += own or [f"{split}/{i}" for i in range(len(of_split))]
     return Names.of(names)
+
+
+def _of_splits(value: Any, name: str, example: str, where: str) -> dict[Any, Any]:
+    """A dict of the splits, as `labels` and `names` are. Raises DataError: something else."""
+    if callable(getattr(value, "keys", None)):
+        with contextlib.suppress(TypeError, ValueError):
+            return dict(value)
+    raise DataError(
+        f"{where} has {name} that are a {type(value).__name__}, {short(repr(value), 60)}; they "
+        "must be a dict with a list for each split.",
+        f'For example: {name} = {{"train": {example}}}; "val" and "test" are optional.',
+    )
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """The items of a list or the like; None: it is something else, such as a number or a string."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return list(value)
+    except TypeError:
+        return None
 
 
 def _attribute(made: Any, name: str, where: str) -> Any:
