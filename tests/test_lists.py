@@ -51,6 +51,41 @@ def test_csv_tsv_and_json_lines_say_the_same(tmp_path: Path) -> None:
     assert len({opened(file).fingerprint for file in (csv, tsv, jsonl)}) == 1
 
 
+def test_quotes_after_a_comma_and_a_space_are_no_part_of_a_name(tmp_path: Path) -> None:
+    lines = ['"in/{i}.png", "{c}"', "in/{i}.png, {c}", 'in/{i}.png , "{c}" ']
+    rows = [lines[i % 3].format(i=i, c="ab"[i % 2]) for i in range(6)]
+    data = opened(listed(tmp_path, '"path", "label"\n' + "\n".join(rows) + "\n \n"))
+    assert data.classes == ("a", "b")
+    assert data.splits["train"].labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("text", ['["a","b"]', "['a', 'b']", "a|b"])
+def test_several_labels_as_text_are_refused(tmp_path: Path, text: str) -> None:
+    rows = [f"in/{i}.png;{text if i > 3 else 'a'}" for i in range(6)]
+    with pytest.raises(DataError, match=r"gives 2 images several labels: 'in/4\.png' has"):
+        opened(listed(tmp_path, "path;label\n" + "\n".join(rows) + "\n"))
+
+
+def test_two_spellings_of_an_accent_are_one_class(tmp_path: Path) -> None:
+    labels = ("caf\u00e9", "cafe\u0301", "[x]")
+    rows = [f"in/{i}.png,{labels[i % 3]}" for i in range(6)]
+    data = opened(listed(tmp_path, "path,label\n" + "\n".join(rows) + "\n"))
+    assert data.classes == ("[x]", "caf\u00e9")
+    assert "are one class: 'caf\u00e9'." in " ".join(data.notes)
+
+
+def test_a_test_split_whose_labels_are_nan_is_left_out(tmp_path: Path) -> None:
+    file = listed(
+        tmp_path,
+        rows(
+            "path,label,split", "in/{i}.png,{l},{s}", l="a b a b nan nan", s="train " * 4 + "t t"
+        ).replace(",t\n", ",test\n"),
+    )
+    data = opened(file)
+    assert list(data.splits) == ["train"]
+    assert "The test split is left out" in " ".join(data.notes)
+
+
 def test_absolute_paths_and_other_columns_are_read(tmp_path: Path) -> None:
     rows = [f"{tmp_path}/in/{i}.png,{i % 2},{i % 3}" for i in range(6)]
     file = listed(tmp_path, "where,label,species\n" + "\n".join(rows))
@@ -255,6 +290,7 @@ def test_test_images_without_labels_are_left_out_and_others_refused(tmp_path: Pa
         (b"in/0.png 0\nin/1.png 1\n", "separated by a comma"),
         (b"in/0.png,a\nin/1.png,b\n", "put a line such as path,label above"),
         ("path,label\nin/0.png,a\n".encode("utf-16-le"), "Save it as UTF-8"),
+        ("path,label\nin/0.png,a\n".encode("utf-16") + b"x", "Save it as UTF-8"),
         (b"path,label\nC:\\x\\0.png,a\nC:\\x\\1.png,b\n", "relative to the list's folder"),
     ],
 )

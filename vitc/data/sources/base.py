@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +16,19 @@ from numpy.typing import NDArray
 from vitc.data.config import DataConfig
 from vitc.data.decode import read_image, to_channels
 from vitc.data.split_words import SPLITS
-from vitc.data.store import Ints, Names, Pixels, Store, Stored, name_key, sample_of, shown
+from vitc.data.store import (
+    Ints,
+    Names,
+    Pixels,
+    Store,
+    Stored,
+    label_codes,
+    name_key,
+    sample_of,
+    shown,
+)
 from vitc.errors import BrokenFileError, DataError, suggest
-from vitc.wording import counted, few
+from vitc.wording import counted, few, short
 
 JPEG_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif")
 PLAIN_SUFFIXES = ("png", "bmp", "dib", "gif", "webp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
@@ -201,6 +213,54 @@ def similar_classes(classes: Iterable[str]) -> list[str]:
     return [f"Classes with almost the same name: {some(doubtful, 6)}. Are they one?"]
 
 
+def label_text(text: str) -> str:
+    """A label in a table, list or tar as the name of its class; empty: nan, as pandas writes those
+    that are missing."""
+    text = name_key(text.strip())
+    return "" if text.lower() == "nan" else text
+
+
+def one_label_each(
+    where: str, images: Split, texts: Sequence[str], notes: list[str]
+) -> tuple[Split, list[str]]:
+    """Images whose labels are `texts` as a table, list or tar holds them, as those of `label_text`.
+
+    A note is added where spellings of one label differ. Raises DataError: several labels an image,
+    as `a|b` or an array.
+    """
+    several = np.array([_is_several(text) for text in texts], np.bool_)[images.labels]
+    if several.any():
+        first = int(np.flatnonzero(several)[0])
+        raise DataError(
+            f"{where} gives {counted(int(several.sum()), 'image')} several labels: "
+            f"{shown(images.names[first])!r} has {short(texts[images.labels[first]], 60)!r}.",
+            "Give each image one label: multi-label data is not supported. No class may have | in "
+            "its name.",
+        )
+    codes, names = label_codes(map(label_text, texts))
+    count = np.bincount(codes, minlength=len(names))
+    merged = [name for name, n in zip(names, count, strict=True) if name and n > 1]
+    if merged:
+        notes.append(
+            "Labels that differ only in spaces around them, or in how accents are stored, are one "
+            f"class: {some(merged)}."
+        )
+    return replace(images, labels=codes[images.labels]), names
+
+
+def _is_several(text: str) -> bool:
+    """Whether a label is `a|b`, or an array as JSON or Python writes it."""
+    if "|" in text:
+        return True
+    if not re.fullmatch(r"\s*\[.*\]\s*", text, re.DOTALL):
+        return False
+    for array in (text, text.replace("'", '"')):
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(array)
+            return True
+    return False
+
+
 def by_label(
     where: str,
     images: Split,
@@ -292,9 +352,9 @@ def _labelled(
         if count < total or not code:
             first = images.names[int(np.flatnonzero(without & (splits == code))[0])]
             raise DataError(
-                f"{where} has {counted(count, 'image')} without a label (empty or -1) in the "
-                f"{name} split, which has {total:,}: {shown(first)!r}.",
-                "Label them, or leave them out.",
+                f"{where} has {counted(count, 'image')} without a label (empty, nan or -1) in "
+                f"the {name} split, which has {total:,}: {shown(first)!r}.",
+                "Label them, or leave them out; a class named nan needs another name.",
             )
         notes.append(
             f"The {name} split is left out: its {counted(total, 'image')} have no labels; vitc "

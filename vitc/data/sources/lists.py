@@ -69,6 +69,7 @@ class List(base.Source):
         split = base.Split(codes[there], store.names, store=store, sizes=sizes[there])
         splits = np.array(listed.splits, np.int64)[there]
         notes = [*images.notes, *notes]
+        split, labels = base.one_label_each(str(file), split, labels, notes)
         return base.by_label(str(file), split, labels, splits, notes, strict=strict)
 
     def read_any(self, config: DataConfig) -> base.Found:
@@ -107,7 +108,8 @@ class _Table:
         return (_text(row[at]) for _, row in self.rows())
 
     def _csv_rows(self, f: Any) -> Iterator[Row]:
-        rows = csv.reader(itertools.islice(f, self.skip, None), delimiter=self.delimiter)
+        lines = itertools.islice(f, self.skip, None)
+        rows = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True)
         try:
             self.header = [name.strip() for name in next(rows, [])]
             while self.header and not self.header[-1]:
@@ -175,7 +177,7 @@ def _open(file: Path) -> _Table:
     if file.suffix.lower() == ".jsonl":
         return _Table(file, encoding)
     skip, delimiter = 0, "\t" if file.suffix.lower() == ".tsv" else ""
-    for line in re.split(r"\r\n|\r|\n", raw.decode(encoding, "surrogateescape")):
+    for line in re.split(r"\r\n|\r|\n", raw.decode(encoding, "replace")):
         marked = re.fullmatch(r"\s*sep=(.)\s*", line)  # as Excel writes it
         if line.strip() and not marked:
             break
@@ -252,7 +254,7 @@ class _Listed:
 
 
 def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
-    listed, several = _Listed(), 0
+    listed = _Listed()
     path_at = table.header.index(columns.path)
     label_at = None if columns.label is None else table.header.index(columns.label)
     split_at = [table.header.index(name) for name in columns.rule.columns]
@@ -261,9 +263,8 @@ def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
         path, label = row[path_at], "" if label_at is None else row[label_at]
         if isinstance(label, int) and not isinstance(label, bool):
             label = str(label)
-        if isinstance(label, list) or (isinstance(label, str) and "|" in label):
-            several += 1
-            continue
+        if isinstance(label, list):
+            label = json.dumps(label)  # refused when all are read
         if not isinstance(path, str) or not isinstance(label, str):
             raise DataError(f"{where}: path and label must be strings; a label may be an integer.")
         path, label = path.strip(), label.strip()
@@ -273,9 +274,7 @@ def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
             raise DataError(f"{where}: {e}.") from e
         if not path or "\0" in path:
             raise DataError(f"{where}: no path.")
-        if not strict and label.lower() == "nan":
-            label = ""
-        if strict and (label.lower() == "nan" or (not label and split == 0)):
+        if strict and split == 0 and not base.label_text(label):
             raise DataError(
                 f"{where}: no label{label and f', but {label!r}'}.",
                 "Fill it in, remove the line, or rename the class.",
@@ -283,11 +282,6 @@ def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
         listed.paths.append(path)
         listed.labels.append(label)
         listed.splits.append(split)
-    if several:
-        raise DataError(
-            f"{table.file} gives {counted(several, 'image')} several labels.",
-            "Give one label per line: multi-label data is not supported.",
-        )
     if not listed.paths:
         raise DataError(f"{table.file} lists no images.")
     return listed
