@@ -410,6 +410,50 @@ def test_invalid_labels_are_refused(tmp_path: Path, label: Members, message: str
     assert message in refusal(tar(tmp_path / "s.tar", {"a.png": png(0)} | label))
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("cat|dog", "gives 3 images several labels: 's.tar/1.png' has 'cat|dog'"),
+        ('["cat", "dog"]', "gives 3 images several labels"),
+        ("NaN", "3 images without a label"),
+    ],
+)
+@pytest.mark.parametrize("name", ["{i}.cls", "{i}.txt"])
+def test_labels_that_are_several_or_none_are_refused(
+    tmp_path: Path, label: str, message: str, name: str
+) -> None:
+    members = labelled("{i}.png", f"{name}=cat")
+    for i in (1, 3, 5):
+        members[name.format(i=i)] = label.encode()
+    assert message in refusal(tar(tmp_path / "s.tar", members))
+
+
+def test_two_spellings_of_an_accent_are_one_class(tmp_path: Path) -> None:
+    members = labelled("{i}.png", "{i}.cls=cat")
+    members |= {"1.cls": "caf\u00e9".encode(), "3.cls": b" cafe\xcc\x81\n"}
+    data = whole(tar(tmp_path / "s.tar", members))
+    assert data.classes == ("caf\u00e9", "cat")
+    assert data.splits["train"].labels.tolist() == [1, 0, 1, 0, 1, 1]
+    assert "are one class: 'caf\u00e9'." in " ".join(data.notes)
+
+
+def test_folders_may_have_any_name(tmp_path: Path) -> None:
+    data = whole(
+        tar(tmp_path / "s.tar", {f"{c}/{i}.png": png(i) for c in ("nan", "a|b") for i in range(2)})
+    )
+    assert data.classes == ("a|b", "nan")
+
+
+def test_litter_beside_shards_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    tar(tmp_path / "set" / "a.tar", samples(0, 4))
+    (tmp_path / "set" / "._a.tar").write_bytes(b"\0\5\x16\7mac")
+    assert len(whole(tmp_path / "set").splits["train"]) == 4
+    (tmp_path / "set" / "a.tar").unlink()
+    with pytest.raises(ConfigError, match="no file like"):
+        find_files(str(tmp_path / "set"), (".tar",))
+
+
 def test_one_class_no_images_or_too_many_members_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from vitc.data.litter import listed
+from vitc.data.litter import is_litter, listed
 from vitc.data.sources.base import Split
 from vitc.data.store import Ints, Names, OpenFiles, Ranges
 from vitc.errors import ConfigError, suggest
@@ -93,8 +93,8 @@ def find_files(spec: str, suffixes: Sequence[str]) -> list[str]:
     for part in spec.split("::"):
         for path in braces(os.path.expanduser(part)):
             if os.path.isdir(path):
-                inside = [name for name in listed(path) if name.endswith(tuple(suffixes))]
-                matches = [os.path.join(path, name) for name in inside]
+                inside = [name for name in listed(path) if not is_litter(name)]
+                matches = [os.path.join(path, n) for n in inside if n.endswith(tuple(suffixes))]
             elif os.path.exists(path):  # a name may have brackets in it
                 matches = [path]
             else:

@@ -103,12 +103,15 @@ class Tar(base.Source):
         splits = np.repeat(named, [len(part) for part in parts])
         _check_agree(images.names, splits, inside.splits)
         splits = np.maximum(np.where(inside.splits < 0, splits, inside.splits), 0)
-        if inside.labels is not None:
+        texts = ["" if text == _NONE else text for text in texts]
+        noted: list[str] = []
+        if inside.labels is None:
+            images, texts = base.one_label_each(str(config.path), images, texts, noted)
+        else:
             codes, texts = label_codes(inside.labels)
             images = replace(images, labels=codes)
         kept = np.flatnonzero(inside.kept)
-        notes = [*notes, *shards.notes, *inside.notes]
-        texts = ["" if text == _NONE else text for text in texts]
+        notes = [*notes, *shards.notes, *inside.notes, *noted]
         where, images = str(config.path), images.take(kept)
         return base.by_label(where, images, texts, splits[kept], notes, strict=strict)
 
