@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.source_folders import WHOLE, png
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.sources.index import cache_folder
+from vitc.deploy.predict import Inside, find_images
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.resolve import load_config
 
@@ -119,6 +121,186 @@ def test_a_column_of_splits_is_used_and_others_are_reported(tmp_path: Path) -> N
         opened(file)
     write_arrow(tmp_path / "t.arrow", words)
     assert counts(opened(tmp_path / "t.arrow")) == {"train": 6, "val": 4}
+
+
+def two_files(folder: Path, first: Any, second: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(first, folder / "a.parquet")
+    pq.write_table(second, folder / "b.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("split", ["train"] * 6 + ["test"] * 4), ("is_test", [False] * 6 + [True] * 4)],
+)
+def test_a_split_column_that_some_files_lack_is_refused(
+    tmp_path: Path, name: str, column: list[Any], turned: bool
+) -> None:
+    with_it, without = table().append_column(name, pa.array(column)), table(start=10)
+    tables = (without, with_it) if turned else (with_it, without)
+    folder = two_files(tmp_path / "set", *tables)
+    lacks = "a.parquet" if turned else "b.parquet"
+    for settings in ({}, {"split_column": name}):
+        with pytest.raises(DataError, match=f"'{name}' divides .*{lacks}' lacks") as error:
+            opened(folder, **settings)
+        assert "--data.splits none" in (error.value.hint or "")
+    data = opened(folder, splits="none")
+    assert len(data.splits["train"]) == 20
+    assert f"Columns used: image, label; not used: {name}." in data.notes
+    nulls = without.append_column(name, pa.nulls(10))
+    two_files(folder, with_it, nulls)
+    with pytest.raises(DataError, match=r"b\.parquet' lacks"):
+        opened(folder)
+    two_files(folder, with_it, without.append_column(name, pa.array(column)))
+    assert counts(opened(folder)) == {"train": 12, "test": 8}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_columns_of_some_files_are_reported_and_not_looked_at(
+    tmp_path: Path, turned: bool
+) -> None:
+    more = table(start=10).append_column("note", pa.array(["train", "test"] * 5))
+    folder = two_files(tmp_path / "set", *((more, table()) if turned else (table(), more)))
+    data = opened(folder)
+    assert counts(data) == {"train": 20}
+    assert "Columns used: image, label; not used: note." in data.notes
+
+
+def test_labels_of_one_class_are_one_and_others_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+
+    def labels(*texts: str) -> Path:
+        column = pa.array([texts[i % len(texts)] for i in range(10)])
+        pq.write_table(table(plain=True).set_column(1, "label", column), file)
+        return file
+
+    data = opened(labels("cat", "cat ", "caf\u00e9", "cafe\u0301", "dog"))
+    assert data.classes == ("café", "cat", "dog")
+    assert data.splits["train"].labels.tolist() == [1, 1, 0, 0, 2] * 2
+    assert "are one class: 'cat', 'café'." in " ".join(data.notes)
+    assert "are one class" not in " ".join(opened(labels("cat", "[dog]", "dog")).notes)
+    for text in ("cat|dog", '["cat", "dog"]', "['cat', 'dog']", " [1] "):
+        with pytest.raises(DataError, match="gives 5 images several labels: 't"):
+            opened(labels("cat", text))
+    for text in ("nan", " NaN"):
+        with pytest.raises(DataError, match="5 images without a label"):
+            opened(labels("cat", text))
+    made = table(names=["nan", "a|b"])  # the schema's own names are classes as they stand
+    pq.write_table(made, file)
+    assert opened(file).classes == ("nan", "a|b")
+
+
+def test_a_table_without_labels_is_predicted(tmp_path: Path) -> None:
+    pq.write_table(table().drop(["label"]), tmp_path / "t.parquet")
+    write_arrow(tmp_path / "t.arrow", table().drop(["label"]))
+    for name in ("t.parquet", "t.arrow"):
+        found = [image for image in find_images([tmp_path / name]) if isinstance(image, Inside)]
+        assert [image.split.stored(image.index) for image in found] == [png(i) for i in range(10)]
+        with pytest.raises(ConfigError, match="no column that can be the label"):
+            opened(tmp_path / name)
+
+
+def test_litter_beside_tables_is_passed_over(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b" / "data"):
+        folder.mkdir(parents=True)
+        pq.write_table(table(), folder / "x.parquet")
+        (folder / "._x.parquet").write_bytes(b"\0\5\x16\7mac")
+    (tmp_path / "b" / "._data.parquet").touch()
+    for name in ("a", "b"):
+        assert len(opened(tmp_path / name).splits["train"]) == 10
+
+
+def bomb(file: Path, column: str, size: int, rows: int = 4000) -> None:
+    """Hundreds of bytes that stand for rows x size bytes of one repeated string."""
+    none = pa.array(np.zeros(rows, np.int32))
+    columns = {
+        "image": pa.DictionaryArray.from_arrays(none, pa.array([png(0)])),
+        "label": pa.array(["a", "b"] * (rows // 2)),
+        column: pa.DictionaryArray.from_arrays(none, pa.array(["x" * size])),
+    }
+    pq.write_table(pa.table(columns), file, store_schema=False, compression="zstd")
+    assert file.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["note", "split", "label"])
+def test_a_string_that_is_repeated_takes_memory_once(
+    tmp_path: Path, column: str, form: str
+) -> None:
+    file = tmp_path / "t.parquet"
+    bomb(file, column, 1_000_000)
+    if form == "arrow":
+        dictionaries = pq.ParquetFile(file, read_dictionary=[column]).read()
+        file = write_arrow(tmp_path / "t.arrow", dictionaries.combine_chunks())
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        if column == "label":
+            with pytest.raises(DataError, match="a label of 1,000,000 characters"):
+                opened(file)
+        else:
+            assert f"not used: {column}" in " ".join(opened(file).notes)
+        peak = max(pool.max_memory(), tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+    assert peak < 64e6
+
+
+def test_a_column_too_large_to_unpack_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "t.parquet"
+    made = table(plain=True).append_column("role", pa.array(["train"] * 6 + ["test"] * 4))
+    pq.write_table(made, file)
+    assert counts(opened(file)) == {"train": 6, "test": 4}
+    monkeypatch.setattr("vitc.data.sources.parquet_columns.MAX_COLUMN", 10)
+    assert counts(opened(file)) == {"train": 10}
+    monkeypatch.setattr("vitc.data.sources.parquet.MAX_COLUMN", 10)
+    os.utime(file, (1, 1))
+    with pytest.raises(DataError, match="bytes in the column 'label'; 10 are allowed"):
+        opened(file)
+
+
+def test_a_damaged_column_is_an_error_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    rng = np.random.default_rng(0)
+    notes = ["".join(map(chr, rng.integers(97, 122, 200))) for _ in range(10)]
+    made = table(plain=True).append_column("note", pa.array(notes))
+    pq.write_table(made, file, compression="gzip", use_dictionary=False)
+    with pq.ParquetFile(file) as whole:
+        column = whole.metadata.row_group(0).column(2)
+        at = column.data_page_offset + column.total_compressed_size // 2
+    raw = bytearray(file.read_bytes())
+    raw[at : at + 200] = b"\xff" * 200
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=r"The column 'note' of .* cannot be read"):
+        opened(file)
+    assert len(opened(file, splits="none").splits["train"]) == 10
+
+
+def test_dictionaries_of_other_types_are_no_splits_and_no_labels(tmp_path: Path) -> None:
+    file, made = tmp_path / "t.parquet", table(plain=True)
+    for kind in (pa.binary(), pa.date32()):
+        values: Any = [b"x"] * 10 if kind == pa.binary() else [0, 1] * 5
+        coded = pa.array(values, kind).dictionary_encode()
+        pq.write_table(made.append_column("code", coded), file)
+        assert "not used: code" in " ".join(opened(file).notes)
+        arrow = write_arrow(tmp_path / "t.arrow", made.append_column("code", coded))
+        assert "not used: code" in " ".join(opened(arrow).notes)
+        with pytest.raises(ConfigError, match="labels must be integers or strings"):
+            opened(arrow, label_column="code")
+    words = made.set_column(1, "label", pa.array(["x", "y"] * 5).dictionary_encode())
+    words = words.append_column("split", pa.array(["train"] * 8 + ["val"] * 2).dictionary_encode())
+    pq.write_table(words, file)
+    for path in (file, write_arrow(tmp_path / "t.arrow", words)):
+        data = opened(path)
+        assert data.classes == ("x", "y")
+        assert counts(data) == {"train": 8, "val": 2}
+        assert data.splits["train"].labels.tolist() == [0, 1] * 4
 
 
 def test_folders_of_tables_are_splits_or_refused(tmp_path: Path) -> None:

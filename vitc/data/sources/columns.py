@@ -35,6 +35,7 @@ _FLAGS = {
     **dict.fromkeys(("istest", "istesting", "test"), "test"),
     **dict.fromkeys(("istrain", "istraining", "train"), "train"),
 }
+_MAYBE_VAL = ("valid", "holdout")  # where they are flags
 _FOLDS = frozenset({"fold", "folds", "kfold", "cvfold", "foldid", "cv"})
 _TRUE = frozenset(("1", "1.0", "true", "t", "yes", "y"))
 _FALSE = frozenset(("0", "0.0", "false", "f", "no", "n"))
@@ -56,7 +57,13 @@ def known(columns: Iterable[str], names: Sequence[str]) -> list[str]:
 def is_known(name: str) -> bool:
     """Whether a column of this name may hold paths, labels or splits."""
     one = plain(name)
-    return one in PATH_NAMES or one in LABEL_NAMES or one in SPLIT_NAMES or one in _FLAGS
+    return one in PATH_NAMES or one in LABEL_NAMES or is_split(name)
+
+
+def is_split(name: str) -> bool:
+    """Whether a column of this name may divide the images into splits."""
+    one = plain(name)
+    return one in SPLIT_NAMES or one in _FLAGS or one in _MAYBE_VAL
 
 
 def choose_column(
@@ -196,7 +203,7 @@ def _found_rule(values: Values, where: str) -> SplitRule:
             named.append(column)
         elif name in _FLAGS and (boolean or name.startswith("is")):
             flags.append(column)
-        elif name in ("valid", "holdout") and boolean:
+        elif name in _MAYBE_VAL and boolean:
             raise DataError(
                 f"The column {column!r} of {where} may mark the validation split.",
                 f"If so: --data.split_column {column} --data.splits val=VALUE; else --data.splits "

@@ -7,10 +7,9 @@ means decoding hundreds: its images are copied once into the user's cache.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,25 +22,43 @@ from vitc.data.litter import listed
 from vitc.data.sources import base, index
 from vitc.data.sources.columns import (
     LABEL_NAMES,
-    MAX_VALUES,
     SplitRule,
     check_header,
     choose_column,
     choose_label,
+    is_split,
     known,
     shared_split,
     split_rule,
     usage,
 )
-from vitc.data.sources.parquet_files import MAX_JSON, Files, folders_of_tables, table_files
+from vitc.data.sources.parquet_columns import (
+    MAX_COLUMN,
+    MAX_GROUP,
+    MAX_TEXT,
+    NUMBERS,
+    TEXTS,
+    arrow_batches,
+    arrow_reader,
+    class_names,
+    column_texts,
+    distinct_values,
+    group_sizes,
+    is_image,
+    kind_of,
+    pyarrow_modules,
+    reading,
+    schema_of,
+    values,
+)
+from vitc.data.sources.parquet_files import Files, folders_of_tables, table_files
 from vitc.data.split_words import SPLITS, parse_splits, read_names
 from vitc.data.store import Ints, Names, label_codes, stamp
-from vitc.errors import ConfigError, DataError, VitcError, unknown
+from vitc.errors import ConfigError, DataError, unknown
 from vitc.files import FolderLock, replacing
 from vitc.wording import counted
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "imagebytes", "bytes", "pixelvalues")
-MAX_GROUP = 8 << 30  # bytes of a row group's images, unpacked
 BATCH = 256  # rows at a time
 ELSEWHERE = "Choose another place: XDG_CACHE_HOME=DIR."
 
@@ -73,72 +90,70 @@ class Parquet(base.Source):
     def read(self, config: DataConfig, strict: bool = True) -> base.Found:
         """Raises ConfigError: pyarrow is missing, no such files, or ambiguous columns; DataError:
         damaged, rows without bytes, or several labels an image."""
-        arrow = _pyarrow()
+        arrow = pyarrow_modules()
         wanted = parse_splits(config.splits) if config.splits else None
         files = table_files(str(config.path), wanted)
+        schemas: dict[str, Any] = {}
         parts, places = [], []
         columns: _Columns | None = None
         for path in files.paths:
-            try:
-                schema = _schema(arrow, path)
-                columns = _columns(arrow, schema, config, path, columns)
+            with reading(arrow, path):
+                schemas[path] = schema_of(arrow, path)
+                columns = _columns(arrow, schemas[path], config, path, columns, strict)
                 if path.endswith(".parquet"):
                     part, place = _copied(arrow, path, columns)
                 else:
                     part, place = _arrow_index(arrow, path, columns), path
-            except VitcError:
-                raise
-            except (arrow.ArrowException, OSError, ValueError, MemoryError) as e:
-                raise DataError(f"{path} cannot be read: {e}.") from e
             parts.append(part)
             places.append(place)
         if columns is None or not any(len(part) for part in parts):
             raise DataError(f"{config.path} holds no images.")
         consumed = bool(wanted) and any(files.splits)
-        rule = _split_columns(arrow, files.paths, schema, columns, config, consumed)
-        splits = _row_splits(arrow, files, [len(part) for part in parts], rule)
+        rule = _split_columns(arrow, schemas, columns, config, consumed)
+        splits = _row_splits(arrow, files, schemas, [len(part) for part in parts], rule)
         stamps = [part.stamp[-2:] for part in parts]  # of the file that is read
         images, texts = index.joined(files.paths, places, stamps, parts)
         used = (columns.image, columns.label, *rule.columns)
-        notes = [usage(used, schema.names), *rule.notes, *(() if rule.columns else files.notes)]
+        every = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
+        notes = [usage(used, every), *rule.notes, *(() if rule.columns else files.notes)]
+        if columns.classes is None:
+            images, texts = base.one_label_each(str(config.path), images, texts, notes)
         order = columns.classes
         return base.by_label(str(config.path), images, texts, splits, notes, order, strict)
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as e:
-        raise ConfigError(
-            "data.source 'parquet' needs pyarrow, which is not installed.",
-            "pip install 'vitc[data]'",
-        ) from e
-    return pyarrow
-
-
 class _Columns(NamedTuple):
-    """The columns of images (bytes, or a struct with bytes) and of labels, and the names of the
-    classes if the schema has them."""
+    """The columns of images (bytes, or a struct with bytes) and of labels, None without one, and
+    the names of the classes if the schema has them."""
 
     image: str
-    label: str
+    label: str | None
     classes: list[str] | None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The columns to read."""
+        return [self.image] if self.label is None else [self.image, self.label]
 
 
 def _columns(
-    arrow: Any, schema: Any, config: DataConfig, path: str, before: _Columns | None
+    arrow: Any,
+    schema: Any,
+    config: DataConfig,
+    path: str,
+    before: _Columns | None,
+    strict: bool,
 ) -> _Columns:
+    """before: those of the file before. Without `strict` a column of labels may be missing."""
     types = {name: schema.field(name).type for name in schema.names}
-    named = _class_names(schema)
+    named = class_names(schema)
     check_header(path, schema.names)
-    images = [name for name, kind in types.items() if _is_image(kind)]
+    images = [name for name, kind in types.items() if is_image(kind)]
     about = [f"{name} ({str(kind)[:40]})" for name, kind in types.items()]
     hint = f"Columns of {path}: {', '.join(about)}."
 
-    def values(name: str) -> Iterator[str]:
-        return itertools.chain.from_iterable(_texts(arrow, path, schema, name))
+    def texts(name: str) -> Iterator[str]:
+        return itertools.chain.from_iterable(column_texts(arrow, path, schema, name))
 
     usual = known(images, IMAGE_NAMES)
     if config.image_column is None and len(images) > 1 and not usual:
@@ -150,137 +165,103 @@ def _columns(
     if image not in images:
         raise ConfigError(f"The column {image!r} of {path} holds {types[image]}, not image bytes.")
     labels = [name for name in known(types, LABEL_NAMES) if name != image] or list(named)
-    label = choose_label(config.label_column, types, labels, values, path, hint)
-    kind = str(types[label])
-    if kind.startswith(("list", "large_list", "fixed_size_list")):
-        raise DataError(
-            f"The column {label!r} of {path} holds several labels per image ({kind}).",
-            "Multi-label data is not supported.",
-        )
-    if not kind.startswith(("int", "uint", "string", "large_string", "dictionary")):
-        raise ConfigError(
-            f"The column {label!r} of {path} holds {kind}: labels must be integers or strings."
-        )
-    found = _Columns(image, label, named.get(label))
+    label: str | None = None
+    if strict or labels or config.label_column is not None:
+        label = choose_label(config.label_column, types, labels, texts, path, hint)
+        _check_label(path, label, schema)
+    found = _Columns(image, label, None if label is None else named.get(label))
     if before is not None and found != before:
         raise DataError(f"{path} has other columns or class names than the files before it.")
     return found
 
 
+def _check_label(path: str, label: str, schema: Any) -> None:
+    """Raises DataError: a list of labels an image; ConfigError: neither integers nor strings."""
+    kind = str(schema.field(label).type)
+    if kind.startswith(("list", "large_list", "fixed_size_list")):
+        raise DataError(
+            f"The column {label!r} of {path} holds several labels per image ({kind}).",
+            "Multi-label data is not supported.",
+        )
+    if kind_of(schema, label) not in (*TEXTS, *NUMBERS):
+        raise ConfigError(
+            f"The column {label!r} of {path} holds {kind}: labels must be integers or strings."
+        )
+
+
 def _split_columns(
-    arrow: Any,
-    paths: Sequence[str],
-    schema: Any,
-    columns: _Columns,
-    config: DataConfig,
-    consumed: bool,
+    arrow: Any, schemas: Mapping[str, Any], columns: _Columns, config: DataConfig, consumed: bool
 ) -> SplitRule:
-    """How splits follow from columns of strings, integers and flags.
+    """How splits follow from columns of strings, integers and flags that all files have.
 
-    consumed: the names of data.splits are those of files.
+    schemas: those of the files, by path. consumed: the names of data.splits are those of files.
     """
-    kinds = ("string", "large_string", "bool", "int", "uint", "dictionary")
-    wanted = [
-        name
-        for name in schema.names
-        if name not in (columns.image, columns.label)
-        and str(schema.field(name).type).startswith(kinds)
-    ]
-    if config.split_column is not None and config.split_column not in wanted:
-        if config.split_column in schema.names:
-            kind = schema.field(config.split_column).type
-            raise ConfigError(
-                f"The column {config.split_column!r} holds {kind}; splits are strings, integers "
-                "or true and false."
-            )
-        raise unknown("data.split_column", config.split_column, schema.names)
-    values = {name: _distinct(arrow, paths, schema, name) for name in wanted}
     settings = replace(config, splits="none") if consumed else config
-    return split_rule(settings, values, str(config.path))
+    chosen = config.split_column
+    if chosen is None and settings.splits and not parse_splits(settings.splits):
+        return SplitRule()
+    fitting = {
+        path: [
+            name
+            for name in schema.names
+            if name not in (columns.image, columns.label)
+            and kind_of(schema, name) in (*TEXTS, *NUMBERS, "bool")
+        ]
+        for path, schema in schemas.items()
+    }
+    every = list(dict.fromkeys(name for names in fitting.values() for name in names))
+    if chosen is not None and chosen not in every:
+        for schema in schemas.values():
+            if chosen in schema.names:
+                raise ConfigError(
+                    f"The column {chosen!r} holds {schema.field(chosen).type}; splits are strings, "
+                    "integers or true and false."
+                )
+        known_names = {name for schema in schemas.values() for name in schema.names}
+        raise unknown("data.split_column", chosen, sorted(known_names))
+    named = [name for name in every if is_split(name)] if not settings.splits else []
+    _check_all_have(fitting, named if chosen is None else [chosen])
+    common = [name for name in every if all(name in names for names in fitting.values())]
+    looked_at = common if chosen is None else [chosen]
+    distinct = {name: distinct_values(arrow, schemas, name) for name in looked_at}
+    return split_rule(settings, distinct, str(config.path))
 
 
-def _distinct(arrow: Any, paths: Sequence[str], schema: Any, name: str) -> set[str] | None:
-    """The different values of a column; None: too many for splits."""
-    distinct: set[str] = set()
-    for path in paths:
-        for texts in _texts(arrow, path, schema, name):
-            distinct.update(texts)
-            if len(distinct) > MAX_VALUES:
-                return None
-    return distinct
+def _check_all_have(fitting: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+    """Raises DataError: some files have a column that can be the split, and others lack it."""
+    for name in names:
+        lacking = [path for path, there in fitting.items() if name not in there]
+        if lacking:
+            having = next(path for path, there in fitting.items() if name in there)
+            raise DataError(
+                f"The column {name!r} divides the images of {having} into splits; "
+                f"{base.some(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} such a column.",
+                "Splits are strings, integers or true and false. Give all files the column, or "
+                "none; --data.splits none uses none.",
+            )
 
 
-def _texts(arrow: Any, path: str, schema: Any, name: str) -> Iterator[list[str]]:
-    """The values of a column as texts, batch by batch; of a ClassLabel its class names."""
-    classes = _class_names(schema).get(name)
-    for column in _batches(arrow, path, name):
-        values = column.to_pylist()
-        if classes is not None:
-            values = [
-                classes[v] if isinstance(v, int) and 0 <= v < len(classes) else v for v in values
-            ]
-        yield [v.strip() if isinstance(v, str) else json.dumps(v) for v in values]
-
-
-def _batches(arrow: Any, path: str, name: str) -> Iterator[Any]:
-    """One column of a file, batch by batch, checked."""
-    if path.endswith(".parquet"):
-        with arrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=65_536, columns=[name]):
-                yield batch.column(name)
-        return
-    with arrow.memory_map(path) as source:
-        batches = _reader(arrow, source)
-        if hasattr(batches, "num_record_batches"):
-            batches = map(batches.get_batch, range(batches.num_record_batches))
-        for batch in batches:
-            column = batch.column(name)
-            column.validate(full=True)
-            yield column
-
-
-def _row_splits(arrow: Any, files: Files, counts: Sequence[int], rule: SplitRule) -> Ints:
+def _row_splits(
+    arrow: Any, files: Files, schemas: Mapping[str, Any], counts: Sequence[int], rule: SplitRule
+) -> Ints:
     """The split of every row: by its columns, else by the name of its file, else train."""
     found: list[int] = []
     for path, named, count in zip(files.paths, files.splits, counts, strict=True):
         if not rule.columns:
             found += [SPLITS.index(named or "train")] * count
             continue
-        schema = _schema(arrow, path)
-        columns = [itertools.chain(*_texts(arrow, path, schema, name)) for name in rule.columns]
-        for values in zip(*columns, strict=True):
+        schema = schemas[path]
+        columns = [
+            itertools.chain.from_iterable(column_texts(arrow, path, schema, name))
+            for name in rule.columns
+        ]
+        for row in zip(*columns, strict=True):
             try:
-                split = rule.split(values)
+                split = rule.split(row)
             except ValueError as e:
                 raise DataError(f"{path}: {e}.") from e
             found.append(shared_split(named if len(counts) > 1 else None, split, path))
     return np.array(found, np.int64)
-
-
-def _is_image(kind: Any) -> bool:
-    """Whether a type is bytes, or that of an image of `datasets`: struct<bytes, path>."""
-    if str(kind).startswith("struct<"):
-        fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
-        kind = fields.get("bytes")
-    return str(kind) in ("binary", "large_binary")
-
-
-def _class_names(schema: Any) -> dict[str, list[str]]:
-    """Column -> its class names, as `datasets` writes them into the schema."""
-    raw = (schema.metadata or {}).get(b"huggingface", b"{}")
-    found = {}
-    try:
-        features = json.loads(raw)["info"]["features"] if len(raw) <= MAX_JSON else {}
-        for column, feature in features.items():
-            if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
-                continue
-            names = feature["names"]
-            strings = isinstance(names, list) and all(isinstance(n, str) for n in names)
-            if strings and len(set(names)) == len(names):
-                found[column] = names
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-    return found
 
 
 @dataclass
@@ -291,12 +272,12 @@ class _Rows:
     columns: _Columns
     names: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    distinct: dict[str, str] = field(default_factory=dict)  # each text once, however many rows
 
     def add(self, batch: Any) -> Any:
         """The batch's images, a binary array. Raises DataError: rows without bytes or label."""
-        image, label = batch.column(self.columns.image), batch.column(self.columns.label)
-        for column in (image, label):
-            column.validate(full=True)  # every offset and string: pyarrow itself trusts the file
+        image = batch.column(self.columns.image)
+        image.validate(full=True)  # every offset and string: pyarrow itself trusts the file
         files, nulls = [""] * len(image), image.null_count
         if str(image.type).startswith("struct<"):
             if any(image.type.field(i).name == "path" for i in range(image.type.num_fields)):
@@ -309,36 +290,37 @@ class _Rows:
                 "If it stores only paths, embed the images, or give a list: path,label.",
             )
         self.names += [f"{len(self.names) + i:08d}{'/' * bool(f)}{f}" for i, f in enumerate(files)]
-        values, classes = label.to_pylist(), self.columns.classes
-        if classes is None:
-            self.texts += ["" if v is None else str(v) for v in values]
-            return image
-        values = [None if v == -1 else v for v in values]  # as published tests have it
-        wrong = [v for v in values if v is not None and v not in range(len(classes))]
-        if wrong:
-            raise DataError(
-                f"{self.path} has the label {wrong[0]!r}; its classes are 0 ... {len(classes) - 1}."
-            )
-        self.texts += ["" if v is None else classes[v] for v in values]
+        self._label(None if self.columns.label is None else batch.column(self.columns.label), image)
         return image
+
+    def _label(self, label: Any, image: Any) -> None:
+        """The labels of a batch; none where the file has no column of them."""
+        if label is None:
+            self.texts += [""] * len(image)
+            return
+        label.validate(full=True)
+        found, classes = values(label), self.columns.classes
+        if classes is not None:
+            found = [None if v == -1 else v for v in found]  # as published tests have it
+            wrong = [v for v in found if v is not None and v not in range(len(classes))]
+            if wrong:
+                raise DataError(
+                    f"{self.path} has the label {wrong[0]!r}; its classes are 0 ... "
+                    f"{len(classes) - 1}."
+                )
+            found = [None if v is None else classes[v] for v in found]
+        for text in ("" if v is None else str(v) for v in found):
+            if len(text) > MAX_TEXT:
+                raise DataError(
+                    f"{self.path} has a label of {len(text):,} characters; {MAX_TEXT:,} are "
+                    "allowed.",
+                    "Choose another column with --data.label_column NAME.",
+                )
+            self.texts.append(self.distinct.setdefault(text, text))
 
     def index(self, stamp: tuple[int, ...], offset: Ints, size: Ints) -> index.Index:
         codes, labels = label_codes(self.texts)
         return index.Index(stamp, Names.of(self.names), offset, size, tuple(labels), codes)
-
-
-def _schema(arrow: Any, path: str) -> Any:
-    if path.endswith(".parquet"):
-        return arrow.parquet.read_schema(path)
-    with arrow.memory_map(path) as source:
-        return _reader(arrow, source).schema
-
-
-def _reader(arrow: Any, source: Any) -> Any:
-    """`datasets` writes streams; others write files, which begin with ARROW1."""
-    begin = source.read(6)
-    source.seek(0)
-    return arrow.ipc.open_file(source) if begin == b"ARROW1" else arrow.ipc.open_stream(source)
 
 
 def _arrow_index(arrow: Any, path: str, columns: _Columns) -> index.Index:
@@ -346,9 +328,7 @@ def _arrow_index(arrow: Any, path: str, columns: _Columns) -> index.Index:
     mark, rows = stamp(os.stat(path)), _Rows(path, columns)
     with arrow.memory_map(path) as source:
         whole = source.read_buffer()
-        batches = _reader(arrow, arrow.BufferReader(whole))
-        if hasattr(batches, "num_record_batches"):  # not read at once: they may be compressed
-            batches = map(batches.get_batch, range(batches.num_record_batches))
+        batches = arrow_batches(arrow_reader(arrow, arrow.BufferReader(whole)))
         ranges = [_ranges(rows.add(batch), whole, path) for batch in batches]
     offset, size = np.concatenate(ranges or [np.zeros((2, 0), np.int64)], axis=1)
     return rows.index(mark, offset, size)
@@ -378,7 +358,7 @@ def _copied(arrow: Any, path: str, columns: _Columns) -> tuple[index.Index, str]
 
     One process copies; others, such as the processes of the same run, wait for it.
     """
-    key = f"{os.path.abspath(path)}\0{columns.image}\0{columns.label}"
+    key = "\0".join([os.path.abspath(path), *columns.wanted])
     kept = index.cache_file("tables", key)
     copy = kept.with_suffix(".images")
     try:
@@ -403,11 +383,10 @@ def _copied(arrow: Any, path: str, columns: _Columns) -> tuple[index.Index, str]
 def _copy(arrow: Any, path: str, columns: _Columns, copy: Path) -> tuple[_Rows, Ints]:
     """Write the images of a parquet file one after another into `copy`; their sizes in bytes."""
     rows, sizes = _Rows(path, columns), []
-    with arrow.parquet.ParquetFile(path) as table:
-        _check_room(table, columns, path, copy.parent)
+    with arrow.parquet.ParquetFile(path, read_dictionary=columns.wanted[1:]) as table:
+        _check_room(table.metadata, columns, path, copy.parent)
         with replacing(copy) as temporary, temporary.open("wb") as f:
-            wanted = [columns.image, columns.label]
-            for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
+            for batch in table.iter_batches(batch_size=BATCH, columns=columns.wanted):
                 for value in rows.add(batch):
                     raw = value.as_buffer()
                     if raw.size > MAX_FILE_BYTES:
@@ -417,18 +396,17 @@ def _copy(arrow: Any, path: str, columns: _Columns, copy: Path) -> tuple[_Rows, 
     return rows, np.array(sizes, np.int64)
 
 
-def _check_room(table: Any, columns: _Columns, path: str, folder: Path) -> None:
+def _check_room(metadata: Any, columns: _Columns, path: str, folder: Path) -> None:
     """Refuse row groups that are too large for memory once unpacked, and a full disk."""
-    total = 0
-    for group in map(table.metadata.row_group, range(table.metadata.num_row_groups)):
-        size = sum(
-            column.total_uncompressed_size
-            for column in map(group.column, range(group.num_columns))
-            if column.path_in_schema.partition(".")[0] == columns.image
-        )
-        if size > MAX_GROUP:
-            raise DataError(f"{path} has a row group of {size:,} bytes; {MAX_GROUP:,} are allowed.")
-        total += size
+    for name, most in zip(columns.wanted, (MAX_GROUP, MAX_COLUMN), strict=False):
+        largest = max(group_sizes(metadata, name), default=0)
+        if largest > most:
+            raise DataError(
+                f"{path} has a row group with {largest:,} bytes in the column {name!r}; {most:,} "
+                "are allowed.",
+                "Write it with smaller row groups.",
+            )
+    total = sum(group_sizes(metadata, columns.image))
     free = shutil.disk_usage(folder).free
     if total > free:
         raise ConfigError(

@@ -45,7 +45,7 @@ def table_files(path: str, wanted: dict[str, str] | None) -> Files:
     if (folder / "state.json").is_file():
         files = _saved_files(folder)
         return Files(files, [None] * len(files), [])
-    here = [path] if any(name.endswith(".parquet") for name in listed(path)) else []
+    here = [path] if _has_tables(path) else []
     folders = here or folders_of_tables(path)
     if not folders:
         raise ConfigError(f"{folder} holds no .parquet files and no saved data set.")
@@ -63,9 +63,13 @@ def table_files(path: str, wanted: dict[str, str] | None) -> Files:
 def folders_of_tables(path: str) -> list[str]:
     """The sub-folders with .parquet files: data alone, as on the hub, or all that have any."""
     places = [os.path.join(path, name) for name in sorted(listed(path)) if not is_litter(name)]
-    found = [p for p in places if any(name.endswith(".parquet") for name in listed(p))]
+    found = [place for place in places if _has_tables(place)]
     hub = os.path.join(path, "data")
     return [hub] if hub in found else found
+
+
+def _has_tables(folder: str) -> bool:
+    return any(name.endswith(".parquet") and not is_litter(name) for name in listed(folder))
 
 
 def _named(path: str, files: list[str], wanted: dict[str, str] | None) -> Files:
