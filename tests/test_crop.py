@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.batches import noise_images, plausible, scene, smooth
-from vitc.data.augment.crop import eval_image, random_resized_boxes, resample, shift, shift_offsets
-from vitc.data.config import AugmentConfig
+from vitc.data.augment.crop import (
+    eval_image,
+    frame,
+    random_resized_boxes,
+    resample,
+    shift,
+    shift_offsets,
+    train_image,
+)
+from vitc.data.config import AugmentConfig, DataConfig
 from vitc.data.decode import Pixels, crop_resize
 from vitc.data.sampling import uniform
 
@@ -192,3 +203,46 @@ def test_pad_enlarges_by_whole_factors_only_and_shrinks_to_fit() -> None:
     assert inner(31, 2, (32, 32)) == (31, 2)
     assert inner(100, 50, (32, 32)) == (32, 16)
     assert inner(50, 400, (32, 64)) == (8, 64)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize(
+    "shape", [(40, 40), (60, 45), (30, 90), (200, 33), (7, 300), (1, 64), (64, 1), (32, 31)]
+)
+def test_a_crop_of_a_padded_image_has_the_pixels_of_the_whole_frame(
+    shape: tuple[int, int], size: tuple[int, int], channels: int
+) -> None:
+    pixels = noise_images(1, channels, *shape)[0].permute(1, 2, 0).contiguous().numpy()
+    config = DataConfig(fit="pad", augment=AugmentConfig(crop="random_resized"))
+    whole = frame(pixels, size, "pad")
+    draws = uniform(3, "crop", 0, np.arange(40), 22)
+    boxes = random_resized_boxes(draws, *whole.shape[:2], config.augment)
+    black = 0
+    for crop, (top, left, h, w) in zip(draws, boxes.tolist(), strict=True):
+        expected = crop_resize(whole, (top, left, h, w), size)
+        out = train_image(pixels, "x", channels, crop, size, config)
+        assert out.shape == expected.shape
+        assert torch.equal(out, expected)
+        black += not expected.any()
+    if (shape, size) == ((7, 300), (32, 32)):
+        assert black, "no crop missed the image"
+
+
+@pytest.mark.parametrize("shape", [(50_000, 1), (1, 50_000), (20_000, 800)])
+def test_the_frame_of_a_strip_takes_no_more_memory_than_the_largest_image(
+    shape: tuple[int, int],
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", shape, (200, 0, 0)).save(file, "PNG")
+    config = DataConfig(fit="pad", augment=AugmentConfig(crop="random_resized", scale=(1.0, 1.0)))
+    tracemalloc.start()
+    try:
+        out = train_image(file.getvalue(), "strip.png", 3, np.zeros(22), (32, 32), config)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert out.shape == (3, 32, 32)
+    assert not out[1:].any()
+    assert abs(out[0].float().mean() - 200 * min(shape) / max(shape)) < 1
+    assert peak < 500e6  # of 1.2 to 7.5 GB for the whole frame

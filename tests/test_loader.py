@@ -359,6 +359,13 @@ def test_files_that_need_no_common_size_are_held_when_asked(photos: DataSet) -> 
         run(photos, config(resident="on", workers=None), plan())
 
 
+def test_strips_that_padding_makes_huge_are_not_held(tmp_path: Path) -> None:
+    padded = AugmentConfig(crop="random_resized")
+    strips = files_of(tmp_path, [(50_000, 1)] * 8, "png")
+    with pytest.raises(ConfigError, match="an image of 50,000 x 1 pixels is padded to 50,000 x"):
+        note(strips, config(augment=padded, fit="pad", resident="on"), plan())
+
+
 def test_one_file_of_another_size_among_small_ones_turns_to_the_loader(tmp_path: Path) -> None:
     sizes = [(24, 32)] * 100
     sizes[1] = (25, 32)  # not among the sample

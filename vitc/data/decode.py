@@ -328,8 +328,8 @@ def crop_resize(image: Pixels, box: Box, size: tuple[int, int]) -> Tensor:
     uint8 (C, *size), in any memory order. Edges are rounded to whole pixels inside the image, at
     least one pixel apart. Bilinear with antialiasing; a box of just that size is copied exactly.
     """
-    top, bottom = _edges(box[0], box[2], image.shape[0])
-    left, right = _edges(box[1], box[3], image.shape[1])
+    top, bottom = edges(box[0], box[2], image.shape[0])
+    left, right = edges(box[1], box[3], image.shape[1])
     return resize(image[top:bottom, left:right], size)
 
 
@@ -366,7 +366,7 @@ def _jpeg_cut(
     if turn.swap:
         height, width = width, height
     top, left, high, wide = box(int(height), int(width))
-    rows, columns = _edges(top, high, int(height)), _edges(left, wide, int(width))
+    rows, columns = edges(top, high, int(height)), edges(left, wide, int(width))
     reached = min((rows[1] - rows[0]) // size[0], (columns[1] - columns[0]) // size[1])
     factor = next((f for f in (8, 4, 2) if reached >= f), 1)
     if factor == 1:
@@ -410,7 +410,8 @@ def _resize_between(
     return torch.from_numpy(resized).permute(2, 0, 1)
 
 
-def _edges(start: float, length: float, limit: int) -> tuple[int, int]:
+def edges(start: float, length: float, limit: int) -> tuple[int, int]:
+    """The first pixel of a side of a box and the one behind its last, inside the image."""
     first = min(max(int(start + 0.5), 0), limit - 1)
     last = min(max(int(start + length + 0.5), first + 1), limit)
     return first, last

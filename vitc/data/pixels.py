@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitc.data import sampling
-from vitc.data.augment.crop import crop_batch, draw_crop, eval_image, frame
+from vitc.data.augment.crop import crop_batch, draw_crop, eval_image, frame, frame_size
 from vitc.data.augment.device import draw_flip, mirror, to_device
 from vitc.data.augment.ops import Chain, change
 from vitc.data.augment.policies import draw_chain
+from vitc.data.broken import MAX_PIXELS
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet
 from vitc.data.sampling import BatchPlan, Place
@@ -194,6 +195,10 @@ def hold(
         if large and config.resident == "auto" and (training or not often):
             raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
         if native:
+            high, wide = frame_size(*image.shape[:2], plan.size, config.fit)
+            if high * wide > max(MAX_PIXELS, image.shape[0] * image.shape[1]):
+                own = f"{image.shape[1]:,} x {image.shape[0]:,}"
+                raise _Unfit(f"an image of {own} pixels is padded to {wide:,} x {high:,}")
             framed = np.require(frame(image, plan.size, config.fit), requirements="W")  # of a map
             return torch.from_numpy(framed).permute(2, 0, 1)
         return eval_image(image, plan.size, config.fit, config.eval_crop)

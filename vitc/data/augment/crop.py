@@ -7,6 +7,9 @@ same boxes. Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitc.data.augment.device import to_device
+from vitc.data.broken import MAX_PIXELS
 from vitc.data.config import AugmentConfig, DataConfig
-from vitc.data.decode import Box, crop_resize, read_cut, read_image, resize, to_channels
+from vitc.data.decode import Box, crop_resize, edges, read_cut, read_image, resize, to_channels
 from vitc.data.preprocessing import Fit
 from vitc.data.sampling import BatchPlan, Place, power_of
 from vitc.data.store import Pixels, Stored
@@ -138,8 +142,7 @@ def train_image(
     else:
         image = read_image(stored, in_chans, name)
     if augment.crop == "random_resized":
-        image = frame(image, size, config.fit)
-        return crop_resize(image, box(*image.shape[:2]), size)
+        return framed_crop(image, size, config.fit, box)
     out = eval_image(image, size, config.fit, config.eval_crop)
     if augment.crop == "none":
         return out
@@ -147,14 +150,57 @@ def train_image(
     return shift(out[None], offsets, augment.shift_pixels)[0]
 
 
+def framed_crop(
+    image: Pixels, size: tuple[int, int], fit: str, box: Callable[[int, int], Box]
+) -> Tensor:
+    """The box of an image's `frame`, resized to `size`: uint8 (C, *size).
+
+    Of the frame no more than the box is made. It is far larger than the image where that is a
+    strip; beyond MAX_PIXELS the image is shrunk first, so that memory is bounded.
+    """
+    high, wide = frame_size(*image.shape[:2], size, fit)
+    if high * wide > max(MAX_PIXELS, image.shape[0] * image.shape[1]):
+        factor = math.sqrt(MAX_PIXELS / (high * wide))
+        smaller = max(1, int(image.shape[0] * factor)), max(1, int(image.shape[1] * factor))
+        image = resize(image, smaller).permute(1, 2, 0).numpy()
+        high, wide = frame_size(*smaller, size, fit)
+    h, w, c = image.shape
+    if (high, wide) == (h, w):
+        return crop_resize(image, box(h, w), size)
+    chosen = box(high, wide)
+    top, bottom = edges(chosen[0], chosen[2], high)
+    left, right = edges(chosen[1], chosen[3], wide)
+    part = np.zeros((bottom - top, right - left, c), np.uint8)
+    down, across = (high - h) // 2 - top, (wide - w) // 2 - left  # from the part to the image
+    rows, columns = _overlap(down, h, bottom - top), _overlap(across, w, right - left)
+    part[rows, columns] = image[_moved(rows, -down), _moved(columns, -across)]
+    return resize(part, size)
+
+
+def _overlap(start: int, length: int, limit: int) -> slice:
+    """The places in [0, limit) of a run from `start` on; none: an empty slice."""
+    first = min(max(start, 0), limit)
+    return slice(first, min(max(start + length, first), limit))
+
+
+def _moved(run: slice, by: int) -> slice:
+    """An empty run stays empty."""
+    return slice(run.start + by, run.stop + by) if run.stop > run.start else slice(0, 0)
+
+
+def frame_size(height: int, width: int, size: tuple[int, int], fit: str) -> tuple[int, int]:
+    """Height and width of `frame`, in pixels."""
+    if fit != "pad":
+        return height, width
+    high = max(height, round(width * size[0] / size[1]))
+    return high, max(width, round(height * size[1] / size[0]))
+
+
 def frame(image: Pixels, size: tuple[int, int], fit: str) -> Pixels:
     """The image (H, W, C) that a random resized crop is a box of: with fit pad, centred on black
     with the aspect ratio of `size`."""
-    if fit != "pad":
-        return image
     h, w, c = image.shape
-    high = max(h, round(w * size[0] / size[1]))
-    wide = max(w, round(h * size[1] / size[0]))
+    high, wide = frame_size(h, w, size, fit)
     if (high, wide) == (h, w):
         return image
     ground = np.zeros((high, wide, c), np.uint8)
