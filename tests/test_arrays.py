@@ -74,6 +74,31 @@ def test_emnist_is_turned_upright_named_by_its_mapping_and_chosen_by_prefix(
 
 
 @pytest.mark.parametrize(
+    ("place", "transposed"),
+    [
+        ("mnist", False),
+        ("my-emnist-project/mnist", False),
+        ("emnist/mnist/raw", False),
+        ("noisemnist", False),
+        ("KEMNIST/raw", False),
+        ("EMNIST", True),
+        ("emnist/raw", True),
+        ("my_emnist", True),
+    ],
+)
+def test_only_the_name_of_the_files_or_of_their_folder_makes_a_set_emnist(
+    tmp_path: Path, place: str, transposed: bool
+) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    folder = idx_set(tmp_path / place)
+    data = from_idx(folder)
+    assert ("turned upright" in notes(data)) == transposed
+    pixels = data.splits["test"].pixels
+    assert pixels is not None
+    assert pixels.shape[1:] == ((5, 6, 1) if transposed else (6, 5, 1))
+
+
+@pytest.mark.parametrize(
     ("place", "message"),
     [("", "No IDX files"), ("mnist", "neither a folder nor"), ("no/mnist", "no folder")],
 )

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.source_folders import plant
 from vitc.config import (
     RunConfig,
     all_leaf_types,
@@ -23,8 +24,9 @@ from vitc.config import (
     to_dict,
 )
 from vitc.data.config import AugmentConfig, DataConfig
+from vitc.data.dataset import open_data
 from vitc.data.sources import guess_source
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, DataError
 from vitc.models.config import ViTConfig
 from vitc.models.stem_config import ConvStemConfig, PatchifyStemConfig
 from vitc.optim.optimizers import AdamWConfig, SGDConfig
@@ -277,18 +279,60 @@ def test_a_folder_becomes_the_data_under_its_absolute_path(
     ("files", "source"),
     [
         (["data_batch_1", "test_batch"], "cifar10"),
-        (["cifar-10-batches-bin"], "cifar10"),
+        (["cifar-10-batches-bin/data_batch_1.bin"], "cifar10"),
+        (["cifar-100-python/train", "flowers/a.jpg", "pets/b.jpg"], "cifar100"),
+        (["train", "test", "meta"], "cifar100"),
         (["train.bin", "test.bin"], "cifar100"),
         (["train-images-idx3-ubyte.gz"], "idx"),
+        (["x.parquet", "figures/a.png"], "parquet"),
+        (["train/x.parquet", "test/x.parquet"], "parquet"),
+        (["data/train.parquet", "figures/a.png", "photos/b.png"], "parquet"),
         (["cats", "dogs"], "folder"),
+        (["train/cat/1.jpg", "test/cat/1.jpg", "meta/cat/1.jpg"], "folder"),
+        (["photos/cat/1.jpg", "photos/dog/1.jpg", "data_batch_1"], "folder"),
+        (["cat/1.jpg", "dog/1.jpg", "train-images-idx3-ubyte"], "folder"),
+        (["notes-ubyte.txt", "train-images-idx3-ubyte.txt"], "folder"),
+        (["cat/1.jpg", "dog/a/1.jpg", "x.parquet"], "folder"),
+        (["train/cat/1.jpg", "test/cat/1.jpg", "train/x.parquet", "test/x.parquet"], "folder"),
     ],
 )
 def test_the_kind_of_a_data_folder_is_read_from_its_files(
     tmp_path: Path, files: list[str], source: str
 ) -> None:
     for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert guess_source(tmp_path) == source
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "source"),
+    [
+        ("dataset_dict.json", {"splits": ["train"]}, "parquet"),
+        ("state.json", {"_data_files": [{"filename": "a.arrow"}]}, "parquet"),
+        ("dataset_dict.json", {"cat": 3}, "folder"),
+        ("state.json", {"version": 1}, "folder"),
+        ("state.json", ["_data_files"], "folder"),
+    ],
+)
+def test_json_files_of_other_programs_are_no_saved_data_set(
+    tmp_path: Path, name: str, values: Any, source: str
+) -> None:
+    (tmp_path / name).write_text(json.dumps(values))
+    assert guess_source(tmp_path) == source
+
+
+def test_a_source_that_fails_on_class_folders_names_the_one_of_folders(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "state.json").write_text('{"_data_files": []}')
+    config = DataConfig(source=guess_source(tmp_path), path=str(tmp_path))
+    with pytest.raises(DataError, match="lists no files") as error:
+        open_data(config)
+    assert error.value.hint == "If the images are in class folders: --data.source folder."
+    with pytest.raises(ConfigError, match="No cifar10 in") as refused:
+        open_data(DataConfig(source="cifar10", path=str(tmp_path)))
+    assert str(refused.value.hint).endswith("class folders: --data.source folder.")
+    assert open_data(DataConfig(path=str(tmp_path), source="folder")).classes == ("cat", "dog")
 
 
 # -- differences and types -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from vitc.data.identity import Images, images_of
 from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vitc.data.sources import SOURCES, source_problems
 from vitc.data.sources.base import Found, Split, some
+from vitc.data.sources.folder import Folder, holds_classes
 from vitc.data.split import (
     TEST,
     TRAIN,
@@ -28,7 +30,7 @@ from vitc.data.split import (
     hold_out_groups,
 )
 from vitc.data.store import Pixels, name_key
-from vitc.errors import ConfigError, DataError
+from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.wording import counted
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's "L"
@@ -127,7 +129,16 @@ def read_source(config: DataConfig, strict: bool = True) -> Found:
     if problems:
         raise ConfigError(" ".join(problems))
     source = SOURCES[config.source]
-    found = source.read(config) if strict else source.read_any(config)
+    try:
+        found = source.read(config) if strict else source.read_any(config)
+    except (ConfigError, DataError) as error:
+        place = os.path.expanduser(str(config.path))
+        hopeless = source.kind == Folder.kind or not source.of_user
+        if hopeless or isinstance(error, BrokenFileError) or not holds_classes(place):
+            raise
+        hint = f"{error.hint} " if error.hint else ""
+        hint += f"If the images are in class folders: --data.source {Folder.kind}."
+        raise type(error)(error.message, hint) from error
     return found if found.origin else replace(found, origin=source.origin)
 
 

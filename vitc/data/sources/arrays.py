@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import pickle
 import re
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 from vitc.data.config import DataConfig
 from vitc.data.litter import listed
 from vitc.data.sources.base import Found, Source, Split
+from vitc.data.sources.folder import holds_classes
 from vitc.data.store import Ints, Pixels
 from vitc.errors import ConfigError, DataError
 
@@ -48,7 +50,7 @@ class Idx(Source):
 
     The set in a folder (or its `raw`), or the one of several that is named FOLDER/PREFIX. EMNIST's
     images, stored with rows and columns exchanged, are turned upright, and its classes are named by
-    its mapping file.
+    its mapping file. It is known by its name: of the files, or of the folder that they are in.
     """
 
     kind = origin = "idx"
@@ -56,7 +58,9 @@ class Idx(Source):
     path = "a folder: --data.path DIR"
 
     def matches(self, path: str) -> bool:
-        return any("-ubyte" in name for name in listed(path))
+        named = [name for name in listed(path) if _IDX_NAME.fullmatch(name)]
+        there = any(os.path.isfile(os.path.join(path, name)) for name in named)
+        return there and not holds_classes(path)
 
     def read(self, config: DataConfig) -> Found:
         """Raises ConfigError: not there, or several sets; DataError: a file is missing or damaged,
@@ -152,7 +156,7 @@ def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) ->
 
     values = np.unique(raw["train"][1])
     notes = []
-    transposed = "emnist" in prefix.lower() or "emnist" in str(place).lower()
+    transposed = _is_emnist(place, prefix)
     if transposed:
         notes.append("EMNIST stores its images with rows and columns exchanged: turned upright.")
     parts = {}
@@ -163,6 +167,13 @@ def _idx_arrays(place: Path, prefix: str, files: dict[tuple[str, str], Path]) ->
         upright = images.transpose(0, 2, 1) if transposed else images
         parts[part] = upright[..., None], np.searchsorted(values, labels).astype(np.int64)
     return _found(_idx_classes(place, prefix, values), parts, notes)
+
+
+def _is_emnist(place: Path, prefix: str) -> bool:
+    """By the beginning of the files' names, or the name of their folder; not of those above it."""
+    folder = Path(os.path.abspath(place))
+    name = folder.parent.name if folder.name.lower() == "raw" else folder.name
+    return any(re.search(r"(?<![^\W\d_])emnist", text, re.IGNORECASE) for text in (prefix, name))
 
 
 def _idx_classes(place: Path, prefix: str, values: Pixels) -> tuple[str, ...]:
@@ -202,24 +213,34 @@ class Cifar(Source):
     names_text: ClassVar[str]  # the file of the binary version
 
     def matches(self, path: str) -> bool:
-        names = listed(path)
-        return any(sign <= names for sign in self.signs) or not names.isdisjoint(self.folders)
+        folder = Path(path)
+        if self._place(folder, self.folders) is not None:
+            return True
+        there = any(all((folder / name).is_file() for name in sign) for sign in self.signs)
+        return there and not holds_classes(path)
 
     def read(self, config: DataConfig) -> Found:
         """Raises ConfigError: the files are not there; DataError: one is missing or damaged."""
         path = Path(str(config.path)).expanduser()
         if not path.is_dir():
             raise ConfigError(f"There is no folder {path}.", f"Give the folder of {self.kind}.")
-        for folder in (path, *(path / f for f in self.folders)):
-            for suffix in ("", ".bin"):
-                if (folder / (self.train[0] + suffix)).is_file():
-                    return self._read(folder, suffix)
+        place = self._place(path, ("", *self.folders))
+        if place is not None:
+            return self._read(*place)
         packed = sorted(p.name for p in path.iterdir() if p.name.endswith((".tar.gz", ".tgz")))
         raise ConfigError(
             f"No {self.kind} in {path}: neither {self.train[0]} nor {self.train[0]}.bin is there, "
             f"nor in {' or '.join(self.folders)}.",
             f"Unpack it first: tar -xzf {packed[0]}" if packed else None,
         )
+
+    def _place(self, path: Path, folders: Iterable[str]) -> tuple[Path, str] | None:
+        """The first of some folders in `path` that holds training images; and their suffix."""
+        for folder in (path / name for name in folders):
+            for suffix in ("", ".bin"):
+                if (folder / (self.train[0] + suffix)).is_file():
+                    return folder, suffix
+        return None
 
     def _read(self, folder: Path, suffix: str) -> Found:
         batch = self._binary if suffix else self._pickled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vitc.data.config import DataConfig
-from vitc.data.litter import is_image, is_litter, is_unknown, listed, own_output
+from vitc.data.litter import (
+    is_image,
+    is_litter,
+    is_own_output,
+    is_unknown,
+    listed,
+    own_output,
+)
 from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, similar_classes, some
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
 from vitc.data.split_words import parse_splits
@@ -259,6 +267,17 @@ def _list(folder: str) -> tuple[Place, str, set[str]]:
         else:
             place.others.append(entry.name)
     return place, "", linked
+
+
+def holds_classes(folder: str, depth: int = 2) -> bool:
+    """Whether two folders in one, or in a folder of it, hold images: classes or splits, not the
+    litter beside files of another format."""
+    names = (name for name in sorted(listed(folder)) if not is_litter(name))
+    inside = [path for name in names if os.path.isdir(path := join(folder, name))]
+    filled = (path for path in inside if _holds_images(path) and not is_own_output(path))
+    if len(list(itertools.islice(filled, 2))) == 2:
+        return True
+    return depth > 0 and any(holds_classes(path, depth - 1) for path in inside)
 
 
 def _holds_images(folder: str, depth: int = 2) -> bool:

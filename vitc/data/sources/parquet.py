@@ -32,6 +32,7 @@ from vitc.data.sources.columns import (
     split_rule,
     usage,
 )
+from vitc.data.sources.folder import holds_classes
 from vitc.data.sources.parquet_columns import (
     MAX_COLUMN,
     MAX_GROUP,
@@ -51,7 +52,7 @@ from vitc.data.sources.parquet_columns import (
     schema_of,
     values,
 )
-from vitc.data.sources.parquet_files import Files, folders_of_tables, table_files
+from vitc.data.sources.parquet_files import Files, folders_of_tables, is_saved, table_files
 from vitc.data.split_words import SPLITS, parse_splits, read_names
 from vitc.data.store import Ints, Names, label_codes, stamp
 from vitc.errors import ConfigError, DataError, unknown
@@ -76,13 +77,12 @@ class Parquet(base.Source):
     def matches(self, path: str) -> bool:
         if not os.path.isdir(path):
             return super().matches(path)
-        names = listed(path)
-        if not names.isdisjoint(("dataset_dict.json", "state.json")):
-            return True
-        if any(name.endswith(".parquet") for name in names):
+        if is_saved(path):
             return True
         folders = [os.path.basename(folder) for folder in folders_of_tables(path)]
-        return bool(folders) and (folders == ["data"] or len(read_names(folders)) == len(folders))
+        named = bool(folders) and len(read_names(folders)) == len(folders)
+        here = any(name.endswith(".parquet") for name in listed(path))
+        return folders == ["data"] or ((here or named) and not holds_classes(path))
 
     def read_any(self, config: DataConfig) -> base.Found:
         return self.read(config, strict=False)

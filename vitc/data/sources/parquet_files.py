@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -58,6 +59,16 @@ def table_files(path: str, wanted: dict[str, str] | None) -> Files:
         )
     files = [file for place in folders for file in index.find_files(place, (".parquet",))]
     return _named(path, files, wanted)
+
+
+def is_saved(folder: str) -> bool:
+    """Whether a folder was written by save_to_disk of `datasets`, by the keys of its JSON files:
+    other programs have files of these names, too."""
+    for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
+        with contextlib.suppress(DataError):
+            if key in _small_json(Path(folder, name)):
+                return True
+    return False
 
 
 def folders_of_tables(path: str) -> list[str]:
