@@ -308,7 +308,8 @@ def test_the_kind_of_a_data_folder_is_read_from_its_files(
 @pytest.mark.parametrize(
     ("name", "values", "source"),
     [
-        ("dataset_dict.json", {"splits": ["train"]}, "parquet"),
+        ("dataset_dict.json", {"splits": ["train"]}, "folder"),
+        ("dataset_dict.json", {"splits": ["train", "saved"]}, "parquet"),
         ("state.json", {"_data_files": [{"filename": "a.arrow"}]}, "parquet"),
         ("dataset_dict.json", {"cat": 3}, "folder"),
         ("state.json", {"version": 1}, "folder"),
@@ -318,6 +319,8 @@ def test_the_kind_of_a_data_folder_is_read_from_its_files(
 def test_json_files_of_other_programs_are_no_saved_data_set(
     tmp_path: Path, name: str, values: Any, source: str
 ) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").touch()
     (tmp_path / name).write_text(json.dumps(values))
     assert guess_source(tmp_path) == source
 

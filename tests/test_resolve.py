@@ -31,6 +31,9 @@ OURS = to_dict(load_config("debug"))
         ({"plan.json": {"plan": {}, "hash": "x"}}, "study"),
         ({"plan.json": {"weeks": 3}}, "images"),
         ({"state.json": {"step": 3}}, "checkpoint"),
+        ({"state.json": "{damaged", "model.safetensors": ""}, "checkpoint"),
+        ({"state.json": {"epoch": 3}}, "images"),
+        ({"state.json": "{damaged"}, "images"),
         ({"state.json": {"_data_files": []}, "data-00000-of-00001.arrow": ""}, "images"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.config import RunConfig, flat_values, from_dict, read_config, with_kind
 from vitc.data.config import DataConfig
-from vitc.data.litter import holds_run, holds_study, listed
+from vitc.data.litter import holds_checkpoint, holds_run, holds_study, listed
 from vitc.errors import ConfigError, suggest, suggest_beside
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
@@ -111,7 +111,7 @@ def is_exported_weights(path: Path) -> bool:
 def _what_is_folder(path: Path) -> What:
     """By the keys of its JSON files: other programs call theirs config.json and state.json too."""
     names = listed(str(path))
-    if "state.json" in names and not any(name.endswith(".arrow") for name in names):
+    if holds_checkpoint(str(path), names):
         return "checkpoint"
     if holds_run(str(path), names):
         return "run"

@@ -74,6 +74,14 @@ def holds_study(folder: str, names: Collection[str]) -> bool:
     return "trials" in names or _read(os.path.join(folder, "plan.json")).keys() >= _STUDY_KEYS
 
 
+def holds_checkpoint(folder: str, names: Collection[str]) -> bool:
+    """Whether a folder, which holds `names`, is a checkpoint of vitc; other programs have a
+    state.json, too."""
+    if "state.json" not in names:
+        return False
+    return "model.safetensors" in names or "step" in _read(os.path.join(folder, "state.json"))
+
+
 def own_output(folder: str, names: Collection[str]) -> str:
     """What vitc wrote into this folder, which holds `names`; "" where it is not vitc's."""
     if holds_run(folder, names):

@@ -62,12 +62,15 @@ def table_files(path: str, wanted: dict[str, str] | None) -> Files:
 
 
 def is_saved(folder: str) -> bool:
-    """Whether a folder was written by save_to_disk of `datasets`, by the keys of its JSON files:
-    other programs have files of these names, too."""
-    for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
-        with contextlib.suppress(DataError):
-            if key in _small_json(Path(folder, name)):
-                return True
+    """Whether save_to_disk of `datasets` wrote a folder, by the keys of its JSON files, and the
+    folders they name: other programs have files of these names, too."""
+    with contextlib.suppress(DataError):
+        if "_data_files" in _small_json(Path(folder, "state.json")):
+            return True
+    with contextlib.suppress(DataError):
+        splits = _small_json(Path(folder, "dataset_dict.json")).get("splits")
+        named = splits if isinstance(splits, list) else []
+        return any(Path(folder, str(name), "state.json").is_file() for name in named)
     return False
 
 
