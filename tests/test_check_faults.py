@@ -171,6 +171,9 @@ def test_a_file_without_permission_is_named(faulty: Path) -> None:
         (["cat", "dog", "train_images"], "like_splits"),
         (["cat", "dog", "New folder (2)"], "unnamed"),
         (["cat", "dog", "images"], "unnamed"),
+        (["cat", "dog", "masks"], "unnamed"),
+        (["n/cat", "n/dog", "n/eel", "s/cat", "s/dog", "s/eel", "e/cat", "e/dog"], "like_classes"),
+        (["n/cam1", "n/cam2", "n/cam3", "s/cam1", "s/cam3", "e/cam2", "e/cam3"], ""),
         (["class 1", "class 2", "train station"], ""),
         (["old", "new", "test tube"], ""),
         (["dress", "dresses", "glass", "glas"], ""),
@@ -187,6 +190,14 @@ def test_names_of_classes_that_look_odd_are_reported(
             put(tmp_path / "x" / "val", f"{name}/{j}.png", photo(9, 9, 5000 + 100 * i + j))
     odd = {"alike_names", "like_splits", "unnamed", "like_classes", "misplaced"}
     assert by_kind(examine(tmp_path / "x")).keys() & odd == ({kind} if kind else set())
+
+
+def test_parts_that_do_not_hold_all_classes_are_refused_by_the_check(tmp_path: Path) -> None:
+    for name in ("1/cat", "1/dog", "1/eel", "2/cat", "2/dog"):
+        put(tmp_path, f"batch_{name}/a.png", photo(9, 9, len(name)))
+    refused = by_kind(examine(tmp_path))["refused"]
+    assert "nearly the same folders" in refused.text
+    assert "--data.splits train=batch_1,train=batch_2" in refused.cure
 
 
 # -- label shares ----------------------------------------------------------------------------------

@@ -174,6 +174,27 @@ def test_splits_are_known_by_their_words(
         ({"a/train": 3, "a/val": 1, "b": 3}, "'a' of"),
         ({"a": 2, "a/val": 1, "b": 2, "b/val": 1}, "next to other images"),
         ({"part1/a": 3, "part1/b": 3, "part2/a": 1, "part2/b": 1}, "parts of one data set"),
+        (
+            {f"batch_{i}/{c}": 2 for i in (1, 2, 3) for c in "abc" if (i, c) != (3, "c")},
+            "'batch_1', 'batch_2', 'batch_3' in .* hold nearly the same folders, 'a', 'b', 'c'",
+        ),
+        (
+            {f"fold-{i}/{c}": 2 for i in "ABC" for c in ("cat", "dog")} | {"fold-C/eel": 1},
+            "parts of one data set",
+        ),
+        (
+            {"data1/cat": 2, "data1/dog": 2, "data2/cat": 2, "data2/dog": 2, "other/eel": 2},
+            "'data1', 'data2' in .* hold folders of the same names",
+        ),
+        (
+            {"images/benign": 3, "images/none": 3, "masks/benign": 3},
+            "'masks' in .* holds folders of the same names as 'images', 'benign': masks or labels",
+        ),
+        (
+            {"photos/a": 3, "photos/b": 3, "photos/c": 2, "Annotations/a": 3, "Annotations/c": 2},
+            "'Annotations' in .* masks or labels",
+        ),
+        ({"mask/left": 2, "mask/right": 2, "face/left": 2, "face/right": 2}, "'mask' in"),
         ({"train/train": 3, "train/test": 3, "val/a": 1}, "named like splits, as its classes"),
         ({"train1/a": 3, "train1/b": 3, "train2/a": 3}, "several folders for the train"),
     ],
@@ -187,6 +208,51 @@ def test_ambiguous_splits_are_refused_with_the_setting_that_decides(
     assert "--data.splits none" in (error.value.hint or "")
     classes = {folder.partition("/")[0] for folder in tree}
     assert set(opened(tmp_path, splits="none", **WHOLE).classes) == classes
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"mask/2019": 2, "mask/2020": 2, "no_mask/2019": 2, "no_mask/2021": 2, "no_mask/2020": 2},
+        {"mask/camera 1": 2, "mask/camera 2": 2, "face/camera 1": 2, "face/camera 2": 2}
+        | {"face/camera 3": 1},
+        {f"part_{i}/cam{c}": 2 for i in (1, 2) for c in range(i + 1)},
+        {f"set{i}/patient_{c}": 2 for i in (1, 2, 3) for c in range(i + 2)},
+        {
+            f"grade_{i}/{c}": 2
+            for i in (1, 2, 3)
+            for c in ("left", "right")
+            if (i, c) != (3, "left")
+        },
+        {f"{i}/{c}": 2 for i in range(4) for c in ("indoor", "outdoor", "night")[: 2 + i % 2]},
+        {"part1/cat": 2, "part1/dog": 2, "part2/eel": 2, "part2/fox": 2},
+        {"images/a": 2, "images/b": 2, "labels/x": 2, "labels/y": 2},
+        {"batch 1/a": 2, "batch 1/b": 2, "cat/a": 2, "dog/c": 2},
+    ],
+)
+def test_classes_may_have_folders_by_year_camera_patient_or_none_in_common(
+    tmp_path: Path, tree: Tree
+) -> None:
+    data = opened(plant(tmp_path, tree), **WHOLE)
+    assert set(data.classes) == {folder.partition("/")[0] for folder in tree}
+    years = any(word in str(tree) for word in ("2019", "cam", "patient"))
+    assert not years or "the same folders" not in notes(data)
+
+
+def test_classes_with_nearly_the_same_folders_are_named(tmp_path: Path) -> None:
+    tree = {f"{i}/{c}": 2 for i in ("north", "south") for c in ("cat", "dog", "eel")}
+    del tree["south/eel"]
+    found = notes(opened(plant(tmp_path, tree), **WHOLE))
+    assert "hold nearly the same folders, 'cat', 'dog'. If those are the classes" in found
+    assert "--data.splits train=north,train=south" in found
+
+
+def test_masks_are_left_out_by_the_setting_that_the_refusal_names(tmp_path: Path) -> None:
+    plant(tmp_path, {"images/benign": 3, "images/none": 3, "masks/benign": 3})
+    with pytest.raises(DataError) as error:
+        opened(tmp_path)
+    assert str(error.value.hint).startswith("If it is no class: --data.splits train=images.")
+    assert counts(opened(tmp_path, splits="train=images", **WHOLE)) == {"train": [3, 3]}
 
 
 def test_data_splits_names_the_folders_of_splits(tmp_path: Path) -> None:

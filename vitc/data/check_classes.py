@@ -12,6 +12,7 @@ from scipy.special import betaln
 
 from vitc.data.check_report import EXAMPLES, Finding, Kind, Report, of_names
 from vitc.data.sources.base import some
+from vitc.data.sources.tree import repeated
 from vitc.data.split_words import read_name
 from vitc.data.store import Ints, name_key, shown
 from vitc.wording import counted, few
@@ -30,7 +31,7 @@ _COPY = re.compile(
 _UNNAMED = re.compile(
     r"(?:new|untitled|unnamed) folder|neuer ordner|nouveau dossier|nueva carpeta|untitled|unnamed"
     r"|images?|imgs?|pics|pictures|photos?|data|dataset|downloads?|temp|tmp|backup|trash|outputs?|runs|results"
-    r"|logs|thumbs|thumbnails|cache|annotations|unsorted|todo|to sort"
+    r"|logs|thumbs|thumbnails|cache|annotations|masks|labels|unsorted|todo|to sort"
 )
 
 
@@ -168,14 +169,20 @@ def _folders_of_others(report: Report) -> Iterator[Finding]:
         text = f"{counted(count, 'image')} {text}: {some(misplaced)}."
         names = tuple(map(shown, misplaced))
         yield Finding("misplaced", "warn", count, text, cure, names[:EXAMPLES], names)
-    shared = set.intersection(*below.values()) if len(below) == len(report.classes) > 1 else set()
-    if len(shared) >= 2 and len(shared) >= len(report.classes) and not misplaced:
+    if misplaced or not len(below) == len(report.classes) > 1:
+        return
+    shared = set.intersection(*below.values())
+    least = max(2, len(report.classes))
+    nearly = len(shared) < least
+    if nearly:
+        shared = set(repeated(below))
+    if len(shared) >= least:
         yield Finding(
             "like_classes",
             "warn",
             len(shared),
-            f"Every class holds the same folders, {some(sorted(shared))}: are those the classes, "
-            f"and {some(report.classes)} splits or places?",
+            f"Every class holds {'nearly ' * nearly}the same folders, {some(sorted(shared))}: are "
+            f"those the classes, and {some(report.classes)} splits or places?",
             "make one folder for each class; splits are named train, val and test",
             tuple(sorted(map(shown, shared)))[:EXAMPLES],
             tuple(sorted(map(shown, shared))),

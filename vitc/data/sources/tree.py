@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vitc.data.sources.base import some
@@ -19,6 +20,20 @@ _CLASSES = "--data.splits none makes every folder a class"
 _AUXILIARY = (
     *("extra", "mask", "masks", "annotation", "annotations", "label", "labels", "unlabeled"),
     *("unlabelled", "unsup", "meta", "metadata", "doc", "docs", "code", "notebooks"),
+    *("seg", "segmentation", "segmentations", "gt", "groundtruth", "ground_truth", "bboxes"),
+)
+# Words of folders that, with a number, are parts of one data set: batch_1, image-parts-02.
+_PARTS = (
+    *("batch", "batches", "part", "parts", "fold", "folds", "chunk", "chunks", "shard", "shards"),
+    *("set", "subset", "dataset", "data", "split", "volume", "vol", "archive", "disk", "disc"),
+    *("section", "portion", "piece", "images", "imgs", "photos", "folder", "dir"),
+)
+_NUMBERED = re.compile(r"(.*?[^\W\d_])(?:[\W_]*\d+|[\W_]+[a-z])\W*", re.DOTALL)
+# Folders in a class that are no classes themselves: years, dates, numbers, cameras, patients.
+_GROUP = re.compile(
+    r"[\W\d_]*|(?:year|date|day|week|month|cam|camera|lens|view|angle|patient|subject|person|user"
+    r"|session|site|room|video|vid|clip|seq|sequence|series|scene|study|case|scan|slide|id)"
+    r"[\W_]*[\W\d_]+[a-z]?"
 )
 
 
@@ -130,23 +145,74 @@ def _several(tree: Tree, path: str) -> bool:
 def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
     """Class folders that hold folders of the same names may be parts of a set of those classes.
 
-    Raises DataError: such as part1/cat and part2/cat.
+    Raises DataError: such as part1/cat and part2/cat, or masks/cat and images/cat.
     """
-    names = tree.folders(top)
-    inside = [tree.folders(join(top, name)) for name in names]
-    if len(names) < 2 or len(inside[0]) < 2 or any(below != inside[0] for below in inside):
+    inside = {name: below for name in tree.folders(top) if (below := tree.folders(join(top, name)))}
+    if len(inside) < 2 or any(tree.images(join(top, name)) for name in tree.folders(top)):
         return
-    if any(tree.images(join(top, name)) for name in names):
-        return
-    parts = as_setting(dict.fromkeys(names, "train"))
-    about = f"{some(names)} in {where} hold folders of the same names, {some(inside[0])}"
-    numbered = len({re.sub(r"[\W\d_]+", "", name.lower()) for name in names}) == 1
-    if numbered or any(name.lower() in _AUXILIARY for name in names):
-        raise DataError(
-            f"{about}: parts of one data set, or classes.",
-            f"If they are parts: {parts}. If they are classes: {_CLASSES}.",
-        )
-    notes.append(f"{about}. If those are the classes: {parts}.")
+    _check_auxiliary(where, inside)
+    for family in (*_families(inside), inside):
+        parts = as_setting(dict.fromkeys(family, "train"))
+        first = next(iter(family.values()))
+        same = len(first) > 1 and all(below == first for below in family.values())
+        shared = first if same else repeated(family)
+        if not shared:
+            continue
+        how = "folders of the same names" if same else "nearly the same folders"
+        about = f"{some(family)} in {where} hold {how}, {some(shared)}"
+        letters = {re.sub(r"[\W\d_]+", "", name.lower()) for name in family}
+        alike = len(letters) == 1 or any(name.lower() in _AUXILIARY for name in family)
+        if family is not inside or (same and alike):
+            raise DataError(
+                f"{about}: parts of one data set, or classes.",
+                f"If they are parts: {parts}. If they are classes: {_CLASSES}.",
+            )
+        notes.append(f"{about}. If those are the classes: {parts}.")
+
+
+def _check_auxiliary(where: str, inside: Mapping[str, list[str]]) -> None:
+    """Refuse masks, labels and the like, most of which are in folders that others have, too."""
+    others = {n: below for n, below in inside.items() if n.lower() not in _AUXILIARY}
+    known = {folder for below in others.values() for folder in below}
+    for name in [name for name in inside if name not in others]:
+        shared = [folder for folder in inside[name] if folder in known]
+        same = any(below == inside[name] for below in others.values())
+        if 2 * len(shared) > len(inside[name]) and (same or not all(map(_is_group, shared))):
+            images = {n: "train" for n, below in others.items() if set(shared) & set(below)}
+            raise DataError(
+                f"{name!r} in {where} holds folders of the same names as {some(images)}, "
+                f"{some(shared)}: masks or labels of those images, or a class.",
+                f"If it is no class: {as_setting(images)}. If they are classes: {_CLASSES}.",
+            )
+
+
+def _families(inside: Mapping[str, list[str]]) -> list[dict[str, list[str]]]:
+    """Folders that differ in a number, or a letter, behind a word for parts: batch_1, batch_2."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, below in inside.items():
+        numbered = _NUMBERED.fullmatch(name.lower())
+        words = re.findall(r"[^\W\d_]+", numbered[1]) if numbered else []
+        if words and words[-1] in _PARTS:
+            found.setdefault(" ".join(words), {})[name] = below
+    return [family for family in found.values() if len(family) > 1]
+
+
+def repeated(inside: Mapping[str, Collection[str]]) -> list[str]:
+    """The folders that occur in several others, where these hold nearly the same ones; else none.
+
+    inside: folder -> the folders in it. Nearly: more than half of those in each. None if they are
+    named like years, cameras, patients and the like, which classes may share.
+    """
+    often = Counter(folder for below in inside.values() for folder in set(below))
+    common = sorted(folder for folder, count in often.items() if count > 1)
+    if any(2 * len(set(common) & set(below)) <= len(below) for below in inside.values()):
+        return []
+    classes = [folder for folder in common if not _is_group(folder)]
+    return common if len(classes) > 1 else []
+
+
+def _is_group(folder: str) -> bool:
+    return _GROUP.fullmatch(folder.lower()) is not None
 
 
 def _without_splits(tree: Tree, top: str, notes: list[str]) -> Layout:
