@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ from tests.test_check import put
 from vitc.cli.main import main
 from vitc.data.check import check
 from vitc.data.check_classes import _exact
+from vitc.data.check_quick import quick_findings
 from vitc.data.check_report import Finding, Report
 from vitc.data.config import DataConfig
+from vitc.data.dataset import open_data
 
 SIDES = 48, 64
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400)
@@ -198,6 +202,84 @@ def test_parts_that_do_not_hold_all_classes_are_refused_by_the_check(tmp_path: P
     refused = by_kind(examine(tmp_path))["refused"]
     assert "nearly the same folders" in refused.text
     assert "--data.splits train=batch_1,train=batch_2" in refused.cure
+
+
+# -- masks -----------------------------------------------------------------------------------------
+
+
+def with_masks(root: Path, image: str, mask: str, count: int = 12, masks: int = 12) -> Path:
+    """Two classes of images, the first of which have masks; names with {c}lass and {i}."""
+    for c, name in enumerate(("benign", "malignant")):
+        for i in range(count):
+            put(root, f"{name}/{image.format(c=name, i=i)}", photo(9, 9, 100 * c + i))
+            if i < masks:
+                shape = np.zeros((9, 9), np.uint8)
+                shape[i % 5 : 7, 1 + c : 3 + i % 6] = 255
+                put(root, f"{name}/{mask.format(c=name, i=i)}", shape)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{c} ({i}).png", "{c} ({i})_mask.png"),
+        ("{c} ({i}).png", "{c} ({i})_mask_1.png"),
+        ("{i}.jpg", "{i}.mask.png"),
+        ("{i}.jpg", "{i}_seg.png"),
+        ("{i}.jpg", "{i}-Segmentation.png"),
+        ("{i}.jpg", "{i}_label.png"),
+        ("{i}.jpg", "{i}_gt.bmp"),
+        ("images/{i}.jpg", "masks/{i}.png"),
+        ("images/{i}.jpg", "masks/{i}_mask.png"),
+    ],
+)
+def test_masks_beside_their_images_are_reported(tmp_path: Path, image: str, mask: str) -> None:
+    with_masks(tmp_path, image, mask)
+    config = DataConfig(source="folder", path=str(tmp_path))
+    found = by_kind(check(config, workers=1))["masks"]
+    own, of = (re.escape(f"benign/{name.replace('{c}', 'benign')}") for name in (mask, image))
+    pair = f"'{own}' of '{of}'".replace(r"\{i\}", r"(\d+)", 1).replace(r"\{i\}", r"\1")
+    assert "24 of 48 images look like masks of others by their names: " in found.text
+    assert re.search(pair, found.text)
+    assert "in another split than their image" in found.text
+    assert found.figures["apart"] > 0
+    assert found.severity == "warn"
+    assert found.cure.startswith("move the masks out of the data set")
+    assert ("--data.splits train=images" in found.cure) == ("/" in image)
+    assert found.places is not None
+    assert len(found.places) == 24
+    assert "masks" in {f.kind for f in quick_findings(config, open_data(config))}
+    if "/" in image:
+        assert "To read some alone: --data.splits train=images." in " ".join(
+            open_data(config).notes
+        )
+        alone = DataConfig(source="folder", path=str(tmp_path), splits="train=images")
+        assert "masks" not in by_kind(check(alone, workers=1))
+
+
+def test_masks_in_tars_are_reported(tmp_path: Path) -> None:
+    folder = with_masks(tmp_path / "x", "{i}.jpg", "{i}.mask.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(folder, ".")
+    found = by_kind(check(DataConfig(source="tar", path=str(tmp_path / "x.tar")), workers=1))
+    assert re.search(r"'x.tar/benign/(\d+).mask.png' of 'x.tar/benign/\1.jpg'", found["masks"].text)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "masks"),
+    [
+        ("{i}.png", "{i}_mask.png", 1),  # too few
+        ("{i}.png", "face{i}_mask.png", 12),  # of no image here
+        ("{i}.png", "{i}_masked.png", 12),
+        ("{i}.png", "unmasked/{i}.png", 12),
+        ("{i}.png", "label {i}.png", 12),
+    ],
+)
+def test_names_that_are_like_those_of_masks_are_no_finding(
+    tmp_path: Path, image: str, mask: str, masks: int
+) -> None:
+    with_masks(tmp_path, image, mask, masks=masks)
+    assert "masks" not in by_kind(examine(tmp_path))
 
 
 # -- label shares ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from vitc.data.check_findings import file_findings, size_findings
 from vitc.data.check_folder import stray_findings
 from vitc.data.check_groups import group_findings, groups_checked, seen_in
 from vitc.data.check_images import look_at_all
+from vitc.data.check_masks import mask_findings
 from vitc.data.check_report import SEVERITIES, Finding, Report
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data, read_source
@@ -69,6 +70,7 @@ def check(
     found = [
         *refusals,
         *file_findings(report),
+        *mask_findings(report),
         *copy_findings(report, looked.minis, seen),
         *group_findings(seen),
         *class_findings(report),

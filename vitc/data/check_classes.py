@@ -12,7 +12,7 @@ from scipy.special import betaln
 
 from vitc.data.check_report import EXAMPLES, Finding, Kind, Report, of_names
 from vitc.data.sources.base import some
-from vitc.data.sources.tree import repeated
+from vitc.data.sources.tree import AUXILIARY, repeated
 from vitc.data.split_words import read_name
 from vitc.data.store import Ints, name_key, shown
 from vitc.wording import counted, few
@@ -176,7 +176,7 @@ def _folders_of_others(report: Report) -> Iterator[Finding]:
     nearly = len(shared) < least
     if nearly:
         shared = set(repeated(below))
-    if len(shared) >= least:
+    if len(shared) >= least and not any(folder.lower() in AUXILIARY for folder in shared):
         yield Finding(
             "like_classes",
             "warn",

@@ -21,6 +21,7 @@ from vitc.data.check_classes import class_findings
 from vitc.data.check_folder import stray_findings
 from vitc.data.check_groups import group_findings, seen_in
 from vitc.data.check_images import RECORD, colours, taken
+from vitc.data.check_masks import mask_findings
 from vitc.data.check_report import EXAMPLES, Finding, Report
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, find_image
@@ -80,7 +81,7 @@ def quick_findings(config: DataConfig, data: DataSet, seconds: float = SECONDS) 
         given=data.given,
     )
     report.records["taken"] = np.nan
-    found = [*_empty(report), *class_findings(report)]
+    found = [*_empty(report), *mask_findings(report), *class_findings(report)]
     if len(labels) == sum(map(len, data.splits.values())):
         found += stray_findings(report, end - 0.75 * seconds)
     found += _same(report, end - 0.5 * seconds)

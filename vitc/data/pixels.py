@@ -195,9 +195,10 @@ def hold(
         if large and config.resident == "auto" and (training or not often):
             raise _Unfit(f"the files are images of more than {SMALL_SIDE} pixels a side")
         if native:
-            high, wide = frame_size(*image.shape[:2], plan.size, config.fit)
-            if high * wide > max(MAX_PIXELS, image.shape[0] * image.shape[1]):
-                own = f"{image.shape[1]:,} x {image.shape[0]:,}"
+            height, width = image.shape[:2]
+            high, wide = frame_size(height, width, plan.size, config.fit)
+            if high * wide > max(MAX_PIXELS, height * width):
+                own = f"{width:,} x {height:,}"
                 raise _Unfit(f"an image of {own} pixels is padded to {wide:,} x {high:,}")
             framed = np.require(frame(image, plan.size, config.fit), requirements="W")  # of a map
             return torch.from_numpy(framed).permute(2, 0, 1)

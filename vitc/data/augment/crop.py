@@ -158,13 +158,13 @@ def framed_crop(
     Of the frame no more than the box is made. It is far larger than the image where that is a
     strip; beyond MAX_PIXELS the image is shrunk first, so that memory is bounded.
     """
-    high, wide = frame_size(*image.shape[:2], size, fit)
-    if high * wide > max(MAX_PIXELS, image.shape[0] * image.shape[1]):
-        factor = math.sqrt(MAX_PIXELS / (high * wide))
-        smaller = max(1, int(image.shape[0] * factor)), max(1, int(image.shape[1] * factor))
-        image = resize(image, smaller).permute(1, 2, 0).numpy()
-        high, wide = frame_size(*smaller, size, fit)
     h, w, c = image.shape
+    high, wide = frame_size(h, w, size, fit)
+    if high * wide > max(MAX_PIXELS, h * w):
+        factor = math.sqrt(MAX_PIXELS / (high * wide))
+        h, w = max(1, int(h * factor)), max(1, int(w * factor))
+        image = resize(image, (h, w)).permute(1, 2, 0).numpy()
+        high, wide = frame_size(h, w, size, fit)
     if (high, wide) == (h, w):
         return crop_resize(image, box(h, w), size)
     chosen = box(high, wide)

@@ -17,7 +17,7 @@ LAYOUTS = (
 )
 _CLASSES = "--data.splits none makes every folder a class"
 # Folders beside train that are no classes: a data set's other parts.
-_AUXILIARY = (
+AUXILIARY = (
     *("extra", "mask", "masks", "annotation", "annotations", "label", "labels", "unlabeled"),
     *("unlabelled", "unsup", "meta", "metadata", "doc", "docs", "code", "notebooks"),
     *("seg", "segmentation", "segmentations", "gt", "groundtruth", "ground_truth", "bboxes"),
@@ -161,18 +161,23 @@ def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
         how = "folders of the same names" if same else "nearly the same folders"
         about = f"{some(family)} in {where} hold {how}, {some(shared)}"
         letters = {re.sub(r"[\W\d_]+", "", name.lower()) for name in family}
-        alike = len(letters) == 1 or any(name.lower() in _AUXILIARY for name in family)
+        alike = len(letters) == 1 or any(name.lower() in AUXILIARY for name in family)
         if family is not inside or (same and alike):
             raise DataError(
                 f"{about}: parts of one data set, or classes.",
                 f"If they are parts: {parts}. If they are classes: {_CLASSES}.",
             )
-        notes.append(f"{about}. If those are the classes: {parts}.")
+        images = [folder for folder in shared if folder.lower() not in AUXILIARY]
+        if len(images) < len(shared):
+            alone = as_setting(dict.fromkeys(images or shared, "train"))
+            notes.append(f"{about}, all of them read. To read some alone: {alone}.")
+        else:
+            notes.append(f"{about}. If those are the classes: {parts}.")
 
 
 def _check_auxiliary(where: str, inside: Mapping[str, list[str]]) -> None:
     """Refuse masks, labels and the like, most of which are in folders that others have, too."""
-    others = {n: below for n, below in inside.items() if n.lower() not in _AUXILIARY}
+    others = {n: below for n, below in inside.items() if n.lower() not in AUXILIARY}
     known = {folder for below in others.values() for folder in below}
     for name in [name for name in inside if name not in others]:
         shared = [folder for folder in inside[name] if folder in known]
@@ -341,7 +346,7 @@ def _check_others(
     filled = [
         name
         for name in others
-        if name.lower() not in _AUXILIARY and tree.holds_images(join(top, name))
+        if name.lower() not in AUXILIARY and tree.holds_images(join(top, name))
     ]
     doubtful = again if len(set(found.values())) > 1 else again or filled
     if doubtful:
