@@ -245,6 +245,8 @@ def test_models_of_torchvision_are_built_without_dropout(monkeypatch: pytest.Mon
         model_config("torchvision:resnet81")
     with pytest.raises(ConfigError, match="in_chans 3"):
         create_model("torchvision:resnet18", in_chans=1)
+    headless = create_model("torchvision:resnet18", num_classes=0, img_size=32)
+    assert headless(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
 @pytest.mark.slow
@@ -253,5 +255,9 @@ def test_a_model_of_the_real_torchvision_is_built() -> None:
         import_peer("torchvision")
     except ImportError:
         pytest.skip("torchvision is missing: its models were NOT built")
+    headless = create_model("torchvision:resnet18", num_classes=0, img_size=64)
+    assert headless(torch.zeros(2, 3, 64, 64)).shape == (2, 512)
+    with pytest.raises(ConfigError, match="does not end in a linear layer"):
+        create_model("torchvision:squeezenet1_1", num_classes=0)
     model = create_model("torchvision:resnet18", num_classes=5, img_size=64)
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 5)

@@ -112,6 +112,7 @@ def test_columns_inside_json_shares_and_files_as_contenders(tmp_path: Path) -> N
         ({"err": "good"}, {}, "line 2: 'good' is no number"),
         ({"err": 101.0}, {}, "101"),
         ({"err": 0.25}, {}, "--unit share"),
+        ({}, {"classes": 1}, "--classes 1"),
         ({"state": "PRUNED"}, {"failed": "state"}, "'pruned'"),
         ({"seed": 1}, {}, "more than once"),
         ({"model": "one"}, {"draw": ""}, "only contender"),
@@ -124,6 +125,50 @@ def test_what_cannot_be_read_is_one_message(
     with pytest.raises(ConfigError) as error:
         found(write(tmp_path / "t.csv", rows(**changed)), **{"reference": "", **columns})
     assert message in f"{error.value.message} {error.value.hint}"
+
+
+def test_shares_beside_percent_are_noticed_in_any_file_or_contender(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{c}.csv", rows(model=c)) for c in ("percent", "share")]
+    shares = [row | {"err": row["err"] / 100} for row in rows()]
+    files[1] = write(tmp_path / "share.csv", shares)
+    columns = Columns(error="err", draw="")
+    with pytest.raises(
+        ConfigError, match=r"share\.csv runs from 0\.\d+ to 0\.\d+.*others are larger"
+    ):
+        read_trials(files, columns)
+    assert read_trials(files, Columns(error="err", unit="percent"))
+    mixed = write(
+        tmp_path / "both.csv",
+        [r | {"model": "p"} for r in rows()] + [r | {"model": "s"} for r in shares],
+    )
+    with pytest.raises(ConfigError, match="of s runs from"):
+        read_trials([mixed], Columns(error="err", contender="model"))
+
+
+def test_files_of_one_name_and_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        files.append(write(tmp_path / place / "results.csv", rows()))
+    with pytest.raises(ConfigError, match="2 files are called 'results'"):
+        read_trials(files, Columns(error="err"))
+    assert read_trials(files, Columns(error="err", contender="model"))
+    (tmp_path / "twice.csv").write_text("err,err\n1,50\n")
+    with pytest.raises(ConfigError, match="more than one column 'err'"):
+        read_trials([tmp_path / "twice.csv"], Columns(error="err"))
+
+
+def test_numbers_are_the_same_however_they_are_spelt_and_tabs_divide_columns(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.csv").write_text("err\tseed\tlr\n20\t0\t1e-3\n30\t1.0\t0.010\n")
+    (tmp_path / "b.jsonl").write_text(
+        '{"err": 25, "seed": 0.0, "lr": 0.001}\n{"err": 31, "seed": "1", "lr": 1e-2}\n'
+    )
+    columns = Columns(error="err", draw="seed", settings=("lr",))
+    a, b, c, d = read_trials([tmp_path / "a.csv", tmp_path / "b.jsonl"], columns)
+    assert (a.draw, a.settings) == (c.draw, c.settings) == ("0", {"lr": "0.001"})
+    assert (b.draw, b.settings) == (d.draw, d.settings) == ("1", {"lr": "0.01"})
 
 
 def test_the_command_writes_a_page_and_its_numbers(

@@ -54,19 +54,35 @@ def build_torchvision(config: TorchvisionConfig) -> nn.Module:
         side = SIZED[family]
         settings[side] = config.size[0] if side == "image_size" and square else tuple(config.size)
     try:
-        model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **settings)
+        model: nn.Module = models.get_model(
+            name, weights=None, num_classes=classes or 1, **settings
+        )
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise ConfigError(
             f"torchvision cannot build {name!r} for {config.size[0]}x{config.size[1]} images "
             f"and {classes} classes: {e}",
             "Choose a model that takes that size, or set --model.img_size to 224.",
         ) from e
+    if not classes:
+        _without_head(model, config.name)
     for module in model.modules():
         if "Dropout" in type(module).__name__ or type(module).__name__ == "StochasticDepth":
             module.p = 0.0  # type: ignore[assignment]
     refuse_dropout(model, config.name)
     describe(model, config)
     return model
+
+
+def _without_head(model: nn.Module, name: str) -> None:
+    """Replace the last layer by nothing. Raises ConfigError: it is not linear."""
+    layers = [(path, layer) for path, layer in model.named_modules() if not [*layer.children()]]
+    linear = [path for path, layer in layers if isinstance(layer, nn.Linear)]
+    if not linear or linear[-1] not in [path for path, _ in layers[-2:]]:
+        raise ConfigError(
+            f"{name} does not end in a linear layer, so it has no form without a head.",
+            "Set num_classes to 1 or more.",
+        )
+    model.set_submodule(linear[-1], nn.Identity())
 
 
 def _models() -> Any:

@@ -6,11 +6,12 @@ runs learnt, and how often they failed to learn. `trials_report` shows it as a p
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ class Columns:
     """True, or a state such as `diverged`, where a run failed; beside those without an error."""
     settings: tuple[str, ...] = ()
     """Hyperparameters: on one draw they must agree, or the draws are not shared."""
-    unit: Unit = "percent"
+    unit: Unit | None = None
+    """None: percent, unless values look like shares."""
 
     @property
     def names(self) -> list[str]:
@@ -118,6 +120,12 @@ def read_trials(files: Sequence[Path], columns: Columns) -> list[OtherTrial]:
             "Trials in a file need the column of their error, or of their accuracy.",
             "Name one: --error COLUMN or --accuracy COLUMN.",
         )
+    stems = Counter(file.stem for file in files)
+    if not columns.contender and (alike := [s for s, n in stems.items() if n > 1]):
+        raise ConfigError(
+            f"{stems[alike[0]]} files are called {alike[0]!r}, and a file is a contender.",
+            "Rename them, or name the column of the contenders: --contender COLUMN.",
+        )
     found = []
     for file in files:
         rows = list(_rows(file))
@@ -149,6 +157,11 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise ConfigError(f"{file} is not UTF-8 text: {error.reason}.") from None
     if file.suffix.lower() in (".csv", ".tsv"):
         reader = csv.DictReader(io.StringIO(text), dialect=_dialect(file, text), strict=True)
+        head = Counter(reader.fieldnames or ())
+        if twice := [name for name, n in head.items() if n > 1]:
+            raise ConfigError(
+                f"{file} has more than one column {twice[0]!r}.", "Rename or remove all but one."
+            )
         try:
             for row in reader:
                 if None in row or None in row.values():
@@ -172,14 +185,14 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _dialect(file: Path, text: str) -> type[csv.Dialect]:
-    """Commas, or what the first line has instead; tabs in a .tsv."""
+    """Commas, or what the first line has instead: semicolons or tabs; tabs in a .tsv."""
 
     class Dialect(csv.excel):
         delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
 
     first = text.partition("\n")[0]
-    if Dialect.delimiter == "," and "," not in first and ";" in first:
-        Dialect.delimiter = ";"
+    if Dialect.delimiter == "," and "," not in first:
+        Dialect.delimiter = next((c for c in ";\t" if c in first), ",")
     return Dialect
 
 
@@ -233,12 +246,22 @@ def _trial(file: Path, number: int, row: Mapping[str, Any], columns: Columns) ->
         raise ConfigError(f"{where}: {columns.contender if draw else columns.draw} is empty.")
     return OtherTrial(
         contender=str(name),
-        draw=str(draw),
+        draw=_plain(draw),
         error=min(max(error, 0.0), 100.0) if math.isfinite(error) else math.nan,
         marked=state in FAILED or not math.isfinite(error),
-        settings={s: str(_value(row, s)) for s in columns.settings},
+        settings={s: _plain(_value(row, s)) for s in columns.settings},
         where=where,
     )
+
+
+def _plain(value: Any) -> str:
+    """The text of a draw or setting, the same however a number is spelt: 1e-3 as 0.001."""
+    text = str(value).strip()
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if math.isfinite(number):
+            return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
+    return text
 
 
 def _number(value: Any, where: str) -> float:
@@ -252,14 +275,23 @@ def _number(value: Any, where: str) -> float:
 
 
 def _check_unit(trials: Sequence[OtherTrial], columns: Columns) -> None:
-    """Raises ConfigError: values from 0 to 1 that are called percent."""
-    known = [t.error for t in trials if not math.isnan(t.error)]
-    values = [100 - e for e in known] if columns.accuracy else known
-    if known and columns.unit == "percent" and max(values) <= 1:
+    """Raises ConfigError: without a unit given, a file or contender has no value above 1."""
+    if columns.unit is not None:
+        return
+    of: dict[str, list[float]] = defaultdict(list)
+    for t in trials:
+        if not math.isnan(t.error):
+            for group in (t.where.rpartition(", line ")[0], t.contender):
+                of[group].append(100 - t.error if columns.accuracy else t.error)
+    shares = [group for group, values in of.items() if max(values) <= 1]
+    if shares:
+        low, high = min(of[shares[0]]), max(of[shares[0]])
+        others = "" if len(shares) == len(of) else "; others are larger"
         raise ConfigError(
-            f"{columns.error or columns.accuracy} runs from {min(values):g} to {max(values):g}, "
-            "which looks like shares of 1.",
-            "Add --unit share.",
+            f"{columns.error or columns.accuracy} of {shares[0]} runs from {low:g} to {high:g}, "
+            f"which looks like shares of 1{others}.",
+            "Add --unit share, or --unit percent if that is what they are. All files need the same "
+            "unit.",
         )
 
 
@@ -281,6 +313,8 @@ def compare_trials(
             f"The reference {reference!r} is not a contender.{suggest(reference, contenders)}",
             f"Known: {few(contenders, most=20)}.",
         )
+    if classes == 1:
+        raise ConfigError("--classes 1: a classifier has at least two.", "Give their number.")
     if len(contenders) < 2:
         raise ConfigError(
             f"{contenders[0]} is the only contender; a comparison needs two.",
