@@ -14,7 +14,7 @@ from tests.test_report import dies, easier, invented
 from vitc.resolve import load_config
 from vitc.study.analysis import analyse
 from vitc.study.claim_figures import claim_figures
-from vitc.study.contrasts import MOST_WORDS, cards
+from vitc.study.contrasts import MOST_CARDS, MOST_WORDS, cards, sentence
 from vitc.study.design import Plan
 from vitc.study.figures import claim_and_other_figures
 from vitc.study.measures.hparams import hparams_plan
@@ -94,6 +94,15 @@ def test_a_panel_has_a_dot_for_each_draw_both_intervals_and_the_failures(tmp_pat
     assert len(of["scatter", GREY].x) == 20
     assert of["level", 0].y == [pytest.approx(-6.1)]
     assert of["level", GREY].y == [0.0]
+
+
+def test_of_one_comparison_an_optimizer_each_is_its_sentence(twelve: Section) -> None:
+    f = twelve.finding
+    optims = twelve.plan.optims
+    one = [next(c for c in f.contrasts if c.optim == o and not c.is_control) for o in optims]
+    shown = cards(one, ["a sentence"] * (MOST_CARDS + 1), twelve.plan)
+    assert [c.text for c in shown] == [sentence(c, twelve.plan) for c in one]
+    assert all(f"Under {o}, " in c.text for o, c in zip(optims, shown, strict=True))
 
 
 def test_many_comparisons_are_summed_up_and_drawn_small_below(twelve: Section) -> None:

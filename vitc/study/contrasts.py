@@ -248,13 +248,16 @@ def headline(f: Comparison | UnpairedComparison) -> str:
 
 def cards(found: Sequence[Contrast], texts: Sequence[str], plan: Plan) -> list[Card]:
     """The verdict to be read first: its sentences, or where they are many a summary of each
-    optimizer's comparisons."""
+    optimizer's comparisons, if it has several."""
     by_sentence = {sentence(c, plan): c for c in found if not c.is_control}
     if len(texts) <= MOST_CARDS:
         return [_card(text, by_sentence.get(text), plan) for text in texts]
     made = []
     for what, optim in dict.fromkeys((c.what, c.optim) for c in by_sentence.values()):
         mine = [c for c in by_sentence.values() if (c.what, c.optim) == (what, optim)]
+        if len(mine) == 1:
+            made.append(_card(sentence(mine[0], plan), mine[0], plan))
+            continue
         label = f"{what} against {', '.join(dict.fromkeys(c.reference for c in mine))}"
         label += f" · {optim}" if len(plan.optims) > 1 else ""
         counts = Counter(SUMMARY[c.found.verdict].lower() for c in mine)
