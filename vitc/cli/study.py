@@ -263,6 +263,7 @@ def _quick_options(parser: Parser) -> None:
 
 
 def _quick(args: Namespace) -> int:
+    from vitc.study.effect import check_effect
     from vitc.study.launch import default_workers
     from vitc.study.quick import quick_plan
 
@@ -280,6 +281,8 @@ def _quick(args: Namespace) -> int:
     workers = args.workers or default_workers()
     words = {"seed": args.seed, "looks": args.looks or (old.looks if old is not None else 1)}
     plan, why = quick_plan(args.budget, workers, draws=draws, **words, **settings)
+    if old is None:
+        check_effect(work.settings_of(args), plan.groups)
     note(why)
     return _run(args, folder, [(folder, folder.joined(plan))])
 
@@ -386,6 +389,7 @@ def _paper_study(args: Namespace, images: str | None, settings: dict[str, Any]) 
         folder,
         tune=args.tune,
         dry=args.dry_run,
+        settings=settings,
         count=runs,
         looks=args.looks or (begun.looks if begun is not None else 1),
         lengths=args.lengths,

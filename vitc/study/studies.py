@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
+from vitc.study.effect import check_effect
 from vitc.study.launch import LocalEngine
 from vitc.study.measures import measure_of
 from vitc.study.measures.base import groups_of, request_of
@@ -191,14 +192,24 @@ def stages(
     if kind.runs == "seeds":
         option = "retune" if "retune" in {o.name for o in kind.options} else "tune"
         check_draws(folder, tuning.draws if tuning else 0, option)
+    plan = kind.plan(request)  # mistakes, before a budget is spent
+    if not request.begun:
+        _check_settings(request, plan)
     if tuning is None:
-        yield folder, folder.joined(kind.plan(request))
+        yield folder, folder.joined(plan)
         return
-    request = with_one_precision(request, kind.plan(request))  # mistakes, before a budget is spent
+    request = with_one_precision(request, plan)
     groups, _ = groups_of(request)
     name = f"{folder.path.name} tuning"
     plan = tuning_plan(groups, tuning.points, draws=tuning.draws, seed=request.seed, name=name)
     yield from after_tuning(tuning, folder, plan, dry, lambda tuned: kind.plan(request, tuned))
+
+
+def _check_settings(request: Request, plan: Plan) -> None:
+    """Raises ConfigError: settings of all or of a contender have no effect in this plan."""
+    check_effect(request.settings, plan.groups)
+    for name, own in request.contenders.items():
+        check_effect(own, [g for g in plan.groups if g.contender == name], name)
 
 
 def after_tuning(

@@ -17,6 +17,7 @@ from vitc.plugins.consent import with_sources
 from vitc.plugins.names import SOURCES
 from vitc.runs.folder import keep_sources
 from vitc.study.design import HPARAMS, TUNING, Group, Plan, Range, Trial, sha_of
+from vitc.study.effect import check_apart
 
 PLAN_FILE = "plan.json"
 Keep = int | Literal["all"]  # trials that keep their checkpoints: see `vitc.study.kept`
@@ -213,9 +214,11 @@ class StudyFolder:
         """The plan that its command runs here: as it is, or the stored one with its draws.
 
         What is stored stays, under the schema it was stored in, so that its trials are found.
-        Raises ConfigError: a setting differs, or there are fewer draws than before.
+        Raises ConfigError: a setting differs, or there are fewer draws than before; in a new study
+        groups that would share their trials (`effect.check_apart`).
         """
         if not self.exists():
+            check_apart(plan)
             return plan
         old, _ = self.read()
         differing = plan_differences(old, plan)

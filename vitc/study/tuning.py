@@ -17,6 +17,7 @@ from vitc.resolve import load_config
 from vitc.study.contenders import count_classes, for_study, one_precision
 from vitc.study.controls import family_ranges
 from vitc.study.design import HPARAMS, TUNING, TUNING_SEEDS, Group, Plan, Range, key_of
+from vitc.study.effect import check_effect
 from vitc.study.results import results_of
 from vitc.study.standing import standing
 from vitc.study.study_folder import StudyFolder
@@ -71,7 +72,9 @@ def at_point(
     values = tuned.values.get(here.key, tuned.values.get(group.key, {}))
     config = load_config(group.config, **values)
     resolved = {name: _resolved(config, name, value) for name, value in settings.items()}
-    return here.with_config(for_study(load_config(config, **resolved)))
+    made = here.with_config(for_study(load_config(config, **resolved)))
+    check_effect(resolved, [made], f"the point {point!r}")
+    return made
 
 
 def _resolved(config: RunConfig, name: str, value: Any) -> Any:

@@ -37,6 +37,7 @@ from vitc.study.contenders import (
 from vitc.study.contrasts import contrast_table, controls, verdict
 from vitc.study.controls import control_groups, family_ranges, shifted, with_range_rule
 from vitc.study.design import Group, Plan, Range
+from vitc.study.effect import check_drawn
 from vitc.study.measures.base import Measure, Option, request_of
 from vitc.study.measures.draws import GroupDraws, compare_draws, draws_warnings, groups_of_draws
 from vitc.study.measures.targets import profiles, target_table, target_values
@@ -106,6 +107,8 @@ class Hparams(Measure):
             ranges[label] = {**family_ranges(recipe, optim), **asked[optim]}
         groups, ranges = with_range_rule(groups, ranges, o["ranges"], asked)
         groups = [_with_own_ranges(g, request.optims[0], asked) for g in groups]
+        if not request.begun:
+            _check_drawn(request, groups, ranges, asked)
         if o["octave"] is not None:
             ranges = {optim: shifted(rs, o["octave"]) for optim, rs in ranges.items()}
             groups = [
@@ -167,6 +170,29 @@ def _with_own_ranges(group: Group, optim: str, asked: Mapping[str, Mapping[str, 
         return group
     ranges = {**family_ranges(group.config, own), **asked[OWN_OPTIM]}
     return dataclasses.replace(group, ranges=ranges)
+
+
+def _check_drawn(
+    request: Request,
+    groups: Sequence[Group],
+    ranges: Mapping[str, Mapping[str, Range]],
+    asked: Mapping[str, Mapping[str, Range]],
+) -> None:
+    """Raises ConfigError: a value that draws replace, of all or of a contender."""
+    every = [set(asked[g.optim]) for g in groups]
+    lost = [n for n in request.settings if all(n in names for names in every)]
+    if lost:
+        raise ConfigError(
+            f"{lost[0]} {request.settings[lost[0]]} has no effect: every trial draws {lost[0]} "
+            "from the range that --range or --linear-range gives.",
+            "Leave one of the two out.",
+        )
+    shared = request.options["ranges"] == "shared"
+    drawn: dict[str, set[str]] = {}
+    for g in groups:
+        others = shared and g.ranges is None  # from the recipe's values, not from its own
+        drawn.setdefault(g.contender, set()).update(ranges[g.optim] if others else asked[g.optim])
+    check_drawn(request.contenders, drawn)
 
 
 def _asked_ranges(request: Request) -> dict[str, dict[str, Range]]:
@@ -274,12 +300,12 @@ def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
     return Table.of("Contenders", rows, note)
 
 
-def interval_text(i: Interval | None, digits: int = 1) -> str:
+def interval_text(i: Interval | None, digits: int = 1, dash: str = "-") -> str:
     """`30.1 (28.4-31.9)`, with ? for a bound that so few runs do not give."""
     if i is None:
         return "-"
     low, high = ("?" if math.isinf(x) else f"{x:.{digits}f}" for x in (i.low, i.high))
-    return f"{i.estimate:.{digits}f} ({low}-{high})"
+    return f"{i.estimate:.{digits}f} ({low}{dash}{high})"
 
 
 def _test(test: dict[str, Any]) -> str:

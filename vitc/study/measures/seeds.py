@@ -44,6 +44,14 @@ class Seeds(base.Measure):
         """
         if request.runs < 2:
             raise ConfigError(f"A variance needs at least 2 seeds, not {request.runs}.")
+        own = request.contenders.values()
+        parts = {name for (name,) in SEED_PARTS.values()}
+        fixed = [n for settings in (request.settings, *own) for n in settings if n in parts]
+        if fixed and not request.begun:
+            raise ConfigError(
+                f"{fixed[0]} has no effect in vitc study seeds, which sets all seeds itself.",
+                "Leave it out. Other seeds: --seed N.",
+            )
         plan = base.seeded_plan(self, request, {part: {} for part in SEED_PARTS})
         varied = [_varying(g, SEED_PARTS[g.point], plan.seed) for g in plan.groups]
         return replace(plan, groups=tuple(varied)).checked()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vitc.config import RunConfig
@@ -12,6 +12,7 @@ from vitc.models.zoo import MODELS
 from vitc.resolve import load_config, resolve_config
 from vitc.study.controls import family_ranges
 from vitc.study.design import HPARAMS, Group, Plan
+from vitc.study.effect import check_effect
 from vitc.study.measures.base import length_points, measure_plan
 from vitc.study.paper.exhibits import CLASSES, Entry, Name, get_exhibit, scale_of
 from vitc.study.paper.numbers import TABLE2
@@ -108,25 +109,30 @@ def exhibit_stages(
     *,
     tune: int | None = None,
     dry: bool = False,
+    settings: Mapping[str, Any] = {},
     **plan: Any,
 ) -> Iterator[Stage]:
     """The studies of an exhibit, one after the other, as `studies.stages`.
 
-    `tune` draws instead of the exhibit's own number; `plan` as of `exhibit_plan`.
+    `tune` draws instead of the exhibit's own number; `settings`: those asked for, which must take
+    effect; `plan` as of `exhibit_plan`.
     """
     s = scale_of(get_exhibit(label), scale)
     draws = tune or s.tune
     if tune and not s.tune:
         raise ConfigError(f"--tune has no effect with {label}: the paper's rates are used.")
     plan["name"] = folder.path.name
+    measured = exhibit_plan(label, scale, groups, **plan)  # its mistakes, before a budget is spent
+    if not folder.exists():
+        check_effect(settings, measured.groups)
     if not draws:
-        yield folder, folder.joined(exhibit_plan(label, scale, groups, **plan))
+        yield folder, folder.joined(measured)
         return
     check_draws(folder, draws, "tune")
-    # its mistakes, before a budget is spent; and precision auto, which is measured, once for both
+    # precision auto, which is measured, once for both
     groups = [
         g.with_config(load_config(g.config, **{"train.precision": p.config.train.precision}))
-        for g, p in zip(groups, exhibit_plan(label, scale, groups, **plan).groups, strict=False)
+        for g, p in zip(groups, measured.groups, strict=False)
     ]
     epochs = max(1, min(s.tune_epochs, *(plan.get("lengths") or s.lengths)))
     about = f"lr and weight decay are the best of {draws} draws of {epochs} epochs"
