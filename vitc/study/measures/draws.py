@@ -72,8 +72,8 @@ class GroupDraws:
 
     @property
     def test(self) -> dict[str, Any]:
-        """What the chosen run scored on the test images; empty where they were not read."""
-        return next((r.test for r in self.results if r.test is not None), {})
+        """What the best run scored on the test images; empty where it did not read them."""
+        return (self.best.test or {}) if self.best else {}
 
     def count(self, status: str) -> int:
         return sum(r.status == status for r in self.results)
