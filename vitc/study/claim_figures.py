@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vitc.study.contrasts import Contrast, headline
@@ -40,6 +41,12 @@ def looks(plan: Plan) -> dict[str, int]:
     return {c: i for i, c in enumerate(plain)} | dict.fromkeys(plan.controls, GREY)
 
 
+def file_part(optim: str, plan: Plan) -> str:
+    """An optimizer in names of files: itself, or of a path what may be in a name, and its place."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", optim)[-60:].strip("_.")
+    return optim if safe == optim else f"{safe}_{plan.optims.index(optim)}"
+
+
 def curve_names(results: Sequence[Result], index: int) -> dict[str, str]:
     """A name for the curve of every trial, by its folder."""
     return {r.folder: f"curve-{index}-{i}" for i, r in enumerate(results)}
@@ -68,7 +75,7 @@ def _forests(found: Sequence[Contrast], plan: Plan, index: int) -> list[Forest]:
         for optim in optims if apart else [""]:
             mine = [c for c in found if c.what == what and c.optim in (optim or c.optim,)]
             if mine:
-                more = f"_{n}" * (n > 0) + f"_{optim}" * bool(optim)
+                more = f"_{n}" * (n > 0) + (f"_{file_part(optim, plan)}" if optim else "")
                 forests.append(_forest(mine, plan, f"forest_{index}{more}", bool(optim)))
     return forests
 
@@ -160,7 +167,7 @@ def _panels(section: Section, index: int, names: Names) -> Iterator[Chart]:
         ranges = plan.ranges.get(c.optim, {})
         where = f" under {c.optim}" if len(plan.optims) > 1 else ""
         yield Chart(
-            f"claim_{index}_{c.optim}_{n}",
+            f"claim_{index}_{file_part(c.optim, plan)}_{n}",
             f"{c.contender} against {c.reference}{where}: {headline(c.found)}",
             SHORT.get(setting, setting) or "draw",
             "difference in points; below 0: lower error",

@@ -10,7 +10,15 @@ import numpy as np
 
 from vitc.stats import curves as st
 from vitc.stats.proportions import FloatArray
-from vitc.study.claim_figures import SHORT, Names, claim_figures, curve_names, looks, trial_title
+from vitc.study.claim_figures import (
+    SHORT,
+    Names,
+    claim_figures,
+    curve_names,
+    file_part,
+    looks,
+    trial_title,
+)
 from vitc.study.measures.draws import GroupDraws
 from vitc.study.results import Result, Section
 from vitc.views.model import Chart, Figures, Line
@@ -72,7 +80,7 @@ def _draws_figures(section: Section, index: int, names: Names) -> list[Figures]:
     for make, (title, note) in titles.items():
         for optim in section.plan.optims:
             groups = [g for g in section.finding.draws if g.optim == optim and len(g.errors)]
-            name = f"{index}_{optim}"
+            name = f"{index}_{file_part(optim, section.plan)}"
             charts = list(make(section, groups, marks, name)) if groups else []
             if charts:
                 found.append(Figures(charts, title, note))
