@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,9 +127,16 @@ def _environment(study: _Study) -> Mapping[str, Any]:
 
 
 def _joined(home: _Study, new: _Study) -> _Study:
-    """Both as one study; a contender that both have takes the new one's name as well."""
-    taken = set(home.plan.contenders)
-    names = {c: f"{c} ({new.plan.name})" if c in taken else c for c in new.plan.contenders}
+    """Both as one study; a contender that both have takes the new one's name as well, which is
+    numbered where that is not enough, as of three studies of one name."""
+    taken, names = set(home.plan.contenders), {}
+    for c in new.plan.contenders:
+        others = taken | (set(new.plan.contenders) - {c})
+        numbered = (f"{c} ({new.plan.name} {i})" for i in itertools.count(2))
+        names[c] = next(
+            n for n in itertools.chain([c, f"{c} ({new.plan.name})"], numbered) if n not in others
+        )
+        taken.add(names[c])
     groups = [replace(g, contender=names[g.contender]) for g in new.plan.groups]
     notes = [*home.notes, *new.notes]
     if _environment(home)["hardware"] != _environment(new)["hardware"]:
