@@ -208,3 +208,10 @@ def test_contenders_that_differ_in_precision_or_data_are_named() -> None:
 def test_a_plan_that_cannot_work_is_refused_with_the_reason(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_an_integer_is_drawn_inside_its_range_or_refused() -> None:
+    p = plan(64, ("vit_p_tiny",), range=[("model.depth", "1.2", "4")])
+    assert {p.draw_values("adamw", i)["model.depth"] for i in range(64)} == {2, 3, 4}
+    with pytest.raises(ConfigError, match=r"model.depth is 1.2 to 1.8, in which there is no int"):
+        plan(4, ("vit_p_tiny",), range=[("model.depth", "1.2", "1.8")])

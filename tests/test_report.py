@@ -23,6 +23,8 @@ from vitc.study.measures.hparams import hparams_plan
 from vitc.study.reporting import report
 from vitc.study.results import Section
 from vitc.study.study_folder import StudyFolder
+from vitc.study.trials_file import Columns
+from vitc.study.trials_report import trials_report
 
 Error = Callable[[str, str, int], float | None]  # (contender, optim, draw) -> error, None: diverged
 
@@ -381,3 +383,65 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(
     assert found["all"] == found["figures"] > 10
     assert 10 <= found["least"] <= found["most"] <= 12, "pixels of text in figures"
     assert found["scroll"] <= found["client"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_three_studies_of_one_name_are_joined_under_names_of_their_own(tmp_path: Path) -> None:
+    folders = [invented(tmp_path / n / "hparams", easier, draws=6, control=False) for n in "abc"]
+    (section,) = analyse(folders)
+    assert [c for c in section.plan.contenders if c.startswith("vit_c_tiny")] == [
+        "vit_c_tiny",
+        "vit_c_tiny (study)",
+        "vit_c_tiny (study 2)",
+    ]
+    assert {len(g.errors) for g in section.finding.draws} == {6}
+    report(folders, tmp_path / "out")
+
+
+def test_the_test_error_is_the_best_draws_own(tmp_path: Path) -> None:
+    folder = invented(tmp_path / "s", easier, draws=4, control=False)
+    trials = [t for t in StudyFolder(folder).read()[0].trials() if t.contender == "vit_c_tiny"]
+
+    def shown(draw: int) -> str:
+        test = {"top1": 60.0, "top1_low": 55.0, "top1_high": 65.0}
+        entry = {"trial": trials[draw].id, "draw": draw, **test}
+        (folder / "chosen.json").write_text(json.dumps({"vit_c_tiny/adamw": entry}))
+        (section,) = analyse([folder])
+        table = next(t for t in section.finding.tables if t.title == "Contenders")
+        row = next(r for r in table.rows if r[0] == "vit_c_tiny")
+        return str(row[table.head.index("test error % of that draw (95 %)")])
+
+    assert shown(0) == "40.00 (35.0-45.0)"
+    assert shown(1) == "not read", "it is of another draw than the best"
+
+
+def test_an_optimizer_named_by_a_path_has_figures_in_files(tmp_path: Path) -> None:
+    plan = hparams_plan(["debug"], ["vit_c_tiny", "vit_p_tiny"], ["adamw", "sgd"], draws=6)
+    names = {"adamw": "sub/opt.py:MyOpt", "sgd": "sub_opt.py:MyOpt"}
+    groups = tuple(dataclasses.replace(g, optim=names[g.optim]) for g in plan.groups)
+    ranges = {names[o]: r for o, r in plan.ranges.items()}
+    plan = dataclasses.replace(plan, groups=groups, ranges=ranges)
+    invent(StudyFolder(tmp_path / "s"), plan, lambda t: easier(t.contender, t.optim, t.draw))
+    page, _ = report([tmp_path / "s"])
+    assert {p.stem for p in (page.parent / "figures").glob("claim*.svg")} == {
+        "claim_0_sub_opt.py_MyOpt_0_0",
+        "claim_0_sub_opt.py_MyOpt_1_1",
+    }
+    assert len(list((page.parent / "figures").glob("edf*.svg"))) == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_open_bound_is_not_infinity(tmp_path: Path) -> None:
+    page, _ = report([invented(tmp_path / "s", easier, draws=3, control=False)])
+    tex = (page.parent / "table.tex").read_text()
+    assert "inf" not in tex
+    assert "31.1 [--, --]" in tex
+    trials = tmp_path / "trials.csv"
+    lines = [f"{c},{i},{30 + i}" for c in ("mine", "base") for i in range(3)]
+    trials.write_text("\n".join(["model,seed,err", *lines]) + "\n")
+    columns = Columns(contender="model", error="err", draw="seed")
+    trials_report([trials], tmp_path / "other", columns, classes=10)
+    (other,) = (tmp_path / "other").glob("*.html")
+    text = other.read_text()
+    assert "31.0 (? to ?)" in text
+    assert "-inf" not in text

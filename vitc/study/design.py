@@ -78,9 +78,19 @@ class Range:
             value = self.low + u * (self.high - self.low)
         return float(f"{value:.4g}")
 
-    def problems(self, name: str) -> list[str]:
+    def whole(self, value: float) -> int:
+        """The value as an integer, the nearest one that is in the range."""
+        return max(math.ceil(self.low), min(round(value), math.floor(self.high)))
+
+    def problems(self, name: str, whole: bool = False) -> list[str]:
+        """`whole`: the setting is an integer."""
         if not self.low < self.high:
             return [f"The range of {name} is {self.low} to {self.high}; low must be below high."]
+        if whole and math.ceil(self.low) > math.floor(self.high):
+            return [
+                f"The range of {name} is {self.low} to {self.high}, in which there is no integer, "
+                "and the setting is one; widen the range."
+            ]
         if self.log and self.low <= 0:
             return [f"The range of {name} starts at {self.low}; a log range starts above 0."]
         return []
@@ -245,7 +255,7 @@ class Plan:
         u = uniform(self.seed, f"study {optim}", 0, np.array([draw]), len(ranges))[0]
         values = {name: r.at(float(x)) for (name, r), x in zip(ranges.items(), u, strict=True)}
         whole = self._whole.get(optim, set())
-        return {n: round(v) if n in whole else v for n, v in values.items()}
+        return {n: ranges[n].whole(v) if n in whole else v for n, v in values.items()}
 
     @cached_property
     def _whole(self) -> dict[str, set[str]]:
@@ -294,9 +304,10 @@ class Plan:
         for optim in self.optims:
             if self.measure == HPARAMS and not self.ranges.get(optim):
                 found.append(f"No range is given for optimizer {optim!r}.")
-        for ranges in (*self.ranges.values(), *(g.ranges or {} for g in self.groups)):
+        own = ((g.optim, g.ranges or {}) for g in self.groups)
+        for optim, ranges in (*self.ranges.items(), *own):
             for name, r in ranges.items():
-                found += r.problems(name)
+                found += r.problems(name, name in self._whole.get(optim, set()))
         if self.reference and self.reference not in self.contenders:
             found.append(
                 f"The reference {self.reference!r} is not a contender; "

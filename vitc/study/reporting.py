@@ -357,7 +357,10 @@ def contenders_tex(sections: Sequence[Section]) -> str:
     rows = []
     for g in groups:
         m = g.median
-        median = "--" if m is None else f"{m.estimate:.1f} [{m.low:.1f}, {m.high:.1f}]"
+        median = "--"
+        if m is not None:
+            low, high = ("--" if math.isinf(x) else f"{x:.1f}" for x in (m.low, m.high))
+            median = f"{m.estimate:.1f} [{low}, {high}]"
         best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
         cost = ["--", "--"]
         if g.cost:

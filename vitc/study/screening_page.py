@@ -22,6 +22,7 @@ from vitc.study.contrasts import (
     controls,
     nominal_level,
     sentence,
+    signed_interval,
 )
 from vitc.study.launch import LocalEngine
 from vitc.study.measures.draws import GroupDraws
@@ -167,8 +168,7 @@ def replay_text(replay: Replay) -> str:
     if same == n:
         return f"{start}, to the digit."
     c, spread = replay.comparison, deviation(replay.differences)
-    low, high = c.interval
-    text = f"{start}; the others differ by {c.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+    text = f"{start}; the others differ by {signed_interval(c, ' points')}"
     if spread is not None:
         text += f", with a standard deviation of {spread.estimate:.1f}: the A/A spread of rounding"
     return f"{text}."

@@ -15,6 +15,7 @@ from vitc.stats import curves, proportions
 from vitc.stats.compare import Comparison
 from vitc.study.contrasts import card, headline
 from vitc.study.figures import bands_inform
+from vitc.study.measures.hparams import interval_text
 from vitc.study.trials_file import Columns, OtherTrials, Rival, compare_trials, read_trials
 from vitc.views.model import (
     Bullets,
@@ -137,7 +138,8 @@ def _lost(rival: Rival) -> str:
 
 
 def _bounds(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:+.1f} to {interval[1]:+.1f}"
+    low, high = ("?" if math.isinf(x) else f"{x:+.1f}" for x in interval)
+    return f"{low} to {high}"
 
 
 def _p(p: float) -> str:
@@ -193,9 +195,7 @@ def _contenders(found: OtherTrials) -> Table:
                 "contender": name,
                 "runs": str(len(trials)),
                 "failed to learn": str(len(trials) - len(learnt)),
-                "median where learnt": "-"
-                if middle is None
-                else f"{middle.estimate:.1f} ({middle.low:.1f} to {middle.high:.1f})",
+                "median where learnt": interval_text(middle, dash=" to "),
                 "best": f"{min(learnt):.1f}" if learnt else "-",
                 **{
                     f"best of {k}": f"{best[k - 1]:.1f}" if k <= len(trials) else "-"
