@@ -16,6 +16,8 @@ from tests.invented import invent
 from vitc import study
 from vitc.cli.main import main
 from vitc.errors import ConfigError
+from vitc.models.timm import import_peer
+from vitc.models.zoo import build_model
 from vitc.study import screening
 from vitc.study.design import Plan, Trial
 from vitc.study.measures import hparams
@@ -157,6 +159,19 @@ def test_a_model_that_is_a_reference_has_its_very_trials() -> None:
     plan = contender_plan("vit_c_tiny", {"model": "vit_c_tiny"}, "A")
     assert plan.contenders == ["vit_c_tiny here"]
     assert {t.id for t in plan.trials()} < {t.id for t in reference_plan("A").trials()}
+
+
+def test_a_model_of_torchvision_takes_grey_images_three_times(
+    references: dict[str, Any], tmp_path: Path
+) -> None:
+    try:
+        import_peer("torchvision")
+    except ImportError:
+        pytest.skip("torchvision is missing: no card of its models was planned")
+    for _, plan in card_stages(["torchvision:resnet18"], tmp_path / "card"):
+        chans = {g.config.model.in_chans for g in plan.groups if "resnet18" in g.contender}
+        assert chans <= {3}
+        build_model(plan.groups[0].config.model, plan.classes)
 
 
 @pytest.mark.parametrize(

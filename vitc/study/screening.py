@@ -90,10 +90,12 @@ def contender_plan(
         )
     if name in (*REFERENCES, CONTROL):
         name = f"{name} here"
+    if str(own.get("model", "")).startswith("torchvision:"):
+        own = {**own, "model.in_chans": 3}  # it takes no other: grey images are repeated
     plan = _plan(draw_set or next(iter(SEEDS)), epochs, DRAWS, contenders={name: own})
     if draw_set:
         return plan
-    return contender_plan(name, own, set_of(plan.groups[0]), epochs)
+    return _plan(set_of(plan.groups[0]), epochs, DRAWS, contenders={name: own})
 
 
 def set_of(group: Group) -> str:
