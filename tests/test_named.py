@@ -137,8 +137,11 @@ def test_a_schedule_is_the_question_and_no_unfair_difference(cell: Any, tmp_path
     assert plan.differ == ("schedule",)
     assert mixed(plan) == []
     assert from_json(to_json(plan)).differ == ("schedule",)
-    longer = plan_of({"long": {"train.epochs": 7}, "c": {"data.max_train": 64}}, tmp_path)
-    assert [line.split("differ in ")[1].split()[0] for line in mixed(longer)] == ["data"]
+    longer = {"long": {"train.epochs": 7}, "c": {"data.max_train": 64, "train.batch": 64}}
+    differ = [line.split("differ in ")[1].split()[0] for line in mixed(plan_of(longer, tmp_path))]
+    assert differ == ["epochs", "batch", "data"]
+    with pytest.raises(ConfigError, match="would not be compared fairly"):
+        study.run(recipes="debug", contenders=longer, draws=2, out=tmp_path / "s")
 
 
 def test_optimizers_are_compared_on_ranges_of_their_own(cell: Any, tmp_path: Path) -> None:

@@ -152,7 +152,6 @@ def differ_by_design(request: Request) -> tuple[str, ...]:
     """What of `design.MUST_AGREE` contenders set for themselves: the question is about that."""
     own = {name for settings in request.contenders.values() for name in settings}
     parts = {"schedule": "optim.schedule", "ema": "optim.ema"}
-    parts |= {"epochs": "train.epochs", "batch": "train.batch"}
     chosen = [str(settings.get("optim")) for settings in request.contenders.values()]
     if any(OPTIMIZERS[o].schedule_free for o in chosen if o in OPTIMIZERS):
         own |= {"optim.schedule", "optim.ema"}
