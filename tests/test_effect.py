@@ -64,6 +64,15 @@ def planned(folder: Path, measure: str = "hparams", **words: Any) -> Plan:
         ),
         (
             "vary",
+            {
+                "contenders": {"a": {}, "b": {"optim.lr": 1.0}},
+                "set": [("train.batch", [16, 32])],
+                "tune": 2,
+            },
+            "optim.lr 1.0 of b has no effect: draws replace it",
+        ),
+        (
+            "vary",
             {"contenders": {"a": {"optim.lr": 1.0}, "b": {}}, "set": [("optim.lr", [0.1, 0.2])]},
             "would be the same trials",
         ),

@@ -48,20 +48,20 @@ def check_effect(settings: Mapping[str, Any], groups: Sequence[Group], whose: st
 
 
 def check_drawn(
-    contenders: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Iterable[str]]
+    contenders: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Iterable[str]], hint: str
 ) -> None:
     """Refuse a contender's own value of a setting whose draws replace it. Raises ConfigError.
 
-    `drawn`: by contender the settings whose ranges do not come from its own values.
+    `drawn`: by contender the settings whose ranges do not come from its own values. `hint`: what
+    there is instead.
     """
     for contender, own in contenders.items():
         lost = [name for name in drawn.get(contender, ()) if name in own]
         if lost:
             raise ConfigError(
-                f"{lost[0]} {own[lost[0]]} of {contender} has no effect: every trial draws "
-                f"{lost[0]}, from a range that does not come from the contender's own value.",
-                "Leave it out. Ranges around each contender's own value: --ranges separate; one "
-                f"range for all: --range {lost[0]} LOW HIGH; fixed values: vitc study vary.",
+                f"{lost[0]} {own[lost[0]]} of {contender} has no effect: draws replace it, "
+                "from a range that does not come from the contender's own value.",
+                f"Leave it out. {hint}",
             )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
-from vitc.study.effect import check_effect
+from vitc.study.effect import check_drawn, check_effect
 from vitc.study.launch import LocalEngine
 from vitc.study.measures import measure_of
 from vitc.study.measures.base import groups_of, request_of
@@ -202,6 +202,10 @@ def stages(
     groups, _ = groups_of(request)
     name = f"{folder.path.name} tuning"
     plan = tuning_plan(groups, tuning.points, draws=tuning.draws, seed=request.seed, name=name)
+    if not request.begun:
+        first = {g.optim: g.contender for g in reversed(groups)}  # whose values ranges are around
+        drawn = {g.contender: plan.ranges[g.optim] for g in groups if g.contender != first[g.optim]}
+        check_drawn(request.contenders, drawn, "Without tuning its own value is taken.")
     yield from after_tuning(tuning, folder, plan, dry, lambda tuned: kind.plan(request, tuned))
 
 

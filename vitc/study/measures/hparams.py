@@ -192,7 +192,11 @@ def _check_drawn(
     for g in groups:
         others = shared and g.ranges is None  # from the recipe's values, not from its own
         drawn.setdefault(g.contender, set()).update(ranges[g.optim] if others else asked[g.optim])
-    check_drawn(request.contenders, drawn)
+    instead = (
+        "Ranges around each contender's own value: --ranges separate; one range for all: --range "
+        "SETTING LOW HIGH; fixed values: vitc study vary."
+    )
+    check_drawn(request.contenders, drawn, instead)
 
 
 def _asked_ranges(request: Request) -> dict[str, dict[str, Range]]:
