@@ -15,6 +15,7 @@ from vitc.errors import ConfigError
 from vitc.models.config import TimmConfig
 from vitc.recipes.ranges import PAPER_RANGES, study_ranges
 from vitc.resolve import load_config
+from vitc.study.contenders import _with_stem
 from vitc.study.design import Plan, hashed_settings, mixed
 from vitc.study.measures.hparams import hparams_plan
 from vitc.study.studies import run
@@ -92,6 +93,17 @@ def test_any_dotted_setting_can_be_drawn() -> None:
     assert len({t.config.train.epochs for t in trials}) > 2
     with pytest.raises(ConfigError, match=r"optim\.clip_norms"):
         plan(2, range=[("adamw:optim.clip_norms", 0.5, 2)])
+
+
+def test_stems_of_a_study_give_the_model_as_many_tokens_as_its_own() -> None:
+    kinds = ["patchify", "conv", "depthwise", "norm_free", "residual", "scaled_relu", "overlap"]
+    p = hparams_plan(["fashion_vit_p"], [], ["adamw"], draws=1, stems=kinds)
+    stems: list[Any] = [g.config.model.stem for g in p.groups]  # type: ignore[attr-defined]
+    assert [stem.reduction for stem in stems] == [8] * len(kinds)
+    assert len({(stem.channels, stem.strides) for stem in stems[1:5]}) == 1
+    small = load_config("fashion_vit_p", **{"model.stem.patch_size": 4})
+    with pytest.raises(ConfigError, match="reduces the size of images 8 times"):
+        _with_stem(small, "norm_free")
 
 
 def test_a_stem_for_all_contenders_is_in_their_names() -> None:

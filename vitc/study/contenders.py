@@ -15,6 +15,7 @@ from vitc.errors import ConfigError, VitcError
 from vitc.models.config import ModelConfig, ViTConfig
 from vitc.models.stem_config import (
     STEM_KINDS,
+    ConvStackConfig,
     CustomStemConfig,
     PatchifyStemConfig,
     StemConfig,
@@ -190,7 +191,7 @@ def contenders_of(
                 if stem and not isinstance(config.model, ViTConfig):
                     raise ConfigError(f"--stems has no effect with {config.model.name}: no ViT.")
                 if stem:
-                    config = load_config(config, **{"model.stem": _stem_for(config, stem)})
+                    config = _with_stem(config, stem)
                 config = dataclasses.replace(config, model=with_sources(config.model, recipe))
                 kind = stem or overrides.get("model.stem", "")
                 label = _label(config, kind if isinstance(kind, str) else "", stems)
@@ -273,11 +274,36 @@ def twin_of(model: ModelConfig) -> ModelConfig | None:
 
 
 def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
-    """A stem of this kind as the zoo gives it to the model or its twin; else the word itself."""
-    for model in (config.model, twin_of(config.model)):
-        if isinstance(model, ViTConfig) and type(model.stem) is STEM_KINDS.get(stem):
+    """A stem of this kind as the zoo gives it to the model or its twin, one of convolutions with
+    the channels and strides that it gives another; else the word itself."""
+    kind = STEM_KINDS.get(stem)
+    models = [m for m in (config.model, twin_of(config.model)) if isinstance(m, ViTConfig)]
+    for model in models:
+        if type(model.stem) is kind:
             return model.stem
+    for own in (model.stem for model in models):
+        if (
+            kind is not None
+            and issubclass(kind, ConvStackConfig)
+            and isinstance(own, ConvStackConfig)
+        ):
+            return kind(channels=own.channels, strides=own.strides)
     return stem
+
+
+def _with_stem(config: RunConfig, stem: str) -> RunConfig:
+    """The config with a stem of this kind. Raises ConfigError: its tokens would be others."""
+    found = load_config(config, **{"model.stem": _stem_for(config, stem)})
+    assert isinstance(config.model, ViTConfig)
+    assert isinstance(found.model, ViTConfig)
+    before, after = config.model.stem.reduction, found.model.stem.reduction
+    if before is not None and after is not None and before != after:
+        raise ConfigError(
+            f"--stems {stem} reduces the size of images {after} times, the stem of "
+            f"{config.model.name} {before} times: the contenders would differ in their tokens.",
+            "Name the stem with its strides as a contender of its own (docs/notebook.md).",
+        )
+    return found
 
 
 def _label(config: RunConfig, stem: str, stems: Sequence[str]) -> str:
