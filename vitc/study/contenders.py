@@ -19,6 +19,7 @@ from vitc.models.stem_config import (
     CustomStemConfig,
     PatchifyStemConfig,
     StemConfig,
+    carried,
 )
 from vitc.models.zoo import MODELS, build_model
 from vitc.optim.optimizers import OPTIMIZERS, CustomOptimizerConfig
@@ -281,13 +282,10 @@ def _stem_for(config: RunConfig, stem: str) -> StemConfig | str:
     for model in models:
         if type(model.stem) is kind:
             return model.stem
-    for own in (model.stem for model in models):
-        if (
-            kind is not None
-            and issubclass(kind, ConvStackConfig)
-            and isinstance(own, ConvStackConfig)
-        ):
-            return kind(channels=own.channels, strides=own.strides)
+    if kind is not None and issubclass(kind, ConvStackConfig):
+        for model in models:
+            if isinstance(model.stem, ConvStackConfig):
+                return kind(**carried(model.stem, kind))
     return stem
 
 
