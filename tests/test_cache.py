@@ -18,6 +18,7 @@ from vitc.data.dataset import DataSet, open_data
 from vitc.data.loader import open_train
 from vitc.data.sampling import BatchPlan
 from vitc.data.shrink import shrunk
+from vitc.data.sources.base import Split
 from vitc.errors import BrokenFileError
 
 PLAN = BatchPlan(batch=4, micro=4, seed_order=0, seed_augment=0, size=(16, 16), in_chans=3, depth=0)
@@ -132,11 +133,16 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same(photos: Path) -
         assert torch.equal(a, b)
 
 
+def undivided(photos: Path, workers: int) -> tuple[DataConfig, Split]:
+    """All photos, to train on."""
+    config = config_of(photos, val_fraction=0.0, test_fraction=0.0, workers=workers)
+    return config, open_data(config).splits["train"]
+
+
 def test_decoding_is_timed_over_a_second_at_most_and_without_the_first(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(photos, val_fraction=0.0, test_fraction=0.0, cache_side=24, workers=1)
-    (train,) = open_data(config).splits.values()
+    config, train = undivided(photos, workers=1)
     now = [0.0]
     took = iter([10.0, *[0.4] * 50])
     monkeypatch.setattr(cache, "shrunk", lambda *_: now.__setitem__(0, now[0] + next(took)))
@@ -149,8 +155,7 @@ def test_decoding_is_timed_over_a_second_at_most_and_without_the_first(
 def test_several_processes_decode_sooner_with_no_less_processor_time(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(photos, val_fraction=0.0, test_fraction=0.0, cache_side=24, workers=4)
-    (train,) = open_data(config).splits.values()
+    config, train = undivided(photos, workers=4)
     now = [0.0]
     monkeypatch.setattr(cache, "shrunk", lambda *_: now.__setitem__(0, now[0] + 0.4))
     assert cache.decoding_seconds(train, config, 3, lambda: now[0]) == pytest.approx(0.1)
