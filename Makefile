@@ -41,7 +41,7 @@ fast:
 # Everything `test` leaves out for its length or for what it needs: hundreds of kills, full-size
 # coverage simulations, and the comparisons with timm and torchvision.
 check: test .venv/.installed-check
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 	$(PYTEST) $(PEER_TESTS)
 	$(MAKE) --no-print-directory docs
 
