@@ -299,6 +299,15 @@ def test_time_that_choosing_took_is_off_the_run_and_the_page_takes_longer_where_
     assert "of 1 min 00 s, 16 s are left to train" in warnings(proposal)
 
 
+def test_a_core_that_was_waited_for_is_a_busy_machine_though_two_threads_worked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(front_door, "processor_seconds", itertools.count(0.0, 30.0).__next__)
+    monkeypatch.setattr(front_door, "core_seconds", iter([(1.0, 0.0), (11.0, 15.0)]).__next__)
+    time = front_door.Time(100, itertools.count(0.0, 30.0).__next__)
+    assert time.busy == 2.5
+
+
 def test_a_run_of_few_epochs_uses_the_rest_of_its_time_too(
     photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,7 +56,7 @@ def test_a_budget_is_planned_by_the_time_that_an_epoch_took(run: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary))
     plan = plan_training(run, None, 600.0, {})
     assert plan.config.train.epochs == 20
-    assert plan.config.train.budget_seconds == 600 - PAGE_SECONDS
+    assert 0 < 600 - PAGE_SECONDS - plan.config.train.budget_seconds < 1  # an evaluation
     again = plan_training(run, None, 600.0, {})
     assert again.config == plan.config  # so that the same command resumes it
     del summary["train_seconds"]

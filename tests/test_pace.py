@@ -67,6 +67,34 @@ def test_a_run_with_far_more_time_than_it_was_planned_for_ends_early() -> None:
     assert raced(pace, clock, lambda step: 0.001) <= pace.most_steps
 
 
+def test_the_first_evaluation_is_allowed_for_before_it_was_timed() -> None:
+    clock = Clock()
+    pace = Pace(1000, 100.0, clock, clock.now, evaluation_steps=200)
+    raced(pace, clock, lambda step: 0.1)
+    assert 75 <= pace.seconds() <= 82  # 20 s are left for it
+    pace = Pace(1000, 100.0, clock, clock.now, evaluation_steps=200)
+    pace.reserve = 5.0  # that it took
+    raced(pace, clock, lambda step: 0.1)
+    assert 92 <= pace.seconds() <= 97
+
+
+def test_a_run_that_was_rolled_back_ends_with_its_time() -> None:
+    clock = Clock()
+    pace = Pace(1000, 100.0, clock, clock.now)
+    for step in range(1, 501):
+        clock.now += 0.1
+        pace.advance()
+        pace.replan(step)
+        if step == 100:
+            kept = json.loads(json.dumps(pace.state))
+    used = pace.seconds()
+    pace.resume(kept, 100)
+    pace.used = used
+    raced(pace, clock, lambda step: 0.1, start=100)
+    assert 95 <= pace.seconds() <= 103
+    assert pace.position == 1000
+
+
 def test_without_a_budget_a_step_counts_one() -> None:
     clock = Clock()
     pace = Pace(20, None, clock, clock.now)

@@ -260,6 +260,17 @@ def other_versions(then: Mapping[str, Any], here: Mapping[str, Any] | None = Non
     ]
 
 
+def core_seconds() -> tuple[float, float]:
+    """(Seconds that this thread ran, seconds that it could have and waited for a core).
+
+    Known on Linux only; elsewhere (0, 0).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+    return 0.0, 0.0
+
+
 def processor_seconds() -> float:
     """Processor time of this process and its children since it began, theirs as far as known.
 

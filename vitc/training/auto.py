@@ -24,7 +24,7 @@ from vitc.data.dataset import DataSet, open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
-from vitc.machine import cores, processor_seconds
+from vitc.machine import core_seconds, cores, processor_seconds
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import MuonConfig
 from vitc.recipes import get_recipe
@@ -63,7 +63,7 @@ class Time:
 
     def __init__(self, given: float | None, clock: Callable[[], float]) -> None:
         self.given, self.clock = given, clock
-        self.started, self.worked = clock(), processor_seconds()
+        self.started, self.worked, self.cores = clock(), processor_seconds(), core_seconds()
 
     @property
     def budget(self) -> float:
@@ -75,9 +75,14 @@ class Time:
 
     @property
     def busy(self) -> float:
-        """How many times as long as on a quiet machine choosing has taken, `MOST_BUSY` at most."""
+        """How many times as long as on a quiet machine choosing has taken, `MOST_BUSY` at most.
+
+        Where two threads worked at once, their processor time hides that each waited for a core.
+        """
         used, worked = self.clock() - self.started, processor_seconds() - self.worked
-        return min(MOST_BUSY, max(1.0, used / max(worked, 0.01)))
+        ran, waited = (now - then for now, then in zip(core_seconds(), self.cores, strict=True))
+        slower = max(used / max(worked, 0.01), 1 + waited / max(ran, 0.01))
+        return min(MOST_BUSY, max(1.0, slower))
 
 
 def propose(

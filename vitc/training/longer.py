@@ -159,7 +159,7 @@ def _length(
                 "Set the length with --train.epochs.",
             )
         epochs = epochs or max(1, round(budget / epoch))
-        chosen["train.budget_seconds"] = round(max(1.0, budget - PAGE_SECONDS), 1)
+        chosen["train.budget_seconds"] = round(max(1.0, budget - PAGE_SECONDS - evaluation), 1)
     every, because = min(before.train.eval_every_epochs, epochs), f"those of {run.path}"
     if budget is not None or before.train.budget_seconds is not None:
         every = run_length(epoch or math.inf, evaluation, math.inf, epochs).eval_every

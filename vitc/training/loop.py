@@ -44,7 +44,7 @@ from vitc.training.space import checkpoint_bytes, room_for_checkpoints
 from vitc.training.step import NormStatistics, train_step
 from vitc.training.stop import StopSignal
 from vitc.training.trackers import check_installed, open_tracker
-from vitc.training.validate import Validation
+from vitc.training.validate import Validation, evaluation_steps
 from vitc.wording import counted
 
 STATUSES: dict[type[Exception], str] = {
@@ -119,7 +119,7 @@ def run(
                 folder.write_data(record, data, allow_changed_data, earlier)
             each = setup.steps_per_epoch
             state = fresh_state(config, len(data.classes), each, device, legs)
-            pace = Pace.of(config.train, setup.steps, started)
+            pace = Pace.of(config.train, setup.steps, started, evaluation_steps(setup, state))
             for note in (*notes, *decided, *compiling):
                 folder.event(note)
             keep = Retention.of(config.train, setup.steps_per_epoch).count(setup.steps)

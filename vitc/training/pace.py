@@ -41,21 +41,24 @@ class Pace:
     """Planned steps that one step covers."""
     used: float = 0.0
     """Seconds until `counted`, a reading of the clock."""
-    reserve: float = SAVING_SECONDS
-    """Seconds kept for the last evaluation and checkpoint."""
+    evaluation_steps: float = 0
+    """That take as long as an evaluation, about."""
+    reserve: float | None = None
+    """Seconds kept for the last evaluation and checkpoint; None: no evaluation was timed yet."""
     stopped: bool = False
     """It was ended before its plan."""
     marks: list[tuple[float, int]] = field(default_factory=list)
     """(seconds used, steps taken) at the start and at each re-planning."""
 
     @staticmethod
-    def of(config: TrainConfig, steps: int, started: float) -> Pace:
+    def of(config: TrainConfig, steps: int, started: float, evaluation_steps: float) -> Pace:
         """Of a run of so many planned steps; its clock showed `started` when it began."""
-        return Pace(steps, config.budget_seconds, CLOCKS[config.clock], started)
+        clock = CLOCKS[config.clock]
+        return Pace(steps, config.budget_seconds, clock, started, evaluation_steps=evaluation_steps)
 
     def resume(self, kept: Mapping[str, Any], step: int) -> None:
         """Resume after `step` steps with what `state` gave then."""
-        self.position = step
+        self.position, self.marks = step, []
         if self.budget is not None and all(key in kept for key in KEYS):
             self.position, self.rate = float(kept["position"]), float(kept["rate"])
             self.used += float(kept["used"])
@@ -105,8 +108,11 @@ class Pace:
         half = [mark for mark in self.marks if mark[0] <= used / 2]
         start, first = (half or self.marks)[-1 if half else 0]
         self.marks.append((used, step))
-        left = self.budget - self.reserve - used
-        steps = max(1.0, left * (step - first) / (used - start))
+        step_seconds = (used - start) / (step - first)
+        reserve = self.reserve
+        if reserve is None:
+            reserve = SAVING_SECONDS + self.evaluation_steps * step_seconds
+        steps = max(1.0, (self.budget - reserve - used) / step_seconds)
         self.rate = max((self.steps - self.position) / steps, 1 / LONGEST)
         return True
 

@@ -28,7 +28,16 @@ from vitc.training.step import ready_images, running_statistics
 
 OWN_IMAGES = 2048  # at most, for BatchNorm of a schedule-free optimizer's average
 
+FORWARD_SHARE = 1 / 3  # of a step, that its forward pass is
+
 Batch = TypeVar("Batch")
+
+
+def evaluation_steps(setup: Setup, state: TrainState) -> float:
+    """Training steps that take as long as an evaluation, about."""
+    t, models = setup.config.train, 1 if state.ema is None else 2
+    images = models * (len(setup.data.splits.get("val", ())) + t.precise_bn_images)
+    return FORWARD_SHARE * images / t.batch
 
 
 class Validation:
