@@ -71,6 +71,13 @@ def planned(folder: Path, measure: str = "hparams", **words: Any) -> Plan:
             },
             "optim.lr 1.0 of b has no effect: draws replace it",
         ),
+        ("hparams", {"optim.lr_per_batch": 2048, "optim.lr": 1e-3}, "the paper's range"),
+        ("vary", {"train.batch": 8, "set": [("train.batch", [16, 32])]}, "every point has its own"),
+        (
+            "hparams",
+            {"contenders": {"a": {"data.workers": 1}, "b": {"data.workers": 2}}, "data.workers": 0},
+            "data.workers 0 has no effect: every contender has its own",
+        ),
         (
             "vary",
             {"contenders": {"a": {"optim.lr": 1.0}, "b": {}}, "set": [("optim.lr", [0.1, 0.2])]},
@@ -98,6 +105,11 @@ def test_a_setting_without_effect_is_refused(
         ("hparams", {"control": True}),
         ("length", {"lengths": [2, 20], "train.eval_every_epochs": 3}),
         ("vary", {"contenders": {"a": {"optim.lr": 1.0}, "b": {}}, "set": [("train.batch", [8])]}),
+        (
+            "vary",
+            {"train.batch": 8, "set": [("train.batch", [16, 32]), ("optim.eps", [1e-8, 1e-6])]},
+        ),
+        ("vary", {"optim.lr": 1e-3, "times": [("optim.lr", [1.0, 2.0])]}),
         ("vary", {"times": [("optim.lr", [1.0, 2.0])], "set": [("train.batch", [16, 32])]}),
     ],
 )

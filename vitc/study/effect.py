@@ -47,6 +47,19 @@ def check_effect(settings: Mapping[str, Any], groups: Sequence[Group], whose: st
             )
 
 
+def check_replaced(
+    settings: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], each: str
+) -> None:
+    """Refuse a setting of every trial for which `each` of these has a value of its own, by name.
+    Raises ConfigError."""
+    for name in settings if own else ():
+        if all(name in theirs for theirs in own.values()):
+            raise ConfigError(
+                f"{name} {settings[name]} has no effect: every {each} has its own {name}.",
+                "Leave one of the two out.",
+            )
+
+
 def check_drawn(
     contenders: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Iterable[str]], hint: str
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.errors import ConfigError
 from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
-from vitc.study.effect import check_drawn, check_effect
+from vitc.study.effect import check_drawn, check_effect, check_replaced
 from vitc.study.launch import LocalEngine
 from vitc.study.measures import measure_of
 from vitc.study.measures.base import groups_of, request_of
@@ -212,6 +212,7 @@ def stages(
 def _check_settings(request: Request, plan: Plan) -> None:
     """Raises ConfigError: settings of all or of a contender have no effect in this plan."""
     check_effect(request.settings, plan.groups)
+    check_replaced(request.settings, request.contenders, "contender")
     for name, own in request.contenders.items():
         check_effect(own, [g for g in plan.groups if g.contender == name], name)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vitc.config import leaves
 from vitc.errors import ConfigError, suggest
 from vitc.models.config import (
     CNNConfig,
@@ -187,6 +188,14 @@ def _check_drawn(
             "from the range that --range or --linear-range gives.",
             "Leave one of the two out.",
         )
+    for n in request.settings:
+        if all(n in (g.ranges or ranges[g.optim]) and not _follows(g, n) for g in groups):
+            raise ConfigError(
+                f"{n} {request.settings[n]} has no effect: every trial draws {n} from the paper's "
+                "range, which does not depend on it.",
+                f"Leave it out, or set the range: --range {n} LOW HIGH. Fixed values: vitc study "
+                "vary.",
+            )
     shared = request.options["ranges"] == "shared"
     drawn: dict[str, set[str]] = {}
     for g in groups:
@@ -197,6 +206,15 @@ def _check_drawn(
         "SETTING LOW HIGH; fixed values: vitc study vary."
     )
     check_drawn(request.contenders, drawn, instead)
+
+
+def _follows(group: Group, name: str) -> bool:
+    """Whether the range that a setting is drawn from moves with its value."""
+    optim = group.config.optim
+    twice = {name.removeprefix("optim."): 2 * leaves(group.config)[name]}
+    other = dataclasses.replace(group.config, optim=dataclasses.replace(optim, **twice))
+    own, moved = (family_ranges(c, group.optim) for c in (group.config, other))
+    return own.get(name) != moved.get(name)
 
 
 def _asked_ranges(request: Request) -> dict[str, dict[str, Range]]:

@@ -19,6 +19,7 @@ from vitc.study.contrasts import (
     verdict,
 )
 from vitc.study.design import Plan
+from vitc.study.effect import check_replaced
 from vitc.study.measures import base, seeded
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Points, Times, Tuned, Tuning
@@ -66,7 +67,14 @@ class Vary(base.Measure):
 
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         o = request.options
-        return base.seeded_plan(self, request, vary_points(o["set"], o["times"], o["setup"]), tuned)
+        points = vary_points(o["set"], o["times"], o["setup"])
+        if not request.begun:
+            fixed = {
+                label: {n: v for n, v in of.items() if not isinstance(v, Times)}
+                for label, of in points.items()
+            }
+            check_replaced(request.settings, fixed, "point")
+        return base.seeded_plan(self, request, points, tuned)
 
     def read(self, plan: Plan, results: Sequence[Result], tuning: Sequence[Result] = ()) -> Finding:
         cells = seeded.Cells.of(plan, results, tuning)
