@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitc.config import RunConfig, read_config
 from vitc.data.cache import training_split
@@ -21,7 +22,7 @@ from vitc.data.pixels import Resident
 from vitc.data.sources.base import Split
 from vitc.machine import computes_bf16, processor_seconds
 from vitc.models.config import ViTConfig
-from vitc.training.build import freeze, fresh_state, initial_model, set_up, train_mode
+from vitc.training.build import Setup, freeze, fresh_state, initial_model, set_up, train_mode
 from vitc.training.compiling import compiled_steps
 from vitc.training.device import (
     autocast,
@@ -160,19 +161,8 @@ def _measure(
 
     took, eval_share = 0.0, 1.0
     if evaluates and "val" in data.splits:
-        split, batch = data.splits["val"], eval_batch(config, device)
-        before = clock()
-        images = open_eval(split, data, config.data, plan, device, batch, often=True)
-        unheld.append(_unheld(images.provider, full["val"], clock() - before))
-        for _ in range(2):  # the first time is a little slow: a second one where it is cheap
-            before, worked = clock(), processor_seconds()
-            evaluate(model, images, settings)
-            took = clock() - before
-            # A clock of processor time moves in hundredths of a second.
-            eval_share = (processor_seconds() - worked) / took if took else 1.0
-            if took > seconds / 3:
-                break
-        took /= sum(map(len, images.batches))  # padding included
+        took, eval_share, held = _evaluation(setup, data, model, full["val"], clock, seconds)
+        unheld.append(held)
     return Probe(
         step_seconds=sum(steady) / len(steady),
         eval_seconds=took,
@@ -187,6 +177,38 @@ def _measure(
         models=1 if state.ema is None else 2,
         checkpoint_bytes=checkpoint_bytes(model, config.optim, state.ema is not None),
     )
+
+
+def _evaluation(
+    setup: Setup,
+    data: DataSet,
+    model: nn.Module,
+    whole: Split,
+    clock: Callable[[], float],
+    seconds: float,
+) -> tuple[float, float, tuple[int, float]]:
+    """(Seconds of an image of `data`'s validation split, share that processors worked, `_unheld` of
+    the whole split)."""
+    config, before = setup.config, clock()
+    images = open_eval(
+        data.splits["val"],
+        data,
+        config.data,
+        setup.plan,
+        setup.device,
+        eval_batch(config, setup.device),
+        often=True,
+    )
+    unheld = _unheld(images.provider, whole, clock() - before)
+    for _ in range(2):  # the first time is a little slow: a second one where it is cheap
+        before, worked = clock(), processor_seconds()
+        evaluate(model, images, setup.settings)
+        took = clock() - before
+        # A clock of processor time moves in hundredths of a second.
+        share = (processor_seconds() - worked) / took if took else 1.0
+        if took > seconds / 3:
+            break
+    return took / sum(map(len, images.batches)), share, unheld  # padding included
 
 
 def _unheld(provider: Provider, whole: Split, seconds: float) -> tuple[int, float]:
