@@ -18,6 +18,7 @@ from vitc.deploy.against import ModelComparison, comparison_page, images_csv, wr
 from vitc.deploy.evaluation import Evaluation
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
+from vitc.runs.results import test_results as results_of_test
 from vitc.training.loop import run as train
 from vitc.views.model import Thumbnails
 
@@ -99,6 +100,34 @@ def test_two_that_were_trained_on_the_same_images_may_be_compared_on_them(
     both = vitc.compare(place / "a", place / "b", str(tmp_path / "more"))
     assert both.paired.n == 121
     assert both.a.trained_on == both.b.trained_on == 42  # the others validate or test
+
+
+def test_a_reading_of_test_images_is_kept_for_each_run_that_they_are_the_test_of(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "ab":
+        shutil.copytree(place / name, tmp_path / name)
+    both = vitc.compare(tmp_path / "a", tmp_path / "b", split="test")
+    assert "Choose between runs on validation images" in caplog.text
+    for name, e in (("a", both.a), ("b", both.b)):
+        kept = results_of_test(tmp_path / name)
+        assert [(r["top1"], r["n"]) for r in kept] == [(e.top1, e.n)]
+    vitc.compare(tmp_path / "a", place / "saved")
+    assert f"{place / 'saved'}: Whether the model was trained on" in caplog.text
+    vitc.compare(tmp_path / "a", tmp_path / "b")
+    assert len(results_of_test(tmp_path / "a")) == 1
+
+
+def test_a_broken_image_is_no_difference_in_what_was_trained_on(
+    place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place / "images", tmp_path / "more")
+    record = json.loads((place / "a" / "data.json").read_text())
+    held_out = {name for names in record["held_out"].values() for name in names}
+    trained_on = next(n for i in range(60) if (n := f"other/{i}.png") not in held_out)
+    (tmp_path / "more" / trained_on).write_bytes(b"")
+    both = vitc.compare(place / "a", place / "b", str(tmp_path / "more"), skip_broken=True)
+    assert both.paired.n == 119
 
 
 def test_the_page_shows_where_they_differ_and_hostile_names_have_no_power(

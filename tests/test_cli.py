@@ -564,7 +564,7 @@ def test_evaluate_passes_its_options_on_and_shows_the_result(
     monkeypatch.setattr(vitc.deploy.evaluation, "evaluate", evaluate)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
     out = shown(capsys, *words)
-    allowed = {"allow_changed_data": False, "skip_unknown_classes": False}
+    allowed = dict.fromkeys(("allow_changed_data", "skip_unknown_classes", "skip_broken"), False)
     assert asked == [(finished_run, "cifar10", "test", "raw", "auto", allowed)]
     assert "1,234 test images, raw weights" in out
     assert "12.35 %" in out or "12.34 %" in out

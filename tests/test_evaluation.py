@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,11 @@ import pytest
 import torch
 
 import vitc
+from vitc.cli.main import main
+from vitc.data.preprocessing import Preprocessing
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import evaluate, predict_split
-from vitc.errors import ConfigError
+from vitc.errors import CheckpointError, ConfigError
 from vitc.runs.folder import Run
 from vitc.training.evaluate import Counts, evaluate_run
 
@@ -37,6 +42,50 @@ def test_a_split_has_a_name_a_label_and_logits_for_every_image(trained: Path) ->
     assert found.logits.shape[1] == len(classifier.classes)
     with pytest.raises(ConfigError, match="no train2 images"):
         predict_split(classifier, split="train2")
+
+
+def test_answers_that_are_not_finite_are_no_result(trained: Path, tmp_path: Path) -> None:
+    model = vitc.from_pretrained(vitc.save_pretrained(trained, tmp_path / "saved"))
+    model.get_parameter("head.bias").data[0] = float("nan")
+    classifier = replace(Classifier.load(trained, "cpu"), model=model)
+    with pytest.raises(CheckpointError, match=r"not finite: 1 of 10 numbers of head\.bias"):
+        predict_split(classifier)
+
+
+def test_images_that_cannot_be_read_are_named_and_not_counted(
+    trained: Path,
+    photo_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved = vitc.save_pretrained(
+        vitc.create_model("vit_p_tiny", num_classes=3, img_size=32, in_chans=3),
+        tmp_path / "saved",
+        classes=[f"class_{i}" for i in range(3)],
+        preprocessing=Preprocessing(
+            mean=(0.5,) * 3, std=(0.2,) * 3, interpolation="bilinear", crop=1.0, img_size=(32, 32)
+        ),
+    )
+    images, file = photo_folder(count=5), tmp_path / "page.html"
+    (images / "class_1" / "003.jpg").write_bytes(b"no image")
+    good = (images / "class_2" / "004.jpg").read_bytes()
+    (images / "class_2" / "004.jpg").write_bytes(good[: len(good) // 2])
+    words = ["evaluate", str(saved), str(images), "--report", str(file)]
+    assert main(words) == 1
+    assert "in vitc evaluate --skip-broken" in capsys.readouterr().err
+    assert main([*words, "--skip-broken"]) == 0
+    note = "2 of 15 images could not be read: class_1/003.jpg, class_2/004.jpg."
+    shown = capsys.readouterr().out
+    assert note in caplog.text
+    assert ": 13 images" in shown
+    assert "all 1" not in shown
+    assert note in file.read_text()
+    assert "--skip-broken" in file.read_text()
+    assert note in json.loads(file.with_suffix(".json").read_text())["notes"]
+    both = vitc.compare(saved, saved, str(images), skip_broken=True)
+    assert both.paired.n == 13
+    assert note in both.a.notes
 
 
 def test_a_saved_model_answers_as_its_run(trained: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from vitc.data.split import (
     hold_out_fold,
     hold_out_fold_of_groups,
 )
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
 
 SMALL: dict[str, Any] = {
@@ -121,6 +121,15 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
     photo = str(images / "class_0" / "3.png")
     mean = np.mean([vitc.Predictor(run)(photo).probs for run in runs], axis=0)
     assert vitc.Predictor(out)(photo).probs == pytest.approx(mean, abs=1e-6)
+    # every image was trained on by one of its models, and none is held out from all
+    again = vitc.evaluate(out, str(images))
+    assert (again.split, again.n, again.trained_on) == ("all", 40, 40)
+    assert set(again.fit.thresholds) == {None}
+    with pytest.raises(DataError, match=r"not trained on the same: .*fold_1 on 0, .*out on 20"):
+        vitc.compare(runs[0], out)
+    with pytest.raises(ConfigError, match="2 models were together trained on all") as refused:
+        vitc.export(out, tmp_path / "mine.pt2")
+    assert "mine.pt2 --data FOLDER" in (refused.value.hint or "")
     # the same command again trains nothing; more seeds train these alone
     before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
     capsys.readouterr()

@@ -30,8 +30,15 @@ from vitc.data.copies import near_copies
 from vitc.data.sources.base import Split
 from vitc.deploy import measures
 from vitc.deploy.classifier import Classifier
-from vitc.deploy.evaluation import Evaluation, SplitLogits, evaluate, measure, predict_split
-from vitc.deploy.run_page import run_page, time_rows, write_page
+from vitc.deploy.evaluation import (
+    Evaluation,
+    SplitLogits,
+    evaluate,
+    kept_fit,
+    measure,
+    predict_split,
+)
+from vitc.deploy.run_page import exact, run_page, time_rows, write_page
 from vitc.resolve import load_config
 from vitc.runs.results import test_results as results_of_test
 from vitc.training.loop import run as train
@@ -243,6 +250,41 @@ def test_calibration_before_and_after_the_temperature() -> None:
     assert few.temperature is None
 
 
+def test_without_an_error_or_a_right_answer_there_is_no_temperature(found: Evaluation) -> None:
+    labels, logits = invented(300, 4)
+    answers = logits.argmax(axis=1)
+    all_right = measures.fit(answers, logits, "val")
+    assert (all_right.temperature, all_right.why) == (
+        None,
+        "all of the 300 images are classified correctly",
+    )
+    all_wrong = measures.fit((answers + 1) % 4, logits, "val")
+    assert all_wrong.temperature is None
+    assert "bound of the search, 0.01 to 100" in all_wrong.why
+    assert "fewer than 100" in measures.fit(labels[:99], logits[:99], "val").why
+    e = with_answers(found, answers, logits, [f"class {i}" for i in range(4)])
+    note = next(f for f in parts(e, Figures) if f.title == "How sure it is").note
+    assert "No temperature is fitted: all of the 300 images are classified correctly." in note
+    one_half = answers.copy()  # errors among the odd ones alone: a temperature, not cross-fitted
+    one_half[1:40:2] = (answers[1:40:2] + 1) % 4
+    fit = measures.fit(one_half, logits, "val")
+    c = measures.calibration(one_half, logits, fit, own=True)
+    assert c.temperature is not None
+    assert not c.cross_fitted
+
+
+def test_a_threshold_is_typed_with_as_few_decimals_as_keep_the_same_answers() -> None:
+    confidence = np.array([0.99988, 0.99987, 0.99465, 0.9943, 0.7], np.float32).astype(np.float64)
+    right = np.array([True, True, True, False, False])
+    logits = np.log(np.stack([confidence, 1 - confidence], axis=1)).astype(np.float32)
+    fit = measures.fit(np.where(right, 0, 1), logits, "val")
+    assert fit.thresholds == (0.9946, 0.9946, 0.9946)
+    assert exact(fit.thresholds[0] or 0) == "0.9946"
+    assert exact(0.5) == "0.500"
+    one = measures.fit(np.zeros(3, np.int64), np.array([[50.0, 0.0]] * 3, np.float32), "val")
+    assert one.thresholds == (1.0,) * 3
+
+
 def test_the_reliability_of_the_page_is_that_of_the_bins(many: Evaluation) -> None:
     confidence = many.probabilities.max(axis=1)
     right = many.probabilities.argmax(axis=1) == many.labels
@@ -266,9 +308,12 @@ def test_thresholds_reach_the_accuracy_with_the_most_answers(many: Evaluation) -
             assert row[1:] == ["not reached", "–", "–"]
             continue
         kept = confidence >= min(good)
+        typed = float(row[1])
+        assert 0 <= min(good) - typed < 0.001
+        assert np.array_equal(confidence >= typed, kept)
         assert row == [
             f"{target} %",
-            f"{min(good):.3f}",
+            row[1],
             written(int(kept.sum()), len(kept)),
             written(int(right[kept].sum()), int(kept.sum())),
         ]
@@ -411,6 +456,56 @@ def test_other_images_get_a_page_where_one_is_asked_for(
     assert main(["evaluate", str(run), "--report", "page.pdf"]) == 2
     assert "FILE.html" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--report", str(run / "no" / "page.html")]) == 1
+
+
+def test_a_report_replaces_no_file_but_an_earlier_report(
+    run: Path, ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, file = str(ran / "images" / "test"), tmp_path / "labels.html"
+    words = ["evaluate", str(run), images, "--report", str(file)]
+    for suffix, content in ((".csv", "image,label\na.jpg,cat\n"), (".json", '{"schema": 1}')):
+        other = file.with_suffix(suffix)
+        other.write_text(content)
+        assert main(words) == 2
+        assert f"would replace {other}, which is no earlier report" in capsys.readouterr().err
+        assert other.read_text() == content
+        assert not file.exists()
+        other.unlink()
+    assert main(words) == 0
+    assert main([*words, "--against", str(run)]) == 0
+    assert main([*words, "--against", str(run)]) == 0
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words[:2], str(tmp_path / "labels.csv"), *words[3:]]) == 2
+    assert "which is the images to measure on" in capsys.readouterr().err
+
+
+def test_the_page_of_the_folder_that_one_is_in_has_its_name(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run)
+    assert main(["evaluate", "."]) == 0
+    assert "<title>run: 121 validation images" in Path("report.html").read_text()
+
+
+def test_nothing_is_fitted_on_images_that_were_trained_on(run: Path, ran: Path) -> None:
+    e = evaluate(run, str(ran / "images" / "train"))
+    assert e.trained_on == e.n == 48
+    assert e.fit.temperature is None
+    assert set(e.fit.thresholds) == {None}
+    assert "48 of the 48 images were trained on" in texts(e)
+    assert not [t for t in parts(e, Table) if "unknown" in t.title]
+
+
+def test_a_temperature_at_a_bound_that_an_earlier_version_kept_is_none(run: Path) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    values = json.loads((run / "report.json").read_text())
+    values["fit"]["temperature"] = 0.010006
+    (run / "report.json").write_text(json.dumps(values))
+    fit = kept_fit(Classifier.load(run, "cpu"))
+    assert fit is not None
+    assert fit.temperature is None
+    assert "bound" in fit.why
 
 
 def test_a_page_that_cannot_be_written_does_not_spoil_the_evaluation(

@@ -38,7 +38,11 @@ def options(parser: Parser) -> None:
     changed_data_option(parser, "measure although the run's images changed since it was trained")
     about = "leave out images of classes that the model does not know"
     add("--skip-unknown-classes", action="store_true", help=about)
-    about = "where the run page is written (default: report.html in RUN, for its own images)"
+    about = "leave out images that cannot be read, and report them"
+    add("--skip-broken", action="store_true", help=about)
+    about = (
+        "the run page, with FILE.json and FILE.csv (default: report.* in RUN, of its own images)"
+    )
     add("--report", metavar="FILE.html", type=Path, help=about)
     about = "compare with another run or saved model on the same images: which is better?"
     add("--against", metavar="RUN", type=Path, help=about)
@@ -51,6 +55,10 @@ def run(args: Namespace) -> int:
     kind = check_is(args.run_folder, *PREDICTS)
     if args.report is not None and args.report.suffix != ".html":
         raise ConfigError(f"--report {args.report} is not an HTML file.", "Name it FILE.html.")
+    if args.report is not None:
+        from vitc.deploy.run_page import check_beside
+
+        check_beside(args.report, args.data)
     if args.against is not None:
         return _against(args, kind)
     from vitc.deploy.evaluation import evaluate, evaluation_page
@@ -61,6 +69,7 @@ def run(args: Namespace) -> int:
 
         own = {"--split": args.split, "--allow-changed-data": args.allow_changed_data}
         own |= {"--skip-unknown-classes": args.skip_unknown_classes}
+        own |= {"--skip-broken": args.skip_broken}
         own |= {"--weights": args.weights != "ema"}
         if idle := next((name for name, given in own.items() if given), None):
             raise ConfigError(
@@ -78,6 +87,7 @@ def run(args: Namespace) -> int:
             args.device,
             allow_changed_data=args.allow_changed_data,
             skip_unknown_classes=args.skip_unknown_classes,
+            skip_broken=args.skip_broken,
         )
     page, report = evaluation_page(found), None
     if args.report is not None or (kind in ("run", "folds") and args.data is None):
@@ -106,6 +116,7 @@ def _against(args: Namespace, kind: str) -> int:
         args.device,
         weights=args.weights,
         allow_changed_data=args.allow_changed_data,
+        skip_broken=args.skip_broken,
     )
     command = shlex.join(_words(args))
     page, report = comparison_page(found), None
@@ -136,6 +147,7 @@ def _words(args: Namespace) -> list[str]:
     words += ["--weights", args.weights] if args.weights != "ema" else []
     words += ["--allow-changed-data"] if args.allow_changed_data else []
     words += ["--skip-unknown-classes"] if args.skip_unknown_classes else []
+    words += ["--skip-broken"] if args.skip_broken else []
     words += ["--report", str(args.report)] if args.report is not None else []
     return words
 

@@ -10,7 +10,8 @@ from vitc.errors import BrokenFileError
 
 MAX_PIXELS = 2**27  # 134 million, 403 MB as RGB: a 108-megapixel photo passes
 MAX_FILE_BYTES = 2**30
-_HINT = "Replace or remove it; training leaves such files out with --data.bad_files skip."
+_LEAVE_OUT = "--data.bad_files skip, or in vitc evaluate --skip-broken, leaves such files out."
+_HINT = f"Replace or remove it; {_LEAVE_OUT}"
 
 
 def broken(name: str, why: str, kind: str = "damaged", hint: str | None = None) -> BrokenFileError:
@@ -19,8 +20,7 @@ def broken(name: str, why: str, kind: str = "damaged", hint: str | None = None) 
 
 def unsupported(name: str, why: str, cure: str) -> BrokenFileError:
     """The file may be good, but cannot be read here; `cure`: what to do."""
-    hint = f"{cure} Training leaves such files out with --data.bad_files skip."
-    return broken(name, why, "unsupported", hint)
+    return broken(name, why, "unsupported", f"{cure} {_LEAVE_OUT}")
 
 
 def file_bytes(file: Path, name: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.deploy.classifier import Classifier
-from vitc.deploy.evaluation import Evaluation, answers_on, measure, predict_split
+from vitc.deploy.evaluation import (
+    Evaluation,
+    answers_on,
+    measure,
+    predict_split,
+    with_test_kept,
+)
 from vitc.deploy.run_page import MOST_CLASSES, SPLITS, file_name, jpeg, percent, save_page
 from vitc.errors import DataError
 from vitc.runs.results import AGAINST
@@ -95,18 +102,26 @@ def compare(
     *,
     weights: str = "ema",
     allow_changed_data: bool = False,
+    skip_broken: bool = False,
 ) -> ModelComparison:
     """Measure two runs or saved models on the same images.
 
     The images are those of `evaluate(a, data, split)`: of the run a val, unless `split` is given;
-    or others, `data`. Raises DataError where one of the two was trained on more of them, which
-    would decide the comparison, or does not know their classes; else as `evaluate`.
+    or others, `data`. A reading of a run's own test images is kept in its folder. Raises DataError
+    where one of the two was trained on more of them, which would decide the comparison, or does not
+    know their classes; else as `evaluate`.
     """
     first, second = (Classifier.load(run, device, weights) for run in (a, b))
-    found = predict_split(first, data, split, allow_changed_data=allow_changed_data)
-    images = replace(found.images, split=found.pictures)  # without what cannot be read
-    images = same_images(second.training, images, first.classes)
-    seen = {str(a): found.images.trained_on, str(b): images.trained_on}
+    allowed = {"allow_changed_data": allow_changed_data, "skip_broken": skip_broken}
+    found = predict_split(first, data, split, **allowed)
+    readable = replace(found.images, split=found.pictures)
+    images = same_images(second.training, readable, first.classes)
+    for note in images.notes:
+        logging.getLogger("vitc").warning(f"{b}: {note}")
+    mine = found.images.trained_on
+    if mine and len(readable.split) < len(found.images.split):  # as many as of the other's images
+        mine = same_images(first.training, readable, first.classes).trained_on
+    seen = {str(a): mine, str(b): images.trained_on}
     if None not in seen.values() and len(set(seen.values())) > 1:
         counts = ", ".join(f"{run} on {n:,}" for run, n in seen.items())
         raise DataError(
@@ -117,8 +132,12 @@ def compare(
     other = answers_on(second, images)
     if other.names != found.names:
         raise DataError(f"{b} cannot read all images that {a} reads.", "Look for broken files.")
-    left = measure(first, found, str(a), look_for_copies=False)
-    right = measure(second, other, str(b), look_for_copies=False)
+    left = with_test_kept(first, measure(first, found, str(a), look_for_copies=False))
+    right = with_test_kept(second, measure(second, other, str(b), look_for_copies=False))
+    if left.split == "test":
+        logging.getLogger("vitc").warning(
+            "Choose between runs on validation images: the better of two test results is too good."
+        )
     hits = [e.probabilities.argmax(axis=1) == e.labels for e in (left, right)]
     only_a, only_b = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
     return ModelComparison(left, right, compare_accuracy(only_a, only_b, left.n))

@@ -50,6 +50,8 @@ class Classifier:
     """The run's folder; None: a saved model."""
     record: Mapping[str, Any] | None = None
     """Its data.json."""
+    folds: tuple[Path, ...] = ()
+    """The folders of the runs that the model is the mean of."""
 
     @classmethod
     def load(
@@ -94,7 +96,7 @@ class Classifier:
     @property
     def training(self) -> Trained:
         """What is known of its training images."""
-        return Trained(self.config, self.classes, self.run, self.record)
+        return Trained(self.config, self.classes, self.run, self.record, self.folds)
 
     @property
     def in_chans(self) -> int:
@@ -118,13 +120,17 @@ class Classifier:
         """
         with torch.inference_mode():
             found: Tensor = self.model(self.normalise(images)).float()
-        if not bool(found.isfinite().all()):
+        self.check_finite(found)
+        return found
+
+    def check_finite(self, logits: Tensor) -> None:
+        """Raises CheckpointError: the model's answers mean nothing."""
+        if not bool(logits.isfinite().all()):
             where = not_finite(self.model.state_dict()) or "the activations overflow"
             raise CheckpointError(
                 f"The outputs of {self.name} are not finite: {where}.",
                 "Use another checkpoint; the weights are those of a diverged run, or damaged.",
             )
-        return found
 
     def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
         """Prepared images, uint8 (C, h, w) each -> (N, K)."""
@@ -178,12 +184,15 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def _mean_of(folder: Path, parts: Sequence[Classifier]) -> Classifier:
+    config = parts[0].config  # no fold of which is held out from all models
     return replace(
         parts[0],
         name=f"the mean of {len(parts)} models in {_place(folder)}",
         model=Ensemble([part.model for part in parts]).eval(),
+        config=replace(config, data=replace(config.data, folds=None, fold=1)),
         run=None,
         record=None,
+        folds=tuple(part.run for part in parts if part.run is not None),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from vitc.training.device import describe
 from vitc.training.evaluate import Counts, eval_batch, logits_of, open_measured
 from vitc.training.measured import Asked, Measured, choose_images
 from vitc.views.model import Page, Part, Table, Text
-from vitc.wording import counted, few, short
+from vitc.wording import counted, few, printable, short
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class SplitLogits:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured on the `n` images of a split ("all": of all); accuracies in percent.
+    """What was measured on the `n` readable images of a split ("all": all); accuracies in percent.
 
     `interval`: Wilson's 95 % interval of top1, of the choice of images alone. `confusion`: int64
     (K, K), images of class i predicted as class j. `trained_on`: how many of the images the model
@@ -121,6 +121,7 @@ def predict_split(
     split: str | None = None,
     allow_changed_data: bool = False,
     skip_unknown_classes: bool = False,
+    skip_broken: bool = False,
 ) -> SplitLogits:
     """The logits of every readable image of a split of the run's data (val), or of other images.
 
@@ -128,11 +129,19 @@ def predict_split(
     ConfigError, DataError.
     """
     asked = Asked(data, split, allow_changed_data, skip_unknown_classes)
+    if skip_broken:
+        config = classifier.config
+        skipping = replace(config, data=replace(config.data, bad_files="skip"))
+        classifier = replace(classifier, config=skipping)
     return answers_on(classifier, choose_images(classifier.training, asked))
 
 
 def answers_on(classifier: Classifier, images: Measured) -> SplitLogits:
-    """The logits of every readable image, computed as during training."""
+    """The logits of every readable image, computed as during training.
+
+    How many could not be read is logged and among the notes. Raises CheckpointError: the logits
+    are not finite.
+    """
     c = classifier
     batches, settings = open_measured(images, c.config, c.preprocessing, c.device)
     labels, logits = [], []
@@ -144,8 +153,15 @@ def answers_on(classifier: Classifier, images: Measured) -> SplitLogits:
     label = torch.cat(labels)
     seen = label >= 0
     pictures = batches.split.take(order[seen.numpy()])
-    answers = torch.cat(logits)[seen].numpy()
-    return SplitLogits(tuple(pictures.names), label[seen].numpy(), answers, images, pictures)
+    answers = torch.cat(logits)[seen]
+    c.check_finite(answers)
+    if len(pictures) < len(images.split):
+        total, names = counted(len(images.split), "image"), map(printable, batches.skipped)
+        note = f"{len(batches.skipped):,} of {total} could not be read: {few(names, 3)}."
+        logging.getLogger("vitc").warning(note)
+        images = replace(images, notes=(*images.notes, note))
+    names_read = tuple(pictures.names)
+    return SplitLogits(names_read, label[seen].numpy(), answers.numpy(), images, pictures)
 
 
 def evaluate(
@@ -157,6 +173,7 @@ def evaluate(
     *,
     allow_changed_data: bool = False,
     skip_unknown_classes: bool = False,
+    skip_broken: bool = False,
 ) -> Evaluation:
     """Evaluate a run's last checkpoint, or a saved model.
 
@@ -164,13 +181,15 @@ def evaluate(
     chosen on val. Or on other images, `data`: all of them, or where they have splits of their own
     val, else test; classes are matched by name. Images that were trained on are counted and
     reported. `allow_changed_data`: although the run's own images changed since it was trained.
-    `skip_unknown_classes`: leave out images of classes that the model does not know. Raises
-    ConfigError, DataError, CheckpointError.
+    `skip_unknown_classes`: leave out images of classes that the model does not know.
+    `skip_broken`: leave out images that cannot be read, and report them. Raises ConfigError,
+    DataError, CheckpointError.
     """
     classifier = Classifier.load(run, device, weights)
     allowed = {
         "allow_changed_data": allow_changed_data,
         "skip_unknown_classes": skip_unknown_classes,
+        "skip_broken": skip_broken,
     }
     found = predict_split(classifier, data, split, **allowed)
     return with_test_kept(classifier, measure(classifier, found, str(run)))
@@ -184,7 +203,7 @@ def measure(
     look_for_copies: bool = True,
 ) -> Evaluation:
     """All that a model's answers show. `fitted`: on validation images; None: as the run's page has
-    it, or else on these. Raises DataError: there are none."""
+    it, or else on these, unless some of them were trained on. Raises DataError: there are none."""
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
     size = eval_batch(classifier.config, classifier.device)  # as during training
@@ -207,7 +226,7 @@ def measure(
     kept = fitted
     if kept is None and own is not None and found.images.name != "val":
         kept = kept_fit(classifier)
-    fit = kept or measures.fit(found.labels, found.logits, found.images.name)
+    fit = kept or _fit_on(found)
     return Evaluation(
         run=run,
         split=found.images.name,
@@ -237,6 +256,13 @@ def measure(
         copies=copies,
         train=own,
     )
+
+
+def _fit_on(found: SplitLogits) -> Fit:
+    """What these images give, unless the model was trained on some of them."""
+    if found.images.trained_on:
+        return measures.no_fit(found.images.too_good, found.images.name, len(found.labels))
+    return measures.fit(found.labels, found.logits, found.images.name)
 
 
 def _own_training_images(classifier: Classifier, found: SplitLogits) -> Split | None:
@@ -275,7 +301,10 @@ def kept_fit(classifier: Classifier) -> Fit | None:
         v is None or isinstance(v, float) for v in (temperature, *thresholds)
     ):
         return None
-    return Fit(temperature, tuple(thresholds), "val", n)
+    why = str(stored.get("why", ""))
+    if temperature is not None and not measures.within_bounds(temperature):  # by an earlier version
+        temperature, why = None, measures.AT_BOUND
+    return Fit(temperature, tuple(thresholds), "val", n, why)
 
 
 def with_test_kept(classifier: Classifier, e: Evaluation) -> Evaluation:
@@ -310,9 +339,7 @@ def evaluation_page(e: Evaluation) -> Page:
     rows.append(("loss", f"{e.loss:.4f}"))
     rows.append(("largest class alone", f"{baseline:.2f} %  ({short(name, 60)})"))
     kind = "average (EMA)" if e.weights == "ema" else "raw"
-    images = (
-        f"all {counted(e.n, 'image')}" if e.split == "all" else counted(e.n, f"{e.split} image")
-    )
+    images = counted(e.n, "image" if e.split == "all" else f"{e.split} image")
     title = f"{e.run}: {images}, {kind} weights"
     parts: list[Part] = [Text(not_learnt(e))] if e.not_learnt else []
     return Page(title, [*parts, Table(title, ("", "value"), rows)], e.to_dict())

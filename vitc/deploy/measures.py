@@ -5,6 +5,7 @@ labels: int64 (N,), indices of K classes. logits: float32 (N, K). Shares are in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ BINS = 15  # of equal width, as in Guo et al. (arXiv 1706.04599)
 LEAST_TO_FIT = 100  # images, for a temperature
 MOST_TO_FIT = 20_000
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures
+AT_BOUND = f"the best one is at a bound of the search, {COLDEST:g} to {HOTTEST:g}"
+FEWEST_DECIMALS = 3  # of a threshold
 TARGETS = (90.0, 95.0, 99.0)  # accuracy of the answers that are kept, in percent
 MOST_POINTS = 400  # of a curve
 
@@ -155,13 +158,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class Fit:
-    """What is fitted on images and then applied to others: a temperature (None: too few images)
-    and, for each of TARGETS, the confidence from which answers reach it (None: no confidence)."""
+    """What is fitted on images and then applied to others: a temperature (None: `why` there is
+    none) and, for each of TARGETS, the confidence from which answers reach it (None: none does)."""
 
     temperature: float | None
     thresholds: tuple[float | None, ...]
     split: str
     n: int
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,12 +208,30 @@ def fit(labels: Ints, logits: Floats, split: str) -> Fit:
     probs = probabilities(logits)
     confidence, right = _answers(labels, probs)
     thresholds = tuple(_threshold(confidence, right, target) for target in TARGETS)
-    few = len(labels) < LEAST_TO_FIT
-    return Fit(None if few else best_temperature(labels, logits), thresholds, split, len(labels))
+    n, why, temperature = len(labels), "", None
+    if n < LEAST_TO_FIT:
+        why = f"there are fewer than {LEAST_TO_FIT} images"
+    elif right.all():
+        why = f"all of the {n:,} images are classified correctly"
+    else:
+        temperature = best_temperature(labels, logits)
+        why = "" if temperature else AT_BOUND
+    return Fit(temperature, thresholds, split, n, why)
 
 
-def best_temperature(labels: Ints, logits: Floats) -> float:
-    """The temperature of the least cross-entropy on these images, between two bounds."""
+def no_fit(why: str, split: str, n: int) -> Fit:
+    """For images that nothing may be fitted on."""
+    return Fit(None, (None,) * len(TARGETS), split, n, why)
+
+
+def within_bounds(temperature: float) -> bool:
+    """Whether a temperature is the best one, and not where the search ended."""
+    return 1.01 * COLDEST < temperature < HOTTEST / 1.01
+
+
+def best_temperature(labels: Ints, logits: Floats) -> float | None:
+    """The temperature of the least cross-entropy on these images; None: it is at a bound of the
+    search, as where no answer is wrong, or none right."""
     from scipy.optimize import minimize_scalar
 
     every = -(-len(labels) // MOST_TO_FIT)
@@ -223,23 +245,25 @@ def best_temperature(labels: Ints, logits: Floats) -> float:
 
     bounds = np.log(COLDEST), np.log(HOTTEST)
     best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(best.x))
+    found = float(np.exp(best.x))
+    return found if within_bounds(found) else None
 
 
 def calibration(labels: Ints, logits: Floats, fitted: Fit, own: bool) -> Calibration:
-    """`own`: `fitted` is of these very images, so that its temperature is cross-fitted here."""
+    """`own`: `fitted` is of these very images, so that its temperature is cross-fitted here, if
+    each half of them gives one."""
     before, ece = calibration_error(labels, probabilities(logits))
     if fitted.temperature is None:
         return Calibration(ece, before, None, None, (), False)
     probs = probabilities(logits, fitted.temperature)
-    if own:
-        halves = [np.arange(first, len(labels), 2) for first in (0, 1)]
-        for half, other in zip(halves, reversed(halves), strict=True):
-            probs[half] = probabilities(
-                logits[half], best_temperature(labels[other], logits[other])
-            )
+    halves = [np.arange(first, len(labels), 2) for first in (0, 1)]
+    best = [best_temperature(labels[half], logits[half]) for half in halves] if own else []
+    crossed = own and None not in best
+    if crossed:
+        for half, temperature in zip(halves, reversed(best), strict=True):
+            probs[half] = probabilities(logits[half], temperature or 1.0)
     after, ece_after = calibration_error(labels, probs)
-    return Calibration(ece, before, fitted.temperature, ece_after, after, own)
+    return Calibration(ece, before, fitted.temperature, ece_after, after, crossed)
 
 
 def calibration_error(labels: Ints, probs: Floats) -> tuple[tuple[Bin, ...], float]:
@@ -289,7 +313,19 @@ def _curve(
 def _threshold(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], target: float
 ) -> float | None:
-    """The least confidence from which answers are right in `target` percent; None: no such."""
+    """The least confidence from which answers are right in `target` percent; None: no such.
+
+    Of all numbers that keep these answers and no others, one of few decimals: typed, it does the
+    same.
+    """
     _, accuracy, level = _curve(confidence, right)
     good = np.flatnonzero(accuracy >= target)
-    return float(level[good[-1]]) if len(good) else None
+    if not len(good):
+        return None
+    least = float(level[good[-1]])
+    below = float(np.append(level, 0.0)[good[-1] + 1])
+    for decimals in range(FEWEST_DECIMALS, 17):
+        found = math.floor(least * 10.0**decimals) / 10.0**decimals
+        if below < found <= least:
+            return found
+    return least

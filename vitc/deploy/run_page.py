@@ -18,10 +18,10 @@ from vitc.data.sources.base import Split
 from vitc.data.store import shown
 from vitc.data.thumbnails import thumbnail
 from vitc.deploy.evaluation import Evaluation, not_learnt
-from vitc.deploy.measures import Confused
+from vitc.deploy.measures import FEWEST_DECIMALS, Confused
 from vitc.deploy.show_run import curves, legs_rows
-from vitc.errors import BrokenFileError, RunError
-from vitc.files import to_json, write_atomically
+from vitc.errors import BrokenFileError, ConfigError, RunError
+from vitc.files import read_json, to_json, write_atomically
 from vitc.resolve import what_is
 from vitc.runs.folder import EVENTS, Run
 from vitc.runs.results import REPORT, SPENT, last_test, state_of
@@ -53,6 +53,7 @@ WORST = 24  # images
 SUSPECTED = 24  # labels, as pictures
 COPIES = 8  # pairs, as pictures
 MOST_NOTES = 60
+HEADS = ("image,label,answer,confidence,", "image,label,first,first_confidence,")  # of .csv files
 
 
 def write_page(e: Evaluation, command: str, file: Path | None = None) -> Path:
@@ -85,10 +86,36 @@ def save_page(page: Page, table: str, file: Path) -> None:
         ) from error
 
 
+def check_beside(file: Path, data: str | None) -> None:
+    """Raises ConfigError: a .json or .csv file beside the page `file`, which writing it would
+    replace, is no earlier report, or is the `data` to measure on."""
+    for beside in (file.with_suffix(".csv"), file.with_suffix(".json")):
+        if not beside.exists():
+            continue
+        is_data = data is not None and Path(data).exists() and beside.samefile(data)
+        if is_data or not _is_report(beside):
+            what = "the images to measure on" if is_data else "no earlier report"
+            raise ConfigError(
+                f"--report {file} would replace {beside}, which is {what}.",
+                "Choose another name: the page has a .csv and a .json file beside it.",
+            )
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a .csv or .json file was written beside a page."""
+    with contextlib.suppress(OSError, ConfigError):
+        if file.suffix == ".json":
+            values = read_json(file)
+            return {"schema", "command"} < values.keys() and bool({"fit", "paired"} & values.keys())
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            return lines.readline(1000).startswith(HEADS)
+    return False
+
+
 def run_page(e: Evaluation, command: str) -> Page:
     """The page: what is wrong first, how it was made last."""
     run = Path(e.run) if what_is(e.run) == "run" else None
-    title = f"{Path(e.run).name}: {_measured_on(e, run)}"
+    title = f"{Path(e.run).resolve().name}: {_measured_on(e, run)}"
     parts: list[Part] = [
         Heading(title, level=1),
         *_verdict(e),
@@ -292,6 +319,8 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
             f" With the logits divided by a temperature of {c.temperature:.2f}: "
             f"{c.ece_after:.1f} points ({how})."
         )
+    elif e.fit.why:
+        sentence += f" No temperature is fitted: {e.fit.why}."
     lines = [Line("perfect", GREY, [0, 100], [0, 100], form="curve")]
     sets = [("as trained", 0, c.bins), ("with temperature", 1, c.bins_after)]
     for label, look, bins in sets:
@@ -306,10 +335,13 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
         _below_all(Chart("coverage", accuracy, "images answered (%)", "accuracy (%)", part)),
     ]
     yield Figures(charts, "How sure it is", sentence)
+    if e.trained_on:
+        yield Text(f"No thresholds for the answer “unknown” are chosen: {e.fit.why}.")
+        return
     rows = [
         (
             f"{kept.target:g} %",
-            "not reached" if kept.threshold is None else f"{kept.threshold:.3f}",
+            "not reached" if kept.threshold is None else exact(kept.threshold),
             percent(kept.coverage),
             percent(kept.accuracy),
         )
@@ -322,6 +354,11 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
     )
     head = ("to be correct in", "confidence at least", "images answered", "of these correct")
     yield Table("When to answer “unknown”", head, rows, note, tight=True)
+
+
+def exact(threshold: float) -> str:
+    """With all its decimals: typed, it keeps the same answers."""
+    return np.format_float_positional(threshold, min_digits=FEWEST_DECIMALS)
 
 
 def _below_all(chart: Chart) -> Chart:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet, open_data, open_whole
-from vitc.data.identity import Images, count_alike, images_of, trained_on
+from vitc.data.identity import Images, count_alike, images_of, joined, trained_on
 from vitc.data.sources.base import Split, some
 from vitc.data.store import name_key
 from vitc.errors import ConfigError, DataError, VitcError, suggest
@@ -41,13 +42,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of a model's training: its config, classes, run folder and data.json there;
-    the last two are None and empty for a saved model."""
+    """What is known of a model's training: its config, classes, run folder and data.json there,
+    which are None for a saved model and for the mean of several runs, `folds`."""
 
     config: RunConfig
     classes: Sequence[str]
     run: Path | None = None
     record: Mapping[str, Any] | None = None
+    folds: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,12 @@ class Measured:
     name: str
     trained_on: int | None
     notes: tuple[str, ...]
+
+    @property
+    def too_good(self) -> str:
+        """Why nothing is fitted on these images, where some were trained on."""
+        total = counted(len(self.split), "image")
+        return f"{self.trained_on or 0:,} of the {total} were trained on"
 
 
 def choose_images(model: Trained, asked: Asked) -> Measured:
@@ -106,12 +114,19 @@ def _own(model: Trained, asked: Asked) -> DataSet | None:
     """The run's own images as they are now, wherever they are; None: others are asked for."""
     config, in_chans = model.config, model.config.model.in_chans
     if asked.data is None:
+        if model.folds:
+            raise ConfigError(
+                f"The {len(model.folds)} models were together trained on all of their images.",
+                f"Give {asked.others}",
+            )
         if model.run is None:
             raise ConfigError(
                 "A saved model does not record which images it was trained on.",
-                "Give the images to measure on.",
+                f"Give {asked.others}",
             )
         return open_data(config.data, in_chans)
+    if model.folds:  # what one model held out was trained on by the others
+        return None
     other = with_data(config, asked.data).data
     mine = config.data
     if (other.source, _place(other.path)) == (mine.source, _place(mine.path)):
@@ -251,22 +266,28 @@ def _count_trained_on(
     now = images_of(tuple(model.classes), {"test": split}, seen.limit)
     count = int(trained_on(seen, now).sum())
     if count:
-        notes.append(
-            f"{count:,} of the {counted(total, 'image')} measured on were trained on (the same "
-            "content): the result is too good."
-        )
+        were = f"{'was' if count == 1 else 'were'} trained on (the same content)"
+        notes.append(f"{_of(count, total)} measured on {were}: the result is too good.")
     alike = 0 if own is not None else count_alike(seen, now)
     if alike:
+        one = alike == 1
         notes.append(
-            f"{alike:,} of the {counted(total, 'image')} measured on have the name of an image "
-            "that was trained on, with other content: if they were converted from it, the result "
-            "is too good."
+            f"{_of(alike, total)} measured on {'has' if one else 'have'} the name of an image that "
+            f"was trained on, with other content: if {'it was' if one else 'they were'} converted "
+            "from it, the result is too good."
         )
     return count
 
 
+def _of(count: int, total: int) -> str:
+    return "The image" if total == 1 else f"{count:,} of the {total:,} images"
+
+
 def _seen(model: Trained, own: DataSet | None) -> Images | None:
     """The images that the model saw; None: not recorded."""
+    if model.folds:
+        every = [kept for run in model.folds if (kept := kept_images(run)) is not None]
+        return reduce(joined, every) if len(every) == len(model.folds) else None
     if model.run is None or model.record is None:
         return None
     kept = kept_images(model.run)

@@ -328,7 +328,8 @@ def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, lis
         return sizes, notes
     text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
     if config.bad_files == "stop" or len(missing) == len(listed.paths):
-        hint = "Paths are relative to the list's folder. --data.bad_files skip leaves them out."
+        hint = "Paths are relative to the list's folder. --data.bad_files skip leaves them out; "
+        hint += "so does --skip-broken in vitc evaluate."
         if Path(missing[0]).is_file():
             hint = "Paths are relative to the list's folder, not to the current one: move the list."
         raise DataError(text, hint)
