@@ -25,6 +25,7 @@ from vitc.data.preprocessing import Fit, Preprocessing
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.export import compare as comparison
 from vitc.deploy.export import export as module
+from vitc.deploy.export.archive import Archive
 from vitc.deploy.export.base import Record
 from vitc.deploy.export.graph import Prepare, fold
 from vitc.errors import CheckpointError, ConfigError, RunError
@@ -144,6 +145,24 @@ def test_preparation_in_the_graph_is_that_of_evaluation_to_the_bit(
         found = prepare(torch.from_numpy(image)[None])[0]
         expected = eval_image(image, size, fit, crop or 1.0)
         torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_resizing_by_products_is_that_of_evaluation(fit: Fit) -> None:
+    rng = np.random.default_rng(1)
+    crop, size = (0.9 if fit == "crop" else None), (24, 40)
+    p = Preprocessing((0.0,) * 3, (1 / 255,) * 3, crop=crop, img_size=size, fit=fit)
+    prepare = Prepare(p, exact=True)
+    off = pixels = 0
+    sides = [size, (1, 1), (7, 300), (9, 12), (48, 80), *rng.integers(2, 200, (60, 2))]
+    for height, width in sides:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        found = prepare(torch.from_numpy(image)[None])[0]
+        expected = eval_image(image, size, fit, crop or 1.0)
+        differ = (found - expected).abs()
+        assert differ.max() < 1.5
+        off, pixels = off + int((differ > 0.5).sum()), pixels + differ.numel()
+    assert off < 1e-4 * pixels  # ties; by engines of their own 4e-3
 
 
 def test_batchnorm_is_folded_and_the_model_left_as_it_was() -> None:
@@ -312,6 +331,53 @@ def test_a_failed_comparison_is_a_failed_export(
     assert "below the 99.9 % required" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main([*words, "--min-agreement", "0"]) == 0
+
+
+class Blind(Prepare):
+    """An engine whose own Resize loses the image."""
+
+    def _resize(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        resized = super()._resize(x, height, width)
+        return resized if self.exact else resized * 0
+
+
+def test_where_too_many_answers_differ_images_are_resized_as_by_pytorch(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(module, "Prepare", Blind)
+    words = ["export", str(trained), str(tmp_path / "mine.pt2"), "--images", "20"]
+    assert main(words) == 1  # PyTorch's own, as in evaluation
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Archive, "own_resize", True)
+    assert main(words) == 0
+    assert "to PyTorch's pixels" in capsys.readouterr().out
+    assert json.loads((tmp_path / "mine.pt2.json").read_text())["exact_resize"] is True
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "mine.pt2").unlink()
+    blind = [*words, "--min-agreement", "0", "--overwrite"]
+    assert main(blind) == 0
+    assert json.loads((tmp_path / "mine.pt2.json").read_text())["exact_resize"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "package"), [("m.onnx", "onnxruntime"), ("m.xml", "openvino")])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_engines_resize_as_pytorch_does_where_they_have_to(
+    saved: Make,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    package: str,
+    fit: Fit,
+) -> None:
+    pytest.importorskip(package)
+    pytest.importorskip("onnxscript")
+    folder = saved("vit_c_tiny", fit=fit)
+    monkeypatch.setattr(module, "Prepare", lambda p, _: Prepare(p, exact=True))
+    report = vitc.export(folder, tmp_path / name, data=str(photos))
+    assert report.agreement == 100
+    assert report.max_diff < 1e-4  # 0.02 where single pixels are off
 
 
 def test_a_file_that_is_there_stays_until_the_new_one_has_passed(

@@ -118,14 +118,16 @@ class FileModel(nn.Module):
 class Made:
     """What a format writes: the graph, its record, and the tensors behind it.
 
-    calibration: prepared images, the graph's input, from which int8 takes its ranges. kept_float:
-    the layers that it leaves in float, filled in while it is written.
+    calibration: prepared images, the graph's input, from which int8 takes its ranges. exact_resize:
+    whether the graph resizes as PyTorch does, in place of its engine's own way. kept_float: the
+    layers that int8 leaves in float, filled in while it is written.
     """
 
     program: ExportedProgram | None
     model: nn.Module
     record: Record
     calibration: NDArray[Any] | None = None
+    exact_resize: bool = False
     kept_float: list[str] = field(default_factory=list)
 
 
@@ -142,6 +144,8 @@ class Format:
     graph: ClassVar[bool] = True
     """Whether it holds a graph, or tensors alone, which this library runs."""
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    own_resize: ClassVar[bool] = False
+    """Whether its engine resizes images in a way of its own, which is off by single levels."""
 
     def check_installed(self, *packages: str) -> None:
         """Raises ConfigError, with the line to install what is missing."""

@@ -72,6 +72,9 @@ class ExportReport:
     latency_original: tuple[Latency, ...]
     threads: int
     disagree: tuple[str, ...] = ()
+    exact_resize: bool = False
+    """Whether images are resized as by PyTorch, since with the engine's own way, which is faster,
+    too many answers differed."""
     kept_float: tuple[str, ...] = ()
     """Layers that int8 left in float."""
 
@@ -218,6 +221,13 @@ def report_page(r: ExportReport) -> Page:
         )
     title = f"{r.path} ({r.format}, {r.precision}) and {r.run}"
     notes = [Text(f"Latency: median, {counted(r.threads, 'thread')}; original in PyTorch, fp32.")]
+    if r.exact_resize:
+        notes.append(
+            Text(
+                "Images are resized by matrix products, to PyTorch's pixels: with the engine's own "
+                "Resize, which is faster for large ones, fewer answers than required were the same."
+            )
+        )
     if r.kept_float:
         notes.append(Text(f"Left in float: {', '.join(r.kept_float)}."))
     table = Table(title, ("", "original", "exported", "difference"), rows)

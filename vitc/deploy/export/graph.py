@@ -29,14 +29,16 @@ class Prepare(nn.Module):
     """uint8 (B, H, W, C) of any one size -> float32 (B, C, h, w), as `eval_image` and `finish`.
 
     The box is computed in float64 with the operations of `eval_image` in their order, so that it is
-    the same to the pixel.
+    the same to the pixel. exact: the image is resized by matrix products, as PyTorch does it, where
+    the engine that the graph is for rounds otherwise.
     """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, exact: bool = False) -> None:
         super().__init__()
+        self.exact = exact
         p = preprocessing
         assert p.img_size is not None
         self.size, self.fit = p.img_size, p.fit
@@ -56,7 +58,10 @@ class Prepare(nn.Module):
         return x.float() * self.scale + self.offset
 
     def _resize(self, x: Tensor, height: int, width: int) -> Tensor:
-        return F.interpolate(x, size=(height, width), mode="bilinear", antialias=True)
+        if not self.exact:
+            return F.interpolate(x, size=(height, width), mode="bilinear", antialias=True)
+        x = _rounded(x.float() @ _filter(x.shape[3], width))
+        return _rounded(_filter(x.shape[2], height).T @ x)
 
     def _cut(self, x: Tensor, images: Tensor) -> Tensor:
         """The box that evaluation sees; an image of the model's size is seen whole."""
@@ -90,9 +95,31 @@ class Prepare(nn.Module):
         for dim, length, size in zip((2, 3), inner, self.size, strict=True):
             place = torch.arange(size) - (size - length.long()) // 2
             x = x.index_select(dim, torch.minimum(place.clamp(min=0), length.long() - 1))
-            inside = ((place >= 0) & (place < length)).to(torch.uint8)
+            inside = ((place >= 0) & (place < length)).to(x.dtype)
             x = x * inside.view((size, 1) if dim == 2 else (size,))
         return x
+
+
+def _filter(before: int, after: int) -> Tensor:
+    """PyTorch's antialiased bilinear filter of uint8 pixels: float32 (before, after).
+
+    Its weights are multiples of 2^-k, the largest of them below 2^15 of these. Sums of levels times
+    weights fit float32 up to a reduction to a quarter; beyond, a few pixels of a million are off by
+    one. The distance of two pixels is counted in halves of both grids, in integers, which engines
+    that have no float64 get right, too.
+    """
+    old, new = torch.arange(before).view(-1, 1), torch.arange(after)
+    distance = ((2 * old + 1) * after - (2 * new + 1) * before).abs()
+    reach = 2 * torch.stack([torch.scalar_tensor(n, dtype=torch.int64) for n in (before, after)])
+    weights = (reach.max() - distance).clamp(min=0).double()
+    weights = weights / weights.sum(0)
+    halvings = torch.arange(1, 23, dtype=torch.float64)
+    unit = 2.0 ** (torch.floor(weights.max() * 2.0**halvings + 0.5) < 2**15).sum().double()
+    return (torch.floor(weights * unit + 0.5) / unit).float()
+
+
+def _rounded(levels: Tensor) -> Tensor:
+    return torch.floor(levels + 0.5).clamp(0, 255)
 
 
 def _integer(value: Tensor) -> int:

@@ -24,6 +24,7 @@ class Onnx(Format):
     extra = "export"
     packages = ("onnx", "onnxscript", "onnxruntime")
     precisions = ("fp32", "int8")
+    own_resize = True
 
     def write(self, made: Made, file: Path) -> None:
         import onnx

@@ -21,6 +21,7 @@ class OpenVino(Format):
     extra = "openvino"
     packages = ("openvino", "onnx", "onnxscript")
     precisions = ("fp32", "int8")
+    own_resize = True
 
     def write(self, made: Made, file: Path) -> None:
         import onnx
