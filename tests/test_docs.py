@@ -63,7 +63,7 @@ SHORTER = {
     r'budget="\w+"': 'budget="8s"',
     r"^(vitc train photos/)(?!.*--budget)": r"\1 --budget 8s",
     r"--train.epochs \d+": "--train.epochs 1",
-    r"--int8(?=\s|$)": "--int8 --min-agreement 0",  # after seconds of training answers are close calls
+    r"--int8(?=\s|$)": "--int8 --min-agreement 0",  # hardly trained: close calls
     r"--draws \d+": "--draws 2",
     r"draws=24": 'draws=2, **{"train.epochs": 1, "train.batch": 16}',
     r"^(vitc pretrain formula)": r"\1 --data formula:classes=4,images=32,side=32",
