@@ -434,7 +434,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
 
 
 def test_a_saved_model_needs_images_to_compare_on(saved: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="images to measure on"):
+    with pytest.raises(ConfigError, match="--data FOLDER"):
         vitc.export(saved(), tmp_path / "mine.pt2")
 
 
