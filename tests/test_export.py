@@ -26,8 +26,10 @@ from vitc.deploy.classifier import Classifier
 from vitc.deploy.export import compare as comparison
 from vitc.deploy.export import export as module
 from vitc.deploy.export.archive import Archive
-from vitc.deploy.export.base import Record
+from vitc.deploy.export.base import FileModel, Record
+from vitc.deploy.export.formats import format_of
 from vitc.deploy.export.graph import Prepare, fold
+from vitc.deploy.saved import read_pretrained
 from vitc.errors import CheckpointError, ConfigError, RunError
 from vitc.plugins import trust
 
@@ -207,8 +209,6 @@ def test_an_archive_answers_as_its_run_and_predict_and_evaluate_take_it(
 def test_temperature_and_thresholds_of_the_validation_images_are_in_the_file(
     archive: tuple[Path, dict[str, Any]], trained: Path
 ) -> None:
-    from vitc.deploy.export.formats import format_of
-
     file, _ = archive
     trust(file)
     record, _ = format_of(file).open(file, 1)
@@ -394,6 +394,29 @@ def test_a_file_that_is_there_stays_until_the_new_one_has_passed(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("out", "other"),
+    [("a.xml", "a.bin"), ("a.xml", "a.xml.json"), ("a.safetensors", "a.safetensors.json")],
+)
+def test_no_other_file_is_replaced(trained: Path, tmp_path: Path, out: str, other: str) -> None:
+    (tmp_path / other).write_text("precious")
+    with pytest.raises(ConfigError, match=rf"{other} exists"):
+        vitc.export(trained, tmp_path / out, images=5)
+    assert [file.name for file in tmp_path.iterdir()] == [other]
+    if out != "a.xml":
+        vitc.export(trained, tmp_path / out, images=5, overwrite=True)
+        assert {file.name for file in tmp_path.iterdir()} == {out, other}
+
+
+def test_a_graph_that_gives_something_else_is_one_message(saved: Make, tmp_path: Path) -> None:
+    record = Record(read_pretrained(saved()))
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    for shape in ((), (2,), (2, 4), (3, 3)):
+        model = FileModel(lambda _, s=shape: np.zeros(s, np.float32), record, tmp_path / "a.onnx")
+        with pytest.raises(CheckpointError, match=r"a\.onnx is damaged: its graph gives"):
+            model.run(images)
+
+
 def test_a_folder_that_cannot_be_written_is_one_message(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
@@ -434,8 +457,9 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
 
 
 def test_a_saved_model_needs_images_to_compare_on(saved: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--data FOLDER"):
+    with pytest.raises(ConfigError, match="does not record") as refused:
         vitc.export(saved(), tmp_path / "mine.pt2")
+    assert "mine.pt2 --data FOLDER" in (refused.value.hint or "")
 
 
 def test_a_run_without_validation_images_is_compared_on_those_it_was_trained_on(
@@ -450,9 +474,19 @@ def test_a_run_without_validation_images_is_compared_on_those_it_was_trained_on(
     assert f"vitc export {run} run.onnx\n" in capsys.readouterr().out
     for own in ([], ["--data", words[3]]):
         assert main([*command, *own, "--overwrite", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == "train"
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report["images"] == "train"
+        note = "The file has no temperature or thresholds: 12 of the 12 images were trained on."
+        assert report["not_fitted"] == note
     others = photo_folder(count=2, name="others")
     assert main([*command, "--data", str(others), "--overwrite"]) == 0
+    shutil.copytree(words[3], others / "val")
+    shutil.copytree(words[3], others / "train")
+    for i in range(3):
+        shutil.rmtree(others / f"class_{i}")
+    capsys.readouterr()
+    assert main([*command, "--data", str(others), "--overwrite"]) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_an_archive_of_another_machine_is_read_once_it_is_trusted(
@@ -481,8 +515,6 @@ def test_a_damaged_file_is_one_message(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("change", [{"export": 3}, {"classes": ["a"]}, {"fit": "tile"}])
 def test_a_damaged_record_is_refused(saved: Make, change: dict[str, Any], tmp_path: Path) -> None:
-    from vitc.deploy.saved import read_pretrained
-
     values = json.loads(Record(read_pretrained(saved())).to_json())
     assert Record.from_json(json.dumps(values), tmp_path).saved.classes == CLASSES
     with pytest.raises(CheckpointError, match="damaged"):

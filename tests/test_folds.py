@@ -124,7 +124,7 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
     # every image was trained on by one of its models, and none is held out from all
     again = vitc.evaluate(out, str(images))
     assert (again.split, again.n, again.trained_on) == ("all", 40, 40)
-    assert set(again.fit.thresholds) == {None}
+    assert again.fit.thresholds == ()
     with pytest.raises(DataError, match=r"not trained on the same: .*fold_1 on 0, .*out on 20"):
         vitc.compare(runs[0], out)
     with pytest.raises(ConfigError, match="2 models were together trained on all") as refused:

@@ -492,9 +492,17 @@ def test_nothing_is_fitted_on_images_that_were_trained_on(run: Path, ran: Path) 
     e = evaluate(run, str(ran / "images" / "train"))
     assert e.trained_on == e.n == 48
     assert e.fit.temperature is None
-    assert set(e.fit.thresholds) == {None}
-    assert "48 of the 48 images were trained on" in texts(e)
+    assert (e.fit.n, e.fit.thresholds) == (0, ())
+    assert "the model was trained on all of these images" in texts(e)
     assert not [t for t in parts(e, Table) if "unknown" in t.title]
+    shutil.copytree(ran / "images" / "test", run.parent / "some")
+    for i in range(3):
+        shutil.copy(
+            ran / "images" / "train" / EVIL[0] / f"train{i}.jpg", run.parent / "some" / EVIL[0]
+        )
+    some = evaluate(run, str(run.parent / "some"))
+    assert (some.n, some.trained_on, some.fit.n) == (35, 3, 32)
+    assert some.fit.thresholds == evaluate(run, str(ran / "images" / "test")).fit.thresholds
 
 
 def test_a_temperature_at_a_bound_that_an_earlier_version_kept_is_none(run: Path) -> None:

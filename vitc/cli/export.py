@@ -47,7 +47,7 @@ def options(parser: Parser) -> None:
     add("--min-agreement", metavar="P", type=number(0, 100), help=about)
     changed_data_option(parser, "compare although the run's images changed since it was trained")
     weights_option(parser)
-    add("--overwrite", action="store_true", help="replace OUT")
+    add("--overwrite", action="store_true", help="replace OUT and the files beside it")
     add("--json", action="store_true", help="print the report as JSON on the last line of stdout")
 
 

@@ -118,10 +118,8 @@ def compare(
     images = same_images(second.training, readable, first.classes)
     for note in images.notes:
         logging.getLogger("vitc").warning(f"{b}: {note}")
-    mine = found.images.trained_on
-    if mine and len(readable.split) < len(found.images.split):  # as many as of the other's images
-        mine = same_images(first.training, readable, first.classes).trained_on
-    seen = {str(a): mine, str(b): images.trained_on}
+    own = None if found.seen is None else int(found.seen.sum())
+    seen = {str(a): own, str(b): images.trained_on}
     if None not in seen.values() and len(set(seen.values())) > 1:
         counts = ", ".join(f"{run} on {n:,}" for run, n in seen.items())
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ from vitc.wording import counted, few, printable, short
 class SplitLogits:
     """A model's answers on images. names of N; labels int64 (N,); logits float32 (N, K).
 
-    images: what they are, and what must be known of them. pictures: those N images.
+    images: what they are, and what must be known of them. pictures: those N images. seen: bool
+    (N,), which of them the model was trained on; None: not known.
     """
 
     names: tuple[str, ...]
@@ -42,6 +44,7 @@ class SplitLogits:
     logits: NDArray[np.float32]
     images: Measured
     pictures: Split
+    seen: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,17 +154,28 @@ def answers_on(classifier: Classifier, images: Measured) -> SplitLogits:
             logits.append(found.float().cpu())
             labels.append(target.cpu())
     label = torch.cat(labels)
-    seen = label >= 0
-    pictures = batches.split.take(order[seen.numpy()])
-    answers = torch.cat(logits)[seen]
+    readable = label >= 0
+    places = order[readable.numpy()]
+    pictures, answers = batches.split.take(places), torch.cat(logits)[readable]
     c.check_finite(answers)
     if len(pictures) < len(images.split):
-        total, names = counted(len(images.split), "image"), map(printable, batches.skipped)
-        note = f"{len(batches.skipped):,} of {total} could not be read: {few(names, 3)}."
+        note = unreadable(batches.skipped, len(images.split))
         logging.getLogger("vitc").warning(note)
         images = replace(images, notes=(*images.notes, note))
-    names_read = tuple(pictures.names)
-    return SplitLogits(names_read, label[seen].numpy(), answers.numpy(), images, pictures)
+    return SplitLogits(
+        tuple(pictures.names),
+        label[readable].numpy(),
+        answers.numpy(),
+        images,
+        pictures,
+        None if images.seen is None else images.seen[places],
+    )
+
+
+def unreadable(names: Sequence[str], total: int) -> str:
+    """A note on the images that are not among those measured on."""
+    which = few(map(printable, names), 3)
+    return f"{len(names):,} of {counted(total, 'image')} could not be read: {which}."
 
 
 def evaluate(
@@ -203,7 +217,7 @@ def measure(
     look_for_copies: bool = True,
 ) -> Evaluation:
     """All that a model's answers show. `fitted`: on validation images; None: as the run's page has
-    it, or else on these, unless some of them were trained on. Raises DataError: there are none."""
+    it, or else on those of these that were not trained on. Raises DataError: there are none."""
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
     size = eval_batch(classifier.config, classifier.device)  # as during training
@@ -227,6 +241,7 @@ def measure(
     if kept is None and own is not None and found.images.name != "val":
         kept = kept_fit(classifier)
     fit = kept or _fit_on(found)
+    on_all = kept is None and fit.n == n
     return Evaluation(
         run=run,
         split=found.images.name,
@@ -240,7 +255,7 @@ def measure(
         confusion=confusion,
         data_fingerprint=found.images.data.fingerprint,
         device=describe(classifier.device),
-        trained_on=found.images.trained_on,
+        trained_on=None if found.seen is None else int(found.seen.sum()),
         notes=(*found.images.notes, *_chosen_on(classifier, found)),
         names=found.names,
         labels=found.labels,
@@ -251,7 +266,7 @@ def measure(
         worst=measures.worst_images(found.labels, probs),
         label_errors=measures.likely_label_errors(found.labels, probs),
         fit=fit,
-        calibration=measures.calibration(found.labels, found.logits, fit, own=kept is None),
+        calibration=measures.calibration(found.labels, found.logits, fit, own=on_all),
         coverage=measures.coverage(found.labels, probs, fit),
         copies=copies,
         train=own,
@@ -259,10 +274,13 @@ def measure(
 
 
 def _fit_on(found: SplitLogits) -> Fit:
-    """What these images give, unless the model was trained on some of them."""
-    if found.images.trained_on:
-        return measures.no_fit(found.images.too_good, found.images.name, len(found.labels))
-    return measures.fit(found.labels, found.logits, found.images.name)
+    """What those of the images give that the model was not trained on."""
+    labels, logits, name = found.labels, found.logits, found.images.name
+    if found.seen is not None and found.seen.any():
+        labels, logits = labels[~found.seen], logits[~found.seen]
+    if not len(labels):
+        return measures.no_fit("the model was trained on all of these images", name, 0)
+    return measures.fit(labels, logits, name)
 
 
 def _own_training_images(classifier: Classifier, found: SplitLogits) -> Split | None:

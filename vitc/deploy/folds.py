@@ -150,7 +150,7 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     their probabilities."""
     from vitc.data.dataset import open_data
     from vitc.deploy.classifier import Classifier
-    from vitc.deploy.evaluation import SplitLogits, measure, predict_split
+    from vitc.deploy.evaluation import SplitLogits, measure, predict_split, unreadable
     from vitc.deploy.measures import probabilities
     from vitc.training.measured import Measured
 
@@ -175,18 +175,22 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     logits = np.log(np.maximum(sums[there] / folds.seeds, 1e-30)).astype(np.float32)
     pictures = images.take(there)
     single = 100 * right[:, there].mean(axis=1)
-    notes = (
+    notes: tuple[str, ...] = (
         f"Each image is classified by models that were not trained on it ({folds.count} folds, "
         f"{counted(folds.seeds, 'seed')}); a model of all images should do a little better.",
         f"One model alone: {single.mean():.1f} % correct"
         + (f" (seeds: {', '.join(f'{s:.1f}' for s in single)})." if folds.seeds > 1 else "."),
     )
+    lost = [images.names[i] for i in np.flatnonzero(~seen.all(axis=0)).tolist()]
+    notes += (unreadable(lost, len(images)),) if lost else ()
+    unseen = np.zeros(len(pictures), np.bool_)
     found = SplitLogits(
         tuple(pictures.names),
         pictures.labels,
         logits,
-        Measured(data, pictures, "all", 0, notes),
+        Measured(data, pictures, "all", unseen, notes),
         pictures,
+        unseen,
     )
     return measure(classifier, found, str(folds.path))
 

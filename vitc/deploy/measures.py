@@ -159,7 +159,8 @@ class Bin:
 @dataclass(frozen=True)
 class Fit:
     """What is fitted on images and then applied to others: a temperature (None: `why` there is
-    none) and, for each of TARGETS, the confidence from which answers reach it (None: none does)."""
+    none) and, for each of TARGETS, the confidence from which answers reach it (None: none does;
+    empty: nothing was fitted)."""
 
     temperature: float | None
     thresholds: tuple[float | None, ...]
@@ -221,7 +222,7 @@ def fit(labels: Ints, logits: Floats, split: str) -> Fit:
 
 def no_fit(why: str, split: str, n: int) -> Fit:
     """For images that nothing may be fitted on."""
-    return Fit(None, (None,) * len(TARGETS), split, n, why)
+    return Fit(None, (), split, n, why)
 
 
 def within_bounds(temperature: float) -> bool:
@@ -286,7 +287,7 @@ def coverage(labels: Ints, probs: Floats, fitted: Fit) -> Coverage:
     x, y, _ = _curve(confidence, right)
     chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int))
     kept = []
-    for target, threshold in zip(TARGETS, fitted.thresholds, strict=True):
+    for target, threshold in zip(TARGETS, fitted.thresholds, strict=False):
         many = 0 if threshold is None else int((confidence >= threshold).sum())
         part = share(many, len(labels)) if threshold is not None else None
         correct = 0 if threshold is None else int(right[confidence >= threshold].sum())

@@ -335,7 +335,7 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
         _below_all(Chart("coverage", accuracy, "images answered (%)", "accuracy (%)", part)),
     ]
     yield Figures(charts, "How sure it is", sentence)
-    if e.trained_on:
+    if not k.kept:
         yield Text(f"No thresholds for the answer “unknown” are chosen: {e.fit.why}.")
         return
     rows = [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitc.config import RunConfig
 from vitc.data.dataset import DataSet, open_data, open_whole
@@ -56,21 +57,20 @@ class Trained:
 class Measured:
     """The images to measure on, labelled by indices into the model's classes.
 
-    data: what they are of. name: val, test or all. trained_on: how many of them the model was
+    data: what they are of. name: val, test or all. seen: bool (N,), which of them the model was
     trained on, by their content; None: not known. notes: what a reader of the result must know.
     """
 
     data: DataSet
     split: Split
     name: str
-    trained_on: int | None
+    seen: NDArray[np.bool_] | None
     notes: tuple[str, ...]
 
     @property
-    def too_good(self) -> str:
-        """Why nothing is fitted on these images, where some were trained on."""
-        total = counted(len(self.split), "image")
-        return f"{self.trained_on or 0:,} of the {total} were trained on"
+    def trained_on(self) -> int | None:
+        """How many of them the model was trained on."""
+        return None if self.seen is None else int(self.seen.sum())
 
 
 def choose_images(model: Trained, asked: Asked) -> Measured:
@@ -90,10 +90,10 @@ def choose_images(model: Trained, asked: Asked) -> Measured:
         changed = True
         data, name, split = _others(model.config, asked, notes)
     split = _labelled(model.classes, data.classes, split, asked, notes)
-    trained = _count_trained_on(model, None if changed else own, split, notes)
+    seen = _trained_on(model, None if changed else own, split, notes)
     for note in notes:
         logging.getLogger("vitc").warning(note)
-    return Measured(data, split, name, trained, tuple(notes))
+    return Measured(data, split, name, seen, tuple(notes))
 
 
 def same_images(model: Trained, images: Measured, classes: Sequence[str]) -> Measured:
@@ -103,8 +103,8 @@ def same_images(model: Trained, images: Measured, classes: Sequence[str]) -> Mea
     """
     notes: list[str] = []
     split = _labelled(model.classes, classes, images.split, Asked(), notes)
-    trained = _count_trained_on(model, None, split, notes)
-    return Measured(images.data, split, images.name, trained, tuple(notes))
+    seen = _trained_on(model, None, split, notes)
+    return Measured(images.data, split, images.name, seen, tuple(notes))
 
 
 # -- the run's own images, or others ---------------------------------------------------------------
@@ -252,10 +252,10 @@ def _labelled(
 # -- what was trained on ---------------------------------------------------------------------------
 
 
-def _count_trained_on(
+def _trained_on(
     model: Trained, own: DataSet | None, split: Split, notes: list[str]
-) -> int | None:
-    """How many images the model was trained on; `own`: the run's own data, if it did not change."""
+) -> NDArray[np.bool_] | None:
+    """Which images the model was trained on; `own`: the run's own data, if it did not change."""
     total, seen = len(split), _seen(model, own)
     if seen is None:
         notes.append(
@@ -264,7 +264,8 @@ def _count_trained_on(
         )
         return None
     now = images_of(tuple(model.classes), {"test": split}, seen.limit)
-    count = int(trained_on(seen, now).sum())
+    found = trained_on(seen, now)
+    count = int(found.sum())
     if count:
         were = f"{'was' if count == 1 else 'were'} trained on (the same content)"
         notes.append(f"{_of(count, total)} measured on {were}: the result is too good.")
@@ -276,7 +277,7 @@ def _count_trained_on(
             f"was trained on, with other content: if {'it was' if one else 'they were'} converted "
             "from it, the result is too good."
         )
-    return count
+    return found
 
 
 def _of(count: int, total: int) -> str:

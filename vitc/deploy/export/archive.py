@@ -49,4 +49,4 @@ class Archive(Format):
                 found: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
             return found
 
-        return record, FileModel(run, record.input)
+        return record, FileModel(run, record, file)

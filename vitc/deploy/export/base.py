@@ -41,7 +41,8 @@ class Record:
     input: "image", pixels uint8 (B, H, W, C) of any size, RGB or grey, prepared in the graph; or
     "tensor", prepared and normalised float32 (B, C, h, w). temperature: divides the logits before
     the softmax for calibrated probabilities; None: none was fitted. thresholds: accuracy in percent
-    -> least probability from which answers on validation images reach it (None: no such).
+    -> least probability from which answers on validation images reach it (None: no such); None:
+    nothing was fitted.
     """
 
     saved: Saved
@@ -104,9 +105,21 @@ class FileModel(nn.Module):
     pixels in [0, 255], which the graph leaves as they are.
     """
 
-    def __init__(self, run: Run, input: Input) -> None:
+    def __init__(self, compute: Run, record: Record, file: Path) -> None:
         super().__init__()
-        self.run, self.input = run, input
+        self.compute, self.file = compute, file
+        self.input, self.classes = record.input, record.saved.num_classes
+
+    def run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """The file's logits (B, K). Raises CheckpointError: its graph gives something else."""
+        found = self.compute(images)
+        if found.shape != (len(images), self.classes) or found.dtype != np.float32:
+            raise CheckpointError(
+                f"{self.file} is damaged: its graph gives {found.dtype} of shape {found.shape}, "
+                f"not float32 of shape {(len(images), self.classes)}.",
+                "Export it again.",
+            )
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input == "image":
@@ -141,6 +154,8 @@ class Format:
     extra: ClassVar[str] = ""
     """The extra of this package that installs `packages`."""
     packages: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Suffixes of the other files that it writes."""
     graph: ClassVar[bool] = True
     """Whether it holds a graph, or tensors alone, which this library runs."""
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)

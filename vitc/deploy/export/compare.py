@@ -77,6 +77,8 @@ class ExportReport:
     too many answers differed."""
     kept_float: tuple[str, ...] = ()
     """Layers that int8 left in float."""
+    not_fitted: str = ""
+    """Why the file has no temperature, or no thresholds either."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": 1, **asdict(self), "path": str(self.path), **environment()}
@@ -230,5 +232,7 @@ def report_page(r: ExportReport) -> Page:
         )
     if r.kept_float:
         notes.append(Text(f"Left in float: {', '.join(r.kept_float)}."))
+    if r.not_fitted:
+        notes.append(Text(r.not_fitted))
     table = Table(title, ("", "original", "exported", "difference"), rows)
     return Page(title, [table, *notes], r.to_dict())

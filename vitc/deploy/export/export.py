@@ -28,11 +28,12 @@ from vitc.deploy.export.compare import (
 )
 from vitc.deploy.export.formats import format_of
 from vitc.deploy.export.graph import Prepare, fold, program_of
-from vitc.deploy.measures import TARGETS, Fit, fit
+from vitc.deploy.measures import TARGETS, Fit, fit, no_fit
 from vitc.deploy.saved import Saved
 from vitc.errors import ConfigError, RunError, unknown
 from vitc.files import TEMPORARY, sync_file, sync_folder, to_json
 from vitc.training.measured import Asked, Measured, choose_images
+from vitc.wording import counted
 
 CALIBRATION = 128  # images
 AGREEMENT = {"fp32": 99.9, "int8": 95.0}  # percent
@@ -45,7 +46,8 @@ class Options:
     precision: "fp32", or "int8": quantized with images of the training split. raw_input: the graph
     takes prepared, normalised float32 (B, C, h, w). data: images to compare on; None: the run's
     validation split. images: at most so many of them. min_agreement: percent of images on which
-    both have to answer the same class; None: 99.9, for int8 95. overwrite: replace the file.
+    both have to answer the same class; None: 99.9, for int8 95. overwrite: replace the file and
+    those beside it.
     """
 
     precision: Precision = "fp32"
@@ -81,9 +83,7 @@ def export(
     images = choose_images(classifier.training, asked)
     chosen = spread_over(images.split, o.images)
     before = answers_of(classifier, chosen)
-    fitted = kept_fit(classifier)
-    if fitted is None and images.name == "val":
-        fitted = fit(before.labels, before.logits, "val")
+    fitted = kept_fit(classifier) or _fitted(images, before)
     record = _record(classifier, form, o, fitted)
     least = AGREEMENT[o.precision] if o.min_agreement is None else o.min_agreement
     made = _made(classifier, form, record, images)
@@ -95,11 +95,17 @@ def export(
                 part.unlink()
             made = _made(classifier, form, record, images, exact_resize=True)
             report = _written(made, form, file, classifier, before, chosen)
-        report = replace(report, path=out, run=str(run), images=images.name)
+        report = replace(
+            report,
+            path=out,
+            run=str(run),
+            images=images.name,
+            not_fitted=_not_fitted(record, fitted),
+        )
         if not report.agreement >= least:
             raise _disagreement(report, least)
         text = to_json(report.to_dict(), indent=2) + "\n"
-        file.with_name(f"{out.name}.json").write_text(text, encoding="utf-8")
+        _report_of(file).write_text(text, encoding="utf-8")
     return report
 
 
@@ -119,6 +125,27 @@ def _written(
         kept_float=tuple(made.kept_float),
         **compare(original, Classifier.load(file, "cpu"), before, split, file),
     )
+
+
+def _report_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.json")
+
+
+def _fitted(images: Measured, answers: Answers) -> Fit:
+    """On validation images, unless some of them were trained on."""
+    n = len(answers.labels)
+    if images.trained_on:
+        why = f"{images.trained_on:,} of the {counted(len(images.split), 'image')} were trained on"
+        return no_fit(why, images.name, n)
+    if images.name != "val":
+        return no_fit("the images compared on are no validation split", images.name, n)
+    return fit(answers.labels, answers.logits, "val")
+
+
+def _not_fitted(record: Record, fitted: Fit) -> str:
+    """What the file lacks, and why."""
+    what = "temperature" if record.thresholds else "temperature or thresholds"
+    return f"The file has no {what}: {fitted.why}." if fitted.why else ""
 
 
 def _others(run: str | os.PathLike[str], out: Path) -> str:
@@ -146,30 +173,28 @@ def _checked(options: dict[str, Any], form: Format, out: Path) -> Options:
         raise ConfigError(f"images is {o.images}; it must be at least 1.")
     if out.is_dir():
         raise ConfigError(f"{out} is a folder.", f"Name a file: {out / ('model' + form.suffix)}")
-    if out.exists() and not o.overwrite:
-        raise ConfigError(f"{out} exists.", "Choose another name, or add --overwrite.")
+    for file in (out, _report_of(out), *(out.with_suffix(suffix) for suffix in form.beside)):
+        if file.exists() and not o.overwrite:
+            raise ConfigError(f"{file} exists.", "Choose another name, or add --overwrite.")
     form.check_installed()
     return o
 
 
-def _record(c: Classifier, form: Format, o: Options, fitted: Fit | None) -> Record:
+def _record(c: Classifier, form: Format, o: Options, fitted: Fit) -> Record:
     if c.record is None and isinstance(c.model, Ensemble) and not form.graph:
         raise ConfigError(
             f"{c.name} has the weights of several models, which {form.title} cannot hold.",
             "Export their graph: OUT.onnx",
         )
     saved = Saved(c.config.model, len(c.classes), c.classes, c.preprocessing, None)
-    thresholds = None
-    if fitted is not None:
-        pairs = zip(TARGETS, fitted.thresholds, strict=True)
-        thresholds = {f"{target:g}": threshold for target, threshold in pairs}
+    pairs = zip(TARGETS, fitted.thresholds, strict=False)
     return Record(
         saved=saved,
         input="tensor" if o.raw_input or not form.graph else "image",
         precision=o.precision,
         weights=c.weights,
-        temperature=None if fitted is None else fitted.temperature,
-        thresholds=thresholds,
+        temperature=fitted.temperature,
+        thresholds={f"{t:g}": level for t, level in pairs} or None,
     )
 
 

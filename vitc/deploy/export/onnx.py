@@ -53,7 +53,7 @@ class Onnx(Format):
             found: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
             return found
 
-        return record, FileModel(run, record.input)
+        return record, FileModel(run, record, file)
 
 
 def onnx_model(made: Made) -> Any:

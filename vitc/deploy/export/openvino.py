@@ -20,6 +20,7 @@ class OpenVino(Format):
     suffix = ".xml"
     extra = "openvino"
     packages = ("openvino", "onnx", "onnxscript")
+    beside = (".bin",)
     precisions = ("fp32", "int8")
     own_resize = True
 
@@ -58,7 +59,7 @@ class OpenVino(Format):
         def run(images: NDArray[Any]) -> NDArray[np.float32]:
             return np.array(compiled({INPUT: images})[0], np.float32)
 
-        return record, FileModel(run, record.input)
+        return record, FileModel(run, record, file)
 
 
 def resize_like_pillow(model: Any) -> None:
