@@ -158,6 +158,24 @@ def test_files_of_one_name_and_columns_of_one_name_are_refused(tmp_path: Path) -
         read_trials([tmp_path / "twice.csv"], Columns(error="err"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.jsonl", '{"err": 1, "err": 30}', "line 1 is not a JSON object: the key 'err' stands"),
+        ("t.json", '[{"err": 30}]', "one JSON object a line"),
+        ("t.csv", "err\n3_0.5\n", "'3_0.5' is no number"),
+        ("t.csv", "err\n٣٠\n", "'٣٠' is no number"),
+    ],
+)
+def test_trials_that_would_be_misread_are_refused(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        read_trials([tmp_path / name], Columns(error="err"))
+    assert message in f"{error.value.message} {error.value.hint}"
+
+
 def test_numbers_are_the_same_however_they_are_spelt_and_tabs_divide_columns(
     tmp_path: Path,
 ) -> None:

@@ -150,6 +150,17 @@ def read_json(
     return values
 
 
+def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a stranger's JSON, as `object_pairs_hook`. Raises ValueError: a key stands
+    twice, where Python would keep the last."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key[:40]!r} stands twice")
+        values[key] = value
+    return values
+
+
 class FolderLock:
     """One process alone writes a folder, from here until `close`, or the end of a `with`.
 

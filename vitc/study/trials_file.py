@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitc.errors import ConfigError, suggest
+from vitc.files import once
 from vitc.stats.compare import Comparison, compare
 from vitc.stats.proportions import learning_line
 from vitc.stats.unpaired import UnpairedComparison, compare_unpaired
@@ -28,6 +30,8 @@ from vitc.wording import few
 SIZE_LIMIT = 256 << 20  # bytes of one file
 # Words in a column of states, in lower case; a run that was cut off before its end is neither.
 LEARNT = {"", "0", "0.0", "false", "no", "none", "done", "complete", "completed", "finished", "ok"}
+_LINES = "Write one JSON object a line, with each key once; or a .csv or .tsv file."
+_NOT_PLAIN = re.compile(r"_|[^\x00-\x7f]")  # Python reads 3_0.5, and digits of other alphabets
 FAILED = {"1", "1.0", "true", "yes", "nan", "diverged", "failed", "fail", "crashed"}
 
 Unit = Literal["percent", "share"]
@@ -176,11 +180,13 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                values = None
+                values = json.loads(line, object_pairs_hook=once)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    f"{file}, line {number} is not a JSON object: {error}.", _LINES
+                ) from None
             if not isinstance(values, dict):
-                raise ConfigError(f"{file}, line {number} is not a JSON object.")
+                raise ConfigError(f"{file}, line {number} is not a JSON object.", _LINES)
             yield number, values
 
 
@@ -257,6 +263,8 @@ def _trial(file: Path, number: int, row: Mapping[str, Any], columns: Columns) ->
 def _plain(value: Any) -> str:
     """The text of a draw or setting, the same however a number is spelt: 1e-3 as 0.001."""
     text = str(value).strip()
+    if _NOT_PLAIN.search(text):
+        return text
     with contextlib.suppress(ValueError):
         number = float(text)
         if math.isfinite(number):
@@ -269,9 +277,13 @@ def _number(value: Any, where: str) -> float:
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
     try:
+        if _NOT_PLAIN.search(str(value)):
+            raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{where}: {str(value)[:80]!r} is no number.") from None
+        raise ConfigError(
+            f"{where}: {str(value)[:80]!r} is no number.", "Numbers are such as 30.5 or 1e-3."
+        ) from None
 
 
 def _check_unit(trials: Sequence[OtherTrial], columns: Columns) -> None:
