@@ -334,6 +334,7 @@ def test_invalid_lists_are_refused(tmp_path: Path, text: str, message: str) -> N
             '{"path": "in/1.png", "label": "a"}\n{"path": "x", "label": "b", "split": "val"}',
             "'split'",
         ),
+        ('{"path": "in/1.png", "label": "x", "label": "cat"}', "'label' stands twice"),
         ("[1]", "not an object"),
         ("[" * 100_000, "not JSON"),
         ('{"path": 3, "label": "a"}', "must be strings"),
@@ -341,11 +342,22 @@ def test_invalid_lists_are_refused(tmp_path: Path, text: str, message: str) -> N
         ('{"path": "in/1.png", "label": ["a", "b"]}', "several labels"),
         ('{"path": "' + "x" * 2_000_000 + '", "label": "a"}', "is longer than"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_invalid_json_lines_are_refused(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         opened(listed(tmp_path, line + "\n", "l.jsonl"))
+
+
+def test_a_key_that_the_first_line_lacks_is_reported(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"path": f"in/{i}.png", "label": "ab"[i % 2]} | ({"kept_for": "val"} if i > 3 else {})
+        for i in range(6)
+    ]
+    file = listed(tmp_path, "\n".join(map(json.dumps, lines)), "l.jsonl")
+    assert opened(file).notes[0] == "Columns used: path, label; not used: kept_for."
+    with pytest.raises(ConfigError, match="'kept_for', which the first line lacks"):
+        opened(file, split_column="kept_for")
 
 
 def test_a_list_that_is_not_there_or_has_no_header_is_a_config_error(tmp_path: Path) -> None:

@@ -183,6 +183,110 @@ def test_a_key_of_json_members_can_be_chosen_and_those_without_are_reported(tmp_
     assert "6 .json members without a label" in "\n".join(data.notes)
 
 
+def marked(first: str, second: str, count: int = 6) -> Members:
+    """As `labelled`, with a .json that holds `first`, from number 4 on `second`."""
+    found: Members = {}
+    for i in range(count):
+        rest = first if i < 4 else second
+        label = ("cat", "dog")[i % 2]
+        found |= {f"{i}.png": png(i), f"{i}.json": f'{{"label": "{label}"{rest}}}'.encode()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "settings", "split"),
+    [
+        (', "split": "train"', ', "split": "valid"', {}, "val"),
+        (', "Usage": "Training", "w": 3', ', "Usage": "Test", "w": 3', {}, "test"),
+        (', "is_valid": false', ', "is_valid": true', {}, "val"),
+        (', "purpose": "train"', ', "purpose": "dev"', {}, "val"),
+        (', "fold": 1', ', "fold": 2', {"split_column": "fold", "splits": "val=2"}, "val"),
+        (', "split": "a"', ', "split": "b"', {"splits": "train=a,test=b"}, "test"),
+    ],
+)
+def test_a_key_of_json_members_divides_the_images(
+    tmp_path: Path, first: str, second: str, settings: dict[str, Any], split: str
+) -> None:
+    tar(tmp_path / "s.tar", marked(first, second))
+    data = whole(tmp_path / "s.tar", **settings)
+    assert {k: s.labels.tolist() for k, s in data.splits.items()} == {
+        "train": [0, 1, 0, 1],
+        split: [0, 1],
+    }
+    key = first.split('"')[1]
+    assert f"Keys of .json members used: {key}" in "\n".join(data.notes)
+    assert whole(tmp_path / "s.tar", **settings).fingerprint == data.fingerprint  # of the cache
+    data = whole(tmp_path / "s.tar", splits="none")
+    assert len(data.splits["train"]) == 6
+    assert f"Keys of .json members not used: {key}" in "\n".join(data.notes)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "settings", "message"),
+    [
+        (', "split": "train"', "", {}, "unknown split ''"),
+        (', "split": "train"', ', "split": "vall"', {}, "unknown split 'vall'"),
+        (', "split": "train"', ', "split": "val"', {"split_column": "spilt"}, "mean 'split'"),
+        ("", "", {"splits": "val=b"}, "no shard, folder or value of a key"),
+        (', "split": "train", "is_val": 0', ', "split": "val", "is_val": 1', {}, "several columns"),
+    ],
+)
+def test_keys_that_divide_the_images_in_doubt_are_refused(
+    tmp_path: Path, first: str, second: str, settings: dict[str, Any], message: str
+) -> None:
+    tar(tmp_path / "s.tar", marked(first, second))
+    with pytest.raises((ConfigError, DataError), match=message):
+        whole(tmp_path / "s.tar", **settings)
+
+
+def test_keys_that_are_no_splits_are_named_and_shards_and_keys_agree(tmp_path: Path) -> None:
+    for values in (("3", "4"), ('"a"', '"b"'), ("true", "true")):
+        made = marked(*(f', "{k}": {v}' for k, v in zip(("set", "set"), values, strict=True)))
+        if values[0] == "true":
+            made = marked(', "valid": true', ', "valid": true')
+        data = whole(tar(tmp_path / "s.tar", made))
+        assert len(data.splits["train"]) == 6
+        assert "Keys of .json members not used: " in "\n".join(data.notes)
+    tar(tmp_path / "train-0.tar", marked(', "split": "train"', ', "split": "val"'))
+    tar(tmp_path / "test-0.tar", marked(', "split": "test"', ', "split": "test"'))
+    data = whole(tmp_path / "{train,test}-0.tar")
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 4, "val": 2, "test": 6}
+    tar(tmp_path / "test-0.tar", marked(', "split": "test"', ', "split": "val"'))
+    with pytest.raises(DataError, match=r"shard of the test split and with a [.]json of the val"):
+        whole(tmp_path / "{train,test}-0.tar")
+
+
+@pytest.mark.parametrize("ending", ["txt", "cls.txt", "lab", "category"])
+def test_short_texts_in_folders_are_labels_or_not_by_a_setting(tmp_path: Path, ending: str) -> None:
+    file = tar(tmp_path / "s.tar", labelled("b{half}/{i}.png", f"b{{half}}/{{i}}.{ending}=C"))
+    with pytest.raises(DataError, match=rf"names of folders, or the texts of the \.{ending}"):
+        whole(file)
+    assert whole(file, label_column=ending).classes == ("cat", "dog")
+    data = whole(file, label_column="folder")
+    assert data.classes == ("b0", "b1")
+    assert f"6 members of the tar files not used: 'b0/0.{ending}', " in "\n".join(data.notes)
+    with pytest.raises(ConfigError, match=r"Unknown data\.label_column 'breed'"):
+        whole(file, label_column="breed")
+    same = labelled("{c}/{i}.png", f"{{c}}/{{i}}.{ending}=C")  # as the folders have it
+    assert whole(tar(tmp_path / "t.tar", same)).classes == ("cat", "dog")
+    captions = {k: v or k.encode() for k, v in labelled("{c}/{i}.png", "{c}/{i}.txt=").items()}
+    assert whole(tar(tmp_path / "u.tar", captions)).classes == ("cat", "dog")
+
+
+def test_a_cls_and_a_json_that_contradict_are_refused(tmp_path: Path) -> None:
+    made = labelled("{i}.png", "{i}.cls=C") | labelled("{i}.png", '{i}.json={"label": "x{half}"}')
+    for i in range(6):
+        made[f"{i}.json"] = json.dumps({"label": f"x{i // 3}"}).encode()
+    with pytest.raises(DataError, match=r"\.json and \.cls members label the images") as error:
+        whole(tar(tmp_path / "s.tar", made))
+    assert "--data.label_column: cls, or a key" in (error.value.hint or "")
+    assert whole(tmp_path / "s.tar", label_column="cls").classes == ("cat", "dog")
+    assert whole(tmp_path / "s.tar", label_column="label").classes == ("x0", "x1")
+    for i in range(6):
+        made[f"{i}.json"] = json.dumps({"label": i % 2}).encode()  # numbers of the names
+    assert whole(tar(tmp_path / "s.tar", made)).classes == ("cat", "dog")
+
+
 def test_folders_of_splits_are_those_of_a_folder(tmp_path: Path) -> None:
     parts = [("training_set/{c}/{i}.png", 6), ("test_set/{c}/x{i}.png", 2)]
     members = {k: v for names, count in parts for k, v in labelled(names, "", count).items()}
@@ -216,6 +320,31 @@ def test_a_word_in_some_shard_s_name_is_reported_and_not_taken(tmp_path: Path) -
         (tmp_path / "set" / split).mkdir(parents=True)
         tar(tmp_path / "set" / split / "0.tar", samples(0 if split == "train" else 6, 6))
     assert len(whole(f"{tmp_path}/set/*/*.tar").splits["val"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "unnamed"),
+    [
+        (("train-0", "testA-0", "testB-0"), ""),
+        (("cats-train-0", "dogs-train-0", "cats-holdout-0"), ""),
+        (("train/x-0", "val/x-0", "dogs_test/x-0"), ""),
+        (("train-0", "val-0", "extra-0", "unlabeled-0"), "'extra-0.tar', 'unlabeled-0.tar'"),
+        (("00000", "00001", "val_00000"), "'00000.tar', '00001.tar'"),
+    ],
+)
+def test_a_note_on_shards_names_all_and_its_setting_gives_the_same(
+    tmp_path: Path, names: tuple[str, ...], unnamed: str
+) -> None:
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tar(tmp_path / f"{name}.tar", samples(4 * i, 4))
+    path = f"{tmp_path}/*/*.tar" if "/" in names[0] else str(tmp_path)
+    data = whole(path)
+    note = next(note for note in data.notes if "names of files" in note)
+    assert f"speak of none: {unnamed}." in note if unnamed else "Fixed by" in note
+    if not unnamed:
+        setting = note.partition("--data.splits ")[2].partition(", or none")[0]
+        assert whole(path, splits=setting).fingerprint == data.fingerprint
 
 
 def test_long_names_and_umlauts_are_read(tmp_path: Path) -> None:
@@ -403,6 +532,7 @@ def test_compressed_tars_are_refused_with_the_reason(
         ({"a.cls": b" "}, "not a number"),
         ({"a.json": b'{"label": 1.5}'}, "not a number"),
         ({"a.json": b'{"width": 3}'}, "no label"),
+        ({"a.json": b'{"label": "x", "label": "cat"}'}, "the key 'label' stands twice"),
         ({}, "no label"),
     ],
 )
@@ -463,7 +593,7 @@ def test_one_class_no_images_or_too_many_members_are_refused(
     tar(tmp_path / "val-1.tar", samples(0, 6, classes=3))
     with pytest.raises(DataError, match="outside training only: '2'"):
         opened(tmp_path / "{train,val}-1.tar")
-    monkeypatch.setattr("vitc.data.sources.tar.MAX_MEMBERS", 5)
+    monkeypatch.setattr("vitc.data.sources.tar_labels.MAX_MEMBERS", 5)
     assert "more than 5 members" in refusal(tar(tmp_path / "s.tar", samples(0, 4)))
 
 

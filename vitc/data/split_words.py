@@ -142,34 +142,55 @@ def shard_splits(paths: Sequence[str], wanted: Mapping[str, str] | None) -> Shar
     names = [[*parts[:-1], _stem(parts[-1])] for parts in below]
     read = read_names({name for parts in names for name in parts})
     sure, words = [], []
-    for parts in names:
-        found = [read[part] for part in parts if part in read]
-        splits = {name.split for name in found if not name.rest}
+    where: list[str] = []  # the name that speaks of each file's split, as data.splits has it
+    for parts, whole in zip(names, below, strict=True):
+        found = {part: read[part] for part in parts if part in read}
+        splits = {name.split for name in found.values() if not name.rest}
         if len(splits) > 1:
             raise ValueError(f"{'/'.join(parts)!r} names several splits.")
         sure.append(splits.pop() if splits else None)
-        words.append(next((name for name in reversed(found) if name.rest), None))
+        words.append(next((name for name in reversed(found.values()) if name.rest), None))
+        folders = [part for part in parts[:-1] if part in found and not found[part].rest]
+        where.append(folders[0] if folders else _beginning(whole[-1]))
     guessed = {i: w for i, w in enumerate(words) if w is not None and sure[i] is None}
     if not guessed:
-        return Shards(sure, [])
+        return Shards(sure, _split_notes(below, where, sure))
     named = [w.split if (w := guessed.get(i)) else split for i, split in enumerate(sure)]
-    example = {_beginning(below[i][-1]): w.split for i, w in guessed.items()}
-    setting = as_setting(
-        {name: split for split, name in {s: n for n, s in example.items()}.items()}
-    )
+    example = {where[i]: w.split for i, w in guessed.items()}
     if None not in named and "train" in named:
         about = ", ".join(f"{name!r} is {split}" for name, split in list(example.items())[:4])
-        note = f"Guessed from words in the names of files: {about}. Fixed by {setting}, or none."
+        every = {name: split for name, split in zip(where, named, strict=True) if split}
+        note = (
+            f"Guessed from words in the names of files: {about}. Fixed by {as_setting(every)}, or "
+            "none."
+        )
         return Shards(named, [note] if set(named) != {"train"} else [])
+    notes = _split_notes(below, where, sure)
     others = {name: split for name, split in example.items() if split != "train"}
     if not others:
-        return Shards(sure, [])
+        return Shards(sure, notes)
     name, split = next(iter(others.items()))
     note = (
         f"{name!r} is not taken as the {split} split: not every file is named after one, train "
         f"among them. If it is, use {as_setting({name: split})}."
     )
-    return Shards(sure, [note])
+    return Shards(sure, [*notes, note])
+
+
+def _split_notes(
+    below: Sequence[Sequence[str]], where: Sequence[str], splits: Sequence[str | None]
+) -> list[str]:
+    """Which names make files a split, where there are several, and which name none."""
+    if len({split or "train" for split in splits}) < 2:
+        return []
+    used = {name: split for name, split in zip(where, splits, strict=True) if split}
+    others = ["/".join(parts) for parts, split in zip(below, splits, strict=True) if not split]
+    about = ", ".join(f"{name!r} is {split}" for name, split in sorted(used.items()))
+    note = f"Splits by the names of files: {about}."
+    if others:
+        few = ", ".join(map(repr, others[:3])) + ", ..." * (len(others) > 3)
+        note += f" Trained on, since their names speak of none: {few}."
+    return [note + " --data.splits train=NAME,val=NAME decides, or none."]
 
 
 def _beginning(file: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -218,6 +219,16 @@ def label_text(text: str) -> str:
     that are missing."""
     text = name_key(text.strip())
     return "" if text.lower() == "nan" else text
+
+
+def label_of(value: object) -> str | None:
+    """A value of JSON or of a table as a label: a string, an integer, or 3.0 as the integer 3;
+    empty: NaN or nothing. None: it is none of these."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value)) if value.is_integer() else None
+    if value is None or isinstance(value, str):
+        return value or ""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def one_label_each(

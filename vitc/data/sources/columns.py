@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -64,6 +65,24 @@ def is_split(name: str) -> bool:
     """Whether a column of this name may divide the images into splits."""
     one = plain(name)
     return one in SPLIT_NAMES or one in _FLAGS or one in _MAYBE_VAL
+
+
+def may_split(name: str, value: Any) -> bool:
+    """Whether a column may divide the images, by its name or one of its values."""
+    word = isinstance(value, str) and len(value) <= 64 and bool(split_values([value.strip()]))
+    return word or is_split(name) or plain(name) in _FOLDS
+
+
+def divides(name: str, values: Collection[str] | None) -> bool:
+    """Whether some values of a column that `may_split` can be splits: names, or true and false."""
+    if plain(name) in SPLIT_NAMES:
+        return bool(split_values(values or ()))
+    return not is_split(name) or bool({v.lower() for v in values or ()} & (_TRUE | _FALSE))
+
+
+def text_of(value: Any) -> str:
+    """A value of JSON or of a table as text."""
+    return value.strip() if isinstance(value, str) else json.dumps(value)
 
 
 def choose_column(
@@ -129,11 +148,13 @@ def check_header(where: str, header: Sequence[str]) -> None:
         )
 
 
-def usage(used: Iterable[str | None], columns: Iterable[str]) -> str:
+def usage(used: Iterable[str | None], columns: Iterable[str], what: str = "Columns") -> str:
     """`Columns used: path, label; not used: date.`"""
     names = [name for name in used if name is not None]
     rest = [name or "(no name)" for name in columns if name not in names]
-    text = f"Columns used: {', '.join(names)}"
+    if not names:
+        return f"{what} not used: {few(rest, 12)}."
+    text = f"{what} used: {', '.join(names)}"
     return f"{text}; not used: {few(rest, 12)}." if rest else f"{text}."
 
 
@@ -203,7 +224,7 @@ def _found_rule(values: Values, where: str) -> SplitRule:
             named.append(column)
         elif name in _FLAGS and (boolean or name.startswith("is")):
             flags.append(column)
-        elif name in _MAYBE_VAL and boolean:
+        elif name in _MAYBE_VAL and boolean and len(distinct) > 1:
             raise DataError(
                 f"The column {column!r} of {where} may mark the validation split.",
                 f"If so: --data.split_column {column} --data.splits val=VALUE; else --data.splits "

@@ -37,7 +37,9 @@ class Index:
     """The images of one file: offset, size int64 (n,) in bytes; code int64 (n,) into labels.
 
     stamp: size and time of change of the file, and of a copy where that is what is read. others:
-    members that are not used; without: labels that are none.
+    members that are not used, unused: some of them; without: labels that are none. keys: of .json
+    members, but those of labels. marks: the keys that may speak of a split with their values, as
+    JSON; mark: int64 (n,) into marks, where there are any. doubt: `tar_labels.short_texts`.
     """
 
     stamp: tuple[int, ...]
@@ -48,6 +50,11 @@ class Index:
     code: Ints
     others: int = 0
     without: int = 0
+    unused: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    doubt: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    mark: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -140,6 +147,7 @@ def braces(pattern: str) -> list[str]:
 # -- the cache -------------------------------------------------------------------------------------
 
 
+_TEXTS = ("unused", "keys", "doubt", "marks")  # fields of an index that hold texts
 _instead: ContextVar[Path | None] = ContextVar("cache folder", default=None)
 
 
@@ -176,8 +184,10 @@ def cache_file(kind: str, path: str) -> Path:
 def save_index(file: Path, index: Index) -> None:
     """Written as a whole or not at all; where the cache cannot be written, it is made again."""
     about = {name: getattr(index, name) for name in ("stamp", "labels", "others", "without")}
+    about |= {name: getattr(index, name) for name in _TEXTS}
     head = json.dumps({**about, "n": len(index)}).encode()
-    columns = (index.offset, index.size, index.code, index.names.ends)
+    columns = [index.offset, index.size, index.code, index.names.ends]
+    columns += [] if index.mark is None else [index.mark]
     body = head + b"\n" + b"".join(c.astype("<i8").tobytes() for c in columns)
     body += index.names.blob.tobytes()
     with contextlib.suppress(OSError):
@@ -198,7 +208,17 @@ def load_index(file: Path, stamp: tuple[int, ...]) -> Index | None:
     if tuple(head["stamp"][: len(stamp)]) != stamp:
         return None
     n = int(head["n"])
-    offset, size, code, ends = np.frombuffer(body, "<i8", 4 * n).astype(np.int64).reshape(4, n)
-    names = Names(np.frombuffer(body, np.uint8, offset=32 * n).copy(), ends)
+    texts = {name: tuple(head.get(name, ())) for name in _TEXTS}
+    wide = 5 if texts["marks"] else 4
+    numbers = np.frombuffer(body, "<i8", wide * n).astype(np.int64).reshape(wide, n)
+    offset, size, code, ends = numbers[:4]
+    names = Names(np.frombuffer(body, np.uint8, offset=8 * wide * n).copy(), ends)
     counts = int(head["others"]), int(head.get("without", 0))
-    return Index(tuple(head["stamp"]), names, offset, size, tuple(head["labels"]), code, *counts)
+    return Index(
+        *(tuple(head["stamp"]), names, offset, size, tuple(head["labels"]), code, *counts),
+        unused=texts["unused"],
+        keys=texts["keys"],
+        doubt=texts["doubt"],
+        marks=texts["marks"],
+        mark=numbers[4] if texts["marks"] else None,
+    )

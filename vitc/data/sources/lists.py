@@ -32,10 +32,12 @@ from vitc.data.sources.columns import (
     is_known,
     known,
     split_rule,
+    text_of,
     usage,
 )
 from vitc.data.store import Files, Ints, Names, label_codes
 from vitc.errors import ConfigError, DataError
+from vitc.files import once
 from vitc.wording import counted
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -89,6 +91,7 @@ class _Table:
     skip: int = 0  # lines before the header
     header: list[str] = field(default_factory=list)
     values: dict[str, set[str] | None] = field(default_factory=dict)
+    late: dict[str, None] = field(default_factory=dict)  # keys that the first line lacks
 
     def rows(self) -> Iterator[Row]:
         """Every row below the header. Raises ConfigError, DataError."""
@@ -105,7 +108,7 @@ class _Table:
     def column(self, name: str) -> Iterator[str]:
         """The values of one column, as texts."""
         at = self.header.index(name)
-        return (_text(row[at]) for _, row in self.rows())
+        return (text_of(row[at]) for _, row in self.rows())
 
     def _csv_rows(self, f: Any) -> Iterator[Row]:
         lines = itertools.islice(f, self.skip, None)
@@ -139,7 +142,7 @@ class _Table:
             if len(line) == MAX_LINE:
                 raise DataError(f"{where} is longer than {MAX_LINE:,} bytes.")
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=once)
             except (ValueError, RecursionError) as e:
                 raise DataError(f"{where} is not JSON: {e}.") from e
             if not isinstance(values, dict):
@@ -153,6 +156,8 @@ class _Table:
                     f"{where} has a key {new[0]!r} that the first line lacks.",
                     "Give every line the same keys.",
                 )
+            if len(self.late) < MAX_VALUES:
+                self.late.update(dict.fromkeys(key for key in values if key not in self.header))
             yield number, [values.get(name) for name in self.header]
 
 
@@ -194,14 +199,10 @@ def _survey(table: _Table) -> _Table:
         for name, value in zip(table.header, row, strict=True):
             distinct = table.values.setdefault(name, set())
             if distinct is not None:
-                distinct.add(_text(value))
+                distinct.add(text_of(value))
                 if len(distinct) > MAX_VALUES:
                     table.values[name] = None
     return table
-
-
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else json.dumps(value)
 
 
 # -- the columns -----------------------------------------------------------------------------------
@@ -226,6 +227,12 @@ def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
         hint = f"Columns are separated by a comma, semicolon, tab or |; the first line is {shown}."
     elif not config.image_column and any(is_image(name, base.IMAGE_SUFFIXES) for name in header):
         hint = f"Its first line names an image: put a line such as path,label above it ({shown})."
+    for chosen in (config.image_column, config.label_column, config.split_column):
+        if chosen in table.late:
+            raise ConfigError(
+                f"{where} has lines with the key {chosen!r}, which the first line lacks.",
+                "Give every line the same keys.",
+            )
     paths, labels = known(header, PATH_NAMES), known(header, LABEL_NAMES)
     path = choose_column("image_column", config.image_column, header, paths, where, hint)
     labels = [name for name in labels if name != path]
@@ -237,7 +244,7 @@ def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
     }
     rule = split_rule(config, values, where)
     used = [name for name in (path, label, *rule.columns) if name is not None]
-    notes = [usage(used, header), *rule.notes]
+    notes = [usage(used, [*header, *table.late]), *rule.notes]
     return _Columns(path, label, rule, notes)
 
 
@@ -269,7 +276,7 @@ def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
             raise DataError(f"{where}: path and label must be strings; a label may be an integer.")
         path, label = path.strip(), label.strip()
         try:
-            split = columns.rule.split([_text(row[at]) for at in split_at])
+            split = columns.rule.split([text_of(row[at]) for at in split_at])
         except ValueError as e:
             raise DataError(f"{where}: {e}.") from e
         if not path or "\0" in path:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitc.data.sources.columns import MAX_VALUES
+from vitc.data.sources.columns import MAX_VALUES, text_of
 from vitc.data.sources.parquet_files import MAX_JSON
 from vitc.errors import ConfigError, DataError, VitcError
 
@@ -137,7 +137,7 @@ def column_texts(arrow: Any, path: str, schema: Any, name: str) -> Iterator[list
                 found = [
                     classes[v] if isinstance(v, int) and 0 <= v < len(classes) else v for v in found
                 ]
-            yield [v.strip() if isinstance(v, str) else json.dumps(v) for v in found]
+            yield [text_of(v) for v in found]
 
 
 def _batches(arrow: Any, path: str, schema: Any, name: str) -> Iterator[Any]:

@@ -9,33 +9,37 @@ that lead out of the folder and two members of one name are refused, though noth
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
-from vitc.data.litter import is_image, is_litter, is_own_output, listed
+from vitc.data.litter import is_litter, is_own_output, listed
 from vitc.data.sources import base, index
-from vitc.data.sources.columns import LABEL_NAMES, known, one_to_one
-from vitc.data.sources.tar_members import BLOCK, Damaged, header, members
+from vitc.data.sources.columns import MAX_VALUES, SplitRule, divides, split_rule, usage
+from vitc.data.sources.tar_labels import (
+    FOLDER,
+    fields_of,
+    read_contents,
+    read_labels,
+    short_texts,
+)
+from vitc.data.sources.tar_members import BLOCK, Damaged, header
 from vitc.data.sources.tree import Place, Tree, arrange, join
 from vitc.data.split_words import SPLITS, parse_splits, read_names, shard_splits
 from vitc.data.store import Ints, Names, label_codes, name_key, shown, stamp
-from vitc.errors import DataError
-from vitc.wording import counted
+from vitc.errors import ConfigError, DataError, unknown
+from vitc.wording import counted, few
 
-MAX_LABEL = 1 << 20  # bytes of a .cls or .json member
-MIN_CAPTIONS = 20  # different texts that can be labels, however few the images of a shard are
-MAX_MEMBERS = 10_000_000  # of one shard; each takes some 300 bytes of memory while it is indexed
-LABEL_FIELDS = ("cls", "label", "class", "target")  # endings of members that hold a label
 _NONE = "\0"  # the label of an image without a sidecar, in an index
-_INDEX = 2  # version of what an index holds
+_INDEX = 3  # version of what an index holds
 _PACKERS = {
     b"\x1f\x8b": "gzip: gunzip",
     b"BZh": "bzip2: bunzip2",
@@ -58,7 +62,7 @@ class Tar(base.Source):
     title = "tar shards"
     path = "tar shards: --data.path 'train-{000..012}.tar', a pattern with *, or a folder of them"
     suffixes = (".tar", ".tar.gz", ".tgz")
-    settings = frozenset({"group", "label_column", "splits"})
+    settings = frozenset({"group", "label_column", "split_column", "splits"})
 
     def matches(self, path: str) -> bool:
         if not os.path.isdir(path):
@@ -77,57 +81,72 @@ class Tar(base.Source):
 
     def read(self, config: DataConfig, strict: bool = True) -> base.Found:
         """Raises ConfigError: no such files; DataError: compressed, damaged or not trustworthy."""
-        paths = index.find_files(str(config.path), self.suffixes)
+        where = str(config.path)
+        paths = index.find_files(where, self.suffixes)
         wanted = parse_splits(config.splits) if config.splits else None
-        parts = [_indexed(path, config.label_column) for path in paths]
+        parts = [_indexed(path, config) for path in paths]
         if not any(len(part) for part in parts):
             raise DataError(f"No images in {base.some(paths)}.", _LAYOUT)
-        others = sum(part.others for part in parts)
-        notes = [f"{counted(others, 'member')} of the tar files not used."] if others else []
-        without = sum(part.without for part in parts)
-        if without:
-            notes.append(
-                f"{counted(without, '.json member')} without a label, not used; "
-                "--data.label_column KEY names the key that is one."
-            )
         try:
             shards = shard_splits(paths, wanted)
         except ValueError as e:
-            raise DataError(f"{config.path}: {e}", "Rename it, or use --data.splits none.") from e
-        inner = None if wanted and any(shards.splits) else wanted
-        inside = _inside(str(config.path), parts, inner, strict)
+            raise DataError(f"{where}: {e}", "Rename it, or use --data.splits none.") from e
+        taken = bool(wanted) and any(shards.splits)
+        rule, marked = _marked(config, parts, taken)
+        inner = None if wanted and (taken or rule.columns) else wanted
+        inside = _inside(config, parts, inner, strict)
         images, texts = index.joined(paths, paths, [part.stamp for part in parts], parts)
         named = [-1 if s is None else SPLITS.index(s) for s in shards.splits]
         if set(named) == {0}:  # train.tar may hold every split
             named = [-1] * len(named)
-        splits = np.repeat(named, [len(part) for part in parts])
-        _check_agree(images.names, splits, inside.splits)
-        splits = np.maximum(np.where(inside.splits < 0, splits, inside.splits), 0)
+        of_shard = np.repeat(named, [len(part) for part in parts])
+        splits = _agreed(images.names, of_shard, inside.splits, marked)
         texts = ["" if text == _NONE else text for text in texts]
         noted: list[str] = []
         if inside.labels is None:
-            images, texts = base.one_label_each(str(config.path), images, texts, noted)
+            images, texts = base.one_label_each(where, images, texts, noted)
         else:
             codes, texts = label_codes(inside.labels)
             images = replace(images, labels=codes)
         kept = np.flatnonzero(inside.kept)
-        notes = [*notes, *shards.notes, *inside.notes, *noted]
-        where, images = str(config.path), images.take(kept)
+        read = _reading(parts, rule)
+        notes = [*read, *rule.notes, *shards.notes, *inside.notes, *noted]
+        images = images.take(kept)
         return base.by_label(where, images, texts, splits[kept], notes, strict=strict)
+
+
+def _reading(parts: Sequence[index.Index], rule: SplitRule) -> list[str]:
+    """Notes on what in the shards is used, and what is not."""
+    notes = []
+    others = sum(part.others for part in parts)
+    if others:
+        first = [name for part in parts for name in part.unused][:3]
+        more = ["..."] * (others - len(first))
+        names = few([*map(repr, first), *more], len(first))
+        notes.append(f"{counted(others, 'member')} of the tar files not used: {names}.")
+    without = sum(part.without for part in parts)
+    if without:
+        notes.append(
+            f"{counted(without, '.json member')} without a label, not used; "
+            "--data.label_column KEY names the key that is one."
+        )
+    keys = dict.fromkeys([*rule.columns, *(key for part in parts for key in part.keys)])
+    return [*notes, usage(rule.columns, keys, "Keys of .json members")] if keys else notes
 
 
 # -- the index of one shard ------------------------------------------------------------------------
 
 
-def _indexed(path: str, column: str | None) -> index.Index:
-    """The shard's index: from the cache, or made and put there. column: data.label_column."""
+def _indexed(path: str, config: DataConfig) -> index.Index:
+    """The shard's index: from the cache, or made and put there."""
+    chosen = f"{config.label_column}\0{config.split_column}"
     try:
         mark = stamp(os.stat(path))
         with open(path, "rb") as f:
-            kept = index.cache_file("tars", f"{path}\0{column}\0{_INDEX}")
+            kept = index.cache_file("tars", f"{path}\0{chosen}\0{_INDEX}")
             found = index.load_index(kept, mark)
             if found is None or not _agrees(found, f):
-                found = _make_index(path, f, mark, column)
+                found = _make_index(path, f, mark, config)
                 index.save_index(kept, found)
             return found
     except OSError as e:
@@ -146,8 +165,9 @@ def _agrees(found: index.Index, f: BinaryIO) -> bool:
     return True
 
 
-def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], column: str | None) -> index.Index:
+def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], config: DataConfig) -> index.Index:
     """The images of a shard with the labels of their sidecars; _NONE for those without one."""
+    column = config.label_column
     f.seek(0)
     start = f.read(8)
     for magic, name in _PACKERS.items():
@@ -159,8 +179,10 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], column: str | Non
                 f"Decompress it once ({tool} {Path(path).name}); images are compressed already.",
             )
     try:
-        contents = _contents(f, mark[0])
-        labels = _labels(f, contents, column)
+        contents = read_contents(f, mark[0])
+        of_key = fields_of(contents)
+        labels = read_labels(f, contents, of_key, column, config.split_column)
+        doubt = short_texts(f, contents, of_key) if not labels and column is None else ()
     except Damaged as e:
         hint = "Write the shards again, with plain files only."
         raise DataError(f"{path} is refused: {e}.", e.hint or hint) from None
@@ -168,163 +190,19 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], column: str | Non
     where = np.array([image[1:] for image in contents.images], np.int64).reshape(-1, 2)
     names = Names.of(shown(image[0]) for image in contents.images)
     offset, size = where.T.copy()
-    return index.Index(
-        mark, names, offset, size, tuple(texts), code, contents.others, contents.without
+    found = index.Index(mark, names, offset, size, tuple(texts), code)
+    marked = [json.dumps(contents.marks.get(name, {})) for name, _, _ in contents.images]
+    marks, distinct = label_codes(marked)
+    return replace(
+        found,
+        others=len(contents.unused),
+        without=contents.without,
+        unused=tuple(map(shown, contents.unused[:3])),
+        keys=tuple(contents.keys),
+        doubt=doubt,
+        marks=tuple(distinct) if contents.values else (),
+        mark=marks if contents.values else None,
     )
-
-
-@dataclass
-class _Contents:
-    """The members of a shard, as (name, offset, size).
-
-    sidecars: by their kind, "cls" or "json" or "txt". doubtful: keys of .json members that can be
-    the label, where there are several, and their values.
-    """
-
-    images: list[tuple[str, int, int]] = field(default_factory=list)
-    sidecars: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
-    doubtful: dict[tuple[str, ...], list[list[str]]] = field(default_factory=dict)
-    others: int = 0
-    without: int = 0  # .json members without a label
-
-
-def _contents(f: BinaryIO, length: int) -> _Contents:
-    found = _Contents()
-    seen: set[str] = set()
-    for member in members(f, length):
-        name = member[0]
-        if name in seen:
-            raise Damaged(f"two members are named {shown(name)!r}")
-        seen.add(name)
-        if len(seen) > MAX_MEMBERS:
-            raise Damaged(f"it has more than {MAX_MEMBERS:,} members")
-        if any(is_litter(part) for part in name.split("/")):
-            continue
-        suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
-        kind = "cls" if suffix in LABEL_FIELDS else suffix
-        if is_image(name.rpartition("/")[2], base.IMAGE_SUFFIXES):
-            found.images.append(member)
-        elif kind in ("cls", "json", "txt") and "." in name:
-            found.sidecars.setdefault(kind, []).append(member)
-        else:
-            found.others += 1
-    return found
-
-
-def _key(name: str) -> tuple[str, str]:
-    """WebDataset's key, up to the first dot of the file's name, and the field, up to the last.
-
-    a/img0.resized.jpg -> (a/img0, resized).
-    """
-    folder, _, leaf = name.rpartition("/")
-    stem, _, rest = leaf.partition(".")
-    return f"{folder}/{stem}", rest.rpartition(".")[0]
-
-
-def _labels(f: BinaryIO, contents: _Contents, column: str | None) -> dict[str, str]:
-    """Image -> label, of those that have one: in a .cls, else a .json, else a .txt of its key."""
-    of_key: dict[str, dict[str, str]] = {}  # key -> field -> image
-    for name, _, _ in contents.images:
-        key, part = _key(name)
-        fields = of_key.setdefault(key, {})
-        if part in fields:
-            fields[f"\0{len(fields)}"] = name  # x.png beside x.jpg
-        else:
-            fields[part] = name
-    labels: dict[str, str] = {}
-    for kind in ("json", "cls"):  # the later one counts
-        of_kind: dict[str, str] = {}
-        for name, offset, size in contents.sidecars.get(kind, []):
-            key, part = _key(name)
-            fields = of_key.get(key, {})
-            if not fields:
-                contents.others += 1
-                continue
-            label = _label(f, contents, (name, offset, size), kind, column)
-            if label is None:
-                contents.without += 1
-                continue
-            images = [fields[part]] if part in fields and len(fields) > 1 else [*fields.values()]
-            if len(images) > 1 or any(field[:1] == "\0" for field in fields):
-                both = [shown(image) for image in [*fields.values()][:2]]
-                raise Damaged(
-                    f"{shown(key.lstrip('/'))!r} has two images: {both[0]!r} and {both[1]!r}",
-                    "One key, the name up to its first dot, is one image: rename them without "
-                    "further dots.",
-                )
-            if of_kind.setdefault(images[0], label) != label:
-                raise Damaged(f"{shown(images[0])!r} has two labels")
-        labels |= of_kind
-    for keys, rows in contents.doubtful.items():
-        if not all(one_to_one((row[0], row[i]) for row in rows) for i in range(1, len(keys))):
-            raise Damaged(
-                f"its .json members have several keys that can be the label: {base.some(keys, 5)}",
-                "Choose one with --data.label_column NAME.",
-            )
-    if not labels and "txt" in contents.sidecars:
-        return _text_labels(f, contents, of_key)
-    contents.others += len(contents.sidecars.get("txt", []))
-    return labels
-
-
-def _text_labels(
-    f: BinaryIO, contents: _Contents, of_key: dict[str, dict[str, str]]
-) -> dict[str, str]:
-    """Labels in .txt members: where there are no folders, and far fewer texts than images."""
-    texts = contents.sidecars["txt"]
-    keyed = [(of_key.get(_key(t[0])[0], {}), t) for t in texts]
-    plain = all("/" not in name for name, _, _ in contents.images)
-    if not plain or any(len(fields) != 1 or t[2] > 1000 for fields, t in keyed):
-        contents.others += len(texts)
-        return {}
-    labels = {}
-    for fields, (name, offset, size) in keyed:
-        label = _label(f, contents, (name, offset, size), "txt", None)
-        if label is not None:
-            labels[next(iter(fields.values()))] = label
-    distinct = len(set(labels.values()))
-    if distinct > max(MIN_CAPTIONS, len(labels) // 2):
-        raise Damaged(
-            f"its .txt members hold {distinct:,} different texts for {len(labels):,} images: "
-            "captions, not labels",
-            "Add a .cls or .json with a label to each image.",
-        )
-    return labels
-
-
-def _label(
-    f: BinaryIO,
-    contents: _Contents,
-    member: tuple[str, int, int],
-    kind: str,
-    column: str | None,
-) -> str | None:
-    """The label in a member; None for a .json without one."""
-    name, offset, size = member
-    if size > MAX_LABEL:
-        raise Damaged(f"the label {shown(name)!r} has {size:,} bytes")
-    f.seek(offset)
-    try:
-        text = f.read(size).decode("utf-8").strip()
-        values: Any = json.loads(text) if kind == "json" else text
-    except (ValueError, RecursionError) as e:
-        raise Damaged(f"the label {shown(name)!r} cannot be read: {e}") from None
-    if isinstance(values, dict):
-        found = known(values, LABEL_NAMES)
-        if (column is None and not found) or (column is not None and column not in values):
-            return None
-        if column is None and len(found) > 1:
-            rows = contents.doubtful.setdefault(tuple(found), [])
-            rows.append([str(values[key]) for key in found])
-        values = values[found[0] if column is None else column]
-    elif kind == "json" and not isinstance(values, int | str):
-        return None
-    if isinstance(values, bool) or not isinstance(values, int | str) or values == "":
-        raise Damaged(
-            f"the label {shown(name)!r} is {str(values)[:40]!r}, not a number or a name "
-            "(multi-label data is not supported)"
-        )
-    return str(values)
 
 
 # -- labels and splits of all shards ---------------------------------------------------------------
@@ -345,9 +223,13 @@ class _Inside:
 
 
 def _inside(
-    where: str, parts: Sequence[index.Index], wanted: Mapping[str, str] | None, strict: bool
+    config: DataConfig,
+    parts: Sequence[index.Index],
+    wanted: Mapping[str, str] | None,
+    strict: bool,
 ) -> _Inside:
     """Labels and splits by folders; only splits where sidecars hold the labels."""
+    where = str(config.path)
     names = [name for part in parts for name in part.names]
     labelled = np.concatenate(
         [np.array([text != _NONE for text in part.labels], np.bool_)[part.code] for part in parts]
@@ -364,12 +246,29 @@ def _inside(
             f"{base.some(bare)}.",
             "Give each a .cls or .json of the same name up to the first dot, or leave them out.",
         )
+    column = config.label_column
+    if strict and column not in (None, FOLDER):
+        keys = {key for part in parts for key in part.keys}
+        raise unknown(
+            "data.label_column",
+            str(column),
+            keys | {FOLDER},
+            f"No .json member has such a key, and no member such an ending; {FOLDER}: the names "
+            f"of folders. Keys: {few(sorted(keys), 12) or 'none'}.",
+        )
+    doubt = next((part.doubt for part in parts if part.doubt), ())
     if loose:
         first = next(name for name in bare if "/" not in name)
         raise DataError(
             f"{first!r} in {where} has no label: no .cls, no .json with label, class or the "
             "like, and no folder.",
-            _LAYOUT,
+            f"If {doubt[1]!r} holds it: --data.label_column {doubt[0]}." if doubt else _LAYOUT,
+        )
+    if doubt and strict:
+        raise DataError(
+            f"{where}: labels may be the names of folders, or the texts of the .{doubt[0]} "
+            f"members, such as {doubt[2]!r} in {doubt[1]!r}.",
+            f"Choose: --data.label_column {FOLDER} or --data.label_column {doubt[0]}.",
         )
     layout = arrange(_tree(names), where, wanted)
     place = {
@@ -411,6 +310,12 @@ def _folder_splits(
     used = {
         part: of_part[part] for folder in folders for part in folder.split("/") if part in of_part
     }
+    if wanted and not used:
+        raise ConfigError(
+            f"data.splits names {base.some(wanted)}, and no shard, folder or value of a key in "
+            ".json members is named so.",
+            "Name the key with --data.split_column KEY.",
+        )
     if used and wanted is None:
         about = ", ".join(f"{part!r} is {split}" for part, split in sorted(used.items()))
         notes.append(f"Splits by the names of folders: {about}. --data.splits none: none is.")
@@ -436,13 +341,59 @@ def _tree(names: Iterable[str]) -> Tree:
     return Tree(places)
 
 
-def _check_agree(names: Sequence[str], shards: Ints, inside: Ints) -> None:
-    """Raises DataError: an image in a folder of another split than its shard's."""
-    wrong = np.flatnonzero((shards >= 0) & (inside >= 0) & (shards != inside))
-    if len(wrong):
-        name = names[int(wrong[0])]
-        raise DataError(
-            f"{name!r} is in a shard of the {SPLITS[shards[wrong[0]]]} split and in a folder "
-            f"of the {SPLITS[inside[wrong[0]]]} split.",
-            "Rename one of them, or decide with --data.splits.",
-        )
+def _marked(
+    config: DataConfig, parts: Sequence[index.Index], taken: bool
+) -> tuple[SplitRule, Ints]:
+    """How splits follow from keys of .json members, and that of each image; -1 without.
+
+    taken: the names of data.splits are those of shards.
+    """
+    full = [part for part in parts if len(part)]
+    rows = [json.loads(text) for part in full for text in part.marks or ("{}",)]
+    values: dict[str, set[str] | None] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        distinct = {row.get(key, "") for row in rows}
+        values[key] = distinct if len(distinct) <= MAX_VALUES else None
+    chosen, nowhere = config.split_column, np.full(sum(map(len, parts)), -1, np.int64)
+    if chosen is not None and chosen not in values:
+        raise unknown("data.split_column", chosen, {key for part in parts for key in part.keys})
+    wanted = parse_splits(config.splits) if config.splits and not taken else {}
+    if chosen is None and not wanted:
+        values = {key: found for key, found in values.items() if divides(key, found)}
+    elif chosen is None and not any(found and wanted.keys() <= found for found in values.values()):
+        return SplitRule(), nowhere
+    settings = replace(config, splits="none") if taken else config
+    rule = split_rule(settings, values, str(config.path))
+    if not rule.columns:
+        return rule, nowhere
+    try:
+        of_row = [rule.split([row.get(key, "") for key in rule.columns]) for row in rows]
+    except ValueError as e:
+        raise DataError(f"{config.path}: {e}.") from e
+    counts = [len(part.marks) or 1 for part in full]
+    first = np.cumsum(counts) - counts
+    places = [
+        start + (np.zeros(len(part), np.int64) if part.mark is None else part.mark)
+        for start, part in zip(first.tolist(), full, strict=True)
+    ]
+    return rule, np.array(of_row, np.int64)[np.concatenate(places)]
+
+
+def _agreed(names: Sequence[str], shards: Ints, folders: Ints, keys: Ints) -> Ints:
+    """The split of each image by the key of its .json, its folder or its shard, else train.
+
+    A shard of the training split may hold others by key. Raises DataError: they contradict.
+    """
+    held = np.where((shards == 0) & (keys >= 0), -1, shards)
+    places = {"in a shard": held, "in a folder": folders, "with a .json": keys}
+    for (a, left), (b, right) in itertools.combinations(places.items(), 2):
+        wrong = np.flatnonzero((left >= 0) & (right >= 0) & (left != right))
+        if len(wrong):
+            i = int(wrong[0])
+            raise DataError(
+                f"{names[i]!r} is {a} of the {SPLITS[left[i]]} split and {b} of the "
+                f"{SPLITS[right[i]]} split.",
+                "Rename one of them, or decide with --data.splits.",
+            )
+    found = np.where(keys >= 0, keys, np.where(folders >= 0, folders, shards))
+    return np.maximum(found, 0)
