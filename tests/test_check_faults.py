@@ -80,7 +80,7 @@ def faulty(tmp_path: Path) -> Path:
     put(root, "train/cat/dog/lost.jpg", picture(1050))
     put(root, "train/astray.jpg", picture(1051))
     for name in ("config.json", "metrics.jsonl", "checkpoints/step_1/weights"):
-        put(root, f"runs/mine/{name}", b"{}")
+        put(root, f"runs/mine/{name}", b'{"model": {}, "data": {}, "optim": {}, "train": {}}')
     return root
 
 

@@ -10,9 +10,17 @@ from typing import Any
 import pytest
 
 from tests.source_folders import PNG, WHOLE, Tree, counts, notes, opened, plant, refusal
+from vitc.data.sources import guess_source
 from vitc.data.sources.folder import scan_folder
 from vitc.data.store import Files, Names
 from vitc.errors import ConfigError, DataError
+from vitc.resolve import what_is
+
+
+def put_json(root: Path, files: dict[str, Any]) -> None:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +107,7 @@ def test_a_flat_folder_named_like_a_split_beside_classes_is_a_class(tmp_path: Pa
 
 
 RUN = {"model": {}, "data": {}, "optim": {}, "train": {}}
+DATA = {"classes": ["a", "b"], "counts": {}, "img_size": [32, 32]}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +160,29 @@ RUN = {"model": {}, "data": {}, "optim": {}, "train": {}}
             {"train": [6, 2]},
             "train=left,train=right",
         ),
+        (
+            {"Trainingsdaten/a": 3, "Trainingsdaten/b": 3, "Testdaten/a": 1, "Testdaten/b": 1},
+            {"train": [3, 3], "test": [1, 1]},
+            "Fixed by --data.splits train=Trainingsdaten,test=Testdaten, or none",
+        ),
+        (
+            {f"{s}/{c}": n for s, n in (("tr", 3), ("va", 2), ("te", 1)) for c in "ab"},
+            {"train": [3, 3], "val": [2, 2], "test": [1, 1]},
+            "'va' is val",
+        ),
+        (
+            {f"{s}/{c}": n for s, n in (("ｔｒａｉｎ", 3), ("ｔｅｓｔ", 1)) for c in "ab"},
+            {"train": [3, 3], "test": [1, 1]},
+            "is test",
+        ),
+        ({"trains/old": 3, "trains/new": 3, "valves/x": 2}, {"train": [6, 2]}, ""),
+        ({"tr/2019": 3, "tr/2020": 3, "te/2019": 2, "te/2020": 1}, {"train": [3, 6]}, ""),
+        ({"cat/left": 3, "cat/right": 3, "dog/left": 2, "dog/right": 1}, {"train": [6, 3]}, ""),
+        (
+            {f"{i}/{c}": 2 for i in ("gut", "schlecht") for c in "abc" if f"{i}{c}" != "gutb"},
+            {"train": [4, 6]},
+            "--data.splits train=schlecht,test=gut",
+        ),
         ({"train station": 3, "test tube": 2}, {"train": [2, 3]}, ""),
         ({"rail/train": 3, "rail/tram": 3, "road/car": 2}, {"train": [6, 2]}, ""),
     ],
@@ -197,6 +229,14 @@ def test_splits_are_known_by_their_words(
         ({"mask/left": 2, "mask/right": 2, "face/left": 2, "face/right": 2}, "'mask' in"),
         ({"train/train": 3, "train/test": 3, "val/a": 1}, "named like splits, as its classes"),
         ({"train1/a": 3, "train1/b": 3, "train2/a": 3}, "several folders for the train"),
+        (
+            {f"{s}/{c}": n for s, n in (("entrenamiento", 3), ("prueba", 1)) for c in "ab"},
+            "'a', 'b': splits of one data set, or classes",
+        ),
+        (
+            {f"{s}/{c}": n for s, n in (("训练", 3), ("验证", 1), ("测试", 2)) for c in "ab"},
+            "splits of one data set, or classes",
+        ),
     ],
 )
 def test_ambiguous_splits_are_refused_with_the_setting_that_decides(
@@ -208,6 +248,23 @@ def test_ambiguous_splits_are_refused_with_the_setting_that_decides(
     assert "--data.splits none" in (error.value.hint or "")
     classes = {folder.partition("/")[0] for folder in tree}
     assert set(opened(tmp_path, splits="none", **WHOLE).classes) == classes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "setting"),
+    [
+        ({"seen": 2, "unseen": 3}, "train=unseen,test=seen"),
+        ({"A": 1, "Testbilder": 4}, "train=A,test=Testbilder"),
+        ({"x": 1, "Validierung": 4, "z": 2}, "train=z,val=Validierung,test=x"),
+    ],
+)
+def test_the_setting_that_is_proposed_trains_on_one_of_them(
+    tmp_path: Path, sizes: Tree, setting: str
+) -> None:
+    plant(tmp_path, {f"{name}/{c}": n for name, n in sizes.items() for c in "ab"})
+    assert f"If they are splits: --data.splits {setting}. If" in refusal(tmp_path)
+    splits = [part.partition("=")[0] for part in setting.split(",")]
+    assert list(counts(opened(tmp_path, splits=setting, **WHOLE))) == splits
 
 
 @pytest.mark.parametrize(
@@ -276,13 +333,107 @@ def test_what_vitc_wrote_among_the_images_is_no_class(tmp_path: Path) -> None:
     plant(tmp_path, {"runs": 1, "studies/quick/trials": 1, "model": 0})
     (tmp_path / "studies/quick/plan.json").write_text('{"plan": {}, "hash": "x"}')
     for file in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / file).write_text("{}")
+        (tmp_path / "model" / file).write_text('{"library": "vitc"}')
     (tmp_path / "a" / "config.json").write_text('{"name": "another program"}')
     after = opened(tmp_path)
     assert after.classes == ("a", "b")
     assert after.fingerprint == before.fingerprint
     passed = "written by vitc (a run, a saved model, runs): 'a/run1', 'model', 'runs', 'studies'"
     assert passed in notes(after)
+
+
+@pytest.mark.parametrize(
+    ("tree", "files", "left_out"),
+    [
+        ({"runs": 0}, {}, "'runs'"),
+        ({"runs/x": 0}, {}, "'runs'"),
+        ({}, {"runs/photos.json": RUN}, "'runs'"),
+        ({}, {"a/runs/photos.json": RUN}, "'a/runs'"),
+        ({"runs/plots": 3}, {"runs/x/config.json": RUN}, "'runs'"),
+        ({"runs/plots": 3, "runs": 2}, {"runs/x/config.json": RUN, "runs/notes.md": 1}, "'runs'"),
+        ({}, {"results/x/config.json": RUN, "results/tables/t.txt": 1}, "'results'"),
+        (
+            {"runs/x": 4},
+            {f"runs/x/{name}": DATA for name in ("data.json", "metrics.jsonl", "events.log")},
+            "'runs'",
+        ),
+    ],
+)
+def test_places_of_runs_are_no_class(
+    tmp_path: Path, tree: Tree, files: dict[str, Any], left_out: str
+) -> None:
+    before = opened(plant(tmp_path, {"a": 4, "b": 4}))
+    plant(tmp_path, tree)
+    put_json(tmp_path, files)
+    after = opened(tmp_path)
+    assert after.classes == before.classes
+    assert after.fingerprint == before.fingerprint
+    assert f"): {left_out}." in notes(after)
+
+
+@pytest.mark.parametrize(
+    ("tree", "suffix"), [({"results": 4}, ".gif"), ({"results": 2}, ".png"), ({"c": 1}, ".png")]
+)
+def test_images_beside_a_run_may_be_pictures_of_it(tmp_path: Path, tree: Tree, suffix: str) -> None:
+    plant(tmp_path, {"a": 4, "b": 4})
+    plant(tmp_path, tree, suffix)
+    (name,) = tree
+    put_json(tmp_path, {f"{name}/exp1/config.json": RUN})
+    message = refusal(tmp_path)
+    assert f"holds a run that vitc wrote, '{name}/exp1'" in message
+    assert f"move '{name}' elsewhere" in message
+    plant(tmp_path, {name: 4})
+    assert opened(tmp_path).classes == tuple(sorted(["a", "b", name]))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": {"model_type": "vit"}, "model.safetensors": 1},
+        {"config.json": [], "summary.json": {}, "metrics.jsonl": {}},
+        {"config.json": {}, "summary.json": {}, "events.log": {}},
+        {"config.json": {"model": "resnet", "data": "x", "optim": "sgd", "train": True}},
+        {"plan.json": {"x": 1}},
+        {"folds.json": {"k": 5}},
+        {"report.html": 1, "results.json": {}, "trials.csv": 1},
+    ],
+)
+@pytest.mark.parametrize("place", ["", "a/"])
+def test_files_of_other_programs_make_no_output_of_vitc(
+    tmp_path: Path, files: dict[str, Any], place: str
+) -> None:
+    plant(tmp_path, {"a": 4, "b": 4, "c": 4})
+    put_json(tmp_path, {f"{place}{name}": content for name, content in files.items()})
+    folders = {"trials"} if "plan.json" in files else set()
+    plant(tmp_path, dict.fromkeys((f"{place}{name}" for name in folders), 3))
+    assert what_is(tmp_path) == "images"
+    data = opened(tmp_path)
+    assert set(data.classes) == {"a", "b", "c"} | (set() if place else folders)
+    assert "written by vitc" not in notes(data)
+
+
+def test_what_was_passed_over_is_named_where_the_rest_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": 4, "b": 4})
+    put_json(tmp_path, {"a/config.json": RUN})
+    message = refusal(tmp_path)
+    assert "one class only, 'b'" in message
+    assert "Passed over, written by vitc (a run): 'a'." in message
+    message = refusal(tmp_path / "a")
+    assert "is no folder of images: by the files in it, vitc wrote a run there" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "plan.json", "state.json", "dataset_dict.json", "runs/x.json"]
+)
+def test_pipes_are_not_opened(tmp_path: Path, name: str) -> None:
+    plant(tmp_path, {"a": 4, "b": 4, "runs": 0})
+    os.mkfifo(tmp_path / name)
+    if name.startswith("runs"):
+        assert "'runs'" in refusal(tmp_path)
+        return
+    assert what_is(tmp_path) == "images"
+    assert guess_source(tmp_path) == "folder"
+    assert opened(tmp_path).classes == ("a", "b")
 
 
 def test_a_refused_folder_is_referred_to_the_list_in_it(tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitc.config import RunConfig, flat_values, from_dict, read_config, with_kind
 from vitc.data.config import DataConfig
-from vitc.data.litter import holds_checkpoint, holds_run, holds_study, listed
+from vitc.data.litter import (
+    holds_checkpoint,
+    holds_folds,
+    holds_model,
+    holds_run,
+    holds_study,
+    listed,
+)
 from vitc.errors import ConfigError, suggest, suggest_beside
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
@@ -109,17 +116,23 @@ def is_exported_weights(path: Path) -> bool:
 
 
 def _what_is_folder(path: Path) -> What:
-    """By the keys of its JSON files: other programs call theirs config.json and state.json too."""
+    """By what its JSON files hold: other programs call theirs config.json and state.json too."""
     names = listed(str(path))
     if holds_checkpoint(str(path), names):
         return "checkpoint"
     if holds_run(str(path), names):
         return "run"
-    if FOLDS in names:
+    if holds_folds(str(path), names):
         return "folds"
-    if "config.json" in names and names & {"model.safetensors", "pytorch_model.bin"}:
+    if holds_study(str(path), names):
+        return "study"
+    if holds_model(str(path), names):
         return "saved"
-    return "study" if holds_study(str(path), names) else "images"
+    if "config.json" in names and names & {"model.safetensors", "pytorch_model.bin"}:
+        from vitc.data.sources import holds_classes  # late: it imports numpy
+
+        return "images" if holds_classes(str(path)) else "saved"
+    return "images"
 
 
 def check_is(name: str | Path, *wanted: What, known: Iterable[str] = ()) -> What:

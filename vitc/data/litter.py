@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from typing import Any
 
 _LITTER = frozenset(  # written by file managers, synchronisers and Python; lower case
@@ -33,9 +33,11 @@ _HIDDEN = frozenset(  # folders that programs hide, which may hold images; lower
     }
 )
 _HIDDEN_STARTS = ("._", ".trash-", ".nfs", ".fuse_hidden", ".ds_store")
-_RUN_KEYS = frozenset({"model", "data", "optim", "train"})
+OUTPUT_FOLDERS = frozenset({"runs", "studies"})  # where vitc writes unless --out names a place
+_SECTIONS = ("model", "data", "optim", "train")  # of a RunConfig
 _RUN_FILES = frozenset({"metrics.jsonl", "events.log", "checkpoints", "summary.json"})
-_STUDY_KEYS = frozenset({"plan", "hash"})
+_DATA_KEYS = frozenset({"classes", "counts", "img_size"})  # of a run's data.json
+_REPORT_FILES = frozenset({"report.html", "results.json", "trials.csv"})
 _MAX_JSON = 64 << 20  # bytes; a study's plan lists its trials
 
 
@@ -59,19 +61,40 @@ def is_image(name: str, suffixes: Collection[str]) -> bool:
 def holds_run(folder: str, names: Collection[str]) -> bool:
     """Whether a folder, which holds `names`, is a training run of vitc.
 
-    By the keys of its config.json; where that is damaged, by the other files of a run.
+    By the sections of its config.json; where that is damaged, by the other files of a run.
     """
     if "config.json" not in names:
         return False
-    values = _read(os.path.join(folder, "config.json"))
-    return values.keys() >= _RUN_KEYS or len(_RUN_FILES.intersection(names)) >= 2
+    values = _read(folder, "config.json")
+    if values is None:
+        return len(_RUN_FILES.intersection(names)) >= 2
+    return _is_config(values)
+
+
+def _is_config(values: dict[str, Any]) -> bool:
+    return all(isinstance(values.get(section), dict) for section in _SECTIONS)
+
+
+def _holds_rest_of_run(folder: str, names: Collection[str]) -> bool:
+    """Whether a folder is a run that has lost its config.json."""
+    known = _RUN_FILES.intersection(names)
+    return bool(known) and "data.json" in names and _has(folder, "data.json", _DATA_KEYS)
+
+
+def holds_folds(folder: str, names: Collection[str]) -> bool:
+    """Whether a folder, which holds `names`, is one of folds of vitc."""
+    if "folds.json" not in names:
+        return False
+    values = _read(folder, "folds.json")
+    return values is None or values.keys() >= {"seeds", "config"}
 
 
 def holds_study(folder: str, names: Collection[str]) -> bool:
     """Whether a folder, which holds `names`, is a study of vitc."""
     if "plan.json" not in names:
         return False
-    return "trials" in names or _read(os.path.join(folder, "plan.json")).keys() >= _STUDY_KEYS
+    values = _read(folder, "plan.json")
+    return "trials" in names if values is None else values.keys() >= {"plan", "hash"}
 
 
 def holds_checkpoint(folder: str, names: Collection[str]) -> bool:
@@ -79,20 +102,39 @@ def holds_checkpoint(folder: str, names: Collection[str]) -> bool:
     state.json, too."""
     if "state.json" not in names:
         return False
-    return "model.safetensors" in names or "step" in _read(os.path.join(folder, "state.json"))
+    values = _read(folder, "state.json")
+    return "model.safetensors" in names if values is None else "step" in values
+
+
+def holds_model(folder: str, names: Collection[str]) -> bool:
+    """Whether a folder, which holds `names`, is a model that vitc saved."""
+    if not {"config.json", "model.safetensors"} <= set(names):
+        return False
+    return (_read(folder, "config.json") or {}).get("library") == "vitc"
 
 
 def own_output(folder: str, names: Collection[str]) -> str:
-    """What vitc wrote into this folder, which holds `names`; "" where it is not vitc's."""
-    if holds_run(folder, names):
+    """What vitc wrote into this folder, which holds `names`; "" where it is not vitc's.
+
+    By what the files hold: other programs use the same names.
+    """
+    if holds_run(folder, names) or _holds_rest_of_run(folder, names):
         return "a run"
     if holds_study(folder, names):
         return "a study"
-    if "config.json" in names and "model.safetensors" in names:
+    if holds_folds(folder, names):
+        return "folds"
+    if holds_model(folder, names):
         return "a saved model"
-    if {"report.html", "results.json", "trials.csv"} <= set(names):
+    if set(names) >= _REPORT_FILES and _has(folder, "results.json", {"protocol", "sections"}):
         return "a report"
     return ""
+
+
+def is_config_file(file: str) -> bool:
+    """Whether vitc wrote this file, as `vitc train IMAGES --dry-run` writes runs/<name>.json."""
+    folder, name = os.path.split(file)
+    return name.endswith(".json") and _is_config(_read(folder, name) or {})
 
 
 def is_own_output(folder: str, depth: int = 2) -> bool:
@@ -101,6 +143,9 @@ def is_own_output(folder: str, depth: int = 2) -> bool:
     if own_output(folder, names):
         return True
     inside = [path for name in names if os.path.isdir(path := os.path.join(folder, name))]
+    place = os.path.basename(folder) in OUTPUT_FOLDERS
+    if not inside and (place or depth < 2):
+        return not names or any(is_config_file(os.path.join(folder, name)) for name in names)
     return bool(inside) and depth > 0 and all(is_own_output(path, depth - 1) for path in inside)
 
 
@@ -112,11 +157,21 @@ def listed(folder: str) -> set[str]:
         return set()
 
 
-def _read(file: str) -> dict[str, Any]:
-    """The object in a JSON file; empty where it is damaged or holds something else."""
+def _has(folder: str, name: str, keys: Set[str]) -> bool:
+    return (_read(folder, name) or {}).keys() >= keys
+
+
+def _read(folder: str, name: str) -> dict[str, Any] | None:
+    """The object in a JSON file, empty where it holds something else; None: it is damaged.
+
+    A pipe or a device is not opened: it may never end.
+    """
+    file = os.path.join(folder, name)
+    if not os.path.isfile(file):
+        return {}
     try:
         with open(file, "rb") as f:
             values = json.loads(f.read(_MAX_JSON))
     except (OSError, ValueError, RecursionError):
-        return {}
+        return None
     return values if isinstance(values, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ def read_name(name: str) -> SplitName | None:
     `rest` is empty for a name that can hardly mean anything else: train, Test-Set, seg_train,
     val2017. With a rest (dogs_train, dev-board, train station) it is a guess.
     """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    plain = unicodedata.normalize("NFKC", name)  # full width, as Japanese keyboards write it
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain)
     lower = re.sub(r"hold[\W_]?out", "holdout", spaced.lower())
     words: list[str] = []
     for word in re.split(r"[\W\d_]+", lower):
@@ -73,6 +75,17 @@ def read_names(names: Iterable[str]) -> dict[str, SplitName]:
         name: SplitName(held, read.rest) if read.split == "held out" else read
         for name, read in found.items()
     }
+
+
+def begun_name(name: str) -> str | None:
+    """The split that a name begins like: Trainingsdaten, Testdaten, Validierung, tr, te, va.
+
+    Classes begin so, too (trains, valves, tr for Turkish): to be used where something else speaks
+    for splits.
+    """
+    lower = unicodedata.normalize("NFKC", name).lower()
+    word = re.match(r"[\W\d_]*([^\W\d_]*)", lower)
+    return next((s for s in SPLITS if word and (word[1].startswith(s) or word[1] == s[:2])), None)
 
 
 def split_values(values: Iterable[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from vitc.data.sources.base import Source
 from vitc.data.sources.custom import CustomSource
 from vitc.data.sources.embedded import Fashion, Synthetic
 from vitc.data.sources.folder import Folder
+from vitc.data.sources.folder import holds_classes as holds_classes
 from vitc.data.sources.formula import Formula
 from vitc.data.sources.lists import List
 from vitc.data.sources.packed import Packed

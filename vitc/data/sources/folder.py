@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +13,8 @@ import numpy as np
 
 from vitc.data.config import DataConfig
 from vitc.data.litter import (
+    OUTPUT_FOLDERS,
+    is_config_file,
     is_image,
     is_litter,
     is_own_output,
@@ -77,6 +79,17 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
         folders = [p.name for p in root.parent.glob("*") if p.is_dir()]
         raise ConfigError(f"There is no folder {root}.{suggest(root.name, folders)}", LAYOUTS)
     tree, own = walk(str(root))
+    try:
+        return _found(root, tree, own, wanted, strict)
+    except DataError as error:
+        if not own:
+            raise
+        raise DataError(error.message, " ".join([error.hint or "", *_own_notes(own)])) from None
+
+
+def _found(
+    root: Path, tree: Tree, own: dict[str, str], wanted: dict[str, str] | None, strict: bool
+) -> Found:
     if not tree.folders(""):
         raise _no_folders(root, tree.places[""])
     layout = _arranged(root, tree, wanted)
@@ -95,6 +108,7 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
         splits = {split: _images(root, classes, part) for split, part in found.items()}
         splits = {split: part for split, part in splits.items() if len(part)}
         return Found(tuple(map(shown, classes)), splits, tuple(notes))
+    _check_beside_output(root, layout, found, own)
     _check_classes(root, found)
     classes = sorted(found["train"], key=name_key)
     for split, part in found.items():
@@ -195,7 +209,7 @@ def walk(root: str) -> tuple[Tree, dict[str, str]]:
     """All folders and files below `root` without litter, and what vitc wrote there: path -> kind.
 
     Links to folders are followed, but not to a folder that they are in. Raises DataError: `root`
-    cannot be read.
+    cannot be read, or vitc wrote it.
     """
     places: dict[str, Place] = {}
     own: dict[str, str] = {}
@@ -208,7 +222,9 @@ def walk(root: str) -> tuple[Tree, dict[str, str]]:
             listed = pool.map(lambda path: _list(os.path.join(root, path)), level)
             below: list[str] = []
             for path, (place, kind, linked) in zip(level, listed, strict=True):
-                if kind and path:
+                if kind and not path:
+                    raise _is_own(root, kind)
+                if kind:
                     own[path] = kind
                 elif place.identity not in chains[path] and links[path] <= _MAX_LINKS:
                     places[path] = place
@@ -220,23 +236,46 @@ def walk(root: str) -> tuple[Tree, dict[str, str]]:
             level = below
     if places[""].error is not None:
         raise _unreadable(root, places[""].error)
-    _drop_absent(places, own)
+    _drop_absent(root, places, own)
     return Tree(places), own
 
 
-def _drop_absent(places: dict[str, Place], own: dict[str, str]) -> None:
+def _drop_absent(root: str, places: dict[str, Place], own: dict[str, str]) -> None:
     """Remove folders that are not in the tree from their parents, and those of own output alone."""
     for path in sorted(places, key=lambda path: -path.count("/") if path else 1):
+        if path not in places:
+            continue
         place = places[path]
-        before = [join(path, name) for name in place.folders]
+        mine = any(join(path, name) in own for name in place.folders)
         place.folders = [name for name in place.folders if join(path, name) in places]
-        mine = [inner for inner in before if inner in own]
-        plots = not place.images or path.rpartition("/")[2] in ("runs", "studies")
-        if path and mine and not place.folders and plots:
-            for inner in mine:
+        kind = _kind_of_runs(root, places, path, mine) if path else ""
+        if kind:
+            for inner in _inside(path, own):
                 del own[inner]
-            own[path] = "runs"
-            del places[path]
+            for inner in (path, *_inside(path, places)):
+                del places[inner]
+            own[path] = kind
+
+
+def _kind_of_runs(root: str, places: dict[str, Place], path: str, mine: bool) -> str:
+    """What a folder is that holds output of vitc (`mine`) and no images; "": it may hold data.
+
+    In runs/ and studies/, where vitc writes, its output may have pictures beside it, or be a config
+    or nothing yet.
+    """
+    named = path.rpartition("/")[2] in OUTPUT_FOLDERS
+    if not (mine or named):
+        return ""
+    inside = [places[inner] for inner in (path, *_inside(path, places))]
+    if any(place.images for place in inside):
+        return "runs" if mine and named else ""
+    if mine or any(is_config_file(os.path.join(root, path, name)) for name in places[path].others):
+        return "runs"
+    return "" if any(place.others for place in inside) else "an empty folder for runs"
+
+
+def _inside(path: str, paths: Iterable[str]) -> list[str]:
+    return [inner for inner in paths if inner.startswith(f"{path}/")]
 
 
 def _list(folder: str) -> tuple[Place, str, set[str]]:
@@ -286,6 +325,13 @@ def _holds_images(folder: str, depth: int = 2) -> bool:
     if any(is_image(path, IMAGE_SUFFIXES) and os.path.isfile(path) for path in inside):
         return True
     return depth > 0 and any(_holds_images(path, depth - 1) for path in inside)
+
+
+def _is_own(folder: str, kind: str) -> DataError:
+    return DataError(
+        f"{shown(folder)} is no folder of images: by the files in it, vitc wrote {kind} there.",
+        "Give the folder of the images. If it is this one, move the other files out of it.",
+    )
 
 
 def _unreadable(folder: str, error: OSError) -> DataError:
@@ -376,6 +422,36 @@ def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
                 f"training lacks: {some(strange, 5)}.{suggest(strange[0], train)}",
                 f"The {counted(len(train), 'class', 'classes')} of training: {some(train, 10)}.",
             )
+
+
+def _check_beside_output(
+    root: Path, layout: Layout, found: dict[str, dict[str, _Class]], own: dict[str, str]
+) -> None:
+    """Refuse a class folder that holds output of vitc and images that may be pictures of it: few
+    beside the other classes, or in formats that none of them has."""
+    for split, part in found.items():
+        holding = {
+            name: inside[0]
+            for name, folders in layout.classes[split].items()
+            if (inside := [o for folder in folders for o in _inside(folder, own)])
+        }
+        others = [c.images for name, c in part.items() if name not in holding and c.images]
+        known = {_suffix(name) for images in others for name, _ in images}
+        for name, output in holding.items():
+            images = part[name].images
+            few = 2 * len(images) <= min(map(len, others), default=0)
+            if images and others and (few or known.isdisjoint(_suffix(n) for n, _ in images)):
+                raise DataError(
+                    f"{shown(name)!r} in {root} holds {own[output]} that vitc wrote, "
+                    f"{shown(output)!r}, and {counted(len(images), 'image')}: pictures of it, or "
+                    "a class.",
+                    f"If it is no class, move {shown(name)!r} elsewhere. If it is one, move "
+                    f"{shown(output)!r} elsewhere.",
+                )
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def _images(root: Path, classes: Sequence[str], part: dict[str, _Class]) -> Split:

@@ -114,6 +114,8 @@ def _saved_files(folder: Path) -> list[str]:
 
 
 def _small_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():  # a pipe may never end
+        raise DataError(f"{file} is not a file, or not there.")
     try:
         with file.open("rb") as f:
             raw = f.read(MAX_JSON + 1)

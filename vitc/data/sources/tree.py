@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vitc.data.sources.base import some
-from vitc.data.split_words import SPLIT_OF, SPLITS, as_setting, read_names
+from vitc.data.split_words import SPLIT_OF, SPLITS, as_setting, begun_name, read_names
 from vitc.errors import DataError, suggest
 from vitc.wording import counted
 
@@ -29,11 +29,12 @@ _PARTS = (
     *("section", "portion", "piece", "images", "imgs", "photos", "folder", "dir"),
 )
 _NUMBERED = re.compile(r"(.*?[^\W\d_])(?:[\W_]*\d+|[\W_]+[a-z])\W*", re.DOTALL)
-# Folders in a class that are no classes themselves: years, dates, numbers, cameras, patients.
+# Folders in a class that are no classes themselves: years, numbers, cameras, patients, sides.
 _GROUP = re.compile(
     r"[\W\d_]*|(?:year|date|day|week|month|cam|camera|lens|view|angle|patient|subject|person|user"
     r"|session|site|room|video|vid|clip|seq|sequence|series|scene|study|case|scan|slide|id)"
     r"[\W_]*[\W\d_]+[a-z]?"
+    r"|left|right|front|back|top|bottom|north|south|east|west|day|night|indoor|outdoor"
 )
 
 
@@ -66,10 +67,10 @@ class Tree:
         """Images directly in a folder."""
         return len(self.places[path].images)
 
-    def holds_images(self, path: str) -> bool:
-        """Whether there are any, at any depth."""
-        return bool(self.images(path)) or any(
-            self.holds_images(join(path, name)) for name in self.folders(path)
+    def images_below(self, path: str) -> int:
+        """Images at any depth."""
+        return self.images(path) + sum(
+            self.images_below(join(path, name)) for name in self.folders(path)
         )
 
 
@@ -171,8 +172,29 @@ def _check_parts(tree: Tree, where: str, top: str, notes: list[str]) -> None:
         if len(images) < len(shared):
             alone = as_setting(dict.fromkeys(images or shared, "train"))
             notes.append(f"{about}, all of them read. To read some alone: {alone}.")
-        else:
+        elif len(family) > 3 or all(map(_is_group, family)):
             notes.append(f"{about}. If those are the classes: {parts}.")
+        else:
+            splits = as_setting(_likely(tree, top, family))
+            if same and not all(map(_is_group, shared)) and not _sure(tree, top, shared):
+                raise DataError(
+                    f"{about}: splits of one data set, or classes.",
+                    f"If they are splits: {splits}. If they are classes: {_CLASSES}.",
+                )
+            notes.append(f"{about}. If those are the classes: {splits}.")
+
+
+def _likely(tree: Tree, top: str, names: Iterable[str]) -> dict[str, str]:
+    """Two or three folders -> the split that each may be, by its name, or the largest is train."""
+    by_size = sorted(names, key=lambda name: -tree.images_below(join(top, name)))
+    found: dict[str, str] = {}
+    for name in by_size:
+        split = begun_name(name)
+        if split and split not in found.values():
+            found[name] = split
+    order = ("train", "test") if len(by_size) == 2 else SPLITS
+    free = [split for split in order if split not in found.values()]
+    return found | dict(zip([name for name in by_size if name not in found], free, strict=False))
 
 
 def _check_auxiliary(where: str, inside: Mapping[str, list[str]]) -> None:
@@ -249,22 +271,36 @@ def _guessed(tree: Tree, where: str, top: str, notes: list[str]) -> dict[str, st
     read = read_names(tree.folders(top))
     found = {name: r.split for name, r in read.items()}
     if "train" not in found.values() or len(set(found.values())) < 2:
-        return {}
+        return _begun(tree, top, notes)
     train = {r.rest for r in read.values() if r.split == "train"}
     held = {r.rest for r in read.values() if r.split != "train"}
     if len(train | held) == 1 and all(tree.folders(join(top, name)) for name in found):
-        about = ", ".join(f"{name!r} is {split}" for name, split in found.items())
-        notes.append(
-            f"Guessed from words in the names of folders: {about}. Fixed by {as_setting(found)}, "
-            "or none."
-        )
-        return found
+        return _noted_guess(found, notes)
     if not train & held:
         return {}
     raise DataError(
         f"{some(found)} in {where} are named like splits, but hold no class folders.",
         f"{LAYOUTS} {_CLASSES}.",
     )
+
+
+def _begun(tree: Tree, top: str, notes: list[str]) -> dict[str, str]:
+    """Folders such as Trainingsdaten and Testdaten -> their splits, where they hold the same class
+    folders, or nearly; none where they do not."""
+    inside = {name: tree.folders(join(top, name)) for name in tree.folders(top)}
+    found = {name: split for name in inside if (split := begun_name(name)) is not None}
+    splits = set(found.values())
+    whole = len(splits) == len(found) == len(inside) > 1 and "train" in splits
+    return _noted_guess(found, notes) if whole and repeated(inside) else {}
+
+
+def _noted_guess(found: dict[str, str], notes: list[str]) -> dict[str, str]:
+    about = ", ".join(f"{name!r} is {split}" for name, split in found.items())
+    notes.append(
+        f"Guessed from words in the names of folders: {about}. Fixed by {as_setting(found)}, "
+        "or none."
+    )
+    return found
 
 
 def _below_classes(tree: Tree, where: str, top: str, notes: list[str]) -> Layout | None:
@@ -346,7 +382,7 @@ def _check_others(
     filled = [
         name
         for name in others
-        if name.lower() not in AUXILIARY and tree.holds_images(join(top, name))
+        if name.lower() not in AUXILIARY and tree.images_below(join(top, name))
     ]
     doubtful = again if len(set(found.values())) > 1 else again or filled
     if doubtful:
