@@ -20,6 +20,7 @@ from vitc.cli.data import DATA_VERBS
 from vitc.cli.main import main
 from vitc.data import check_images
 from vitc.data.check import check
+from vitc.data.check_classes import _alike_names
 from vitc.data.check_page import page
 from vitc.data.check_report import Finding, Report, rows, to_values
 from vitc.data.config import DataConfig
@@ -254,6 +255,11 @@ def test_class_troubles_are_found_with_their_cure(tmp_path: Path) -> None:
     put(root, "train/Dog /0.jpg", PICTURES[50])
     found = kinds(examine(root))
     assert found["alike_names"].names == ("cat", "cats")
+    for other in ("c\u0430t", "\uff43\uff41\uff54", "c\xadat", "cat\u200b"):
+        text = " ".join(finding.text for finding in _alike_names(("cat", "dog", other)))
+        assert ascii(other) in text
+    assert [f.names for f in _alike_names(("1", "01", "10"))] == [("1", "01")]
+    assert not [*_alike_names(("кот", "\u043a\u0438\u0442", "10", "100"))]
     assert found["single"].names == ("Dog ",)
     assert found["rare"].names == ("cats",)
     assert "--data.balance sqrt" in found["unbalanced"].cure

@@ -132,6 +132,11 @@ SPLIT = "train train train train val val"
         ("Usage", "Training Training Training Training PublicTest PublicTest"),
         ("purpose", SPLIT),
         ("val", "0 0 0 0 1 1"),
+        ("fold", SPLIT),
+        ("in_val", "0 0 0 0 1 1"),
+        ("is_holdout", "no no no no yes yes"),
+        ("is_val_image", "0 0 0 0 1 1"),
+        ("valid_flag", "0.0 0.0 0.0 0.0 1.0 1.0"),
     ],
 )
 def test_a_column_of_splits_is_used_whatever_its_case(
@@ -147,7 +152,8 @@ def test_a_column_of_splits_is_used_whatever_its_case(
     chosen = {"image_column": "Path", "label_column": "Label"}
     assert opened(tmp_path / "list.csv", **chosen).fingerprint == data.fingerprint
     assert len(opened(tmp_path / "list.csv", splits="none").splits["train"]) == 6
-    assert ("Guessed" in " ".join(data.notes)) == (header in ("purpose", "val"))
+    sure = header.lower().startswith(("is", "s", "partition", "usage"))
+    assert ("Guessed" in " ".join(data.notes)) == (not sure or header == "is_holdout")
 
 
 def test_two_flags_and_folds_and_other_words(tmp_path: Path) -> None:
@@ -186,6 +192,7 @@ def test_doubtful_columns_are_refused_with_the_setting_that_decides(tmp_path: Pa
     refused("path,label,set", text, "unknown split '0', '1'", "--data.splits", x="0 0 0 0 1 1")
     refused("path,label,is_train", text, "leaves open", "train=1,val=0", x="1 1 1 1 0 0")
     refused("path,label,is_valid", text, "true or false", "--data.splits", x="a a a a b b")
+    refused("path,label,train_flag", text, "leaves open", "train=1,val=0", x="1 1 1 1 0 0")
     refused("path,label,valid", text, "may mark", "--data.splits none", x="1 1 1 1 1 0")
     both = "in/{i}.png,{c},{x},{y}"
     refused(
@@ -225,6 +232,100 @@ def test_lists_of_other_programs_are_read(
     data = opened(file)
     assert data.classes == ("Löwe", "b")
     assert [data.splits["train"].stored(i) for i in range(2)] == [png(0), png(1)]
+
+
+def test_flags_of_three_splits_and_flags_that_divide_nothing(tmp_path: Path) -> None:
+    text = rows(
+        "path,label,in_val,is_holdout",
+        "in/{i}.png,{c},{v},{h}",
+        v="0 0 0 1 1 0",
+        h="0 0 0 0 0 1",
+    )
+    data = opened(listed(tmp_path, text))
+    assert {k: len(s) for k, s in data.splits.items()} == {"train": 3, "val": 2, "test": 1}
+    for header, values in (
+        ("in_val", "1 1 1 1 1 1"),
+        ("in_val", "a b a b a b"),
+        ("valid", "1 " * 6),
+    ):
+        data = opened(
+            listed(tmp_path, rows(f"path,label,{header}", "in/{i}.png,{c},{v}", v=values))
+        )
+        assert data.notes[0] == f"Columns used: path, label; not used: {header}."
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_whole_floats_are_integers_and_others_are_names_or_refused(
+    tmp_path: Path, suffix: str
+) -> None:
+    def read(labels: str) -> DataSet:
+        text = rows("path,label", "in/{i}.png,{l}", l=labels)
+        if suffix == "jsonl":
+            pairs = [line.split(",") for line in text.splitlines()[1:]]
+            text = "\n".join(f'{{"path": "{path}", "label": {label}}}' for path, label in pairs)
+        return opened(listed(tmp_path, text, f"l.{suffix}"))
+
+    data = read("0.0 10.0 2.0 0 10 2")
+    assert data.classes == ("0", "2", "10")
+    assert data.splits["train"].labels.tolist() == [0, 2, 1, 0, 2, 1]
+    if suffix == "csv":
+        assert "Labels such as 1.0 are read as integers" in " ".join(data.notes)
+        assert read("1.0 2.5 1.0 2.5 1.0 2.5").classes == ("1.0", "2.5")
+    else:
+        with pytest.raises(DataError, match="also as 3"):
+            read("1.0 2.5 1.0 2.5 1.0 2.5")
+
+
+@pytest.mark.parametrize("text", ["None", "null", "NULL", "N/A", "n/a", "#N/A", "<NA>"])
+def test_what_programs_write_for_a_missing_label_is_no_class(tmp_path: Path, text: str) -> None:
+    splits = "train train train train test test"
+    file = listed(
+        tmp_path,
+        rows("path,label,split", "in/{i}.png,{l},{s}", l=f"a b a b {text} {text}", s=splits),
+    )
+    data = opened(file)
+    assert data.classes == ("a", "b")
+    assert "The test split is left out" in " ".join(data.notes)
+    with pytest.raises(DataError, match=f"no label, but '{text}'") as error:
+        opened(listed(tmp_path, rows("path,label", "in/{i}.png,{l}", l=f"a b a b a {text}")))
+    assert "rename the class" in (error.value.hint or "")
+
+
+def test_two_columns_that_name_different_images_are_refused(tmp_path: Path) -> None:
+    text = "image_path,file_path,label\n" + "".join(
+        f"in/{i}.png,{{}}{5 - i}.png,{i % 2}\n" for i in range(6)
+    )
+    file = listed(tmp_path, text.replace("{}", "in/"))
+    with pytest.raises(DataError, match="which name different images") as error:
+        opened(file)
+    assert "data.image_column" in (error.value.hint or "")
+    assert opened(file, image_column="image_path").splits["train"].stored(0) == png(0)
+    (tmp_path / "lists").mkdir()
+    moved = file.rename(tmp_path / "lists" / "list.csv")
+    moved.write_text(text.replace("in/", "").replace("{}", ""))
+    with pytest.raises(DataError, match="which name different images"):
+        opened(moved)  # found in the folder beside it
+    same = "".join(f"in/{i}.png,./in/{i}.png,{i}.png,{i % 2}\n" for i in range(6))
+    file = listed(tmp_path, "image_path,file_path,image_id,label\n" + same)
+    assert "not used: image_path, image_id" in opened(file).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [
+        ("\u200bcat", "\\u200b"),
+        ("c\xadat", "\\xad"),
+        ("\uff43\uff41\uff54", "\\uff43"),
+        ("c\u0430t", "\\u0430"),
+        ("Cat", "'Cat'"),
+    ],
+)
+def test_labels_that_look_the_same_are_named(tmp_path: Path, other: str, shown: str) -> None:
+    labels = ["cat", other, "dog"]
+    text = "".join(f"in/{i}.png,{labels[i % 3]}\n" for i in range(6))
+    data = opened(listed(tmp_path, f"path,label\n{text}"))
+    assert len(data.classes) == 3
+    assert shown in next(note for note in data.notes if "almost the same name" in note)
 
 
 def test_paths_are_found_in_one_folder_around_the_list_or_refused(

@@ -123,6 +123,20 @@ def test_a_column_of_splits_is_used_and_others_are_reported(tmp_path: Path) -> N
     assert counts(opened(tmp_path / "t.arrow")) == {"train": 6, "val": 4}
 
 
+def test_flags_and_labels_stored_as_floats_are_those_of_integers(tmp_path: Path) -> None:
+    file, plain = tmp_path / "t.parquet", table(plain=True)
+    pq.write_table(plain.append_column("is_valid", pa.array([0.0] * 6 + [1.0] * 4)), file)
+    data = opened(file)
+    assert counts(data) == {"train": 6, "val": 4}
+    pq.write_table(plain.append_column("in_val", pa.array([False] * 6 + [True] * 4)), file)
+    assert counts(opened(file)) == {"train": 6, "val": 4}
+    pq.write_table(plain.append_column("score", pa.array([0.0] * 6 + [1.0] * 4)), file)
+    assert "not used: score" in " ".join(opened(file).notes)
+    floats = plain.set_column(1, "label", pa.array([float(i % 2) for i in range(10)]))
+    pq.write_table(floats, file)
+    assert opened(file).classes == ("0", "1")
+
+
 def two_files(folder: Path, first: Any, second: Any) -> Path:
     folder.mkdir(exist_ok=True)
     pq.write_table(first, folder / "a.parquet")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import vitc.data.sources.tar
-from tests.source_folders import WHOLE, png
+from tests.source_folders import PNG, WHOLE, png
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
@@ -568,10 +568,31 @@ def test_two_spellings_of_an_accent_are_one_class(tmp_path: Path) -> None:
 
 
 def test_folders_may_have_any_name(tmp_path: Path) -> None:
-    data = whole(
-        tar(tmp_path / "s.tar", {f"{c}/{i}.png": png(i) for c in ("nan", "a|b") for i in range(2)})
-    )
-    assert data.classes == ("a|b", "nan")
+    names = ("nan", "a|b", "None", "null")
+    data = whole(tar(tmp_path / "s.tar", {f"{c}/{i}.png": png(i) for c in names for i in range(2)}))
+    assert sorted(data.classes) == sorted(names)
+
+
+def test_labels_with_a_byte_order_mark_or_whole_floats_are_read(tmp_path: Path) -> None:
+    made = labelled("{i}.png", "{i}.cls=C") | {"0.cls": b"\xef\xbb\xbfcat"}
+    assert whole(tar(tmp_path / "s.tar", made)).classes == ("cat", "dog")
+    made = labelled("{i}.png", '{i}.json={"label": 1.0}') | {"0.json": b'{"label": 0.0}'}
+    assert whole(tar(tmp_path / "t.tar", made)).classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("members", "cure"),
+    [
+        ({"a.cls": "gr\u00fcn".encode("latin1")}, "UTF-8"),
+        ({"a.json": b'{"label": 1.5}'}, "a number or a name"),
+        ({"a.coarse.cls": b"x", "a.fine.cls": b"y"}, "--data.label_column ENDING"),
+        ({"cat\\0.png": PNG}, "with / in names"),
+    ],
+)
+def test_the_cure_fits_what_is_refused(tmp_path: Path, members: Members, cure: str) -> None:
+    with pytest.raises(DataError) as error:
+        opened(tar(tmp_path / "s.tar", {"a.png": PNG} | members))
+    assert cure in (error.value.hint or "")
 
 
 def test_litter_beside_shards_is_passed_over(tmp_path: Path) -> None:

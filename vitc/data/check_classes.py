@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln
 
 from vitc.data.check_report import EXAMPLES, Finding, Kind, Report, of_names
-from vitc.data.sources.base import some
+from vitc.data.sources.base import folded, some, spelt
 from vitc.data.sources.tree import AUXILIARY, repeated
 from vitc.data.split_words import read_name
 from vitc.data.store import Ints, name_key, shown
@@ -190,17 +190,18 @@ def _folders_of_others(report: Report) -> Iterator[Finding]:
 
 
 def _alike_names(classes: Sequence[str]) -> Iterator[Finding]:
-    """Class names equal but for case, spaces, punctuation, a plural's s, and words of copies."""
+    """Class names equal but for case, spaces, punctuation, a plural's s, words of copies, invisible
+    characters, and letters that look the same."""
     groups: dict[str, list[str]] = {}
     for name in classes:
-        letters = _COPY.sub("", name_key(name).casefold())
+        letters = _COPY.sub("", folded(name))
         letters = re.sub(r"[\W_]+", "", letters)
         if len(letters) > 3 and letters.endswith("s") and not letters.endswith("ss"):
             letters = letters[:-1]
         groups.setdefault(letters or name, []).append(name)
     alike = [names for names in groups.values() if len(names) > 1]
     if alike:
-        examples = tuple(" ~ ".join(map(repr, names)) for names in alike[:EXAMPLES])
+        examples = tuple(" ~ ".join(spelt(names)) for names in alike[:EXAMPLES])
         yield Finding(
             "alike_names",
             "warn",

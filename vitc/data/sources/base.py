@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -44,6 +45,15 @@ OPTIONAL = {
     "splits": "",
     "path_sha256": "",
 }
+# Cyrillic and Greek letters in lower case: they or their capitals look like these Latin ones.
+_LOOK_ALIKE = str.maketrans(
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455"
+    "\u03b1\u03b2\u03b5\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c7",
+    "abekmhopctyxijsabeikvoptx",
+)
+_MISSING = frozenset(
+    {"None", "NULL", "null", "N/A", "n/a", "#N/A", "<NA>"}
+)  # by Python, SQL, Excel
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,23 +212,42 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return few((repr(shown(name)) for name in names), most)
 
 
+def folded(name: str) -> str:
+    """A class's name for comparing: without case and invisible characters, in the letters and
+    digits that it looks like; 01 is 1."""
+    if not name.isascii():
+        name = unicodedata.normalize("NFKC", name)  # full-width letters are others
+        name = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    name = name.casefold().translate(_LOOK_ALIKE)
+    return (name.lstrip("0") or name) if name.isdecimal() else name
+
+
+def spelt(names: Sequence[str]) -> list[str]:
+    """Class names for a message on how they differ: with codes in place of letters that may look
+    like others."""
+    plain = {name.casefold() for name in names}
+    return [repr(shown(n)) if n.isascii() or len(plain) == 1 else ascii(n) for n in names]
+
+
 def similar_classes(classes: Iterable[str]) -> list[str]:
-    """A note on classes that differ only in case, spaces, hyphens and underscores."""
+    """A note on classes that differ only in case, spaces, hyphens, underscores, invisible
+    characters, or letters that look the same."""
     near: dict[str, list[str]] = {}
     for name in sorted(classes):
-        alike = re.sub(r"[\s_-]+", "", name.casefold()) if re.search(r"[^\W\d_]", name) else name
+        alike = folded(name)
+        alike = re.sub(r"[\s_-]+", "", alike) if re.search(r"[^\W\d_]", alike) else alike
         near.setdefault(alike, []).append(name)
-    doubtful = [name for group in near.values() if len(group) > 1 for name in group]
+    doubtful = [text for group in near.values() if len(group) > 1 for text in spelt(group)]
     if not doubtful:
         return []
-    return [f"Classes with almost the same name: {some(doubtful, 6)}. Are they one?"]
+    return [f"Classes with almost the same name: {few(doubtful, 6)}. Are they one?"]
 
 
 def label_text(text: str) -> str:
-    """A label in a table, list or tar as the name of its class; empty: nan, as pandas writes those
+    """A label in a table, list or tar as the name of its class; empty: as programs write those
     that are missing."""
     text = name_key(text.strip())
-    return "" if text.lower() == "nan" else text
+    return "" if text.lower() == "nan" or text in _MISSING else text
 
 
 def label_of(value: object) -> str | None:
@@ -248,15 +277,26 @@ def one_label_each(
             "Give each image one label: multi-label data is not supported. No class may have | in "
             "its name.",
         )
-    codes, names = label_codes(map(label_text, texts))
-    count = np.bincount(codes, minlength=len(names))
+    spellings, names = label_codes(map(label_text, texts))
+    count = np.bincount(spellings, minlength=len(names))
     merged = [name for name, n in zip(names, count, strict=True) if name and n > 1]
     if merged:
         notes.append(
             "Labels that differ only in spaces around them, or in how accents are stored, are one "
             f"class: {some(merged)}."
         )
-    return replace(images, labels=codes[images.labels]), names
+    codes, whole = label_codes(_whole(names))
+    if whole != names:
+        notes.append("Labels such as 1.0 are read as integers, such as 1.")
+    return replace(images, labels=codes[spellings][images.labels]), whole
+
+
+def _whole(texts: Sequence[str]) -> list[str]:
+    """Labels that are all integers, some with .0 as pandas writes those with gaps, without it."""
+    numbers = [re.fullmatch(r"(-?[0-9]{1,18})(?:\.0*)?", text) for text in texts if text]
+    if not numbers or not all(numbers):
+        return list(texts)
+    return [text.partition(".")[0] for text in texts]
 
 
 def _is_several(text: str) -> bool:
@@ -363,9 +403,9 @@ def _labelled(
         if count < total or not code:
             first = images.names[int(np.flatnonzero(without & (splits == code))[0])]
             raise DataError(
-                f"{where} has {counted(count, 'image')} without a label (empty, nan or -1) in "
-                f"the {name} split, which has {total:,}: {shown(first)!r}.",
-                "Label them, or leave them out; a class named nan needs another name.",
+                f"{where} has {counted(count, 'image')} without a label (empty, nan, None, null, "
+                f"N/A or -1) in the {name} split, which has {total:,}: {shown(first)!r}.",
+                "Label them, or leave them out; a class named so needs another name.",
             )
         notes.append(
             f"The {name} split is left out: its {counted(total, 'image')} have no labels; vitc "

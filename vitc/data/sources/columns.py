@@ -11,7 +11,7 @@ from typing import Any
 
 from vitc.data.config import DataConfig
 from vitc.data.sources.base import some
-from vitc.data.split_words import SPLITS, as_setting, parse_splits, split_values
+from vitc.data.split_words import HELD_OUT, SPLIT_OF, SPLITS, as_setting, parse_splits, split_values
 from vitc.errors import ConfigError, DataError, suggest, unknown
 from vitc.wording import few
 
@@ -35,6 +35,12 @@ _FLAGS = {
     **dict.fromkeys(("isval", "isvalid", "isvalidation", "isdev", "val", "validation"), "val"),
     **dict.fromkeys(("istest", "istesting", "test"), "test"),
     **dict.fromkeys(("istrain", "istraining", "train"), "train"),
+}
+_MORE_FLAGS = {  # where they are of true and false
+    form.format(word): split
+    for word, split in (*SPLIT_OF.items(), *dict.fromkeys(HELD_OUT, "held out").items())
+    for form in ("is{}", "in{}", "{}flag", "is{}image", "is{}set", "in{}set")
+    if form.format(word) not in _FLAGS
 }
 _MAYBE_VAL = ("valid", "holdout")  # where they are flags
 _FOLDS = frozenset({"fold", "folds", "kfold", "cvfold", "foldid", "cv"})
@@ -64,7 +70,7 @@ def is_known(name: str) -> bool:
 def is_split(name: str) -> bool:
     """Whether a column of this name may divide the images into splits."""
     one = plain(name)
-    return one in SPLIT_NAMES or one in _FLAGS or one in _MAYBE_VAL
+    return one in SPLIT_NAMES or one in _FLAGS or one in _MORE_FLAGS or one in _MAYBE_VAL
 
 
 def may_split(name: str, value: Any) -> bool:
@@ -222,7 +228,9 @@ def _found_rule(values: Values, where: str) -> SplitRule:
         boolean = {v.lower() for v in distinct} <= _TRUE | _FALSE
         if name in SPLIT_NAMES:
             named.append(column)
-        elif name in _FLAGS and (boolean or name.startswith("is")):
+        elif (name in _FLAGS and (boolean or name.startswith("is"))) or (
+            name in _MORE_FLAGS and boolean and len(distinct) > 1
+        ):
             flags.append(column)
         elif name in _MAYBE_VAL and boolean and len(distinct) > 1:
             raise DataError(
@@ -230,14 +238,14 @@ def _found_rule(values: Values, where: str) -> SplitRule:
                 f"If so: --data.split_column {column} --data.splits val=VALUE; else --data.splits "
                 "none.",
             )
+        elif len(distinct) > 1 and _all_splits(distinct):
+            alike.append(column)
         elif name in _FOLDS:
             first = sorted(distinct)[0]
             notes.append(
                 f"The column {column!r} is not used as a split: --data.split_column {column} "
                 f"--data.splits val={first} validates on fold {first}."
             )
-        elif len(distinct) > 1 and _all_splits(distinct):
-            alike.append(column)
     readable = [column for column in named if _all_splits(values[column] or ())]
     named = readable if len(named) > 1 and readable else named
     groups = [*([c] for c in named), *([flags] if flags else []), *([c] for c in alike)]
@@ -251,8 +259,8 @@ def _found_rule(values: Values, where: str) -> SplitRule:
         rule = _rule_of(named[0], values, None, where)
     elif flags:
         rule = _flag_rule(flags, values, where)
-        bare = [column for column in flags if not plain(column).startswith("is")]
-        notes += [_guess(column) for column in bare]
+        held = dict.fromkeys(f"is{word}" for word in HELD_OUT)
+        notes += [_guess(c) for c in flags if plain(c)[:2] != "is" or plain(c) in held]
     elif alike:
         rule = _rule_of(alike[0], values, None, where)
         notes.append(_guess(alike[0]))
@@ -285,7 +293,7 @@ def _rule_of(
             "splits.",
             "Choose another with --data.split_column NAME.",
         )
-    if not wanted and plain(column) in _FLAGS:
+    if not wanted and (plain(column) in _FLAGS or plain(column) in _MORE_FLAGS):
         return _flag_rule([column], values, where)
     table = split_values(distinct)
     if wanted:
@@ -313,7 +321,9 @@ def _rule_of(
 
 def _flag_rule(columns: Sequence[str], values: Values, where: str) -> SplitRule:
     """Columns such as is_valid and is_test, of true and false."""
-    splits = [_FLAGS[plain(column)] for column in columns]
+    splits = [(_FLAGS | _MORE_FLAGS)[plain(column)] for column in columns]
+    held = "test" if "val" in splits else "val"
+    splits = [held if split == "held out" else split for split in splits]
     tables = []
     for column, split in zip(columns, splits, strict=True):
         distinct = values[column] or ()

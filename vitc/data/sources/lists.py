@@ -43,6 +43,8 @@ from vitc.wording import counted
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 MAX_LINE = 1 << 20  # bytes of one line of a list
 MAX_LIST = 4 << 30  # bytes of a list
+_OBJECT = 'A line holds each key once. For example: {"path": "a.jpg", "label": "cat"}'
+MAX_COMPARED = 1000  # rows in which two columns of paths are compared
 DELIMITERS = ",;\t|"
 Row = tuple[int, Sequence[Any]]  # number of the line, a value for each heading
 
@@ -65,6 +67,7 @@ class List(base.Source):
         listed = _read(table, images, strict)
         sizes, notes = _find(table, listed, config)
         _check_twice(listed.paths)
+        _check_one_path(table, listed, images)
         there = np.flatnonzero(sizes >= 0)
         codes, labels = label_codes(listed.labels)
         store = Files(file.parent, Names.of(listed.paths).take(there))
@@ -144,11 +147,9 @@ class _Table:
             try:
                 values = json.loads(line, object_pairs_hook=once)
             except (ValueError, RecursionError) as e:
-                raise DataError(f"{where} is not JSON: {e}.") from e
+                raise DataError(f"{where} is not JSON: {e}.", _OBJECT) from e
             if not isinstance(values, dict):
-                raise DataError(
-                    f"{where} is not an object.", 'For example: {"path": "a.jpg", "label": "cat"}'
-                )
+                raise DataError(f"{where} is not an object.", _OBJECT)
             self.header = self.header or list(values)
             new = [key for key in values if key not in self.header and is_known(key)]
             if new:
@@ -215,6 +216,7 @@ class _Columns(NamedTuple):
     label: str | None
     rule: SplitRule
     notes: list[str]
+    others: list[str]  # columns that can be the path, too
 
 
 def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
@@ -245,7 +247,8 @@ def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
     rule = split_rule(config, values, where)
     used = [name for name in (path, label, *rule.columns) if name is not None]
     notes = [usage(used, [*header, *table.late]), *rule.notes]
-    return _Columns(path, label, rule, notes)
+    others = [] if config.image_column else [name for name in paths if name not in used]
+    return _Columns(path, label, rule, notes, others)
 
 
 # -- the rows --------------------------------------------------------------------------------------
@@ -268,12 +271,13 @@ def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
     for number, row in table.rows():
         where = f"{table.file}, line {number}"
         path, label = row[path_at], "" if label_at is None else row[label_at]
-        if isinstance(label, int) and not isinstance(label, bool):
-            label = str(label)
-        if isinstance(label, list):
-            label = json.dumps(label)  # refused when all are read
-        if not isinstance(path, str) or not isinstance(label, str):
-            raise DataError(f"{where}: path and label must be strings; a label may be an integer.")
+        # Several labels are refused when all are read.
+        label = json.dumps(label) if isinstance(label, list) else base.label_of(label)
+        if not isinstance(path, str) or label is None:
+            raise DataError(
+                f"{where}: path and label must be strings; a label may be an integer, also as 3.0.",
+                _OBJECT,
+            )
         path, label = path.strip(), label.strip()
         try:
             split = columns.rule.split([text_of(row[at]) for at in split_at])
@@ -302,6 +306,26 @@ def _check_twice(paths: Sequence[str]) -> None:
             f"{counted(len(paths) - len(count), 'path')} listed twice: {base.some(twice)}.",
             "List each image once; --data.balance weights classes.",
         )
+
+
+def _check_one_path(table: _Table, listed: _Listed, columns: _Columns) -> None:
+    """Raises DataError: another column names other images that exist, in the first rows."""
+    folder = table.file.parent
+    for column in columns.others:
+        named = zip(table.column(columns.path), table.column(column), listed.paths, strict=True)
+        for written, other, path in itertools.islice(named, MAX_COMPARED):
+            if "\0" in other or not is_image(other, base.IMAGE_SUFFIXES):
+                continue
+            before, found, _ = path.partition(written)  # where the path was found
+            places = [folder, folder / before] if found else [folder]
+            theirs = [place / other.replace("\\", "/") for place in places]
+            there = next((file for file in theirs if file.is_file()), None)
+            if there and (folder / path).is_file() and not there.samefile(folder / path):
+                raise DataError(
+                    f"{table.file} has several columns that can be the path, {columns.path!r} and "
+                    f"{column!r}, which name different images: {written!r} and {other!r}.",
+                    "Choose one with --data.image_column NAME.",
+                )
 
 
 def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, list[str]]:

@@ -34,6 +34,7 @@ from vitc.data.sources.columns import (
 )
 from vitc.data.sources.folder import holds_classes
 from vitc.data.sources.parquet_columns import (
+    FLOATS,
     MAX_COLUMN,
     MAX_GROUP,
     MAX_TEXT,
@@ -183,7 +184,7 @@ def _check_label(path: str, label: str, schema: Any) -> None:
             f"The column {label!r} of {path} holds several labels per image ({kind}).",
             "Multi-label data is not supported.",
         )
-    if kind_of(schema, label) not in (*TEXTS, *NUMBERS):
+    if kind_of(schema, label) not in (*TEXTS, *NUMBERS, *FLOATS):
         raise ConfigError(
             f"The column {label!r} of {path} holds {kind}: labels must be integers or strings."
         )
@@ -205,7 +206,8 @@ def _split_columns(
             name
             for name in schema.names
             if name not in (columns.image, columns.label)
-            and kind_of(schema, name) in (*TEXTS, *NUMBERS, "bool")
+            and kind_of(schema, name)
+            in (*TEXTS, *NUMBERS, "bool", *(FLOATS if is_split(name) or name == chosen else ()))
         ]
         for path, schema in schemas.items()
     }
@@ -309,7 +311,13 @@ class _Rows:
                     f"{len(classes) - 1}."
                 )
             found = [None if v is None else classes[v] for v in found]
-        for text in ("" if v is None else str(v) for v in found):
+        for v in found:
+            text = base.label_of(v)
+            if text is None:
+                raise DataError(
+                    f"{self.path} has the label {v!r}; labels must be integers or strings.",
+                    "Choose another column with --data.label_column NAME.",
+                )
             if len(text) > MAX_TEXT:
                 raise DataError(
                     f"{self.path} has a label of {len(text):,} characters; {MAX_TEXT:,} are "

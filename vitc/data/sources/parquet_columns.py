@@ -20,6 +20,7 @@ MAX_COLUMN = 1 << 30  # bytes of another column in a row group, unpacked
 MAX_TEXT = 1 << 16  # characters of a label, or of a value that can be a split
 TEXT_BATCH = 4096  # rows at a time
 TEXTS = ("string", "large_string")
+FLOATS = ("halffloat", "float", "double")  # pandas writes integers and flags with gaps so
 NUMBERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 

@@ -93,9 +93,12 @@ def _check_name(name: str) -> str:
     """The name without a leading ./; refused where it would lead out of a folder."""
     while name.startswith("./"):
         name = name[2:]
-    parts = name.split("/")
-    if not name or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+    if not name or name.startswith("/") or ".." in re.split(r"[/\\]", name) or "\0" in name:
         raise Damaged(f"the name {shown(name)!r} leads outside")
+    if "\\" in name:
+        raise Damaged(
+            f"the name {shown(name)!r} has a backslash", "Write the shards again, with / in names."
+        )
     return name
 
 
