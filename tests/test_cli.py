@@ -273,6 +273,23 @@ def test_a_mistake_is_named_with_its_value_and_a_way_out(
     assert runs.configs == []
 
 
+@pytest.mark.parametrize("words", [["train"], ["data", "check"], ["evaluate"], ["show"]])
+def test_a_path_that_is_too_long_is_a_mistake(words: list[str], capsys: Capture) -> None:
+    assert main([*words, "x" * 300]) == 2
+    assert re.search(r"of \d+ characters is too long here", capsys.readouterr().err)
+
+
+def test_a_current_folder_that_was_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["data", "check", "fashion", "--html", "x.html"]) == 2
+    assert "The current folder has been removed." in capsys.readouterr().err
+
+
 def test_a_misspelt_run_folder_gets_a_suggestion(finished_run: Path, capsys: Capture) -> None:
     err = failed(["eval", str(finished_run.with_name("finishd"))], capsys)
     assert "Did you mean 'finished'?" in err

@@ -475,6 +475,17 @@ def test_hidden_folders_of_images_are_named_unless_a_known_program_hides_them(
     assert len(opened(tmp_path).splits["train"]) < 10
 
 
+@pytest.mark.parametrize("name", ["@SynoResource", "@Recently-Snapshot", "Thumbnails", "_thumbs"])
+def test_copies_that_programs_make_are_passed_over_and_named(tmp_path: Path, name: str) -> None:
+    plant(tmp_path, {"a": 5, "b": 5, name: 3, f"b/{name}/x": 2})
+    data = opened(tmp_path)
+    assert data.classes == ("a", "b")
+    assert f"2 folders named like copies that programs make of images skipped: '{name}'" in notes(
+        data
+    )
+    assert sum(map(sum, counts(data).values())) == 10
+
+
 def test_links_in_circles_end_and_linked_folders_are_read(tmp_path: Path) -> None:
     plant(tmp_path, {"data/a": 3, "data/b": 3, "elsewhere": 4})
     root = tmp_path / "data"
@@ -564,6 +575,25 @@ def test_what_lies_there_instead_of_images_is_named(tmp_path: Path) -> None:
     plant(tmp_path / "z", {"a": 9, "b": 9, "empty": 0})
     (tmp_path / "z" / "empty" / "IMG_1.CR3").write_bytes(b"x")
     assert "'empty/IMG_1.CR3'" in refusal(tmp_path / "z")
+
+
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [
+        ("default/train/0000.parquet", "default"),
+        ("config_a/train-0.parquet", "config_a"),
+        ("label=cat/0.parquet", "'label=cat'"),
+        ("a/raw/train-images-idx3-ubyte", "a/raw"),
+    ],
+)
+def test_tables_below_are_named(tmp_path: Path, file: str, place: str) -> None:
+    plant(tmp_path, {"other": 0})
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    hint = f"For the data in {file!r}: --data "
+    message = refusal(tmp_path)
+    assert hint in message
+    assert message.replace("'", "").endswith(f"{tmp_path}/{place}.".replace("'", ""))
 
 
 def test_a_wrong_path_is_a_config_error_with_a_suggestion(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def place(ran: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+def test_images_saved_in_another_format_are_counted_by_their_names(tmp_path: Path) -> None:
+    old, new = (
+        opened(plant(tmp_path / suffix, suffix=suffix), val_fraction=0.0, test_fraction=0.0).images
+        for suffix in (".bmp", ".png")
+    )
+    assert not trained_on(old, new).any()
+    assert identity.count_alike(old, new) == 20
+
+
 # -- six kinds of change ---------------------------------------------------------------------------
 
 

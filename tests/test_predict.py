@@ -135,6 +135,30 @@ def test_folders_are_walked_as_for_training(tmp_path: Path) -> None:
     ]
 
 
+def test_what_no_image_can_be_read_from_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("d/a/1.jpg", "d/Thumbnails/1.jpg", "d/.old/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "d/pipe.jpg")
+    (tmp_path / "d/null.png").symlink_to("/dev/null")
+    (tmp_path / "d/cats").symlink_to("/mnt/unmounted")
+    found = find_images([tmp_path / "d"])
+    assert [str(f).removeprefix(f"{tmp_path}/") for f in found] == ["d/cats", "d/a/1.jpg"]
+    assert "2 special files (pipe, socket, device) passed over: " in caplog.text
+    assert "make of images skipped: 'Thumbnails'" in caplog.text
+    assert "1 hidden folder with images skipped: '.old'" in caplog.text
+
+
+def test_missing_names_beside_others_are_broken_images(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    names = [tmp_path / n for n in ("1.jpg", "gone.jpg", "gone.jpg", "x" * 300)]
+    assert find_images(names) == [names[0], names[1], names[3]]
+    with pytest.raises(ConfigError, match=r"no file .*gone\.jpg, nor any of 2 others"):
+        find_images(names[1:])
+
+
 def test_an_image_that_is_named_twice_is_predicted_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.jpg").touch()
@@ -455,6 +479,13 @@ def test_names_come_from_stdin_and_rows_go_to_a_file(
     assert main(["predict", str(trained), "-", "--out", str(tmp_path / "a.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == names
+    some = [names[0], "gone.jpg", names[1]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\0".join(some) + "\0"))  # find -print0
+    assert main(["predict", str(trained), "-", "--out", str(tmp_path / "b.jsonl")]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == some
+    assert [row.get("status") for row in rows] == [None, "failed", None]
+    assert "gone.jpg" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert main(["predict", str(trained), "-"]) == 2
     assert "no names on stdin" in capsys.readouterr().err

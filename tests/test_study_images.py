@@ -97,6 +97,20 @@ def test_a_study_is_not_extended_on_changed_images_unless_allowed(
     assert [r.error for r in section.results].count(None) == 0  # in each draw the same images
 
 
+def test_a_trial_without_a_record_of_its_images_is_noted(tmp_path: Path) -> None:
+    folder = made(tmp_path / "study", plan(plant(tmp_path / "images")))
+    assert not [
+        n for n in analyse([folder.path])[0].finding.warnings if "record of the images" in n
+    ]
+    trial = folder.trial(next(iter(folder.read()[0].trials())))
+    (trial / "data.json").unlink()
+    summary = json.loads((trial / "summary.json").read_text())
+    del summary["data_fingerprint"]
+    (trial / "summary.json").write_text(json.dumps(summary))
+    (note,) = [n for n in analyse([folder.path])[0].finding.warnings if "record of the images" in n]
+    assert note.startswith(f"1 trial without a record of the images, {trial.name}")
+
+
 def test_draws_on_different_images_are_left_out(tmp_path: Path) -> None:
     images = plant(tmp_path / "images")
     folder = made(tmp_path / "s", plan(images))

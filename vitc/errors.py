@@ -107,7 +107,7 @@ def suggest_beside(path: Path) -> str:
     """The same for a path that does not exist: the closest name in its folder."""
     try:
         return suggest(path.name, os.listdir(path.parent))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a NUL
         return ""
 
 

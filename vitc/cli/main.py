@@ -9,6 +9,8 @@ entry here.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 import traceback
 from argparse import Namespace
@@ -49,6 +51,7 @@ from vitc.errors import (
 from vitc.files import read_json
 from vitc.machine import threads_spin_briefly
 from vitc.streams import Stream, fill_closed, guarded, use_utf8
+from vitc.wording import printable
 
 VERBS: dict[str, Verb] = {
     "train": train.VERB,
@@ -231,7 +234,7 @@ def _report(error: Exception, args: Namespace) -> int:
         elif isinstance(error, DivergedError):
             status = "diverged"
     elif isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        message, hint, code = _about_path(error)
     elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported here
         message = f"Out of device memory: {error}"
         hint = "Lower --train.batch, or add --train.grad_checkpointing."
@@ -257,6 +260,19 @@ def _report(error: Exception, args: Namespace) -> int:
             emit_json(_last_summary(args, status) | about)
             sys.stdout.flush()
     return code
+
+
+def _about_path(error: OSError) -> tuple[str, str | None, int]:
+    """Message, hint and exit code of what the system answered about a file."""
+    name = str(error.filename or "")
+    if error.errno == errno.ENAMETOOLONG:
+        message = f"The path {printable(name)[:80]}... of {len(name)} characters is too long here."
+        return message, "Give a shorter one.", 2
+    try:
+        os.getcwd()
+    except OSError:
+        return "The current folder has been removed.", "Change to one that exists: cd DIR", 2
+    return f"{name}: {error.strerror}." if name else f"{error.strerror}.", None, 1
 
 
 def _last_summary(args: Namespace, status: str) -> dict[str, Any]:

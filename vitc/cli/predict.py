@@ -28,7 +28,7 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     about = "a run, a folder of folds or of vitc save, or a file of vitc export"
     add("run_folder", metavar="RUN", type=Path, help=about)
-    about = "images, or folders of images; - reads their names from stdin, one a line"
+    about = "images, or folders of images; - reads their names from stdin, one a line or NUL"
     add("paths", nargs="+", metavar="PATH", help=about)
     add("--topk", metavar="K", type=count, help="classes per image (default: 1)")
     about = "write the rows to a .csv, .jsonl or .parquet file"
@@ -74,10 +74,12 @@ def _named(paths: list[str]) -> Iterator[str]:
         if path != "-":
             yield path
             continue
-        lines = [name for line in sys.stdin if (name := line.rstrip("\r\n"))]
-        if not lines:
+        text = sys.stdin.read()
+        lines = text.split("\0" if "\0" in text else "\n")  # NUL: of find -print0
+        names = [name for line in lines if (name := line.rstrip("\r\n"))]
+        if not names:
             raise ConfigError("There are no names on stdin.", "Send one a line: find . | vitc ...")
-        yield from lines
+        yield from names
 
 
 @contextlib.contextmanager

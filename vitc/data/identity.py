@@ -210,10 +210,16 @@ def trained_on(old: Images, new: Images) -> NDArray[np.bool_]:
 
 
 def count_alike(old: Images, new: Images) -> int:
-    """How many images of `new` have the name of one that was trained on, with other content."""
-    trained = set(map(name_key, old.take(old.trained).names))
+    """How many images of `new` have the name of one that was trained on, or the same but for the
+    suffix, with other content."""
+    trained = {_without_suffix(name) for name in old.take(old.trained).names}
     others = new.take(~trained_on(old, new))
-    return sum(name_key(name) in trained for name in others.names)
+    return sum(_without_suffix(name) in trained for name in others.names)
+
+
+def _without_suffix(name: str) -> str:
+    folder, slash, file = name_key(name).rpartition("/")
+    return f"{folder}{slash}{file.rpartition('.')[0] or file}"
 
 
 def joined(before: Images, now: Images) -> Images:

@@ -34,6 +34,8 @@ _HIDDEN = frozenset(  # folders that programs hide, which may hold images; lower
 )
 _HIDDEN_STARTS = ("._", ".trash-", ".nfs", ".fuse_hidden", ".ds_store")
 OUTPUT_FOLDERS = frozenset({"runs", "studies"})  # where vitc writes unless --out names a place
+_MADE = frozenset({"thumbnails", "_thumbnails", "_thumbs"})  # copies by programs; lower case
+_MADE_STARTS = ("@syno", "@recently-snapshot", "@__thumb")
 _SECTIONS = ("model", "data", "optim", "train")  # of a RunConfig
 _RUN_FILES = frozenset({"metrics.jsonl", "events.log", "checkpoints", "summary.json"})
 _DATA_KEYS = frozenset({"classes", "counts", "img_size"})  # of a run's data.json
@@ -44,6 +46,11 @@ _MAX_JSON = 64 << 20  # bytes; a study's plan lists its trials
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is passed over: hidden, or a file manager's."""
     return name.startswith(".") or name.lower() in _LITTER
+
+
+def is_made(name: str) -> bool:
+    """Whether a folder of this name holds copies of images that a program made."""
+    return name.lower() in _MADE or name.lower().startswith(_MADE_STARTS)
 
 
 def is_unknown(name: str) -> bool:

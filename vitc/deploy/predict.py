@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from vitc.data.config import DataConfig
 from vitc.data.dataset import read_source
-from vitc.data.litter import is_image
 from vitc.data.sources import SUFFIXES, guess_source
-from vitc.data.sources.base import IMAGE_SUFFIXES, Split, is_pattern
-from vitc.data.sources.folder import walk
+from vitc.data.sources.base import IMAGE_SUFFIXES, Split, is_pattern, some
+from vitc.data.sources.folder import hidden_notes, own_notes, walk
 from vitc.data.store import Files, name_key
 from vitc.deploy.rows import FORMS
 from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
 from vitc.machine import cores, memory_kept
+from vitc.wording import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,30 +54,35 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
     """The images that `paths` name, in that order, each once.
 
     A folder: the images in it, found as for training; a list, tar, table or pack: all images in it,
-    labelled or not. A link to nothing is among them, as a broken image. Raises ConfigError: a path
-    that does not exist, or a folder without images; DataError: one that cannot be read.
+    labelled or not. A link to nothing and a path that does not exist are among them, as broken
+    images. Raises ConfigError: no path exists, or a folder without images; DataError: one that
+    cannot be read.
     """
     found: dict[tuple[str, str], Found] = {}
+    absent: list[Path] = []
     for path in map(Path, paths):
         data = _is_data(path)
         if data:
             found |= {(str(path), image.name): image for image in _images_inside(path)}
-        elif path.is_dir():
+        elif os.path.isdir(path):
             for file in _images_below(path):
                 found.setdefault((os.path.realpath(file.parent), file.name), file)
-        elif path.exists() or path.is_symlink():
-            found.setdefault((os.path.realpath(path.parent), path.name), path)
         else:
-            raise ConfigError(f"There is no file {path}.{suggest_beside(path)}")
+            found.setdefault((os.path.realpath(path.parent), path.name), path)
+            if not os.path.lexists(path):
+                absent.append(path)
+    if absent and set(absent) >= set(found.values()):
+        others = f", nor any of {counted(len(absent) - 1, 'other')}" if len(absent) > 1 else ""
+        raise ConfigError(f"There is no file {absent[0]}{others}.{suggest_beside(absent[0])}")
     return list(found.values())
 
 
 def _is_data(path: Path) -> bool:
     """Whether a path is a list, tar, table or pack, several of them, or a folder of these."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return guess_source(path) in ("tar", "parquet")
     text = str(path)
-    return text.lower().endswith(SUFFIXES) and (path.is_file() or is_pattern(text))
+    return text.lower().endswith(SUFFIXES) and (os.path.isfile(path) or is_pattern(text))
 
 
 def _images_inside(path: Path) -> Iterator[Inside]:
@@ -89,14 +95,16 @@ def _images_inside(path: Path) -> Iterator[Inside]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """The images in a folder, sorted folder by folder, and links to nothing with such a name.
+    """The images in a folder, sorted folder by folder, and links to nothing: what they meant may
+    have been one, or a folder of them.
 
     A folder that is reached twice through links is read once, under its own name if it has one.
     """
-    tree, _ = walk(str(folder))
+    tree, own = walk(str(folder))
     places = {os.path.join(folder, path): place for path, place in tree.places.items()}
     seen: set[str] = set()
     found: list[Path] = []
+    special: list[str] = []
     for path in sorted(places, key=lambda p: (os.path.realpath(p) != os.path.abspath(p), p)):
         place, real = places[path], os.path.realpath(path)
         if place.error is not None:
@@ -105,14 +113,19 @@ def _images_below(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         names = [name for name, _ in place.images]
-        dangling = (n for n in place.others if is_image(n, IMAGE_SUFFIXES))
-        names += [n for n in dangling if not os.path.exists(os.path.join(path, n))]
-        found += [Path(path, name) for name in names]
+        odd = [n for n in place.others if not os.path.isfile(os.path.join(path, n))]
+        dead = [n for n in odd if not os.path.exists(os.path.join(path, n))]
+        special += [os.path.join(path, n) for n in odd if n not in dead]
+        found += [Path(path, name) for name in (*names, *dead)]
+    notes = [*own_notes(own), *hidden_notes(tree)]
+    if special:
+        what = counted(len(special), "special file")
+        notes.append(f"{what} (pipe, socket, device) passed over: {some(special)}.")
     if not found:
-        raise ConfigError(
-            f"There is no image in the folder {folder}.",
-            f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}.",
-        )
+        kinds = f"Images end in {', '.join(f'.{s}' for s in sorted(IMAGE_SUFFIXES))}."
+        raise ConfigError(f"There is no image in the folder {folder}.", " ".join([kinds, *notes]))
+    for note in notes:
+        logging.getLogger("vitc").warning(note)
     return sorted(found, key=lambda file: (name_key(str(file.parent)), name_key(file.name)))
 
 
@@ -174,8 +187,9 @@ class Predictor:
         """Class probabilities of images: paths (a folder: all in it), PIL, or uint8 arrays.
 
         Arrays are (H, W) or (H, W, C) with C 1, 3 or 4. All results are kept: for more images
-        than memory holds use `each`. Raises BrokenFileError naming the first that cannot be read,
-        ConfigError for a path that does not exist or an array of another kind.
+        than memory holds use `each`. Raises BrokenFileError naming the first of several that is
+        missing or cannot be read, ConfigError for one path that does not exist or an array of
+        another kind.
         """
         names, rows = [], []
         for name, result in self.each(images, batch):
@@ -245,7 +259,9 @@ def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
     many = cast("Iterable[Source]", [images] if alone else images)
     for i, image in enumerate(many):
         if isinstance(image, str | os.PathLike):
-            yield from ((str(file), file) for file in find_images([image]))
+            absent = not alone and not os.path.lexists(image)
+            files = [Path(image)] if absent else find_images([image])
+            yield from ((str(file), file) for file in files)
         elif isinstance(image, Inside):
             yield image.name, image
         else:

@@ -18,6 +18,7 @@ from vitc.runs.images import ALLOW, LISTING, kept_images, what_changed
 from vitc.study.design import DATA_PLACE, Group, Plan, Trial
 from vitc.study.results import LEFT_OUT, Result
 from vitc.study.standing import trials_by_id
+from vitc.wording import counted, few
 
 
 def data_settings(config: RunConfig) -> dict[str, Any]:
@@ -100,13 +101,14 @@ def _fingerprint(run: Run) -> str:
 
 
 def comparable(folder: Path, results: list[Result], allow: bool) -> tuple[list[Result], list[str]]:
-    """The results, and a note where trials that should have seen the same images did not.
+    """The results, and notes where trials that should have seen the same images did not, or where
+    some have no record of theirs.
 
     `allow`: those of draws in which they differ are then left out. Raises DataError otherwise.
     """
-    difference = images_apart(results)
+    difference, notes = images_apart(results), _unrecorded(results)
     if difference is None:
-        return results, []
+        return results, notes
     text = (
         f"The trials of {folder} were run on different images ({difference.where}): {difference}."
     )
@@ -134,7 +136,24 @@ def comparable(folder: Path, results: list[Result], allow: bool) -> tuple[list[R
     rest = "In each draw the contenders saw the same ones."
     if count:
         rest = f"{count} trials of draws in which contenders saw different ones are left out."
-    return kept, [f"{text} {rest}"]
+    return kept, [f"{text} {rest}", *notes]
+
+
+def _unrecorded(results: list[Result]) -> list[str]:
+    """A note on finished trials without a record of their images, where others have one."""
+    if not any(r.fingerprint for r in results):
+        return []
+    lost = [
+        r.id
+        for r in results
+        if r.error is not None and not r.fingerprint and not Path(r.folder, DATA).exists()
+    ]
+    if not lost:
+        return []
+    return [
+        f"{counted(len(lost), 'trial')} without a record of the images, {few(lost, 3)}: whether "
+        "they are those of the other trials is not known."
+    ]
 
 
 @dataclass(frozen=True)

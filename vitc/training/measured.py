@@ -274,8 +274,8 @@ def _trained_on(
         one = alike == 1
         notes.append(
             f"{_of(alike, total)} measured on {'has' if one else 'have'} the name of an image that "
-            f"was trained on, with other content: if {'it was' if one else 'they were'} converted "
-            "from it, the result is too good."
+            "was trained on, suffix aside, and other content: if "
+            f"{'it was' if one else 'they were'} converted from it, the result is too good."
         )
     return found
 

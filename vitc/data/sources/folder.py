@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from vitc.data.litter import (
     is_config_file,
     is_image,
     is_litter,
+    is_made,
     is_own_output,
     is_unknown,
     listed,
@@ -24,13 +26,14 @@ from vitc.data.litter import (
 )
 from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, similar_classes, some
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
-from vitc.data.split_words import parse_splits
+from vitc.data.split_words import parse_splits, read_names
 from vitc.data.store import Files, Names, name_key, shown
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
 _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _LISTS = (".csv", ".tsv", ".jsonl")
+_TABLES = (".parquet", ".arrow", "-ubyte", "-ubyte.gz")
 _MAX_LINKS = 3  # links to folders inside one another that are followed
 
 
@@ -84,7 +87,7 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
     except DataError as error:
         if not own:
             raise
-        raise DataError(error.message, " ".join([error.hint or "", *_own_notes(own)])) from None
+        raise DataError(error.message, " ".join([error.hint or "", *own_notes(own)])) from None
 
 
 def _found(
@@ -93,8 +96,8 @@ def _found(
     if not tree.folders(""):
         raise _no_folders(root, tree.places[""])
     layout = _arranged(root, tree, wanted)
-    notes = [*_own_notes(own), *layout.notes, *_loose_notes(root, tree, layout)]
-    notes += _hidden_notes(tree)
+    notes = [*own_notes(own), *layout.notes, *_loose_notes(root, tree, layout)]
+    notes += hidden_notes(tree)
     found = {
         split: {name: _gather(root, tree, folders) for name, folders in classes.items()}
         for split, classes in layout.classes.items()
@@ -109,7 +112,7 @@ def _found(
         splits = {split: part for split, part in splits.items() if len(part)}
         return Found(tuple(map(shown, classes)), splits, tuple(notes))
     _check_beside_output(root, layout, found, own)
-    _check_classes(root, found)
+    _check_classes(root, found, _tables(root, tree))
     classes = sorted(found["train"], key=name_key)
     for split, part in found.items():
         have = {name_key(name) for name, c in part.items() if c.images}
@@ -133,7 +136,10 @@ def _arranged(root: Path, tree: Tree, wanted: dict[str, str] | None) -> Layout:
     except DataError as error:
         lists, shards = _files(tree, _LISTS), _files(tree, (".tar",))
         hint = error.hint or ""
-        if shards:
+        tables = _tables(root, tree)
+        if tables:
+            hint += f" {tables}"
+        elif shards:
             pattern = root / ("*/*.tar" if "/" in shards[0] else "*.tar")
             hint += f" Or give the tar files: --data '{pattern}'."
         elif lists:
@@ -152,6 +158,18 @@ def _files(tree: Tree, suffixes: tuple[str, ...]) -> list[str]:
     ]
 
 
+def _tables(root: Path, tree: Tree) -> str:
+    """Names a file of parquet, Arrow or IDX below, and how it is opened; "" without one."""
+    for path in sorted(tree.places):
+        for name in tree.places[path].others:
+            if not name.lower().endswith(_TABLES):
+                continue
+            splits = read_names([path.rpartition("/")[2]])
+            place = root / (path.rpartition("/")[0] if splits else path)
+            return f"For the data in {join(path, name)!r}: --data {shlex.quote(str(place))}."
+    return ""
+
+
 def _no_folders(root: Path, place: Place) -> DataError:
     images = len(place.images)
     what = f"{counted(images, 'image')} but no sub-folders" if images else "no sub-folders"
@@ -165,7 +183,7 @@ def _no_folders(root: Path, place: Place) -> DataError:
     return DataError(f"{root} holds {what}: the classes are the sub-folders.", hint)
 
 
-def _own_notes(own: dict[str, str]) -> list[str]:
+def own_notes(own: dict[str, str]) -> list[str]:
     if not own:
         return []
     kinds = sorted(set(own.values()))
@@ -191,15 +209,23 @@ def _loose_notes(root: Path, tree: Tree, layout: Layout) -> list[str]:
     return notes
 
 
-def _hidden_notes(tree: Tree) -> list[str]:
-    """A class may have a name that starts with a dot."""
+def hidden_notes(tree: Tree) -> list[str]:
+    """A class may have a name that starts with a dot, or be of thumbnails."""
     hidden = [join(path, name) for path, place in tree.places.items() for name in place.hidden]
-    if not hidden:
-        return []
-    return [
-        f"{counted(len(hidden), 'hidden folder')} with images skipped: {some(sorted(hidden), 5)}. "
-        "To use one, give it a name that does not start with a dot."
-    ]
+    made = sorted(path for path in hidden if is_made(path.rpartition("/")[2]))
+    hidden = sorted(set(hidden) - set(made))
+    notes = []
+    if hidden:
+        notes.append(
+            f"{counted(len(hidden), 'hidden folder')} with images skipped: {some(hidden, 5)}. "
+            "To use one, give it a name that does not start with a dot."
+        )
+    if made:
+        notes.append(
+            f"{counted(len(made), 'folder')} named like copies that programs make of images "
+            f"skipped: {some(made, 5)}. To use one, rename it."
+        )
+    return notes
 
 
 # -- every file below a folder ---------------------------------------------------------------------
@@ -294,10 +320,12 @@ def _list(folder: str) -> tuple[Place, str, set[str]]:
     kind = own_output(folder, {entry.name for entry in entries})
     if kind:
         return place, kind, linked
-    unknown = [entry for entry in found if is_unknown(entry.name) and _is_dir(entry)]
-    place.hidden = [entry.name for entry in unknown if _holds_images(entry.path)]
+    doubtful = [e for e in found if (is_unknown(e.name) or is_made(e.name)) and _is_dir(e)]
+    place.hidden = [entry.name for entry in doubtful if _holds_images(entry.path)]
     for entry in sorted(entries, key=lambda entry: name_key(entry.name)):
         if _is_dir(entry):
+            if is_made(entry.name):
+                continue
             place.folders.append(entry.name)
             if entry.is_symlink():
                 linked.add(entry.name)
@@ -378,11 +406,11 @@ def _gather(root: Path, tree: Tree, folders: list[str]) -> _Class:
 # -- are the classes usable ------------------------------------------------------------------------
 
 
-def _check_classes(root: Path, found: dict[str, dict[str, _Class]]) -> None:
+def _check_classes(root: Path, found: dict[str, dict[str, _Class]], tables: str) -> None:
     train = found["train"]
     if not any(c.images for c in train.values()):
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"No images in the class folders of {root}.", f"Supported: {kinds}.")
+        kinds = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}. {tables}"
+        raise DataError(f"No images in the class folders of {root}.", kinds.rstrip())
     for split, part in found.items():
         first: dict[str, str] = {}  # names that differ only in case, or in how accents are encoded
         for name in part:
