@@ -419,6 +419,28 @@ def test_images_that_would_wait_too_long_are_refused(classifier: Classifier) -> 
     client.service.close()
 
 
+def form_of(count: int) -> tuple[bytes, str]:
+    return form(*[(f"{i}.jpg", encoded()) for i in range(count)])
+
+
+def test_images_of_a_request_do_not_wait_for_themselves(classifier: Classifier) -> None:
+    client = slow(classifier, 0.0, timeout=2)
+    client.service.pace = 0.12  # 8 images in half of the time
+    many = client.post(*form_of(9))
+    assert (many.status, many.json["kind"]) == (413, "too many images")
+    assert "9 images would take about 1.1 s" in many.json["error"]
+    assert "at most 8 at once" in many.json["hint"]
+    assert "retry-after" not in many.headers
+    client.service.pace = 0.12
+    assert client.post(*form_of(8)).status == 200
+    client.service.pace, client.service.pending = 0.12, 1  # another's
+    busy = client.post(*form_of(8))
+    assert (busy.status, busy.json["error"]) == (503, "The service is busy: 1 image is waiting.")
+    assert client.post(*form_of(7)).status == 200
+    client.service.pending = 0
+    client.service.close()
+
+
 def test_an_answer_that_is_late_is_an_error_and_costs_no_other(classifier: Classifier) -> None:
     client = slow(classifier, 0.0, timeout=0.2)
     client.service.classifier.seconds = 0.5
@@ -609,6 +631,7 @@ def test_an_address_that_cannot_be_had_is_one_message(saved: Path, capsys: Captu
         ("--timeout 0", "from 0.001 to 3600"),
         ("--window -1", "from 0 to 10000"),
         ("--batch 0", "at least 1"),
+        ("--max-images 100", "--max-images 100 exceeds --queue 64"),
     ],
 )
 def test_wrong_options_are_named(saved: Path, capsys: Capture, words: str, expected: str) -> None:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from vitc.cli.parser import Parser, Verb, count, device_option, emit, note, number, weights_option
+from vitc.errors import ConfigError
 from vitc.machine import check_installed
 from vitc.resolve import PREDICTS, check_is
 from vitc.wording import counted
@@ -38,8 +39,8 @@ def options(parser: Parser) -> None:
     add("--max-bytes", metavar="N", type=count, default=20_000_000, help=about)
     about = "size of an image (default: 50000000)"
     add("--max-pixels", metavar="N", type=count, default=50_000_000, help=about)
-    about = "images of one request (default: 32)"
-    add("--max-images", metavar="N", type=count, default=32, help=about)
+    about = "images of one request, at most --queue (default: 32)"
+    add("--max-images", metavar="N", type=count, help=about)
     weights_option(parser)
     device_option(parser)
 
@@ -52,6 +53,11 @@ def port(text: str) -> int:
 
 def run(args: Namespace) -> int:
     check_installed("vitc serve", "serve", *PACKAGES)
+    if args.max_images is not None and args.max_images > args.queue:
+        raise ConfigError(
+            f"--max-images {args.max_images} exceeds --queue {args.queue}.",
+            "Give a longer --queue, or fewer images of one request.",
+        )
     check_is(args.run_folder, *PREDICTS)
     from vitc.deploy import serve
     from vitc.deploy.classifier import Classifier
@@ -65,7 +71,7 @@ def run(args: Namespace) -> int:
         limits = Limits(
             max_bytes=args.max_bytes,
             max_pixels=args.max_pixels,
-            max_images=min(args.max_images, args.queue),
+            max_images=args.max_images or min(Limits.max_images, args.queue),
             queue=args.queue,
             timeout=args.timeout,
         )

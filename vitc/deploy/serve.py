@@ -49,6 +49,7 @@ from vitc.deploy.uploads import Limits, Refused, Upload, read_upload, read_uploa
 from vitc.errors import ConfigError, InterruptedRun
 from vitc.machine import cores, memory_kept
 from vitc.views.html import render_template
+from vitc.wording import counted
 
 UNKNOWN = "unknown"
 DECODERS = 4  # threads at most: each can hold a picture of `max_pixels`
@@ -159,7 +160,7 @@ class Service:
             kind = request.headers.get("content-type", "")
             uploads = await self._decoding(read_uploads, body, kind, self.limits)
             del body
-            self._accept(len(uploads) - 1)
+            self._accept(len(uploads) - 1, own=1)
             accepted = len(uploads)
             rows = await self._rows(uploads)
             each = (time.perf_counter() - start) / max(ahead, accepted)
@@ -169,16 +170,25 @@ class Service:
         self.metrics.images.inc(accepted)
         return [self._shown(u.name, row, topk) for u, row in zip(uploads, rows, strict=True)]
 
-    def _accept(self, images: int) -> None:
-        """Raises Refused: more images would wait than may, or longer than the time to answer.
+    def _accept(self, images: int, own: int = 0) -> None:
+        """Raises Refused: more images would wait than may, or longer than half the time to answer.
 
-        The first is accepted whatever the pace, which only answers can correct.
+        `own`: images of the same request that are accepted already. One is accepted by an idle
+        service whatever the pace, which only answers can correct.
         """
-        full = self.pending + images > self.limits.queue
-        wait = (self.pending + images) * self.pace
-        if images and (full or (self.pending > 0 and wait > self.limits.timeout / 2)):
-            retry = {"Retry-After": str(max(1, math.ceil(self.pending * self.pace)))}
-            message = f"The service is busy: {self.pending:,} images are waiting."
+        most = self.limits.timeout / 2
+        ahead, many = self.pending - own, own + images
+        possible = max(1, min(self.limits.queue, int(most / self.pace)))
+        if images and many > possible:
+            message = f"{counted(many, 'image')} would take about {many * self.pace:.1f} s"
+            message += f", more than half of the {self.limits.timeout:g} s to answer them."
+            hint = f"Send at most {possible:,} at once, or start the service with a longer"
+            raise Refused(413, "too many images", message, f"{hint} --timeout.")
+        full = ahead + many > self.limits.queue
+        if images and (full or (ahead > 0 and (ahead + many) * self.pace > most)):
+            retry = {"Retry-After": str(max(1, math.ceil(ahead * self.pace)))}
+            waiting = f"{counted(ahead, 'image')} {'is' if ahead == 1 else 'are'} waiting"
+            message = f"The service is busy: {waiting}."
             raise Refused(503, "busy", message, "Send the request again later.", retry)
         self.pending += images
 
