@@ -300,6 +300,23 @@ def test_an_array_of_another_kind_is_refused(array: Any, predictor: Predictor) -
         predictor([array])
 
 
+def test_what_is_no_image_is_refused(predictor: Predictor, photos: Path) -> None:
+    file = photos / "val" / "red" / "00.png"
+    wrong: list[tuple[Any, str]] = [
+        (file.read_bytes(), "bytes"),
+        ([file.read_bytes()], "bytes"),
+        (torch.zeros(2, 3, 32, 32), "Tensor"),
+        (5, "int"),
+        (Image.new("RGB", (0, 5)), r"of size \(0, 5\)"),
+    ]
+    for images, what in wrong:
+        with pytest.raises(ConfigError, match=rf"^image 0 is {what}\.") as refused:
+            predictor(images)
+        assert "a path, a PIL image or a uint8 array" in (refused.value.hint or "")
+    with file.open("rb") as stream, pytest.raises(ConfigError, match="image 0 is BufferedReader"):
+        predictor(stream)  # type: ignore[arg-type]
+
+
 def test_images_are_read_one_batch_ahead_and_no_more(predictor: Predictor) -> None:
     taken = 0
 
@@ -458,17 +475,26 @@ def test_the_command_lists_broken_files_goes_on_and_fails(
         assert json.loads(said.out.splitlines()[0])["status"] == "failed"
 
 
-@pytest.mark.parametrize("form", [[], ["--json"], ["--csv", "out.csv"]])
+@pytest.mark.parametrize(
+    "form", [[], ["--json"], ["--csv", "out.csv"], ["--out", "out.PARQUET"], ["--out", "o.CSV"]]
+)
 def test_names_that_are_not_utf8_or_look_like_options_are_taken(
     form: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "out.PARQUET" in form:
+        pytest.importorskip("pyarrow")
     Image.fromarray(photo("red", 1)).save("--json.png")
     try:
         Image.fromarray(photo("red", 1)).save(os.fsdecode(b"\xff-x.png"))
     except OSError:
         pytest.skip("this file system has no such names")
     assert main(["predict", str(trained), *form, "--", ".", "--json.png"]) == 0
+    if "out.PARQUET" in form:
+        from pyarrow import parquet
+
+        names = parquet.read_table("out.PARQUET").column("image").to_pylist()
+        assert r"\udcff-x.png" in names
 
 
 def test_names_come_from_stdin_and_rows_go_to_a_file(
@@ -547,3 +573,7 @@ def test_the_command_refuses_two_forms_and_missing_files(trained: Path, capsys: 
     assert "--topk has no effect with --features" in capsys.readouterr().err
     assert main(["predict", str(trained), "gone.jpg"]) == 2
     assert "no file gone.jpg" in capsys.readouterr().err
+    assert main(["predict", str(trained), "x.jpg", "--out", "no/such/o.csv"]) == 2
+    assert "There is no folder no/such." in capsys.readouterr().err
+    assert main(["predict", str(trained), "x.jpg", "--out", "o.txt"]) == 2
+    assert "must end in .csv, .jsonl or .parquet." in capsys.readouterr().err

@@ -51,9 +51,12 @@ def run(args: Namespace) -> int:
         raise ConfigError("--topk has no effect with --features.", "Leave one of them out.")
     out, form = args.csv or args.out, "json" if args.json else "csv" if args.csv else "table"
     if args.out is not None:
-        if args.out.suffix not in SUFFIXES:
-            raise ConfigError(f"{args.out} must end in {', '.join(SUFFIXES)}.", "Rename it.")
-        form = SUFFIXES[args.out.suffix]
+        if args.out.suffix.lower() not in SUFFIXES:
+            *most, last = SUFFIXES
+            raise ConfigError(f"{args.out} must end in {', '.join(most)} or {last}.", "Rename it.")
+        form = SUFFIXES[args.out.suffix.lower()]
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"There is no folder {out.parent}.", "Make it, or choose another one.")
     check_is(args.run_folder, *PREDICTS)
     files = find_images(_named(args.paths))
     predictor = Predictor(args.run_folder, args.device, args.weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -188,8 +189,8 @@ class Predictor:
 
         Arrays are (H, W) or (H, W, C) with C 1, 3 or 4. All results are kept: for more images
         than memory holds use `each`. Raises BrokenFileError naming the first of several that is
-        missing or cannot be read, ConfigError for one path that does not exist or an array of
-        another kind.
+        missing or cannot be read, ConfigError for one path that does not exist, an array of
+        another shape or anything else.
         """
         names, rows = [], []
         for name, result in self.each(images, batch):
@@ -256,6 +257,8 @@ def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
     from PIL.Image import Image
 
     alone = isinstance(images, str | os.PathLike | np.ndarray | Image | Inside)
+    # neither the numbers in bytes nor the lines of a file are images; `_pixels` refuses the whole
+    alone |= isinstance(images, bytes | bytearray | io.IOBase) or not isinstance(images, Iterable)
     many = cast("Iterable[Source]", [images] if alone else images)
     for i, image in enumerate(many):
         if isinstance(image, str | os.PathLike):
@@ -270,14 +273,22 @@ def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
 
 def _pixels(name: str, image: Source, in_chans: int) -> NDArray[np.uint8]:
     """uint8 (H, W, in_chans) of a file, a PIL image or an array."""
+    from PIL.Image import Image
+
     from vitc.data.decode import read_image, read_opened, to_channels
 
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), in_chans, name)
     if isinstance(image, Inside):
         return image.split.read(image.index, in_chans)
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, Image) and 0 not in image.size:
         return read_opened(image, in_chans, name)
+    if not isinstance(image, np.ndarray):
+        what = f"of size {image.size}" if isinstance(image, Image) else type(image).__name__
+        raise ConfigError(
+            f"{name} is {what}.",
+            "Give a path, a PIL image or a uint8 array; of bytes, Image.open(io.BytesIO(bytes)).",
+        )
     grey_or_channels = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
     if image.dtype != np.uint8 or not grey_or_channels or image.size == 0:
         raise ConfigError(

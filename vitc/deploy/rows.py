@@ -115,13 +115,13 @@ class Parquet(Rows):
         self.held: list[dict[str, Any]] = []
 
     def write(self, name: str, best: Best, features: NDArray[np.float32] | None) -> None:
-        row: dict[str, Any] = {"image": name, "features": features}
+        row: dict[str, Any] = {"image": _utf8(name), "features": features}
         for rank, (label, p) in zip(self.ranks, best, strict=False):
-            row |= {f"class{rank}": label, f"probability{rank}": p}
+            row |= {f"class{rank}": _utf8(label), f"probability{rank}": p}
         self._hold(row)
 
     def broken(self, name: str, error: BrokenFileError) -> None:
-        self._hold({"image": name, "error": error.message})
+        self._hold({"image": _utf8(name), "error": _utf8(error.message)})
 
     def _hold(self, row: dict[str, Any]) -> None:
         self.held.append(row)
@@ -139,6 +139,11 @@ class Parquet(Rows):
     def close(self) -> None:
         self._write_held()
         self.file.close()
+
+
+def _utf8(name: str) -> str:
+    """A file's name whose bytes are no UTF-8 with these spelt out, as in CSV."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 FORMS: dict[str, type[Rows]] = {
