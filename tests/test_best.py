@@ -83,7 +83,10 @@ def test_it_ends_and_keeps_the_best_which_is_marked(seen: Weights, tmp_path: Pat
     assert not any("best of" in n for n in vitc.evaluate(tmp_path / "run", split="test").notes)
     results = results_of(tmp_path / "run", "ema")
     assert results is not None
-    assert (results["top1"], results["step"]) == (30.0, 4)
+    assert (results["top1"], results["step"], results["best_of"]) == (30.0, 4, 4)
+    card = (vitc.save_pretrained(tmp_path / "run", tmp_path / "saved") / "README.md").read_text()
+    assert "after epoch 2 (step 4), the best of 4 evaluations on these images" in card
+    assert "after the last epoch" not in card
     assert "top1 30.00 %" in one_line(tmp_path / "run", run_page(tmp_path / "run"))
 
 

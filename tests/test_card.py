@@ -90,6 +90,7 @@ def test_it_has_the_numbers_of_the_run(trained: Path) -> None:
     for expected in (
         f"| top-1 | {summary['top1']:.2f} % | {low:.2f} to {high:.2f} % |",
         f"On {results['n']} validation images",
+        ", after the last epoch:",
         f"`train` {record['counts']['train']}",
         record["fingerprint"],
         f"Parameters: {cost.params:,}",

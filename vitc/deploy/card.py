@@ -78,6 +78,7 @@ def card(
         why_not=why_not,
         run=facts,
         results=results,
+        when=_when(results),
         averaged=ema and results is not None and results["weights"] == "ema",
     )
 
@@ -135,10 +136,16 @@ def results_of(run: Path, weights: str) -> dict[str, Any] | None:
     """
     files = Run(run)
     summary = files.summary
-    evals = [m for m in files.metrics("eval") if m.get("split", "val") == "val"]
-    if summary.get("best_of"):  # the weights of an earlier evaluation were kept
+    chosen: dict[str, Any] = {}
+    every = [m for m in files.metrics("eval") if m.get("split", "val") == "val"]
+    evals, many = every, summary.get("best_of")
+    if isinstance(many, int) and many:  # the weights of an earlier evaluation were kept
         names = ("top1", "top1_raw", "top5")
         evals = [m for m in evals if all(m.get(k) == summary.get(k) for k in names)][:1]
+        chosen = {"best_of": many}
+        # The line of a linear probe that was kept is the second one of its step.
+        if evals and evals[0] is next(m for m in every if m["step"] == evals[0]["step"]):
+            chosen["epoch"] = evals[0].get("epoch")
     elif evals and evals[-1]["step"] != summary.get("step"):
         return None
     if summary.get("status") != "done" or not evals:
@@ -158,7 +165,18 @@ def results_of(run: Path, weights: str) -> dict[str, Any] | None:
         "top5": _number(last.get(f"top5{suffix}")),
         "loss": _number(last.get(f"loss{suffix}")),
         "step": last["step"],
+        **chosen,
     }
+
+
+def _when(results: Mapping[str, Any] | None) -> str:
+    """After which epoch the weights of these results were saved, and how they were chosen."""
+    many, epoch, step = ((results or {}).get(k) for k in ("best_of", "epoch", "step"))
+    if type(many) is not int:
+        return "after the last epoch"
+    where = f"after epoch {epoch} (step {step:,})" if type(epoch) is type(step) is int else ""
+    chosen = f"the best of {many:,} evaluations on these images (slightly too good)"
+    return f"{where}, {chosen}".removeprefix(", ")
 
 
 def _number(value: object) -> float | None:
