@@ -819,14 +819,14 @@ def test_convert_writes_what_it_read_and_what_belongs_to_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, ema = pycls_file(tmp_path / "model.pyth", cfg=CFG)
-    out = tmp_path / "new" / "c.safetensors"
+    out = tmp_path / "new folder" / "c.safetensors"
     assert main(["convert", str(tmp_path / "model.pyth"), str(out), "--channels", "rgb"]) == 0
     said = capsys.readouterr().out
     assert "pycls layout" in said
     assert "2 blocks, 48 wide" in said
     assert "from BGR to RGB" in said
     assert "convention of pycls" in said
-    assert f"--init {out}" in said
+    assert f"--init '{out}'" in said
     assert "mean 0.485, 0.456, 0.406" in said
     assert "0.875" in said
     with safe_open(out, "pt") as file:

@@ -196,7 +196,17 @@ def test_other_images_are_measured_whole_and_known_ones_are_counted(place: Path)
         shutil.copy(file, other / "cat" / f"seen{i}.bmp")
     found = vitc.evaluate(place / "run", str(other))
     assert (found.n, found.trained_on) == (8, 2)
-    assert "2 of the 8 images" in found.notes[0]
+    assert "2 of the 8 images measured on were trained on" in found.notes[0]
+    shutil.rmtree(other)
+    (other / "cat").mkdir(parents=True)
+    shutil.copy(trained[0], other / "cat" / "alone.bmp")
+    note = "The image measured on was trained on (the same content): the result is too good."
+    assert note in vitc.evaluate(place / "run", str(other)).notes
+    noise(12345).save(other / "cat" / "alone.bmp")
+    shutil.move(other / "cat" / "alone.bmp", other / "cat" / trained[0].name)
+    notes = vitc.evaluate(place / "run", str(other)).notes
+    assert any(note.startswith("The image measured on has the name of an image") for note in notes)
+    other = plant(other, 3, first=20)
     assert vitc.evaluate(place / "run", str(other), "test").split == "test"
 
 

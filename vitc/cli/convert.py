@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,13 +70,13 @@ def run(args: Namespace) -> int:
 
 def _next(out: Path, to: str, models: list[str], shape: Shape | None) -> str:
     if to == "vitc":
-        return f"vitc train RECIPE --model {models[0] if models else 'NAME'} --init {out}"
+        model = models[0] if models else "NAME"
+        return f"vitc train RECIPE --model {model} --init {shlex.quote(str(out))}"
     if "pycls" in to:
-        return f"in pycls, TEST.WEIGHTS {out}"
+        return f"in pycls, TEST.WEIGHTS {shlex.quote(str(out))}"
     if to == "torchvision" and shape is not None and shape.stem:
-        return (
-            f"in torchvision, VisionTransformer(..., conv_stem_configs=...) and torch.load({out})"
-        )
+        call = f"torch.load({str(out)!r})"
+        return f"in torchvision, VisionTransformer(..., conv_stem_configs=...) and {call}"
     call = "timm.create_model(NAME, checkpoint_path=" if to == "timm" else "load_state_dict("
     return f"in {to}, {call}{str(out)!r})"
 
