@@ -199,6 +199,7 @@ def marked(first: str, second: str, count: int = 6) -> Members:
         (', "split": "train"', ', "split": "valid"', {}, "val"),
         (', "Usage": "Training", "w": 3', ', "Usage": "Test", "w": 3', {}, "test"),
         (', "is_valid": false', ', "is_valid": true', {}, "val"),
+        (', "split": "train", "is_test": 0', ', "split": "val", "is_test": 0', {}, "val"),
         (', "purpose": "train"', ', "purpose": "dev"', {}, "val"),
         (', "fold": 1', ', "fold": 2', {"split_column": "fold", "splits": "val=2"}, "val"),
         (', "split": "a"', ', "split": "b"', {"splits": "train=a,test=b"}, "test"),

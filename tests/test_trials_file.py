@@ -176,6 +176,12 @@ def test_trials_that_would_be_misread_are_refused(
     assert message in f"{error.value.message} {error.value.hint}"
 
 
+def test_contenders_of_almost_one_name_are_named(tmp_path: Path) -> None:
+    table = [r | {"model": r["model"] + " " * (r["seed"] % 2)} for r in rows()]
+    notes = " ".join(found(write(tmp_path / "t.csv", table), draw="").notes)
+    assert "almost the same name: 'mine', 'mine ', 'base', 'base '" in notes
+
+
 def test_numbers_are_the_same_however_they_are_spelt_and_tabs_divide_columns(
     tmp_path: Path,
 ) -> None:
@@ -214,6 +220,12 @@ def test_the_command_writes_a_page_and_its_numbers(
 def test_options_without_effect_are_refused(words: list[str], tmp_path: Path) -> None:
     file = write(tmp_path / "t.csv", rows())
     assert main(["report", *(w.format(file=file, folder=tmp_path) for w in words)]) == 2
+
+
+def test_an_array_is_no_file_of_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.json").write_text('[{"err": 30}]')
+    assert main(["report", str(tmp_path / "t.json"), "--error", "err"]) == 2
+    assert "a JSON object a line, no array" in capsys.readouterr().err.replace("\n", " ")
 
 
 # -- runs that share no draws ----------------------------------------------------------------------

@@ -113,6 +113,11 @@ def _run(args: Namespace) -> int:
     files = [f for f in args.folders if f.suffix.lower() in FILES and not f.is_dir()]
     if files:
         return _trials(args, files)
+    if given and (odd := next((f for f in args.folders if f.is_file()), None)):
+        raise ConfigError(
+            f"{odd} is no file of trials: its name ends in {odd.suffix!r}.",
+            f"Supported: {', '.join(FILES)}; in the last two a JSON object a line, no array.",
+        )
     if given:
         raise ConfigError(
             f"{given[0]} has no effect on studies; it is for files of trials.",

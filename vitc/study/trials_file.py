@@ -334,6 +334,11 @@ def compare_trials(
         )
     line = learning_line(classes) if classes else math.inf
     rivals, notes = [], []
+    near: dict[str, list[str]] = defaultdict(list)
+    for name in contenders:
+        near[name.casefold().strip()].append(name)
+    if alike := [repr(name) for group in near.values() if len(group) > 1 for name in group]:
+        notes.append(f"Contenders with almost the same name: {few(alike)}. Are they one?")
     for name in contenders:
         if name != reference:
             a, b = ([t for t in trials if t.contender == c] for c in (name, reference))

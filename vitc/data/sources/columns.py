@@ -248,6 +248,8 @@ def _found_rule(values: Values, where: str) -> SplitRule:
             )
     readable = [column for column in named if _all_splits(values[column] or ())]
     named = readable if len(named) > 1 and readable else named
+    if named:  # beside a split, flags count that hold some image out
+        flags = [c for c in flags if not _leaves_all(c, values[c] or ())]
     groups = [*([c] for c in named), *([flags] if flags else []), *([c] for c in alike)]
     if len(groups) > 1:
         columns = [column for group in groups for column in group]
@@ -267,6 +269,12 @@ def _found_rule(values: Values, where: str) -> SplitRule:
     else:
         rule = SplitRule()
     return SplitRule(rule.columns, rule.tables, tuple(notes))
+
+
+def _leaves_all(flag: str, distinct: Collection[str]) -> bool:
+    """Whether a flag leaves all images in training."""
+    true = (_FLAGS | _MORE_FLAGS)[plain(flag)] == "train"
+    return {v.lower() for v in distinct} <= (_TRUE if true else _FALSE)
 
 
 def _guess(column: str) -> str:

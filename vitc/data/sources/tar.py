@@ -121,8 +121,8 @@ def _reading(parts: Sequence[index.Index], rule: SplitRule) -> list[str]:
     others = sum(part.others for part in parts)
     if others:
         first = [name for part in parts for name in part.unused][:3]
-        more = ["..."] * (others - len(first))
-        names = few([*map(repr, first), *more], len(first))
+        more = f" and {others - len(first):,} more" if others > len(first) else ""
+        names = ", ".join(map(repr, first)) + more
         notes.append(f"{counted(others, 'member')} of the tar files not used: {names}.")
     without = sum(part.without for part in parts)
     if without:
@@ -191,8 +191,11 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], config: DataConfi
     names = Names.of(shown(image[0]) for image in contents.images)
     offset, size = where.T.copy()
     found = index.Index(mark, names, offset, size, tuple(texts), code)
-    marked = [json.dumps(contents.marks.get(name, {})) for name, _, _ in contents.images]
-    marks, distinct = label_codes(marked)
+    marks: Ints | None = None
+    distinct: list[str] = []
+    if contents.values:
+        rows = (json.dumps(contents.marks.get(name, {})) for name, _, _ in contents.images)
+        marks, distinct = label_codes(rows)
     return replace(
         found,
         others=len(contents.unused),
@@ -200,8 +203,8 @@ def _make_index(path: str, f: BinaryIO, mark: tuple[int, int], config: DataConfi
         unused=tuple(map(shown, contents.unused[:3])),
         keys=tuple(contents.keys),
         doubt=doubt,
-        marks=tuple(distinct) if contents.values else (),
-        mark=marks if contents.values else None,
+        marks=tuple(distinct),
+        mark=marks,
     )
 
 
