@@ -371,6 +371,12 @@ def test_places_of_runs_are_no_class(
     assert f"): {left_out}." in notes(after)
 
 
+@pytest.mark.parametrize("file", ["runs/photos.json", "runs/x/config.json", "runs/.lock"])
+def test_shards_beside_a_place_of_runs_are_shards(tmp_path: Path, file: str) -> None:
+    put_json(tmp_path, {"train-0.tar": 1, file: RUN})
+    assert guess_source(tmp_path) == "tar"
+
+
 @pytest.mark.parametrize(
     ("tree", "suffix"), [({"results": 4}, ".gif"), ({"results": 2}, ".png"), ({"c": 1}, ".png")]
 )

@@ -28,7 +28,9 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     about = "a run, a folder of folds or of vitc save, or a file of vitc export"
     add("run_folder", metavar="RUN", type=Path, help=about)
-    about = "images, or folders of images; - reads their names from stdin, one a line or NUL"
+    about = (
+        "images, or folders of images; - reads their names from stdin, one a line, or ended by NUL"
+    )
     add("paths", nargs="+", metavar="PATH", help=about)
     add("--topk", metavar="K", type=count, help="classes per image (default: 1)")
     about = "write the rows to a .csv, .jsonl or .parquet file"

@@ -146,7 +146,7 @@ def is_config_file(file: str) -> bool:
 
 def is_own_output(folder: str, depth: int = 2) -> bool:
     """Whether vitc wrote this folder, or all folders in it, such as in runs/."""
-    names = listed(folder)
+    names = {name for name in listed(folder) if not is_litter(name)}
     if own_output(folder, names):
         return True
     inside = [path for name in names if os.path.isdir(path := os.path.join(folder, name))]

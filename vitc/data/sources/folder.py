@@ -112,7 +112,7 @@ def _found(
         splits = {split: part for split, part in splits.items() if len(part)}
         return Found(tuple(map(shown, classes)), splits, tuple(notes))
     _check_beside_output(root, layout, found, own)
-    _check_classes(root, found, _tables(root, tree))
+    _check_classes(root, tree, found)
     classes = sorted(found["train"], key=name_key)
     for split, part in found.items():
         have = {name_key(name) for name, c in part.items() if c.images}
@@ -406,10 +406,10 @@ def _gather(root: Path, tree: Tree, folders: list[str]) -> _Class:
 # -- are the classes usable ------------------------------------------------------------------------
 
 
-def _check_classes(root: Path, found: dict[str, dict[str, _Class]], tables: str) -> None:
+def _check_classes(root: Path, tree: Tree, found: dict[str, dict[str, _Class]]) -> None:
     train = found["train"]
     if not any(c.images for c in train.values()):
-        kinds = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}. {tables}"
+        kinds = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}. {_tables(root, tree)}"
         raise DataError(f"No images in the class folders of {root}.", kinds.rstrip())
     for split, part in found.items():
         first: dict[str, str] = {}  # names that differ only in case, or in how accents are encoded
