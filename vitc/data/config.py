@@ -112,10 +112,11 @@ class DataConfig:
     """With source parquet or list: the column of images or paths; None: found by its name and
     type."""
     label_column: str | None = None
-    """With source parquet or list: the column of labels; with tar: the key in .json members; None:
-    found by its name and type."""
+    """With source parquet or list: the column of labels; with tar: the key in .json members, the
+    ending of those that hold it, or folder for the names of folders; None: found by its name."""
     split_column: str | None = None
-    """With source parquet or list: the column of splits; None: found by its name or its values."""
+    """With source parquet or list: the column of splits; with tar: the key in .json members; None:
+    found by its name or its values."""
     splits: str = ""
     """Which folder, shard or value of the split column is which split:
     train=training_set,test=test_set; none: no name stands for a split. Empty: by the words in
