@@ -91,7 +91,7 @@ SHORTER = {
 ANEW = {
     r"^vitc train photos/(?!.*--folds)|vitc\.train\(": "runs/photos",
     r"--out runs/photos_longer": "runs/photos_longer",
-    r"vitc\.export\(": "photos.onnx",
+    r"vitc\.export\(": "photos.onnx*",  # with its report
     r"vitc train fashion_vit_c": "runs/fashion_vit_c",
     r"vitc study hparams(?!.*--out)|vitc\.study\.run\(": "studies/hparams",
     r"vitc study length(?!.*--out)": "studies/length",
