@@ -42,7 +42,7 @@ SKIPPED = {
     r"engine (ray|slurm)|^srun|nnodes": "needs a cluster; tests/test_launch.py has small ones",
     r"scripts/results.sh|scripts/(ladder|compare_trials|reference_trials).py": "hours of studies",
     r"report studies/quick64": "the run folders of that study are not in the repository",
-    r"benchmarks/race.py": "ten minutes, and torchvision",
+    r"benchmarks/race(_sets)?.py": "ten minutes, torchvision, and sets of images",
     r"scripts/formula.py|benchmarks/crossing.py|budget_seconds 2700": "an hour",
     r"--scale full --data IMAGENET": "ImageNet on a cluster",
     r"^cp opda/": "a repository of others; the test brings two files of its form",
