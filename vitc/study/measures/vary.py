@@ -68,7 +68,7 @@ class Vary(base.Measure):
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         o = request.options
         points = vary_points(o["set"], o["times"], o["setup"])
-        if not request.begun:
+        if not (request.begun or o["tune"]):  # tuning is done with the setting of all
             fixed = {
                 label: {n: v for n, v in of.items() if not isinstance(v, Times)}
                 for label, of in points.items()
