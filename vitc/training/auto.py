@@ -63,7 +63,7 @@ class Time:
 
     def __init__(self, given: float | None, clock: Callable[[], float]) -> None:
         self.given, self.clock = given, clock
-        self.started, self.worked, self.cores = clock(), processor_seconds(), core_seconds()
+        self.started, self.worked, self.core_time = clock(), processor_seconds(), core_seconds()
 
     @property
     def budget(self) -> float:
@@ -80,7 +80,7 @@ class Time:
         Where two threads worked at once, their processor time hides that each waited for a core.
         """
         used, worked = self.clock() - self.started, processor_seconds() - self.worked
-        ran, waited = (now - then for now, then in zip(core_seconds(), self.cores, strict=True))
+        ran, waited = (now - then for now, then in zip(core_seconds(), self.core_time, strict=True))
         slower = max(used / max(worked, 0.01), 1 + waited / max(ran, 0.01))
         return min(MOST_BUSY, max(1.0, slower))
 
