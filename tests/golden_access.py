@@ -31,6 +31,7 @@ ADDED: frozenset[str] = frozenset(
         "budget_seconds",
         "clock",
         "cache_side",
+        "cache_features",
         "cache_decode",
         "failed_to_learn",
         "mix_prob",

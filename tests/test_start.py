@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,14 @@ def test_start_is_for_images(words: list[str], capsys: Capture) -> None:
     assert "--init" in capsys.readouterr().err
 
 
-def lite(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float]) -> None:
-    """A machine on which an image takes so long: its features, steps with most layers and all."""
+def lite(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: tuple[float, float, float],
+    cached: float = math.inf,
+    size: int = 0,
+) -> None:
+    """A machine on which an image takes so long: its features, steps with most layers and all, a
+    step on kept features, of so many bytes."""
     entry = next(e for e in REAL if isinstance(e, PackagedWeights))
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
     monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: True)
@@ -209,7 +216,8 @@ def lite(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float]) -
     def measured(config: Any, device: Any, frozen: Any, threads: int) -> ImageSeconds:
         some = (seconds[0] + seconds[1]) / 2
         steps = {1: seconds[2], 5: some, 7: seconds[1]}
-        return ImageSeconds(seconds[0], seconds[0], tuple(steps.get(len(f), some) for f in frozen))
+        each = tuple(steps.get(len(f), some) for f in frozen)
+        return ImageSeconds(seconds[0], seconds[0], each, cached, size)
 
     monkeypatch.setattr(probe, "image_seconds", measured)
 
@@ -233,6 +241,34 @@ def test_the_time_decides_how_much_is_fine_tuned(
     assert any("too long" in line for line in never.lines)
     lite(monkeypatch, (0.001, 0.002, 0.003))
     assert propose(photos, auto_start.LEAST_SECONDS - 1).config.init.weights is None
+
+
+def test_where_time_is_short_frozen_layers_run_once(
+    photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photo_folder(count=40, size=(120, 120))
+    lite(monkeypatch, (0.02, 0.3, 0.8), cached=0.02)
+    found = propose(photos, 40)
+    train, augment = found.config.train, found.config.data.augment
+    assert train.cache_features
+    assert found.config.cached_parts == 6
+    assert train.epochs == auto_start.MOST_CACHED
+    assert (augment.crop, augment.flip) == ("none", 0.0)
+    lines = dict(line.partition(": ")[::2] for line in found.lines)
+    assert lines["training crop"].startswith("none — because their features")
+    assert lines["mirror"].startswith("0.0 — because their features")
+    for own in (
+        {"data.augment.flip": 0.5},
+        {"train.cache_features": False},
+        {"train.epochs": 2},
+        {"train.freeze": ("stages.0",)},
+        {"train.precise_bn_images": 32},
+    ):
+        assert not propose(photos, 40, own).config.train.cache_features, own
+    assert not propose(photos, 40, processes=2).config.train.cache_features
+    assert not propose(photos, 4_000).config.train.cache_features
+    lite(monkeypatch, (0.02, 0.3, 0.8), cached=0.02, size=10**12)
+    assert not propose(photos, 40).config.train.cache_features
 
 
 def test_settings_of_the_user_are_kept(

@@ -13,7 +13,7 @@ import itertools
 import math
 import textwrap
 import typing
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from vitc.data.config import DataConfig
 from vitc.errors import ConfigError, VitcError, refuse, unknown
 from vitc.files import read_json
-from vitc.models.config import MODEL_KINDS, ModelConfig, ViTConfig
+from vitc.models.config import MODEL_KINDS, CNNConfig, ModelConfig, ViTConfig
 from vitc.models.stem_config import STEM_KINDS, CustomStemConfig, carried
 from vitc.optim.config import OptimConfig
 from vitc.optim.optimizers import OPTIMIZERS, AdamWConfig, CustomOptimizerConfig, switched
@@ -78,6 +78,8 @@ class RunConfig:
                 f"optim.layer_decay {self.optim.layer_decay} has no effect with train.freeze "
                 f"backbone: only the head is trained."
             )
+        if self.train.cache_features:
+            found += self._cache_problems()
         for name, values in (("mean", self.data.mean), ("std", self.data.std)):
             if values is not None and len(values) != self.model.in_chans:
                 found.append(
@@ -86,10 +88,64 @@ class RunConfig:
                 )
         return found
 
+    @property
+    def cached_parts(self) -> int:
+        """How many of a CNN's stem and stages, from the input, run once on each training image
+        (`train.cache_features`); 0: every step takes images."""
+        return cached_parts(self.model, self.train.freeze) if self.train.cache_features else 0
+
+    def _cache_problems(self) -> list[str]:
+        """Why `train.cache_features` cannot be."""
+        found = []
+        if not isinstance(self.model, CNNConfig):
+            found.append(f"train.cache_features needs a CNN of the zoo; {self.model.name} is none.")
+        elif not self.cached_parts:
+            found.append(
+                "train.cache_features needs frozen layers from the input on: --train.freeze stem "
+                "stages.0, or more of them."
+            )
+        augment, optim = self.data.augment, self.optim
+        without_effect = {
+            "data.augment.crop": augment.crop != "none",
+            "data.augment.flip": augment.flip,
+            "data.augment.policy": augment.policy != "none",
+            "data.augment.jitter": any(augment.jitter),
+            "data.augment.lighting": augment.lighting,
+            "data.augment.erase": augment.erase,
+            "data.augment.mixup_alpha": augment.mixup_alpha,
+            "data.augment.cutmix_alpha": augment.cutmix_alpha,
+        }
+        for name in (name for name, given in without_effect.items() if given):
+            off = "none" if name.endswith(("crop", "policy")) else "0"
+            found.append(
+                f"{name} cannot take effect with train.cache_features, which keeps the features "
+                f"of each image as it is: use --{name} {off}."
+            )
+        refused = {
+            "train.compile": self.train.compile,
+            "train.precise_bn_images": self.train.precise_bn_images,
+            "an optimizer without a schedule": optim.schedule_free,
+        }
+        found += [
+            f"{name} cannot be combined with train.cache_features."
+            for name, given in refused.items()
+            if given
+        ]
+        return found
+
     def checked(self) -> RunConfig:
         """Itself, or a ConfigError that lists every problem at once."""
         refuse(self.problems(), "Settings and defaults: vitc show RECIPE")
         return self
+
+
+def cached_parts(model: ModelConfig, freeze: Collection[str]) -> int:
+    """How many of a CNN's stem and stages `freeze` names, from the input on; 0 of other models."""
+    if not isinstance(model, CNNConfig):
+        return 0
+    parts = ["stem", *(f"stages.{i}" for i in range(len(model.depths)))]
+    frozen = ["backbone" in freeze or part in freeze for part in parts]
+    return [*frozen, False].index(False)
 
 
 # Components with several kinds, chosen by name.

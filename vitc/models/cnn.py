@@ -189,6 +189,19 @@ class CNN(Backbone):
         out: Tensor = self.conv_head(x)
         return out
 
+    def forward_to(self, x: Tensor, parts: int) -> Tensor:
+        """(B, C, H, W) -> (B, C', h, w): what the first `parts` of stem and stages give."""
+        self._check_input(x)
+        for part in [self.stem, *self.stages][:parts]:
+            x = part(x)
+        return x
+
+    def forward_from(self, x: Tensor, parts: int) -> Tensor:
+        """(B, C', h, w) -> (B, K): from what `forward_to` gives to what `forward` does."""
+        for part in [self.stem, *self.stages][parts:]:
+            x = part(x)
+        return self.forward_head(self.conv_head(x))
+
     def _check_input(self, x: Tensor) -> None:
         check_images(x, self.in_chans, 1)
         if traced(x):

@@ -126,7 +126,9 @@ def propose(
     _choose_batch(choices, look, machine, processes)
     tuned = None
     if entry is not None:
-        tuned = auto_start.pretrained_trial(choices, base, data, look, device, entry, time.left)
+        tuned = auto_start.pretrained_trial(
+            choices, base, data, look, device, entry, time.left, processes
+        )
     if tuned is not None and entry is not None:
         trial, seconds = tuned
         auto_start.note_start(choices, entry, trial.config, look)

@@ -17,6 +17,7 @@ from vitc.machine import computes_bf16
 from vitc.models.config import CNNConfig
 from vitc.models.zoo import model_config
 from vitc.optim.optimizers import AdamWConfig
+from vitc.resolve import resolve_config
 from vitc.training import auto_rules as rules
 from vitc.training.auto_model import Trial
 from vitc.training.auto_rules import Choices, Look
@@ -37,9 +38,15 @@ LR, LAYER_DECAY = 1e-3, 0.8  # AdamW's peak at that batch; of each layer to the 
 NORMS = "norms"  # in train.freeze: every BatchNorm
 MOST_EPOCHS = 20
 LEAST_EPOCHS = 3  # of more layers, else fewer are trained
+MOST_CACHED = 4  # epochs without augmentation
 PROBE_SHARE = 0.5  # of the time, at most, for the features of training images
 LEAST_SECONDS = 20  # measuring how long an image takes needs some of them
 READING = 1.3  # how much longer it takes with reading images
+CACHED: dict[str, Any] = {  # settings with which frozen layers run once on each image
+    "train.cache_features": True,
+    "data.augment.crop": "none",
+    "data.augment.flip": 0.0,
+}
 SAME_MODEL = {"model", "model.img_size", "model.in_chans"}  # settings with which weights still fit
 CACHE_SIDE = 1.3  # of img_size: smaller than from scratch, few epochs use it
 
@@ -121,9 +128,12 @@ def pretrained_trial(
     device: torch.device,
     entry: Entry,
     left: float,
+    processes: int = 1,
 ) -> tuple[Trial, float] | None:
     """The settings of a run from these weights within `left` seconds, and how long it takes; None:
     the features of enough images alone take too long."""
+    from vitc.data.pixels import device_memory
+    from vitc.training.cached_features import MEMORY_SHARE
     from vitc.training.probe import Probe
 
     if left < LEAST_SECONDS:
@@ -160,17 +170,44 @@ def pretrained_trial(
     evaluation = READING * times.evaluation  # of an image
     page = rules.page_seconds(data, Probe(0.0, evaluation, 0))
     around = rules.START_SECONDS + READING * probe_images * times.features + 2 * val * evaluation
+    training = left - around - page
     for parts, step in zip(frozen, times.steps, strict=True):  # noqa: B007 the last if none fits
-        epochs = int((left - around - page) / (READING * n * step))
+        epochs, image = int(training / (READING * n * step)), READING * step
         if epochs >= LEAST_EPOCHS:
             break
+    # Where time is short, most of a step goes into frozen layers and images: they can be run once.
+    if probe_images == n and processes == 1 and _cacheable(choices, base, settings, parts):
+        fits = n * times.feature_bytes <= MEMORY_SHARE * device_memory(device)
+        more = min(int(training / (n * times.cached)), MOST_CACHED)
+        if fits and epochs < LEAST_EPOCHS and more > epochs:
+            epochs, image = more, times.cached
+            settings |= CACHED
+            choices.settings.pop("data.augment.scale", None)
+            why = "their features are computed once, and more epochs then fit into the time"
+            choices.note("training crop", "none", why)
+            choices.note("mirror", "0.0", why)
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
     # A short run is evaluated at its end alone, also where it takes longer than planned.
     every = 10 * epochs if epochs <= LEAST_EPOCHS else epochs // 4 + 1
     settings |= {"train.freeze": parts, "train.epochs": epochs, "train.eval_every_epochs": every}
     config = choices.config(base, settings)
-    cost = Probe(READING * config.train.batch * step, evaluation, 0)
-    return Trial(settings, config, cost, {}), around + page + READING * n * epochs * step
+    cost = Probe(config.train.batch * image, evaluation, 0)
+    return Trial(settings, config, cost, {}), around + page + n * epochs * image
+
+
+def _cacheable(
+    choices: Choices, base: RunConfig, settings: Mapping[str, Any], parts: tuple[str, ...]
+) -> bool:
+    """Whether what the user fixed lets the frozen parts run once on each image."""
+    fixed = choices.fixed
+    if not fixed.get("train.cache_features", True) or "train.epochs" in fixed:
+        return False
+    chosen = {k: v for k, v in choices.settings.items() if k != "data.augment.scale"}
+    more = {**chosen, **settings, **CACHED, "train.freeze": parts, **fixed}
+    try:
+        return not resolve_config(base, **more).problems()
+    except ConfigError:
+        return False
 
 
 def _measured(
@@ -214,14 +251,11 @@ def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) ->
         "fine-tuning then starts from it, and the better of the two by validation is kept",
     )
     trained = f"all but {', '.join(t.freeze)}" if t.freeze else "all"
-    choices.note(
-        "fine-tuning",
-        f"{trained}, {counted(t.epochs, 'epoch')}",
-        choices.reason("train.freeze")
-        if "train.freeze" in choices.fixed
-        else f"more layers are trained where the time is enough for {LEAST_EPOCHS} epochs, and at "
-        f"most {MOST_EPOCHS} pay",
-    )
+    if "train.freeze" in choices.fixed:
+        because = choices.reason("train.freeze")
+    else:
+        because = f"more layers are trained where the time is enough for {LEAST_EPOCHS} epochs"
+    choices.note("fine-tuning", f"{trained}, {counted(t.epochs, 'epoch')}", because)
     lr, decay = config.optim.lr, config.optim.layer_decay
     each = "all layers have" if decay == 1 else f"each layer has {decay:g} times that of"
     choices.note("peak learning rate", f"{lr:g}", f"{each} {'it' if decay == 1 else 'the next'}")

@@ -67,6 +67,12 @@ def set_up(
             "train.budget_seconds cannot be used by several processes, whose clocks differ.",
             "Use --train.epochs.",
         )
+    if config.train.cache_features and procs.world > 1:
+        raise ConfigError(
+            "train.cache_features cannot be used by several processes: each would compute the "
+            "features of all images.",
+            "Leave it out.",
+        )
     if config.train.patience is not None and "val" not in data.splits:
         raise ConfigError(
             f"train.patience {config.train.patience} needs validation images; there are none.",

@@ -84,6 +84,10 @@ class TrainConfig:
     """Parts that are not trained, by the start of their parameters' names (stem, blocks.0) or
     `backbone` for all but the head, `norms` for every BatchNorm; they stay in eval mode, so that a
     BatchNorm keeps its statistics."""
+    cache_features: bool = False
+    """Run the frozen first layers of a CNN (train.freeze stem stages.0 ...) once on each training
+    image, prepared as in evaluation, and train the others on what they give, which is kept in
+    memory: an epoch then takes a fraction of the time, and no image is augmented."""
     precise_bn_images: int = setting(0, at_least=0)
     """Before each evaluation BatchNorm's statistics are recomputed from this many training images,
     for the weights and their average (the authors' code: 8192); 0: running averages."""

@@ -104,7 +104,7 @@ class Guard:
         images = ready_images(micro, s)
         images = images[: min(IMAGES, max(2, len(images) // 4))]
         with autocast(s.config.train.precision, s.device):
-            vitals = measure(self.state.model, images)
+            vitals = measure(self.state.model, images, s.answers(self.state.model))
         self.pending.append((self.state.step, {**vitals, "update_ratio": self.before.measure()}))
         self.before = None
 

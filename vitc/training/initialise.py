@@ -1,4 +1,4 @@
-"""Which weights does a run start from, and how are they fitted to it (`--init`)?"""
+"""Which weights does a run start from? Those of its last checkpoint, or of `--init`, fitted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitc.config import RunConfig, read_config
 from vitc.errors import ConfigError
+from vitc.runs.checkpoint import TrainState, latest_checkpoint
+from vitc.runs.folder import RunFolder
+from vitc.training.build import Setup
+from vitc.training.cached_features import CachedFeatures, cached_features
 from vitc.training.config import InitConfig
+from vitc.training.linear_probe import keep_start, probe_head, put_in_place
+from vitc.training.log import RunLog
+from vitc.training.pace import SAVING_SECONDS, Pace
 from vitc.weights.fit import ADAPTABLE, fill
 from vitc.weights.load import Weights, read_weights
+from vitc.wording import counted
 
 
 class InitialWeights:
@@ -104,3 +113,54 @@ def _mean_and_std(config: RunConfig, weights: Weights) -> tuple[Any, Any, list[s
         )
     texts = [", ".join(f"{v:g}" for v in values) for values in (mean, std)]
     return mean, std, [f"images are prepared as for the weights: mean {texts[0]}, std {texts[1]}"]
+
+
+def resume(
+    setup: Setup,
+    state: TrainState,
+    folder: RunFolder,
+    log: RunLog,
+    initial: InitialWeights,
+    pace: Pace,
+) -> tuple[dict[str, Any], CachedFeatures | None]:
+    """Load the newest good checkpoint into `state`; where there is none, the initial weights.
+
+    Returns what was saved with it besides the state, and the features to train on if not images.
+    """
+    found, damaged = latest_checkpoint(folder.checkpoints)
+    for problem in damaged:
+        log.note(problem)
+    setup.procs.agree(
+        {"checkpoint": found and found.name},
+        f"different checkpoints of {folder.path}",
+        "Put the run folder where all machines see it: --out DIR.",
+    )
+    if found is None:
+        folder.cut_back(0)
+        for line in initial.load(state.model, setup.data.classes):
+            log.note(line)
+        setup.procs.share(state.model)
+        cached = cached_features(setup, state.model)
+        if setup.config.init.probe_images:
+            probed = probe_head(setup, state.model, cached)
+            put_in_place(state.model, probed)
+            log.note(probed.line)
+            pace.reserve = SAVING_SECONDS + probed.evaluation_seconds
+            if setup.procs.first:
+                keep_start(folder.checkpoints, state.model, probed)
+        if state.ema is not None:
+            state.ema.module.load_state_dict(state.model.state_dict())
+        return {}, cached
+    extra = state.load(found)
+    log.resume(extra)
+    pace.resume(extra, state.step)
+    folder.cut_back(state.step)
+    threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
+    if setup.device.type == "cpu" and threads and threads != here:
+        if setup.config.train.threads is None:
+            torch.set_num_threads(threads)  # machine_settings restores the old number
+            log.note(f"using {counted(threads, 'thread')} as before, not {here}")
+        else:
+            log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
+    log.note(f"resumed at step {state.step} of {setup.steps} from {found}")
+    return extra, cached_features(setup, state.model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from vitc.models.zoo import classifier_name
 from vitc.runs.folder import START
 from vitc.runs.tensors import opened, read_tensors, write_tensors
 from vitc.training.build import Setup
+from vitc.training.cached_features import CachedFeatures
 from vitc.training.device import autocast
 from vitc.training.evaluate import Counts, eval_batch
 from vitc.wording import counted
@@ -93,8 +94,9 @@ def classifier(model: nn.Module) -> nn.Linear:
     return head
 
 
-def probe_head(setup: Setup, model: nn.Module) -> Probed:
-    """The linear probe of `model`, which holds trained weights, on the images of `setup`.
+def probe_head(setup: Setup, model: nn.Module, cached: CachedFeatures | None = None) -> Probed:
+    """The linear probe of `model`, which holds trained weights, on the images of `setup`, or the
+    features of its first layers that are kept.
 
     The model is left in eval mode. Raises ConfigError as `classifier`, and what reading images
     raises.
@@ -106,7 +108,11 @@ def probe_head(setup: Setup, model: nn.Module) -> Probed:
     places = _places(split, count, setup.config.data.split_seed)
     # A forward pass alone is twice as fast in bf16, whatever the run trains in.
     faster = "bf16" if computes_bf16(device) else precision
-    x, y = features_of(setup, model, split.take(places), faster)
+    if cached is None:
+        x, y = features_of(setup, model, split.take(places), faster)
+    else:
+        batches = cached.batches(places, eval_batch(setup.config, device))
+        x, y = _pooled(model, setup.settings.answers(model), batches, faster, device)
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - mean) / std
     classes, whole, chosen_on = len(setup.data.classes), (x, y), "val"
@@ -153,7 +159,6 @@ def _places(split: Split, count: int, seed: int) -> Ints:
     return balanced_subset(split.labels, [name_key(name) for name in split.names], count, seed)
 
 
-@torch.no_grad()
 def features_of(
     setup: Setup, model: nn.Module, split: Split, precision: str
 ) -> tuple[Tensor, Tensor]:
@@ -161,20 +166,33 @@ def features_of(
 
     Broken images that are skipped are left out.
     """
-    parent, _, leaf = classifier_name(model).rpartition(".")
-    owner, head = model.get_submodule(parent), classifier(model)
     device, last = setup.device, setup.config.train.channels_last
     plan, data = setup.plan, setup.data
     images = open_eval(
         split, data, setup.config.data, plan, device, batch=eval_batch(setup.config, device)
     )
+    batches = ((finish(x, None, data.mean, data.std, last), known) for x, known in images)
+    return _pooled(model, model, batches, precision, device)
+
+
+@torch.no_grad()
+def _pooled(
+    model: nn.Module,
+    answers: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: str,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """What the classifier reads, as `features_of`, where `answers` gives what it makes of it."""
+    parent, _, leaf = classifier_name(model).rpartition(".")
+    owner, head = model.get_submodule(parent), classifier(model)
     model.eval()
     setattr(owner, leaf, nn.Identity())
     found, labels = [], []
     try:
-        for pixels, known in images:
+        for ready, known in batches:
             with autocast(precision, device):
-                features = model(finish(pixels, None, data.mean, data.std, last))
+                features = answers(ready)
             found.append(features[known >= 0].float().cpu())
             labels.append(known[known >= 0].cpu())
     finally:

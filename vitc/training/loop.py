@@ -28,12 +28,12 @@ from vitc.runs.images import images_of_weights, leaks
 from vitc.runs.writer import Writer
 from vitc.training.best import forget_undone, keep_if_best, return_to_better, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
+from vitc.training.cached_features import CachedFeatures
 from vitc.training.compiling import compiled_steps, with_compile
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device
 from vitc.training.evaluate import not_finite
 from vitc.training.guard import KEEP_GOOD, Guard
-from vitc.training.initialise import InitialWeights
-from vitc.training.linear_probe import keep_start, probe_head, put_in_place
+from vitc.training.initialise import InitialWeights, resume
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.parallel import in_processes, is_restart, processes
@@ -45,7 +45,6 @@ from vitc.training.step import NormStatistics, train_step
 from vitc.training.stop import StopSignal
 from vitc.training.trackers import check_installed, open_tracker
 from vitc.training.validate import Validation, evaluation_steps
-from vitc.wording import counted
 
 STATUSES: dict[type[Exception], str] = {
     DivergedError: "diverged",
@@ -145,61 +144,11 @@ def run(
                 for line in (*leaks(earlier, data), *([crowded] if crowded else [])):
                     log.note(line)
                 guard = Guard(setup, state, folder, log)
-                kept = resume(setup, state, folder, log, initial, pace)
+                kept, cached = resume(setup, state, folder, log, initial, pace)
                 guard.resume(kept)
-                trainer = Trainer(setup, state, folder, log, stop, pace, guard)
+                trainer = Trainer(setup, state, folder, log, stop, pace, guard, cached)
                 trainer.unevaluated = bool(kept.get("unevaluated"))
                 return trainer.run()
-
-
-def resume(
-    setup: Setup,
-    state: TrainState,
-    folder: RunFolder,
-    log: RunLog,
-    initial: InitialWeights,
-    pace: Pace,
-) -> dict[str, Any]:
-    """Load the newest good checkpoint into `state`; where there is none, the initial weights.
-
-    Returns what was saved with it besides the state.
-    """
-    found, damaged = latest_checkpoint(folder.checkpoints)
-    for problem in damaged:
-        log.note(problem)
-    setup.procs.agree(
-        {"checkpoint": found and found.name},
-        f"different checkpoints of {folder.path}",
-        "Put the run folder where all machines see it: --out DIR.",
-    )
-    if found is None:
-        folder.cut_back(0)
-        for line in initial.load(state.model, setup.data.classes):
-            log.note(line)
-        setup.procs.share(state.model)
-        if setup.config.init.probe_images:
-            probed = probe_head(setup, state.model)
-            put_in_place(state.model, probed)
-            log.note(probed.line)
-            pace.reserve = SAVING_SECONDS + probed.evaluation_seconds
-            if setup.procs.first:
-                keep_start(folder.checkpoints, state.model, probed)
-        if state.ema is not None:
-            state.ema.module.load_state_dict(state.model.state_dict())
-        return {}
-    extra = state.load(found)
-    log.resume(extra)
-    pace.resume(extra, state.step)
-    folder.cut_back(state.step)
-    threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
-    if setup.device.type == "cpu" and threads and threads != here:
-        if setup.config.train.threads is None:
-            torch.set_num_threads(threads)  # machine_settings restores the old number
-            log.note(f"using {counted(threads, 'thread')} as before, not {here}")
-        else:
-            log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
-    log.note(f"resumed at step {state.step} of {setup.steps} from {found}")
-    return extra
 
 
 class Trainer:
@@ -214,9 +163,11 @@ class Trainer:
         stop: StopSignal,
         pace: Pace,
         guard: Guard,
+        cached: CachedFeatures | None = None,
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
         self.log, self.stop, self.pace, self.guard = log, stop, pace, guard
+        self.cached = cached  # what the steps train on in place of images
         self.writer = Writer(folder, log.note_once)
         self.retention = Retention.of(setup.config.train, setup.steps_per_epoch)
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
@@ -233,7 +184,7 @@ class Trainer:
         spent = self.log.spent
         try:
             with setup.procs.losses_reported(), contextlib.ExitStack() as stack, self.writer:
-                batches = stack.enter_context(self._open(None))
+                batches = stack.enter_context(self._open(self.cached))
                 spent.opened(batches)
                 self.folder.event(batches.note)
                 self._steps(batches)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vitc.config import RunConfig, read_config
+from vitc.config import RunConfig, cached_parts, read_config
 from vitc.data.cache import training_split
 from vitc.data.dataset import DataSet
 from vitc.data.loader import Provider, open_eval, open_train
 from vitc.data.pixels import Resident
 from vitc.data.sources.base import Split
 from vitc.machine import computes_bf16, processor_seconds
+from vitc.models.cnn import CNN
 from vitc.models.config import ViTConfig
 from vitc.training.build import Setup, freeze, fresh_state, initial_model, set_up, train_mode
+from vitc.training.cached_features import cached_features
 from vitc.training.compiling import compiled_steps
 from vitc.training.device import (
     autocast,
@@ -38,6 +42,7 @@ from vitc.training.step import NormStatistics, train_step
 
 Precision = Literal["fp32", "bf16"]
 MOST_STEPS = 100  # of a probe
+CACHED_STEPS = 4  # on whose images features are computed to be kept
 PATIENCE = 4  # times as long as asked for, after which a probe is content with fewer steps
 EVAL_IMAGES = 64  # that a probe evaluates, at most
 
@@ -128,7 +133,8 @@ def _measure(
     whole, _ = training_split(data, config.data, config.model.in_chans)
     full = {**data.splits, "train": whole}
     splits = {}  # images enough to measure with, evenly spread over those of each split
-    for name, most in (("train", MOST_STEPS * t.batch), ("val", EVAL_IMAGES)):
+    most_train = (CACHED_STEPS if t.cache_features else MOST_STEPS) * t.batch
+    for name, most in (("train", most_train), ("val", EVAL_IMAGES)):
         if name in full:
             n = len(full[name])
             places = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
@@ -138,7 +144,9 @@ def _measure(
     waits: list[float] = []
     busy: list[float] = []
     before = clock()
-    with open_train(data, config.data, plan, device, 0, MOST_STEPS) as batches:
+    cached = cached_features(dataclasses.replace(setup, data=data), model)
+    train_mode(model)
+    with open_train(data, config.data, plan, device, 0, MOST_STEPS, cached) as batches:
         unheld = [_unheld(batches.provider, whole, clock() - before)]
         workers, begun = batches.workers, processor_seconds()
         before = clock()
@@ -292,6 +300,9 @@ def _step_seconds(
     return seconds
 
 
+Answers = Callable[[Tensor], Tensor]
+
+
 class ImageSeconds(NamedTuple):
     """What an image costs, without reading it, by the clock of the run."""
 
@@ -301,6 +312,10 @@ class ImageSeconds(NamedTuple):
     """A forward pass in the run's precision."""
     steps: tuple[float, ...]
     """A forward and backward pass, for each of the ways to freeze."""
+    cached: float = math.inf
+    """The same for the last of them, on the features that its first layers give."""
+    feature_bytes: int = 0
+    """What these take."""
 
 
 def image_seconds(
@@ -318,17 +333,14 @@ def image_seconds(
         images = torch.zeros(batch, config.model.in_chans, *config.model.size, device=device)
         images = images.contiguous(memory_format=last)
 
-        def forward(precision: str, grad: bool = False) -> None:
-            with torch.set_grad_enabled(grad), autocast(precision, device):
-                logits = model(images)
-            if grad:
-                logits.float().square().sum().backward()
-
-        def seconds(*what: Any) -> float:
+        def seconds(precision: str, images: Tensor, answers: Answers, grad: bool = False) -> float:
             times = []
             for _ in range(2):  # the first is not like the others
                 start = clock()
-                forward(*what)
+                with torch.set_grad_enabled(grad), autocast(precision, device):
+                    logits = answers(images)
+                if grad:
+                    logits.float().square().sum().backward()  # type: ignore[no-untyped-call]
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times.append(clock() - start)
@@ -336,14 +348,23 @@ def image_seconds(
 
         model.eval()
         faster = "bf16" if computes_bf16(device) else train.precision
-        features, evaluation = seconds(faster), seconds(train.precision)
+        features = seconds(faster, images, model)
+        evaluation = seconds(train.precision, images, model)
         steps = []
         for parts in frozen:
             model.requires_grad_(True)
             freeze(model, parts)
             train_mode(model)
-            steps.append(seconds(train.precision, True))
-    return ImageSeconds(features, evaluation, tuple(steps))
+            steps.append(seconds(train.precision, images, model, True))
+        through = cached_parts(config.model, frozen[-1])
+        if not (through and isinstance(model, CNN)):
+            return ImageSeconds(features, evaluation, tuple(steps))
+        with torch.no_grad():
+            kept = model.forward_to(images, through)
+        rest = functools.partial(model.forward_from, parts=through)
+        cached = seconds(train.precision, kept, rest, True)
+    size = 2 if faster == "bf16" else 4
+    return ImageSeconds(features, evaluation, tuple(steps), cached, kept[0].numel() * size)
 
 
 def with_precision(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from vitc.config import RunConfig
 from vitc.data.augment.device import erase, finish
 from vitc.data.augment.mixing import mix, soft_cross_entropy
 from vitc.data.loader import MicroBatch
+from vitc.models.cnn import CNN
 from vitc.optim.groups import set_lr
 from vitc.runs.checkpoint import TrainState
 from vitc.training.device import autocast
@@ -31,6 +34,12 @@ class StepSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+
+    def answers(self, model: nn.Module) -> Callable[..., Tensor]:
+        """From `ready_images` to logits: the model, or what of it follows the features that are
+        kept (`train.cache_features`)."""
+        parts = self.config.cached_parts
+        return functools.partial(cast(CNN, model).forward_from, parts=parts) if parts else model
 
 
 def train_step(
@@ -84,13 +93,19 @@ def micro_loss(forward: nn.Module, micro: MicroBatch, s: StepSettings) -> Tensor
     with autocast(s.config.train.precision, s.device):
         # Only a ViT takes what residual branches are multiplied by.
         extra = () if micro.drop_path is None else (micro.drop_path,)
-        logits = forward(images, *extra)
+        logits = s.answers(forward)(images, *extra)
     return soft_cross_entropy(logits, targets)
 
 
 def ready_images(micro: MicroBatch, s: StepSettings) -> Tensor:
-    """float32 (b, C, H, W): a micro-batch as the model trains on it, but for mixing."""
+    """float32 (b, C, H, W): a micro-batch as the model trains on it, but for mixing.
+
+    With `train.cache_features` they are features, of which nothing is left to do.
+    """
     last = s.config.train.channels_last
+    if s.config.cached_parts:
+        form = torch.channels_last if last else torch.contiguous_format
+        return micro.images.float().contiguous(memory_format=form)
     images = finish(micro.images, micro.flip, s.mean, s.std, last, micro.lighting)
     return erase(images, micro.erased)
 

@@ -8,6 +8,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,12 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, images: Tensor) -> Vitals:
-    """What 8 images give, in the caller's precision. images: as the model sees them, (b, C, H, W).
+def measure(
+    model: nn.Module, images: Tensor, answers: Callable[[Tensor], Tensor] | None = None
+) -> Vitals:
+    """What 8 images give, in the caller's precision. images: as the model sees them, (b, C, H, W);
+    answers: from these to logits, where that is not
+    the model itself (`StepSettings.answers`).
 
     `logit_spread`: how much the logits differ between images, relative to their size;
     `norm_variance`: mean running variance of each BatchNorm; of our ViTs `activation_rms`, the root
@@ -58,7 +63,7 @@ def measure(model: nn.Module, images: Tensor) -> Vitals:
             found["attention_logit"] = torch.stack([largest for largest, _ in each])
             found["attention_entropy"] = torch.stack([entropy for _, entropy in each])
         else:
-            logits = model(images)
+            logits = (answers or model)(images)
     logits = logits.float()
     found["logit_spread"] = logits.std(0, correction=0).mean() / rms(logits).clamp_min(1e-12)
     return found
