@@ -28,9 +28,10 @@ from vitc.deploy.export import export as module
 from vitc.deploy.export.archive import Archive
 from vitc.deploy.export.base import FileModel, Record
 from vitc.deploy.export.formats import format_of
-from vitc.deploy.export.graph import Prepare, fold
+from vitc.deploy.export.graph import Prepare
 from vitc.deploy.saved import read_pretrained
 from vitc.errors import CheckpointError, ConfigError, RunError
+from vitc.models.folding import folded
 from vitc.plugins import trust
 
 CLASSES = ("blue", "green", "red")
@@ -169,14 +170,14 @@ def test_resizing_by_products_is_that_of_evaluation(fit: Fit) -> None:
 
 def test_batchnorm_is_folded_and_the_model_left_as_it_was() -> None:
     model = filled(vitc.create_model("vit_c_tiny", num_classes=3, img_size=32))
-    folded = fold(model)
-    kinds = [[type(m) for m in net.modules()].count(nn.BatchNorm2d) for net in (model, folded)]
+    copy = folded(model)
+    kinds = [[type(m) for m in net.modules()].count(nn.BatchNorm2d) for net in (model, copy)]
     assert kinds[0] > 0
     assert kinds[1] == 0
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         assert model(x).std() > 0.1
-        torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(copy(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 # -- the proof -------------------------------------------------------------------------------------
@@ -321,11 +322,11 @@ def test_a_failed_comparison_is_a_failed_export(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def wrong(model: nn.Module) -> nn.Module:
-        folded = fold(model)
-        folded.get_parameter("head.weight").mul_(-1)
-        return folded
+        other = folded(model)
+        other.get_parameter("head.weight").mul_(-1)
+        return other
 
-    monkeypatch.setattr(module, "fold", wrong)
+    monkeypatch.setattr(module, "folded", wrong)
     words = ["export", str(trained), str(tmp_path / "mine.pt2"), "--images", "20"]
     assert main(words) == 1
     assert "below the 99.9 % required" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from vitc.data.store import Ints
 from vitc.errors import ConfigError
 from vitc.machine import computes_bf16
 from vitc.models.cnn import CNN
+from vitc.models.folding import folded
 from vitc.training.build import Setup
 from vitc.training.device import autocast
 from vitc.training.evaluate import eval_batch
@@ -58,8 +59,8 @@ class CachedFeatures(Resident):
 
 
 def cached_features(setup: Setup, model: nn.Module) -> CachedFeatures | None:
-    """The features of the training images, by the first layers of `model`, which is left in eval
-    mode; None: the run trains on images.
+    """The features of the training images, by the first layers of `model`; None: the run trains on
+    images.
 
     Deterministic, so that a resumed run has the same. Raises ConfigError: they do not fit into
     memory; and what reading images raises.
@@ -68,14 +69,14 @@ def cached_features(setup: Setup, model: nn.Module) -> CachedFeatures | None:
     parts = config.cached_parts
     if not parts:
         return None
-    assert isinstance(model, CNN)
     split, _ = training_split(setup.data, config.data, config.model.in_chans)
     batch = eval_batch(config, device)
     images = open_eval(split, setup.data, config.data, setup.plan, device, batch=batch)
     # A forward pass alone is twice as fast in bf16, whatever the run trains in.
     precision = "bf16" if computes_bf16(device) else config.train.precision
     last, data = config.train.channels_last, setup.data
-    model.eval()
+    fast = folded(model)
+    assert isinstance(fast, CNN)
     kept: Tensor | None = None
     broken = np.zeros(len(split), np.bool_)
     at = 0
@@ -83,7 +84,7 @@ def cached_features(setup: Setup, model: nn.Module) -> CachedFeatures | None:
         count = min(len(labels), len(split) - at)  # the last batch may be padded
         with torch.no_grad(), autocast(precision, device):
             ready = finish(pixels, None, data.mean, data.std, last)
-            features = model.forward_to(ready, parts)
+            features = fast.forward_to(ready, parts)
         if kept is None:
             _check_memory(len(split) * features[0].nbytes, device)
             kept = features.new_empty((len(split), *features.shape[1:]))

@@ -27,6 +27,7 @@ from vitc.data.split import balanced_subset
 from vitc.data.store import Ints, name_key
 from vitc.errors import ConfigError
 from vitc.machine import computes_bf16
+from vitc.models.folding import folded
 from vitc.models.zoo import classifier_name
 from vitc.runs.folder import START
 from vitc.runs.tensors import opened, read_tensors, write_tensors
@@ -108,11 +109,12 @@ def probe_head(setup: Setup, model: nn.Module, cached: CachedFeatures | None = N
     places = _places(split, count, setup.config.data.split_seed)
     # A forward pass alone is twice as fast in bf16, whatever the run trains in.
     faster = "bf16" if computes_bf16(device) else precision
+    fast = folded(model)
     if cached is None:
-        x, y = features_of(setup, model, split.take(places), faster)
+        x, y = features_of(setup, fast, split.take(places), faster)
     else:
         batches = cached.batches(places, eval_batch(setup.config, device))
-        x, y = _pooled(model, setup.settings.answers(model), batches, faster, device)
+        x, y = _pooled(fast, setup.settings.answers(fast), batches, faster, device)
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - mean) / std
     classes, whole, chosen_on = len(setup.data.classes), (x, y), "val"

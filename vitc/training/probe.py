@@ -26,7 +26,7 @@ from vitc.machine import computes_bf16, processor_seconds
 from vitc.models.cnn import CNN
 from vitc.models.config import ViTConfig
 from vitc.training.build import Setup, freeze, fresh_state, initial_model, set_up, train_mode
-from vitc.training.cached_features import cached_features
+from vitc.training.cached_features import CachedFeatures, cached_features
 from vitc.training.compiling import compiled_steps
 from vitc.training.device import (
     autocast,
@@ -226,7 +226,8 @@ def _unheld(provider: Provider, whole: Split, seconds: float) -> tuple[int, floa
         return 0, 0.0
     held = len(provider.images)
     more = len(whole) - held
-    decoding = 0.0 if whole.pixels is not None else seconds / held * len(whole)
+    computed = whole.pixels is None or isinstance(provider, CachedFeatures)
+    decoding = seconds / held * len(whole) if computed else 0.0
     return more * provider.images[0].nbytes, decoding
 
 

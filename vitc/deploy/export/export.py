@@ -27,11 +27,12 @@ from vitc.deploy.export.compare import (
     spread_over,
 )
 from vitc.deploy.export.formats import format_of
-from vitc.deploy.export.graph import Prepare, fold, program_of
+from vitc.deploy.export.graph import Prepare, program_of
 from vitc.deploy.measures import TARGETS, Fit, fit, no_fit
 from vitc.deploy.saved import Saved
 from vitc.errors import ConfigError, RunError, unknown
 from vitc.files import TEMPORARY, sync_file, sync_folder, to_json
+from vitc.models.folding import folded
 from vitc.training.measured import Asked, Measured, choose_images
 from vitc.wording import counted
 
@@ -211,7 +212,7 @@ def _made(
         height, width = (side + 32 for side in p.img_size)
         example = torch.zeros(2, height, width, c.in_chans, dtype=torch.uint8)
         prepare = Prepare(p, exact_resize)
-    model = fold(c.model)
+    model = folded(c.model).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     calibration = _calibration(c, images, record) if record.precision == "int8" else None
     program = program_of(model, prepare, example)
     return Made(program, model, record, calibration, exact_resize)

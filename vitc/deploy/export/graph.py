@@ -5,9 +5,7 @@ Shapes: B batch, H W pixels of an image, C channels, h w those of the model, K c
 
 from __future__ import annotations
 
-import copy
 import io
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import RunError
-from vitc.models.stems import ConvNormAct
 
 
 class Prepare(nn.Module):
@@ -126,28 +122,6 @@ def _integer(value: Tensor) -> int:
     """The value as a symbolic integer of the graph, which int() would ask for its number."""
     found: Any = value.long().item()
     return found  # type: ignore[no-any-return]
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode, each BatchNorm folded into the convolution before it.
-
-    In the stems and CNNs of this library and in any nn.Sequential; elsewhere it stays.
-    """
-    model = copy.deepcopy(model).to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    for module in list(model.modules()):
-        names: list[tuple[str, str]] = []
-        if isinstance(module, ConvNormAct):
-            names = [("conv", "norm")]
-        elif isinstance(module, nn.Sequential):
-            children = [name for name, _ in module.named_children()]
-            names = list(itertools.pairwise(children))
-        for before, after in names:
-            conv, norm = getattr(module, before), getattr(module, after)
-            foldable = isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
-            if type(conv) is nn.Conv2d and foldable:
-                setattr(module, before, fuse_conv_bn_eval(conv, norm))
-                setattr(module, after, nn.Identity())
-    return model.requires_grad_(False)
 
 
 def program_of(model: nn.Module, prepare: Prepare | None, example: Tensor) -> ExportedProgram:
