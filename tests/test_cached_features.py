@@ -86,6 +86,7 @@ def test_the_two_halves_of_a_cnn_are_the_whole() -> None:
         (("stem", "stages.1"), 1),
         (FROZEN, 3),
         (("backbone",), 8),
+        (("stem", "stages"), 8),
         ((), 0),
     ],
 )

@@ -124,7 +124,7 @@ class RunConfig:
         refused = {
             "train.compile": self.train.compile,
             "train.precise_bn_images": self.train.precise_bn_images,
-            "an optimizer without a schedule": optim.schedule_free,
+            "a schedule-free optimizer": optim.schedule_free,
         }
         found += [
             f"{name} cannot be combined with train.cache_features."
@@ -144,7 +144,7 @@ def cached_parts(model: ModelConfig, freeze: Collection[str]) -> int:
     if not isinstance(model, CNNConfig):
         return 0
     parts = ["stem", *(f"stages.{i}" for i in range(len(model.depths)))]
-    frozen = ["backbone" in freeze or part in freeze for part in parts]
+    frozen = [bool({part, part.partition(".")[0], "backbone"} & set(freeze)) for part in parts]
     return [*frozen, False].index(False)
 
 

@@ -38,8 +38,7 @@ def measure(
     model: nn.Module, images: Tensor, answers: Callable[[Tensor], Tensor] | None = None
 ) -> Vitals:
     """What 8 images give, in the caller's precision. images: as the model sees them, (b, C, H, W);
-    answers: from these to logits, where that is not
-    the model itself (`StepSettings.answers`).
+    answers: from these to logits, where that is not the model itself (`StepSettings.answers`).
 
     `logit_spread`: how much the logits differ between images, relative to their size;
     `norm_variance`: mean running variance of each BatchNorm; of our ViTs `activation_rms`, the root
