@@ -180,6 +180,22 @@ def test_batchnorm_is_folded_and_the_model_left_as_it_was() -> None:
         torch.testing.assert_close(copy(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm that does more, as timm's BatchNormAct2d."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def test_what_is_more_than_a_norm_is_not_folded() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), NormAct(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    x = torch.randn(2, 3, 8, 8)
+    copy = folded(model)
+    assert [type(m) for m in copy] == [nn.Conv2d, NormAct, nn.Conv2d, nn.Identity]
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), model.eval()(x))
+
+
 # -- the proof -------------------------------------------------------------------------------------
 
 

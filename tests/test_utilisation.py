@@ -15,12 +15,13 @@ from vitc.training.parallel import Processes
 from vitc.training.utilisation import matmul_rate, utilisation
 
 
-def setup_of(world: int = 1) -> Any:
+def setup_of(world: int = 1, freeze: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(
         procs=Processes(0, world),
         device=torch.device("cpu"),
         config=SimpleNamespace(
-            model=SimpleNamespace(size=(32, 32)), train=SimpleNamespace(precision="fp32")
+            model=SimpleNamespace(size=(32, 32)),
+            train=SimpleNamespace(precision="fp32", freeze=freeze),
         ),
     )
 
@@ -48,6 +49,9 @@ def test_short_runs_and_models_that_cannot_be_counted_have_none(
     model = create_model("vit_c_tiny", num_classes=10, img_size=32)
     assert utilisation(setup_of(), model, 1000, 10.0, {"steps": 10.0})[0] is None
     assert utilisation(setup_of(), NeedsData(), 1000, 100.0, {"steps": 100.0})[0] is None
+    frozen = setup_of(freeze=("norms", "stem"))  # a third of the operations, or less
+    assert utilisation(frozen, model, 1000, 100.0, {"steps": 100.0})[0] is None
+    assert utilisation(setup_of(freeze=("norms",)), model, 1000, 100.0, {"steps": 100.0})[0]
 
 
 def test_the_rate_of_matrix_products_is_measured() -> None:

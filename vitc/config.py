@@ -117,6 +117,7 @@ class RunConfig:
         }
         for name in (name for name, given in without_effect.items() if given):
             off = "none" if name.endswith(("crop", "policy")) else "0"
+            off = "0 0 0" if name.endswith("jitter") else off
             found.append(
                 f"{name} cannot take effect with train.cache_features, which keeps the features "
                 f"of each image as it is: use --{name} {off}."

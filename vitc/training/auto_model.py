@@ -350,12 +350,12 @@ def _fewer_images(
 def note_costs(
     choices: Choices, machine: Machine, trial: Trial, seconds: float, memory: int
 ) -> None:
+    reading = "" if trial.config.train.cache_features else " with reading them"
     choices.note(
         "time",
         f"about {duration(seconds)}",
         f"a step of {counted(trial.config.train.batch, 'image')} took "
-        f"{_ms(trial.cost.step_seconds)} with "
-        "reading them, measured just now",
+        f"{_ms(trial.cost.step_seconds)}{reading}, measured just now",
     )
     if memory:
         choices.note("memory", f"about {memory / 1e9:.1f} GB", "that is what these steps needed")

@@ -23,9 +23,11 @@ from vitc.errors import ConfigError
 from vitc.machine import computes_bf16
 from vitc.models.cnn import CNN
 from vitc.models.folding import folded
+from vitc.models.zoo import build_model
 from vitc.training.build import Setup
 from vitc.training.device import autocast
 from vitc.training.evaluate import eval_batch
+from vitc.training.stop import StopSignal
 from vitc.wording import counted, size
 
 MEMORY_SHARE = 0.25  # of the device's, that features may take
@@ -58,12 +60,14 @@ class CachedFeatures(Resident):
             yield self.images[rows[at : at + batch]], labels[at : at + batch]
 
 
-def cached_features(setup: Setup, model: nn.Module) -> CachedFeatures | None:
+def cached_features(
+    setup: Setup, model: nn.Module, stop: StopSignal | None = None
+) -> CachedFeatures | None:
     """The features of the training images, by the first layers of `model`; None: the run trains on
     images.
 
-    Deterministic, so that a resumed run has the same. Raises ConfigError: they do not fit into
-    memory; and what reading images raises.
+    Deterministic, so that a resumed run has the same. Raises InterruptedRun: `stop` was signalled;
+    and what reading images raises.
     """
     config, device = setup.config, setup.device
     parts = config.cached_parts
@@ -80,13 +84,12 @@ def cached_features(setup: Setup, model: nn.Module) -> CachedFeatures | None:
     kept: Tensor | None = None
     broken = np.zeros(len(split), np.bool_)
     at = 0
-    for pixels, labels in images:
+    for pixels, labels in (stop or StopSignal()).ends(images):
         count = min(len(labels), len(split) - at)  # the last batch may be padded
         with torch.no_grad(), autocast(precision, device):
             ready = finish(pixels, None, data.mean, data.std, last)
             features = fast.forward_to(ready, parts)
         if kept is None:
-            _check_memory(len(split) * features[0].nbytes, device)
             kept = features.new_empty((len(split), *features.shape[1:]))
         kept[at : at + count] = features[:count]
         broken[at : at + count] = (labels[:count] < 0).cpu().numpy()
@@ -95,8 +98,18 @@ def cached_features(setup: Setup, model: nn.Module) -> CachedFeatures | None:
     return CachedFeatures(kept, broken, split, config.data, setup.plan)
 
 
-def _check_memory(need: int, device: torch.device) -> None:
-    have = device_memory(device)
+def check_memory(setup: Setup) -> None:
+    """Raises ConfigError: the features would not fit into memory."""
+    config, device = setup.config, setup.device
+    if not config.cached_parts:
+        return
+    with torch.device("meta"):
+        model = build_model(config.model, len(setup.data.classes))
+        images = torch.empty(1, config.model.in_chans, *config.model.size)
+    assert isinstance(model, CNN)
+    numbers = model.eval().forward_to(images, config.cached_parts).numel()
+    each = 2 if computes_bf16(device) else 4
+    need, have = len(setup.data.splits["train"]) * numbers * each, device_memory(device)
     if need > MEMORY_SHARE * have:
         raise ConfigError(
             f"train.cache_features: the features take {size(need)}, more than a quarter of the "

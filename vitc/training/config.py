@@ -87,7 +87,8 @@ class TrainConfig:
     cache_features: bool = False
     """Run the frozen first layers of a CNN (train.freeze stem stages.0 ...) once on each training
     image, prepared as in evaluation, and train the others on what they give, which is kept in
-    memory: an epoch then takes a fraction of the time, and no image is augmented."""
+    memory (in bf16 where the device computes it): an epoch then takes a fraction of the time, and
+    no image is augmented."""
     precise_bn_images: int = setting(0, at_least=0)
     """Before each evaluation BatchNorm's statistics are recomputed from this many training images,
     for the weights and their average (the authors' code: 8192); 0: running averages."""

@@ -21,6 +21,7 @@ from vitc.training.config import InitConfig
 from vitc.training.linear_probe import keep_start, probe_head, put_in_place
 from vitc.training.log import RunLog
 from vitc.training.pace import SAVING_SECONDS, Pace
+from vitc.training.stop import StopSignal
 from vitc.weights.fit import ADAPTABLE, fill
 from vitc.weights.load import Weights, read_weights
 from vitc.wording import counted
@@ -122,6 +123,7 @@ def resume(
     log: RunLog,
     initial: InitialWeights,
     pace: Pace,
+    stop: StopSignal | None = None,
 ) -> tuple[dict[str, Any], CachedFeatures | None]:
     """Load the newest good checkpoint into `state`; where there is none, the initial weights.
 
@@ -140,9 +142,11 @@ def resume(
         for line in initial.load(state.model, setup.data.classes):
             log.note(line)
         setup.procs.share(state.model)
-        cached = cached_features(setup, state.model)
+        if setup.config.cached_parts or setup.config.init.probe_images:
+            log.note("computing features of the images before the first step")
+        cached = cached_features(setup, state.model, stop)
         if setup.config.init.probe_images:
-            probed = probe_head(setup, state.model, cached)
+            probed = probe_head(setup, state.model, cached, stop)
             put_in_place(state.model, probed)
             log.note(probed.line)
             pace.reserve = SAVING_SECONDS + probed.evaluation_seconds
@@ -163,4 +167,4 @@ def resume(
         else:
             log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
     log.note(f"resumed at step {state.step} of {setup.steps} from {found}")
-    return extra, cached_features(setup, state.model)
+    return extra, cached_features(setup, state.model, stop)

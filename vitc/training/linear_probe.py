@@ -35,6 +35,7 @@ from vitc.training.build import Setup
 from vitc.training.cached_features import CachedFeatures
 from vitc.training.device import autocast
 from vitc.training.evaluate import Counts, eval_batch
+from vitc.training.stop import StopSignal
 from vitc.wording import counted
 
 # On standardised features, of the mean cross-entropy; the strongest first, each fit starting from
@@ -95,7 +96,12 @@ def classifier(model: nn.Module) -> nn.Linear:
     return head
 
 
-def probe_head(setup: Setup, model: nn.Module, cached: CachedFeatures | None = None) -> Probed:
+def probe_head(
+    setup: Setup,
+    model: nn.Module,
+    cached: CachedFeatures | None = None,
+    stop: StopSignal | None = None,
+) -> Probed:
     """The linear probe of `model`, which holds trained weights, on the images of `setup`, or the
     features of its first layers that are kept.
 
@@ -111,7 +117,7 @@ def probe_head(setup: Setup, model: nn.Module, cached: CachedFeatures | None = N
     faster = "bf16" if computes_bf16(device) else precision
     fast = folded(model)
     if cached is None:
-        x, y = features_of(setup, fast, split.take(places), faster)
+        x, y = features_of(setup, fast, split.take(places), faster, stop)
     else:
         batches = cached.batches(places, eval_batch(setup.config, device))
         x, y = _pooled(fast, setup.settings.answers(fast), batches, faster, device)
@@ -120,7 +126,7 @@ def probe_head(setup: Setup, model: nn.Module, cached: CachedFeatures | None = N
     classes, whole, chosen_on = len(setup.data.classes), (x, y), "val"
     before = time.monotonic()
     if "val" in setup.data.splits:
-        held_x, held_y = features_of(setup, model, setup.data.splits["val"], precision)
+        held_x, held_y = features_of(setup, model, setup.data.splits["val"], precision, stop)
         held_x = (held_x - mean) / std
     else:
         chosen_on, held = "train", torch.arange(len(y)) % HOLD_OUT == HOLD_OUT - 1
@@ -162,18 +168,19 @@ def _places(split: Split, count: int, seed: int) -> Ints:
 
 
 def features_of(
-    setup: Setup, model: nn.Module, split: Split, precision: str
+    setup: Setup, model: nn.Module, split: Split, precision: str, stop: StopSignal | None = None
 ) -> tuple[Tensor, Tensor]:
     """What the classifier reads of each image of a split: float32 (N, D), and labels (N,), on CPU.
 
-    Broken images that are skipped are left out.
+    Broken images that are skipped are left out. Raises InterruptedRun: `stop` was signalled.
     """
     device, last = setup.device, setup.config.train.channels_last
     plan, data = setup.plan, setup.data
     images = open_eval(
         split, data, setup.config.data, plan, device, batch=eval_batch(setup.config, device)
     )
-    batches = ((finish(x, None, data.mean, data.std, last), known) for x, known in images)
+    each = (stop or StopSignal()).ends(images)
+    batches = ((finish(x, None, data.mean, data.std, last), known) for x, known in each)
     return _pooled(model, model, batches, precision, device)
 
 

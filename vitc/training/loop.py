@@ -28,12 +28,13 @@ from vitc.runs.images import images_of_weights, leaks
 from vitc.runs.writer import Writer
 from vitc.training.best import forget_undone, keep_if_best, return_to_better, without_patience
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
-from vitc.training.cached_features import CachedFeatures
+from vitc.training.cached_features import check_memory
 from vitc.training.compiling import compiled_steps, with_compile
 from vitc.training.device import forget_peak_memory, machine_settings, pick_device
 from vitc.training.evaluate import not_finite
 from vitc.training.guard import KEEP_GOOD, Guard
 from vitc.training.initialise import InitialWeights, resume
+from vitc.training.linear_probe import classifier
 from vitc.training.log import RunLog
 from vitc.training.pace import CLOCKS, SAVING_SECONDS, Pace
 from vitc.training.parallel import in_processes, is_restart, processes
@@ -106,7 +107,11 @@ def run(
         config, compiling = with_compile(config, data, device, out if begun else None, procs)
         setup = set_up(config, data, device, procs, legs)
         if config.init.weights and not begun:  # weights that do not fit create no folder
-            initial.load(initial_model(config, len(data.classes)), data.classes)
+            fresh = initial_model(config, len(data.classes))
+            initial.load(fresh, data.classes)
+            if config.init.probe_images:
+                classifier(fresh)
+        check_memory(setup)
         folder = RunFolder.open(
             out, config, overwrite=overwrite, writer=procs.first, legs=legs, changes=changes
         )
@@ -144,11 +149,7 @@ def run(
                 for line in (*leaks(earlier, data), *([crowded] if crowded else [])):
                     log.note(line)
                 guard = Guard(setup, state, folder, log)
-                kept, cached = resume(setup, state, folder, log, initial, pace)
-                guard.resume(kept)
-                trainer = Trainer(setup, state, folder, log, stop, pace, guard, cached)
-                trainer.unevaluated = bool(kept.get("unevaluated"))
-                return trainer.run()
+                return Trainer(setup, state, folder, log, stop, pace, guard, initial).run()
 
 
 class Trainer:
@@ -163,11 +164,11 @@ class Trainer:
         stop: StopSignal,
         pace: Pace,
         guard: Guard,
-        cached: CachedFeatures | None = None,
+        initial: InitialWeights,
     ) -> None:
         self.setup, self.state, self.folder = setup, state, folder
         self.log, self.stop, self.pace, self.guard = log, stop, pace, guard
-        self.cached = cached  # what the steps train on in place of images
+        self.initial = initial
         self.writer = Writer(folder, log.note_once)
         self.retention = Retention.of(setup.config.train, setup.steps_per_epoch)
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
@@ -177,14 +178,19 @@ class Trainer:
         self.saved_at = 0.0  # time.monotonic() of the last checkpoint
 
     def run(self) -> RunResult:
-        setup, state = self.setup, self.state
-        forget_peak_memory(setup.device)
-        self.log.start(state.step)
-        self.counted_until = self.saved_at = time.monotonic()
-        spent = self.log.spent
+        setup, state, log = self.setup, self.state, self.log
+        spent = log.spent
         try:
+            # Of several processes none may leave the others waiting for it.
+            stop = self.stop if setup.procs.world == 1 else None
+            kept, cached = resume(setup, state, self.folder, log, self.initial, self.pace, stop)
+            self.guard.resume(kept)
+            self.unevaluated = bool(kept.get("unevaluated"))
+            forget_peak_memory(setup.device)
+            log.start(state.step)
+            self.counted_until = self.saved_at = time.monotonic()
             with setup.procs.losses_reported(), contextlib.ExitStack() as stack, self.writer:
-                batches = stack.enter_context(self._open(self.cached))
+                batches = stack.enter_context(self._open(cached))
                 spent.opened(batches)
                 self.folder.event(batches.note)
                 self._steps(batches)

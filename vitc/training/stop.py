@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+from vitc.errors import InterruptedRun
 from vitc.machine import STOP_SIGNALS
+
+Batch = TypeVar("Batch")
 
 
 class StopSignal:
@@ -30,6 +34,18 @@ class StopSignal:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.__exit__()
+
+    def ends(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of a pass of which nothing is saved. Raises InterruptedRun between them."""
+        for batch in batches:
+            if self.number is not None:
+                raise InterruptedRun(
+                    f"Stopped by {signal.Signals(self.number).name} while features of the images "
+                    "were computed; no step was taken.",
+                    "Repeat the command: it computes them again.",
+                    self.number,
+                )
+            yield batch
 
     def __exit__(self, *error: object) -> None:
         for s, handler in self.before.items():

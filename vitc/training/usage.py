@@ -99,7 +99,7 @@ class Usage:
             return None
         if self.share is None:
             self.share = 0.0
-            with suppress(ConfigError):  # a custom model that cannot run without data
+            with suppress(ConfigError):  # frozen layers, or a custom model without data
                 self.share = model_utilisation(self.setup, model, 1, 1.0)
         images = (step - self.first_step) * self.setup.config.train.batch
         return round(self.share * images / seconds, 4) or None

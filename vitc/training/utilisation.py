@@ -11,7 +11,7 @@ import torch
 from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
 from vitc.runs.results import SPENT
-from vitc.training.build import Setup
+from vitc.training.build import NORMS, Setup
 
 LEAST_SECONDS = 60.0  # of training steps: below, measuring costs more than it helps
 SIDES = {"cuda": 8192}  # of the matrices; elsewhere 512, which fill a CPU's cores in 2 ms
@@ -37,6 +37,8 @@ def model_utilisation(setup: Setup, model: torch.nn.Module, images: int, seconds
     """Floating-point operations of the model's forward and backward passes over those that matrix
     products of this device do in the same time (MFU). Raises ConfigError: they cannot be counted.
     """
+    if {*setup.config.train.freeze} - {NORMS}:
+        raise ConfigError("The operations of a step with frozen layers are not counted.")
     passes = 3  # forward, and backward at twice its cost
     here = images / setup.procs.world
     done = passes * 2 * complexity(model, setup.config.model.size).flops * here
@@ -56,7 +58,7 @@ def utilisation(
         return None, line
     try:
         mfu = model_utilisation(setup, model, images, seconds)
-    except ConfigError:  # a custom model that cannot run without data
+    except ConfigError:  # layers are frozen, or a custom model cannot run without data
         return None, line
     kind = f"{setup.config.train.precision} matrix products"
     return round(mfu, 4), f"{line}; the steps reach {100 * mfu:.0f} % of the rate of {kind} (MFU)"
