@@ -74,7 +74,7 @@ def fresh(
     model = model.to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    average = Ema(model, lambda step: max(1 / 16, 1 / step))
+    average = Ema(model, lambda before, position: max(1 / 16, 1 / position))
     return TrainState(model, build_optimizer(optimizer, model), average if ema else None)
 
 

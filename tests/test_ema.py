@@ -51,7 +51,10 @@ def models(steps: int) -> list[Toy]:
 
 
 def average_of(model: nn.Module, ema: EmaConfig = DEFAULT) -> Ema:
-    return Ema(model, lambda step: ema_alpha(step, ema, CosineConfig(), **RUN))
+    return Ema(
+        model,
+        lambda before, position: ema_alpha(position, ema, CosineConfig(), before=before, **RUN),
+    )
 
 
 def updated(average: Ema, steps: list[Toy], first: int = 1) -> dict[str, Tensor]:

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import vitc.training.pace as pacing
 from vitc.config import RunConfig
 from vitc.errors import InterruptedRun
+from vitc.optim.config import EmaConfig, ema_alpha
+from vitc.optim.ema import Ema
+from vitc.optim.schedule import CosineConfig
 from vitc.resolve import load_config
 from vitc.training.loop import run
 from vitc.training.pace import Pace
@@ -130,6 +135,42 @@ def test_a_resumed_run_has_the_position_and_the_time_it_had() -> None:
     assert 95 <= again.seconds() <= 103
 
 
+def shares(ema: EmaConfig, seconds: float) -> tuple[list[float], list[float]]:
+    """Of a run of 1,000 planned steps in 100 seconds: where each of its steps ends in the plan, and
+    the share of the model after it in the average of the end."""
+    clock = Clock()
+    pace = Pace(1000, 100.0, clock, clock.now)
+    plan = {"epochs": 10, "steps_per_epoch": 100, "batch": 10}
+    positions, found = [], []
+    while not pace.ended:
+        clock.now += seconds
+        before = pace.position
+        pace.advance()
+        alpha = ema_alpha(pace.position, ema, CosineConfig(), before=before, **plan)
+        found = [share * (1 - alpha) for share in found] + [alpha]
+        positions.append(pace.position)
+        pace.replan(len(found))
+    return positions, found
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.1, 0.4, 1.5], ids=["3x", "as planned", "1/4", "1/15"])
+@pytest.mark.parametrize("ema", [EmaConfig(), EmaConfig(kind="pycls", period=32, alpha=0.01)])
+def test_the_average_of_a_run_reaches_as_far_back_in_its_plan_as_planned(
+    ema: EmaConfig, seconds: float
+) -> None:
+    positions, found = shares(ema, seconds)
+    assert sum(found) == pytest.approx(1)
+    early = sum(s for place, s in zip(positions, found, strict=True) if place <= 500)
+    assert early < 0.01
+    assert sum(found[: len(found) // 2]) < 0.01
+    late = sum(s for place, s in zip(positions, found, strict=True) if place > 760)
+    assert late > 0.9  # the default's 95 % on the last 24 %, on the grid of long steps
+    places = [p for p, s in zip(positions, found, strict=True) if s and p > 500]
+    steps = [b - a for a, b in itertools.pairwise(positions)]
+    gaps = [b - a for a, b in itertools.pairwise([500, *places, 1000])]
+    assert max(gaps) <= 32 + 2 * max(steps)  # a period
+
+
 def short(**settings: Any) -> RunConfig:
     return load_config("debug", **{"train.epochs": 2, "train.log_every_steps": 5, **settings})
 
@@ -174,3 +215,27 @@ def test_a_stopped_run_of_a_budget_resumes_at_its_position(
     assert result.status == "done"
     log = (tmp_path / "run" / "events.log").read_text()
     assert "resumed at step 20" in log
+
+
+PYCLS = {"optim.ema.kind": "pycls", "optim.ema.alpha": 0.04, "optim.ema.period": 2}
+
+
+@pytest.mark.parametrize("ema", [{}, PYCLS], ids=["fraction", "pycls"])
+def test_a_run_beyond_its_planned_steps_is_averaged_to_its_end(
+    ema: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[bool] = []
+    real = Ema.update
+
+    def update(average: Ema, model: nn.Module, *places: Any) -> None:
+        before = [p.clone() for p in average.module.parameters()]
+        real(average, model, *places)
+        pairs = zip(before, average.module.parameters(), strict=True)
+        changed.append(not all(torch.equal(a, b) for a, b in pairs))
+
+    monkeypatch.setattr(Ema, "update", update)
+    config = short(**{"train.budget_seconds": 10.0, "data.max_train": 96, **ema})
+    planned = 2 * 96 // config.train.batch
+    result = run(config, tmp_path / "run", quiet=True)
+    assert result.summary["step"] > 3 * planned
+    assert any(changed[len(changed) // 2 :])

@@ -117,15 +117,20 @@ class OptimConfig:
 
 
 def ema_alpha(
-    step: int,
+    position: float,
     ema: EmaConfig,
     schedule: ScheduleConfig,
     *,
     epochs: int,
     steps_per_epoch: int,
     batch: int,
+    before: float | None = None,
 ) -> float:
-    """Weight of the model after `step` >= 1 updates in the average; 0: left out, 1: a copy.
+    """Weight of the model at `position`, in planned steps, in the average; 0: left out, 1: a copy.
+
+    `before`: the position before its update, where that covers more or less than one planned step,
+    as in a run with a time to end in. The average is then the planned one, stretched or shortened
+    as the learning rate is: a model weighs as much as the planned steps that it stands for.
 
     `fraction`: max(1/h, 1/step) with h = `horizon_steps(...)`: the plain mean of all models so
     far until step h, then an exponential average with decay 1 - 1/h. At the end of a run of T
@@ -136,16 +141,21 @@ def ema_alpha(
     an epoch, its first included, min(1, alpha * batch / epochs * period); during the warm-up
     epochs a copy.
     """
-    assert 1 <= step <= epochs * steps_per_epoch
+    before = position - 1 if before is None else before
+    assert 0 <= before < position
     if ema.kind == "none":
         return 0.0
     if ema.kind == "fraction":
-        horizon = horizon_steps(ema, epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch)
-        return max(1 / horizon, 1 / step)
-    epoch, step_of_epoch = divmod(step - 1, steps_per_epoch)
-    if step_of_epoch % ema.period:
+        covered, horizon = position - before, ema.horizon * epochs * steps_per_epoch
+        return min(1.0, max(covered / horizon, covered / position))
+    due = [_pycls_updates(ema, place, steps_per_epoch) for place in (before, position)]
+    updates = due[1] - due[0]
+    if updates == 0:
         return 0.0
-    return 1.0 if epoch < schedule.warmup(epochs) else _pycls_alpha(ema, epochs, batch)
+    if before // steps_per_epoch < schedule.warmup(epochs):
+        return 1.0
+    alpha = _pycls_alpha(ema, epochs, batch)
+    return alpha if updates == 1 else 1 - (1 - alpha) ** updates
 
 
 def horizon_steps(ema: EmaConfig, *, epochs: int, steps_per_epoch: int, batch: int) -> float:
@@ -165,6 +175,12 @@ def horizon_steps(ema: EmaConfig, *, epochs: int, steps_per_epoch: int, batch: i
 
 def _pycls_alpha(ema: EmaConfig, epochs: int, batch: int) -> float:
     return min(1.0, ema.alpha * batch / epochs * ema.period)
+
+
+def _pycls_updates(ema: EmaConfig, position: float, steps_per_epoch: int) -> int:
+    """Updates in the planned steps before `position`: one at each `period`-th of an epoch."""
+    epochs, rest = divmod(position, steps_per_epoch)
+    return int(epochs) * ceil(steps_per_epoch / ema.period) + ceil(rest / ema.period)
 
 
 def check_ema(ema: EmaConfig, *, epochs: int, steps_per_epoch: int, batch: int) -> None:

@@ -14,19 +14,21 @@ class Ema:
     """Exponential moving average of a model: weights and BatchNorm statistics (paper section 5.4).
 
     `module` is the average: a copy of the model, in eval mode, that asks for no gradient.
-    `alpha(step)`, the weight of the new model in an update, is a pure function of the step
-    (`config.ema_alpha`), so the tensors of `module` are the whole state.
+    `alpha(before, position)`, the weight of the new model in an update, is a pure function of the
+    position in the plan before and after it (`config.ema_alpha`), so the tensors of `module` are
+    the whole state.
     """
 
-    def __init__(self, model: nn.Module, alpha: Callable[[int], float]) -> None:
+    def __init__(self, model: nn.Module, alpha: Callable[[float, float], float]) -> None:
         self.alpha = alpha
         self.module = _copy(model)
         self._floats, self._others = _split(self.module)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in `model` after `step` finished updates (the first is 1)."""
-        alpha = self.alpha(step)
+    def update(self, model: nn.Module, position: float, before: float | None = None) -> None:
+        """Take in `model`, whose update led to `position` (the first to 1) from `before`; None:
+        from one less."""
+        alpha = self.alpha(position - 1 if before is None else before, position)
         if alpha == 0:
             return
         floats, others = _split(model)
@@ -51,7 +53,7 @@ class OwnAverage:
         self._own = dict(zip(model.parameters(), self.module.parameters(), strict=True))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, model: nn.Module, position: float, before: float | None = None) -> None:
         """Follow `model` after a finished update."""
         for own, new in zip(_split(self.module), _split(model), strict=True):
             if own:

@@ -187,14 +187,13 @@ def fresh_state(
     if config.optim.schedule_free:
         ema = OwnAverage(model, optimizer)
     elif average.kind != "none":
-        own = {"steps_per_epoch": steps_per_epoch, "batch": t.batch}
+        own: dict[str, int] = {"steps_per_epoch": steps_per_epoch, "batch": t.batch}
         check_ema(average, epochs=t.epochs, **own)
 
-        def alpha(step: int) -> float:
-            here = config_at(config, legs, step - 1)
-            epochs = here.train.epochs
-            planned = min(step, epochs * steps_per_epoch)  # one with a time to end may take more
-            return ema_alpha(planned, average, here.optim.schedule, epochs=epochs, **own)
+        def alpha(before: float, position: float) -> float:
+            here = config_at(config, legs, before)
+            epochs, schedule = here.train.epochs, here.optim.schedule
+            return ema_alpha(position, average, schedule, epochs=epochs, before=before, **own)
 
         ema = Ema(model, alpha)
     return TrainState(model, optimizer, ema)

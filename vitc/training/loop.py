@@ -254,9 +254,10 @@ class Trainer:
                 self.pending.append((state.step + 1, outcome))
             state.step += 1
             setup.procs.at(state.step)
+            before = pace.position
             pace.advance()
             if state.ema is not None and not left_out:
-                state.ema.update(state.model, state.step)
+                state.ema.update(state.model, pace.position, before)
             guard.after_step(micros[0])
             for line in profile.step():
                 self.log.note(line)
