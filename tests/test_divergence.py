@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from vitc.errors import DivergedError
 from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import Run
-from vitc.training import guard, loop
+from vitc.training import divergence, guard, loop
+from vitc.training import pace as pacing
 from vitc.training.divergence import REMEDIES, SUSTAINED, Finding, Watch
 from vitc.training.loop import run
 from vitc.training.step import train_step
@@ -181,6 +183,77 @@ def test_a_loss_that_stays_at_chance_is_noticed_once() -> None:
     assert [(f.cause, f.step) for f in found] == [("not learning", 51)]
     learns = Watch(chance=2.303, warmup=50)
     assert not [f for step in range(1, 600) for f in learns.observe(step, 2.29, 0.1)]
+
+
+def test_a_run_that_takes_more_steps_than_planned_is_not_judged_while_it_warms_up() -> None:
+    """Twenty steps to a planned one: the warm-up of 20 planned steps ends after 400."""
+    watch = Watch(chance=2.303, warmup=20)
+    vitals = {"logit_spread": 1e-6}
+    for step in range(1, 401):
+        assert not watch.observe(step, 2.303, 0.1, step / 20)
+        assert not watch.inspect(step, vitals, step / 20)
+    found = [f for step in range(401, 900) for f in watch.observe(step, 2.303, 0.1, step / 20)]
+    assert [(f.cause, f.step) for f in found] == [("not learning", 401)]
+    found = [f for step in (450, 500) for f in watch.inspect(step, vitals, step / 20)]
+    assert [(f.cause, f.step) for f in found] == [("collapsed output", 500)]
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock takes a tenth of a second, so that a budget is one of steps."""
+    ticks = itertools.count()
+    monkeypatch.setitem(pacing.CLOCKS, "wall", lambda: next(ticks) / 10)
+
+
+BUDGET = {"train.epochs": 1, "train.budget_seconds": 20.0, "train.eval_every_epochs": 99}
+
+
+@pytest.mark.usefixtures("ticking")
+def test_no_warning_comes_in_a_stretched_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "chance_loss", lambda setup: 0.0)  # no loss is below it
+    monkeypatch.setattr(divergence, "CHANCE_STEPS", 40)
+    warm = {"optim.schedule.warmup_epochs": 0.7}
+    result = run(small(**BUDGET, **warm), tmp_path / "r", quiet=True)
+    places = {m["step"]: m["position"] for m in lines(tmp_path / "r") if m["kind"] == "pace"}
+    ends = min(step for step, position in places.items() if position > 0.7 * 12)
+    assert ends > 60  # of steps: the warm-up is 8 planned ones
+    first = next(w for w in warned(tmp_path / "r") if w.startswith("not learning"))
+    since = int(first.split("since step ")[1].split(":")[0])
+    assert ends - 20 < since < result.summary["step"]
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+def test_an_explosion_beyond_the_planned_steps_is_named_with_the_rate_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """12 steps are planned; the 61st of those that fit into the time is not finite."""
+    rates: list[float] = []
+
+    def explodes(state: TrainState, *args: Any) -> dict[str, torch.Tensor]:
+        outcome = train_step(state, *args)
+        if 40 < state.step + 1 <= 61 and len(rates) < 70:
+            worth = math.nan if state.step == 60 else 50.0
+            outcome = {**outcome, "loss": torch.tensor(worth)}
+        rates.append(args[2])
+        return outcome
+
+    monkeypatch.setattr(loop, "train_step", explodes)
+    monkeypatch.setattr(divergence, "SUSTAINED", 50)  # the nan comes first
+    settings = {**BUDGET, "train.on_divergence": policy}
+    if policy == "rollback":
+        result = run(small(**settings), tmp_path / "r", quiet=True)
+        (record,) = result.summary["rollbacks"]
+        assert (record["at"], record["cause"]) == (61, "exploding lr")
+        assert result.status == "done"
+        return
+    message = diverged(tmp_path / "r", **settings).message
+    assert "exploding lr since step 41" in message
+    assert f"lr {rates[60]:.3g}" in message
+    total = int(message.split(" of ")[1].split(":")[0])
+    assert total > 61  # of the time, not of the plan
 
 
 def sequence(watch: Watch, values: Sequence[tuple[float, float]]) -> list[Finding]:

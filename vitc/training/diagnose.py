@@ -27,9 +27,17 @@ LARGE_WEIGHTS = 10.0  # root mean square; layers start below 1
 
 
 def diagnose(
-    setup: Setup, model: nn.Module, provider: Provider, watch: Watch, step: int, seen: str
+    setup: Setup,
+    model: nn.Module,
+    provider: Provider,
+    watch: Watch,
+    step: int,
+    lr: float,
+    seen: str,
 ) -> Finding:
     """The finding of step `step`, whose loss or gradient was not finite (`seen`: their values).
+
+    `lr` is the learning rate that it took.
 
     `model` has the weights from before that step. Of several processes each looks at its own part.
     """
@@ -37,7 +45,7 @@ def diagnose(
         micros, names = batch_of(setup, provider, step)
         others, _ = batch_of(setup, provider, step - 1 if step > 1 else step + 1)
         with as_before(model):
-            return _found(setup, model, watch, step, seen, micros, names, others)
+            return _found(setup, model, watch, step, lr, seen, micros, names, others)
     except VitcError as error:  # a loader that fails again is no reason to hide the first failure
         return Finding("unknown", step, "", f"{seen}; the step could not be repeated: {error}")
 
@@ -47,6 +55,7 @@ def _found(
     model: nn.Module,
     watch: Watch,
     step: int,
+    lr: float,
     seen: str,
     micros: Sequence[MicroBatch],
     names: Sequence[str],
@@ -55,8 +64,8 @@ def _found(
     place = first_bad(setup, model, micros)
     exploded = exploded_since(watch, model, step)
     if exploded is not None:
-        lr = f"lr {setup.lr(step - 1):.3g}"
-        return Finding("exploding lr", exploded, place, f"{seen} at step {step}, {lr}")
+        evidence = f"{seen} at step {step}, lr {lr:.3g}"
+        return Finding("exploding lr", exploded, place, evidence)
     rows = [~ready_images(m, setup.settings).flatten(1).isfinite().all(1) for m in micros]
     broken = torch.cat(rows).tolist()
     if any(broken):

@@ -87,8 +87,10 @@ class Finding:
 class Watch:
     """Findings from the numbers of a run's steps, in order.
 
-    chance: loss of answering every image with the classes' shares; warmup: steps of the warm-up;
-    norm_names: the BatchNorms, in the order of `norm_variance` of the vitals.
+    chance: loss of answering every image with the classes' shares; warmup: planned steps of the
+    warm-up; norm_names: the BatchNorms, in the order of `norm_variance` of the vitals.
+
+    `position` of a step: how many planned steps are covered with it; None: as many as were taken.
     """
 
     chance: float
@@ -119,13 +121,15 @@ class Watch:
                 value = state[name]
                 setattr(self, name, list(value) if isinstance(value, list) else value)
 
-    def observe(self, step: int, loss: float, grad_norm: float) -> list[Finding]:
+    def observe(
+        self, step: int, loss: float, grad_norm: float, position: float | None = None
+    ) -> list[Finding]:
         """The findings after a step with finite values."""
         found = [*self._exploded(step, loss, grad_norm), *self._spiked(step, loss, grad_norm)]
         if not self.spike:
             self.losses = [*self.losses[1 - HISTORY :], loss]
             self.norms = [*self.norms[1 - HISTORY :], grad_norm]
-        if step > self.warmup:
+        if (step if position is None else position) > self.warmup:
             self.after_warmup = [*self.after_warmup[1 - CHANCE_STEPS :], loss]
         line = CHANCE * self.chance
         if loss < line or len(self.after_warmup) < CHANCE_STEPS or "exploding lr" in self.reported:
@@ -182,7 +186,9 @@ class Watch:
         self.reported.append(finding.cause)
         return [finding]
 
-    def inspect(self, step: int, vitals: Mapping[str, Any]) -> list[Finding]:
+    def inspect(
+        self, step: int, vitals: Mapping[str, Any], position: float | None = None
+    ) -> list[Finding]:
         """The findings in the vitals of a step (see `vitc.training.vitals`)."""
         variances = vitals.get("norm_variance", [])
         dead = [n for n, v in zip(self.norm_names, variances, strict=False) if v < DEAD_VARIANCE]
@@ -210,7 +216,8 @@ class Watch:
         recent = self.losses[-LEAST:]
         at_chance = len(recent) == LEAST and statistics.fmean(recent) > 0.98 * self.chance
         spread = vitals.get("logit_spread", 1.0)
-        self.alike = self.alike + 1 if spread < ALIKE and at_chance and step > self.warmup else 0
+        warm = (step if position is None else position) > self.warmup
+        self.alike = self.alike + 1 if spread < ALIKE and at_chance and warm else 0
         found += self._once(
             self.alike >= 2,
             Finding(

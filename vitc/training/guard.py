@@ -61,7 +61,8 @@ class Guard:
         self.asked: Finding | None = None
         """Why the run is to be rolled back as soon as the loop can."""
         self.before: UpdateRatio | None = None
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # vitals that are not yet read
+        self.pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        """Vitals that are not yet read, with their step and its position."""
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -96,8 +97,9 @@ class Guard:
         if self.setup.procs.first and (self.state.step + 1) % EVERY == 0:
             self.before = UpdateRatio(self.state.model)
 
-    def after_step(self, micro: MicroBatch) -> None:
-        """After every 50th step: measure the model on a few images of it."""
+    def after_step(self, micro: MicroBatch, position: float) -> None:
+        """After every 50th step, which led to `position`: measure the model on a few of its
+        images."""
         if self.before is None:
             return
         s = self.setup.settings
@@ -105,18 +107,19 @@ class Guard:
         images = images[: min(IMAGES, max(2, len(images) // 4))]
         with autocast(s.config.train.precision, s.device):
             vitals = measure(self.state.model, images, s.answers(self.state.model))
-        self.pending.append((self.state.step, {**vitals, "update_ratio": self.before.measure()}))
+        vitals["update_ratio"] = self.before.measure()
+        self.pending.append((self.state.step, position, vitals))
         self.before = None
 
     def read_vitals(self) -> None:
         """Bring the vitals to the host, write them to metrics.jsonl and report what they show."""
-        for step, vitals in self.pending:
+        for step, position, vitals in self.pending:
             sizes = [v.numel() for v in vitals.values()]
             flat = torch.cat([v.flatten() for v in vitals.values()]).cpu()
             parts = zip(vitals.items(), torch.split(flat, sizes), strict=True)
             values = {k: (part if v.ndim else part[0]).tolist() for (k, v), part in parts}
             self.log.metric({"kind": "watch", "step": step, **values})
-            for finding in self.watch.inspect(step, values):
+            for finding in self.watch.inspect(step, values, position):
                 self._warn(finding)
         self.pending = []
 
@@ -136,16 +139,19 @@ class Guard:
 
     # -- findings ----------------------------------------------------------------------------------
 
-    def observe(self, step: int, outcome: Mapping[str, float]) -> None:
-        """A step with a finite result."""
+    def observe(self, step: int, position: float, outcome: Mapping[str, float]) -> None:
+        """A step with a finite result, which led to `position`."""
         self.in_a_row = 0
-        for finding in self.watch.observe(step, outcome["loss"], outcome["grad_norm"]):
+        loss, norm = outcome["loss"], outcome["grad_norm"]
+        for finding in self.watch.observe(step, loss, norm, position):
             if self.policy == "rollback" and finding.cause in UNDONE:
                 self.asked = self.asked or finding
             else:
                 self._warn(finding)
 
-    def bad_step(self, step: int, outcome: Mapping[str, float], provider: Provider) -> None:
+    def bad_step(
+        self, step: int, lr: float, outcome: Mapping[str, float], provider: Provider
+    ) -> None:
         """A step without a finite result: stop, ask for a rollback, or report that it is left out.
 
         Raises DivergedError with the cause, the first bad step, the place and the remedy.
@@ -156,7 +162,7 @@ class Guard:
         finding = None
         if self.policy != "continue" or self.skipped <= MOST_NOTES:
             found = self.setup.procs.gather(
-                diagnose(self.setup, self.state.model, provider, self.watch, step, seen)
+                diagnose(self.setup, self.state.model, provider, self.watch, step, lr, seen)
             )
             # Of several processes one may have the bad image: its finding, with a place, is all's.
             finding = next((f for f in found if f.where not in ("", UNREPRODUCED)), found[0])
@@ -173,7 +179,7 @@ class Guard:
     def diverged(self, step: int, finding: Finding, more: str = "") -> DivergedError:
         found, _ = latest_checkpoint(self.folder.checkpoints)
         return DivergedError(
-            f"Diverged at step {step} of {self.setup.steps}: {finding.text}.{more} No weight was "
+            f"Diverged at step {step} of {self.log.steps}: {finding.text}.{more} No weight was "
             f"changed by that step. Last good checkpoint: {found or 'none'}.",
             finding.remedy,
         )

@@ -166,5 +166,7 @@ def resume(
             log.note(f"using {counted(threads, 'thread')} as before, not {here}")
         else:
             log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
-    log.note(f"resumed at step {state.step} of {setup.steps} from {found}")
+    if setup.config.train.budget_seconds is not None:
+        log.steps = state.step + pace.left
+    log.note(f"resumed at step {state.step} of {log.steps} from {found}")
     return extra, cached_features(setup, state.model, stop)

@@ -147,7 +147,7 @@ class RunLog:
 
     def replanned(self, state: TrainState, pace: Pace) -> None:
         """The run has a time to end in, and its remaining steps were counted again."""
-        steps = state.step + round((pace.steps - pace.position) / pace.rate)
+        steps = state.step + pace.left
         self.metric(
             {
                 "kind": "pace",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -52,6 +52,16 @@ STATUSES: dict[type[Exception], str] = {
     InterruptedRun: "interrupted",
     LostProcess: "interrupted",
 }
+
+
+class Taken(NamedTuple):
+    """A step whose results are not yet read."""
+
+    step: int
+    position: float
+    """In the plan, after it."""
+    lr: float
+    results: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,7 @@ class Trainer:
         self.retention = Retention.of(setup.config.train, setup.steps_per_epoch)
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
         self.validation = Validation(setup, state, self._asked)
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # results of steps, not yet read
+        self.pending: list[Taken] = []
         self.counted_until = 0.0  # time.monotonic() up to which state.seconds counts
         self.saved_at = 0.0  # time.monotonic() of the last checkpoint
 
@@ -251,14 +261,15 @@ class Trainer:
                 guard.before_step()
                 with compiled:
                     outcome = train_step(state, forward, micros, lr, norms, setup.settings)
-                self.pending.append((state.step + 1, outcome))
             state.step += 1
             setup.procs.at(state.step)
             before = pace.position
             pace.advance()
-            if state.ema is not None and not left_out:
-                state.ema.update(state.model, pace.position, before)
-            guard.after_step(micros[0])
+            if not left_out:
+                self.pending.append(Taken(state.step, pace.position, lr, outcome))
+                if state.ema is not None:
+                    state.ema.update(state.model, pace.position, before)
+            guard.after_step(micros[0], pace.position)
             for line in profile.step():
                 self.log.note(line)
             for name in (name for micro in micros for name in micro.skipped):
@@ -305,17 +316,15 @@ class Trainer:
         """Bring what steps returned to the host; the one place that waits for the device."""
         if not self.pending:
             return
-        steps, outcomes = zip(*self.pending, strict=True)
-        names = list(outcomes[0])
-        values = torch.stack([torch.stack(list(each.values())) for each in outcomes]).tolist()
-        self.pending = []
-        for step, row in zip(steps, values, strict=True):
-            outcome = dict(zip(names, row, strict=True))
+        taken, self.pending = self.pending, []
+        results = [torch.stack(list(one.results.values())) for one in taken]
+        for one, row in zip(taken, torch.stack(results).tolist(), strict=True):
+            outcome = dict(zip(one.results, row, strict=True))
             if not all(map(math.isfinite, row)):
                 self.writer.wait()  # before anybody looks for the last good state
-                self.guard.bad_step(step, outcome, provider)
+                self.guard.bad_step(one.step, one.lr, outcome, provider)
             else:
-                self.guard.observe(step, outcome)
+                self.guard.observe(one.step, one.position, outcome)
                 for name, value in outcome.items():
                     self.state.sums[name] += value
                 self.state.sums["steps"] += 1
@@ -431,7 +440,7 @@ class Trainer:
                 self.writer.wait()
                 found, _ = latest_checkpoint(self.folder.checkpoints)
                 raise DivergedError(
-                    f"Diverged by step {self.state.step} of {self.setup.steps}: {where}. "
+                    f"Diverged by step {self.state.step} of {self.log.steps}: {where}. "
                     f"Last good checkpoint: {found or 'none'}.",
                     "An image or a layer before it gave such numbers; lower --optim.lr, or train "
                     "in fp32.",
@@ -452,7 +461,7 @@ class Trainer:
         number = self.stop.number or signal.SIGTERM
         raise InterruptedRun(
             f"Stopped by {signal.Signals(number).name} at step {self.state.step} of "
-            f"{self.setup.steps}; state saved.",
+            f"{self.log.steps}; state saved.",
             f"Resume with: vitc train {shlex.quote(str(self.folder.path))}",
             number,
         )

@@ -82,6 +82,11 @@ class Pace:
         return self.steps if self.budget is None else LONGEST * self.steps + 1  # for rounding
 
     @property
+    def left(self) -> int:
+        """Steps to come, at the rate of now."""
+        return round((self.steps - self.position) / self.rate)
+
+    @property
     def ended(self) -> bool:
         return self.position >= self.steps
 
