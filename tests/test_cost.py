@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import vitc
+from tests.test_loop import stop_after
 from vitc.cli.main import main
 from vitc.config import RunConfig
 from vitc.data.cache import cache_bytes, training_split
@@ -105,6 +106,40 @@ def test_time_is_that_of_steps_evaluations_and_what_is_around_them(
     bound = estimated(monkeypatch, STEPS, **{"train.budget_seconds": 60})
     assert bound.seconds == pytest.approx((60 + LAUNCH_SECONDS,) * 3)
     assert "budget" in " ".join(bound.notes)
+
+
+def test_a_run_with_a_budget_takes_what_it_has_not_used_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = {"train.budget_seconds": 60}  # 100 steps are planned
+    for begun, position, rate in ((300, 40.0, 0.1), (8, 40.0, 5.0)):  # faster, slower than planned
+        kept = {"position": position, "rate": rate, "used": 24.0}
+        found = estimated(monkeypatch, STEPS, Around(begun=begun, kept=kept), **budget)
+        assert found.seconds == pytest.approx((36 + LAUNCH_SECONDS,) * 3)
+        assert found.steps == round(60 / rate)
+        assert found.epochs == pytest.approx(6 / rate)
+        assert "at its pace so far" in " ".join(found.notes)
+    kept = {"position": 100.0, "rate": 0.1, "used": 63.0}
+    over = estimated(monkeypatch, STEPS, Around(begun=900, kept=kept), **budget)
+    assert (over.steps, over.seconds.value) == (0, pytest.approx(LAUNCH_SECONDS))
+    kept = {"position": 99.0, "rate": 0.1, "used": 63.0}  # it took longer than expected
+    late = estimated(monkeypatch, STEPS, Around(begun=900, kept=kept), **budget)
+    assert late.seconds.value == pytest.approx(LAUNCH_SECONDS)
+    unknown = estimated(monkeypatch, STEPS, Around(begun=25), **budget)  # of an earlier version
+    assert (unknown.steps, unknown.seconds.value) == (75, pytest.approx(60 + LAUNCH_SECONDS))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupted_run_with_a_budget_is_planned_from_its_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    own = {"data.max_train": 160, "train.budget_seconds": 600.0, "train.log_every_steps": 1}
+    config = load_config("debug", **{**SMALL, **own})
+    stop_after(config, out, step=12)
+    (file,) = out.glob("checkpoints/step_*/state.json")
+    used = json.loads(file.read_text())["extra"]["used"]
+    assert used > 0
+    found = vitc.plan(out)
+    assert found.seconds.value == pytest.approx(600 - used + LAUNCH_SECONDS, abs=2.0)
 
 
 def test_disk_is_that_of_the_checkpoints_there_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:

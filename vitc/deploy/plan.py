@@ -80,7 +80,8 @@ def _measured(
         choosing = time.monotonic() - started if planned.images else 0.0
         config = planned.config.checked()
         device = pick_device(config.train.device)
-        begun = _steps_done(planned.out) if resumed and planned.out == Path(str(name)) else 0
+        same = resumed and planned.out == Path(str(name))
+        begun, kept = _done(planned.out) if same else (0, {})
         config, reasons = with_precision(config, device, planned.out if begun else None)
         started = time.monotonic()
         data = open_data(config.data, config.model.in_chans)
@@ -92,6 +93,7 @@ def _measured(
         places = (planned.out.resolve(), *planned.out.resolve().parents)
         around = Around(
             begun=begun,
+            kept=kept,
             choosing=choosing,
             opening=opening,
             cached=with_caches.run(is_cached, config, data),
@@ -102,10 +104,10 @@ def _measured(
     return replace(cost, expected=_expected(name, overrides), notes=notes)
 
 
-def _steps_done(run: Path) -> int:
-    """Steps that the last checkpoint of an unfinished run holds. Raises ConfigError: it has
-    finished."""
-    from vitc.runs.checkpoint import latest_checkpoint
+def _done(run: Path) -> tuple[int, Mapping[str, Any]]:
+    """Steps that the last checkpoint of an unfinished run holds, and what is kept with them.
+    Raises ConfigError: it has finished."""
+    from vitc.runs.checkpoint import kept_with, latest_checkpoint
     from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, Run
 
     if run.is_dir() and Run(run).status == "done":
@@ -116,7 +118,7 @@ def _steps_done(run: Path) -> int:
         )
     found, _ = latest_checkpoint(run / CHECKPOINTS)
     match = None if found is None else CHECKPOINT_NAME.fullmatch(found.name)
-    return int(match[1]) if match else 0
+    return (int(match[1]), kept_with(found)) if found and match else (0, {})
 
 
 @contextmanager

@@ -209,6 +209,15 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def kept_with(path: Path) -> dict[str, Any]:
+    """What was given to `snapshot` as `extra` for the checkpoint `path` (a `step_N` folder).
+
+    Raises CheckpointError: missing or damaged.
+    """
+    extra: dict[str, Any] = _verified(path, only=())["extra"]
+    return extra
+
+
 def load_weights_of(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
     """The weights of a run folder's last checkpoint, or of a `step_N` folder, on CPU.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from vitc.machine import cores
 from vitc.training import auto_rules as rules
 from vitc.training.device import describe
 from vitc.training.guard import KEEP_GOOD
+from vitc.training.pace import CLOCKS, Pace
 from vitc.training.probe import Probe, probe
 from vitc.training.utilisation import loader_limits, what_limits
 
@@ -103,6 +104,8 @@ class Around(NamedTuple):
 
     begun: int = 0
     """Steps that are done: it is resumed."""
+    kept: Mapping[str, Any] = {}
+    """What its checkpoint holds besides the state."""
     choosing: float = 0.0
     """Seconds in which its settings are chosen."""
     opening: float = 0.0
@@ -125,7 +128,9 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
     machine = rules.Machine(device.type, describe(device), cores(), device_memory(device))
     t, n = config.train, len(data.splits["train"])
     each = steps_per_epoch(n, t.batch)
-    steps = max(0, each * t.epochs - around.begun)
+    pace = Pace.of(t, each * t.epochs, CLOCKS[t.clock](), 0)
+    pace.resume(around.kept, around.begun)
+    steps = max(0, pace.left)
     step = step_seconds([p.times or (p.step_seconds,) for p in probes])
     saved_on_the_way = steps > (t.save_every_steps or math.inf)
     saved_on_the_way |= steps * step.value > t.save_every_seconds
@@ -144,7 +149,7 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
     worked = share * (work - evaluating) + cost.eval_share * evaluating
     fixed = LAUNCH_SECONDS + _page_seconds(config, data, cost)
     if t.budget_seconds is not None:  # the run adapts its length to it
-        work = t.budget_seconds * (1 - around.begun / (each * t.epochs))
+        work = max(0.0, t.budget_seconds - pace.used) if steps else 0.0
         seconds = Range(work, work, work).scaled(1, around.choosing + fixed / busy)
         worked = share * work
     else:
@@ -175,7 +180,7 @@ def estimate(config: RunConfig, data: DataSet, device: torch.device, around: Aro
         free_disk=shutil.disk_usage(around.out).free,
         limit=limit,
         advice=advice,
-        notes=tuple(_notes(config, step, busy)),
+        notes=tuple(_notes(config, step, busy, around.begun)),
     )
 
 
@@ -263,7 +268,7 @@ def is_cached(config: RunConfig, data: DataSet) -> bool:
     return not kept or bool(training_split(data, config.data, config.model.in_chans, False)[1])
 
 
-def _notes(config: RunConfig, step: Range, busy: float) -> list[str]:
+def _notes(config: RunConfig, step: Range, busy: float, begun: int) -> list[str]:
     found = []
     if busy < BUSY_SHARE:
         found.append(
@@ -275,7 +280,8 @@ def _notes(config: RunConfig, step: Range, busy: float) -> list[str]:
     if config.train.patience is not None:
         found.append("train.patience may end it earlier")
     if config.train.budget_seconds is not None:
-        found.append("train.budget_seconds decides its length: the epochs are those planned")
+        epochs = "those left at its pace so far" if begun else "those planned"
+        found.append(f"train.budget_seconds decides its length: the epochs are {epochs}")
     if config.train.clock == "processor":
         found.append("seconds are of processor time (train.clock)")
     return found
