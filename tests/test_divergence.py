@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,15 @@ import pytest
 import torch
 from torch import nn
 
+import vitc
 from tests.test_loop import assert_same_run, lines, tiny, weights
-from vitc.config import RunConfig
+from vitc.config import RunConfig, read_config
 from vitc.data.loader import MicroBatch
 from vitc.errors import DivergedError
 from vitc.resolve import load_config
 from vitc.runs.checkpoint import TrainState
-from vitc.runs.folder import Run
+from vitc.runs.folder import Run, last_step
+from vitc.runs.legs import lr_at, read_legs
 from vitc.training import divergence, guard, loop
 from vitc.training import pace as pacing
 from vitc.training.divergence import REMEDIES, SUSTAINED, Finding, Watch
@@ -293,6 +298,7 @@ def test_rollback_returns_to_a_good_state_and_finishes_the_run(
     events = (tmp_path / "r" / "events.log").read_text()
     assert "rolled back from step 27 to step 20: poisoned batch since step 27" in events
     record = {"at": 27, "since": 27, "cause": "poisoned batch", "lr_factor": 0.5, "to": 20}
+    record["lr"] = config.optim.lr
     assert result.summary["rollbacks"] == [record]
     train = {m["step"]: m for m in lines(tmp_path / "r") if m["kind"] == "train"}
     assert sorted(train) == list(range(5, result.summary["step"] + 1, 5))
@@ -313,6 +319,68 @@ def test_a_run_that_is_rolled_back_resumes_bit_exactly(
     stop_after(config, tmp_path / "cut", step=stop_at)
     run(config, tmp_path / "cut", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("last", ["after", "before"], ids=lambda v: f"killed {v} the change")
+@pytest.mark.parametrize("old", [False, True], ids=["", "begun by an earlier version"])
+def test_an_lr_that_is_set_after_a_rollback_is_not_cut_and_resumes_bit_exactly(
+    old: bool, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_loop import stop_after
+
+    poisoned_loader(27, monkeypatch)
+    keep = {"train.keep_checkpoints": 99, "train.log_every_steps": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    stop_after(small(**{"train.on_divergence": "rollback", **keep}), whole, step=33)
+    border = last_step(whole / "checkpoints")
+    if old:
+        forget_rates(whole / "checkpoints")
+    vitc.train(whole, **{"optim.lr": 4e-4})
+    assert "without the 1 cut by rollbacks so far" in (whole / "events.log").read_text()
+    config, legs = read_config(whole), read_legs(whole, read_config(whole))
+    rates = {m["step"]: m["lr"] for m in lines(whole) if m["kind"] == "train"}
+    planned = {step: lr_at(config, legs, step - 1, 12) for step in rates}
+    assert rates == {s: lr * (0.5 if 20 < s <= border else 1) for s, lr in planned.items()}
+    assert rates[border + 1] == rates[border] * planned[border + 1] / (0.5 * planned[border])
+
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    (cut / "checkpoints" / "latest").unlink()
+    for path in (cut / "checkpoints").glob("step_*"):
+        if int(path.name[5:]) > {"after": border + 6, "before": border - 1}[last]:
+            shutil.rmtree(path)
+    run(config, cut, quiet=True)
+    assert_same_run(whole, cut)
+
+
+def forget_rates(checkpoints: Path) -> None:
+    """Write the checkpoints as versions did that had one factor for the whole run."""
+    from vitc.runs.checkpoint import _encode
+
+    for file in checkpoints.glob("step_*/state.json"):
+        state = json.loads(file.read_text())
+        del state["self"]
+        watch = state["extra"]["watch"]
+        for record in watch["rollbacks"]:
+            del record["lr"]
+        watch["lr_factor"] = 0.5 ** len(watch["rollbacks"])
+        own = hashlib.sha256(_encode(state).encode()).hexdigest()
+        file.write_text(_encode({**state, "self": own}, indent=1))
+
+
+def test_an_lr_that_is_set_after_too_many_rollbacks_may_be_rolled_back_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MOST_ROLLBACKS", 1)
+    for step in (27, 33):
+        poisoned_loader(step, monkeypatch)
+    message = diverged(tmp_path / "r", **{"train.on_divergence": "rollback"}).message
+    assert "Rolled back 1 time; not again" in message
+    result = vitc.train(tmp_path / "r", **{"optim.lr": 4e-4})
+    assert result.status == "done"
+    first, second = result.summary["rollbacks"]
+    assert (first["lr"], first["lr_factor"]) == (small().optim.lr, 0.5)
+    assert (second["lr"], second["lr_factor"]) == (4e-4, 0.5)
 
 
 def test_rollback_ends_where_it_does_not_help(

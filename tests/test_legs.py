@@ -18,7 +18,7 @@ from vitc.deploy.show import page
 from vitc.errors import ConfigError
 from vitc.resolve import load_config
 from vitc.runs.folder import Run, last_step
-from vitc.runs.legs import Leg, lr_at, next_leg, read_legs
+from vitc.runs.legs import Leg, cuts, lr_at, next_leg, read_legs, with_rates
 from vitc.training.loop import run
 
 EACH = 10  # steps of an epoch
@@ -56,6 +56,40 @@ def test_the_learning_rate_is_a_closed_form_over_the_border(
     if rewarm:
         assert rates[step] == pytest.approx(lr_at(before, (), step, EACH))
         assert max(rates[step : step + rewarm]) <= max(own[step:])
+
+
+@pytest.mark.parametrize(
+    ("then", "text", "rates"),
+    [
+        # Cut to a quarter, it rises to the new one, which is not cut.
+        (
+            {"optim.lr": 5e-4},
+            "rises from 0.00025 to its schedule over 5 steps (re-warm-up: 10 % of what is left), "
+            "without the 2 cuts by rollbacks so far",
+            (2.5e-4, 5e-4),
+        ),
+        ({"optim.lr": 1e-4}, "falls to 0.0001 on its schedule, without the 2 cuts", (1e-4, 1e-4)),
+        # The same rate for longer stays cut, by what multiplies both sides of the border.
+        (
+            {"train.epochs": 20},
+            "continues at 0.00025 on its schedule times 0.25 (after 2 rollbacks)",
+            (1e-3, 1e-3),
+        ),
+    ],
+)
+@pytest.mark.parametrize("recorded", [{"lr": 1e-3}, {}], ids=["now", "by an earlier version"])
+def test_a_rate_that_is_set_after_rollbacks_begins_uncut(
+    recorded: dict[str, float], then: dict[str, Any], text: str, rates: tuple[float, float]
+) -> None:
+    before = config(**{"optim.schedule": "constant"})
+    now = load_config(before, **then)
+    rollbacks = [{"at": 45, "to": 40, "lr_factor": f, **recorded} for f in (0.5, 0.25)]
+    legs, (note,) = next_leg(before, now, (), 50, EACH * now.train.batch, rollbacks)
+    assert text in note
+    assert [lr_at(now, legs, step, EACH) for step in (50, 60)] == pytest.approx(rates)
+    again, _ = next_leg(now, before, legs, 70, EACH * now.train.batch, with_rates(rollbacks, 1e-3))
+    back = lr_at(before, again, 80, EACH)
+    assert back * 0.5 ** cuts(with_rates(rollbacks, 1e-3), before) == pytest.approx(2.5e-4)
 
 
 def test_a_border_at_the_same_or_an_earlier_step_replaces_those_after_it() -> None:

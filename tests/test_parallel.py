@@ -232,6 +232,7 @@ def test_all_roll_back_to_one_state_and_leave_out_one_batch(
     one, two = Group(2, partial(work, tmp_path / "whole", None)).results()
     assert one == two
     record = {"at": 27, "since": 27, "cause": "poisoned batch", "lr_factor": 0.5, "to": 20}
+    record["lr"] = config.optim.lr
     assert one[:3] == ("done", [record], [27])
     text = (tmp_path / "whole" / "events.log").read_text()
     assert text.count("rolled back from step 27 to step 20: poisoned batch") == 1

@@ -7,16 +7,20 @@ step: a run resumed from a checkpoint before the border repeats it bit for bit. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitc.config import SCHEMA, RunConfig, differences, flat_values, from_dict, to_dict, upgrade
 from vitc.data.sampling import steps_per_epoch
 from vitc.errors import CheckpointError, ConfigError
 from vitc.files import read_json, write_json
+from vitc.wording import counted
 
 LEGS = "legs.json"
 REWARM = 0.1  # of the steps that are left: the learning rate rises to its schedule over them
+LR_CUT = 0.5  # at each rollback
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Leg:
 
     until: int
     config: RunConfig
+    factor: float = 1.0
+    """Its last step took so many times its learning rate, against the next leg: after rollbacks."""
 
 
 Legs = tuple[Leg, ...]
@@ -43,7 +49,11 @@ def read_legs(folder: Path, config: RunConfig) -> Legs:
     values = read_json(file, CheckpointError)
     try:
         return tuple(
-            Leg(int(leg["until"]), _under(config, leg["settings"], values["schema"]))
+            Leg(
+                int(leg["until"]),
+                _under(config, leg["settings"], values["schema"]),
+                float(leg.get("factor", 1)),
+            )
             for leg in values["legs"]
         )
     except (ConfigError, KeyError, TypeError, ValueError) as error:
@@ -62,7 +72,9 @@ def write_legs(folder: Path, legs: Legs) -> None:
     found = []
     for leg in legs:
         flat = flat_values(to_dict(leg.config))
-        found.append({"until": leg.until, "settings": {k: flat[k] for k in flat if may_change(k)}})
+        settings = {k: flat[k] for k in flat if may_change(k)}
+        factor = {} if leg.factor == 1 else {"factor": leg.factor}
+        found.append({"until": leg.until, "settings": settings, **factor})
     write_json(folder / LEGS, {"schema": SCHEMA, "legs": found})
 
 
@@ -93,7 +105,7 @@ def lr_at(config: RunConfig, legs: Legs, step: float, each: int) -> float:
     share = (step - border) / max(1, round(REWARM * left))
     if share >= 1:
         return planned
-    before = lr_at(over[-1].config, tuple(over[:-1]), border, each)
+    before = over[-1].factor * lr_at(over[-1].config, tuple(over[:-1]), border, each)
     if _planned(here, border, each) <= before:
         return planned
     return before + share * (planned - before)
@@ -105,13 +117,33 @@ def _planned(config: RunConfig, step: float, each: int) -> float:
     return optim.schedule.lr(step, peak=peak, epochs=t.epochs, steps_per_epoch=each)
 
 
+def with_rates(rollbacks: Sequence[Mapping[str, Any]], lr: float) -> list[dict[str, Any]]:
+    """The records of rollbacks, those of earlier versions with the `lr` that they cut."""
+    return [{"lr": lr, **record} for record in rollbacks]
+
+
+def cuts(rollbacks: Sequence[Mapping[str, Any]], config: RunConfig) -> int:
+    """How many of these rollbacks cut the learning rate of the steps under `config`.
+
+    Each cuts the optim.lr under which the run went bad: one that the user sets later is his own
+    answer to that, and begins uncut.
+    """
+    return sum(record["lr"] == config.optim.lr for record in rollbacks)
+
+
 def next_leg(
-    before: RunConfig, now: RunConfig, legs: Legs, step: int, images: int
+    before: RunConfig,
+    now: RunConfig,
+    legs: Legs,
+    step: int,
+    images: int,
+    rollbacks: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Legs, list[str]]:
     """The legs of a run that continues after `step` steps with the settings `now`, and notes.
 
-    before: its settings so far; images: of its training split. Raises ConfigError: the run has
-    gone further than it is to go now, or ends with its time.
+    before: its settings so far; images: of its training split; rollbacks: the records of those
+    before `step`. Raises ConfigError: the run has gone further than it is to go now, or ends with
+    its time.
     """
     changed = [c for c in differences(before, now) if may_change(c.split(":")[0])]
     if not changed or step == 0:
@@ -130,14 +162,23 @@ def next_leg(
             f"Use --train.epochs {step // each + 1} or more.",
         )
     earlier = tuple(leg for leg in legs if leg.until < step)
-    legs = (*earlier, Leg(step, config_at(before, legs, step - 1)))
-    old, new = lr_at(legs[-1].config, earlier, step, each), _planned(now, step, each)
+    here = config_at(before, legs, step - 1)
+    rollbacks = with_rates(rollbacks, here.optim.lr)
+    cut, then = (cuts(rollbacks, config) for config in (here, now))
+    legs = (*earlier, Leg(step, here, LR_CUT ** (cut - then)))
+    old = LR_CUT**cut * lr_at(here, earlier, step, each)
+    new = LR_CUT**then * _planned(now, step, each)
     how = "continues at" if new == old else "falls to"
-    text = f"the learning rate {how} {new:.3g} on its schedule"
+    schedule = "its schedule"
+    if then:
+        schedule += f" times {LR_CUT**then:g} (after {counted(then, 'rollback')})"
+    text = f"the learning rate {how} {new:.3g} on {schedule}"
     if new > old:
         steps = max(1, round(REWARM * (now.train.epochs * each - step)))
         text = (
-            f"the learning rate rises from {old:.3g} to its schedule over {steps:,} steps "
+            f"the learning rate rises from {old:.3g} to {schedule} over {steps:,} steps "
             f"(re-warm-up: {100 * REWARM:g} % of what is left)"
         )
+    if cut and not then:
+        text += f", without the {counted(cut, 'cut')} by rollbacks so far"
     return legs, [f"leg {len(legs) + 1} of the run begins after step {step:,}: {text}"]

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitc.config import RunConfig
 from vitc.data.loader import MicroBatch, Provider
 from vitc.errors import DivergedError
 from vitc.runs.checkpoint import TrainState, latest_checkpoint
 from vitc.runs.folder import GOOD, RunFolder
+from vitc.runs.legs import LR_CUT, config_at, cuts, with_rates
 from vitc.runs.writer import Writer
 from vitc.training.build import Setup
 from vitc.training.device import autocast
@@ -30,11 +32,11 @@ from vitc.training.evaluate import not_finite
 from vitc.training.log import RunLog
 from vitc.training.step import ready_images
 from vitc.training.vitals import EVERY, IMAGES, UpdateRatio, batch_norms, measure
+from vitc.wording import counted
 
 KEEP_GOOD = 3  # good states
 GOOD_EVERY = (50, 1000)  # steps between good states: an epoch, within these bounds
-LR_CUT = 0.5  # at each rollback
-MOST_ROLLBACKS = 5
+MOST_ROLLBACKS = 5  # at one optim.lr
 MOST_SKIPPED = 50  # steps in a row without a finite result, with on_divergence continue
 MOST_NOTES = 10  # of such steps, each on a line
 
@@ -51,10 +53,10 @@ class Guard:
             list(batch_norms(state.model)),
         )
         self.policy = setup.config.train.on_divergence
-        self.lr_factor = 1.0
         self.left_out: list[int] = []
         """Steps whose batch is not trained on."""
         self.rollbacks: list[dict[str, Any]] = []
+        """Each with `lr`, the setting under which the run went bad."""
         self.skipped = 0
         """Steps without a finite result, with on_divergence continue."""
         self.in_a_row = 0
@@ -66,7 +68,7 @@ class Guard:
 
     # -- state -------------------------------------------------------------------------------------
 
-    KEPT = ("lr_factor", "left_out", "rollbacks", "skipped", "in_a_row")
+    KEPT = ("left_out", "rollbacks", "skipped", "in_a_row")
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -86,8 +88,22 @@ class Guard:
         for name in self.KEPT:
             if name in values:
                 setattr(self, name, values[name])
+        self.rollbacks = with_rates(self.rollbacks, self._config(self.state.step - 1).optim.lr)
 
     # -- in the loop -------------------------------------------------------------------------------
+
+    def _config(self, step: int) -> RunConfig:
+        """The settings of the step that follows `step` finished ones."""
+        return config_at(self.setup.config, self.setup.legs, step)
+
+    def lr(self, position: float) -> float:
+        """The learning rate of the step to come, at `position`: the planned one, cut by rollbacks.
+
+        A closed form of step and records: a run resumed from before a change of optim.lr takes the
+        same rates again, on both sides of it.
+        """
+        cut = LR_CUT ** cuts(self.rollbacks, self._config(self.state.step))
+        return self.setup.lr(position) * cut
 
     def leaves_out(self, step: int) -> bool:
         return step in self.left_out
@@ -199,22 +215,28 @@ class Guard:
         self.asked, self.pending, self.before = None, [], None
         self.setup.procs.wait()
         good = good_before(self.folder.checkpoints / GOOD, finding.step)
-        if good is None or len(self.rollbacks) >= MOST_ROLLBACKS:
+        config = self._config(finding.step - 1)
+        cut, lr = cuts(self.rollbacks, config), config.optim.lr
+        if good is None or cut >= MOST_ROLLBACKS:
             why = "no good state before it" if good is None else "the lr was cut that often before"
-            more = f" Rolled back {len(self.rollbacks)} times; not again: {why}."
+            times = len(self.rollbacks) if good is None else cut
+            more = f" Rolled back {counted(times, 'time')}; not again: {why}."
             raise self.diverged(finding.step, finding, more)
-        at, seconds, factor = state.step, state.seconds, self.lr_factor * LR_CUT
-        record = {"at": at, "since": finding.step, "cause": finding.cause, "lr_factor": factor}
+        at, seconds, factor = state.step, state.seconds, LR_CUT ** (cut + 1)
+        record = {"at": at, "since": finding.step, "cause": finding.cause, "lr": lr}
+        record["lr_factor"] = factor
         rollbacks, left_out = [*self.rollbacks, record], [*self.left_out, finding.step]
         vars(state.optimizer).pop("found_inf", None)  # else no step would count any more
         extra = state.load(good)
         state.seconds = seconds
         self.resume(extra)
-        self.lr_factor, self.left_out, self.rollbacks = factor, left_out, rollbacks
+        self.left_out, self.rollbacks = left_out, rollbacks
         record["to"] = state.step
+        # A rollback may lead to before a change of optim.lr, to steps that are not cut by it.
+        since = "from here" if self._config(state.step).optim.lr == lr else f"at optim.lr {lr:g}"
         self.log.note(
             f"rolled back from step {at} to step {state.step}: {finding.text}. The learning rate "
-            f"is {factor:g} times the planned one from here, the batch of step {finding.step} is "
+            f"is {factor:g} times the planned one {since}, the batch of step {finding.step} is "
             "left out"
         )
         return extra

@@ -255,7 +255,7 @@ class Trainer:
             self.writer.check()
             if pace.ended:  # of a run that was finished when it was last saved
                 return
-            lr = setup.lr(pace.position) * guard.lr_factor
+            lr = guard.lr(pace.position)
             left_out = guard.leaves_out(state.step + 1)
             if not left_out:
                 guard.before_step()

@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +14,10 @@ from vitc.config import RunConfig, flat_values, read_config, to_dict
 from vitc.data.dataset import DataSet
 from vitc.data.identity import changes
 from vitc.data.sampling import shared_micro
-from vitc.errors import ConfigError, DataError
+from vitc.errors import CheckpointError, ConfigError, DataError
 from vitc.machine import deciding_versions
 from vitc.resolve import load_config
+from vitc.runs.checkpoint import kept_with
 from vitc.runs.folder import CHECKPOINTS, CONFIG, DATA, Run, last_step
 from vitc.runs.images import like
 from vitc.runs.legs import Legs, next_leg, read_legs
@@ -77,8 +79,17 @@ def _with_legs(config: RunConfig, begun: Path | None, changes: bool) -> tuple[Le
     legs, run = read_legs(begun, before), Run(begun)
     if not changes or run.status == "done" or not (run.path / DATA).exists():
         return legs, []
-    images = run.data["counts"]["train"]
-    return next_leg(before, config, legs, last_step(begun / CHECKPOINTS), images)
+    images, step = run.data["counts"]["train"], last_step(begun / CHECKPOINTS)
+    rollbacks = _rollbacks(begun / CHECKPOINTS / f"step_{step}")
+    return next_leg(before, config, legs, step, images, rollbacks)
+
+
+def _rollbacks(checkpoint: Path) -> list[dict[str, Any]]:
+    """The records of those before a checkpoint."""
+    with suppress(CheckpointError):  # none, or damaged: an earlier one is resumed from
+        found: list[dict[str, Any]] = kept_with(checkpoint).get("watch", {}).get("rollbacks", [])
+        return found
+    return []
 
 
 def with_shares(config: RunConfig, begun: Path | None, world: int) -> tuple[RunConfig, list[str]]:
