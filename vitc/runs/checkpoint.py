@@ -4,7 +4,8 @@ A checkpoint is a folder `checkpoints/step_N`:
 
     model.safetensors   the model's state_dict
     ema.safetensors     the average's, under the same names; absent without one
-    optim.safetensors   `<parameter name>/<key>`, e.g. `blocks.0.mlp.fc1.weight/exp_avg`
+    optim.safetensors   `<parameter name>/<key>`, e.g. `blocks.0.mlp.fc1.weight/exp_avg`, and
+                        `.groups.<number>/<key>`
     state.json          counters, memory formats, SHA-256 of the files above and of itself
 
 It is written under a temporary name, every file and folder is synced, then it is renamed;
@@ -35,11 +36,11 @@ from vitc.files import TEMPORARY, discard, plain, read_json, sync_folder
 from vitc.optim.ema import Ema, OwnAverage
 from vitc.runs import tensors as stored
 from vitc.runs.folder import CHECKPOINT_NAME, CHECKPOINTS, LATEST, TRIES, Run
+from vitc.runs.optimizer_state import held, put_groups, restored, settings_of, well_formed
 from vitc.runs.tensors import dtype_shape, misfits, read_tensors, write_tensors
 from vitc.wording import few
 
 FORMAT = 1
-PLAIN = (bool, int, float, type(None))  # types in an optimizer's state besides tensors
 VALUES = ("step", "seconds", "skipped", "best", "last_eval", "sums")  # of TrainState, as JSON
 STATE = "state.json"
 MODEL, EMA, OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
@@ -68,33 +69,32 @@ class TrainState:
     skipped: int = 0
     """Broken files skipped so far."""
 
+    def __post_init__(self) -> None:
+        self._given = settings_of(self.optimizer)
+
+    def check_optimizer(self) -> None:
+        """Raises CheckpointError, as `snapshot`: as soon as a step has shown what it keeps."""
+        held(self.model, self.optimizer, self._given)
+
     def _modules(self) -> dict[str, nn.Module]:
         return {MODEL: self.model, **({EMA: self.ema.module} if self.ema is not None else {})}
 
     def snapshot(self, extra: Mapping[str, Any]) -> Snapshot:
         """What a checkpoint of now holds, its tensors still those of the state. `extra` is plain
-        JSON values for `load` to give back."""
-        tensors: dict[str, Tensor] = {}
-        scalars: dict[str, dict[str, Any]] = {}
-        for name, (parameter, _) in _owned(self.model, self.optimizer).items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"{name}/{key}"] = value
-                else:
-                    scalars.setdefault(name, {})[key] = value
+        JSON values for `load` to give back.
+
+        Raises CheckpointError: the optimizer keeps what a checkpoint cannot hold.
+        """
+        optimizer = held(self.model, self.optimizer, self._given)
         parts: dict[str, Mapping[str, Tensor]] = {
             **{name: m.state_dict() for name, m in self._modules().items()},
-            OPTIM: tensors,
+            OPTIM: optimizer.tensors,
         }
         state = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in VALUES},
             "extra": extra,
-            "optimizer": {
-                "name": type(self.optimizer).__name__,
-                "groups": [_numbers(group) for group in self.optimizer.param_groups],
-                "scalars": scalars,
-            },
+            "optimizer": optimizer.record,
             "memory_formats": {name: stored.odd_strides(part) for name, part in parts.items()},
         }
         return Snapshot(self.step, parts, copy.deepcopy(state))
@@ -118,16 +118,19 @@ class TrainState:
             values = read_tensors(path / name)
             check_fit(path / name, values, targets)
             fills.append((targets, values, _checked_strides(path, state, name, values)))
-        entries = _optimizer_entries(path, state, self.model, self.optimizer)
+        values = read_tensors(path / OPTIM)
+        strides = _checked_strides(path, state, OPTIM, values)
+        record = state["optimizer"]
+        entries, groups = restored(
+            path / OPTIM, record, values, strides, self.model, self.optimizer
+        )
 
         for targets, values, strides in fills:
             for name, target in targets.items():
                 stored.fill(target, values[name], strides[name])
         self.optimizer.state.clear()
         self.optimizer.state.update(entries)
-        saved_groups = state["optimizer"]["groups"]
-        for group, numbers in zip(self.optimizer.param_groups, saved_groups, strict=True):
-            group.update({k: v for k, v in numbers.items() if k in _numbers(group)})
+        put_groups(self.optimizer, self._given, groups)
         for name in VALUES:
             setattr(self, name, state[name])
         self.sums = defaultdict(float, self.sums)
@@ -311,7 +314,6 @@ def _verified(path: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
 
 def _well_formed(state: dict[str, Any]) -> bool:
     """Whether state.json has the parts that loading relies on: a stranger can forge a checksum."""
-    optimizer = state.get("optimizer")
     return (
         state.get("format") == FORMAT
         and all(type(state.get(k)) is int and state[k] >= 0 for k in ("step", "skipped"))
@@ -320,12 +322,7 @@ def _well_formed(state: dict[str, Any]) -> bool:
         and all(_all_numbers(state.get(k)) for k in ("best", "sums"))
         and isinstance(state.get("sha256"), dict)
         and {MODEL, OPTIM} <= set(state["sha256"]) <= {MODEL, OPTIM, EMA}
-        and isinstance(optimizer, dict)
-        and isinstance(optimizer.get("name"), str)
-        and isinstance(optimizer.get("groups"), list)
-        and all(_all_numbers(group) for group in optimizer["groups"])
-        and isinstance(optimizer.get("scalars"), dict)
-        and all(isinstance(s, dict) for s in optimizer["scalars"].values())
+        and well_formed(state.get("optimizer"))
     )
 
 
@@ -410,52 +407,3 @@ def _checked_strides(
             raise CheckpointError(f"{path / STATE} is damaged: {stride!r} is no stride of {name}.")
         found[name] = tuple(stride)
     return found
-
-
-def _owned(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
-    """The optimizer's parameters and their groups, by the names they have in the model."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {names[p]: (p, group) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _optimizer_entries(
-    path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[Tensor, dict[str, Any]]:
-    """What `optimizer.state` shall be, checked against model and optimizer."""
-    saved, here = state["optimizer"], type(optimizer).__name__
-    if saved["name"] != here or len(saved["groups"]) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"{path} was written with optimizer {saved['name']} ({len(saved['groups'])} groups), "
-            f"but the run has {here} ({len(optimizer.param_groups)} groups).",
-            "Resume with the config that the run started with.",
-        )
-    owned = _owned(model, optimizer)
-    values = read_tensors(path / OPTIM)
-    strides = _checked_strides(path, state, OPTIM, values)
-    found: dict[Tensor, dict[str, Any]] = {}
-    for full, value in values.items():
-        name, _, key = full.rpartition("/")
-        if name not in owned or value.shape not in (owned[name][0].shape, torch.Size()):
-            raise CheckpointError(
-                f"{path / OPTIM} is of another model: it holds {full}, {dtype_shape(value)}.",
-                "Use the config that the checkpoint was written with.",
-            )
-        parameter, group = owned[name]
-        # As torch: counters stay on the host unless the kernel reads them.
-        counted = key in ("step", "mu_product")
-        on_host = counted and not (group.get("fused") or group.get("capturable"))
-        device = torch.device("cpu") if on_host else parameter.device
-        held = torch.empty_strided(value.shape, strides[full], dtype=value.dtype, device=device)
-        found.setdefault(parameter, {})[key] = held.copy_(value)
-    for name, scalars in saved["scalars"].items():
-        if name not in owned or any(type(v) not in PLAIN for v in scalars.values()):
-            raise CheckpointError(f"{path / STATE} is damaged: optimizer state of {name!r}.")
-        found.setdefault(owned[name][0], {}).update(scalars)
-    return found
-
-
-def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
-    """The hyperparameters of a group that are plain numbers; the others are in the config."""
-    return {key: value for key, value in group.items() if type(value) in (int, float)}

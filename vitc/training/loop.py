@@ -181,6 +181,7 @@ class Trainer:
         self.initial = initial
         self.writer = Writer(folder, log.note_once)
         self.retention = Retention.of(setup.config.train, setup.steps_per_epoch)
+        self.checked = False  # whether checkpoints can hold what the optimizer keeps
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
         self.validation = Validation(setup, state, self._asked)
         self.pending: list[Taken] = []
@@ -269,6 +270,7 @@ class Trainer:
                 self.pending.append(Taken(state.step, pace.position, lr, outcome))
                 if state.ema is not None:
                     state.ema.update(state.model, pace.position, before)
+            self._check_optimizer()
             guard.after_step(micros[0], pace.position)
             for line in profile.step():
                 self.log.note(line)
@@ -311,6 +313,12 @@ class Trainer:
                 if guard.asked is not None:
                     return
                 self._save()
+
+    def _check_optimizer(self) -> None:
+        """Refuse what no checkpoint can hold once a step has shown it, not hours later."""
+        if not self.checked:
+            self.state.check_optimizer()
+            self.checked = True
 
     def _read(self, provider: Provider) -> None:
         """Bring what steps returned to the host; the one place that waits for the device."""
