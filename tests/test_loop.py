@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from vitc.config import RunConfig
 from vitc.errors import BrokenFileError, ConfigError, DivergedError, InterruptedRun, RunError
 from vitc.resolve import load_config
 from vitc.runs.folder import Run
+from vitc.training import initialise
 from vitc.training.loop import run
 from vitc.training.step import NormStatistics
 from vitc.training.validate import Validation
@@ -274,6 +276,50 @@ def test_train_is_public_and_takes_overrides(
     result = vitc.train("debug", tmp_path / "r", **one)
     assert (result.status, result.path) == ("done", tmp_path / "r")
     assert "1 epoch of 1 step, batch 64" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("before", "noted"),
+    [
+        ("cpu", ""),
+        ("cuda:0", "on cpu, before on cuda:0"),  # of an earlier version
+        ("cuda (NVIDIA H200)", "on cpu, before on cuda (NVIDIA H200)"),
+    ],
+)
+def test_a_run_that_is_resumed_on_another_device_notes_that(
+    tmp_path: Path, before: str, noted: str
+) -> None:
+    from tests.test_checkpoint import forge_state
+
+    stop_after(tiny(), tmp_path / "r", step=3)
+    for path in (tmp_path / "r" / "checkpoints").glob("step_*"):
+        forge_state(path, lambda state: state["extra"].update(device=before))
+    run(tiny(), tmp_path / "r", quiet=True)
+    events = (tmp_path / "r" / "events.log").read_text()
+    assert "resumed at step" in events
+    assert ("not bit-exact from here" in events) == bool(noted)
+    assert noted in events
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "noted"),
+    [
+        ("cuda:1", "cuda (A)", False),
+        ("cuda (A)", "cuda (A)", False),
+        ("cuda (B)", "cuda (A)", True),
+        ("mps", "cuda (A)", True),
+        ("", "cpu", False),
+    ],
+)
+def test_another_gpu_is_another_device(
+    before: str, now: str, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(initialise, "kind_of", lambda device: now)
+    setup = SimpleNamespace(device=torch.device("cuda"))
+    log = SimpleNamespace(note=notes.append)
+    initialise._note_machine(setup, {"device": before} if before else {}, log)
+    assert len(notes) == noted
 
 
 # A stand-alone process, so that it can be killed for real.

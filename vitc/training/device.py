@@ -44,6 +44,13 @@ def describe(device: torch.device) -> str:
     return f"cpu ({counted(torch.get_num_threads(), 'thread')}{tested})"
 
 
+def kind_of(device: torch.device) -> str:
+    """What decides which bits a step has: the sort of device, and of a GPU its name."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda ({torch.cuda.get_device_name(device)})"
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The context of a forward pass in that precision."""
     if precision == "fp32":

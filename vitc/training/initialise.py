@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from vitc.runs.folder import RunFolder
 from vitc.training.build import Setup
 from vitc.training.cached_features import CachedFeatures, cached_features
 from vitc.training.config import InitConfig
+from vitc.training.device import kind_of
 from vitc.training.linear_probe import keep_start, probe_head, put_in_place
 from vitc.training.log import RunLog
 from vitc.training.pace import SAVING_SECONDS, Pace
 from vitc.training.stop import StopSignal
 from vitc.weights.fit import ADAPTABLE, fill
 from vitc.weights.load import Weights, read_weights
-from vitc.wording import counted
+from vitc.wording import counted, short
 
 
 class InitialWeights:
@@ -159,6 +160,20 @@ def resume(
     log.resume(extra)
     pace.resume(extra, state.step)
     folder.cut_back(state.step)
+    _note_machine(setup, extra, log)
+    if setup.config.train.budget_seconds is not None:
+        log.steps = state.step + pace.left
+    log.note(f"resumed at step {state.step} of {log.steps} from {found}")
+    return extra, cached_features(setup, state.model, stop)
+
+
+def _note_machine(setup: Setup, extra: Mapping[str, Any], log: RunLog) -> None:
+    """Take the threads that the run had; note where the next steps may differ in their bits."""
+    was, now = short(str(extra.get("device", ""))), kind_of(setup.device)
+    # Of an earlier version: cuda:0, without the GPU's name.
+    sort = was.partition(":")[0]
+    if was and now != was and now.partition(" ")[0] != sort:
+        log.note(f"on {now}, before on {was}: not bit-exact from here")
     threads, here = int(extra.get("threads", 0)), torch.get_num_threads()
     if setup.device.type == "cpu" and threads and threads != here:
         if setup.config.train.threads is None:
@@ -166,7 +181,3 @@ def resume(
             log.note(f"using {counted(threads, 'thread')} as before, not {here}")
         else:
             log.note(f"train.threads was {threads} before and is {here}: not bit-exact from here")
-    if setup.config.train.budget_seconds is not None:
-        log.steps = state.step + pace.left
-    log.note(f"resumed at step {state.step} of {log.steps} from {found}")
-    return extra, cached_features(setup, state.model, stop)

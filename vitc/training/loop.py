@@ -30,7 +30,7 @@ from vitc.training.best import forget_undone, keep_if_best, return_to_better, wi
 from vitc.training.build import Setup, data_record, fresh_state, initial_model, set_up, train_mode
 from vitc.training.cached_features import check_memory
 from vitc.training.compiling import compiled_steps, with_compile
-from vitc.training.device import forget_peak_memory, machine_settings, pick_device
+from vitc.training.device import forget_peak_memory, kind_of, machine_settings, pick_device
 from vitc.training.evaluate import not_finite
 from vitc.training.guard import KEEP_GOOD, Guard
 from vitc.training.initialise import InitialWeights, resume
@@ -433,7 +433,7 @@ class Trainer:
             **self.pace.state,
             **self.guard.kept,
             "threads": torch.get_num_threads(),
-            "device": str(self.setup.device),
+            "device": kind_of(self.setup.device),
             "seed_order": self.setup.plan.seed_order,
             "seed_augment": self.setup.plan.seed_augment,
             **self.log.kept,
