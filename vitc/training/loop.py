@@ -184,6 +184,8 @@ class Trainer:
         self.checked = False  # whether checkpoints can hold what the optimizer keeps
         self.unevaluated = False  # an evaluation was broken off: it comes before any further step
         self.validation = Validation(setup, state, self._asked)
+        wanted = setup.config.train.profile and setup.procs.first
+        self.profile = StepProfile(folder.path, setup.device, wanted)
         self.pending: list[Taken] = []
         self.counted_until = 0.0  # time.monotonic() up to which state.seconds counts
         self.saved_at = 0.0  # time.monotonic() of the last checkpoint
@@ -201,6 +203,7 @@ class Trainer:
             log.start(state.step)
             self.counted_until = self.saved_at = time.monotonic()
             with setup.procs.losses_reported(), contextlib.ExitStack() as stack, self.writer:
+                stack.callback(self.profile.stop)
                 batches = stack.enter_context(self._open(cached))
                 spent.opened(batches)
                 self.folder.event(batches.note)
@@ -212,6 +215,8 @@ class Trainer:
                     self._steps(batches)
                 if not self.pace.ended:
                     raise RunError(f"The loader ended at step {state.step} of {setup.steps}.")
+                for line in self.profile.close():
+                    self.log.note(line)
                 self._keep_best()
                 self._count_time()
                 self._save(wait=True)
@@ -249,7 +254,6 @@ class Trainer:
             self._evaluate(batches)
         skips, guard = t.on_divergence == "continue", self.guard
         norms = NormStatistics(state.model, setup.plan.micros_here, setup.procs, skips)
-        profile = StepProfile(self.folder.path, setup.device, t.profile and setup.procs.first)
         if guard.good_step() and not pace.ended:
             guard.keep_good(self._extra(), self.writer)
         for micros in batches:
@@ -263,6 +267,7 @@ class Trainer:
                 with compiled:
                     outcome = train_step(state, forward, micros, lr, norms, setup.settings)
             state.step += 1
+            self._check_optimizer()
             setup.procs.at(state.step)
             before = pace.position
             pace.advance()
@@ -270,9 +275,8 @@ class Trainer:
                 self.pending.append(Taken(state.step, pace.position, lr, outcome))
                 if state.ema is not None:
                     state.ema.update(state.model, pace.position, before)
-            self._check_optimizer()
             guard.after_step(micros[0], pace.position)
-            for line in profile.step():
+            for line in self.profile.step():
                 self.log.note(line)
             for name in (name for micro in micros for name in micro.skipped):
                 self.log.broken_file(state, name)

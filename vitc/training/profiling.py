@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from vitc.wording import counted
+
 FIRST, STEPS = 3, 5  # the first steps are not like the others
 OPERATIONS = 10
 TRACE = "trace.json.gz"
@@ -19,7 +21,7 @@ class StepProfile:
         self.file, self.cuda = folder / TRACE, device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         self.profiler = profile(activities=activities) if wanted else None
-        self.taken = 0
+        self.taken, self.running = 0, False
 
     def step(self) -> list[str]:
         """After each step; once all are traced, the most expensive operations, a line each."""
@@ -28,9 +30,10 @@ class StepProfile:
         self.taken += 1
         if self.taken == FIRST:
             self.profiler.start()
+            self.running = True
         if self.taken != FIRST + STEPS:
             return []
-        self.profiler.stop()
+        self.stop()
         self.profiler.export_chrome_trace(str(self.file))
         # Times without those of the operations that one calls, which are counted by themselves.
         key = "self_device_time_total" if self.cuda else "self_cpu_time_total"
@@ -48,3 +51,20 @@ class StepProfile:
             calls = e.count / STEPS
             lines.append(f"  {share:5.1f} %  {each:8.2f} ms  {calls:6.0f} calls  {e.key}")
         return lines
+
+    def stop(self) -> None:
+        """Trace no further steps: all are traced, or the run was broken off."""
+        if self.running and self.profiler is not None:
+            self.profiler.stop()
+        self.running = False
+
+    def close(self) -> list[str]:
+        """At the run's end: a line if it was too short for a trace."""
+        if self.profiler is None:
+            return []
+        self.stop()
+        self.profiler = None
+        return [
+            f"no trace: train.profile traces steps {FIRST + 1} to {FIRST + STEPS} after a start or "
+            f"resume, and the run ended after {counted(self.taken, 'step')}"
+        ]
