@@ -39,7 +39,7 @@ def needs(package: str) -> None:
 class Recorder:
     """A tracker that keeps what it gets."""
 
-    package = "json"
+    package, remedy = "json", ""
     calls: list[tuple[Any, ...]] = []  # noqa: RUF012
 
     def __init__(self, run: Path, name: str, settings: Mapping[str, Any], kept: str | None) -> None:
@@ -109,6 +109,27 @@ def test_one_that_is_not_installed_is_refused_with_the_line_to_install_it(
         run(small(**{"train.track": "wandb"}), tmp_path / "r", quiet=True)
     assert "pip install 'vitc[track]'" in str(caught.value.hint)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("tensorboard", "pip install --upgrade tensorboard"),
+        ("wandb", "WANDB_MODE=offline"),
+        ("mlflow", "unset MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_what_cannot_start_a_run_names_a_remedy_of_its_own(
+    kind: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> Any:
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(trackers.importlib, "import_module", refuse)
+    with pytest.raises(ConfigError, match="cannot start a run: no such host") as caught:
+        trackers.open_tracker(kind, tmp_path, "r", {})
+    assert remedy in str(caught.value.hint)
+    assert ("WANDB" in str(caught.value.hint)) == (kind == "wandb")
 
 
 def test_scalars_are_finite_numbers_by_kind_and_position() -> None:

@@ -30,6 +30,8 @@ class Tracker(Protocol):
 
     package: str
     """What pip installs."""
+    remedy: str
+    """What to do where it cannot start a run."""
 
     def __init__(self, run: Path, name: str, settings: Mapping[str, Any], kept: str | None) -> None:
         """kept: the id of the tracker's run that is to be continued; None: start one."""
@@ -52,6 +54,7 @@ class TensorBoard:
     """Event files in `RUN/tensorboard`: tensorboard --logdir runs."""
 
     package = "tensorboard"
+    remedy = "Reinstall it: pip install --upgrade tensorboard. Or leave out --train.track."
 
     def __init__(self, run: Path, name: str, settings: Mapping[str, Any], kept: str | None) -> None:
         self.board = importlib.import_module("torch.utils.tensorboard")
@@ -86,6 +89,7 @@ class Wandb:
     """A run of Weights & Biases; WANDB_MODE=offline keeps it in `RUN/wandb`."""
 
     package = "wandb"
+    remedy = "Without a network: WANDB_MODE=offline, or --train.track tensorboard."
 
     def __init__(self, run: Path, name: str, settings: Mapping[str, Any], kept: str | None) -> None:
         wandb = importlib.import_module("wandb")
@@ -118,6 +122,10 @@ class Mlflow:
     """A run of MLflow, at MLFLOW_TRACKING_URI or in `RUN/mlflow`."""
 
     package = "mlflow"
+    remedy = (
+        "Without its server: unset MLFLOW_TRACKING_URI, which keeps the run in RUN/mlflow, or "
+        "--train.track tensorboard."
+    )
     STATUS: Mapping[str, str] = {"done": "FINISHED", "interrupted": "KILLED"}
 
     def __init__(self, run: Path, name: str, settings: Mapping[str, Any], kept: str | None) -> None:
@@ -189,7 +197,7 @@ def open_tracker(kind: str, run: Path, name: str, settings: Mapping[str, Any]) -
     except Exception as error:  # whatever a library or a service has against it
         raise ConfigError(
             f"{cls.package} cannot start a run: {short(str(error), 300)}.",
-            "Without a network: WANDB_MODE=offline, or --train.track tensorboard.",
+            cls.remedy,
         ) from error
     write_json(record, {"tracker": kind, "id": tracker.id})
     return Followed(tracker)
