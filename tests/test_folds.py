@@ -155,7 +155,9 @@ def test_other_folds_in_a_folder_are_refused(
         vitc.Predictor(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"another config: optim\.lr: .* -> 0\.5"):
         vitc.train(images, tmp_path / "out", folds=3, **{"optim.lr": 0.5})
-    _, notes = plan_folds(images, tmp_path / "out", (3, 1), 60.0, "scratch", {})
+    # What was decided when they started, as where the first command had it.
+    repeated = {"train.precision": "auto"}
+    _, notes = plan_folds(images, tmp_path / "out", (3, 1), 60.0, "scratch", repeated)
     assert [note.split(" has no effect")[0] for note in notes[1:]] == ["--budget", "--start"]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitc.config import RunConfig, from_saved, leaves, to_saved
+from vitc.config import RunConfig, flat_values, from_saved, leaves, to_saved
 from vitc.errors import ConfigError, DataError
 from vitc.files import LOCK, read_json, write_json
 from vitc.resolve import FOLDS, load_config
@@ -117,7 +117,10 @@ def plan_folds(
 
 def _refuse_changes(found: Folds, settings: Mapping[str, Any]) -> None:
     """Raises ConfigError: `settings` are other ones than those that the folds share."""
-    before, now = leaves(found.config), leaves(load_config(found.config, **settings))
+    own = flat_values(settings)
+    if own.get("train.precision") == "auto":  # what was decided when they started
+        del own["train.precision"]
+    before, now = leaves(found.config), leaves(load_config(found.config, **own))
     if other := [k for k in before.keys() | now.keys() if before.get(k) != now.get(k)]:
         raise ConfigError(
             f"{found.path} holds folds of another config: "
