@@ -121,6 +121,47 @@ def test_images_left_out_for_want_of_time_are_trained_on_with_the_same_validatio
     assert (again.config, again.out) == (plan.config, short.parent / "other")
 
 
+@pytest.mark.parametrize("limit", [30, None])
+def test_a_run_named_by_a_relative_path_is_resumed_with_the_images_that_it_began_with(
+    short: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    _change(short / "config.json", data={"cache_side": 24, "workers": 1})
+    monkeypatch.chdir(short.parent)
+    seconds = {30: 0.1, None: 0.001}
+    monkeypatch.setattr(longer, "decoding_seconds", lambda *_, **__: seconds[limit])
+    plan = plan_training(Path("short"), None, 9.0, {})
+    assert plan.config.data.max_train == limit
+    plan.out.mkdir()
+    (plan.out / "config.json").write_text(json.dumps(to_saved(plan.config)))
+    for other in (0.05, 0.11, 0.2):  # what decoding takes now
+        monkeypatch.setattr(longer, "decoding_seconds", lambda *_, other=other, **__: other)
+        for name in (Path("short"), short, Path("../", short.parent.name, "short")):
+            assert plan_training(name, plan.out, 9.0, {}).config == plan.config
+
+
+def test_the_peak_is_lowered_for_trained_weights_once(run: Path) -> None:
+    peak = read_config(run).optim.lr
+    rates = []
+    for init in ({}, {"weights": "x.safetensors"}, {"weights": "x.safetensors", "only": ["stem"]}):
+        _change(run / "config.json", init=init)
+        plan = plan_training(run, None, None, {"train.epochs": 2})
+        rates.append(plan.config.optim.lr / peak)
+        note = next(line for line in plan.notes if line.startswith("peak learning rate"))
+        assert ("for trained weights, too" in note) == (init == {"weights": "x.safetensors"})
+    # The only part of the third that was trained before is its stem.
+    assert rates == pytest.approx([TRAINED_SHARE, 1.0, TRAINED_SHARE])
+
+
+def test_a_rate_that_changes_once_an_epoch_warms_up_from_above_zero(run: Path) -> None:
+    own = {"per": "epoch", "warmup_start": 0.0, "warmup_epochs": 0.0}
+    _change(run / "config.json", optim={"schedule": {"kind": "cosine", **own}})
+    schedule = plan_training(run, None, None, {"train.epochs": 20}).config.optim.schedule
+    assert (schedule.per, schedule.warmup_start, schedule.warmup(20)) == ("epoch", 0.1, 2.0)
+    _change(run / "config.json", optim={"schedule": {"kind": "cosine", **own, "per": "step"}})
+    schedule = plan_training(run, None, None, {"train.epochs": 20}).config.optim.schedule
+    assert (schedule.per, schedule.warmup_start) == ("step", 0.0)
+
+
 def test_a_run_is_trained_longer_from_inside_its_folder(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

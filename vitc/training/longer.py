@@ -1,13 +1,15 @@
 """With which settings is a finished run trained longer?
 
 As a run of its own, in a new folder, that starts from the average of its weights and has a schedule
-of its own: a short warm-up, since the learning rate ended at zero, to a share of the first peak,
-then down again. The finished run stays as it is, so that the two can be compared. Free of torch.
+of its own: a short warm-up, since the learning rate ended at zero, to a share of the first peak (to
+all of it, where that run started from trained weights itself), then down again. The finished run
+stays as it is, so that the two can be compared. Free of torch.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from vitc.data.dataset import open_data
 from vitc.data.sampling import steps_per_epoch
 from vitc.data.sources.base import Split
 from vitc.errors import ConfigError
+from vitc.optim.schedule import CosineConfig, ScheduleConfig, WarmupConfig
 from vitc.resolve import load_config
 from vitc.runs.folder import CONFIG, Run
 from vitc.training.auto_rules import DECODE_SHARE, PAGE_SECONDS, TRAINED_SHARE, run_length
@@ -27,6 +30,7 @@ from vitc.training.pace import CLOCKS
 from vitc.wording import counted, duration
 
 WARMUP_SHARE = 0.1  # of the new run
+EPOCH_START = 0.1  # of the peak, where the rate changes once an epoch: the authors' start
 LIMIT, EVERY = "data.max_train", "train.eval_every_epochs"
 KEPT = ("model", "data", "init")  # settings that would make it another run
 
@@ -55,19 +59,19 @@ def longer(
     images, limit, limited = _images(folder, before, own, budget, place)
     length, often = _length(folder, before, images, own, budget)
     epochs = length["train.epochs"]
+    tuned = bool(before.init.weights) and not before.init.only  # its rate is for trained weights
     chosen: dict[str, Any] = {
         "init.weights": str(run),
         "init.source": "auto",
         "init.average": "ema",
         "init.only": (),
         "init.probe_images": 0,
-        "optim.lr": float(f"{TRAINED_SHARE * before.optim.lr:.3g}"),
+        "optim.lr": before.optim.lr if tuned else float(f"{TRAINED_SHARE * before.optim.lr:.3g}"),
         "train.budget_seconds": None,
         **limit,
         **length,
     }
-    if hasattr(before.optim.schedule, "warmup_epochs"):
-        chosen["optim.schedule.warmup_epochs"] = round(WARMUP_SHARE * epochs, 3)
+    chosen |= _warmup(before.optim.schedule, epochs)
     config = load_config(before, **{**chosen, **own})
     time = duration(budget) if budget is not None else counted(epochs, "epoch")
     top1 = "" if folder.top1 is None else f", {folder.top1:.2f} % on validation"
@@ -80,11 +84,22 @@ def longer(
         f"length: {time} more",
         *often,
         f"peak learning rate: {config.optim.lr:g} — because that of {run} was "
-        f"{before.optim.lr:g} and its weights are trained",
+        f"{before.optim.lr:g}"
+        + (", for trained weights, too" if tuned else " and its weights are trained"),
         f"schedule: {config.optim.schedule.warmup(epochs):g} epochs of warm-up, then "
         f"{config.optim.schedule.summary} — because {ended}",
     ]
     return config, place, notes
+
+
+def _warmup(schedule: ScheduleConfig, epochs: int) -> dict[str, Any]:
+    """Settings of the warm-up; of a custom schedule there are none."""
+    if not isinstance(schedule, WarmupConfig):
+        return {}
+    found: dict[str, Any] = {"optim.schedule.warmup_epochs": round(WARMUP_SHARE * epochs, 3)}
+    if isinstance(schedule, CosineConfig) and schedule.per == "epoch" and not schedule.warmup_start:
+        found["optim.schedule.warmup_start"] = EPOCH_START  # 0 would last for the first epoch
+    return found
 
 
 # -- how many images -------------------------------------------------------------------------------
@@ -110,8 +125,10 @@ def _images(
         return recorded, {}, [f"{what}: {used:,} — {because}"]
     whole = load_config(before, **{**own, LIMIT: None})
     train = _train_images(whole)
-    most = _begun(run.path, place)
-    if most is None:
+    begun = _begun(run.path, place)
+    if begun is not None:
+        most = begun.data.max_train or len(train)
+    else:
         most = len(train) if budget is None else max(used, _decodable(whole, train, budget))
     because = f"because the {used:,} of {run.path} were for its time; --{LIMIT} {used} keeps them"
     if most >= len(train):
@@ -131,13 +148,13 @@ def _decodable(config: RunConfig, train: Split, budget: float) -> int:
     return int(DECODE_SHARE * budget / each) if each else len(train)
 
 
-def _begun(run: Path, place: Path) -> int | None:
-    """How many images the run in `place` uses that trains `run` longer, if it has begun; None: all,
-    or it has not. Decoding takes another time at each look, and the same command is to resume."""
+def _begun(run: Path, place: Path) -> RunConfig | None:
+    """The config of the run in `place` that trains `run` longer, if it has begun: it keeps its
+    images. Decoding takes another time at each look, and the same command is to resume."""
     if not (place / CONFIG).is_file():
         return None
     config = read_config(place)
-    return config.data.max_train if config.init.weights == str(run) else None
+    return config if config.init.weights == os.path.abspath(run) else None
 
 
 # -- how long --------------------------------------------------------------------------------------
