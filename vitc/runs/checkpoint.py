@@ -5,7 +5,7 @@ A checkpoint is a folder `checkpoints/step_N`:
     model.safetensors   the model's state_dict
     ema.safetensors     the average's, under the same names; absent without one
     optim.safetensors   `<parameter name>/<key>`, e.g. `blocks.0.mlp.fc1.weight/exp_avg`, and
-                        `.groups.<number>/<key>`
+                        `.groups.<number>/<key>`; in lists and the like `<key>/<place>`
     state.json          counters, memory formats, SHA-256 of the files above and of itself
 
 It is written under a temporary name, every file and folder is synced, then it is renamed;

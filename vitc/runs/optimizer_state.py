@@ -1,13 +1,15 @@
 """What does a checkpoint hold of an optimizer, and how does it come back?
 
 What it keeps for a parameter (`state[parameter]`) and in its groups, where that is tensors,
-numbers, booleans or None. Anything else would be missing after a resume, and the rest of the run
-would be another one without notice: it is refused when the run begins, not when it is resumed.
+numbers, booleans, None or short strings, or lists, tuples and dicts of these. Anything else would
+be missing after a resume, and the rest of the run would be another one without notice: it is
+refused when the run begins, not when it is resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitc.errors import CheckpointError
+from vitc.runs.nested import CONTAINERS, MOST, PLAIN, Unfit, flattened, rebuilt, too_much
 from vitc.runs.tensors import DTYPES, dtype_shape
+from vitc.wording import size
 
-PLAIN = (bool, int, float, type(None))
 KERNELS = frozenset({"fused", "foreach", "capturable", "differentiable"})
 """Entries of a group that choose torch's kernels: of this process, whatever a checkpoint holds."""
 GROUP = ".groups."  # before a group's number in the file; no parameter's name begins with a dot
@@ -31,7 +34,7 @@ class Held(NamedTuple):
     """As it goes to disk."""
 
     tensors: dict[str, Tensor]
-    """`<parameter>/<key>` and `.groups.<number>/<key>`."""
+    """`<parameter>/<key>` and `.groups.<number>/<key>`; within containers, with the places."""
     record: dict[str, Any]
     """The rest, as JSON."""
 
@@ -52,18 +55,30 @@ def held(model: nn.Module, optimizer: Optimizer, given: Groups) -> Held:
     owned = _owned(model, optimizer)
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
-    on_host = []
+    within: list[str] = []  # names of tensors in containers
+    on_host: list[str] = []
 
     def keep(name: str, key: Any, value: Any, like: Owner, plain: dict[str, Any]) -> None:
-        if problem := _problem(key, value, like):
+        def add(full: str, tensor: Tensor) -> None:
+            if problem := _problem(tensor, like):
+                raise Unfit(problem)
+            if full in tensors:
+                raise Unfit(f"two tensors of one name ({full})")
+            tensors[full] = tensor
+            if tensor is not value:
+                within.append(full)
+            if tensor.device.type == "cpu" != like.device.type:
+                on_host.append(full)
+
+        try:
+            if not isinstance(key, str) or not key or "/" in key:
+                raise Unfit("a name")
+            made = flattened(value, f"{name}/{key}", add)
+        except Unfit as error:
             place = name.replace(GROUP, "group ")
-            raise _refused(optimizer, f"{key!r} of {place} as {problem}")
+            raise _refused(optimizer, f"{key!r} of {place} as {error}") from error
         if not isinstance(value, Tensor):
-            plain[key] = value
-            return
-        tensors[f"{name}/{key}"] = value
-        if value.device.type == "cpu" != like.device.type:
-            on_host.append(f"{name}/{key}")
+            plain[key] = made
 
     for name, (parameter, owner) in owned.items():
         state = optimizer.state.get(parameter, {})
@@ -88,6 +103,10 @@ def held(model: nn.Module, optimizer: Optimizer, given: Groups) -> Held:
                 was, now = type(before[key]).__name__, type(value).__name__
                 raise _refused(optimizer, f"{key!r} of group {i}, once {was}, as {now}")
             keep(f"{GROUP}{i}", key, value, _of_group(group), groups[-1])
+    if too_much(_values([*scalars.values(), *groups])):
+        raise _refused(optimizer, f"strings, lists or dicts of more than {size(MOST)} as text")
+    if twice := _shared(tensors, within, owned):
+        raise _refused(optimizer, f"{twice[0]} in the memory of {twice[1]} (no clone)")
     record = {
         "name": type(optimizer).__name__,
         "groups": groups,
@@ -103,9 +122,10 @@ def well_formed(record: object) -> bool:
         isinstance(record, dict)
         and isinstance(record.get("name"), str)
         and isinstance(record.get("groups"), list)
-        and all(_all_plain(group) and "params" not in group for group in record["groups"])
+        and all(_rebuilds(group) and "params" not in group for group in record["groups"])
         and isinstance(record.get("scalars"), dict)
-        and all(_all_plain(plain) for plain in record["scalars"].values())
+        and all(_rebuilds(plain) for plain in record["scalars"].values())
+        and not too_much(_values([*record["scalars"].values(), *record["groups"]]))
         and isinstance(record.get("on_host", []), list)
     )
 
@@ -132,30 +152,38 @@ def restored(
     places = {f"{GROUP}{i}": _of_group(g) for i, g in enumerate(optimizer.param_groups)}
     owners = {**{name: owner for name, (_, owner) in owned.items()}, **places}
     on_host = {name for name in record.get("on_host", []) if isinstance(name, str)}
-    found: dict[str, dict[str, Any]] = {}
-    for full, value in values.items():
-        name, _, key = full.rpartition("/")
-        owner = owners.get(name)
-        if owner is None or (name in places and not key) or not _fits(value, owner):
+    left = dict(values)
+
+    def take(full: str, owner: Owner | None, counter: bool = False) -> Tensor:
+        if full not in left:
+            raise CheckpointError(f"{file.parent} is damaged: {file.name} lacks {full}.")
+        value = left.pop(full)
+        if owner is None or not _fits(value, owner):
             raise CheckpointError(
-                f"{file} is of another model: it holds {full}, {dtype_shape(value)}.",
+                f"{file} is damaged or of another model: it holds {full}, {dtype_shape(value)}.",
                 "Use the config that the checkpoint was written with.",
             )
         # As torch: counters stay on the host unless the kernel reads them.
-        counted = key in ("step", "mu_product") and not owner.on_device
-        host = counted or full in on_host
+        host = full in on_host or (counter and not owner.on_device)
         device = torch.device("cpu") if host else owner.device
         copy = torch.empty_strided(value.shape, strides[full], dtype=value.dtype, device=device)
-        found.setdefault(name, {})[key] = copy.copy_(value)
-    for name, plain in record["scalars"].items():
+        return copy.copy_(value)
+
+    found: dict[str, dict[str, Any]] = {}
+    plain = {f"{GROUP}{i}": numbers for i, numbers in enumerate(record["groups"])}
+    for name in record["scalars"]:
         if name not in owned:
             raise CheckpointError(f"{file.parent} is damaged: optimizer state of {name!r}.")
-        found.setdefault(name, {}).update(plain)
+    for name, entries in {**record["scalars"], **plain}.items():
+        of = partial(take, owner=owners[name])
+        found[name] = {k: rebuilt(made, f"{name}/{k}", of) for k, made in entries.items()}
+    for full in list(left):  # those in no container
+        name, _, key = full.rpartition("/")
+        entries = found.setdefault(name, {})
+        owner = owners.get(name) if key and key not in entries else None
+        entries[key] = take(full, owner, key in ("step", "mu_product"))
     state = {owned[name][0]: entries for name, entries in found.items() if name in owned}
-    groups = [
-        {**numbers, **found.get(f"{GROUP}{i}", {})} for i, numbers in enumerate(record["groups"])
-    ]
-    return state, groups
+    return state, [found[name] for name in plain]
 
 
 def put_groups(optimizer: Optimizer, given: Groups, groups: Groups) -> None:
@@ -201,16 +229,28 @@ def _of_group(group: Mapping[str, Any]) -> Owner:
     return Owner(torch.Size(), elements, torch.float32, device, False, True)
 
 
-def _problem(key: object, value: object, owner: Owner) -> str:
+def _problem(value: Tensor, owner: Owner) -> str:
     """Why a checkpoint cannot hold it; empty: it can."""
-    if not isinstance(key, str) or not key or "/" in key:
-        return "a name"
-    if isinstance(value, Tensor):
-        if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
-            return f"{type(value).__name__} ({value.layout})"
-        return "" if _fits(value, owner) else f"{dtype_shape(value)}"
-    # A float of another library, as numpy's, comes back as Python's, of the same bits.
-    return "" if isinstance(value, float) or type(value) in PLAIN else type(value).__name__
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+        return f"{type(value).__name__} ({value.layout})"
+    return "" if _fits(value, owner) else f"{dtype_shape(value)}"
+
+
+def _shared(
+    tensors: Mapping[str, Tensor], within: list[str], owned: Mapping[str, tuple[Tensor, Owner]]
+) -> tuple[str, str] | None:
+    """A tensor of a container that begins where another or a parameter does, and that one: what
+    changes one changes both, which after a resume would be apart."""
+    if not within:  # nearly always
+        return None
+    places = {parameter.data_ptr(): name for name, (parameter, _) in owned.items()}
+    inner = set(within)
+    places |= {t.data_ptr(): name for name, t in tensors.items() if name not in inner}
+    for name in within:
+        other = places.setdefault(tensors[name].data_ptr(), name)
+        if other != name and tensors[name].numel():
+            return name, other
+    return None
 
 
 def _fits(value: Tensor, owner: Owner) -> bool:
@@ -235,18 +275,30 @@ def _is_state(key: str, value: object, before: Mapping[str, Any]) -> bool:
 
 
 def _may_become(key: str, value: object, before: Mapping[str, Any]) -> bool:
-    """Whether an entry of a group, given as in `before`, may have become `value`: what a switch, a
-    text or a function was is never a number."""
+    """Whether an entry of a group, given as in `before`, may have become `value`: what a switch or
+    a container was stays one, what a string or a function was stays as it was."""
     if key in KERNELS:
         return False
     was = before.get(key)
-    if type(was) is bool:
-        return type(value) is bool
-    return was is None or isinstance(was, int | float | Tensor)
+    if type(was) in (bool, *CONTAINERS):
+        return type(value) is type(was)
+    number = isinstance(was, int | float | Tensor) and type(value) not in (str, *CONTAINERS)
+    return was is None or number
 
 
-def _all_plain(values: object) -> bool:
-    return isinstance(values, dict) and all(type(v) in PLAIN for v in values.values())
+def _rebuilds(values: object) -> bool:
+    if not isinstance(values, dict):
+        return False
+    try:
+        for made in values.values():
+            rebuilt(made, "", lambda _: None)
+    except Unfit:
+        return False
+    return True
+
+
+def _values(of: list[dict[str, Any]]) -> list[Any]:
+    return [value for one in of for value in one.values()]
 
 
 def _copied(value: Any) -> Any:
@@ -280,6 +332,7 @@ def _refused(optimizer: Optimizer, what: str) -> CheckpointError:
     return CheckpointError(
         f"The optimizer {type(optimizer).__name__} keeps {what}, which a checkpoint cannot hold: "
         "the run could not be resumed.",
-        "A checkpoint holds tensors, numbers, booleans and None, in state[parameter] or in a "
-        "group. Restart with another --optim and --overwrite, or change the class.",
+        "A checkpoint holds tensors, numbers, booleans, None and short strings, and lists, tuples "
+        "and dicts of these, in state[parameter] or in a group. Keep it in that way in the class, "
+        "or restart with another --optim and --overwrite.",
     )
