@@ -25,6 +25,7 @@ from vitc.data.sources.base import Split
 from vitc.machine import computes_bf16, processor_seconds
 from vitc.models.cnn import CNN
 from vitc.models.config import ViTConfig
+from vitc.models.folding import folded
 from vitc.training.build import Setup, freeze, fresh_state, initial_model, set_up, train_mode
 from vitc.training.cached_features import CachedFeatures, cached_features
 from vitc.training.compiling import compiled_steps
@@ -349,7 +350,7 @@ def image_seconds(
 
         model.eval()
         faster = "bf16" if computes_bf16(device) else train.precision
-        features = seconds(faster, images, model)
+        features = seconds(faster, images, folded(model))  # as they are computed
         evaluation = seconds(train.precision, images, model)
         steps = []
         for parts in frozen:
