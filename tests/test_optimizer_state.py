@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.test_checkpoint import forge_state
 from tests.test_loop import assert_same_run, stop_after, tiny
+from vitc.config import RunConfig
 from vitc.errors import CheckpointError
 from vitc.runs.checkpoint import TrainState
 from vitc.runs.folder import Run
@@ -404,12 +405,17 @@ def test_a_group_of_an_earlier_version_takes_its_numbers(tmp_path: Path) -> None
 # -- whole runs ------------------------------------------------------------------------------------
 
 
-def test_a_run_under_adafactor_resumes_bit_exactly(tmp_path: Path) -> None:
-    config = tiny(optim="torch.optim:Adafactor", **{"optim.lr": 0.01})
+def assert_resumes(config: RunConfig, tmp_path: Path) -> None:
+    """A run that is stopped and resumed has the bits of one that is not."""
     run(config, tmp_path / "straight", quiet=True)
     stop_after(config, tmp_path / "stopped", step=7)
     run(config, tmp_path / "stopped", quiet=True)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_run_under_adafactor_resumes_bit_exactly(tmp_path: Path) -> None:
+    config = tiny(optim="torch.optim:Adafactor", **{"optim.lr": 0.01})
+    assert_resumes(config, tmp_path)
 
 
 SOAP = """
@@ -441,10 +447,7 @@ def test_a_run_under_an_optimizer_with_lists_of_tensors_resumes_bit_exactly(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(SOAP)
     config = tiny(optim="mine.py:Soap", **{"optim.lr": 0.01})
-    run(config, tmp_path / "straight", quiet=True)
-    stop_after(config, tmp_path / "stopped", step=7)
-    run(config, tmp_path / "stopped", quiet=True)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_resumes(config, tmp_path)
 
 
 CODE = """

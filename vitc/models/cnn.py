@@ -190,7 +190,10 @@ class CNN(Backbone):
         return out
 
     def forward_to(self, x: Tensor, parts: int) -> Tensor:
-        """(B, C, H, W) -> (B, C', h, w): what the first `parts` of stem and stages give."""
+        """(B, C, H, W) -> (B, C', h, w): what the first `parts` of stem and stages give.
+
+        Raises ConfigError: images as in `forward_features`.
+        """
         self._check_input(x)
         for part in [self.stem, *self.stages][:parts]:
             x = part(x)
