@@ -1,14 +1,15 @@
-"""How fast is one model answered by each engine, on one thread, in one run?
+"""How fast is one model answered by each engine in one run?
 
     python benchmarks/inference.py vit_c_1gf --img-size 224 --batches 1 16 64
 
-Eager fp32 and bf16, compiled (--compile), ONNX Runtime fp32 and int8, OpenVINO fp32 and int8 (with
-bf16 between its int8 products), of those that are installed, and with --peer NAME a model of timm
-or torchvision of the same shape. Engines alternate within each repeat, so that other load meets all
-of them; the table has the median of the repeats' images a second, the slowest and fastest repeat,
-and the ratio to eager fp32. On a machine with other work, `--clock processor` counts the time of
-processors, which for one thread is about how long it takes undisturbed. Weights are random: int8 is
-measured for speed alone (`vitc export --int8` measures its accuracy).
+Eager fp32 and bf16 (where the CPU computes it), compiled (--compile), ONNX Runtime fp32 and int8,
+OpenVINO fp32 and int8 (with bf16 between its int8 products), of those that are installed, and with
+--peer NAME a model of timm or torchvision of the same shape. Engines alternate within each repeat,
+so that other load meets all of them; the table has the median of the repeats' images a second, the
+slowest and fastest repeat, and the ratio to eager fp32. On a machine with other work, `--clock
+processor` counts the time of processors, which for one thread is about how long it takes
+undisturbed. Weights are random: int8 is measured for speed alone (`vitc export --int8` measures its
+accuracy).
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ import vitc
 from vitc.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitc.deploy.export.base import Made, Record
 from vitc.deploy.export.formats import FORMATS
-from vitc.deploy.export.graph import Prepare, fold, program_of
+from vitc.deploy.export.graph import Prepare, program_of
 from vitc.deploy.saved import Saved
-from vitc.machine import environment
+from vitc.machine import computes_bf16, environment, memory_kept
+from vitc.models.folding import folded
 
 Call = Callable[[torch.Tensor], Any]
 CALIBRATION = 32  # images
@@ -55,10 +57,10 @@ def exported(args: argparse.Namespace, model: Any, kind: str, precision: Any, fo
     preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "rgb", "bilinear", 0.875, size)
     record = Record(Saved(model.config, 1000, None, preprocessing, None), precision=precision)
     example = torch.zeros(2, size[0] + 32, size[1] + 32, 3, dtype=torch.uint8)
-    folded = fold(model)
+    fast = folded(model)
     rng = np.random.default_rng(0)
     calibration = rng.integers(0, 256, (CALIBRATION, *size, 3), dtype=np.uint8)
-    made = Made(program_of(folded, Prepare(preprocessing), example), folded, record, calibration)
+    made = Made(program_of(fast, Prepare(preprocessing), example), fast, record, calibration)
     form = FORMATS[kind]
     file = Path(folder, f"{precision}{form.suffix}")
     form.write(made, file)
@@ -69,11 +71,12 @@ def exported(args: argparse.Namespace, model: Any, kind: str, precision: Any, fo
 
 def engines(args: argparse.Namespace, folder: str) -> dict[str, Call]:
     model: Any = vitc.create_model(args.model, img_size=args.img_size).eval()
-    bf16 = torch.bfloat16
-    found = {"eager fp32": eager(model, None), "eager bf16": eager(model, bf16)}
+    kinds: dict[str, torch.dtype | None] = {"fp32": None}
+    kinds |= {"bf16": torch.bfloat16} if args.bf16 else {}
+    found = {f"eager {kind}": eager(model, dtype) for kind, dtype in kinds.items()}
     if args.compile:
         compiled: Any = torch.compile(model)
-        found |= {"compiled fp32": eager(compiled, None), "compiled bf16": eager(compiled, bf16)}
+        found |= {f"compiled {kind}": eager(compiled, dtype) for kind, dtype in kinds.items()}
     if find_spec("onnxruntime") and find_spec("onnxscript"):
         found["ONNX Runtime fp32"] = exported(args, model, "onnx", "fp32", folder)
         found["ONNX Runtime int8"] = exported(args, model, "onnx", "int8", folder)
@@ -83,7 +86,7 @@ def engines(args: argparse.Namespace, folder: str) -> dict[str, Call]:
             found["OpenVINO int8"] = exported(args, model, "openvino", "int8", folder)
     for name in args.peer:
         peer = vitc.create_model(name, img_size=args.img_size).eval()
-        found |= {f"{name} fp32": eager(peer, None), f"{name} bf16": eager(peer, bf16)}
+        found |= {f"{name} {kind}": eager(peer, dtype) for kind, dtype in kinds.items()}
     return found
 
 
@@ -116,12 +119,14 @@ def main() -> None:
     add("--seconds", type=float, default=1.0, help="of an engine in a repeat")
     add("--clock", choices=CLOCKS, default="wall")
     add("--peer", nargs="*", default=[], metavar="timm:NAME")
+    here = computes_bf16(torch.device("cpu"))
+    add("--bf16", action=argparse.BooleanOptionalAction, default=here, help="as the CPU has it")
     add("--compile", action="store_true", help="also torch.compile: a minute for each batch size")
     add("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results: dict[int, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with memory_kept(), tempfile.TemporaryDirectory() as folder:  # as `vitc predict` does
         calls = engines(args, folder)
         for batch in args.batches:
             rates = results[batch] = measure(args, calls, batch)

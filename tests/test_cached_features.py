@@ -170,3 +170,7 @@ def test_a_probe_and_a_measurement_know_what_a_step_on_features_costs() -> None:
     times = image_seconds(own, cpu, [("norms",), FROZEN], 1)
     assert 0 < times.cached < math.inf
     assert times.feature_bytes in (2 * 24 * 8 * 8, 4 * 24 * 8 * 8)
+    assert all(0 < step < math.inf for step in times.steps)
+    few = image_seconds(own, cpu, [("norms",), FROZEN], 1, most=0)
+    assert few.steps[0] == math.inf > few.steps[1]  # no time is lost on what there is no time for
+    assert few.cached < math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vitc"
+SCRIPTS = [PACKAGE.parent / name for name in ("benchmarks", "scripts", "examples")]
 MODULES = {
     ".".join(("vitc", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
         ".__init__"
@@ -134,6 +136,21 @@ def test_each_room_imports_only_the_rooms_below_it(module: str) -> None:
         if other.partition(".")[0] == "vitc" and not allowed(module, other)
     }
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "script", sorted(s for d in SCRIPTS for s in d.glob("*.py")), ids=lambda path: path.stem
+)
+def test_what_scripts_import_of_the_package_is_there(script: Path) -> None:
+    """They are not run by tests: a name that moved would be missed only by the next who needs
+    them."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vitc":
+            assert node.module is not None
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}" in MODULES
+                assert inside or hasattr(module, alias.name), f"{node.module}.{alias.name}"
 
 
 def test_no_exception_is_left_that_nothing_needs() -> None:

@@ -213,7 +213,9 @@ def lite(
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
     monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: True)
 
-    def measured(config: Any, device: Any, frozen: Any, threads: int) -> ImageSeconds:
+    def measured(
+        config: Any, device: Any, frozen: Any, threads: int, most: float = math.inf
+    ) -> ImageSeconds:
         some = (seconds[0] + seconds[1]) / 2
         steps = {1: seconds[2], 5: some, 7: seconds[1]}
         each = tuple(steps.get(len(f), some) for f in frozen)
@@ -269,6 +271,24 @@ def test_where_time_is_short_frozen_layers_run_once(
     assert not propose(photos, 4_000).config.train.cache_features
     lite(monkeypatch, (0.02, 0.3, 0.8), cached=0.02, size=10**12)
     assert not propose(photos, 40).config.train.cache_features
+
+
+def test_where_it_is_shorter_still_the_images_are_smaller(
+    photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photo_folder(count=40, size=(120, 120))
+    images = 96  # to train on
+    lite(monkeypatch, (0.02, 30.0, 80.0), cached=400 / images / auto_start.LEAST_CACHED)
+    found = propose(photos, 400)
+    assert found.config.model.size in ((160, 160), (192, 192))
+    assert found.config.train.cache_features
+    assert found.config.train.epochs >= auto_start.LEAST_CACHED
+    assert found.config.init.probe_images == images
+    (line,) = (line for line in found.lines if line.startswith("image size"))
+    assert "the weights were trained at 224x224" in line
+    own = propose(photos, 400, {"model.img_size": 224}).config
+    assert own.model.size == (224, 224)
+    assert not own.train.cache_features
 
 
 def test_settings_of_the_user_are_kept(

@@ -41,6 +41,9 @@ LEAST_EPOCHS = 3  # of more layers, else fewer are trained
 # Epochs without augmentation. From the probe's head, 3 and 4 of them are ahead of the probe by 2 to
 # 4 points on two sets, 6 are level with 4, and 1 and 2 behind it on one set (docs/LOG.md).
 LEAST_CACHED, MOST_CACHED = 3, 6
+# By how much a side of the images may be smaller than the weights were trained at where the time is
+# short: three epochs at 160 pixels are ahead of the probe at 224 by 2 to 3 points on two sets.
+SMALLER = (0, 32, 64)
 PROBE_SHARE = 0.5  # of the time, at most, for the features of training images
 LEAST_SECONDS = 20  # measuring how long an image takes needs some of them
 READING = 1.3  # how much longer it takes with reading images
@@ -49,7 +52,8 @@ CACHED: dict[str, Any] = {  # settings with which frozen layers run once on each
     "data.augment.crop": "none",
     "data.augment.flip": 0.0,
 }
-SAME_MODEL = {"model", "model.img_size", "model.in_chans"}  # settings with which weights still fit
+SIDE = "model.img_size"
+SAME_MODEL = {"model", SIDE, "model.in_chans"}  # settings with which weights still fit
 CACHE_SIDE = 1.3  # of img_size: smaller than from scratch, few epochs use it
 
 
@@ -134,8 +138,6 @@ def pretrained_trial(
 ) -> tuple[Trial, float] | None:
     """The settings of a run from these weights within `left` seconds, and how long it takes; None:
     the features of enough images alone take too long."""
-    from vitc.data.pixels import device_memory
-    from vitc.training.cached_features import MEMORY_SHARE
     from vitc.training.probe import Probe
 
     if left < LEAST_SECONDS:
@@ -143,7 +145,7 @@ def pretrained_trial(
     model, fixed = model_config(entry.model), choices.fixed
     settings: dict[str, Any] = {
         "model": entry.model,
-        "model.img_size": model.img_size,
+        SIDE: model.img_size,
         "init.weights": entry.where,
         **rules.caching(look, max(model.size), CACHE_SIDE),
         "train.batch": min(BATCH, choices.settings.get("train.batch", BATCH)),
@@ -160,41 +162,80 @@ def pretrained_trial(
         settings["optim.layer_decay"] = LAYER_DECAY
         stages = ("stem", *(f"stages.{i}" for i in range(len(model.depths))))
         frozen = [(NORMS, *parts) for parts in ((), stages[:4], stages[:-2])]
-    threads, times = _measured(choices.config(base, settings), frozen, device)
+    n = look.train
+    most = left / (READING * n * LEAST_EPOCHS)  # seconds of an image; more are too few epochs
+    threads, times = _measured(choices.config(base, settings), frozen, device, most)
     if device.type == "cpu":
         settings["train.threads"] = threads
-
-    n, val = look.train, look.val
     probe_images = min(n, int(PROBE_SHARE * left / (READING * times.features)))
     if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
         return None
     settings["init.probe_images"] = probe_images
-    evaluation = READING * times.evaluation  # of an image
-    page = rules.page_seconds(data, Probe(0.0, evaluation, 0))
-    around = rules.START_SECONDS + READING * probe_images * times.features + 2 * val * evaluation
-    training = left - around - page
+    around, share = _around(data, look, times, probe_images), 1.0
     for parts, step in zip(frozen, times.steps, strict=True):  # noqa: B007 the last if none fits
-        epochs, image = int(training / (READING * n * step)), READING * step
+        epochs, image = int((left - around) / (READING * n * step)), READING * step
         if epochs >= LEAST_EPOCHS:
             break
-    # Where time is short, most of a step goes into frozen layers and images: they can be run once.
-    if probe_images == n and processes == 1 and _cacheable(choices, base, settings, parts):
-        fits = n * times.feature_bytes <= MEMORY_SHARE * device_memory(device)
-        more = min(int(training / (n * times.cached)), MOST_CACHED)
-        if fits and epochs < LEAST_EPOCHS and more >= LEAST_CACHED:
-            epochs, image = more, times.cached
-            settings |= CACHED
-            choices.settings.pop("data.augment.scale", None)
-            why = "their features are computed once, and more epochs then fit into the time"
-            choices.note("training crop", "none", why)
-            choices.note("mirror", "0.0", why)
+    once = None
+    if epochs < LEAST_EPOCHS and processes == 1 and _cacheable(choices, base, settings, parts):
+        sides = [max(model.size) - less for less in ((0,) if SIDE in fixed else SMALLER)]
+        once = _once(data, look, times, sides, left, device)
+    if once is not None:
+        side, share, epochs = once
+        around, image = _around(data, look, times, n, share), share * times.cached
+        settings |= CACHED | {"init.probe_images": n}
+        if share < 1:
+            settings |= {SIDE: side, **rules.caching(look, side, CACHE_SIDE)}
+        choices.settings.pop("data.augment.scale", None)
+        why = "their features are computed once, and more epochs then fit into the time"
+        choices.note("training crop", "none", why)
+        choices.note("mirror", "0.0", why)
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
     # A short run is evaluated at its end alone, also where it takes longer than planned.
     every = 10 * epochs if epochs <= LEAST_EPOCHS else epochs // 4 + 1
     settings |= {"train.freeze": parts, "train.epochs": epochs, "train.eval_every_epochs": every}
     config = choices.config(base, settings)
-    cost = Probe(config.train.batch * image, evaluation, 0)
-    return Trial(settings, config, cost, {}), around + page + n * epochs * image
+    cost = Probe(config.train.batch * image, share * READING * times.evaluation, 0)
+    return Trial(settings, config, cost, {}), around + n * epochs * image
+
+
+def _around(
+    data: DataSet, look: Look, times: ImageSeconds, probed: int, share: float = 1.0
+) -> float:
+    """The seconds of a run but for its steps, and of its page, where images have this share of the
+    area."""
+    from vitc.training.probe import Probe
+
+    evaluation = share * READING * times.evaluation
+    page = rules.page_seconds(data, Probe(0.0, evaluation, 0))
+    features = probed * share * READING * times.features
+    return rules.START_SECONDS + features + 2 * look.val * evaluation + page
+
+
+def _once(
+    data: DataSet,
+    look: Look,
+    times: ImageSeconds,
+    sides: Sequence[int],
+    left: float,
+    device: torch.device,
+) -> tuple[int, float, int] | None:
+    """The first of these sides of images at which a run has the time for enough epochs, with its
+    frozen layers run once; its share of the area of the first side; the epochs.
+
+    Most of a step goes into frozen layers and images.
+    """
+    from vitc.data.pixels import device_memory
+    from vitc.training.cached_features import MEMORY_SHARE
+
+    for side in sides:
+        share = (side / sides[0]) ** 2
+        steps = left - _around(data, look, times, look.train, share)
+        epochs = int(steps / (look.train * share * times.cached))
+        memory = look.train * share * times.feature_bytes
+        if epochs >= LEAST_CACHED and memory <= MEMORY_SHARE * device_memory(device):
+            return side, share, min(epochs, MOST_CACHED)
+    return None
 
 
 def _cacheable(
@@ -213,20 +254,20 @@ def _cacheable(
 
 
 def _measured(
-    config: RunConfig, frozen: Sequence[tuple[str, ...]], device: torch.device
+    config: RunConfig, frozen: Sequence[tuple[str, ...]], device: torch.device, most: float
 ) -> tuple[int, ImageSeconds]:
     """How many threads, and the seconds of an image: all of them, or one where that is faster."""
     import torch
 
     from vitc.training.probe import image_seconds
 
-    most = config.train.threads or torch.get_num_threads()
-    times = image_seconds(config, device, frozen, most)
-    if most > 1 and config.train.threads is None and device.type == "cpu":
+    threads = config.train.threads or torch.get_num_threads()
+    times = image_seconds(config, device, frozen, threads, most)
+    if threads > 1 and config.train.threads is None and device.type == "cpu":
         alone = image_seconds(config, device, frozen[-1:], 1)
         if alone.steps[-1] < times.steps[-1]:
-            return 1, image_seconds(config, device, frozen, 1)
-    return most, times
+            return 1, image_seconds(config, device, frozen, 1, most)
+    return threads, times
 
 
 def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) -> None:
@@ -237,12 +278,15 @@ def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) ->
         f"{entry.where}, licence {entry.licence}",
         "a model pretrained on ImageNet needs far fewer images and less time",
     )
-    why = {
-        "model.img_size": "that is what the weights were trained at",
-        "model": "the weights are of it",
-    }
+    theirs = model_config(entry.model).size
+    trained_at = "that is what the weights were trained at"
+    if size != theirs:
+        trained_at = (
+            f"the weights were trained at {theirs[0]}x{theirs[1]}, for which the time is too short"
+        )
+    why = {SIDE: trained_at, "model": "the weights are of it"}
     why |= {key: choices.reason(key) for key in why.keys() & choices.fixed.keys()}
-    choices.note("image size", f"{size[0]}x{size[1]}", why["model.img_size"])
+    choices.note("image size", f"{size[0]}x{size[1]}", why[SIDE])
     choices.note("model", config.model.name, why["model"])
     if config.train.batch != choices.fixed.get("train.batch"):
         choices.note("batch", str(config.train.batch), "a few epochs then have more steps")

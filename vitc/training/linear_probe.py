@@ -231,7 +231,8 @@ def _fits(
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:
-    return x @ weight[:, :-1].T + weight[:, -1]
+    # Contiguous, as its gradient by a narrow transposed view takes four times as long on a CPU.
+    return F.linear(x, weight[:, :-1].contiguous(), weight[:, -1])
 
 
 # -- the better of the two -------------------------------------------------------------------------

@@ -313,7 +313,7 @@ class ImageSeconds(NamedTuple):
     evaluation: float
     """A forward pass in the run's precision."""
     steps: tuple[float, ...]
-    """A forward and backward pass, for each of the ways to freeze."""
+    """A forward and backward pass, for each of the ways to freeze; inf: not timed."""
     cached: float = math.inf
     """The same for the last of them, on the features that its first layers give."""
     feature_bytes: int = 0
@@ -321,9 +321,17 @@ class ImageSeconds(NamedTuple):
 
 
 def image_seconds(
-    config: RunConfig, device: torch.device, frozen: Sequence[tuple[str, ...]], threads: int
+    config: RunConfig,
+    device: torch.device,
+    frozen: Sequence[tuple[str, ...]],
+    threads: int,
+    most: float = math.inf,
 ) -> ImageSeconds:
-    """Measured on images without content, in a few seconds; `frozen`: values of train.freeze."""
+    """Measured on images without content, in a few seconds.
+
+    `frozen`: values of train.freeze, each cheaper than the one before it. They are timed from the
+    last to the first, until a step takes more than `most` seconds an image.
+    """
     train = dataclasses.replace(config.train, threads=threads if device.type == "cpu" else None)
     clock, batch = CLOCKS[train.clock], 8 if device.type == "cpu" else 64
     last = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -352,21 +360,23 @@ def image_seconds(
         faster = "bf16" if computes_bf16(device) else train.precision
         features = seconds(faster, images, folded(model))  # as they are computed
         evaluation = seconds(train.precision, images, model)
-        steps = []
-        for parts in frozen:
-            model.requires_grad_(True)
-            freeze(model, parts)
-            train_mode(model)
-            steps.append(seconds(train.precision, images, model, True))
+        steps = [math.inf] * len(frozen)
+        cached, feature_bytes = math.inf, 0
         through = cached_parts(config.model, frozen[-1])
-        if not (through and isinstance(model, CNN)):
-            return ImageSeconds(features, evaluation, tuple(steps))
-        with torch.no_grad():
-            kept = model.forward_to(images, through)
-        rest = functools.partial(model.forward_from, parts=through)
-        cached = seconds(train.precision, kept, rest, True)
-    size = 2 if faster == "bf16" else 4
-    return ImageSeconds(features, evaluation, tuple(steps), cached, kept[0].numel() * size)
+        for n in reversed(range(len(frozen))):
+            model.requires_grad_(True)
+            freeze(model, frozen[n])
+            train_mode(model)
+            steps[n] = seconds(train.precision, images, model, True)
+            if n == len(frozen) - 1 and through and isinstance(model, CNN):
+                with torch.no_grad():
+                    kept = model.forward_to(images, through)
+                rest = functools.partial(model.forward_from, parts=through)
+                cached = seconds(train.precision, kept, rest, True)
+                feature_bytes = kept[0].numel() * (2 if faster == "bf16" else 4)
+            if steps[n] > most:
+                break
+    return ImageSeconds(features, evaluation, tuple(steps), cached, feature_bytes)
 
 
 def with_precision(
