@@ -33,6 +33,7 @@ from vitc.deploy.saved import read_pretrained
 from vitc.errors import CheckpointError, ConfigError, RunError
 from vitc.models.folding import folded
 from vitc.plugins import trust
+from vitc.views.text import plain
 
 CLASSES = ("blue", "green", "red")
 Capture = pytest.CaptureFixture[str]
@@ -329,6 +330,21 @@ def test_openvino_in_int8_reports_its_change(saved: Make, photos: Path, tmp_path
     assert report.size < 0.9 * report.size_original
     assert report.agreement > 80
     assert len(report.kept_float) == 2
+
+
+@pytest.mark.slow
+def test_depthwise_convolutions_stay_in_float_in_onnx(
+    saved: Make, photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = saved("effnet_lite0", img_size=64)
+    out = tmp_path / "m.onnx"
+    report = vitc.export(folder, out, data=str(photos), precision="int8", min_agreement=0)
+    assert len(report.kept_float) == 2 + 16  # one in each of its 16 blocks
+    assert report.size < 0.4 * report.size_original
+    shown = map(plain, comparison.report_page(report).parts)
+    assert any("15 more (in the report)" in (text or "") for text in shown)
 
 
 # -- failures --------------------------------------------------------------------------------------

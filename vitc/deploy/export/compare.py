@@ -231,7 +231,9 @@ def report_page(r: ExportReport) -> Page:
             )
         )
     if r.kept_float:
-        notes.append(Text(f"Left in float: {', '.join(r.kept_float)}."))
+        some, more = r.kept_float[:3], len(r.kept_float) - 3
+        rest = [f"{more} more (in the report)"] if more > 0 else []
+        notes.append(Text(f"Left in float: {', '.join([*some, *rest])}."))
     if r.not_fitted:
         notes.append(Text(r.not_fitted))
     table = Table(title, ("", "original", "exported", "difference"), rows)

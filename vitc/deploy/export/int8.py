@@ -1,8 +1,9 @@
 """How is a graph quantized to 8 bits? Statically, with ranges from calibration images.
 
 Weights per channel, activations per tensor. Left in float: the first convolution and the head,
-whose errors nothing behind or before them averages out, products of two activations (attention),
-and everything between matrix products.
+whose errors nothing behind or before them averages out; in ONNX depthwise convolutions, which
+NNCF quantizes with less error (docs/export.md) and which are few of the operations; products of
+two activations (attention), and everything between matrix products.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def quantized_onnx(model: Any, made: Made, name: str) -> Any:
     from onnxruntime import quantization
 
     assert made.calibration is not None
-    left = _first_and_last(model)
+    left = _left_in_float(model)
     made.kept_float.extend(left)
 
     feed = batches(made.calibration, name)
@@ -60,15 +61,18 @@ def quantized_onnx(model: Any, made: Made, name: str) -> Any:
         return onnx.load(out)
 
 
-def _first_and_last(model: Any) -> list[str]:
-    """Names of the first and last nodes that multiply by weights."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    products = [
-        node.name
+def _left_in_float(model: Any) -> list[str]:
+    """Names of the first and last nodes that multiply by weights, and of the depthwise ones."""
+    weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    products = {
+        node.name: weights[node.input[1]]
         for node in model.graph.node
         if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in weights
-    ]
-    return [products[0], products[-1]] if products else []
+    }
+    # A convolution's weights are (outputs, inputs of a group, height, width).
+    depthwise = [name for name, dims in products.items() if len(dims) == 4 and dims[1] == 1]
+    names = list(products)
+    return list(dict.fromkeys([*names[:1], *depthwise, *names[-1:]]))
 
 
 def quantized_openvino(model: Any, made: Made, name: str) -> Any:
