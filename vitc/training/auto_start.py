@@ -202,7 +202,7 @@ def pretrained_trial(
 def _around(
     data: DataSet, look: Look, times: ImageSeconds, probed: int, share: float = 1.0
 ) -> float:
-    """The seconds of a run but for its steps, and of its page, where images have this share of the
+    """Seconds that a run takes besides its steps, its page included, on images of this share of the
     area."""
     from vitc.training.probe import Probe
 
