@@ -220,11 +220,14 @@ def test_no_name_of_a_stranger_becomes_markdown_html_or_yaml(run: Path) -> None:
 
 def test_the_folders_of_the_machine_are_left_out(run: Path) -> None:
     data = {"source": "folder", "path": "/home/alice/patients"}
-    change_config(run, data=data, init={"weights": "/home/alice/start.safetensors"})
+    init = {"init.weights": "/home/alice/start.safetensors"}
+    change_config(run, data=data, init={"weights": init["init.weights"]})
     text = model_card(run)
     assert not any(name in text for name in ("alice", "secret_home"))
     assert "`start.safetensors`" in text
     assert "`DATA` stands for the folder" in text
+    command = training_command(resolve_config("fashion_vit_c", **init))
+    assert command == "vitc train fashion_vit_c --init.weights start.safetensors"
 
 
 # -- the command to train it again -----------------------------------------------------------------

@@ -250,6 +250,8 @@ def training_command(config: RunConfig) -> str | None:
             value = ",".join(value) or None
         if isinstance(value, bool):
             value = str(value).lower()
+        if name == "init.weights" and value:
+            value = _bare(value)
         values = value if isinstance(value, list) else [value]
         written = ("none" if v is None else str(v) for v in values)
         words += [f"--{name}", *written]
