@@ -576,14 +576,14 @@ def test_evaluate_passes_its_options_on_and_shows_the_result(
         asked.append((*args, allowed))
         per_class = real.per_class[:1] * classes
         shown = {"n": 1234, "top1": 12.345, "top5": 50.0, "per_class": per_class}
-        return replace(real, split=args[2], weights=args[3], **shown)
+        return replace(real, split=args[2], weights=args[3], average="", **shown)
 
     monkeypatch.setattr(vitc.deploy.evaluation, "evaluate", evaluate)
     words = ["eval", "--split", "test", str(finished_run), "cifar10", "--weights", "raw"]
     out = shown(capsys, *words)
     allowed = dict.fromkeys(("allow_changed_data", "skip_unknown_classes", "skip_broken"), False)
     assert asked == [(finished_run, "cifar10", "test", "raw", "auto", allowed)]
-    assert "1,234 test images, raw weights" in out
+    assert "1,234 test images, last weights" in out
     assert "12.35 %" in out or "12.34 %" in out
     assert "top-5" in out
     assert json.loads(shown(capsys, *words, "--json"))["top1"] == 12.345

@@ -130,7 +130,10 @@ def test_a_run_with_a_budget_takes_what_it_has_not_used_of_it(
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_interrupted_run_with_a_budget_is_planned_from_its_checkpoint(tmp_path: Path) -> None:
+def test_an_interrupted_run_with_a_budget_is_planned_from_its_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(costs, "probe", lambda *_, **__: STEPS)  # of a machine that is not busy
     out = tmp_path / "run"
     own = {"data.max_train": 160, "train.budget_seconds": 600.0, "train.log_every_steps": 1}
     config = load_config("debug", **{**SMALL, **own})

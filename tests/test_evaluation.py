@@ -35,6 +35,21 @@ def test_it_has_the_numbers_of_the_runs_last_evaluation_and_adds_up(trained: Pat
     assert raw.top1 == last["top1_raw"]
 
 
+def test_weights_are_called_what_they_are(trained: Path) -> None:
+    ema = Classifier.load(trained, "cpu")
+    assert (ema.average, ema.name.rpartition(", ")[2]) == ("EMA", "EMA weights")
+    raw = Classifier.load(trained, "cpu", "raw")
+    assert (raw.average, raw.name.rpartition(", ")[2]) == ("", "last weights")
+    optim = replace(ema.config.optim, ema=replace(ema.config.optim.ema, kind="none"))
+    without = replace(ema, config=replace(ema.config, optim=optim))
+    assert without.average == ""
+    assert replace(ema, run=None).average is None
+    found = evaluate(trained)
+    assert found.measured_on == f"{found.n:,} validation images, EMA weights"
+    assert replace(found, average="").measured_on.endswith(" images, last weights")
+    assert replace(found, average=None, split="all").measured_on == f"{found.n:,} images"
+
+
 def test_a_split_has_a_name_a_label_and_logits_for_every_image(trained: Path) -> None:
     classifier = Classifier.load(trained, "cpu")
     found = predict_split(classifier, split="test")

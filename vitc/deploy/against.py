@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import (
+    SPLITS,
     Evaluation,
     answers_on,
     measure,
     predict_split,
     with_test_kept,
 )
-from vitc.deploy.run_page import MOST_CLASSES, SPLITS, file_name, jpeg, percent, save_page
+from vitc.deploy.run_page import MOST_CLASSES, file_name, jpeg, percent, save_page
 from vitc.errors import DataError
 from vitc.runs.results import AGAINST
 from vitc.stats.paired import PairedAccuracy, compare_accuracy

@@ -78,11 +78,11 @@ class Classifier:
             return _exported(folder, device)
         model, record = load_model(folder, weights)
         config = read_config(folder)
-        kind = "EMA" if weights == "ema" else "raw"
+        average = _average(config, weights)
         if config.train.channels_last:  # which was faster in training; in rounding alone another
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
-            name=f"{config.model.name} of {_place(folder)}, {kind} weights",
+            name=f"{config.model.name} of {_place(folder)}, {average or 'last'} weights",
             model=model.to(where),
             device=where,
             config=config,
@@ -92,6 +92,11 @@ class Classifier:
             run=folder,
             record=record,
         )
+
+    @property
+    def average(self) -> str | None:
+        """Which average of the run's weights it has; empty: the last weights; None: of no run."""
+        return None if self.run is None else _average(self.config, self.weights)
 
     @property
     def training(self) -> Trained:
@@ -170,6 +175,10 @@ class Ensemble(nn.Module):
         """(B, C, H, W) -> (B, K)"""
         given = torch.stack([model(images).float().log_softmax(1) for model in self.models])
         return given.logsumexp(0) - math.log(len(self.models))
+
+
+def _average(config: RunConfig, weights: str) -> str:
+    return config.optim.average if weights == "ema" else ""
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -30,6 +30,8 @@ from vitc.training.measured import Asked, Measured, choose_images
 from vitc.views.model import Page, Part, Table, Text
 from vitc.wording import counted, few, printable, short
 
+SPLITS = {"val": "validation image", "test": "test image", "all": "image"}
+
 
 @dataclass(frozen=True, eq=False)
 class SplitLogits:
@@ -87,6 +89,15 @@ class Evaluation:
     coverage: Coverage = field(repr=False)
     copies: Copies | None = field(repr=False)
     train: Split | None = field(repr=False)
+
+    average: str | None = None
+    """Which average of a run's weights this is; empty: its last weights; None: of no run."""
+
+    @property
+    def measured_on(self) -> str:
+        """The images and the weights, in words."""
+        images = counted(self.n, SPLITS[self.split])
+        return images if self.average is None else f"{images}, {self.average or 'last'} weights"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -270,6 +281,7 @@ def measure(
         coverage=measures.coverage(found.labels, probs, fit),
         copies=copies,
         train=own,
+        average=classifier.average,
     )
 
 
@@ -356,8 +368,6 @@ def evaluation_page(e: Evaluation) -> Page:
         rows.append(("top-5", f"{e.top5:.2f} %"))
     rows.append(("loss", f"{e.loss:.4f}"))
     rows.append(("largest class alone", f"{baseline:.2f} %  ({short(name, 60)})"))
-    kind = "average (EMA)" if e.weights == "ema" else "raw"
-    images = counted(e.n, "image" if e.split == "all" else f"{e.split} image")
-    title = f"{e.run}: {images}, {kind} weights"
+    title = f"{e.run}: {e.measured_on}"
     parts: list[Part] = [Text(not_learnt(e))] if e.not_learnt else []
     return Page(title, [*parts, Table(title, ("", "value"), rows)], e.to_dict())

@@ -17,7 +17,7 @@ from vitc.config import read_config, to_dict
 from vitc.data.sources.base import Split
 from vitc.data.store import shown
 from vitc.data.thumbnails import thumbnail
-from vitc.deploy.evaluation import Evaluation, not_learnt
+from vitc.deploy.evaluation import SPLITS, Evaluation, not_learnt
 from vitc.deploy.measures import FEWEST_DECIMALS, Confused
 from vitc.deploy.show_run import curves, legs_rows
 from vitc.errors import BrokenFileError, ConfigError, RunError
@@ -44,7 +44,6 @@ from vitc.views.model import (
 )
 from vitc.wording import counted, duration, no_formula, short
 
-SPLITS = {"val": "validation image", "test": "test image", "all": "image"}
 MOST_CLASSES = 200  # rows of the table of classes
 IN_MATRIX = 30  # classes; more are shown as pairs
 PAIRS = 20  # of confused classes in the table that replaces it
@@ -115,7 +114,7 @@ def _is_report(file: Path) -> bool:
 def run_page(e: Evaluation, command: str) -> Page:
     """The page: what is wrong first, how it was made last."""
     run = Path(e.run) if what_is(e.run) == "run" else None
-    title = f"{Path(e.run).resolve().name}: {_measured_on(e, run)}"
+    title = f"{Path(e.run).resolve().name}: {e.measured_on}"
     parts: list[Part] = [
         Heading(title, level=1),
         *_verdict(e),
@@ -132,14 +131,6 @@ def run_page(e: Evaluation, command: str) -> Page:
         Bullets([f"This page: {command}", *_commands(run)]),
     ]
     return Page(title, parts, _values(e, run, command))
-
-
-def _measured_on(e: Evaluation, run: Path | None) -> str:
-    images = counted(e.n, SPLITS[e.split])
-    if run is None:
-        return images
-    average = read_config(run).optim.average if e.weights == "ema" else ""
-    return f"{images}, {f'average ({average}) of the weights' if average else 'last weights'}"
 
 
 def percent(value: Interval | None) -> str:

@@ -356,26 +356,30 @@ def image_seconds(
                 times.append(clock() - start)
             return times[-1] / batch
 
+        def freeze_only(parts: tuple[str, ...]) -> None:
+            model.requires_grad_(True)
+            freeze(model, parts)
+            train_mode(model)
+
         model.eval()
         faster = "bf16" if computes_bf16(device) else train.precision
         features = seconds(faster, images, folded(model))  # as they are computed
         evaluation = seconds(train.precision, images, model)
         steps = [math.inf] * len(frozen)
-        cached, feature_bytes = math.inf, 0
-        through = cached_parts(config.model, frozen[-1])
         for n in reversed(range(len(frozen))):
-            model.requires_grad_(True)
-            freeze(model, frozen[n])
-            train_mode(model)
+            freeze_only(frozen[n])
             steps[n] = seconds(train.precision, images, model, True)
-            if n == len(frozen) - 1 and through and isinstance(model, CNN):
-                with torch.no_grad():
-                    kept = model.forward_to(images, through)
-                rest = functools.partial(model.forward_from, parts=through)
-                cached = seconds(train.precision, kept, rest, True)
-                feature_bytes = kept[0].numel() * (2 if faster == "bf16" else 4)
             if steps[n] > most:
                 break
+        cached, feature_bytes = math.inf, 0
+        through = cached_parts(config.model, frozen[-1])
+        if through and isinstance(model, CNN):
+            freeze_only(frozen[-1])
+            with torch.no_grad():
+                kept = model.forward_to(images, through)
+            rest = functools.partial(model.forward_from, parts=through)
+            cached = seconds(train.precision, kept, rest, True)
+            feature_bytes = kept[0].numel() * (2 if faster == "bf16" else 4)
     return ImageSeconds(features, evaluation, tuple(steps), cached, feature_bytes)
 
 
