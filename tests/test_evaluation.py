@@ -88,7 +88,7 @@ def test_images_that_cannot_be_read_are_named_and_not_counted(
     (images / "class_2" / "004.jpg").write_bytes(good[: len(good) // 2])
     words = ["evaluate", str(saved), str(images), "--report", str(file)]
     assert main(words) == 1
-    assert "in vitc evaluate --skip-broken" in capsys.readouterr().err
+    assert "vitc evaluate with --skip-broken" in capsys.readouterr().err
     assert main([*words, "--skip-broken"]) == 0
     note = "2 of 15 images could not be read: class_1/003.jpg, class_2/004.jpg."
     shown = capsys.readouterr().out

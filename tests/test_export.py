@@ -388,6 +388,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(trained: Path, tmp_path:
     ("words", "message"),
     [
         (["mine.tflite"], r"suffix '.tflite'; it must be .onnx, .xml, .pt2, .safetensors"),
+        (["mine.ONNX"], r"suffix '.ONNX'; it must be .onnx,"),
         (["mine.onnx", "--format", "torch"], "must be .pt2 for torch"),
         (["mine.onnx", "--format", "onxx"], "Did you mean 'onnx'"),
         (["mine.pt2", "--int8"], "not written in int8"),

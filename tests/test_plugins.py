@@ -25,6 +25,7 @@ from vitc import Predictor, complexity, create_model, from_pretrained, load_conf
 from vitc.cli.main import main
 from vitc.config import SCHEMA, RunConfig, differences, from_dict, to_dict
 from vitc.data.dataset import open_data
+from vitc.deploy.save import save_pretrained
 from vitc.errors import ConfigError
 from vitc.models.config import ViTConfig
 from vitc.models.custom import load_stem
@@ -697,6 +698,15 @@ def test_a_custom_model_is_created_counted_and_described(net: Path) -> None:
     assert create_model(f"{net}:Net", 10, img_size=32, in_chans=1)(
         torch.zeros(1, 1, 32, 32)
     ).shape == (1, 10)
+
+
+def test_a_saved_custom_model_names_no_folder_of_the_machine(net: Path, tmp_path: Path) -> None:
+    run = train("debug", tmp_path / "run", **BRIEF, model=f"{net}:Net(width=16)").path
+    saved = save_pretrained(run, tmp_path / "saved")
+    for name in ("README.md", "config.json"):
+        text = (saved / name).read_text()
+        assert "net.py:Net(width=16)" in text
+        assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -421,6 +422,57 @@ def test_a_table_that_is_interrupted_leaves_the_one_before(
     assert table.read_bytes() == before
 
 
+def test_the_list_that_is_read_is_not_replaced(
+    trained: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    named = tmp_path / "mine.csv"
+    image = next(photos.rglob("*.png"))
+    named.write_text(f"image,label\n{image},red\n")
+    (tmp_path / "link.csv").symlink_to(named)
+    before = named.read_text()
+    for out in ("mine.csv", "link.csv"):
+        assert main(["predict", str(trained), str(named), "--csv", str(tmp_path / out)]) == 2
+        assert "its output would replace it" in capsys.readouterr().err
+        assert main(["data", "check", str(named), "--html", str(tmp_path / out)]) == 2
+        assert "its output would replace it" in capsys.readouterr().err
+    assert named.read_text() == before
+
+
+def test_a_table_goes_through_a_link(trained: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    words = ["predict", str(trained), str(photos / "val"), "--csv", str(tmp_path / "link.csv")]
+    assert main(words) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text().startswith("image,class")
+
+
+def test_a_table_on_stdout_is_alone_there(
+    trained: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "out").symlink_to("/dev/stdout")
+    words = ["predict", str(trained), str(photos / "val"), "--csv", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert (tmp_path / "out").is_symlink()
+    assert len(list(csv.DictReader(capsys.readouterr().out.splitlines()))) == 15
+
+
+def test_sigterm_leaves_no_temporary_file(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each, before = Predictor.each, signal.getsignal(signal.SIGTERM)
+
+    def stopped(self: Predictor, files: Any) -> Iterator[Any]:
+        yield from itertools.islice(each(self, files), 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Predictor, "each", stopped)
+    words = ["predict", str(trained), str(photos / "val"), "--csv", str(tmp_path / "out.csv")]
+    assert main(words) == 143
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.parametrize("form", ["table", "csv"])
 def test_names_neither_steer_a_terminal_nor_run_in_a_spreadsheet(
     form: str, predictor: Predictor
@@ -571,6 +623,8 @@ def test_the_command_refuses_two_forms_and_missing_files(trained: Path, capsys: 
     assert main(["predict", str(trained), "x.jpg", "--json", "--csv", "y"]) == 2
     assert main(["predict", str(trained), "x.jpg", "--features", "--topk", "2"]) == 2
     assert "--topk has no effect with --features" in capsys.readouterr().err
+    assert main(["predict", str(trained), ""]) == 2
+    assert "Write . for the current folder" in capsys.readouterr().err
     assert main(["predict", str(trained), "gone.jpg"]) == 2
     assert "no file gone.jpg" in capsys.readouterr().err
     assert main(["predict", str(trained), "x.jpg", "--out", "no/such/o.csv"]) == 2

@@ -267,6 +267,8 @@ def test_hostile_images_are_refused_in_under_a_second(client: Client, what: str)
         (b"hello", "image/jpeg", "", 415, "no image"),
         (encoded()[:400], "image/jpeg", "", 400, "damaged"),
         (encoded(kind="ICO"), "", "", 415, "unsupported"),
+        (encoded(kind="PPM"), "", "", 415, "unsupported"),
+        (encoded(kind="JPEG2000"), "", "", 415, "unsupported"),
         (encoded(), "", "?topk=0", 400, "query"),
         (encoded(), "", "?topk=\u0663", 400, "query"),
         (encoded(), "", "?topk=1e9", 400, "query"),
@@ -438,6 +440,46 @@ def test_images_of_a_request_do_not_wait_for_themselves(classifier: Classifier) 
     assert (busy.status, busy.json["error"]) == (503, "The service is busy: 1 image is waiting.")
     assert client.post(*form_of(7)).status == 200
     client.service.pending = 0
+    client.service.close()
+
+
+def test_pictures_that_take_much_memory_are_decoded_one_after_the_other(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many: list[int] = []
+    inside: set[int] = set()
+    prepare = Classifier.prepare
+
+    def slowly(self: Classifier, pixels: Any) -> Tensor:
+        inside.add(threading.get_ident())
+        time.sleep(0.1)
+        many.append(len(inside))
+        inside.discard(threading.get_ident())
+        return prepare(self, pixels)
+
+    monkeypatch.setattr(serve, "cores", lambda: 4)
+    # PNGs of 160,000 pixels, for four of which there is room; then for one.
+    for pixels, at_once in ((640_000, 4), (200_000, 1)):
+        client = Client(classifier, Answers(limits=Limits(max_pixels=pixels)))
+        monkeypatch.setattr(Classifier, "prepare", slowly)
+        many.clear()
+        answers = client.together(*[encoded(kind="PNG", size=(400, 400))] * 4)
+        assert [a.status for a in answers] == [200] * 4
+        assert max(many) <= at_once
+        assert at_once == 1 or max(many) > 1
+        monkeypatch.undo()
+        monkeypatch.setattr(serve, "cores", lambda: 4)
+        client.service.close()
+
+
+def test_waiting_for_a_decoder_counts_as_time_to_answer(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "cores", lambda: 1)
+    client = slow(classifier, 0.0, timeout=0.3)
+    client.service.pool.submit(time.sleep, 1)
+    late = client.post(*form_of(1))
+    assert (late.status, late.json["kind"]) == (503, "timeout")
     client.service.close()
 
 

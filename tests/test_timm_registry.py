@@ -38,6 +38,13 @@ def test_features_alone(name: str) -> None:
     assert [-(-side // m.shape[2]) for m in maps] == model.feature_info.reduction()
 
 
+@pytest.mark.parametrize("name", ["effnet_lite0", "regnety_1gf"])
+def test_a_pyramid_has_one_map_of_each_resolution(name: str) -> None:
+    reduction = timm.create_model(name, features_only=True).feature_info.reduction()
+    assert reduction[-4:] == [4, 8, 16, 32]
+    assert len(set(reduction)) == len(reduction)
+
+
 def test_an_optimizer_of_timm_with_a_rate_for_each_layer() -> None:
     optim = import_peer("timm.optim")
     model = timm.create_model("vit_c_tiny", num_classes=3, drop_path_rate=0.1)

@@ -84,6 +84,20 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def check_output(file: Path, inputs: Iterable[str]) -> None:
+    """Raises ConfigError: there is no folder for a file that is to be written, or it is one of the
+    files that are to be read."""
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"There is no folder {file.parent}.", "Make it, or choose another one.")
+    for path in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(file, path):
+                raise ConfigError(
+                    f"{file} is read by this command: its output would replace it.",
+                    "Choose another name.",
+                )
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: readers see the old or the new one. Raises OSError."""
     with replacing(path) as temporary:

@@ -13,9 +13,10 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, InterruptedRun
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,20 @@ STOP_SIGNALS = tuple(
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 )
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises InterruptedRun within, so that temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise InterruptedRun("Stopped by SIGTERM.", None, number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def usable_cores() -> int:

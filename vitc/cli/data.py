@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note, writes_files
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
+from vitc.files import check_output
 from vitc.resolve import resolve_config, with_data
 from vitc.wording import counted, no_formula, printable
 
@@ -39,8 +40,8 @@ def _check_options(parser: Parser) -> None:
 def _check(args: Namespace) -> int:
     config = _config(args.path, args.settings, "check", "bad_files, group, splits, val_fraction")
     for file in (args.html, args.csv):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigError(f"There is no folder {file.absolute().parent} to write {file} into.")
+        if file is not None:
+            check_output(file, [args.path])
     from vitc.data.check import check
     from vitc.data.check_report import COLUMNS, rows, to_values
     from vitc.progress import Progress

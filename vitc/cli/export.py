@@ -18,6 +18,7 @@ from vitc.cli.parser import (
     weights_option,
     writes_files,
 )
+from vitc.machine import sigterm_raises
 from vitc.resolve import check_is
 
 SCRIPT = """\
@@ -25,7 +26,8 @@ import json, numpy, onnxruntime
 from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession("photos.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["vitc"])["classes"]
-image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 logits = session.run(None, {"images": numpy.asarray(image)[None]})[0]
 print(classes[logits[0].argmax()])"""
 
@@ -57,19 +59,20 @@ def run(args: Namespace) -> int:
     from vitc.deploy.export.export import export
     from vitc.views.text import write
 
-    report = export(
-        args.run_folder,
-        args.out,
-        args.format,
-        precision=args.precision,
-        raw_input=args.raw_input,
-        weights=args.weights,
-        data=args.data,
-        images=args.images,
-        min_agreement=args.min_agreement,
-        overwrite=args.overwrite,
-        allow_changed_data=args.allow_changed_data,
-    )
+    with sigterm_raises():
+        report = export(
+            args.run_folder,
+            args.out,
+            args.format,
+            precision=args.precision,
+            raw_input=args.raw_input,
+            weights=args.weights,
+            data=args.data,
+            images=args.images,
+            min_agreement=args.min_agreement,
+            overwrite=args.overwrite,
+            allow_changed_data=args.allow_changed_data,
+        )
     page = report_page(report)
     if args.json:
         emit_json({"status": "done", **page.values})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from vitc.cli.parser import (
     weights_option,
 )
 from vitc.errors import ConfigError
-from vitc.files import replacing
+from vitc.files import check_output, replacing
+from vitc.machine import sigterm_raises
 from vitc.resolve import PREDICTS, check_is
 from vitc.wording import counted
 
@@ -57,16 +59,19 @@ def run(args: Namespace) -> int:
             *most, last = SUFFIXES
             raise ConfigError(f"{args.out} must end in {', '.join(most)} or {last}.", "Rename it.")
         form = SUFFIXES[args.out.suffix.lower()]
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"There is no folder {out.parent}.", "Make it, or choose another one.")
+    named = list(_named(args.paths))
+    if out is not None:
+        check_output(out, named)
     check_is(args.run_folder, *PREDICTS)
-    files = find_images(_named(args.paths))
+    files = find_images(named)
     predictor = Predictor(args.run_folder, args.device, args.weights)
     for text in predictor.notes:
         note(text)
-    with _file(out, form) if out else contextlib.nullcontext(sys.stdout) as stream:
+    # Both for `--csv /dev/stdout`: a table among whose rows nothing else is printed.
+    to_stdout = out is None or _is_stdout(out)
+    with sigterm_raises(), _stream(None if to_stdout else out, form) as stream:
         broken = report(predictor, files, args.topk or 1, form, stream, note, args.features)
-    if out is not None:
+    if not to_stdout:
         emit(f"{counted(len(files) - broken, 'image')} -> {out}")
     if broken:
         note(f"{broken:,} of {counted(len(files), 'image')} could not be read.")
@@ -76,6 +81,8 @@ def run(args: Namespace) -> int:
 def _named(paths: list[str]) -> Iterator[str]:
     """The paths, and in place of - those on stdin. Raises ConfigError: there are none."""
     for path in paths:
+        if not path:
+            raise ConfigError("A name of an image is empty.", "Write . for the current folder.")
         if path != "-":
             yield path
             continue
@@ -87,9 +94,24 @@ def _named(paths: list[str]) -> Iterator[str]:
         yield from names
 
 
+def _is_stdout(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    return False
+
+
 @contextlib.contextmanager
-def _file(path: Path, form: str) -> Iterator[IO[Any]]:
-    """A file that is there once it is whole; a pipe or a terminal is written as it goes."""
+def _stream(path: Path | None, form: str) -> Iterator[IO[Any]]:
+    """A file that is there once it is whole; a pipe or a terminal is written as it goes. None:
+    stdout."""
+    if path is None:
+        if form != "parquet":
+            yield sys.stdout
+            return
+        with open(1, "wb", closefd=False) as binary:
+            yield binary
+        return
+    path = Path(os.path.realpath(path))  # a link stays one
     whole = path.is_file() or not path.exists()
     with (
         replacing(path) if whole else contextlib.nullcontext(path) as place,
@@ -110,5 +132,5 @@ VERB = Verb(
     options=options,
     run=run,
     runs=("run_folder",),
-    in_files=lambda args: args.csv is not None or args.out is not None,
+    in_files=lambda args: (out := args.csv or args.out) is not None and not _is_stdout(out),
 )

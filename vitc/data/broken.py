@@ -10,7 +10,9 @@ from vitc.errors import BrokenFileError
 
 MAX_PIXELS = 2**27  # 134 million, 403 MB as RGB: a 108-megapixel photo passes
 MAX_FILE_BYTES = 2**30
-_LEAVE_OUT = "--data.bad_files skip, or in vitc evaluate --skip-broken, leaves such files out."
+_LEAVE_OUT = (
+    "vitc train leaves such files out with --data.bad_files skip, vitc evaluate with --skip-broken."
+)
 _HINT = f"Replace or remove it; {_LEAVE_OUT}"
 
 

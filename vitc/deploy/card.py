@@ -24,6 +24,7 @@ from vitc.models.config import (
     TorchvisionConfig,
     ViTConfig,
 )
+from vitc.plugins.consent import without_folders
 from vitc.resolve import resolve_config
 from vitc.runs.folder import Run
 from vitc.runs.results import last_test
@@ -114,7 +115,7 @@ def _run_facts(run: Path, weights: str) -> dict[str, Any]:
         "total_steps": _number(summary.get("total_steps")),
         "start": _bare(start) if start else "",
         "command": training_command(config),
-        "settings": json.dumps(_public(to_dict(config)), indent=2),  # ASCII: nothing ends the block
+        "settings": json.dumps(_public(config), indent=2),  # ASCII: nothing ends the block
         "status": summary.get("status", "unfinished"),
         "test": None if None in test else test,
         "seconds": _number(summary.get("train_seconds")),
@@ -201,14 +202,13 @@ def _bare(path: str) -> str:
     return path if path.startswith("timm:") else PurePath(path).name
 
 
-def _public(settings: dict[str, Any]) -> dict[str, Any]:
+def _public(config: RunConfig) -> dict[str, Any]:
     """The settings without the folders of the machine that trained."""
+    settings: dict[str, Any] = to_dict(without_folders(config))
     if settings["data"]["path"] is not None and _of_user(settings["data"]["source"]):
         settings["data"]["path"] = PLACEHOLDER
-    init, stem = settings["init"], settings["model"].get("stem", {})
-    for table, name in ((init, "weights"), (stem, "source")):
-        if table.get(name):
-            table[name] = _bare(table[name])
+    if settings["init"]["weights"]:
+        settings["init"]["weights"] = _bare(settings["init"]["weights"])
     return settings
 
 

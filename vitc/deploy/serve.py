@@ -16,11 +16,12 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Condition
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,18 +46,25 @@ from uvicorn.server import Server
 from vitc.deploy.batching import Batcher
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.predict import best_classes
-from vitc.deploy.uploads import Limits, Refused, Upload, read_upload, read_uploads
+from vitc.deploy.uploads import (
+    MOST_PIXEL_BYTES,
+    Limits,
+    Refused,
+    Upload,
+    memory_of,
+    read_upload,
+    read_uploads,
+)
 from vitc.errors import ConfigError, InterruptedRun
 from vitc.machine import cores, memory_kept
 from vitc.views.html import render_template
 from vitc.wording import counted
 
 UNKNOWN = "unknown"
-DECODERS = 4  # threads at most: each can hold a picture of `max_pixels`
+DECODERS = 4  # threads at most
 PACE_KEPT = 0.9  # of the running mean of seconds an image
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 LONGEST_LENGTH = 15  # digits of a Content-Length
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,25 @@ class Metrics:
         )
 
 
+class Room:
+    """Memory of `size` bytes that threads share; each waits until there is enough for it."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.taken, self.changed = size, 0, Condition()
+
+    @contextlib.contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + size <= self.size)
+            self.taken += size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= size
+                self.changed.notify_all()
+
+
 class Service:
     """A classifier that answers requests, under a name. `close` ends its threads."""
 
@@ -111,6 +138,7 @@ class Service:
         """Images accepted and not yet answered."""
         self.metrics = Metrics(lambda: self.pending)
         self.pool = ThreadPoolExecutor(min(DECODERS, cores()), "decode")
+        self.room = Room(MOST_PIXEL_BYTES * self.limits.max_pixels)
         self.batcher = Batcher(
             classifier.probabilities,
             answers.batch,
@@ -158,11 +186,12 @@ class Service:
             body = await _received(request, self.limits)
             start, ahead = time.perf_counter(), self.pending
             kind = request.headers.get("content-type", "")
-            uploads = await self._decoding(read_uploads, body, kind, self.limits)
-            del body
-            self._accept(len(uploads) - 1, own=1)
-            accepted = len(uploads)
-            rows = await self._rows(uploads)
+            async with self._in_time():
+                uploads = await asyncio.to_thread(read_uploads, body, kind, self.limits)
+                del body
+                self._accept(len(uploads) - 1, own=1)
+                accepted = len(uploads)
+                rows = await self._rows(uploads)
             each = (time.perf_counter() - start) / max(ahead, accepted)
             self.pace = PACE_KEPT * self.pace + (1 - PACE_KEPT) * each
         finally:
@@ -192,29 +221,33 @@ class Service:
             raise Refused(503, "busy", message, "Send the request again later.", retry)
         self.pending += images
 
-    async def _rows(self, uploads: list[Upload]) -> list[NDArray[np.float32]]:
-        """Probabilities (K,) of each image, within the time limit."""
-        tasks = [asyncio.ensure_future(self._row(upload)) for upload in uploads]
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.limits.timeout):
-                return list(await asyncio.gather(*tasks))
+                yield
         except TimeoutError as error:
             message = f"The answer was not ready within {self.limits.timeout:g} s."
             retry = {"Retry-After": str(math.ceil(self.limits.timeout))}
             raise Refused(503, "timeout", message, "Send it again later.", retry) from error
+
+    async def _rows(self, uploads: list[Upload]) -> list[NDArray[np.float32]]:
+        """Probabilities (K,) of each image."""
+        tasks = [asyncio.ensure_future(self._row(upload)) for upload in uploads]
+        try:
+            return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:  # after a refusal: what has not begun does not begin
                 task.cancel()
 
     async def _row(self, upload: Upload) -> NDArray[np.float32]:
-        image = await self._decoding(self._prepared, upload)
-        return await asyncio.wrap_future(self.batcher.submit(image))
+        decoding = asyncio.get_running_loop().run_in_executor(self.pool, self._prepared, upload)
+        return await asyncio.wrap_future(self.batcher.submit(await decoding))
 
     def _prepared(self, upload: Upload) -> Tensor:
-        return self.classifier.prepare(read_upload(upload, self.classifier.in_chans, self.limits))
-
-    async def _decoding(self, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call, *args)
+        with self.room.of(memory_of(upload, self.limits)):
+            pixels = read_upload(upload, self.classifier.in_chans, self.limits)
+            return self.classifier.prepare(pixels)
 
     def _shown(self, name: str, row: NDArray[np.float32], topk: int) -> dict[str, Any]:
         best = best_classes(row, self.classifier.classes, topk)

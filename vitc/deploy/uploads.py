@@ -18,9 +18,14 @@ from vitc.errors import BrokenFileError
 from vitc.wording import counted, printable
 
 HOW = "Send an image file as the body, or several as multipart/form-data."
+# ICO's pictures can be larger than it states; the others take a gigabyte for a few kilobytes.
+UNSUPPORTED = ("ICO", "JPEG2000", "PPM")
 FORMATS = "Send JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC."
 SMALLER = "Send a smaller image."
 LONGEST_NAME = 200  # characters of a file's name in an answer
+# Bytes of memory a pixel, at the peak of decoding: WebP and AVIF with opacity 24, PNG 16, JPEG 3
+# (CMYK: 8), TIFF of floats 36.
+PIXEL_BYTES, MOST_PIXEL_BYTES = {"JPEG": 8, "TIFF": 36}, 25
 SCANS = 20  # of a JPEG as large as is allowed: each costs a pass over all pixels
 STATUS = {"no image": 415, "unsupported": 415}  # of a BrokenFileError's kind
 
@@ -144,17 +149,24 @@ def _name(part: _Part, index: int) -> str:
     return text[:LONGEST_NAME] or f"image {index}"
 
 
-def read_upload(upload: Upload, in_chans: int, limits: Limits) -> NDArray[np.uint8]:
-    """The pixels, uint8 (H, W, in_chans). Raises Refused, for its size before it is decoded."""
+def memory_of(upload: Upload, limits: Limits) -> int:
+    """Bytes of memory that decoding takes at most. Raises Refused, before anything is decoded."""
     name, data = upload
     if not data:
         raise Refused(400, "empty", f"{name!r} is empty.", HOW)
     stated = stated_size(data)
-    if stated is not None:
-        kind, height, width = stated
-        if kind == "ICO":  # whose pictures can be larger than it states
-            raise Refused(415, "unsupported", f"{name!r} is an icon file.", FORMATS)
-        _check_cost(height, width, upload, limits)
+    if stated is None:  # not an image, or far too large: the decoder refuses it by its header
+        return MOST_PIXEL_BYTES * limits.max_pixels
+    kind, height, width = stated
+    if kind in UNSUPPORTED:
+        raise Refused(415, "unsupported", f"{name!r} is a file of format {kind}.", FORMATS)
+    _check_cost(height, width, upload, limits)
+    return height * width * PIXEL_BYTES.get(kind, MOST_PIXEL_BYTES)
+
+
+def read_upload(upload: Upload, in_chans: int, limits: Limits) -> NDArray[np.uint8]:
+    """The pixels, uint8 (H, W, in_chans), of what `memory_of` did not refuse. Raises Refused."""
+    name, data = upload
     try:
         pixels = read_image(data, in_chans, name)
     except BrokenFileError as error:

@@ -78,7 +78,10 @@ def _about(config: ModelConfig) -> dict[str, Any]:
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     config = MODELS[name]
-    layers = min(4, config.depth) if isinstance(config, ViTConfig) else 4
+    layers: int | tuple[int, ...] = min(4, config.depth) if isinstance(config, ViTConfig) else 4
+    if isinstance(config, CNNConfig):  # the last stage of each resolution; 0 is the stem
+        last = [i for i, stride in enumerate(config.strides) if stride > 1 and i]
+        layers = (*last, len(config.strides))
 
     def build(pretrained: bool = False, **settings: Any) -> nn.Module:
         model: nn.Module = builder.build_model_with_cfg(

@@ -235,7 +235,8 @@ def _labelled(
         if not asked.skip_unknown_classes or count + unlabelled == total:
             raise DataError(
                 f"{asked.data or 'The data'} has {what}.{suggest(names[0], known)}",
-                f"The model's classes: {some(known, 10)}. {SKIP} leaves those images out.",
+                f"The model's classes: {some(known, 10)}. {SKIP} of vitc evaluate leaves those "
+                "images out.",
             )
         notes.append(f"Left out: {what}.")
     present = {int(label_of[i]) for i in range(len(classes)) if counts[i]}

@@ -41,8 +41,8 @@ class Record:
     input: "image", pixels uint8 (B, H, W, C) of any size, RGB or grey, prepared in the graph; or
     "tensor", prepared and normalised float32 (B, C, h, w). temperature: divides the logits before
     the softmax for calibrated probabilities; None: none was fitted. thresholds: accuracy in percent
-    -> least probability from which answers on validation images reach it (None: no such); None:
-    nothing was fitted.
+    -> least probability from which answers on validation images reach it (None: no such), of the
+    softmax without the temperature; None: nothing was fitted.
     """
 
     saved: Saved

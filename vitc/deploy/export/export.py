@@ -75,7 +75,7 @@ def export(
     missing extra; RunError: the graph cannot be exported, the comparison failed, or `out` cannot
     be written; others as `vitc.evaluate`.
     """
-    out = Path(out)
+    out = Path(os.path.realpath(out) if os.path.islink(out) else out)  # a link stays one
     form = format_of(out, format)
     o = _checked(options, form, out)
     classifier = Classifier.load(run, "cpu", o.weights)

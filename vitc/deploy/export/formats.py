@@ -17,7 +17,7 @@ FORMATS: dict[str, Format] = {f.kind: f for f in (Onnx(), OpenVino(), Archive(),
 def format_of(file: Path, kind: str | None = None) -> Format:
     """By name, or by the file's suffix, which has to fit the name. Raises ConfigError."""
     suffixes = {f.suffix: f for f in FORMATS.values()}
-    by_suffix = suffixes.get(file.suffix.lower())
+    by_suffix = suffixes.get(file.suffix)
     if kind is not None and kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     found = by_suffix if kind is None else FORMATS[kind]

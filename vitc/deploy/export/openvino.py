@@ -49,7 +49,7 @@ class OpenVino(Format):
             model = core.read_model(file)
             text = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None
             # Of its own accord it rounds to bf16, which int8 gains more from than it loses.
-            exact = "f32" if text and '"int8"' not in text else "bf16"
+            exact = "f32" if text and '"precision": "int8"' not in text else "bf16"
             settings["INFERENCE_PRECISION_HINT"] = exact
             compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:
