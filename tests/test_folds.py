@@ -25,6 +25,7 @@ from vitc.data.split import (
     hold_out_fold,
     hold_out_fold_of_groups,
 )
+from vitc.deploy.folds import plan_folds
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
 
@@ -146,8 +147,6 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
 def test_other_folds_in_a_folder_are_refused(
     images: Path, asked: list[Any], tmp_path: Path
 ) -> None:
-    from vitc.deploy.folds import plan_folds
-
     plan_folds(images, tmp_path / "out", (3, 1), None, "auto", {})[0].write()
     with pytest.raises(ConfigError, match="holds 3 folds"):
         vitc.train(images, tmp_path / "out", folds=2)
@@ -159,6 +158,19 @@ def test_other_folds_in_a_folder_are_refused(
     repeated = {"train.precision": "auto"}
     _, notes = plan_folds(images, tmp_path / "out", (3, 1), 60.0, "scratch", repeated)
     assert [note.split(" has no effect")[0] for note in notes[1:]] == ["--budget", "--start"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "group", "most"), [(30, {}, 21), (12, {"data.group": r"/(\d)"}, 10)]
+)
+def test_more_folds_than_there_are_images_for_are_refused_before_training(
+    folds: int, group: dict[str, str], most: int, images: Path, asked: list[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"only {most} folds would have images") as refused:
+        vitc.train(images, tmp_path / "out", folds=folds, **group)
+    assert (refused.value.hint, asked) == (f"Use --folds {most}, or fewer.", [])
+    assert not (tmp_path / "out").exists()
+    plan_folds(images, tmp_path / "out", (most, 1), None, "auto", group)
 
 
 def test_a_folder_with_something_else_gets_no_folds(images: Path, tmp_path: Path) -> None:
@@ -175,8 +187,6 @@ def test_a_folder_with_something_else_gets_no_folds(images: Path, tmp_path: Path
 def test_options_that_cannot_take_effect_on_folds_are_refused(
     words: list[str], images: Path, asked: list[Any], tmp_path: Path, capsys: Any
 ) -> None:
-    from vitc.deploy.folds import plan_folds
-
     plan_folds(images, tmp_path / "out", (2, 1), None, "auto", {})[0].write()
     assert main(["evaluate", str(tmp_path / "out"), *words]) == 2
     assert f"{words[0]} has no effect on folds" in capsys.readouterr().err

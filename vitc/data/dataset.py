@@ -86,6 +86,18 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     return _opened(config, in_chans, found, splits, notes)
 
 
+def fold_counts(config: DataConfig) -> list[tuple[int, int]]:
+    """How many images each of `data.folds` has to train on and to validate. Raises as
+    `open_data`."""
+    found, counts = read_source(config), []
+    for fold in range(1, (config.folds or 0) + 1):
+        splits = _split(replace(config, fold=fold), found.classes, found.splits, [])
+        train = len(splits["train"])
+        val = len(splits["val"]) if "val" in splits else 0
+        counts.append((min(train, config.max_train or train), val))
+    return counts
+
+
 def open_whole(config: DataConfig, in_chans: int = 3) -> DataSet:
     """The data set to measure or predict on: the splits of its source, nothing held out.
 

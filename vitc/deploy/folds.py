@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitc.config import RunConfig, flat_values, from_saved, leaves, to_saved
+from vitc.data.dataset import fold_counts, open_data
 from vitc.errors import ConfigError, DataError
 from vitc.files import LOCK, read_json, write_json
-from vitc.resolve import FOLDS, load_config
+from vitc.resolve import FOLDS, load_config, resolve_config, with_data
 from vitc.runs.folder import Run
 from vitc.runs.results import REPORT
 from vitc.wording import counted
@@ -81,7 +82,7 @@ def plan_folds(
     """The folds in `out`, with more seeds where these are asked for, or new ones; notes on them.
 
     `times`: how many folds and seeds. `budget`: seconds for all runs together. Raises ConfigError:
-    other folds are there.
+    other folds are there, or there are too few images for so many.
     """
     from vitc.training.auto import propose
 
@@ -108,11 +109,26 @@ def plan_folds(
             f"{out} is not empty, and holds no folds.", "Choose another --out for them."
         )
     own = {"data.test_fraction": 0.0, **settings, "data.folds": folds}
+    _check_folds(images, own)
     each = None if budget is None else budget / (folds * seeds)
     proposal = propose(images, each, own, start)
     runs = counted(folds * seeds, "run")
     note = f"folds: {folds}, {counted(seeds, 'seed')} — {runs} of the length below"
     return Folds(out, proposal.config, seeds), [note, *proposal.lines]
+
+
+def _check_folds(images: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError: a fold has nothing to validate on."""
+    own = {key: value for key, value in settings.items() if key.startswith("data.")}
+    config = resolve_config(with_data(RunConfig(), str(images.absolute())), **own).data
+    filled = sum(val > 0 for _, val in fold_counts(config))
+    if filled < (config.folds or 0):
+        unit = "images" if config.group is None else "groups of data.group"
+        raise ConfigError(
+            f"--folds {config.folds}: only {filled} folds would have images to validate on, as "
+            f"there are too few {unit}.",
+            f"Use --folds {filled}, or fewer.",
+        )
 
 
 def _refuse_changes(found: Folds, settings: Mapping[str, Any]) -> None:
@@ -151,7 +167,6 @@ def train_folds(folds: Folds, command: str) -> tuple[Evaluation, Path, dict[str,
 def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     """What the runs show on all images, each by the models that were not trained on it: the mean of
     their probabilities."""
-    from vitc.data.dataset import open_data
     from vitc.deploy.classifier import Classifier
     from vitc.deploy.evaluation import SplitLogits, measure, predict_split, unreadable
     from vitc.deploy.measures import probabilities
