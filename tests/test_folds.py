@@ -173,6 +173,17 @@ def test_more_folds_than_there_are_images_for_are_refused_before_training(
     plan_folds(images, tmp_path / "out", (most, 1), None, "auto", group)
 
 
+def test_settings_are_chosen_for_the_fold_with_the_fewest_training_images(
+    asked: list[Any], tmp_path: Path
+) -> None:
+    for c, i in itertools.product(range(3), range(5)):
+        (tmp_path / "few" / f"class_{c}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (36, 36), (i, c, 0)).save(tmp_path / "few" / f"class_{c}" / f"{i}.png")
+    folds, _ = plan_folds(tmp_path / "few", tmp_path / "out", (7, 1), None, "auto", {})
+    counts = [len(open_data(run.data).splits["train"]) for run in folds.runs().values()]
+    assert counts[folds.config.data.fold - 1] == min(counts) < counts[0]  # so is its batch
+
+
 def test_a_folder_with_something_else_gets_no_folds(images: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")

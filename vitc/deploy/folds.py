@@ -109,7 +109,7 @@ def plan_folds(
             f"{out} is not empty, and holds no folds.", "Choose another --out for them."
         )
     own = {"data.test_fraction": 0.0, **settings, "data.folds": folds}
-    _check_folds(images, own)
+    own = {"data.fold": _smallest_fold(images, own), **own}  # a batch for it suits every other
     each = None if budget is None else budget / (folds * seeds)
     proposal = propose(images, each, own, start)
     runs = counted(folds * seeds, "run")
@@ -117,11 +117,13 @@ def plan_folds(
     return Folds(out, proposal.config, seeds), [note, *proposal.lines]
 
 
-def _check_folds(images: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ConfigError: a fold has nothing to validate on."""
+def _smallest_fold(images: Path, settings: Mapping[str, Any]) -> int:
+    """The fold with the fewest training images. Raises ConfigError: a fold has nothing to validate
+    on."""
     own = {key: value for key, value in settings.items() if key.startswith("data.")}
     config = resolve_config(with_data(RunConfig(), str(images.absolute())), **own).data
-    filled = sum(val > 0 for _, val in fold_counts(config))
+    counts = fold_counts(config)
+    filled = sum(val > 0 for _, val in counts)
     if filled < (config.folds or 0):
         unit = "images" if config.group is None else "groups of data.group"
         raise ConfigError(
@@ -129,6 +131,7 @@ def _check_folds(images: Path, settings: Mapping[str, Any]) -> None:
             f"there are too few {unit}.",
             f"Use --folds {filled}, or fewer.",
         )
+    return 1 + min(range(len(counts)), key=lambda i: counts[i][0])
 
 
 def _refuse_changes(found: Folds, settings: Mapping[str, Any]) -> None:
