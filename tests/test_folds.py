@@ -117,7 +117,10 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
         rows = [e.names.index(name) for name in one.names]
         assert np.abs(e.probabilities[rows] - one.probabilities).max() < 1e-5
     assert e.top1 == pytest.approx(sum(one.top1 for one in single) / 2)
-    assert "One model alone" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "One model alone" in page
+    assert "for the confidence of a single model of the folds" in page
+    assert "that vitc predict prints" not in page
     # an ensemble: the mean of the probabilities
     photo = str(images / "class_0" / "3.png")
     mean = np.mean([vitc.Predictor(run)(photo).probs for run in runs], axis=0)
@@ -140,6 +143,7 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
     assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert sorted(summary["runs"]) == [f"seed_{s}_fold_{f}" for s in (1, 2) for f in (1, 2)]
+    assert "for the confidence of the mean of 2 models of the" in (out / "report.html").read_text()
     assert main(["evaluate", str(out)]) == 0
     assert f"{summary['top1']:.2f} %" in capsys.readouterr().out
 

@@ -92,6 +92,8 @@ class Evaluation:
 
     average: str | None = None
     """Which average of a run's weights this is; empty: its last weights; None: of no run."""
+    answered_by: str = ""
+    """The models that answered each image, where `run` predicts with more of them: by folds."""
 
     @property
     def measured_on(self) -> str:

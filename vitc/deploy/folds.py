@@ -213,7 +213,9 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
         pictures,
         unseen,
     )
-    return measure(classifier, found, str(folds.path))
+    many = folds.seeds
+    answered_by = "a single model" if many == 1 else f"the mean of {many} models"
+    return replace(measure(classifier, found, str(folds.path)), answered_by=answered_by)
 
 
 def page_command(folds: Folds) -> str:

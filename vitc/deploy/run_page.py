@@ -338,9 +338,15 @@ def _certainty(e: Evaluation) -> Iterator[Part]:
         )
         for kept in k.kept
     ]
+    confidence = "that vitc predict prints."
+    if e.answered_by:
+        confidence = (
+            f"of {e.answered_by} of the folds. vitc predict prints that of the mean of all their "
+            "models, which differs and is usually lower: choose its thresholds on other images."
+        )
     note = (
         f"Thresholds were chosen on {counted(e.fit.n, SPLITS[e.fit.split])}, for the confidence "
-        "that vitc predict prints. Images of none of the classes can get a high confidence, too: "
+        f"{confidence} Images of none of the classes can get a high confidence, too: "
         "try some before relying on it."
     )
     head = ("to be correct in", "confidence at least", "images answered", "of these correct")
