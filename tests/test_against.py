@@ -92,6 +92,14 @@ def test_images_that_one_of_them_was_trained_on_are_refused(place: Path) -> None
         vitc.compare(place / "a", place / "c")
 
 
+def test_as_many_training_images_are_not_the_same_ones(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "images", tmp_path / "more")
+    Image.new("RGB", (32, 32)).save(tmp_path / "more" / "other" / "new.png")
+    both = r"not trained on the same: .*a on 42, .*c on 42, both on (?!42)\d+\."
+    with pytest.raises(DataError, match=both):
+        vitc.compare(place / "a", place / "c", str(tmp_path / "more"))
+
+
 def test_two_that_were_trained_on_the_same_images_may_be_compared_on_them(
     place: Path, tmp_path: Path
 ) -> None:

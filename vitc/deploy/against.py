@@ -109,8 +109,8 @@ def compare(
 
     The images are those of `evaluate(a, data, split)`: of the run a val, unless `split` is given;
     or others, `data`. A reading of a run's own test images is kept in its folder. Raises DataError
-    where one of the two was trained on more of them, which would decide the comparison, or does not
-    know their classes; else as `evaluate`.
+    where the two were not trained on the same of them, which would decide the comparison, or b does
+    not know their classes; else as `evaluate`.
     """
     first, second = (Classifier.load(run, device, weights) for run in (a, b))
     allowed = {"allow_changed_data": allow_changed_data, "skip_broken": skip_broken}
@@ -119,10 +119,9 @@ def compare(
     images = same_images(second.training, readable, first.classes)
     for note in images.notes:
         logging.getLogger("vitc").warning(f"{b}: {note}")
-    own = None if found.seen is None else int(found.seen.sum())
-    seen = {str(a): own, str(b): images.trained_on}
-    if None not in seen.values() and len(set(seen.values())) > 1:
-        counts = ", ".join(f"{run} on {n:,}" for run, n in seen.items())
+    if found.seen is not None and images.seen is not None and (found.seen != images.seen).any():
+        seen = {str(a): found.seen, str(b): images.seen, "both": found.seen & images.seen}
+        counts = ", ".join(f"{run} on {int(which.sum()):,}" for run, which in seen.items())
         raise DataError(
             f"Of the {counted(len(found.names), 'image')} to compare on, the two were not trained "
             f"on the same: {counts}.",
