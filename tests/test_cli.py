@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -525,6 +526,42 @@ def test_a_run_on_the_same_folder_is_resumed_with_its_settings(
     assert differences(before, runs.configs[1]) == [f"train.batch: {before.train.batch} -> 8"]
     assert door == []
     assert main([*command, "--overwrite"]) == 0
+    assert len(door) == 1
+
+
+def test_a_run_on_other_images_is_named_before_anything_is_measured(
+    runs: Runs,
+    door: list[Any],
+    photo_folder: Callable[..., Path],
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    folder, summary = photo_folder(), finished_run / "summary.json"
+    before = load_config(RunConfig(), data=str(folder))
+    (finished_run / "config.json").write_text(json.dumps(to_dict(before)))
+    own = ["train", str(folder), "--out", str(finished_run)]
+    error = failed([*own, "--budget", "20s"], capsys)
+    assert f"is finished (top1 61.25 %).\nTrain it longer: vitc train {finished_run} --bu" in error
+    assert f"vitc train {finished_run} --budget 20s" in error
+    assert "resuming" not in error
+    shutil.copytree(folder, tmp_path / "moved" / "photos")
+    monkeypatch.chdir(tmp_path / "moved")
+    other = ["train", "photos", "--out", str(finished_run)]
+    assert "--data.path" not in failed(other, capsys)
+    summary.unlink()
+    error = failed(other, capsys)
+    assert f"{finished_run} is a run on {folder}, not on {Path('photos').absolute()}." in error
+    resume = f"vitc train {finished_run} --data.path photos"
+    assert f"Choose another --out. If they are the same images, moved: {resume}" in error
+    assert main(shlex.split(resume)[1:]) == 0
+    assert runs.configs[-1].data.path == str(Path("photos").absolute())
+    monkeypatch.chdir(folder.parent)
+    assert main(other) == 0  # of the same place, by a relative path
+    assert (runs.configs[-1], door) == (before, [])
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main([*other, "--overwrite"]) == 0
     assert len(door) == 1
 
 

@@ -210,6 +210,10 @@ def _images_plan(
     out = out or Path("runs") / name_of(images)
     existing = None if overwrite else _run_on(images, out, settings)
     if existing is not None:
+        from vitc.runs.folder import Run, finished
+
+        if Run(out).status == "done":
+            raise finished(out, "--train.epochs N" if budget is None else f"--budget {budget:g}s")
         remarks = [f"{out} is a run on {images}: resuming it with its settings."]
         if budget is not None:
             remarks.append("--budget has no effect: the run's length was chosen when it started.")
@@ -231,14 +235,24 @@ def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig |
     """The config of the run on `images` in `out`, with the settings given; None: no such run.
 
     Settings equal to the run's own change nothing; the run refuses others by name. Weights that
-    the run no longer needs are not read.
+    the run no longer needs are not read. Raises ConfigError: a run on other images.
     """
     if "data" in settings or "data.path" in settings or not (out / "config.json").exists():
         return None
     config = load_config(out)
-    if config.data.path is None or Path(config.data.path).resolve() != images.resolve():
-        return None
-    return load_config(config, **settings)
+    place = config.data.path
+    if place is not None and Path(place).resolve() == images.resolve():
+        return load_config(config, **settings)
+    from vitc.data.sources import guess_source
+    from vitc.runs.folder import Run
+
+    hint = "Choose another --out."
+    if Run(out).status != "done" and guess_source(images) == config.data.source:
+        resume = shlex.join(["vitc", "train", str(out), "--data.path", str(images)])
+        hint += f" If they are the same images, moved: {resume}"
+    raise ConfigError(
+        f"{out} is a run on {place or config.data.source}, not on {images.absolute()}.", hint
+    )
 
 
 def check_weights(plan: Plan, overwrite: bool) -> None:

@@ -91,6 +91,14 @@ WITHIN = "Within a run --optim.lr, --optim.schedule and --train.epochs may chang
 ELSEWHERE = "Restart it with --overwrite, or choose another --out."
 
 
+def finished(run: Path, length: str = "--train.epochs N") -> ConfigError:
+    """That a run is finished, and how it is trained longer: for `length`."""
+    top1 = Run(run).top1
+    result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
+    longer = f"Train it longer: vitc train {shlex.quote(str(run))} {length}."
+    return ConfigError(f"The run in {run} is finished{result}.", f"{longer} {ELSEWHERE}")
+
+
 def keep_sources(folder: Path, config: RunConfig) -> None:
     """Copy the files of custom classes into the run folder. Raises ConfigError, OSError."""
     for name, content in copies(config).items():
@@ -214,13 +222,8 @@ class RunFolder:
             within = f"{WITHIN} (vitc train {shlex.quote(str(self.path))} --optim.lr LR). "
             hint = f"{within if changes or not fixed else ''}{ELSEWHERE}"
             raise ConfigError(f"{self.path} holds a run of another config:\n{lines}", hint)
-        summary = Run(self.path).summary
-        if summary.get("status") == "done":
-            top1 = summary.get("top1")
-            result = f" (top1 {top1:.2f} %)" if isinstance(top1, int | float) else ""
-            longer = f"Train it longer: vitc train {shlex.quote(str(self.path))} --train.epochs N."
-            what = f"The run in {self.path} is finished{result}."
-            raise ConfigError(what, f"{longer} {ELSEWHERE}")
+        if Run(self.path).status == "done":
+            raise finished(self.path)
         keep_sources(self.path, config)
         if changes and legs != read_legs(self.path, old):
             if legs and legs[-1].until != last_step(self.checkpoints):
