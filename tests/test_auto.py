@@ -26,8 +26,9 @@ from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.stem_config import ConvStemConfig, ResidualStemConfig
-from vitc.models.zoo import model_config
-from vitc.optim.optimizers import AdamWConfig, SGDConfig
+from vitc.models.zoo import build_model, model_config
+from vitc.optim.groups import build_optimizer
+from vitc.optim.optimizers import AdamWConfig, MuonConfig, SGDConfig
 from vitc.recipes import get_recipe
 from vitc.resolve import load_config
 from vitc.stats.proportions import wilson
@@ -461,6 +462,38 @@ def test_another_optimizer_brings_its_own_learning_rate(photo_folder: PHOTOS) ->
     assert config.optim.weight_decay == recipe.optim.weight_decay  # AdamW's is not an SGD's
     per = propose(folder, None, {"optim": "sgd", "optim.lr_per_batch": 2048}).config
     assert per.optim.peak_lr(config.train.batch) == pytest.approx(expected)  # in another unit
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_optimizer_chosen_is_one_that_a_custom_model_can_use(
+    hidden: bool,
+    photo_folder: PHOTOS,
+    machine: Machines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    more = "nn.Conv2d(8, 8, 3), " if hidden else ""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def Net(num_classes):\n"
+        f"    return nn.Sequential(nn.Conv2d(3, 8, 5, 4), {more}nn.AdaptiveAvgPool2d(1),\n"
+        "        nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+
+    def stepping(config: RunConfig, *own: Any, **more: Any) -> Probe | None:
+        build_optimizer(config.optim, build_model(config.model, 2))
+        return machine(config, *own, **more)
+
+    monkeypatch.setattr(probing, "probe", stepping)
+    fixed = {"model": f"{tmp_path / 'net.py'}:Net", "train.precision": "fp32"}
+    photos = photo_folder()
+    proposal = propose(photos, 20.0, fixed, "scratch")
+    assert isinstance(proposal.config.optim, MuonConfig if hidden else AdamWConfig)
+    which = "muon — because from scratch" if hidden else "adamw — because muon is for hidden weight"
+    assert line(proposal, "optimizer").startswith(f"optimizer: {which}")
+    if not hidden:
+        with pytest.raises(ConfigError, match="none is trained"):
+            propose(photos, 20.0, {**fixed, "optim": "muon"}, "scratch")
 
 
 @pytest.mark.parametrize(

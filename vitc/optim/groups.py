@@ -20,6 +20,10 @@ LINEAR = (nn.Linear, _ConvNd, nn.MultiheadAttention)
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: Batch- and InstanceNorm
 
 
+class NoHiddenMatrices(ConfigError):
+    """The optimizer is for hidden weight matrices, and none is trained."""
+
+
 def decay_groups(model: nn.Module) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
     """Trainable parameters by name: (decayed, exempt). Together all of them, each once.
 
@@ -81,7 +85,7 @@ def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, An
         groups[0]["params"] = [p for p in weights if p not in hidden]
         apart = [p for p in weights if p in hidden]
         if not apart:
-            raise ConfigError(
+            raise NoHiddenMatrices(
                 "This optimizer is for hidden weight matrices, and none is trained.",
                 "Use --optim adamw.",
             )

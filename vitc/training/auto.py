@@ -138,13 +138,13 @@ def propose(
             choices.warn(
                 f"the features of {entry.where} take too long here: it starts without them."
             )
-        if optim is None and not weights:
-            base = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
-            why = "from scratch it learns more than AdamW in the same time"
-            choices.note("optimizer", rules.OPTIMIZER, why)
         only = tuple(made) if start == "formula" or look.train <= rules.FORMULA_IMAGES else ()
-        trial = auto_model.choose_model(
-            choices, base, data, look, device, machine, time.budget, only
+        seen, budget = (data, look, device, machine), time.budget
+        base, trial = _with_optimizer(
+            choices,
+            base,
+            optim is None and not weights,
+            lambda own: auto_model.choose_model(choices, own, *seen, budget, only),
         )
         auto_model.choose_rate(choices, base, trial)
         if trial.config.model.name in made:
@@ -328,6 +328,28 @@ def _choose_device(choices: Choices) -> tuple[torch.device, Machine]:
         because = "you set --train.device"
     choices.note("device", describe(device), because)
     return device, Machine(device.type, describe(device), cores(), device_memory(device))
+
+
+def _with_optimizer(
+    choices: Choices,
+    base: RunConfig,
+    automatic: bool,
+    choose_model: Callable[[RunConfig], auto_model.Trial],
+) -> tuple[RunConfig, auto_model.Trial]:
+    """`base` with the optimizer that is chosen if that is `automatic`, and the model for it."""
+    from vitc.optim.groups import NoHiddenMatrices
+
+    if not automatic:
+        return base, choose_model(base)
+    better = replace(base, optim=get_recipe(rules.RECIPE, rules.OPTIMIZER).optim)
+    why = "from scratch it learns more than AdamW in the same time"
+    choices.note("optimizer", rules.OPTIMIZER, why)
+    try:
+        return better, choose_model(better)
+    except NoHiddenMatrices:
+        why = f"{rules.OPTIMIZER} is for hidden weight matrices, and none is trained"
+        choices.note("optimizer", "adamw", why)
+        return base, choose_model(base)
 
 
 def _choose_views(choices: Choices, look: Look) -> None:
