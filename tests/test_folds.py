@@ -207,12 +207,16 @@ def test_options_that_cannot_take_effect_on_folds_are_refused(
     assert f"{words[0]} has no effect on folds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("folds", "seeds"), [(1, None), (None, 2), (3, 0)])
-def test_numbers_that_are_no_folds_are_refused(
-    folds: int | None, seeds: int | None, images: Path
-) -> None:
+@pytest.mark.parametrize(("folds", "seeds"), [(1, None), (3, 0)])
+def test_numbers_that_are_no_folds_are_refused(folds: int, seeds: int | None, images: Path) -> None:
     with pytest.raises(ConfigError, match="there must be 2 folds or more"):
         vitc.train(images, folds=folds, seeds=seeds)
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"], ["--overwrite"]])
+def test_seeds_without_folds_are_refused(words: list[str], images: Path, capsys: Any) -> None:
+    assert main(["train", str(images), "--seeds", "2", *words]) == 2
+    assert "--seeds 2 has no effect without --folds." in capsys.readouterr().err
 
 
 def test_what_folds_cannot_do_is_refused(

@@ -136,7 +136,7 @@ def _agrees(question: str) -> bool:
 
 
 def _folds(args: Namespace) -> int:
-    if args.dry_run:
+    if args.dry_run and args.folds is not None:
         raise ConfigError("--dry-run has no effect with --folds.", "Leave one of them out.")
     result = train(
         args.what,

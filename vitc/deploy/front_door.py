@@ -74,7 +74,12 @@ def train(
     discards it. Raises ConfigError, DataError, and RunError and its subclasses.
     """
     seconds = None if budget is None else read_duration(budget)
-    if folds is not None or seeds is not None:
+    if folds is None and seeds is not None:
+        raise ConfigError(
+            f"--seeds {seeds} has no effect without --folds.",
+            "For example: vitc train FOLDER --folds 5 --seeds 2; another seed: --train.seed 1.",
+        )
+    if folds is not None:
         for option in (overwrite and "overwrite", allow_changed_data and "allow-changed-data"):
             if option:
                 raise ConfigError(
@@ -92,7 +97,7 @@ def _train_folds(
     what: RunConfig | str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     budget: float | None,
-    times: tuple[int | None, int],
+    times: tuple[int, int],
     start: str,
     settings: Mapping[str, Any],
 ) -> RunResult:
@@ -109,7 +114,7 @@ def _train_folds(
             "Leave out torchrun, or --folds.",
         )
     folds, seeds = times
-    if folds is None or folds < 2 or seeds < 1:
+    if folds < 2 or seeds < 1:
         raise ConfigError(
             f"--folds {folds} --seeds {seeds}: there must be 2 folds or more, and 1 seed or more.",
             "For example: vitc train FOLDER --folds 5 --seeds 2",
