@@ -457,6 +457,20 @@ def test_a_dry_run_of_a_folder_saves_what_it_proposes_and_stops(
     assert runs.outs == [tmp_path / "r" / "x"]
 
 
+def test_a_dry_run_replaces_its_own_config_alone(
+    runs: Runs, door: list[Any], photo_folder: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["train", str(photo_folder()), "--out", str(tmp_path / "lab"), "--dry-run"]
+    file = tmp_path / "lab.json"
+    file.write_text('{"my": 1}')
+    assert main([*words, "--json"]) == 2
+    assert f"would replace {file}, which is no config written by vitc" in capsys.readouterr().err
+    assert file.read_text() == '{"my": 1}'
+    file.unlink()
+    assert main([*words, "--train.batch", "8"]) == main([*words, "--train.batch", "16"]) == 0
+    assert load_config(file).train.batch == 16
+
+
 @pytest.mark.parametrize(
     ("answer", "asked"), [("\n", 2), ("Yes\n", 2), ("n\n", 1), ("what?\n", 1), ("", 1), (None, 1)]
 )

@@ -22,6 +22,7 @@ from vitc.cli.parser import (
     writes_files,
 )
 from vitc.config import to_saved
+from vitc.data.litter import is_config_file
 from vitc.deploy.front_door import Plan, check_weights, plan_training, train, train_plan
 from vitc.errors import ConfigError
 from vitc.machine import several_processes
@@ -170,6 +171,18 @@ def _help(parser: Parser, args: Namespace) -> None:
             print(f"Every setting: vitc train {shlex.quote(args.what)} --help-all")
 
 
+def _config_file(out: Path) -> Path:
+    """Where --dry-run writes the config of the run `out`. Raises ConfigError: another file is
+    there."""
+    file = Path(f"{out}.json")
+    if file.exists() and not is_config_file(str(file)):
+        raise ConfigError(
+            f"--dry-run would replace {file}, which is no config written by vitc.",
+            "Choose another --out, or move that file.",
+        )
+    return file
+
+
 def _dry_run(args: Namespace, plan: Plan) -> int:
     """Show what would run. Settings that were chosen automatically are saved, to train them."""
     from vitc.deploy.show import config_page
@@ -179,7 +192,7 @@ def _dry_run(args: Namespace, plan: Plan) -> int:
     page = config_page(config)
     saved = None
     if plan.notes:
-        saved = Path(f"{out}.json")
+        saved = _config_file(out)
         saved.parent.mkdir(parents=True, exist_ok=True)
         saved.write_text(json.dumps(to_saved(config), indent=2) + "\n", encoding="utf-8")
     if args.json:
