@@ -273,6 +273,8 @@ def test_a_folder_becomes_the_data_under_its_absolute_path(
     assert data.mean is data.std is None  # those were of other images
     config = load_config(RunConfig(), **{"data.path": "photos", "data": "cifar10"})
     assert (config.data.source, config.data.path) == ("cifar10", str(tmp_path / "photos"))
+    assert with_data(config, "cifar10").data.path == config.data.path
+    assert with_data(config, "idx").data.path is None  # that path was of another source
 
 
 @pytest.mark.parametrize(

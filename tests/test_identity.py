@@ -210,6 +210,20 @@ def test_other_images_are_measured_whole_and_known_ones_are_counted(place: Path)
     assert vitc.evaluate(place / "run", str(other), "test").split == "test"
 
 
+@pytest.mark.parametrize("name", ["folder", "fashion", "cifar10"])
+def test_a_folder_goes_before_the_source_of_its_name(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    if name != "fashion":  # which is shipped
+        with pytest.raises(ConfigError, match=f"'{name}' is a kind of data that needs a path") as e:
+            vitc.evaluate(place / "run", name)
+        assert "Give the path in its place, a folder: DIR." in str(e.value)
+    plant(place / name, 3, first=20)
+    found = vitc.evaluate(place / "run", name)
+    assert (found.n, found.split, found.trained_on) == (6, "all", 0)
+
+
 def test_splits_of_other_images_are_named(place: Path) -> None:
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         plant(place / "other" / split, count, first=30 if split == "val" else 40)

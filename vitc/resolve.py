@@ -187,11 +187,19 @@ def with_data(config: RunConfig, data: str) -> RunConfig:
     own: dict[str, Any] = dict.fromkeys(("path", "mean", "std", *columns))
     own |= {"path_sha256": "", "splits": ""}
     if data in SOURCES:
-        own["path"] = config.data.path if SOURCES[data].path else None
+        own["path"] = config.data.path if data == config.data.source else None
         return _located(_with(config, source=data, **own))
     source = guess_source(data)
     config = _located(_with(config, **{**own, "source": source, "path": data}))
     return dataclasses.replace(config, data=SOURCES[source].named(config.data))
+
+
+def with_images(config: RunConfig, data: str) -> RunConfig:
+    """The same for the argument of a command, where a path that exists goes before the name of a
+    source."""
+    from vitc.data.sources import SOURCES
+
+    return with_data(config, f"./{data}" if data in SOURCES and os.path.exists(data) else data)
 
 
 def _with(config: RunConfig, **data: Any) -> RunConfig:

@@ -12,7 +12,7 @@ from vitc.cli.parser import Parser, Verb, count, emit, emit_json, note, writes_f
 from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.files import check_output
-from vitc.resolve import resolve_config, with_data
+from vitc.resolve import resolve_config, with_images
 from vitc.wording import counted, no_formula, printable
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _check(args: Namespace) -> int:
 
 def _config(path: str, settings: dict[str, Any], verb: str, allowed: str) -> DataConfig:
     """The data set at `path`. allowed: the settings that the verb takes, or examples of them."""
-    from vitc.data.sources import SOURCES, source_problems
+    from vitc.data.sources import source_problems
 
     known = [f"data.{name}" for name in allowed.split(", ")] if verb == "pack" else list(settings)
     other = [name for name in settings if not name.startswith("data.") or name not in known]
@@ -79,9 +79,7 @@ def _config(path: str, settings: dict[str, Any], verb: str, allowed: str) -> Dat
             f"--{other[0]} has no effect on vitc data {verb}.",
             f"It takes data settings: {', '.join(f'--data.{n}' for n in allowed.split(', '))}.",
         )
-    if path in SOURCES and Path(path).exists():
-        path = f"./{path}"  # the folder, as `vitc train` takes it
-    config = resolve_config(with_data(RunConfig(), path), **settings).data
+    config = resolve_config(with_images(RunConfig(), path), **settings).data
     problems = [*config.problems(), *source_problems(config)]
     if problems:
         raise ConfigError(" ".join(problems))

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitc.config import RunConfig
+from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data, open_whole
 from vitc.data.identity import Images, count_alike, images_of, joined, trained_on
+from vitc.data.sources import SOURCES
 from vitc.data.sources.base import Split, some
 from vitc.data.store import name_key
 from vitc.errors import ConfigError, DataError, VitcError, suggest
-from vitc.resolve import with_data
+from vitc.resolve import with_images
 from vitc.runs.images import ALLOW, LISTING, kept_images, mostly_same, what_changed
 from vitc.wording import counted
 
@@ -127,7 +129,7 @@ def _own(model: Trained, asked: Asked) -> DataSet | None:
         return open_data(config.data, in_chans)
     if model.folds:  # what one model held out was trained on by the others
         return None
-    other = with_data(config, asked.data).data
+    other = _named(config, asked.data)
     mine = config.data
     if (other.source, _place(other.path)) == (mine.source, _place(mine.path)):
         return open_data(mine, in_chans)
@@ -138,6 +140,16 @@ def _own(model: Trained, asked: Asked) -> DataSet | None:
         if listed and model.run is not None and mostly_same(model.run, moved):
             return moved
     return None
+
+
+def _named(config: RunConfig, data: str) -> DataConfig:
+    """The images that `data` names. Raises ConfigError: it is only a kind of images."""
+    if data in SOURCES and SOURCES[data].path and not Path(data).exists():
+        raise ConfigError(
+            f"{data!r} is a kind of data that needs a path, and nothing of that name is here.",
+            f"Give the path in its place, {SOURCES[data].path.replace('--data.path ', '')}.",
+        )
+    return with_images(config, data).data
 
 
 def _place(path: str | None) -> str:
@@ -180,7 +192,7 @@ def _split_of(data: DataSet, split: str, asked: Asked) -> Split:
 def _others(config: RunConfig, asked: Asked, notes: list[str]) -> tuple[DataSet, str, Split]:
     """Images that are not the run's: the split that is asked for, or their own val or test, or all
     where they are not divided."""
-    other, in_chans = with_data(config, str(asked.data)).data, config.model.in_chans
+    other, in_chans = _named(config, str(asked.data)), config.model.in_chans
     other = replace(other, group=None)
     try:
         whole = open_whole(other, in_chans)
