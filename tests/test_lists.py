@@ -10,7 +10,7 @@ import pytest
 
 from tests.source_folders import WHOLE, png
 from vitc.data.config import DataConfig
-from vitc.data.dataset import DataSet, open_data
+from vitc.data.dataset import DataSet, open_data, open_whole
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
 
@@ -64,6 +64,41 @@ def test_several_labels_as_text_are_refused(tmp_path: Path, text: str) -> None:
     rows = [f"in/{i}.png;{text if i > 3 else 'a'}" for i in range(6)]
     with pytest.raises(DataError, match=r"gives 2 images several labels: 'in/4\.png' has"):
         opened(listed(tmp_path, "path;label\n" + "\n".join(rows) + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "beside"),
+    [
+        (["a", "b", "a,b"], "'a', 'b'"),
+        (["a", "b", "c", "a; c"], "'a', 'c'"),
+        (["a,b", "b, a", "c"], "'b, a'"),
+        (["a", "b", "a b"], "'a', 'b'"),
+        (["1", "2", "1,2"], "'1', '2'"),
+    ],
+)
+def test_labels_made_of_other_labels_are_refused(
+    tmp_path: Path, labels: list[str], beside: str
+) -> None:
+    rows = [f'in/{i}.png,"{label}"' for i, label in enumerate(labels)]
+    file = listed(tmp_path, "path,label\n" + "\n".join(rows))
+    with pytest.raises(DataError, match=f"several labels: .*, beside the labels {beside}") as e:
+        opened(file)
+    assert "write it without the " in str(e.value)
+    assert len(open_whole(DataConfig(source="list", path=str(file))).classes) == len(labels)
+
+
+def test_names_of_several_words_are_classes(tmp_path: Path) -> None:
+    names = ["polar bear", "bear", "New York, NY", "York, New", "ice", "cream", *"abcdef"]
+    for labels, noted in ((names, False), ([*names, "ice cream"], True)):
+        rows = [f'in/{i % 6}.png,"{label}"' for i, label in enumerate(labels)]
+        files = [row.replace("in/", f"in/{i}_") for i, row in enumerate(rows)]
+        file = listed(tmp_path, "path,label\n" + "\n".join(files))
+        for row in files:
+            (tmp_path / row.split(",")[0]).write_bytes(png(1))
+        data = opened(file)
+        assert data.classes == tuple(sorted(labels))
+        note = "are taken for one class each: 'ice cream' beside 'ice', 'cream'."
+        assert any(note in text for text in data.notes) == noted
 
 
 def test_two_spellings_of_an_accent_are_one_class(tmp_path: Path) -> None:

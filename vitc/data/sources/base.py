@@ -55,6 +55,10 @@ _MISSING = frozenset(
     {"None", "NULL", "null", "N/A", "n/a", "#N/A", "<NA>"}
 )  # by Python, SQL, Excel
 
+# What may join several labels, and the share of the labels up to which those that seem so are
+# names: `ice cream` beside `ice` and `cream`, or a list of synonyms.
+_MARKS = {",": ("comma", 0.01), ";": ("semicolon", 0.01), " ": ("space", 0.3)}
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -261,12 +265,12 @@ def label_of(value: object) -> str | None:
 
 
 def one_label_each(
-    where: str, images: Split, texts: Sequence[str], notes: list[str]
+    where: str, images: Split, texts: Sequence[str], notes: list[str], strict: bool = True
 ) -> tuple[Split, list[str]]:
     """Images whose labels are `texts` as a table, list or tar holds them, as those of `label_text`.
 
     A note is added where spellings of one label differ. Raises DataError: several labels an image,
-    as `a|b` or an array.
+    as `a|b`, an array or, if `strict`, as `a,b` beside `a` and `b`.
     """
     several = np.array([_is_several(text) for text in texts], np.bool_)[images.labels]
     if several.any():
@@ -288,7 +292,10 @@ def one_label_each(
     codes, whole = label_codes(_whole(names))
     if whole != names:
         notes.append("Labels such as 1.0 are read as integers, such as 1.")
-    return replace(images, labels=codes[spellings][images.labels]), whole
+    images = replace(images, labels=codes[spellings][images.labels])
+    for mark in _MARKS if strict else ():
+        _check_joined(where, images, whole, mark, notes)
+    return images, whole
 
 
 def _whole(texts: Sequence[str]) -> list[str]:
@@ -310,6 +317,46 @@ def _is_several(text: str) -> bool:
             json.loads(array)
             return True
     return False
+
+
+def _check_joined(
+    where: str, images: Split, labels: Sequence[str], mark: str, notes: list[str]
+) -> None:
+    """Raises DataError: labels are joined by `mark`; of few that may be, a note is added."""
+    joined = _joined(labels, mark)
+    places = np.flatnonzero(np.array([text in joined for text in labels], np.bool_)[images.labels])
+    if not len(places):
+        return
+    name, most = _MARKS[mark]
+    if len(joined) <= most * len(labels):
+        pairs = few((f"{short(a, 60)!r} beside {some(b)}" for a, b in joined.items()), 3)
+        notes.append(f"Labels that may be several in one are taken for one class each: {pairs}.")
+        return
+    label = labels[images.labels[places[0]]]
+    raise DataError(
+        f"{where} gives {counted(len(places), 'image')} several labels: "
+        f"{shown(images.names[int(places[0])])!r} has {short(label, 60)!r}, beside the labels "
+        f"{some(joined[label])}.",
+        "Give each image one label: multi-label data is not supported. If it is the name of one "
+        f"class, write it without the {name}.",
+    )
+
+
+def _joined(labels: Sequence[str], mark: str) -> dict[str, list[str]]:
+    """Labels that may be several, joined by `mark`, and those that show it: all of their parts are
+    labels, or another one has the same parts in another order."""
+    pieces = {text: tuple(filter(None, map(str.strip, text.split(mark)))) for text in labels}
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for text, parts in pieces.items():
+        alike.setdefault(tuple(sorted(parts)), []).append(text)
+    found = {}
+    for text, parts in pieces.items():
+        if len(parts) < 2:
+            continue
+        turned = [other for other in alike[tuple(sorted(parts))] if pieces[other] != parts]
+        if turned or all(part in pieces for part in parts):
+            found[text] = turned or list(dict.fromkeys(parts))
+    return found
 
 
 def by_label(

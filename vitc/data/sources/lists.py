@@ -74,7 +74,7 @@ class List(base.Source):
         split = base.Split(codes[there], store.names, store=store, sizes=sizes[there])
         splits = np.array(listed.splits, np.int64)[there]
         notes = [*images.notes, *notes]
-        split, labels = base.one_label_each(str(file), split, labels, notes)
+        split, labels = base.one_label_each(str(file), split, labels, notes, strict)
         return base.by_label(str(file), split, labels, splits, notes, strict=strict)
 
     def read_any(self, config: DataConfig) -> base.Found:

@@ -118,7 +118,7 @@ class Parquet(base.Source):
         every = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
         notes = [usage(used, every), *rule.notes, *(() if rule.columns else files.notes)]
         if columns.classes is None:
-            images, texts = base.one_label_each(str(config.path), images, texts, notes)
+            images, texts = base.one_label_each(str(config.path), images, texts, notes, strict)
         order = columns.classes
         return base.by_label(str(config.path), images, texts, splits, notes, order, strict)
 

@@ -104,7 +104,7 @@ class Tar(base.Source):
         texts = ["" if text == _NONE else text for text in texts]
         noted: list[str] = []
         if inside.labels is None:
-            images, texts = base.one_label_each(where, images, texts, noted)
+            images, texts = base.one_label_each(where, images, texts, noted, strict)
         else:
             codes, texts = label_codes(inside.labels)
             images = replace(images, labels=codes)
