@@ -443,12 +443,23 @@ def test_pipes_are_not_opened(tmp_path: Path, name: str) -> None:
 
 
 def test_a_refused_folder_is_referred_to_the_list_in_it(tmp_path: Path) -> None:
+    text = "lists images with labels, give it in place of the folder: "
     plant(tmp_path, {"train": 3, "test": 3})
     (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n")
-    assert f"--data {tmp_path}/train/metadata.csv" in refusal(tmp_path)
+    assert f"If 'train/metadata.csv' {text}{tmp_path}/train/metadata.csv." in refusal(tmp_path)
     plant(tmp_path / "flat", {".": 3})
     (tmp_path / "flat" / "labels.csv").write_text("name,label\n")
-    assert f"--data {tmp_path}/flat/labels.csv" in refusal(tmp_path / "flat")
+    assert f"If 'labels.csv' {text}{tmp_path}/flat/labels.csv." in refusal(tmp_path / "flat")
+
+
+@pytest.mark.parametrize("tree", [{".": 3}, {"train": 3, "test": 3}, {"images": 3}])
+def test_of_several_lists_that_of_the_training_images_is_named(tmp_path: Path, tree: Tree) -> None:
+    plant(tmp_path, tree)
+    for name in ("test.csv", "sample_submission.csv", "labels.csv", "train_labels.csv"):
+        (tmp_path / name).write_text("image,label\n")
+    for name in ("train_labels.csv", "labels.csv", "sample_submission.csv"):
+        assert f"If '{name}' lists images with labels, give it" in refusal(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:

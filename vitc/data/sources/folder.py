@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,16 +23,14 @@ from vitc.data.litter import (
     listed,
     own_output,
 )
+from vitc.data.sources import folder_hints
 from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, similar_classes, some
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
-from vitc.data.split_words import parse_splits, read_names
+from vitc.data.split_words import parse_splits
 from vitc.data.store import Files, Names, name_key, shown
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
 
-_PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-_LISTS = (".csv", ".tsv", ".jsonl")
-_TABLES = (".parquet", ".arrow", "-ubyte", "-ubyte.gz")
 _MAX_LINKS = 3  # links to folders inside one another that are followed
 
 
@@ -75,7 +72,7 @@ def scan_folder(root: Path, wanted: dict[str, str] | None = None, strict: bool =
     classes that differ between the splits.
     """
     if root.exists() and not root.is_dir():
-        packed = root.name.lower().endswith(_PACKED)
+        packed = root.name.lower().endswith(folder_hints.PACKED)
         hint = "Unpack it and give the folder." if packed else LAYOUTS
         raise ConfigError(f"{root} is a file, not a folder of images.", hint)
     if not root.exists():
@@ -94,7 +91,7 @@ def _found(
     root: Path, tree: Tree, own: dict[str, str], wanted: dict[str, str] | None, strict: bool
 ) -> Found:
     if not tree.folders(""):
-        raise _no_folders(root, tree.places[""])
+        raise folder_hints.no_folders(root, tree)
     layout = _arranged(root, tree, wanted)
     notes = [*own_notes(own), *layout.notes, *_loose_notes(root, tree, layout)]
     notes += hidden_notes(tree)
@@ -130,57 +127,12 @@ def _found(
 
 
 def _arranged(root: Path, tree: Tree, wanted: dict[str, str] | None) -> Layout:
-    """The layout; where it is refused, with the lists that may hold the labels."""
+    """The layout; where it is refused, with the data of another kind that may be meant."""
     try:
         return arrange(tree, str(root), wanted)
     except DataError as error:
-        lists, shards = _files(tree, _LISTS), _files(tree, (".tar",))
-        hint = error.hint or ""
-        tables = _tables(root, tree)
-        if tables:
-            hint += f" {tables}"
-        elif shards:
-            pattern = root / ("*/*.tar" if "/" in shards[0] else "*.tar")
-            hint += f" Or give the tar files: --data '{pattern}'."
-        elif lists:
-            hint += f" Or give a list of images and labels: --data {root / lists[0]}."
-        raise DataError(error.message, hint) from None
-
-
-def _files(tree: Tree, suffixes: tuple[str, ...]) -> list[str]:
-    """The files with these endings at the top or one folder below."""
-    return [
-        join(path, name)
-        for path, place in tree.places.items()
-        if "/" not in path
-        for name in place.others
-        if name.lower().endswith(suffixes)
-    ]
-
-
-def _tables(root: Path, tree: Tree) -> str:
-    """Names a file of parquet, Arrow or IDX below, and how it is opened; "" without one."""
-    for path in sorted(tree.places):
-        for name in tree.places[path].others:
-            if not name.lower().endswith(_TABLES):
-                continue
-            splits = read_names([path.rpartition("/")[2]])
-            place = root / (path.rpartition("/")[0] if splits else path)
-            return f"For the data in {join(path, name)!r}: --data {shlex.quote(str(place))}."
-    return ""
-
-
-def _no_folders(root: Path, place: Place) -> DataError:
-    images = len(place.images)
-    what = f"{counted(images, 'image')} but no sub-folders" if images else "no sub-folders"
-    packed = [n for n in place.others if n.lower().endswith(_PACKED) and not images]
-    lists = [n for n in place.others if n.lower().endswith(_LISTS)]
-    hint = LAYOUTS
-    if packed:
-        hint = f"Unpack {packed[0]!r} first."
-    elif lists:
-        hint = f"If {lists[0]!r} lists them with their labels: --data {root / lists[0]}."
-    return DataError(f"{root} holds {what}: the classes are the sub-folders.", hint)
+        hint = f"{error.hint or ''} {folder_hints.data_in(root, tree)}"
+        raise DataError(error.message, hint.strip()) from None
 
 
 def own_notes(own: dict[str, str]) -> list[str]:
@@ -409,7 +361,7 @@ def _gather(root: Path, tree: Tree, folders: list[str]) -> _Class:
 def _check_classes(root: Path, tree: Tree, found: dict[str, dict[str, _Class]]) -> None:
     train = found["train"]
     if not any(c.images for c in train.values()):
-        kinds = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}. {_tables(root, tree)}"
+        kinds = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}. {folder_hints.tables(root, tree)}"
         raise DataError(f"No images in the class folders of {root}.", kinds.rstrip())
     for split, part in found.items():
         first: dict[str, str] = {}  # names that differ only in case, or in how accents are encoded
@@ -430,7 +382,8 @@ def _check_classes(root: Path, tree: Tree, found: dict[str, dict[str, _Class]]) 
         (name,) = train
         raise DataError(
             f"{root} holds one class only, {shown(name)!r}: a classifier needs two or more.",
-            f"Add a sub-folder for each other class. {LAYOUTS}",
+            f"Add a sub-folder for each other class. {LAYOUTS} "
+            f"{folder_hints.lists(root, tree)}".rstrip(),
         )
     empty = [name for name, c in train.items() if not c.images]
     if empty:
