@@ -462,6 +462,31 @@ def test_of_several_lists_that_of_the_training_images_is_named(tmp_path: Path, t
         (tmp_path / name).unlink()
 
 
+@pytest.mark.parametrize(
+    ("tree", "setting"),
+    [
+        ({"train": "ab", "valid": "ab", "test": ["unknown"]}, "train=train,val=valid"),
+        ({"training_set": "ab", "test_set": ["images"]}, "train=training_set"),
+        ({"a": ["train", "val"], "b": ["train", "val"], "none": ["test"]}, "train=train,val=val"),
+    ],
+)
+def test_a_test_without_labels_is_left_out_as_its_refusal_proposes(
+    tmp_path: Path, tree: dict[str, list[str]], setting: str
+) -> None:
+    plant(tmp_path, {f"{above}/{name}": 3 for above, below in tree.items() for name in below})
+    assert f"have no labels, --data.splits {setting} leaves them out." in refusal(tmp_path)
+    data = opened(tmp_path, **WHOLE, splits=setting)
+    assert data.classes == ("a", "b")
+    assert set(data.splits) == {part.partition("=")[0] for part in setting.split(",")}
+
+
+def test_a_split_with_some_of_the_classes_is_not_taken_for_one_without_labels(
+    tmp_path: Path,
+) -> None:
+    plant(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 1, "test/c": 1})
+    assert "no labels" not in refusal(tmp_path)
+
+
 def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
     data = opened(plant(tmp_path, {"a/2023/may": 5, "a/2024": 5, "a": 2, "b/x/y/z": 4}))
     assert sum(counts(data)[k][0] for k in data.splits) == 12

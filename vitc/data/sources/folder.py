@@ -26,7 +26,7 @@ from vitc.data.litter import (
 from vitc.data.sources import folder_hints
 from vitc.data.sources.base import IMAGE_SUFFIXES, Found, Source, Split, similar_classes, some
 from vitc.data.sources.tree import LAYOUTS, Layout, Place, Tree, arrange, join
-from vitc.data.split_words import parse_splits
+from vitc.data.split_words import as_setting, parse_splits
 from vitc.data.store import Files, Names, name_key, shown
 from vitc.errors import ConfigError, DataError, suggest
 from vitc.wording import counted
@@ -109,7 +109,7 @@ def _found(
         splits = {split: part for split, part in splits.items() if len(part)}
         return Found(tuple(map(shown, classes)), splits, tuple(notes))
     _check_beside_output(root, layout, found, own)
-    _check_classes(root, tree, found)
+    _check_classes(root, tree, layout, found)
     classes = sorted(found["train"], key=name_key)
     for split, part in found.items():
         have = {name_key(name) for name, c in part.items() if c.images}
@@ -358,7 +358,9 @@ def _gather(root: Path, tree: Tree, folders: list[str]) -> _Class:
 # -- are the classes usable ------------------------------------------------------------------------
 
 
-def _check_classes(root: Path, tree: Tree, found: dict[str, dict[str, _Class]]) -> None:
+def _check_classes(
+    root: Path, tree: Tree, layout: Layout, found: dict[str, dict[str, _Class]]
+) -> None:
     train = found["train"]
     if not any(c.images for c in train.values()):
         kinds = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}. {folder_hints.tables(root, tree)}"
@@ -401,8 +403,20 @@ def _check_classes(root: Path, tree: Tree, found: dict[str, dict[str, _Class]]) 
             raise DataError(
                 f"The {split} split has {counted(len(strange), 'class', 'classes')} that "
                 f"training lacks: {some(strange, 5)}.{suggest(strange[0], train)}",
-                f"The {counted(len(train), 'class', 'classes')} of training: {some(train, 10)}.",
+                f"The {counted(len(train), 'class', 'classes')} of training: {some(train, 10)}."
+                f"{_without_labels(layout, found)}",
             )
+
+
+def _without_labels(layout: Layout, found: dict[str, dict[str, _Class]]) -> str:
+    """A hint on splits that share no class with training, as test/unknown; "" without one."""
+    train = {name_key(name) for name in found["train"]}
+    there = {s: {name_key(n) for n, c in part.items() if c.images} for s, part in found.items()}
+    kept = {name: s for name, s in layout.names.items() if train & there[s]}
+    if len(kept) == len(layout.names):
+        return ""
+    left_out = some(name for name in layout.names if name not in kept)
+    return f" If the images in {left_out} have no labels, {as_setting(kept)} leaves them out."
 
 
 def _check_beside_output(

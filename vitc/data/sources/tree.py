@@ -76,10 +76,12 @@ class Tree:
 
 @dataclass
 class Layout:
-    """Split -> class -> the folders of its images; and what was guessed or left out."""
+    """Split -> class -> the folders of its images; what was guessed or left out; and the names of
+    folders -> the split that they stand for."""
 
     classes: dict[str, dict[str, list[str]]]
     notes: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def join(path: str, name: str) -> str:
@@ -321,6 +323,7 @@ def _below_classes(tree: Tree, where: str, top: str, notes: list[str]) -> Layout
     layout = Layout({}, notes)
     for name, below in named.items():
         for folder, split in below.items():
+            layout.names[folder] = split
             _add(layout, split, name, join(join(top, name), folder))
     notes.append("The splits are the folders inside the class folders.")
     return _in_order(layout)
@@ -407,7 +410,7 @@ def _as_wanted(
         if others:
             notes.append(f"{some(others)} skipped: data.splits does not name them.")
         return layout
-    layout = Layout({}, notes)
+    layout = Layout({}, notes, dict(wanted))
     left_out: list[str] = []
     for name in names:
         for folder in tree.folders(join(top, name)):
@@ -435,7 +438,7 @@ def _collect(
     tree: Tree, where: str, top: str, found: Mapping[str, str], notes: list[str]
 ) -> Layout:
     """The class folders in the folders of splits, folder -> split."""
-    layout = Layout({}, notes)
+    layout = Layout({}, notes, dict(found))
     for split in SPLITS:
         for name in [name for name, of in found.items() if of == split]:
             known = None if split == "train" else layout.classes.get("train")
