@@ -24,6 +24,7 @@ from vitc.config import RunConfig, from_dict, leaves, to_dict
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, open_data
 from vitc.data.pack import PackOptions, pack
+from vitc.data.split import TEST, VAL, hold_out
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.models.stem_config import ConvStemConfig, ResidualStemConfig
 from vitc.models.zoo import build_model, model_config
@@ -147,6 +148,28 @@ def test_few_images_keep_none_back_for_a_test() -> None:
     assert auto_rules.held_out_shares(5_000) == (0.15, 0.15)
     assert auto_rules.held_out_shares(30_000) == (0.05, 0.05)
     assert auto_rules.held_out_shares(10**6) == (0.02, 0.02)
+
+
+@pytest.mark.parametrize(("of_each", "few"), [(3, True), (4, True), (6, False), (10, False)])
+def test_a_handful_of_each_class_has_no_test(of_each: int, few: bool) -> None:
+    counts = [of_each] * 1000
+    assert auto_rules.too_few_for_a_test(counts, 0.15, 0.15) == few
+    labels = np.repeat(np.arange(1000), of_each)
+    side = hold_out(labels, [str(i) for i in range(len(labels))], 0.15, 0.15, seed=0)
+    shares = ((side == VAL).mean(), (side == TEST).mean())
+    assert auto_rules.held_out_of(counts, 0.15, 0.15) == pytest.approx(shares)
+    assert (1 - sum(shares) < 0.6) == few
+
+
+def test_shares_are_those_that_the_classes_give(photo_folder: PHOTOS) -> None:
+    small = propose(photo_folder(classes=500, count=4, size=(8, 8)))
+    assert (small.config.data.val_fraction, small.config.data.test_fraction) == (0.15, 0.0)
+    assert line(small, "images").startswith("images: 1,500 to train on, 500 to validate;")
+    assert "class by class it comes to 0.25" in line(small, "share held out for validation")
+    assert "would leave 50% of 2,000 images" in line(small, "share held out for the test")
+    usual = propose(photo_folder(classes=2, count=1000, name="usual", size=(8, 8)))
+    assert (usual.config.data.val_fraction, usual.config.data.test_fraction) == (0.15, 0.15)
+    assert "class by class" not in line(usual, "share held out for the test")
 
 
 def test_the_fit_follows_the_shapes() -> None:

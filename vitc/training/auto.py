@@ -239,15 +239,7 @@ def _choose_images(
     fixed, channels = choices.fixed, choices.fixed.get("model.in_chans", 3)
     total = len(given["train"])
     if "val" not in given:
-        val, test = rules.held_out_shares(total)
-        because = f"there are {counted(total, 'image')}, none set aside for validation"
-        choices.take("data.val_fraction", "share held out for validation", val, because)
-        if "test" not in given:
-            if not test:
-                because = (
-                    f"each of {counted(total, 'image')} counts, and nothing is chosen by validation"
-                )
-            choices.take("data.test_fraction", "share held out for the test", test, because)
+        _choose_held_out(choices, base, given)
     if gray or "model.in_chans" in fixed:
         because = f"none of {counted(min(rules.SAMPLE, total), 'image')} looked at has colour"
         channels = choices.take("model.in_chans", "channels", 1, because)
@@ -271,6 +263,38 @@ def _choose_images(
     if "val" not in given and config.group is None:
         choices.group = next(filter(None, (f.setting.get("data.group") for f in found)), "")
     return data, look
+
+
+def _choose_held_out(choices: Choices, base: RunConfig, given: Mapping[str, Split]) -> None:
+    """The shares of the images that validate and test, and what they come to class by class."""
+    fixed, labels = choices.fixed, given["train"].labels
+    images = counted(len(labels), "image")
+    val, test = rules.held_out_shares(len(labels))
+    if "data.val_fraction" in fixed:
+        val = _data_config(choices, base).val_fraction
+    counts = [n for n in np.bincount(labels).tolist() if n]
+    of_val, of_test = rules.held_out_of(counts, val, test)
+    crowded = bool(test) and rules.too_few_for_a_test(counts, val, test)
+    if {"data.group", "data.folds"} & fixed.keys():  # which are not held out class by class
+        of_val, of_test, crowded = val, test, False
+
+    def reason(share: float, realised: float) -> str:
+        same = abs(realised - share) < 0.01
+        comes = "" if same else f"; class by class it comes to {realised:.2f}"
+        return f"there are {images}, none set aside for validation{comes}"
+
+    because = reason(val, of_val)
+    choices.take("data.val_fraction", "share held out for validation", val, because)
+    if "test" in given:
+        return
+    because = reason(test, of_test)
+    if not test:
+        because = f"each of {images} counts, and nothing is chosen by validation"
+    elif crowded:
+        because = f"one of each class for it would leave {1 - of_val - of_test:.0%} of {images} to "
+        because += "train on, and nothing is chosen by validation"
+    test = 0.0 if crowded else test
+    choices.take("data.test_fraction", "share held out for the test", test, because)
 
 
 def _range(values: Sequence[int], noun: str) -> str:

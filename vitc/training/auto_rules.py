@@ -17,6 +17,7 @@ from vitc.data.check_quick import small
 from vitc.data.dataset import DataSet
 from vitc.data.decode import header, is_jpeg
 from vitc.data.sources.base import Split
+from vitc.data.split import shares
 from vitc.errors import BrokenFileError, DataError
 from vitc.optim.config import OptimConfig
 from vitc.resolve import load_config
@@ -65,6 +66,7 @@ SIDES = (64, 96, 128, 160, 192)  # at which a model is tried that is made for la
 WORKER_BYTES = 150_000_000  # own memory of a forked loader process
 TIGHT_SHARE = 0.8  # of a machine's memory, above which a run may not fit beside other programs
 FEW_OF_A_CLASS = 10  # training images; with fewer a class is warned of
+LEAST_LEFT = 0.9  # of the share of images that is to be trained on
 FEW_TOKENS = 16  # with fewer, attention has next to nothing to compare
 
 
@@ -199,6 +201,20 @@ def held_out_shares(total: int) -> tuple[float, float]:
         return 0.2, 0.0
     share = round(min(0.15, max(0.02, 1500 / total)), 3)
     return share, share
+
+
+def held_out_of(counts: Sequence[int], val: float, test: float) -> tuple[float, float]:
+    """(validation, test) shares that these become where each class gives one image at least."""
+    parts = np.array([shares(count, val, test) for count in counts])
+    of_val, of_test = (parts.sum(axis=0) / sum(counts)).tolist()
+    return of_val, of_test
+
+
+def too_few_for_a_test(counts: Sequence[int], val: float, test: float) -> bool:
+    """Whether a test, of one image of each class at least, would leave clearly too few to train
+    on: thousands of images, but a handful of each class."""
+    few = sum(counts) < FEW_OF_A_CLASS * len(counts)
+    return few and 1 - sum(held_out_of(counts, val, test)) < LEAST_LEFT * (1 - val - test)
 
 
 def fit_for(sizes: Sequence[tuple[int, int]]) -> tuple[Literal["crop", "pad", "squash"], str]:
