@@ -224,6 +224,34 @@ def test_a_folder_goes_before_the_source_of_its_name(
     assert (found.n, found.split, found.trained_on) == (6, "all", 0)
 
 
+def test_the_columns_that_a_run_was_trained_on_are_those_of_another_list(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(name: str, folder: str, header: str) -> Path:
+        files = sorted((place / folder).rglob("*.bmp"))
+        rows = [f"{f.relative_to(place)},{f.parent.name},x,{i}" for i, f in enumerate(files)]
+        (place / name).write_text("\n".join([header, *rows]))
+        return place / name
+
+    header = "pic,species,label,class"  # two that can be labels, as they are called
+    columns = {"data.image_column": "pic", "data.label_column": "species"}
+    config = config_of(listed("a.csv", "images", header), **columns)
+    run = place / "of_list"
+    assert train(config, run, quiet=True).status == "done"
+    plant(place / "other", 3, first=20)
+    found = vitc.evaluate(run, str(listed("b.csv", "other", header)))
+    assert (found.n, [c.n for c in found.per_class]) == (6, [3, 3])
+    assert main(["predict", str(run), str(place / "b.csv"), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    renamed = str(listed("c.csv", "other", "photo,kind,label,class"))
+    cure = "Name columns path and label, or as those trained on, pic, species; "
+    for command in ("evaluate", "predict"):
+        assert main([command, str(run), renamed]) == ConfigError.exit_code
+        error = capsys.readouterr().err
+        assert cure in error
+        assert "--data." not in error
+
+
 def test_splits_of_other_images_are_named(place: Path) -> None:
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         plant(place / "other" / split, count, first=30 if split == "val" else 40)

@@ -216,6 +216,21 @@ def test_a_table_without_labels_is_predicted(tmp_path: Path) -> None:
             opened(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+def test_a_table_is_predicted_with_the_columns_that_were_trained_on(
+    tmp_path: Path, name: str
+) -> None:
+    made = table().rename_columns(["left", "side"])
+    made = made.append_column("right", table(start=20)["image"])
+    pq.write_table(made, tmp_path / name) if "q" in name else write_arrow(tmp_path / name, made)
+    with pytest.raises(ConfigError, match="several columns that can be the image") as e:
+        find_images([tmp_path / name], DataConfig(label_column="species"))
+    assert "--data." not in str(e.value)
+    own = DataConfig(image_column="right", label_column="species")
+    found = [image for image in find_images([tmp_path / name], own) if isinstance(image, Inside)]
+    assert [image.split.stored(image.index) for image in found] == [png(20 + i) for i in range(10)]
+
+
 def test_litter_beside_tables_is_passed_over(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", tmp_path / "b" / "data"):
         folder.mkdir(parents=True)

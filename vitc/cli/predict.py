@@ -63,8 +63,8 @@ def run(args: Namespace) -> int:
     if out is not None:
         check_output(out, named)
     check_is(args.run_folder, *PREDICTS)
-    files = find_images(named)
     predictor = Predictor(args.run_folder, args.device, args.weights)
+    files = find_images(named, predictor.classifier.config.data)
     for text in predictor.notes:
         note(text)
     # Both for `--csv /dev/stdout`: a table among whose rows nothing else is printed.

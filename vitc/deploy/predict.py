@@ -20,6 +20,7 @@ from vitc.data.dataset import read_source
 from vitc.data.sources import SUFFIXES, guess_source
 from vitc.data.sources.base import IMAGE_SUFFIXES, Split, is_pattern, some
 from vitc.data.sources.folder import hidden_notes, own_notes, walk
+from vitc.data.sources.given import followable, with_columns
 from vitc.data.store import Files, name_key
 from vitc.deploy.rows import FORMS
 from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
@@ -51,20 +52,24 @@ if TYPE_CHECKING:
 Found = Path | Inside
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
+def find_images(
+    paths: Iterable[str | os.PathLike[str]], own: DataConfig | None = None
+) -> list[Found]:
     """The images that `paths` name, in that order, each once.
 
     A folder: the images in it, found as for training; a list, tar, table or pack: all images in it,
     labelled or not. A link to nothing and a path that does not exist are among them, as broken
-    images. Raises ConfigError: no path exists, or a folder without images; DataError: one that
-    cannot be read.
+    images. `own`: what the model was trained on, whose columns are taken where a list or table has
+    them. Raises ConfigError: no path exists, or a folder without images; DataError: one that cannot
+    be read.
     """
     found: dict[tuple[str, str], Found] = {}
     absent: list[Path] = []
     for path in map(Path, paths):
         data = _is_data(path)
         if data:
-            found |= {(str(path), image.name): image for image in _images_inside(path)}
+            inside = _images_inside(path, own or DataConfig())
+            found |= {(str(path), image.name): image for image in inside}
         elif os.path.isdir(path):
             for file in _images_below(path):
                 found.setdefault((os.path.realpath(file.parent), file.name), file)
@@ -86,9 +91,12 @@ def _is_data(path: Path) -> bool:
     return text.lower().endswith(SUFFIXES) and (os.path.isfile(path) or is_pattern(text))
 
 
-def _images_inside(path: Path) -> Iterator[Inside]:
+def _images_inside(path: Path, own: DataConfig) -> Iterator[Inside]:
     config = DataConfig(source=guess_source(path), path=os.path.expanduser(path))
-    for split in read_source(config, strict=False).splits.values():
+    with followable(own):
+        config = with_columns(config, own)
+        splits = read_source(config, strict=False).splits.values()
+    for split in splits:
         for i, name in enumerate(split.names):
             place = i if split.places is None else int(split.places[i])
             file = split.store.path(place) if isinstance(split.store, Files) else name
@@ -235,7 +243,7 @@ class Predictor:
     ) -> Iterator[tuple[str, NDArray[np.float32] | BrokenFileError]]:
         if batch < 1:
             raise ConfigError(f"batch is {batch}; it must be at least 1.")
-        named = _named(images)
+        named = _named(images, self.classifier.config.data)
         with memory_kept(), ThreadPoolExecutor(min(batch, cores(), 16)) as pool:
             while group := list(itertools.islice(named, batch)):
                 loaded = list(pool.map(self._load, group))
@@ -252,7 +260,7 @@ class Predictor:
             return error.with_traceback(None)  # which holds the bytes that were read
 
 
-def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
+def _named(images: Source | Iterable[Source], own: DataConfig) -> Iterator[tuple[str, Source]]:
     """Every single image with its name; a folder becomes its files."""
     from PIL.Image import Image
 
@@ -263,7 +271,7 @@ def _named(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
     for i, image in enumerate(many):
         if isinstance(image, str | os.PathLike):
             absent = not alone and not os.path.lexists(image)
-            files = [Path(image)] if absent else find_images([image])
+            files = [Path(image)] if absent else find_images([image], own)
             yield from ((str(file), file) for file in files)
         elif isinstance(image, Inside):
             yield image.name, image

@@ -19,6 +19,7 @@ from vitc.data.dataset import DataSet, open_data, open_whole
 from vitc.data.identity import Images, count_alike, images_of, joined, trained_on
 from vitc.data.sources import SOURCES
 from vitc.data.sources.base import Split, some
+from vitc.data.sources.given import followable, with_columns
 from vitc.data.store import name_key
 from vitc.errors import ConfigError, DataError, VitcError, suggest
 from vitc.resolve import with_images
@@ -195,7 +196,9 @@ def _others(config: RunConfig, asked: Asked, notes: list[str]) -> tuple[DataSet,
     other, in_chans = _named(config, str(asked.data)), config.model.in_chans
     other = replace(other, group=None)
     try:
-        whole = open_whole(other, in_chans)
+        with followable(config.data):
+            other = with_columns(other, config.data)
+            whole = open_whole(other, in_chans)
     except DataError as error:
         hint = "To classify images without labels: vitc predict RUN PATH."
         raise DataError(error.message, f"{error.hint or ''} {hint}".strip()) from error
@@ -208,7 +211,8 @@ def _others(config: RunConfig, asked: Asked, notes: list[str]) -> tuple[DataSet,
             counts = ", ".join(f"{name} {len(part):,}" for name, part in whole.splits.items())
             notes.append(f"Measured on the {split} split of {asked.data} ({counts}).")
         return whole, split, whole.splits[split]
-    held = open_data(other, in_chans)
+    with followable(config.data):
+        held = open_data(other, in_chans)
     part = _split_of(held, split, asked)
     notes.append(
         f"{asked.data} has no {split} split of its own: measured on the "

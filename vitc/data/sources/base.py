@@ -188,6 +188,10 @@ class Source:
         """As `read`, of images that are not trained on: classes and labels may be missing (-1)."""
         return self.read(config)
 
+    def columns(self, config: DataConfig) -> Sequence[str]:
+        """The names of the columns of a table; empty: it is none. Raises as `read`."""
+        return ()
+
     def problems(self, config: DataConfig) -> list[str]:
         """Settings that this source lacks, or that have no effect on it."""
         found = []

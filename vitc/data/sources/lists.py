@@ -80,6 +80,11 @@ class List(base.Source):
     def read_any(self, config: DataConfig) -> base.Found:
         return self.read(config, strict=False)
 
+    def columns(self, config: DataConfig) -> Sequence[str]:
+        table = _open(Path(str(config.path)))
+        next(table.rows(), None)
+        return table.header
+
 
 # -- the file --------------------------------------------------------------------------------------
 

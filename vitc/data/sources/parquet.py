@@ -85,6 +85,13 @@ class Parquet(base.Source):
         here = any(name.endswith(".parquet") for name in listed(path))
         return folders == ["data"] or ((here or named) and not holds_classes(path))
 
+    def columns(self, config: DataConfig) -> Sequence[str]:
+        arrow = pyarrow_modules()
+        (path, *_) = table_files(str(config.path), None).paths
+        with reading(arrow, path):
+            names: list[str] = schema_of(arrow, path).names
+            return names
+
     def read_any(self, config: DataConfig) -> base.Found:
         return self.read(config, strict=False)
 
