@@ -198,6 +198,27 @@ def test_images_in_other_sources_are_predicted_labelled_or_not(
     assert names == list(found.names)
 
 
+def test_a_missing_file_of_a_list_has_a_row_and_one_listed_twice_is_predicted_once(
+    trained: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    files = sorted((photos / "val").rglob("*.png"))[:3]
+    (tmp_path / "x.csv").write_text(
+        "path,label,split\n"
+        f"{files[0]},red|blue,val\ngone.png,red,?\n{files[1]},red,train\n{files[0]},red,train\n"
+    )
+    words = ["predict", str(trained), str(tmp_path / "x.csv"), str(files[1]), str(files[2])]
+    assert main([*words, "--json"]) == 1
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    names = [str(f) for f in (files[0], tmp_path / "gone.png", files[1], files[2])]
+    assert [row["image"] for row in rows] == names
+    assert "error" in rows[1]
+    assert "1 of 4 images could not be read." in err
+    (tmp_path / "x.csv").write_text("path\ngone.png\n")
+    assert main(words[:3]) == 2
+    assert "--data." not in capsys.readouterr().err
+
+
 # -- what comes out --------------------------------------------------------------------------------
 
 

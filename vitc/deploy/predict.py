@@ -21,7 +21,8 @@ from vitc.data.sources import SUFFIXES, guess_source
 from vitc.data.sources.base import IMAGE_SUFFIXES, Split, is_pattern, some
 from vitc.data.sources.folder import hidden_notes, own_notes, walk
 from vitc.data.sources.given import followable, with_columns
-from vitc.data.store import Files, name_key
+from vitc.data.sources.lists import List, listed_files
+from vitc.data.store import name_key
 from vitc.deploy.rows import FORMS
 from vitc.errors import BrokenFileError, ConfigError, DataError, suggest_beside
 from vitc.machine import cores, memory_kept
@@ -30,7 +31,7 @@ from vitc.wording import counted
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """An image in a tar, a table or a pack, or one that a list names."""
+    """An image in a tar, a table or a pack."""
 
     name: str
     split: Split
@@ -58,25 +59,27 @@ def find_images(
     """The images that `paths` name, in that order, each once.
 
     A folder: the images in it, found as for training; a list, tar, table or pack: all images in it,
-    labelled or not. A link to nothing and a path that does not exist are among them, as broken
-    images. `own`: what the model was trained on, whose columns are taken where a list or table has
-    them. Raises ConfigError: no path exists, or a folder without images; DataError: one that cannot
-    be read.
+    labelled or not. A link to nothing and a path that does not exist, named or listed, are among
+    them, as broken images. `own`: what the model was trained on, whose columns are taken where a
+    list or table has them. Raises ConfigError: no path exists, or a folder without images;
+    DataError: one that cannot be read, or a list of files that are all missing.
     """
     found: dict[tuple[str, str], Found] = {}
     absent: list[Path] = []
     for path in map(Path, paths):
-        data = _is_data(path)
-        if data:
+        if _is_data(path):
             inside = _images_inside(path, own or DataConfig())
-            found |= {(str(path), image.name): image for image in inside}
         elif os.path.isdir(path):
-            for file in _images_below(path):
-                found.setdefault((os.path.realpath(file.parent), file.name), file)
+            inside = _images_below(path)
         else:
-            found.setdefault((os.path.realpath(path.parent), path.name), path)
+            inside = [path]
             if not os.path.lexists(path):
                 absent.append(path)
+        for image in inside:
+            if isinstance(image, Inside):
+                found[str(path), image.name] = image
+            else:
+                found.setdefault((os.path.realpath(image.parent), image.name), image)
     if absent and set(absent) >= set(found.values()):
         others = f", nor any of {counted(len(absent) - 1, 'other')}" if len(absent) > 1 else ""
         raise ConfigError(f"There is no file {absent[0]}{others}.{suggest_beside(absent[0])}")
@@ -91,16 +94,14 @@ def _is_data(path: Path) -> bool:
     return text.lower().endswith(SUFFIXES) and (os.path.isfile(path) or is_pattern(text))
 
 
-def _images_inside(path: Path, own: DataConfig) -> Iterator[Inside]:
+def _images_inside(path: Path, own: DataConfig) -> Sequence[Found]:
     config = DataConfig(source=guess_source(path), path=os.path.expanduser(path))
     with followable(own):
         config = with_columns(config, own)
+        if config.source == List.kind:
+            return listed_files(config)
         splits = read_source(config, strict=False).splits.values()
-    for split in splits:
-        for i, name in enumerate(split.names):
-            place = i if split.places is None else int(split.places[i])
-            file = split.store.path(place) if isinstance(split.store, Files) else name
-            yield Inside(str(file), split, i)
+    return [Inside(name, split, i) for split in splits for i, name in enumerate(split.names)]
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -65,7 +65,7 @@ class List(base.Source):
         table = _survey(_open(file))
         images = _columns(table, config, strict)
         listed = _read(table, images, strict)
-        sizes, notes = _find(table, listed, config)
+        sizes, notes = _find(table, listed, config.bad_files)
         _check_twice(listed.paths)
         _check_one_path(table, listed, images)
         there = np.flatnonzero(sizes >= 0)
@@ -84,6 +84,20 @@ class List(base.Source):
         table = _open(Path(str(config.path)))
         next(table.rows(), None)
         return table.header
+
+
+def listed_files(config: DataConfig) -> list[Path]:
+    """The files that a list names, to predict: in its order, those that are missing among them.
+
+    Raises ConfigError: no such list or column; DataError: an invalid line, or all are missing.
+    """
+    table = _survey(_open(Path(str(config.path))))
+    path, others, _ = _paths(table, config)
+    columns = _Columns(path, None, SplitRule(), [], others)
+    listed = _read(table, columns, strict=False)
+    _find(table, listed, "skip")
+    _check_one_path(table, listed, columns)
+    return [table.file.parent / path for path in listed.paths]
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -224,7 +238,8 @@ class _Columns(NamedTuple):
     others: list[str]  # columns that can be the path, too
 
 
-def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
+def _paths(table: _Table, config: DataConfig) -> tuple[str, list[str], str]:
+    """The column of paths, others that can be it, and what the header is, for a hint."""
     where, header = str(table.file), table.header
     shown = ", ".join(map(repr, header[:6])) or "empty"
     hint = (
@@ -240,9 +255,16 @@ def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
                 f"{where} has lines with the key {chosen!r}, which the first line lacks.",
                 "Give every line the same keys.",
             )
-    paths, labels = known(header, PATH_NAMES), known(header, LABEL_NAMES)
+    paths = known(header, PATH_NAMES)
     path = choose_column("image_column", config.image_column, header, paths, where, hint)
-    labels = [name for name in labels if name != path]
+    others = [] if config.image_column else [name for name in paths if name != path]
+    return path, others, hint
+
+
+def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
+    where, header = str(table.file), table.header
+    path, others, hint = _paths(table, config)
+    labels = [name for name in known(header, LABEL_NAMES) if name != path]
     label: str | None = None
     if strict or labels or config.label_column is not None:
         label = choose_label(config.label_column, header, labels, table.column, where, hint)
@@ -252,8 +274,7 @@ def _columns(table: _Table, config: DataConfig, strict: bool) -> _Columns:
     rule = split_rule(config, values, where)
     used = [name for name in (path, label, *rule.columns) if name is not None]
     notes = [usage(used, [*header, *table.late]), *rule.notes]
-    others = [] if config.image_column else [name for name in paths if name not in used]
-    return _Columns(path, label, rule, notes, others)
+    return _Columns(path, label, rule, notes, [name for name in others if name not in used])
 
 
 # -- the rows --------------------------------------------------------------------------------------
@@ -333,7 +354,7 @@ def _check_one_path(table: _Table, listed: _Listed, columns: _Columns) -> None:
                 )
 
 
-def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, list[str]]:
+def _find(table: _Table, listed: _Listed, bad_files: str) -> tuple[Ints, list[str]]:
     """Bytes of each listed file, -1 for those that are missing, and notes.
 
     Paths are brought to the form in which they are found: with / for \\, and, in a list that is not
@@ -363,11 +384,12 @@ def _find(table: _Table, listed: _Listed, config: DataConfig) -> tuple[Ints, lis
     if not missing:
         return sizes, notes
     text = f"{counted(len(missing), 'listed file')} missing: {base.some(missing)}."
-    if config.bad_files == "stop" or len(missing) == len(listed.paths):
-        hint = "Paths are relative to the list's folder. --data.bad_files skip leaves them out; "
-        hint += "so does --skip-broken in vitc evaluate."
+    if bad_files == "stop" or len(missing) == len(listed.paths):
+        hint = "Paths are relative to the list's folder."
         if Path(missing[0]).is_file():
             hint = "Paths are relative to the list's folder, not to the current one: move the list."
+        elif len(missing) < len(listed.paths):
+            hint += " --data.bad_files skip, or in vitc evaluate --skip-broken, leaves them out."
         raise DataError(text, hint)
     return sizes, [*notes, text]
 
