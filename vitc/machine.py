@@ -32,11 +32,11 @@ STOP_SIGNALS = tuple(
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises InterruptedRun within, so that temporary files are removed."""
+def sigterm_raises(message: str = "Stopped by SIGTERM.") -> Iterator[None]:
+    """SIGTERM raises InterruptedRun within, so that what must be done at the end is done."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise InterruptedRun("Stopped by SIGTERM.", None, number)
+        raise InterruptedRun(message, None, number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -13,14 +13,12 @@ import ipaddress
 import logging
 import math
 import secrets
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -55,8 +53,8 @@ from vitc.deploy.uploads import (
     read_upload,
     read_uploads,
 )
-from vitc.errors import ConfigError, InterruptedRun
-from vitc.machine import cores, memory_kept
+from vitc.errors import ConfigError
+from vitc.machine import cores, memory_kept, sigterm_raises
 from vitc.views.html import render_template
 from vitc.wording import counted
 
@@ -404,11 +402,6 @@ def run(app: Starlette, listening: socket.socket, timeout: float) -> None:
     timeout: seconds in which one is received, and answered. Raises KeyboardInterrupt or
     InterruptedRun.
     """
-
-    def stopped(number: int, frame: FrameType | None) -> None:
-        raise InterruptedRun("Stopped by SIGTERM, after the accepted requests.", None, number)
-
-    signal.signal(signal.SIGTERM, stopped)  # the server holds it back, then raises it again
     config = Config(
         app,
         http="h11",
@@ -422,5 +415,6 @@ def run(app: Starlette, listening: socket.socket, timeout: float) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(2 * timeout) + 1,
     )
-    with memory_kept():
+    # The server holds SIGTERM back, then raises it again.
+    with memory_kept(), sigterm_raises("Stopped by SIGTERM, after the accepted requests."):
         Server(config).run(sockets=[listening])

@@ -18,7 +18,7 @@ from vitc.errors import BrokenFileError
 from vitc.wording import counted, printable
 
 HOW = "Send an image file as the body, or several as multipart/form-data."
-# ICO's pictures can be larger than it states; the others take a gigabyte for a few kilobytes.
+# ICO's pictures can be larger than it states, and a JPEG 2000 of a few kilobytes takes a gigabyte.
 UNSUPPORTED = ("ICO", "JPEG2000", "PPM")
 FORMATS = "Send JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC."
 SMALLER = "Send a smaller image."

@@ -27,9 +27,9 @@ def no_folders(root: Path, tree: Tree) -> DataError:
 
 def data_in(root: Path, tree: Tree) -> str:
     """Names data of another kind in a folder of images, and how it is opened; "" without any."""
-    shards = _files(tree, (".tar",))
-    if not shards or tables(root, tree):
-        return tables(root, tree) or lists(root, tree)
+    found, shards = tables(root, tree), _files(tree, (".tar",))
+    if found or not shards:
+        return found or lists(root, tree)
     pattern = root / ("*/*.tar" if "/" in shards[0] else "*.tar")
     return f"Or give the tar files: --data '{pattern}'."
 
