@@ -443,6 +443,7 @@ def test_a_list_that_cannot_be_read_names_the_cure(tmp_path: Path, text: bytes, 
     [
         ("path,label\nin/1.png,a|b\nin/2.png,a\n", "1 image several labels"),
         ("path,label\nin/1.png,a\nin/1.png,a\n", "1 path listed twice"),
+        ("path,label\nin/1.png,a\nin/1.png,b\n", "different labels: 'in.1.png' is 'a' and 'b'"),
         ("path,label\nin/1.png\n", "line 2: 1 values under 2 headings"),
         ("path,label\n,a\n", "line 2: no path"),
         ("path,label\nx.png,\n", "line 2: no label"),

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from vitc.data.sources.columns import (
     text_of,
     usage,
 )
-from vitc.data.store import Files, Ints, Names, label_codes
+from vitc.data.store import Files, Ints, Names, label_codes, shown
 from vitc.errors import ConfigError, DataError
 from vitc.files import once
 from vitc.wording import counted
@@ -66,7 +65,7 @@ class List(base.Source):
         images = _columns(table, config, strict)
         listed = _read(table, images, strict)
         sizes, notes = _find(table, listed, config.bad_files)
-        _check_twice(listed.paths)
+        _check_twice(listed)
         _check_one_path(table, listed, images)
         there = np.flatnonzero(sizes >= 0)
         codes, labels = label_codes(listed.labels)
@@ -324,12 +323,23 @@ def _read(table: _Table, columns: _Columns, strict: bool) -> _Listed:
     return listed
 
 
-def _check_twice(paths: Sequence[str]) -> None:
-    count = Counter(map(os.path.normpath, paths))
-    twice = [path for path, n in count.items() if n > 1]
+def _check_twice(listed: _Listed) -> None:
+    """Raises DataError: an image stands in several lines, with one label or with several."""
+    labels: dict[str, list[str]] = {}
+    for path, label in zip(map(os.path.normpath, listed.paths), listed.labels, strict=True):
+        labels.setdefault(path, []).append(label)
+    torn = {path: sorted(set(own)) for path, own in labels.items() if len(set(own)) > 1}
+    if torn:
+        path, own = next(iter(torn.items()))
+        raise DataError(
+            f"{counted(len(torn), 'image')} listed with different labels: {shown(path)!r} is "
+            f"{' and '.join(map(repr, map(shown, own)))}.",
+            "Keep the right line of each image: multi-label data is not supported.",
+        )
+    twice = [path for path, own in labels.items() if len(own) > 1]
     if twice:
         raise DataError(
-            f"{counted(len(paths) - len(count), 'path')} listed twice: {base.some(twice)}.",
+            f"{counted(len(listed.paths) - len(labels), 'path')} listed twice: {base.some(twice)}.",
             "List each image once; --data.balance weights classes.",
         )
 
