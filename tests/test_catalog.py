@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -159,9 +161,39 @@ def test_the_library_of_the_hub_does_not_wait_for_a_hub_that_is_silent(
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
     assert time.monotonic() - started < 2
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
-    with hub.offline_unless_reachable():
-        assert not constants.HF_HUB_OFFLINE
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """A mirror of the hub that answers, and a proxy that refuses to lead to it."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_CONNECT(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_the_hub_is_reachable_if_it_answers_not_if_there_is_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Answers)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        here = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv("HF_ENDPOINT", here)
+        assert hub.reachable()
+        monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+        monkeypatch.setenv("https_proxy", here)
+        assert not hub.reachable()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_weights_in_the_cache_need_no_network(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from vitc.cli.main import main
 from vitc.config import read_config
 from vitc.errors import ConfigError
 from vitc.optim.optimizers import MuonConfig
+from vitc.recipes import get_recipe
+from vitc.training import auto_rules as rules
 from vitc.training import auto_start, probe
 from vitc.training.auto import propose
-from vitc.training.auto_start import find_start, formula_models
+from vitc.training.auto_start import find_starts, formula_models
 from vitc.training.probe import ImageSeconds
 from vitc.weights import catalog
 from vitc.weights.catalog import PackagedWeights
@@ -42,31 +45,31 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedWeights:
 
 
 def test_auto_takes_weights_where_they_are_and_the_images_are_large(fake: PackagedWeights) -> None:
-    assert find_start("auto", {}, LARGE) == fake
-    assert find_start("auto", {}, SMALL) is None
-    assert find_start("pretrained", {}, SMALL) == fake
-    assert find_start("scratch", {}, LARGE) is None
-    assert find_start("auto", {"model": "vit_r_mini"}, LARGE) is None
-    assert find_start("auto", {"model": "vit_r_tiny"}, LARGE) == fake
-    assert find_start("auto", {"model.in_chans": 1}, LARGE) is None
-    assert find_start("auto", {"init": "runs/mine"}, LARGE) is None
+    assert find_starts("auto", {}, LARGE) == [fake]
+    assert find_starts("auto", {}, SMALL) == []
+    assert find_starts("pretrained", {}, SMALL) == [fake]
+    assert find_starts("scratch", {}, LARGE) == []
+    assert find_starts("auto", {"model": "vit_r_mini"}, LARGE) == []
+    assert find_starts("auto", {"model": "vit_r_tiny"}, LARGE) == [fake]
+    assert find_starts("auto", {"model.in_chans": 1}, LARGE) == []
+    assert find_starts("auto", {"init": "runs/mine"}, LARGE) == []
 
 
 def test_what_cannot_be_is_refused(fake: PackagedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="exclude each other"):
-        find_start("scratch", {"init": "runs/mine"}, LARGE)
+        find_starts("scratch", {"init": "runs/mine"}, LARGE)
     with pytest.raises(ConfigError, match="'pretraned'"):
-        find_start("pretraned", {}, LARGE)
+        find_starts("pretraned", {}, LARGE)
     with pytest.raises(ConfigError, match="of vit_r_mini") as caught:
-        find_start("pretrained", {"model": "vit_r_mini"}, LARGE)
+        find_starts("pretrained", {"model": "vit_r_mini"}, LARGE)
     assert "vit_r_tiny" in str(caught.value.hint)
     monkeypatch.setattr(catalog, "CATALOG", REAL)
     monkeypatch.setattr(catalog.PackagedWeights, "here", lambda _: False)
     monkeypatch.setattr(catalog.TimmWeights, "here", lambda _: False)
     with pytest.raises(ConfigError) as caught:
-        find_start("pretrained", {}, LARGE)
+        find_starts("pretrained", {}, LARGE)
     assert "vitc[pretrained]" in str(caught.value.hint)
-    assert find_start("auto", {}, LARGE) is None
+    assert find_starts("auto", {}, LARGE) == []
 
 
 @pytest.mark.slow
@@ -108,6 +111,33 @@ def test_a_run_from_pretrained_weights_is_an_ordinary_run(
     assert main(["predict", str(out), str(next(photos.rglob("*.jpg")))]) == 0
     assert main(["evaluate", str(out)]) == 0
     assert main(["save", str(out), str(tmp_path / "saved")]) == 0
+
+
+def test_another_optimizer_gets_a_rate_for_trained_weights_and_patience_sees_every_epoch(
+    fake: PackagedWeights, photo_folder: Photos
+) -> None:
+    fixed = {"optim": "sgd", "train.patience": 2, "train.epochs": 8}
+    config = propose(photo_folder(), 60, fixed).config
+    assert config.init.weights == fake.where
+    recipe = get_recipe(rules.RECIPE, "sgd")
+    alike = recipe.optim.peak_lr(recipe.train.batch) * config.train.batch / recipe.train.batch
+    assert config.optim.peak_lr(config.train.batch) < 0.5 * alike
+    assert config.train.eval_every_epochs == 1
+
+
+def test_where_the_first_weights_take_too_long_the_next_are_tried(
+    fake: PackagedWeights, photo_folder: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, real = replace(fake, name="large"), auto_start.pretrained_trial
+    monkeypatch.setattr(catalog, "CATALOG", (large, fake))
+
+    def trial(*args: Any) -> Any:
+        return None if large in args else real(*args)
+
+    monkeypatch.setattr(auto_start, "pretrained_trial", trial)
+    proposal = propose(photo_folder(), 60)
+    assert proposal.config.init.weights == fake.where
+    assert any("pretrained:large take too long" in line for line in proposal.lines)
 
 
 def test_a_damaged_file_of_weights_ends_the_run_before_it_begins(

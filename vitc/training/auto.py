@@ -117,27 +117,25 @@ def propose(
     base = RunConfig(name=name_of(images), optim=recipe.optim)
     base = with_data(base, str(images.absolute()))  # a folder may have the name of a source
     given, sizes, gray = _sampled(choices, base)
-    entry = auto_start.find_start(start, fixed, sizes)
+    entries = auto_start.find_starts(start, fixed, sizes)
     made = auto_start.formula_models(start, fixed)  # they see three channels
-    gray = gray and not (entry or made)
+    gray = gray and not (entries or made)
     data, look = _choose_images(choices, base, given, sizes, gray, time)
     device, machine = _choose_device(choices)
     _choose_views(choices, look)
     _choose_batch(choices, look, machine, processes)
-    tuned = None
-    if entry is not None:
+    tuned, seconds = None, None
+    for entry in entries:
         tuned = auto_start.pretrained_trial(
             choices, base, data, look, device, entry, time.left, processes
         )
-    if tuned is not None and entry is not None:
-        trial, seconds = tuned
-        auto_start.note_start(choices, entry, trial.config, look)
-        choices.settings |= trial.settings
-    else:
-        if entry is not None:
-            choices.warn(
-                f"the features of {entry.where} take too long here: it starts without them."
-            )
+        if tuned is not None:
+            trial, seconds = tuned
+            auto_start.note_start(choices, entry, trial.config, look)
+            choices.settings |= trial.settings
+            break
+        choices.warn(f"the features of {entry.where} take too long here: it starts without them.")
+    if tuned is None:
         only = tuple(made) if start == "formula" or look.train <= rules.FORMULA_IMAGES else ()
         seen, budget = (data, look, device, machine), time.budget
         base, trial = _with_optimizer(
@@ -149,7 +147,6 @@ def propose(
         auto_model.choose_rate(choices, base, trial)
         if trial.config.model.name in made:
             auto_start.take_formula(choices, made[trial.config.model.name])
-        seconds = None
     # The clocks of several processes differ: their run ends after the epochs that were planned.
     bounded = processes == 1 and not fixed.keys() & rules.OWN_LENGTH
     seconds, end = _choose_time(choices, data, look, trial, seconds, time, bounded)
@@ -157,7 +154,7 @@ def propose(
         choices.settings["train.budget_seconds"] = end
     _choose_mixing(choices, trial.config.optim)
     config = choices.config(base, trial.settings)
-    if hint := weights or auto_start.missing_start(start, entry, look):
+    if hint := weights or auto_start.missing_start(start, entries, look):
         choices.lines.insert(1, hint)
     auto_model.choose_schedule(choices, config)
     config = choices.config(base, trial.settings)

@@ -249,24 +249,33 @@ def _note_model(choices: Choices, trial: Trial, look: Look, reason: str) -> None
         )
 
 
-def choose_rate(choices: Choices, base: RunConfig, trial: Trial) -> None:
-    """The learning rate: `base`'s, which is the recipe's, scaled to batch and width.
+def peak_rate(base: RunConfig, config: RunConfig, fixed: Mapping[str, Any]) -> tuple[float, str]:
+    """The peak learning rate of `config`, and why: `base`'s, which is the recipe's, scaled to batch
+    and width, and less for trained weights.
 
-    In the unit of `optim.lr_per_batch` where the user set that.
+    In the unit of `optim.lr_per_batch` where the user fixed that.
     """
-    config, fixed = trial.config, choices.fixed
     # A model without a width of its own gets 1e-3 at batch 64, as plain scripts have it.
     width = config.model.embed_dim if isinstance(config.model, ViTConfig) else rules.OTHER_WIDTH
-    of_batch = get_recipe(rules.RECIPE).train.batch
-    lr, because = rules.learning_rate(base.optim, of_batch, config.train.batch, width)
+    of_batch, batch = get_recipe(rules.RECIPE).train.batch, config.train.batch
+    lr, because = rules.learning_rate(base.optim, of_batch, batch, width)
     if config.init.weights:
         lr = float(f"{rules.TRAINED_SHARE * lr:.2g}")
         because += f"; times {rules.TRAINED_SHARE:g}, as the weights are trained already"
-    per = fixed.get("optim.lr_per_batch")
-    if per is not None:
-        lr *= per / config.train.batch
+    return lr * rate_unit(fixed, batch), because
+
+
+def rate_unit(fixed: Mapping[str, Any], batch: int) -> float:
+    """By what an absolute learning rate is multiplied to be one of `optim.lr_per_batch` images."""
+    per: float | None = fixed.get("optim.lr_per_batch")
+    return 1.0 if per is None else per / batch
+
+
+def choose_rate(choices: Choices, base: RunConfig, trial: Trial) -> None:
+    lr, because = peak_rate(base, trial.config, choices.fixed)
     choices.take("optim.lr", "peak learning rate", lr, because)
-    if isinstance(config.optim, AdamWConfig) and "optim.weight_decay" not in fixed:
+    decay = isinstance(trial.config.optim, AdamWConfig)
+    if decay and "optim.weight_decay" not in choices.fixed:
         choices.settings["optim.weight_decay"] = rules.ADAMW_DECAY
 
 

@@ -19,7 +19,7 @@ from vitc.models.zoo import model_config
 from vitc.optim.optimizers import AdamWConfig
 from vitc.resolve import resolve_config
 from vitc.training import auto_rules as rules
-from vitc.training.auto_model import Trial
+from vitc.training.auto_model import Trial, peak_rate, rate_unit
 from vitc.training.auto_rules import Choices, Look
 from vitc.training.config import Start
 from vitc.weights import catalog
@@ -57,12 +57,13 @@ SAME_MODEL = {"model", SIDE, "model.in_chans"}  # settings with which weights st
 CACHE_SIDE = 1.3  # of img_size: smaller than from scratch, few epochs use it
 
 
-def find_start(
+def find_starts(
     start: str, fixed: Mapping[str, Any], sizes: Sequence[tuple[int, int]]
-) -> Entry | None:
-    """The weights to start from, or None: from scratch. `sizes`: (height, width) of a sample.
+) -> list[Entry]:
+    """The weights to start from, best first; none: from scratch. `sizes`: (height, width) of a
+    sample.
 
-    auto: the first of the catalog that can be had here, for images larger than those of MNIST and
+    auto: those of the catalog that can be had here, for images larger than those of MNIST and
     CIFAR. Raises ConfigError: pretrained, and there are none; another start than --init names.
     """
     if start not in get_args(Start):
@@ -79,10 +80,10 @@ def find_start(
         or start in ("scratch", "formula")
         or (start == "auto" and (gray or side <= rules.SMALL_SIDE))
     ):
-        return None
+        return []
     fitting = [entry for entry in catalog.CATALOG if model in (None, entry.model)]
-    found = next((entry for entry in fitting if entry.here()), None)
-    if found is None and start == "pretrained":
+    found = [entry for entry in fitting if entry.here()]
+    if not found and start == "pretrained":
         of = "" if model is None else f" of {model}"
         ways = "\n".join(f"{entry.where}: {entry.advice}" for entry in fitting)
         known = ", ".join(entry.model for entry in catalog.CATALOG)
@@ -118,10 +119,10 @@ def take_formula(choices: Choices, entry: PackagedWeights) -> None:
     choices.note("start", f"{entry.where}, licence {entry.licence}", why)
 
 
-def missing_start(start: str, entry: Entry | None, look: Look) -> str | None:
+def missing_start(start: str, entries: Sequence[Entry], look: Look) -> str | None:
     """What would give a better model than starting without photos: a line, or None."""
     absent = [e for e in catalog.CATALOG if isinstance(e, PackagedWeights)]
-    if start != "auto" or entry is not None or look.short_side <= rules.SMALL_SIDE or not absent:
+    if start != "auto" or entries or look.short_side <= rules.SMALL_SIDE or not absent:
         return None
     return f"start: without photos — a model pretrained on them would be better: {absent[0].advice}"
 
@@ -155,7 +156,10 @@ def pretrained_trial(
         "optim.ema.kind": "none",
     }
     if isinstance(base.optim, AdamWConfig):
-        settings |= {"optim.lr": LR, "optim.weight_decay": rules.ADAMW_DECAY}
+        lr = LR * rate_unit(fixed, fixed.get("train.batch", settings["train.batch"]))
+        settings |= {"optim.lr": lr, "optim.weight_decay": rules.ADAMW_DECAY}
+    else:
+        settings["optim.lr"] = peak_rate(base, choices.config(base, settings), fixed)[0]
     # The head is fitted with the statistics that BatchNorms have; those of a batch are others.
     frozen = [tuple(fixed.get("train.freeze", (NORMS,)))]
     if isinstance(model, CNNConfig) and "train.freeze" not in fixed:
@@ -191,8 +195,11 @@ def pretrained_trial(
         choices.note("training crop", "none", why)
         choices.note("mirror", "0.0", why)
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
-    # A short run is evaluated at its end alone, also where it takes longer than planned.
+    # A short run is evaluated at its end alone, also where it takes longer than planned; one that
+    # may stop early has to see when.
     every = 10 * epochs if epochs <= LEAST_EPOCHS else epochs // 4 + 1
+    if "train.patience" in fixed:
+        every = 1
     settings |= {"train.freeze": parts, "train.epochs": epochs, "train.eval_every_epochs": every}
     config = choices.config(base, settings)
     cost = Probe(config.train.batch * image, share * READING * times.evaluation, 0)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from vitc.errors import CheckpointError, ConfigError, VitcError
 
@@ -99,26 +100,23 @@ def in_cache(repo_id: str, file: str) -> bool:
     return isinstance(try_to_load_from_cache(repo_id, file), str)
 
 
-def reachable(seconds: float = 1.0) -> bool:
-    """Whether the hub answers, decided within so many seconds; never where HF_HUB_OFFLINE is set,
-    and taken for granted behind a proxy.
+def reachable(seconds: float = 1.8) -> bool:
+    """Whether the hub answers a request, through a proxy too, decided within so many seconds; never
+    where HF_HUB_OFFLINE is set.
 
     In a thread, because looking up a name knows no time limit of its own.
     """
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
         return False
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
     answered = threading.Event()
 
-    def connect() -> None:
-        try:
-            socket.create_connection((HOST, 443), timeout=seconds).close()
+    def ask() -> None:
+        endpoint = os.environ.get("HF_ENDPOINT") or f"https://{HOST}"
+        with suppress(OSError, ValueError, HTTPException):
+            urlopen(Request(endpoint, method="HEAD"), timeout=seconds).close()
             answered.set()
-        except OSError:
-            pass
 
-    attempt = threading.Thread(target=connect, daemon=True)
+    attempt = threading.Thread(target=ask, daemon=True)
     attempt.start()
     attempt.join(seconds)
     return answered.is_set()
