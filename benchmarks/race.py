@@ -2,10 +2,11 @@
 
     python benchmarks/race.py ~/photos --seconds 360 --seeds 3 --out race.json
 
-Each entry gets the same images (train, val and test of the folder, or a seeded 70/15/15 split where
-it has none), one thread, and the same number of processor seconds, which include reading the
-images, probes and evaluation. Entries are interleaved: seed 0 of each, then seed 1. Test images are
-read once, at the end of each run.
+Each entry gets the same images: train, val and test of the folder, of which val and test are drawn
+from the images to train on where there are none, seeded, 15 % of each class. Each gets one thread
+and the same number of processor seconds, which include reading the images, probes and evaluation.
+Entries are interleaved: seed 0 of each, then seed 1. Test images are read once, at the end of each
+run.
 
 Entries:
   vitc        `vitc train FOLDER --budget ... --start scratch` of this checkout
@@ -18,7 +19,8 @@ Entries:
   resnet18_mix  the same with mixup or CutMix on four of five batches and twice the weight decay
   fastai      fastai's own recipe for networks from scratch (xresnet18, Ranger, flat-cosine), where
               fastai and torchvision are installed; in fp32, as fastai has bf16 on CUDA alone
-  NAME=DIR    `vitc train` of another checkout at DIR, as the front door of an earlier version
+  NAME=DIR    `vitc train` of another checkout at DIR, as the front door of an earlier version; a
+              setting that it does not have is left out, which its row notes
 """
 
 from __future__ import annotations
@@ -34,17 +36,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitc.data.sources.folder import scan_folder
+from vitc.data.sources.tree import LAYOUTS
+from vitc.data.store import Files
+from vitc.errors import VitcError
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 PEERS = ("resnet18", "resnet18_mix", "fastai")
 TEST_SHARE = 0.03  # of the time, kept by every entry for reading and answering the test images
+CLOCK = ["--train.clock", "processor"]
 OURS = {
-    name: ["--train.clock", "processor", "--start", start]
+    name: [*CLOCK, "--start", start]
     for name, start in (
         ("vitc", "scratch"),
         ("vitc_formula", "formula"),
@@ -57,29 +65,35 @@ OURS = {
 
 
 def prepared(folder: Path, work: Path) -> Path:
-    """A folder with train/, val/ and test/, by links: the given one's splits, or seeded ones."""
-    own = {
-        split: [folder / name for name in names if (folder / name).is_dir()]
-        for split, names in SPLITS.items()
-    }
-    out = work / "images"
-    if all(own.values()):
-        for split, (source, *_) in own.items():
-            out.mkdir(parents=True, exist_ok=True)
-            (out / split).symlink_to(source.resolve())
-        return out
-    rng = np.random.default_rng(0)
-    for kind in sorted(p for p in folder.iterdir() if p.is_dir()):
-        files = sorted(p for p in kind.rglob("*") if p.suffix.lower() in SUFFIXES)
-        rng.shuffle(files)  # type: ignore[arg-type]
-        held = max(1, round(0.15 * len(files)))
-        parts = {"val": files[:held], "test": files[held : 2 * held], "train": files[2 * held :]}
-        for split, members in parts.items():
-            place = out / split / kind.name
-            place.mkdir(parents=True)
-            for i, file in enumerate(members):
-                (place / f"{i:06}{file.suffix.lower()}").symlink_to(file.resolve())
+    """A folder with train/, val/ and test/, by links: those given, and seeded ones for the others.
+
+    Splits and classes are read as `vitc train` reads them. Ends the race where it would refuse.
+    """
+    try:
+        found = scan_folder(folder)
+    except VitcError as error:
+        raise SystemExit(f"{error.message} {LAYOUTS}") from None
+    out, rng = work / "images", np.random.default_rng(0)
+    missing = [split for split in ("val", "test") if split not in found.splits]
+    for split, part in found.splits.items():
+        assert isinstance(part.store, Files)
+        for label, kind in enumerate(found.classes):
+            inside = [part.store.path(i) for i in np.flatnonzero(part.labels == label).tolist()]
+            files = sorted(file for file in inside if file.suffix.lower() in SUFFIXES)
+            if split == "train" and missing:
+                rng.shuffle(files)  # type: ignore[arg-type]
+                held = max(1, round(0.15 * len(files)))
+                for drawn in missing:
+                    _link(files[:held], out / drawn / kind)
+                    files = files[held:]
+            _link(files, out / split / kind)
     return out
+
+
+def _link(files: list[Path], place: Path) -> None:
+    place.mkdir(parents=True)
+    for i, file in enumerate(files):
+        (place / f"{i:06}{file.suffix.lower()}").symlink_to(file.resolve())
 
 
 # -- the plain script ----------------------------------------------------------------------------
@@ -349,6 +363,39 @@ def run_vitc(
         }
 
 
+@cache
+def settings_of(root: Path) -> frozenset[str]:
+    """The settings that `vitc train` of the checkout at `root` has."""
+    ask = "from vitc.config import all_leaf_types; print(*all_leaf_types())"
+    env = {**_one_thread(), "PYTHONPATH": str(root)}
+    return frozenset(_printed([sys.executable, "-c", ask], env).split())
+
+
+def options_for(entry: str, given: list[str]) -> tuple[Path, list[str], str]:
+    """Of `vitc` or NAME=DIR: the checkout, its options and the `given` ones, and a note on settings
+    that it does not have."""
+    name, _, where = entry.partition("=")
+    options = [*OURS.get(name, CLOCK), *given]
+    if not where:
+        return Path(__file__).resolve().parents[1], options, ""
+    root = Path(where).resolve()
+    kept: list[str] = []
+    absent: list[str] = []
+    known = True
+    for word in options:
+        if word.startswith("--"):
+            setting = word[2:].partition("=")[0]
+            known = "." not in setting or setting in settings_of(root)
+            if not known:
+                absent.append(f"--{setting}")
+        if known:
+            kept.append(word)
+    note = f", without {', '.join(absent)}" if absent else ""
+    if CLOCK[0] in absent:
+        note += ": its budget is wall time, not processor time"
+    return root, kept, note
+
+
 def _one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -381,16 +428,16 @@ def race(args: argparse.Namespace) -> dict[str, Any]:
         folder = prepared(args.folder, work)
         for seed in range(args.seed, args.seed + args.seeds):
             for entry in args.entries:
-                name, _, where = entry.partition("=")
+                name = entry.partition("=")[0]
                 if (name, seed) in done:
                     continue
+                root, options, note = options_for(entry, args.vitc)
                 before, began = children_seconds(), time.monotonic()
                 if name in PEERS:
                     run = run_plain(name, folder, args.seconds, seed)
                 else:
-                    root = Path(where).resolve() if where else Path(__file__).resolve().parents[1]
-                    extra = [*OURS[name], *args.vitc] if name in OURS else []
-                    run = run_vitc(root, folder, args.seconds, seed, extra)
+                    run = run_vitc(root, folder, args.seconds, seed, options)
+                    run["note"] += note
                 run |= {"entry": name, "seed": seed}
                 run["processor_seconds"] = round(children_seconds() - before, 1)
                 run["seconds"] = round(time.monotonic() - began, 1)
