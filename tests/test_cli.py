@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -316,8 +317,8 @@ def test_a_run_goes_to_its_folder_unless_another_is_given(
     assert runs.outs == [Path("runs/debug"), Path("else/where"), finished_run, Path("runs/mine")]
     assert runs.configs[2] == load_config("debug")
     first = {"overwrite": False, "notes": [], "allow_changed_data": False, "inspect": True}
-    assert runs.settings[0] == first | {"changes": False}
-    assert runs.settings[2] == first | {"changes": True}
+    assert runs.settings[0] == first | {"changes": False, "choosing": 0.0}
+    assert runs.settings[2] == first | {"changes": True, "choosing": 0.0}
     assert main(["train", "debug", "--overwrite"]) == 0
     assert runs.settings[-1]["overwrite"] is True
 
@@ -487,6 +488,7 @@ def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_sp
 
     propose, now = front_door.propose, [0.0]
     monkeypatch.setitem(CLOCKS, "wall", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def with_groups(folder: Path, budget: Any, settings: Any, start: str, world: int) -> Any:
         now[0] += 20
@@ -510,6 +512,7 @@ def test_groups_are_named_and_somebody_at_a_terminal_is_asked_before_they_are_sp
     assert [call[1] for call in door] == [60, 40][:asked]  # waiting for an answer does not count
     assert [call[2].get("data.group") for call in door] == [None, "(person[0-9]+)"][:asked]
     assert runs.configs[0].data.group == (None, "(person[0-9]+)")[asked - 1]
+    assert runs.settings[0]["choosing"] == 20 * asked
 
 
 def test_folds_are_not_trained_by_several_processes(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,12 @@ import vitc.training.auto as auto
 from vitc.config import RunConfig
 from vitc.data.dataset import open_data
 from vitc.deploy import front_door
-from vitc.errors import ConfigError
+from vitc.errors import ConfigError, InterruptedRun
 from vitc.resolve import load_config
+from vitc.runs.folder import Run
 from vitc.training import auto_rules
 from vitc.training.probe import Probe
+from vitc.training.validate import Validation
 
 SMALL: dict[str, Any] = {
     "model.img_size": 32,
@@ -86,6 +91,38 @@ def test_images_are_trained_on_and_evaluated_and_the_page_is_there(
     assert (result.evaluation.top1, result.evaluation.n) == (result.top1, 12)
     assert "model: small — because few" in capsys.readouterr().err
     assert "model: small — because few" in (out / "events.log").read_text()
+
+
+def test_the_time_for_choosing_settings_is_the_runs_and_a_resumed_run_keeps_it(
+    images: Path, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    propose, out = auto.propose, tmp_path / "run"
+
+    def slow(*asked: Any) -> auto.Proposal:
+        time.sleep(0.5)
+        return propose(*asked)
+
+    def stop(self: Validation, provider: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(auto, "propose", slow)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Validation, "measure", stop)
+        with pytest.raises(InterruptedRun):
+            vitc.train(images, out)
+    before = Run(out).summary["time_spent"]
+    assert 0.5 <= before["choosing"] < 1
+    result = vitc.train(images, out)
+    spent = result.summary["time_spent"]
+    assert spent["choosing"] == before["choosing"]
+    assert spent["preparing"] > before["preparing"]
+    assert result.report is not None
+    assert "choosing settings" in result.report.read_text()
+    assert len(asked) == 1
+    own = vitc.train("debug", tmp_path / "other", data=str(images), model="vit_c_tiny", **SMALL)
+    assert "choosing" not in own.summary["time_spent"]
+    assert own.report is not None
+    assert "choosing settings" not in own.report.read_text()
 
 
 def test_test_images_are_left_to_the_run_that_is_chosen(

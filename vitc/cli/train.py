@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -103,7 +104,9 @@ def run(args: Namespace) -> int:
     if asks and _agrees("Keep them together?"):
         settings = {**args.settings, "data.group": plan.group}
         left = None if args.budget is None else max(1.0, args.budget - used)
+        first = plan.choosing
         plan = plan_training(args.what, args.out, left, settings, args.overwrite, args.start)
+        plan = replace(plan, choosing=first + plan.choosing)
     args.run_folder = plan.out
     for line in plan.notes:
         (emit if args.dry_run and plan.images and not args.json else note)(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -42,6 +43,8 @@ class Plan:
     """A data.group to ask about: see `Proposal.group`."""
     changes: bool = False
     """A run was named, whose learning rate and length may change: see `vitc.runs.legs`."""
+    choosing: float = 0.0
+    """Seconds that choosing settings took; 0: none were chosen."""
 
 
 def train(
@@ -225,7 +228,9 @@ def _images_plan(
         if start != "auto":
             remarks.append("--start has no effect: the run has started already.")
         return Plan(existing, out, (), tuple(remarks), images=True)
+    began = time.monotonic()
     proposal = propose(images, budget, settings, start, world)
+    took = time.monotonic() - began
     remarks = []
     if proposal.group:
         remarks.append(
@@ -233,7 +238,7 @@ def _images_plan(
             f"will be too good. Keep them together: --data.group {shlex.quote(proposal.group)}"
         )
     notes = tuple(proposal.lines)
-    return Plan(proposal.config, out, notes, tuple(remarks), images=True, group=proposal.group)
+    return Plan(proposal.config, out, notes, tuple(remarks), True, proposal.group, choosing=took)
 
 
 def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig | None:
@@ -287,6 +292,7 @@ def train_plan(
         allow_changed_data=allow_changed_data,
         inspect=not plan.images,  # they were inspected when settings were chosen
         changes=plan.changes,
+        choosing=plan.choosing,
     )
     return _with_page(plan, result)
 

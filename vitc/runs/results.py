@@ -27,6 +27,7 @@ SPENT = {  # what the time of a run is spent on, by the keys of `time_spent`
     "evaluation": "validation",
     "saving": "checkpoints",
     "preparing": "preparing",
+    "choosing": "choosing settings",  # only where they were, before the run
 }
 
 

@@ -90,15 +90,16 @@ def run(
     allow_changed_data: bool = False,
     inspect: bool = False,
     changes: bool = False,
+    choosing: float = 0.0,
 ) -> RunResult:
     """Run `config` in the folder `out`, from its last checkpoint if it has one.
 
-    `notes` are lines for the run's events.log (why the config is as it is). `allow_changed_data`:
-    resume although the images are not those that the run began with; its folder notes it.
-    `inspect`: warn of what two seconds of looking find in the images of a new run. `changes`: the
-    learning rate, schedule and length may be others than so far (`vitc.runs.legs`). Raises
-    ConfigError (another config or a finished run is there), DataError, DivergedError (the loss
-    stopped being finite), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
+    `notes`: lines for the run's events.log (why the config is as it is); `choosing`: seconds that
+    choosing it took. `allow_changed_data`: resume although the images are not those that the run
+    began with; its folder notes it. `inspect`: warn of what two seconds of looking find in the
+    images of a new run. `changes`: the learning rate, schedule and length may be others than so far
+    (`vitc.runs.legs`). Raises ConfigError (another config or a finished run is there), DataError,
+    DivergedError (the loss diverged), InterruptedRun (SIGTERM or Ctrl-C; state saved), RunError.
     """
     config.checked()
     check_installed(config.train.track)
@@ -129,8 +130,7 @@ def run(
         with folder:
             earlier = None if begun else images_of_weights(config.init.weights)
             if procs.first:
-                record = data_record(config, data)
-                folder.write_data(record, data, allow_changed_data, earlier)
+                folder.write_data(data_record(config, data), data, allow_changed_data, earlier)
             each = setup.steps_per_epoch
             state = fresh_state(config, len(data.classes), each, device, legs)
             pace = Pace.of(config.train, setup.steps, started, evaluation_steps(setup, state))
@@ -149,7 +149,7 @@ def run(
                 kind = config.train.track if procs.first else "none"
                 followed = open_tracker(kind, out, config.name, leaves(config))
                 log = RunLog(setup, folder, progress, followed)
-                log.spent.until = entered
+                log.spent.begin(entered, choosing)
                 if procs.watch is not None and procs.first:
                     procs.watch.report = log.note
                 log.introduce()

@@ -34,6 +34,12 @@ class Spent:
         self.parts = {"preparing": 0.0, "evaluation": 0.0, "saving": 0.0, "steps": 0.0}
         self.batches: list[TrainLoader] = []
 
+    def begin(self, entered: float, choosing: float) -> None:
+        """The run was entered then, after `choosing` seconds for its settings; 0: it had them."""
+        self.until = entered
+        if choosing:
+            self.parts["choosing"] = choosing
+
     def lap(self, what: str) -> None:
         """The time since the last lap was spent on this."""
         now = time.monotonic()
@@ -53,7 +59,8 @@ class Spent:
 
     def whole(self) -> dict[str, float]:
         """Of the run; those who resume it find it in its checkpoint."""
-        return {k: s + self.earlier.get(k, 0.0) for k, s in self.here().items()}
+        here = self.here()
+        return {k: here.get(k, 0.0) + self.earlier.get(k, 0.0) for k in {**here, **self.earlier}}
 
 
 class Usage:
