@@ -18,14 +18,13 @@ from vitc.data.check_folder import stray_findings
 from vitc.data.check_groups import group_findings, groups_checked, seen_in
 from vitc.data.check_images import look_at_all
 from vitc.data.check_masks import mask_findings
-from vitc.data.check_report import SEVERITIES, Finding, Report
+from vitc.data.check_report import SEVERITIES, Finding, Report, class_counts
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data, read_source
 from vitc.data.pool import Progress
 from vitc.data.sources.base import Found, Split
 from vitc.data.sources.folder import scan_folder
 from vitc.data.split_words import parse_splits
-from vitc.data.store import Names
 from vitc.errors import DataError
 from vitc.machine import cores
 from vitc.wording import counted
@@ -56,14 +55,12 @@ def check(
         config=config,
         classes=classes,
         splits=splits,
-        counts={k: np.bincount(s.labels, minlength=len(classes)) for k, s in splits.items()},
-        names=Names.of(n for split in splits.values() for n in split.names),
+        counts=class_counts(splits, classes),
+        given=given,
         positions=positions,
         records=looked.records,
         details=looked.details,
         notes=tuple(notes),
-        cores=cores(),
-        given=given,
     )
     seen = seen_in(report)
     report.checked.update(_checked(report), **groups_checked(seen))

@@ -37,9 +37,8 @@ def copy_findings(report: Report, minis: NDArray[np.uint8], seen: Seen) -> Itera
     tied = np.arange(len(rows))
     tied[firsts] = near
     tied = tied[same]  # each image: the first of all that are near to it
-    labels = np.concatenate([s.labels for s in report.splits.values()])[report.positions[rows]]
-    bounds = np.cumsum([len(s) for s in report.splits.values()])
-    side = np.searchsorted(bounds, report.positions[rows], side="right")
+    places = report.positions[rows]
+    labels, sides = report.labels[places], report.sides[places]
     flat = (report.records["marks"][rows] & Mark.FLAT) != 0
     several = np.zeros(len(rows), np.int64)
     np.add.at(several, tied[firsts], 1)
@@ -47,7 +46,7 @@ def copy_findings(report: Report, minis: NDArray[np.uint8], seen: Seen) -> Itera
         ("same", same, ~flat),
         ("near", tied, several[tied] > 1),  # at least two that are not equal
     ):
-        leaks, conflicts = _varies(group, side), _varies(group, labels)
+        leaks, conflicts = _varies(group, sides), _varies(group, labels)
         many = (np.bincount(group, minlength=len(rows)) > 1)[group] & wanted
         chosen = (many & leaks, many & conflicts, many & ~leaks & ~conflicts)
         for members, across in zip(chosen, _ACROSS, strict=True):

@@ -117,14 +117,12 @@ def seen_in(report: Report) -> Seen:
     colours = np.zeros((total, COLOURS), np.uint8)
     taken[places], camera[places] = records["taken"], records["camera"]
     colours[places] = records["colours"]
-    sides = [np.full(len(s), SPLITS.index(name)) for name, s in report.splits.items()]
-    none = np.zeros(0, np.int64)
     return Seen(
         config=report.config,
         given=report.given,
         names=list(report.names),
-        labels=np.concatenate([s.labels for s in report.splits.values()] or [none]),
-        sides=np.concatenate(sides or [none]),
+        labels=report.labels,
+        sides=report.sides,
         taken=taken,
         camera=camera,
         colours=colours,

@@ -27,7 +27,7 @@ IMAGES = frozenset(("image", "images", "img", "imgs", "photos", "pictures", "ori
 def mask_findings(report: Report) -> Iterator[Finding]:
     """Files named like another image with a word for masks, in their name or that of a folder."""
     names = list(report.names)
-    side = np.repeat(np.arange(len(report.splits)), [len(s) for s in report.splits.values()])
+    sides = report.sides
     images: dict[tuple[str, str], int] = {}
     suspects: dict[int, tuple[str, str]] = {}
     for place, name in enumerate(names):
@@ -39,7 +39,7 @@ def mask_findings(report: Report) -> Iterator[Finding]:
     pairs = [(place, images[key]) for place, key in suspects.items() if key in images]
     if len(pairs) < max(LEAST, SHARE * len(names)):
         return
-    apart = sum(bool(side[mask] != side[image]) for mask, image in pairs)
+    apart = sum(bool(sides[mask] != sides[image]) for mask, image in pairs)
     examples = [f"{shown(names[mask])!r} of {shown(names[image])!r}" for mask, image in pairs]
     text = (
         f"{len(pairs):,} of {len(names):,} images look like masks of others by their names: "

@@ -22,7 +22,7 @@ from vitc.data.check_folder import stray_findings
 from vitc.data.check_groups import group_findings, seen_in
 from vitc.data.check_images import RECORD, colours, taken
 from vitc.data.check_masks import mask_findings
-from vitc.data.check_report import EXAMPLES, Finding, Report
+from vitc.data.check_report import EXAMPLES, Finding, Report, class_counts
 from vitc.data.config import DataConfig
 from vitc.data.dataset import DataSet, find_image
 from vitc.data.decode import is_jpeg
@@ -30,7 +30,6 @@ from vitc.data.name_groups import numbered
 from vitc.data.sources.base import Split
 from vitc.data.store import Ints, Names, Pixels, shown
 from vitc.errors import BrokenFileError
-from vitc.machine import cores
 from vitc.wording import counted
 
 SECONDS = 2.0
@@ -63,26 +62,19 @@ def quick_findings(config: DataConfig, data: DataSet, seconds: float = SECONDS) 
     """Findings that stop or harm training, worst first, of at most `seconds` of looking."""
     end = time.monotonic() + seconds
     splits = _fewer(data.splits)
-    names = Names.of(n for split in splits.values() for n in split.names)
-    labels = np.concatenate([split.labels for split in splits.values()])
+    count = sum(map(len, splits.values()))
     report = Report(
         config=config,
         classes=data.classes,
         splits=splits,
-        counts={
-            k: np.bincount(s.labels, minlength=len(data.classes)) for k, s in data.splits.items()
-        },
-        names=names,
-        positions=np.arange(len(labels)),
-        records=np.zeros(len(labels), RECORD),
-        details={},
-        notes=(),
-        cores=cores(),
+        counts=class_counts(data.splits, data.classes),
         given=data.given,
+        positions=np.arange(count),
+        records=np.zeros(count, RECORD),
     )
     report.records["taken"] = np.nan
     found = [*_empty(report), *mask_findings(report), *class_findings(report)]
-    if len(labels) == sum(map(len, data.splits.values())):
+    if count == sum(map(len, data.splits.values())):
         found += stray_findings(report, end - 0.75 * seconds)
     found += _same(report, end - 0.5 * seconds)
     _look(report, end - 0.1 * seconds)
@@ -118,9 +110,7 @@ def _same(report: Report, end: float) -> Iterator[Finding]:
     if any(split.sizes is None for split in report.splits.values()):
         return
     sizes = np.concatenate([np.asarray(split.sizes) for split in report.splits.values()])
-    labels = np.concatenate([split.labels for split in report.splits.values()])
-    bounds = np.cumsum([len(split) for split in report.splits.values()])
-    side = np.searchsorted(bounds, np.arange(len(sizes)), side="right")
+    labels, sides = report.labels, report.sides
     _, of, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     suspects = np.flatnonzero((counts[of] > 1) & (sizes > 0))
     first: dict[bytes, int] = {}
@@ -134,7 +124,7 @@ def _same(report: Report, end: float) -> Iterator[Finding]:
             stored = report.splits[name].stored(index)
             data = stored if isinstance(stored, bytes) else stored.tobytes()
             other = first.setdefault(hashlib.blake2b(data, digest_size=16).digest(), place)
-            if side[other] != side[place]:
+            if sides[other] != sides[place]:
                 leaks.append((other, place))
             if labels[other] != labels[place]:
                 conflicts.append((other, place))

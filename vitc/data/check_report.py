@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +16,9 @@ from vitc.data.check_images import BROKEN
 from vitc.data.config import DataConfig
 from vitc.data.dataset import find_image
 from vitc.data.sources.base import Split, some
+from vitc.data.split_words import SPLITS
 from vitc.data.store import Ints, Names, shown
+from vitc.machine import cores
 from vitc.wording import counted
 
 Severity = Literal["stop", "warn", "note"]  # training fails; results suffer; worth knowing
@@ -57,25 +60,40 @@ class Finding:
 class Report:
     """A data set and what was found in it, worst first.
 
-    counts: int64 (classes,) for each split. names: of all images, split after split. positions:
-    int64 (examined,), the numbers of the images read; records: RECORD (examined,); details: why an
-    image is broken or doubtful, by number; given: the splits that the source has itself; checked:
-    what was looked for, and in what, or why it was not.
+    counts: int64 (classes,) for each split. given: the splits that the source has itself.
+    positions: int64 (examined,), the numbers of the images read, split after split; records: RECORD
+    (examined,); details: why an image is broken or doubtful, by number; checked: what was looked
+    for, and in what, or why it was not.
     """
 
     config: DataConfig
     classes: tuple[str, ...]
     splits: dict[str, Split]
     counts: dict[str, Ints]
-    names: Names
+    given: frozenset[str]
     positions: Ints
     records: NDArray[Any]
-    details: dict[int, str]
-    notes: tuple[str, ...]
-    cores: int
-    given: frozenset[str] = frozenset()
+    details: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    cores: int = field(default_factory=cores)
     checked: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+
+    @cached_property
+    def names(self) -> Names:
+        """Of all images, split after split, as the following two."""
+        return Names.of(n for split in self.splits.values() for n in split.names)
+
+    @cached_property
+    def labels(self) -> Ints:
+        none = np.zeros(0, np.int64)
+        return np.concatenate([none, *(split.labels for split in self.splits.values())])
+
+    @cached_property
+    def sides(self) -> Ints:
+        """The split that each image is in, by its number in SPLITS."""
+        numbers = np.array([SPLITS.index(name) for name in self.splits], np.int64)
+        return np.repeat(numbers, [len(split) for split in self.splits.values()])
 
     @property
     def fails(self) -> bool:
@@ -114,6 +132,11 @@ class Report:
         """How many images are of each format, or mode, the most frequent first."""
         tallied = Counter(v.decode() for v in self.records[self.readable][column].tolist())
         return dict(sorted(tallied.items(), key=lambda item: (-item[1], item[0])))
+
+
+def class_counts(splits: dict[str, Split], classes: Sequence[str]) -> dict[str, Ints]:
+    """Images of each class, int64 (classes,), for each split."""
+    return {k: np.bincount(s.labels, minlength=len(classes)) for k, s in splits.items()}
 
 
 # -- makers of findings ----------------------------------------------------------------------------
