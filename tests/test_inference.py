@@ -224,7 +224,7 @@ def study(draws: int, models: int = 2, optims: int = 1, **words: Any) -> Plan:
 
 def test_a_plan_states_what_it_can_find_before_the_first_trial() -> None:
     (line,) = power_lines(study(6, optims=2))
-    assert line.startswith("Warning: 6 draws cannot reject anything (2 comparisons")
+    assert line.startswith("Warning: 6 draws are too few to reach significance (2 comparisons")
     assert "7 or more" in line
     (line,) = power_lines(study(16, control=True))
     assert "1 comparison with vit_p_tiny, 1 look" in line

@@ -471,7 +471,7 @@ def test_invalid_lists_are_refused(tmp_path: Path, text: str, message: str) -> N
             '{"path": "in/1.png", "label": "a"}\n{"path": "x", "label": "b", "split": "val"}',
             "'split'",
         ),
-        ('{"path": "in/1.png", "label": "x", "label": "cat"}', "'label' stands twice"),
+        ('{"path": "in/1.png", "label": "x", "label": "cat"}', "'label' appears twice"),
         ("[1]", "not an object"),
         ("[" * 100_000, "not JSON"),
         ('{"path": 3, "label": "a"}', "must be strings"),

@@ -254,7 +254,7 @@ def test_an_unfinished_study_reports_what_it_has(tmp_path: Path) -> None:
     shutil.rmtree(first)
     page, sections = report([path])
     assert sections[0].unfinished == 1
-    assert "1 trials have no result yet" in page.read_text()
+    assert "1 trial without a result is not included." in page.read_text()
 
 
 def test_files_beside_the_page_hold_every_trial(made: tuple[Path, list[Section]]) -> None:

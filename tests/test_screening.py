@@ -208,7 +208,7 @@ def test_another_contender_in_the_folder_and_more_draws_are_refused(
 
 
 def test_another_study_is_no_card(references: dict[str, Any], tmp_path: Path) -> None:
-    plan, _ = quick_plan(1.0, 1, draws=1, precision="fp32")
+    plan, _ = quick_plan(1.0, 1, draws=1, **{"train.precision": "fp32"})
     folder = StudyFolder(tmp_path / "s")
     invent(folder, plan, lambda t: 30.0)
     with pytest.raises(ConfigError, match="no screening card"):

@@ -324,11 +324,12 @@ def test_a_model_that_cannot_be_counted_takes_no_report(tmp_path: Path) -> None:
 
 
 def test_quick_keeps_its_contenders_under_settings_that_hold_for_all() -> None:
-    p, _ = quick_plan(1, 1, draws=1, precision="fp32", **{"model.depth": 2, "optim.clip_norm": 1.0})
+    settings = {"train.precision": "fp32", "model.depth": 2, "optim.clip_norm": 1.0}
+    p, _ = quick_plan(1, 1, draws=1, **settings)
     assert {g.config.model.depth for g in p.groups} == {2}  # type: ignore[attr-defined]
     assert p.reference in p.contenders
     with pytest.raises(ConfigError, match=r"--model\.stem has no effect in vitc study quick"):
-        quick_plan(1, 1, draws=1, precision="fp32", **{"model.stem": "dual_patchnorm"})
+        quick_plan(1, 1, draws=1, **{"model.stem": "dual_patchnorm"})
 
 
 def test_a_study_says_what_it_draws_from(

@@ -533,7 +533,7 @@ def test_compressed_tars_are_refused_with_the_reason(
         ({"a.cls": b" "}, "not a number"),
         ({"a.json": b'{"label": 1.5}'}, "not a number"),
         ({"a.json": b'{"width": 3}'}, "no label"),
-        ({"a.json": b'{"label": "x", "label": "cat"}'}, "the key 'label' stands twice"),
+        ({"a.json": b'{"label": "x", "label": "cat"}'}, "the key 'label' appears twice"),
         ({}, "no label"),
     ],
 )

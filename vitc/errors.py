@@ -10,8 +10,8 @@ VitcError
     ├── LostProcess            another process of the run has ended                      exit 1
     └── InterruptedRun         SIGTERM (exit 143) or Ctrl-C (130); the state is saved
 
-A message has three parts: what is wrong (with its value), what is allowed, what to do. The last
-part is `hint`, a field of its own under `--json`.
+The three parts of a message are in docs/words.md; the last, what to do, is `hint`, a field of its
+own under `--json`.
 """
 
 from __future__ import annotations

@@ -165,12 +165,12 @@ def read_json(
 
 
 def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a stranger's JSON, as `object_pairs_hook`. Raises ValueError: a key stands
+    """The object of a stranger's JSON, as `object_pairs_hook`. Raises ValueError: a key appears
     twice, where Python would keep the last."""
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise ValueError(f"the key {key[:40]!r} stands twice")
+            raise ValueError(f"the key {key[:40]!r} appears twice")
         values[key] = value
     return values
 
@@ -237,13 +237,13 @@ class FolderLock:
         self.close()
 
 
-def writer_of(folder: Path, name: str = LOCK) -> tuple[str, bool | None]:
+def writer_of(folder: Path) -> tuple[str, bool | None]:
     """(who wrote the lock's file last, whether that process is alive; None: on another machine).
 
     Asked without taking the lock, which would keep a starting process out. ("", False): nobody did.
     """
     try:
-        text = (folder / name).read_text(errors="replace")[:200].strip()
+        text = (folder / LOCK).read_text(errors="replace")[:200].strip()
     except OSError:
         return "", False
     found = re.fullmatch(r"process (\d{1,9}) on (.+)", text)

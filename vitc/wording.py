@@ -30,6 +30,11 @@ def few(items: Iterable[str], most: int = 5, join: str = ", ") -> str:
     return join.join(items[:most]) + more
 
 
+def bounds(interval: Iterable[float], form: str, unknown: str = "?") -> list[str]:
+    """The bounds of an interval by a format such as "+.1f"; `unknown` for an infinite one."""
+    return [unknown if math.isinf(x) else f"{x:{form}}" for x in interval]
+
+
 def printable(text: str) -> str:
     """Control characters spelt out: a stranger's file name must not steer the terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

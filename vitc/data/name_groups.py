@@ -86,15 +86,15 @@ def codes_of(keys: Sequence[str | None]) -> Ints:
     )
 
 
-def divides(groups: Ints, labels: Ints, least: int = LEAST_GROUPS) -> bool:
+def divides(groups: Ints, labels: Ints) -> bool:
     """Whether groups could be shared out to splits: several in nearly every class, none huge."""
     pairs = np.unique(np.stack([labels, groups]), axis=1)
     of_class = np.bincount(pairs[0])
-    large = np.bincount(labels) >= 2 * least
-    if not large.any() or (of_class[large] >= least).mean() < 0.9:
+    large = np.bincount(labels) >= 2 * LEAST_GROUPS
+    if not large.any() or (of_class[large] >= LEAST_GROUPS).mean() < 0.9:
         return False
     sizes = np.unique(groups, return_counts=True)[1]
-    return bool(len(sizes) >= least + 1 and sizes.max() <= 0.4 * len(groups))
+    return bool(len(sizes) > LEAST_GROUPS and sizes.max() <= 0.4 * len(groups))
 
 
 def joins(groups: Ints) -> float:

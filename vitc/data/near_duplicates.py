@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from vitc.data.store import Pixels
+from vitc.data.store import Ints, Pixels
 
 BITS = 64
 NEAR_BITS = 4  # of 64
@@ -30,7 +30,6 @@ BUCKET = 512  # pictures compared each with each; larger groups are first split 
 DEEPEST = 3  # how often
 MAX_PAIRS = 2**21  # kept before they are merged into groups
 
-Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 

@@ -249,9 +249,9 @@ def _check_files(split: Split, config: DataConfig, plan: BatchPlan, prepared: Pr
         raise _Unfit("the images have different sizes")
 
 
-def _sample(split: Split, plan: BatchPlan, count: int = 16) -> Iterator[NDArray[np.uint8]]:
-    """Up to `count` readable images, evenly spaced over the files."""
-    for i in np.unique(np.linspace(0, len(split) - 1, count).astype(int)).tolist():
+def _sample(split: Split, plan: BatchPlan) -> Iterator[NDArray[np.uint8]]:
+    """Up to 16 readable images, evenly spaced over the files."""
+    for i in np.unique(np.linspace(0, len(split) - 1, 16).astype(int)).tolist():
         try:
             yield split.read(i, plan.in_chans)
         except BrokenFileError:

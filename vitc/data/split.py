@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vitc.data.store import Ints
+
 TRAIN, VAL, TEST = 0, 1, 2
-Ints = NDArray[np.int64]
 
 
 def hashed(seed: int, stream: str, names: Iterable[str]) -> NDArray[np.uint64]:

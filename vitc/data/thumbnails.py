@@ -37,8 +37,8 @@ def _whole(height: int, width: int) -> Box:
     return 0.0, 0.0, float(height), float(width)
 
 
-def thumbnail(split: Split, index: int, side: int = SIDE) -> bytes:
+def thumbnail(split: Split, index: int) -> bytes:
     """The image as a small JPEG, made from its pixels alone. Raises BrokenFileError."""
     out = io.BytesIO()
-    Image.fromarray(read_small(split, index, side)).save(out, "JPEG", quality=80)
+    Image.fromarray(read_small(split, index, SIDE)).save(out, "JPEG", quality=80)
     return out.getvalue()

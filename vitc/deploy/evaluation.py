@@ -226,11 +226,10 @@ def measure(
     classifier: Classifier,
     found: SplitLogits,
     run: str,
-    fitted: Fit | None = None,
     look_for_copies: bool = True,
 ) -> Evaluation:
-    """All that a model's answers show. `fitted`: on validation images; None: as the run's page has
-    it, or else on those of these that were not trained on. Raises DataError: there are none."""
+    """All that a model's answers show; temperature and thresholds as the run's page has them, or
+    else from those of these images that were not trained on. Raises DataError: there are none."""
     labels, logits = torch.from_numpy(found.labels), torch.from_numpy(found.logits)
     counts = Counts(torch.device("cpu"))
     size = eval_batch(classifier.config, classifier.device)  # as during training
@@ -250,8 +249,8 @@ def measure(
         c = classifier.config
         kept_small, _ = training_split(found.images.data, c.data, c.model.in_chans, make=False)
         copies = near_copies(found.pictures, kept_small)
-    kept = fitted
-    if kept is None and own is not None and found.images.name != "val":
+    kept = None
+    if own is not None and found.images.name != "val":
         kept = kept_fit(classifier)
     fit = kept or _fit_on(found)
     on_all = kept is None and fit.n == n

@@ -23,7 +23,7 @@ LATEST_EVENTS = 8
 CLEAR = "\x1b[H\x1b[J"
 
 
-def follow(path: Path, stream: TextIO, page: bool = False, seconds: float = SECONDS) -> None:
+def follow(path: Path, stream: TextIO, page: bool = False) -> None:
     """Show the run in `path` until it ends or Ctrl-C: on a terminal in place, else a line a change.
 
     `page`: keep RUN/live.html up to date too. Raises what reading a run raises.
@@ -47,7 +47,7 @@ def follow(path: Path, stream: TextIO, page: bool = False, seconds: float = SECO
         if not going:
             return
         try:
-            time.sleep(seconds)
+            time.sleep(SECONDS)
         except KeyboardInterrupt:
             return
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitc.data.store import Ints
 from vitc.stats.proportions import Interval, wilson
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 NOT_LEARNT = 10.0  # percent of a class's images right, at most

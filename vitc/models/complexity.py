@@ -56,8 +56,6 @@ class TwinMatch(NamedTuple):
 
     twin: str
     """Name of the ViT_P."""
-    stem_over_block: float
-    """Flops of the convolutional stem over those of one block; the paper aims at 1."""
     flops_mismatch: float
     """(ViT_C - ViT_P) / ViT_P of the whole models' flops."""
 
@@ -78,9 +76,7 @@ def complexity(
     return sum((cost for _, cost in counts), Complexity())
 
 
-def parts(
-    model: nn.Module, img_size: int | tuple[int, int] | None = None, in_chans: int | None = None
-) -> list[Part]:
+def parts(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> list[Part]:
     """`complexity` part by part, in the model's order; they add up to the whole.
 
     A part is a child module, or a member of a child that is a list; members in a row that cost the
@@ -88,7 +84,7 @@ def parts(
     child (a ViT's cls_token and pos_embed) comes first, as "(own)".
     """
     found: list[Part] = []
-    counts = _count(model, img_size, in_chans)
+    counts = _count(model, img_size, None)
     for (group, cost), row in groupby(counts, lambda c: (c[0].rpartition(".")[0], c[1])):
         names = [name for name, _ in row]
         if cost == Complexity():
@@ -108,11 +104,7 @@ def twin_match(name: str) -> TwinMatch | None:
         return None
     with torch.device("meta"):
         ours, theirs = create_model(name), create_model(twin)
-    found = parts(ours)
-    flops = {part.name.partition(".")[0]: part.each.flops for part in found}
-    whole = sum(part.repeats * part.each.flops for part in found)
-    mismatch = whole / complexity(theirs).flops - 1
-    return TwinMatch(twin, flops["stem"] / flops["blocks"], mismatch)
+    return TwinMatch(twin, complexity(ours).flops / complexity(theirs).flops - 1)
 
 
 # ------------------------------------------------------------------------------ running the model

@@ -84,14 +84,14 @@ def share(count: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(found.low), count / n, float(found.high), confidence, method)
 
 
-def wilson(percent: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(percent: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval, in percent, of an accuracy measured on n images.
 
     Source: E. B. Wilson, JASA 22 (1927).
     """
     if n < 1 or not math.isfinite(percent):
         return 0.0, 100.0
-    p = percent / 100
+    p, z = percent / 100, 1.959963984540054  # the normal quantile of 97.5 %
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)

@@ -31,7 +31,7 @@ from vitc.stats.width import Widths
 from vitc.study.design import HPARAMS, Plan
 from vitc.study.results import Result
 from vitc.views.model import Card, Table, Tone
-from vitc.wording import counted, few
+from vitc.wording import bounds, counted, few
 
 LEVEL = 0.05
 MOST_CARDS, MOST_WORDS = 4, 40
@@ -317,7 +317,7 @@ def signed_interval(f: Comparison, unit: str = "") -> str:
     """`-5.2 (-6.4 to -4.5)`, with ? for a bound that so few runs do not give."""
     if not f.n:
         return "-"
-    low, high = ("?" if math.isinf(x) else f"{x:+.1f}" for x in f.interval)
+    low, high = bounds(f.interval, "+.1f")
     interval = "too few for an interval" if low == high == "?" else f"{low} to {high}"
     return f"{f.difference:+.1f}{unit} ({interval})"
 
@@ -350,7 +350,10 @@ def controls(found: Sequence[Contrast], plan: Plan) -> list[str]:
             sentences.append(f"The A/A control{where} shows no difference: {shown}.")
         elif c.is_control:
             text = sentence(c, plan)
-            sentences.append(f"The A/A control FAILED, by noise or a fault. {text}")
+            sentences.append(
+                f"The A/A control FAILED: it shows a difference, "
+                f"either by chance or because of a bug. {text}"
+            )
     return sentences
 
 
@@ -411,11 +414,15 @@ def power_lines(plan: Plan) -> list[str]:
     if math.isinf(gap):
         least = 2 if means else fewest_draws(level)
         return [
-            f"Warning: {counted(plan.draws, unit)} cannot reject anything ({compared}); "
-            f"{least} or more can. The verdict will be open."
+            f"Warning: {counted(plan.draws, unit)} are too few to reach significance "
+            f"({compared}); at least {least} are needed. The verdict will be open."
         ]
-    return [
-        f"{counted(plan.draws, unit)}, {compared}: a gap of {gap:.2g} standard deviations of the "
-        f"paired differences is found with 80 % power; {gap:.1f} to {4 * gap:.1f} points where "
-        "they vary by 1 to 4."
-    ]
+    return [f"{counted(plan.draws, unit)}, {compared}: {gap_sentence(gap)}"]
+
+
+def gap_sentence(gap: float) -> str:
+    """How large a gap is found, in standard deviations and for likely ones in points."""
+    return (
+        f"a gap of {gap:.2g} standard deviations of the paired differences is found with 80 % "
+        f"power; {gap:.1f} to {4 * gap:.1f} points where they vary by 1 to 4."
+    )

@@ -199,11 +199,12 @@ class Plan:
     classes: int = 10
     """Classes of the data: chance error is 100 (1 - 1 / classes)."""
     measure: str = HPARAMS
-    """What is measured; it decides how the report reads the trials (`reading.MEASURES`)."""
+    """What is measured; it decides how the report reads the trials (`study.measures.MEASURES`)."""
     about: tuple[str, ...] = ()
     """Sentences for the report on where the settings come from; no part of the hash."""
     exhibit: str = ""
-    """The figure or table of the paper that this is (`paper.EXHIBITS`), and at which scale."""
+    """The figure or table of the paper (`study.paper.exhibits.EXHIBITS`) that this is, and its
+    scale."""
     seed_start: int = 0
     """Added to every seed: draws that only choose settings are no run that is measured after."""
     looks: int = 1

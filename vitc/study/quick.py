@@ -35,7 +35,6 @@ def quick_plan(
     draws: int | None = None,
     seed: int = 0,
     looks: int = 1,
-    precision: str | None = None,
     **overrides: Any,
 ) -> tuple[Plan, str]:
     """The plan, with as many draws as `seconds` allow here (or `draws`), and why so many.
@@ -45,8 +44,6 @@ def quick_plan(
     """
     _keep_contenders(overrides)
     settings = {**BUDGET, **overrides}
-    if precision is not None:
-        settings.setdefault("train.precision", precision)
     make: dict[str, Any] = {
         "seed": seed,
         "looks": looks,

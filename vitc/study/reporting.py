@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,12 +22,24 @@ from vitc.study.design import HPARAMS, Plan, key_of
 from vitc.study.figures import claim_and_other_figures
 from vitc.study.paper.claims import claims
 from vitc.study.paper.exhibits import EXHIBITS
-from vitc.study.results import PAPER_PRIMARY, Protocol, Section
+from vitc.study.results import PAPER_PRIMARY, Protocol, Section, left_out
 from vitc.study.study_folder import DIVERGED, PRIMARY, looks_taken
 from vitc.views.latex import tabular
-from vitc.views.model import Bullets, Cards, Details, Figures, Heading, Page, Part, Table, Text
+from vitc.views.model import (
+    Bullets,
+    Cards,
+    Chart,
+    Details,
+    Figures,
+    Forest,
+    Heading,
+    Page,
+    Part,
+    Table,
+    Text,
+)
 from vitc.views.text import columns
-from vitc.wording import counted, duration, no_formula
+from vitc.wording import bounds, counted, duration, no_formula
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +73,7 @@ def report(
     Nothing of the studies is changed, so a report can be made at any time, also while trials run.
     `allow_changed_data` and errors raised: as `analysis.analyse`.
     """
-    from vitc.views import figures, html, latex
+    from vitc.views import latex
 
     if page is not None:
         _check_page(page)
@@ -75,7 +87,7 @@ def report(
         "sections": [_values(s) for s in sections if s.plan.measure == HPARAMS],
         "findings": [_values(s) for s in sections if s.plan.measure != HPARAMS],
     }
-    files = {
+    numbers = {
         "trials.csv": trials_csv(sections),
         "results.json": to_json(values, indent=1),  # an open bound becomes null
     }
@@ -84,17 +96,32 @@ def report(
     # of random draws the contenders have a table of their own
     tables = [t for s in sections if not s.finding.draws for t in s.finding.tables]
     tex = [*compared, contenders_tex(sections), *map(latex.tabular, tables)]
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    charts = [c for part in parts if isinstance(part, Figures) for c in part.charts]
-    drawn = {chart.name: figures.save(chart, out / "figures") for chart in charts}
-    for name, text in {**files, "table.tex": "\n".join(filter(None, tex))}.items():
-        write_atomically(out / name, text)
     title = " + ".join(s.name for s in sections)
-    text = html.render(Page(title, parts), {name: svg for name, (_, svg) in drawn.items()})
-    write_atomically(out / "report.html", text)
+    texts = {**numbers, "table.tex": "\n".join(filter(None, tex))}
+    drawn = write_report(out, title, parts, texts)
     if page is not None:
-        _write_page(page, parts, {c.name: drawn[c.name][0] for c in charts if c.brief}, files)
+        brief = {c.name: drawn[c.name] for c in charts_of(parts) if c.brief}
+        _write_page(page, parts, brief, numbers)
     return out / "report.html", sections
+
+
+def write_report(
+    out: Path, title: str, parts: Sequence[Part], texts: Mapping[str, str]
+) -> dict[str, Figure]:
+    """Write report.html, figures/ and the `texts` by file name; returns the figures by name."""
+    from vitc.views import figures, html
+
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    drawn = {chart.name: figures.save(chart, out / "figures") for chart in charts_of(parts)}
+    for name, text in texts.items():
+        write_atomically(out / name, text)
+    svgs = {name: svg for name, (_, svg) in drawn.items()}
+    write_atomically(out / "report.html", html.render(Page(title, parts), svgs))
+    return {name: figure for name, (figure, _) in drawn.items()}
+
+
+def charts_of(parts: Sequence[Part]) -> list[Chart | Forest]:
+    return [chart for part in parts if isinstance(part, Figures) for chart in part.charts]
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -106,7 +133,6 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
     claim, figures = claim_and_other_figures(s, index)
     many = len(f.verdict) > MOST_CARDS
     sentences: list[Part] = [Heading("Every comparison"), Bullets(f.verdict)] if many else []
-    unfinished = f"{s.unfinished} trials have no result yet; this report is of the others."
     agreement = agreement_text(s)
     settings = {
         key_of(g["contender"], g["optim"], g.get("point", "")): g["config"]
@@ -121,7 +147,7 @@ def _parts(s: Section, index: int, page: Path | None) -> list[Part]:
         Heading(title_of(s), level=1),
         Text(question(s)),
         *([Text(s.exploratory, "warning")] if s.exploratory else []),
-        *([Text(unfinished, "warning")] if s.unfinished else []),
+        *([Text(left_out(s.unfinished), "warning")] if s.unfinished else []),
         Cards(cards(f.contrasts, f.verdict, s.plan)),
         Text(limits(s)),
         *claim,
@@ -294,13 +320,13 @@ def facts(s: Section, command: str) -> Table:
         ],
         ["data", f"{data.source}{images}"],
         ["training time", f"{duration(seconds)}, all trials added up"],
-        ["begun", record["created"]],
+        ["started", record["created"]],
         ["plan hash", ", ".join(r["hash"] for r in s.records)],
         ["versions", versions],
         ["hardware", hardware],
         ["trials ran", ran],
         ["commands", "; ".join(r["command"] for r in s.records if r["command"])],
-        ["made again by", command],
+        ["reproduce with", command],
     ]
     return Table("Conditions", ["what", "value"], rows, level=3)
 
@@ -332,7 +358,7 @@ def comparisons_tex(s: Section) -> str:
     rows = []
     for c in s.finding.contrasts:
         f, gone = c.found, c.found.failures
-        low, high = ("--" if math.isinf(x) else f"{x:.1f}" for x in f.interval)
+        low, high = bounds(f.interval, ".1f", "--")
         difference = f"{f.difference:.1f} [{low}, {high}]" if f.n else "--"
         p = "--" if math.isnan(f.p) else "< 0.001" if f.p < 0.001 else f"{f.p:.3f}"
         who = ", ".join(filter(None, (c.contender, c.point)))
@@ -359,7 +385,7 @@ def contenders_tex(sections: Sequence[Section]) -> str:
         m = g.median
         median = "--"
         if m is not None:
-            low, high = ("--" if math.isinf(x) else f"{x:.1f}" for x in (m.low, m.high))
+            low, high = bounds((m.low, m.high), ".1f", "--")
             median = f"{m.estimate:.1f} [{low}, {high}]"
         best = f"{g.best.error:.1f}" if g.best and g.best.error is not None else "--"
         cost = ["--", "--"]

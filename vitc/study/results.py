@@ -20,6 +20,7 @@ from vitc.study.design import Group, Plan
 from vitc.study.standing import standing
 from vitc.study.study_folder import StudyFolder
 from vitc.views.model import Chart, Table
+from vitc.wording import counted
 
 if TYPE_CHECKING:
     from vitc.models.complexity import Complexity
@@ -229,6 +230,12 @@ def cost_of(g: Group, classes: int) -> tuple[Complexity | None, str]:
             text = error.message if isinstance(error, VitcError) else f"{error}"
             why = (text.strip().splitlines() or [""])[0] or type(error).__name__
     return None, why
+
+
+def left_out(trials: int) -> str:
+    """How many trials a report does not show."""
+    verb = "is" if trials == 1 else "are"
+    return f"{counted(trials, 'trial')} without a result {verb} not included."
 
 
 def uncounted_note(contender: str, why: str) -> str:

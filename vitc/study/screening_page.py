@@ -20,6 +20,7 @@ from vitc.study.contrasts import (
     Contrast,
     contrast_table,
     controls,
+    gap_sentence,
     nominal_level,
     sentence,
     signed_interval,
@@ -27,7 +28,7 @@ from vitc.study.contrasts import (
 from vitc.study.launch import LocalEngine
 from vitc.study.measures.draws import GroupDraws
 from vitc.study.measures.hparams import interval_text
-from vitc.study.results import uncounted_note
+from vitc.study.results import left_out, uncounted_note
 from vitc.study.runner import conduct
 from vitc.study.screening import (
     BUDGET,
@@ -105,9 +106,6 @@ def parts(card: Card, command: str = "") -> list[Part]:
     """The card, the verdict first, how it was made last."""
     rivals = [c for c in card.contrasts if not c.is_control]
     uncounted = {g.contender: g.uncounted for g in card.groups if g.cost is None}
-    unfinished = (
-        f"{counted(card.unfinished, 'trial')} have no result yet: this card is of the rest."
-    )
     doubt = replay_doubt(card.replay)
     config = card.plan.groups[0].config
     return [
@@ -118,7 +116,7 @@ def parts(card: Card, command: str = "") -> list[Part]:
             f"epochs, batch {BUDGET['train.batch']} · {DRAWS} draws of lr and weight decay an "
             f"optimizer, set {card.draw_set} · {card.record['created'][:10]}"
         ),
-        *([Text(unfinished, "warning")] if card.unfinished else []),
+        *([Text(left_out(card.unfinished), "warning")] if card.unfinished else []),
         *([Text(doubt, "warning")] if doubt else []),
         *(Text(sentence(c, card.plan), "verdict") for c in rivals),
         *contrast_table(card.contrasts, "Error on the same draws", card.plan),
@@ -146,9 +144,8 @@ def gap_text(card: Card) -> str:
     family = sum(not c.is_control for c in card.contrasts) or 2 * len(REFERENCES)
     gap = smallest_gap(DRAWS, nominal_level(card.plan, family))
     return (
-        f"{DRAWS} draws and {counted(family, 'comparison')} find a gap of {gap:.2f} standard "
-        f"deviations of the paired differences with 80 % power: {gap:.1f} points where they vary "
-        f"by 1, {4 * gap:.1f} where by 4. By the spread that was seen it stands in the table."
+        f"{DRAWS} draws, {counted(family, 'comparison')}: {gap_sentence(gap)} "
+        "The table gives the gap for the observed spread."
     )
 
 

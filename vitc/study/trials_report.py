@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitc.files import to_json, write_atomically
+from vitc.files import to_json
 from vitc.stats import curves, proportions
 from vitc.stats.compare import Comparison
 from vitc.study.contrasts import card, headline
 from vitc.study.figures import bands_inform
 from vitc.study.measures.hparams import interval_text
+from vitc.study.reporting import write_report
 from vitc.study.trials_file import Columns, OtherTrials, Rival, compare_trials, read_trials
 from vitc.views.model import (
     Bullets,
@@ -26,11 +27,10 @@ from vitc.views.model import (
     ForestRow,
     Heading,
     Line,
-    Page,
     Part,
     Table,
 )
-from vitc.wording import counted, no_formula, short
+from vitc.wording import bounds, counted, no_formula, short
 
 SHOWN_KS = (1, 4, 16, 64)  # best of k draws, as columns
 
@@ -58,14 +58,14 @@ def trials_report(
 
     `reference` and `classes`: as `compare_trials`. Raises ConfigError.
     """
-    from vitc.views import figures, html, latex
+    from vitc.views import latex
 
     found = compare_trials(read_trials(files, columns), columns, reference, classes)
     verdicts = [_verdict(r) for r in found.rivals]
     tables = [_comparisons(found), _contenders(found)]
-    charts: list[Chart | Forest] = [_forest(found), _tuning(found), _distribution(found)]
+    title = f"Trials of {', '.join(found.contenders)}"
     parts: list[Part] = [
-        Heading(f"Trials of {', '.join(found.contenders)}", level=1),
+        Heading(title, level=1),
         Cards(
             [
                 card(text, f"{r.contender} against {r.reference}", r.comparison)
@@ -73,11 +73,9 @@ def trials_report(
             ]
         ),
         Bullets([*_failures(found), *found.notes]),
-        Figures(charts),
+        Figures([_forest(found), _tuning(found), _distribution(found)]),
         *tables,
     ]
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    svgs = {chart.name: figures.save(chart, out / "figures")[1] for chart in charts}
     values = {
         "reference": found.reference,
         "learning_line": found.line,
@@ -87,11 +85,12 @@ def trials_report(
         ],
         "notes": list(found.notes),
     }
-    write_atomically(out / "results.json", to_json(values, indent=1))
-    write_atomically(out / "trials.csv", _trials_csv(found))
-    write_atomically(out / "table.tex", "\n".join(latex.tabular(t) for t in tables))
-    page = Page(f"Trials of {', '.join(found.contenders)}", parts)
-    write_atomically(out / "report.html", html.render(page, svgs))
+    texts = {
+        "results.json": to_json(values, indent=1),
+        "trials.csv": _trials_csv(found),
+        "table.tex": "\n".join(map(latex.tabular, tables)),
+    }
+    write_report(out, title, parts, texts)
     return TrialsReport(out / "report.html", found, verdicts, tables)
 
 
@@ -138,8 +137,7 @@ def _lost(rival: Rival) -> str:
 
 
 def _bounds(interval: tuple[float, float]) -> str:
-    low, high = ("?" if math.isinf(x) else f"{x:+.1f}" for x in interval)
-    return f"{low} to {high}"
+    return " to ".join(bounds(interval, "+.1f"))
 
 
 def _p(p: float) -> str:

@@ -245,7 +245,7 @@ def _choose_images(
     data = open_data(config, channels)
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
     val_images = len(data.splits["val"]) if "val" in data.splits else 0
-    look = Look(data.classes, tuple(counts), val_images, sizes, gray)
+    look = Look(data.classes, tuple(counts), val_images, sizes)
     shown = ", ".join(look.classes[:3]) + (", ..." if len(look.classes) > 3 else "")
     choices.lines.insert(
         0,
@@ -322,7 +322,7 @@ def _limit_images(
     """
     if {"data.max_train", "data.folds"} & choices.fixed.keys():
         return
-    least = rules.caching(Look((), (), 0, sizes, False), rules.SIDES[0])
+    least = rules.caching(Look((), (), 0, sizes), rules.SIDES[0])
     config, train = _data_config(choices, base, **least), given["train"]
     each = decoding_seconds(train, config, channels, time.clock)
     if not each:

@@ -81,8 +81,6 @@ class Look:
     """Validation images."""
     sizes: tuple[tuple[int, int], ...]
     """(height, width) of a sample."""
-    gray: bool
-    """Whether no image of the sample has colour."""
 
     @property
     def train(self) -> int:

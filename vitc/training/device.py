@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vitc.errors import ConfigError
-from vitc.machine import memory_kept, usable_cores
+from vitc.machine import memory_kept, status_bytes, usable_cores
 from vitc.training.config import TrainConfig
 from vitc.wording import counted
 
@@ -98,8 +98,4 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes at the peak: of the allocator on a GPU, of the whole process on Linux, else None."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return status_bytes("VmHWM")

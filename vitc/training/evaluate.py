@@ -133,8 +133,6 @@ def evaluate_run(
     run: Path,
     data: str | None = None,
     split: str | None = None,
-    weights: str = "ema",
-    device: str = "auto",
     allow_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a run's last checkpoint on a split of its own data (val), or on other images.
@@ -144,19 +142,19 @@ def evaluate_run(
     measured. Raises ConfigError, DataError, CheckpointError.
     """
     config = read_config(run)
-    where = pick_device(device)
-    model, record = load_model(run, weights)
+    device = pick_device("auto")
+    model, record = load_model(run)
     preprocessing = Preprocessing.from_run(record)
     trained = Trained(config, record["classes"], run, record)
     images = choose_images(trained, Asked(data, split, allow_changed_data))
-    batches, settings = open_measured(images, config, preprocessing, where)
-    result: dict[str, Any] = evaluate(model.to(where), batches, settings)
+    batches, settings = open_measured(images, config, preprocessing, device)
+    result: dict[str, Any] = evaluate(model.to(device), batches, settings)
     low, high = wilson(result["top1"], int(result["n"]))
     return {
         "run": str(run),
         "split": images.name,
         "classes": len(record["classes"]),
-        "weights": weights,
+        "weights": "ema",
         **result,
         "n": int(result["n"]),
         "top1_low": low,
@@ -164,7 +162,7 @@ def evaluate_run(
         "trained_on": images.trained_on,
         "notes": list(images.notes),
         "data_fingerprint": images.data.fingerprint,
-        "device": describe(where),
+        "device": describe(device),
     }
 
 

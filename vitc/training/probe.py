@@ -253,10 +253,10 @@ def faster_precision(
     return "bf16" if ratio > 1 else "fp32", f"a step in bf16 runs at {ratio:.2f}x the rate of fp32"
 
 
-def faster_channels_last(config: RunConfig, device: torch.device, repeats: int = 5) -> bool:
+def faster_channels_last(config: RunConfig, device: torch.device) -> bool:
     """Whether a step in the config's precision is faster with train.channels_last. Measured."""
     precision = config.train.precision
-    seconds = _step_seconds(config, device, (precision,), (False, True), repeats)
+    seconds = _step_seconds(config, device, (precision,), (False, True), 5)
     return min(seconds[precision, True]) < min(seconds[precision, False])
 
 

@@ -10,14 +10,13 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitc.data.loader import TrainLoader
 from vitc.errors import ConfigError
-from vitc.machine import cores, processor_seconds
+from vitc.machine import cores, processor_seconds, status_bytes
 from vitc.training.build import Setup
 from vitc.training.utilisation import LEAST_SECONDS, model_utilisation, what_limits
 
@@ -94,7 +93,7 @@ class Usage:
             "cores": cores(),
             "cores_computing": round(computing, 2),
             "cores_loading": round(max(0.0, loading), 2),
-            "memory_bytes": resident_bytes(),
+            "memory_bytes": status_bytes("VmRSS"),
             **gpu(device),
             "time_spent": spent.whole(),
             "mfu": self._mfu(step, model, steps),
@@ -121,12 +120,3 @@ def gpu(device: torch.device) -> dict[str, Any]:
     with suppress(Exception):  # without NVIDIA's library for it
         found["gpu_use"] = torch.cuda.utilization(device) / 100
     return found
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process, in bytes; None: not on Linux."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return None

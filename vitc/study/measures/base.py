@@ -111,7 +111,9 @@ def groups_of(request: Request) -> tuple[list[Group], str]:
     """
     groups = groups_asked(request)
     if "time_matched" in request.controls:
-        raise ConfigError("--time-matched has no effect here.", "It is for vitc study hparams.")
+        raise ConfigError(
+            "--controls time_matched has no effect here.", "It is for vitc study hparams."
+        )
     reference = reference_of(groups, request.reference, request.begun)
     return [*groups, *control_groups(groups, request.controls, reference)], reference
 
@@ -234,8 +236,9 @@ def points_of_lengths(request: Request, every_length: bool = True) -> Points:
     return length_points(lengths)
 
 
-def tuning_at_every_length(request: Request, points: Points) -> Tuning | None:
-    draws = request.options["retune"]
+def tuning_at_every_length(request: Request) -> Tuning | None:
+    """The draws of `retune` at the lengths asked for. Raises ConfigError."""
+    points, draws = points_of_lengths(request), request.options["retune"]
     if not draws:
         return None
     about = f"lr and weight decay were tuned at every length with {draws} draws"
@@ -248,5 +251,10 @@ def short_tuning(request: Request) -> Tuning | None:
     if not draws:
         return None
     epochs = request.options["tune_epochs"] or default_lengths(recipe_epochs(request))[0]
+    return best_of_draws(draws, epochs)
+
+
+def best_of_draws(draws: int, epochs: int) -> Tuning:
+    """So many draws of so many epochs, the best of which gives lr and weight decay."""
     about = f"lr and weight decay are the best of {draws} draws of {epochs} epochs"
     return Tuning(draws, length_points([epochs]), about)

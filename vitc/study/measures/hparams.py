@@ -7,7 +7,6 @@ draw by draw, and each one's error distribution is shown whole.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -45,6 +44,7 @@ from vitc.study.measures.targets import profiles, target_table, target_values
 from vitc.study.results import Finding, Result, unsuccessful
 from vitc.study.tuning import UNTUNED, Tuned
 from vitc.views.model import Table
+from vitc.wording import bounds
 
 
 class Hparams(Measure):
@@ -257,11 +257,11 @@ def range_lines(plan: Plan, recipe: str, rule: str = "shared") -> list[str]:
             if same
             else ["Each contender draws from its own recipe's ranges, at the same quantiles."]
         )
-    drawn = "; ".join(f"{optim}: {_drawn(ranges)}" for optim, ranges in plan.ranges.items())
+    drawn = "; ".join(f"{optim}: {ranges_text(ranges)}" for optim, ranges in plan.ranges.items())
     lines = [f"{'Other' if own else 'All'} contenders draw from the same ranges, {drawn}."]
     for g in own:  # with another optimizer than theirs
         lines.insert(
-            0, f"{g.contender} draws from ranges of its optimizer: {_drawn(g.ranges or {})}."
+            0, f"{g.contender} draws from ranges of its optimizer: {ranges_text(g.ranges or {})}."
         )
     if rule != "shared":
         return lines
@@ -278,7 +278,8 @@ def range_lines(plan: Plan, recipe: str, rule: str = "shared") -> list[str]:
     return lines
 
 
-def _drawn(ranges: Mapping[str, Range]) -> str:
+def ranges_text(ranges: Mapping[str, Range]) -> str:
+    """`lr 0.0001 to 0.01, weight_decay 0.01 to 1`; empty: nothing is drawn."""
     return ", ".join(
         f"{n.removeprefix('optim.')} {r.low:g} to {r.high:g}" for n, r in ranges.items()
     )
@@ -326,7 +327,7 @@ def interval_text(i: Interval | None, digits: int = 1, dash: str = "-") -> str:
     """`30.1 (28.4-31.9)`, with ? for a bound that so few runs do not give."""
     if i is None:
         return "-"
-    low, high = ("?" if math.isinf(x) else f"{x:.{digits}f}" for x in (i.low, i.high))
+    low, high = bounds((i.low, i.high), f".{digits}f")
     return f"{i.estimate:.{digits}f} ({low}{dash}{high})"
 
 

@@ -35,7 +35,7 @@ class Length(base.Measure):
     untuned = base.FIXED
 
     def tuning(self, request: Request) -> Tuning | None:
-        return base.tuning_at_every_length(request, base.points_of_lengths(request))
+        return base.tuning_at_every_length(request)
 
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         return base.seeded_plan(self, request, base.points_of_lengths(request), tuned)

@@ -25,6 +25,7 @@ from vitc.study.measures.length import Length
 from vitc.study.results import Finding, Result
 from vitc.study.tuning import UNTUNED, Tuned, Tuning
 from vitc.views.model import Chart, Line, Table
+from vitc.wording import counted
 
 Ruled = list[dict[int, tuple[float, bool]]]  # by point: seed -> (error, whether a shorter run's)
 
@@ -51,7 +52,7 @@ class Optimizer(base.Measure):
                 f"A gap is between two optimizers, not {len(set(request.optims))}.",
                 "For example: --optims adamw sgd",
             )
-        return base.tuning_at_every_length(request, base.points_of_lengths(request))
+        return base.tuning_at_every_length(request)
 
     def plan(self, request: Request, tuned: Tuned = UNTUNED) -> Plan:
         return base.seeded_plan(self, request, base.points_of_lengths(request), tuned)
@@ -88,8 +89,9 @@ class Optimizer(base.Measure):
         substituted = sum(sub for at in ruled.values() for here in at for _, sub in here.values())
         gone = sum(len(cells.outcomes(*key).failed) for key in cells.runs)
         rule = (
-            f"Of {gone} runs that failed to learn {substituted} had a shorter schedule to take the "
-            "place of, as in the paper: drawn hollow and dashed. All other numbers leave them out."
+            f"{counted(gone, 'run')} failed to learn; {substituted} of them "
+            f"{'is' if substituted == 1 else 'are'} replaced by the best result of a shorter "
+            "schedule, as in the paper (hollow, dashed). All other numbers leave them out."
             if gone
             else "No run failed to learn, so the paper's rule changed nothing."
         )

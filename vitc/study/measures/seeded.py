@@ -18,6 +18,7 @@ from vitc.study.contrasts import Key, Outcomes
 from vitc.study.design import Plan
 from vitc.study.results import Result
 from vitc.views.model import Line
+from vitc.wording import bounds
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def shown(i: Interval | None, signed: bool = False) -> str:
     if i is None:
         return "-"
     sign = "+" if signed else ""
-    low = "?" if math.isinf(i.low) else f"{i.low:{sign}.1f}"
-    high = "?" if math.isinf(i.high) else f"{i.high:{sign}.1f}"
+    low, high = bounds((i.low, i.high), f"{sign}.1f")
     return f"{i.estimate:{sign}.2f} ({low} to {high})"
 
 

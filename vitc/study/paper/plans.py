@@ -13,12 +13,13 @@ from vitc.resolve import load_config, resolve_config
 from vitc.study.controls import family_ranges
 from vitc.study.design import HPARAMS, Group, Plan
 from vitc.study.effect import check_effect
-from vitc.study.measures.base import length_points, measure_plan
+from vitc.study.measures.base import best_of_draws, length_points, measure_plan
+from vitc.study.measures.hparams import ranges_text
 from vitc.study.paper.exhibits import CLASSES, Entry, Name, get_exhibit, scale_of
 from vitc.study.paper.numbers import TABLE2
 from vitc.study.studies import Stage, after_tuning
 from vitc.study.study_folder import StudyFolder
-from vitc.study.tuning import UNTUNED, Points, Tuned, Tuning, check_draws, tuning_plan
+from vitc.study.tuning import UNTUNED, Points, Tuned, check_draws, tuning_plan
 
 
 def entry_groups(entries: Sequence[Entry], data: str | None, **overrides: Any) -> list[Group]:
@@ -135,8 +136,7 @@ def exhibit_stages(
         for g, p in zip(groups, measured.groups, strict=False)
     ]
     epochs = max(1, min(s.tune_epochs, *(plan.get("lengths") or s.lengths)))
-    about = f"lr and weight decay are the best of {draws} draws of {epochs} epochs"
-    tuning = Tuning(draws, length_points([epochs]), about)
+    tuning = best_of_draws(draws, epochs)
     first = draws_plan(
         groups,
         tuning.points,
@@ -180,12 +180,8 @@ def cost_lines(plans: Sequence[Plan]) -> list[str]:
             runs += plan.draws * len(mine)
             c = mine[0].config
             drawn = plan.ranges_of(mine[0])
-            rates = (
-                ", ".join(
-                    f"{n.removeprefix('optim.')} {r.low:g} to {r.high:g}" for n, r in drawn.items()
-                )
-                or f"lr {c.optim.lr:g}, weight_decay {c.optim.weight_decay:g}"
-            )
+            rates = ranges_text(drawn)
+            rates = rates or f"lr {c.optim.lr:g}, weight_decay {c.optim.weight_decay:g}"
             text = (
                 f"{contender}, {optim}: {plan.draws} x {' + '.join(map(str, epochs))} epochs, "
                 f"batch {c.train.batch}, {rates}"
