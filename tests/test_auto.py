@@ -97,7 +97,7 @@ def warnings(proposal: Proposal) -> str:
 def look(train: int = 240, side: int = 300, val: int = 60, classes: int = 10) -> Look:
     counts = tuple(train // classes + (i < train % classes) for i in range(classes))
     names = tuple(f"class {i}" for i in range(classes))
-    return Look(names, counts, val, ((side, side * 4 // 3),), False)
+    return Look(names, counts, val, ((side, side * 4 // 3),))
 
 
 @pytest.mark.parametrize("ladder", [auto_rules.PHOTO_RUNGS, auto_rules.SMALL_RUNGS])
@@ -408,7 +408,7 @@ def test_a_model_too_large_for_the_memory_is_not_chosen(
     assert proposal.config.model.name == "vit_r_tiny64"
     assert "does not fit" in line(proposal, "model")
     machine.most_pixels = 10
-    with pytest.raises(ConfigError, match="does not fit the memory") as caught:
+    with pytest.raises(ConfigError, match="does not fit into the memory") as caught:
         propose(photo_folder(name="other"))
     assert "--train.micro_batch" in str(caught.value)
 

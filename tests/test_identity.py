@@ -216,9 +216,9 @@ def test_a_folder_goes_before_the_source_of_its_name(
 ) -> None:
     monkeypatch.chdir(place)
     if name != "fashion":  # which is shipped
-        with pytest.raises(ConfigError, match=f"'{name}' is a kind of data that needs a path") as e:
+        with pytest.raises(ConfigError, match=f"'{name}' is a data source that needs a path") as e:
             vitc.evaluate(place / "run", name)
-        assert "Give the path in its place, a folder: DIR." in str(e.value)
+        assert "Give its path instead, a folder: DIR." in str(e.value)
     plant(place / name, 3, first=20)
     found = vitc.evaluate(place / "run", name)
     assert (found.n, found.split, found.trained_on) == (6, "all", 0)

@@ -55,7 +55,7 @@ def test_a_study_runs_from_python_and_is_extended(
     assert best.folder in str(caught.value)
     with pytest.raises(CheckpointError, match="removed its checkpoints"):
         read_weights(other.folder)
-    with pytest.raises(ConfigError, match="never taken back"):
+    with pytest.raises(ConfigError, match="never removed"):
         study.run("hparams", "debug", draws=1, **words, **BRIEF)
 
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 def _options(parser: Parser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="names of models")
-    add("--iterations", metavar="N", type=count, default=30, help="timed ones (default: 30)")
-    add("--warm-up", metavar="N", type=int, default=3, help="before them (default: 3)")
+    add("--iterations", metavar="N", type=count, default=30, help="timed steps (default: 30)")
+    add(
+        "--warm-up", metavar="N", type=int, default=3, help="untimed steps before them (default: 3)"
+    )
     add("--out", metavar="FILE", type=Path, help="write the results to a JSON file")
-    add("--json", action="store_true", help="the same on one line, last on stdout")
+    add("--json", action="store_true", help="print the results as JSON on the last line of stdout")
 
 
 def _run(args: Namespace) -> int:

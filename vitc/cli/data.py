@@ -120,15 +120,20 @@ def _pack_options(parser: Parser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="a folder of images, or another source as for --data")
     add("out", metavar="OUT.vitc", type=Path, help="the file to make")
-    smaller = "resize larger images to this and store them as JPEG"
+    smaller = "resize larger images to this shorter side and store them as JPEG"
     add("--short-side", metavar="PIXELS", type=count, help=smaller)
-    add("--quality", metavar="1-100", type=count, help="of that JPEG (default: 95)")
+    add(
+        "--quality",
+        metavar="1-100",
+        type=count,
+        help="JPEG quality with --short-side (default: 95)",
+    )
     raw = "store decoded pixels, shorter side at most --short-side (default: 256)"
     add("--raw", action="store_true", help=raw)
-    channels = "of images that are re-encoded: 1 grey, 3 RGB (default), with --raw 4 RGBA"
+    channels = "channels of re-encoded images: 1 grey, 3 RGB (default), with --raw 4 RGBA"
     add("--channels", metavar="1|3|4", type=count, help=channels)
     add("--workers", metavar="N", type=count, help=WORKERS)
-    broken = "a broken image: stop (default), or leave it out and report it"
+    broken = "on a broken image: stop (default), or leave it out and report it"
     add("--bad-files", choices=("stop", "skip"), default="stop", help=broken)
     add("--overwrite", action="store_true", help="replace OUT.vitc and start over")
     add("--json", action="store_true", help=JSON)
@@ -202,7 +207,7 @@ DATA_VERBS: dict[str, Verb] = {
         "Exit code 1 if training would fail with the same --data. settings, 0 if it can start.",
     ),
     "pack": Verb(
-        summary="Pack a data set into one file that trains the same, faster.",
+        summary="Pack a data set into one file: the same training, read faster.",
         usage="SRC OUT.vitc [options]",
         example="vitc data pack ~/photos photos.vitc\n"
         "vitc data pack ~/imagenet imagenet_256.vitc --short-side 256 --quality 95\n"

@@ -25,7 +25,7 @@ def _run(args: Namespace) -> int:
 
 
 VERB = Verb(
-    summary="Check this machine: versions, extras, memory, and whether its devices compute right.",
+    summary="Check this machine: versions, extras, memory, and that its devices compute correctly.",
     usage="[options]",
     example="vitc doctor\npython -m vitc doctor --json",
     options=_options,

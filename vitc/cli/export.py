@@ -44,8 +44,14 @@ def options(parser: Parser) -> None:
     add("--raw-input", action="store_true", help=about)
     about = "images to compare on (default: the validation split of RUN)"
     add("--data", metavar="DATA", help=about)
-    add("--images", metavar="N", type=count, default=2000, help="at most so many (default: 2000)")
-    about = "percent of images with the same class (default: 99.9; with --int8 95)"
+    add(
+        "--images",
+        metavar="N",
+        type=count,
+        default=2000,
+        help="at most this many images (default: 2000)",
+    )
+    about = "least percentage of images with the same class (default: 99.9; with --int8 95)"
     add("--min-agreement", metavar="P", type=number(0, 100), help=about)
     changed_data_option(parser, "compare although the run's images changed since it was trained")
     weights_option(parser)
@@ -85,7 +91,7 @@ def run(args: Namespace) -> int:
 
 
 VERB = Verb(
-    summary="Export a model as one file, and prove that it answers as before.",
+    summary="Export a model as one file, and check that its answers are the same.",
     usage="RUN OUT [options]",
     example="vitc export runs/photos photos.onnx",
     options=options,

@@ -19,13 +19,13 @@ def _options(parser: Parser) -> None:
     add = parser.add_argument
     about = "recipes, saved configs, images, or runs to resume or to train longer"
     add("what", nargs="+", metavar="RECIPE|CONFIG.json|IMAGES|RUN", help=about)
-    about = "each of these models in place of the recipe's own"
+    about = "plan each of these models instead of the recipe's own"
     add("--models", nargs="+", default=[], metavar="MODEL", help=about)
     about = "where: this machine's (default: auto), or 8xV100, the paper's, for its recipes"
     add("--device", default="auto", metavar="auto|cuda|mps|cpu|8xV100", help=about)
     add("--budget", metavar="TIME", type=seconds, help="as for vitc train: 90s, 30m, 1h30m")
     add("--start", choices=get_args(Start), default="auto", help="with IMAGES, as for vitc train")
-    about = "what an hour of the machine costs, to show the price of the run"
+    about = "price of an hour on the machine, to show the price of the run"
     add("--price-per-hour", metavar="PRICE", type=number(0, 1e6), help=about)
     add("--json", action="store_true", help="print the plans on one line, last on stdout")
 

@@ -17,7 +17,7 @@ def options(parser: Parser) -> None:
     add = parser.add_argument
     add("what", metavar="RECIPE", help=f"what to learn from: {', '.join(PRETRAINING)}")
     add("--out", metavar="DIR", type=Path, help="the run folder (default: runs/<recipe>)")
-    add("--budget", metavar="TIME", type=seconds, help="time for all of it: 40m, 3h")
+    add("--budget", metavar="TIME", type=seconds, help="total time, such as 40m or 3h")
     add("--overwrite", action="store_true", help="discard a run in that folder and start over")
     add("--dry-run", action="store_true", help="show what it would take, and stop")
     add("--json", action="store_true", help="print summary.json on the last line of stdout")

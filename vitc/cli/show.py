@@ -25,7 +25,7 @@ def options(parser: Parser) -> None:
     picture = parser.add_argument_group("pictures of a RUN or of a fresh MODEL, one at a time")
     add = picture.add_argument
     add("--attention", metavar="IMAGE", type=Path, help="what a ViT's blocks attend to in an image")
-    add("--block", metavar="N", type=int, help="with --attention: the single heads of block N too")
+    add("--block", metavar="N", type=int, help="with --attention: also each head of block N")
     add("--positions", action="store_true", help="similarity of a ViT's position embeddings")
     add("--filters", action="store_true", help="the filters of the first convolution")
     add("--features", metavar="IMAGE", type=Path, help="the stem's feature maps of an image")

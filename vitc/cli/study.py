@@ -51,8 +51,8 @@ def _measure_options(parser: Parser, measure: Measure) -> None:
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="recipes, or config files")
     about = (
-        "in place of models and stems: models, stems, optimizers or schedules, each a name or "
-        "FILE.py:Class, as VALUE or NAME=VALUE; all else is the recipe's"
+        "instead of --models and --stems: models, stems, optimizers or schedules, each a name or "
+        "FILE.py:Class, as VALUE or NAME=VALUE; the rest is the recipe's"
     )
     add("--contenders", nargs="+", default=[], metavar="[NAME=]VALUE", help=about)
     about = "contenders: these models under each recipe (default: each recipe's own)"
@@ -68,7 +68,7 @@ def _measure_options(parser: Parser, measure: Measure) -> None:
     about = "the contender to compare with (default: the first with a patchify stem)"
     add("--reference", metavar="NAME", help=about)
     add("--control", action="store_true", help="add the reference against itself, other seeds")
-    about = "contenders whose errors differ by fewer points are equivalent (default: not asked)"
+    about = "contenders whose errors differ by fewer points are equivalent (default: not tested)"
     add("--margin", metavar="POINTS", type=float, help=about)
     about = f"add contenders that answer a reviewer: {', '.join(CONTROL_NAMES)}; see docs/paper.md"
     add("--controls", nargs="+", choices=CONTROL_NAMES, default=[], metavar="NAME", help=about)
@@ -106,7 +106,7 @@ def _study_options(parser: Parser, out: str, test: bool = False) -> None:
         add("--test", action="store_true", help=about)
     add("--out", metavar="DIR", type=Path, help=f"the study's folder (default: {out})")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)")
-    about = "looks at the results in all, each with at most twice the runs (default: 1)"
+    about = "planned looks at the results, each with at most twice the runs (default: 1)"
     add("--looks", metavar="K", type=count, default=0, help=about)
     about = "compare although settings, versions or machines differ; reported"
     add("--allow-mixed", action="store_true", help=about)
@@ -255,7 +255,7 @@ def _run(
 
 
 def _quick_options(parser: Parser) -> None:
-    about = f"time for the trials, as 5m: sets the draws (default: {QUICK_SECONDS:.0f}s)"
+    about = f"time for the trials, such as 5m: sets the draws (default: {QUICK_SECONDS:.0f}s)"
     parser.add_argument("--budget", metavar="TIME", type=seconds, default=QUICK_SECONDS, help=about)
     about = "draws a contender and optimizer (default: as the budget allows)"
     parser.add_argument("--draws", metavar="N", type=count, help=about)
@@ -266,6 +266,7 @@ def _quick(args: Namespace) -> int:
     from vitc.study.effect import check_effect
     from vitc.study.launch import default_workers
     from vitc.study.quick import quick_plan
+    from vitc.study.studies import earlier_precision
 
     if args.engine != "local" and args.draws is None:
         raise ConfigError(
@@ -276,7 +277,7 @@ def _quick(args: Namespace) -> int:
     settings, draws = work.settings_of(args), args.draws
     old = folder.read()[0] if folder.exists() else None
     if old is not None:  # what was measured or chosen at its start stays
-        settings.setdefault("train.precision", old.groups[0].config.train.precision)
+        settings = {**earlier_precision(folder), **settings}
         draws = draws or old.draws
     workers = args.workers or default_workers()
     words = {"seed": args.seed, "looks": args.looks or (old.looks if old is not None else 1)}
@@ -308,14 +309,16 @@ def _paper_options(parser: Parser) -> None:
 
     add = parser.add_argument
     add("exhibit", metavar="FIGURE|TABLE", help="fig2 ... fig11, table1, table2, table3, table5")
-    about = "small (default): tiny models, images inside the package; full: the paper's"
+    about = "small (default): tiny models, bundled images; full: the paper's"
     add("--scale", choices=("small", "full"), default="small", help=about)
-    about = "seeds at a point, or draws (default: its own)"
+    about = "seeds at a point, or draws (default: the exhibit's own)"
     add("--count", metavar="N", type=count, dest="runs", help=about)
-    add("--tune", metavar="N", type=count, help="draws first, where it tunes (default: its own)")
+    add(
+        "--tune", metavar="N", type=count, help="draws that tune first (default: the exhibit's own)"
+    )
     _add(parser, LENGTHS)
     add("--second", metavar="DIR", help="fig11: the second test set (default: the test split)")
-    add("--iterations", metavar="N", type=count, default=30, help="fig9, table1: timed (30)")
+    add("--iterations", metavar="N", type=count, default=30, help="fig9, table1: timed steps (30)")
     _study_options(parser, "studies/<exhibit>_<scale>")
 
 

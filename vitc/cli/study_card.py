@@ -19,10 +19,13 @@ def _options(parser: Parser) -> None:
     add("contender", metavar="[NAME=]STEM|MODEL", help=about)
     about = "the card's folder (default: studies/card_<name>)"
     add("--out", metavar="DIR", type=Path, help=about)
-    about = "run all reference trials here, in place of those that ship; where none ship it does so"
+    about = (
+        "run all reference trials here instead of using the bundled ones (always done where none "
+        "are bundled)"
+    )
     add("--own-references", action="store_true", help=about)
     add("--workers", metavar="N", type=count, help="trials at a time (default: one a core)")
-    add("--retry-failed", action="store_true", help="run trials again that failed by an error")
+    add("--retry-failed", action="store_true", help="rerun trials that failed with an error")
     about = "show how many trials would run, and about how long; run nothing"
     add("--dry-run", action="store_true", help=about)
     add("--json", action="store_true", help="card.json on one line, last on stdout")

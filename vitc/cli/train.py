@@ -65,15 +65,15 @@ def options(parser: Parser) -> None:
     add("what", nargs="?", metavar="RECIPE|CONFIG.json|IMAGES|RUN", help=about)
     add("--out", metavar="DIR", type=Path, help="the run folder (default: runs/<recipe>)")
     add("--overwrite", action="store_true", help="discard a run in that folder and start over")
-    about = "with IMAGES or a finished RUN: time for all of it: 90s, 30m, 1h30m"
+    about = "with IMAGES or a finished RUN: total time, such as 90s, 30m or 1h30m"
     add("--budget", metavar="TIME", type=seconds, help=about)
     add(
         "--start",
         choices=get_args(Start),
         default="auto",
-        help="with IMAGES: from weights pretrained on photos, from weights learnt from formulas, "
-        "which are a part of vitc, or from scratch (default: the first of these that there are "
-        "for the images and the model)",
+        help="with IMAGES: from weights pretrained on photos, from the bundled formula-pretrained "
+        "weights, or from scratch (default: the first that is available for these images and this "
+        "model)",
     )
     about = "with IMAGES: train K runs, each validated on another part, and measure on all images"
     add("--folds", metavar="K", type=count, help=about)

@@ -165,9 +165,9 @@ def _exploratory(study: _Study) -> str:
     if not unplanned:
         return ""
     return (
-        f"Exploratory: {'; '.join(unplanned)}, which was not planned (--looks). Whoever extends "
-        "until a difference shows finds one too often; p-values and intervals here count "
-        f"{study.plan.looks} looks, as if they had been planned."
+        f"Exploratory: {'; '.join(unplanned)}, which was not planned (--looks). Extending a "
+        "study until a difference appears inflates the false-positive rate; p-values and intervals "
+        f"here count {study.plan.looks} looks, as if they had been planned."
     )
 
 

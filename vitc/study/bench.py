@@ -102,8 +102,8 @@ def bench(
             return _bench(config, device, warm_up, timed, classes)
     except torch.OutOfMemoryError:
         raise ConfigError(
-            f"{config.model.name} with batch {config.train.batch} does not fit the memory of this "
-            f"{device.type}.",
+            f"{config.model.name} with batch {config.train.batch} does not fit into the memory of "
+            f"this {device.type}.",
             "Lower --train.batch; times an image are given for any batch.",
         ) from None
     finally:

@@ -328,7 +328,7 @@ def one_precision(groups: list[Group]) -> list[Group]:
     except ConfigError as error:
         raise ConfigError(
             f"{error.message} So which precision is faster there cannot be measured.",
-            "Say --train.precision bf16 (or fp32) for trials that run on other machines.",
+            "Set --train.precision bf16 (or fp32) for trials that run on other machines.",
         ) from error
     precision, _ = faster_precision(first, device)
     return [

@@ -257,11 +257,11 @@ def _submit(executor: Any, slices: Sequence[Slice], going: Callable[[], bool]) -
             by_sbatch = isinstance(error.__cause__, subprocess.CalledProcessError)
             if pause is None or not by_sbatch or FINAL.search(why):
                 raise RunError(
-                    f"SLURM did not take the jobs: {why}",
+                    f"SLURM rejected the jobs: {why}",
                     "Check --partition, --account, --qos, --constraint and --hours (--dry-run "
-                    "shows the script). Once SLURM takes jobs, the same command continues.",
+                    "shows the script). Once SLURM accepts jobs, the same command continues.",
                 ) from error
-        print(f"sbatch does not take jobs now: {why}; trying again", file=sys.stderr)
+        print(f"sbatch is not accepting jobs at the moment: {why}; retrying", file=sys.stderr)
         end = time.monotonic() + pause
         while time.monotonic() < end:
             if not going():

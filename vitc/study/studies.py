@@ -174,7 +174,7 @@ def check_runs(folder: StudyFolder, runs: int, had: int, option: str) -> None:
     """Raises ConfigError: fewer runs than the study has; `option` sets them."""
     if runs < had:
         raise ConfigError(
-            f"{folder.path} has {option} {had}, more than {runs}; runs are never taken back.",
+            f"{folder.path} has {option} {had}, more than {runs}; runs are never removed.",
             f"Use {option} {had} or more.",
         )
 

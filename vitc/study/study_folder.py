@@ -230,7 +230,7 @@ class StudyFolder:
         if plan.draws < old.draws:
             raise ConfigError(
                 f"{self.path} has {old.draws} draws, more than {plan.draws}; draws are never "
-                "taken back.",
+                "removed.",
                 f"Use --draws {old.draws} or more.",
             )
         here = {g.key: g.config for g in plan.groups}  # a custom stem may have moved since

@@ -180,6 +180,6 @@ def check_draws(folder: StudyFolder, draws: int, option: str) -> None:
         )
     if draws < had:
         raise ConfigError(
-            f"{inside.path} has {had} draws, more than {draws}; draws are never taken back.",
+            f"{inside.path} has {had} draws, more than {draws}; draws are never removed.",
             f"Use --{option} {had} or more, or give another --out.",
         )

@@ -80,7 +80,7 @@ def choose_model(
         best = trial
     if best is None:
         raise ConfigError(
-            f"{ladder[0].model} at {ladder[0].img_size} pixels does not fit the memory of "
+            f"{ladder[0].model} at {ladder[0].img_size} pixels does not fit into the memory of "
             f"{machine.name}.",
             "Use a smaller --train.micro_batch, --model.img_size or --model.",
         )

@@ -221,7 +221,7 @@ def _probed(config: RunConfig, data: DataSet, device: torch.device) -> Probe:
     if found is None:
         raise ConfigError(
             f"{config.model.name} with micro-batches of {config.train.micro} images does not fit "
-            f"the memory of {describe(device)}.",
+            f"into the memory of {describe(device)}.",
             "Use a smaller --train.micro_batch, --model.img_size or --model, or "
             "--train.grad_checkpointing.",
         )

@@ -454,8 +454,8 @@ class Trainer:
                 raise DivergedError(
                     f"Diverged by step {self.state.step} of {self.log.steps}: {where}. "
                     f"Last good checkpoint: {found or 'none'}.",
-                    "An image or a layer before it gave such numbers; lower --optim.lr, or train "
-                    "in fp32.",
+                    "They come from an input image or an earlier layer; lower --optim.lr, or "
+                    "train in fp32.",
                 )
 
     def _asked(self) -> bool:

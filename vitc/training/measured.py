@@ -147,8 +147,8 @@ def _named(config: RunConfig, data: str) -> DataConfig:
     """The images that `data` names. Raises ConfigError: it is only a kind of images."""
     if data in SOURCES and SOURCES[data].path and not Path(data).exists():
         raise ConfigError(
-            f"{data!r} is a kind of data that needs a path, and nothing of that name is here.",
-            f"Give the path in its place, {SOURCES[data].path.replace('--data.path ', '')}.",
+            f"{data!r} is a data source that needs a path, and no file or folder has that name.",
+            f"Give its path instead, {SOURCES[data].path.replace('--data.path ', '')}.",
         )
     return with_images(config, data).data
 
