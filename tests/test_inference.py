@@ -225,15 +225,15 @@ def study(draws: int, models: int = 2, optims: int = 1, **words: Any) -> Plan:
 def test_a_plan_states_what_it_can_find_before_the_first_trial() -> None:
     (line,) = power_lines(study(6, optims=2))
     assert line.startswith("Warning: 6 draws are too few to reach significance (2 comparisons")
-    assert "7 or more" in line
+    assert "at least 7 are needed" in line
     (line,) = power_lines(study(16, control=True))
     assert "1 comparison with vit_p_tiny, 1 look" in line
     assert "1.5 standard deviations" not in line
     assert "0.77 standard deviations" in line
-    assert "7 or more" in power_lines(study(6, looks=4))[0]
+    assert "at least 7 are needed" in power_lines(study(6, looks=4))[0]
     assert power_lines(study(8, models=1)) == []
     seeds = measure_plan("peak", study(1).groups, length_points([2]), seeds=1, name="m")
-    assert "1 seed cannot reject" in power_lines(seeds)[0]
+    assert "1 seed is too few to reach significance" in power_lines(seeds)[0]
 
 
 def test_the_reference_is_the_first_patchify_stem_unless_named() -> None:

@@ -161,7 +161,7 @@ def test_files_of_one_name_and_columns_of_one_name_are_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", '{"err": 1, "err": 30}', "line 1 is not a JSON object: the key 'err' stands"),
+        ("t.jsonl", '{"err": 1, "err": 30}', "line 1 is not a JSON object: the key 'err' appears"),
         ("t.json", '[{"err": 30}]', "one JSON object a line"),
         ("t.csv", "err\n3_0.5\n", "'3_0.5' is no number"),
         ("t.csv", "err\n٣٠\n", "'٣٠' is no number"),

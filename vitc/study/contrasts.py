@@ -414,8 +414,9 @@ def power_lines(plan: Plan) -> list[str]:
     if math.isinf(gap):
         least = 2 if means else fewest_draws(level)
         return [
-            f"Warning: {counted(plan.draws, unit)} are too few to reach significance "
-            f"({compared}); at least {least} are needed. The verdict will be open."
+            f"Warning: {counted(plan.draws, unit)} {'is' if plan.draws == 1 else 'are'} too "
+            f"few to reach significance ({compared}); at least {least} are needed. The verdict "
+            "will be open."
         ]
     return [f"{counted(plan.draws, unit)}, {compared}: {gap_sentence(gap)}"]
 
