@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from vitc.data.split import (
     hold_out_fold,
     hold_out_fold_of_groups,
 )
+from vitc.deploy import measures
+from vitc.deploy.classifier import Classifier
+from vitc.deploy.evaluation import predict_split
 from vitc.deploy.folds import plan_folds
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
@@ -146,6 +150,28 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
     assert "for the confidence of the mean of 2 models of the" in (out / "report.html").read_text()
     assert main(["evaluate", str(out)]) == 0
     assert f"{summary['top1']:.2f} %" in capsys.readouterr().out
+
+
+def test_copies_that_a_model_was_trained_on_are_counted_and_nothing_is_fitted_on_them(
+    images: Path, asked: list[Any], tmp_path: Path
+) -> None:
+    for c, i in itertools.product(range(2), range(8)):
+        shutil.copy(images / f"class_{c}" / f"{i}.png", images / f"class_{c}" / f"{i}_again.png")
+    result = vitc.train(images, tmp_path / "out", folds=2)
+    found = [predict_split(Classifier.load(tmp_path / "out" / f"seed_1_fold_{f}")) for f in (1, 2)]
+    seen = {n for one in found for n, was in zip(one.names, one.seen, strict=True) if was}
+    e = result.evaluation
+    assert e.n == 56
+    assert e.trained_on == len(seen) > 0
+    note = f"{len(seen)} of the 56 images measured on were trained on (the same content)"
+    assert [text.partition(":")[0] for text in e.notes[2:]] == [note]
+    assert note in (tmp_path / "out" / "report.html").read_text()
+    for file in ("report.json", "summary.json"):
+        assert json.loads((tmp_path / "out" / file).read_text())["trained_on"] == len(seen)
+    rest = np.array([name not in seen for name in e.names])
+    alone = measures.fit(e.labels[rest], np.log(e.probabilities[rest]), "all")
+    assert (e.fit.n, e.fit.thresholds) == (56 - len(seen), alone.thresholds)
+    assert e.fit.temperature == pytest.approx(alone.temperature)
 
 
 def test_other_folds_in_a_folder_are_refused(

@@ -158,7 +158,7 @@ def _folds(args: Namespace) -> int:
     else:
         emit(
             f"{result.top1:.2f} % of {result.evaluation.n:,} images are classified correctly by "
-            "models that were not trained on them."
+            "models that they were held out from."
         )
         emit(f"Where they err: {result.report}")
         emit(f"Next: vitc predict {shlex.quote(str(result.path))} IMAGE... (the mean of all runs)")

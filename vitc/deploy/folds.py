@@ -2,8 +2,8 @@
 
     FOLDER/folds.json             the settings that all runs share, and how many runs there are
     FOLDER/seed_1_fold_1/ ...     run folders like any other
-    FOLDER/report.html, ...       the page of all images, each classified by models that were not
-                                  trained on it
+    FOLDER/report.html, ...       the page of all images, each classified by models that it
+                                  was held out from
 
 The folder is a classifier: the mean of the probabilities of all its runs.
 """
@@ -168,50 +168,54 @@ def train_folds(folds: Folds, command: str) -> tuple[Evaluation, Path, dict[str,
 
 
 def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
-    """What the runs show on all images, each by the models that were not trained on it: the mean of
-    their probabilities."""
+    """What the runs show on all images, each by the models that it was held out from: the mean of
+    their probabilities. Nothing is fitted on images that such a model saw under another name."""
     from vitc.deploy.classifier import Classifier
     from vitc.deploy.evaluation import SplitLogits, measure, predict_split, unreadable
     from vitc.deploy.measures import probabilities
-    from vitc.training.measured import Measured
+    from vitc.training.measured import Measured, too_good
 
     own = replace(folds.config.data, folds=None, fold=1, val_fraction=0.0, max_train=None)
     data = open_data(own, folds.config.model.in_chans)
     images = data.splits["train"]
     place = {name: i for i, name in enumerate(images.names)}
     sums = np.zeros((len(images), len(data.classes)), np.float64)
-    seen = np.zeros((folds.seeds, len(images)), np.bool_)
+    answered = np.zeros((folds.seeds, len(images)), np.bool_)
+    trained_on = np.zeros(len(images), np.bool_)  # by a model that answered: under another name
     right = np.zeros((folds.seeds, len(images)), np.bool_)
     for number, path in enumerate(folds.runs()):
         classifier = Classifier.load(path, device)
         answers = predict_split(classifier)
+        assert answers.seen is not None  # they are images of the run's own
         rows = np.array([place[name] for name in answers.names], np.int64)
         sums[rows] += probabilities(answers.logits)
         seed = number // folds.count
-        seen[seed, rows] = True
+        answered[seed, rows] = True
+        trained_on[rows] |= answers.seen
         right[seed, rows] = answers.logits.argmax(axis=1) == answers.labels
-    there = np.flatnonzero(seen.all(axis=0))
+    there = np.flatnonzero(answered.all(axis=0))
     if not len(there):
         raise DataError("None of the images could be read: there is nothing to measure.")
     logits = np.log(np.maximum(sums[there] / folds.seeds, 1e-30)).astype(np.float32)
     pictures = images.take(there)
     single = 100 * right[:, there].mean(axis=1)
     notes: tuple[str, ...] = (
-        f"Each image is classified by models that were not trained on it ({folds.count} folds, "
+        f"Each image is classified by models that it was held out from ({folds.count} folds, "
         f"{counted(folds.seeds, 'seed')}); a model of all images should do a little better.",
         f"One model alone: {single.mean():.1f} % correct"
         + (f" (seeds: {', '.join(f'{s:.1f}' for s in single)})." if folds.seeds > 1 else "."),
     )
-    lost = [images.names[i] for i in np.flatnonzero(~seen.all(axis=0)).tolist()]
+    lost = [images.names[i] for i in np.flatnonzero(~answered.all(axis=0)).tolist()]
     notes += (unreadable(lost, len(images)),) if lost else ()
-    unseen = np.zeros(len(pictures), np.bool_)
+    seen = trained_on[there]
+    notes += (too_good(int(seen.sum()), len(pictures)),) if seen.any() else ()
     found = SplitLogits(
         tuple(pictures.names),
         pictures.labels,
         logits,
-        Measured(data, pictures, "all", unseen, notes),
+        Measured(data, pictures, "all", seen, notes),
         pictures,
-        unseen,
+        seen,
     )
     many = folds.seeds
     answered_by = "a single model" if many == 1 else f"the mean of {many} models"

@@ -284,8 +284,7 @@ def _trained_on(
     found = trained_on(seen, now)
     count = int(found.sum())
     if count:
-        were = f"{'was' if count == 1 else 'were'} trained on (the same content)"
-        notes.append(f"{_of(count, total)} measured on {were}: the result is too good.")
+        notes.append(too_good(count, total))
     alike = 0 if own is not None else count_alike(seen, now)
     if alike:
         one = alike == 1
@@ -295,6 +294,12 @@ def _trained_on(
             f"{'it was' if one else 'they were'} converted from it, the result is too good."
         )
     return found
+
+
+def too_good(count: int, total: int) -> str:
+    """A note on images measured on that were trained on."""
+    were = f"{'was' if count == 1 else 'were'} trained on (the same content)"
+    return f"{_of(count, total)} measured on {were}: the result is too good."
 
 
 def _of(count: int, total: int) -> str:
