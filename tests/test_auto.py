@@ -792,8 +792,10 @@ def test_weights_that_do_not_say_their_model_ask_for_it(
         propose(photo_folder(), 20.0, {"init": str(file)})
 
 
-@pytest.mark.parametrize("own", [{}, {"data.group": "(person[0-9]+)"}])
-def test_groups_are_named_before_images_are_split(own: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "own", [{}, {"data.group": "(person[0-9]+)"}, {"data.folds": 3, "data.fold": 2}]
+)
+def test_groups_are_named_before_images_are_split(own: dict[str, Any], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for c in range(2):
         (tmp_path / f"class_{c}").mkdir()
@@ -801,8 +803,10 @@ def test_groups_are_named_before_images_are_split(own: dict[str, str], tmp_path:
             pixels = rng.integers(0, 255, (48, 48, 3)).astype(np.uint8)
             name = f"person{8 * c + person}_{shot}.jpg"
             Image.fromarray(pixels).save(tmp_path / f"class_{c}" / name)
-    group = propose(tmp_path, 60, own).group
-    assert bool(group) == (not own)
+    proposal = propose(tmp_path, 60, own)
+    group = proposal.group
+    assert bool(group) == ("data.group" not in own)
+    assert bool(group) == ("--data.group" in warnings(proposal))
     if group:
         sides = open_data(DataConfig(source="folder", path=str(tmp_path), group=group)).splits
         people = [{n.split("_")[-2] for n in split.names} for split in sides.values()]

@@ -3,10 +3,14 @@ of all."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +33,10 @@ from vitc.data.split import (
 from vitc.deploy import measures
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import predict_split
-from vitc.deploy.folds import plan_folds
+from vitc.deploy.folds import Folds, plan_folds
 from vitc.errors import ConfigError, DataError
 from vitc.resolve import load_config
+from vitc.training.loop import RunResult
 
 SMALL: dict[str, Any] = {
     "model.img_size": 32,
@@ -174,6 +179,63 @@ def test_copies_that_a_model_was_trained_on_are_counted_and_nothing_is_fitted_on
     assert e.fit.temperature == pytest.approx(alone.temperature)
 
 
+def test_choices_and_warnings_reach_every_run_and_the_page_of_folds_when_resumed_too(
+    images: Path, asked: list[Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    why = "model: small — because few"
+    vitc.train(images, out, folds=2)
+    assert json.loads((out / "folds.json").read_text())["notes"] == [why]
+    shutil.rmtree(out / "seed_1_fold_2")
+    (out / "report.html").unlink()
+    vitc.train(images, out, folds=2)
+    for fold in (1, 2):
+        assert (out / f"seed_1_fold_{fold}" / "events.log").read_text().count(why) == 1
+    page = (out / "report.html").read_text()
+    assert page.count("Choices and events") == page.count(why) == 1
+    values = json.loads((out / "folds.json").read_text())
+    del values["notes"]  # as earlier versions wrote it
+    (out / "folds.json").write_text(json.dumps(values))
+    vitc.train(images, out, folds=2)
+    assert "Choices and events" not in (out / "report.html").read_text()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("answer", "agreed"), [("\n", True), ("n\n", False), (None, False)])
+def test_somebody_at_a_terminal_is_asked_about_groups_before_the_folds_are_drawn(
+    answer: str | None,
+    agreed: bool,
+    images: Path,
+    asked: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    propose, trained = auto.propose, list[Folds]()
+
+    def with_groups(folder: Path, budget: Any, settings: Any, *rest: Any) -> auto.Proposal:
+        group = "" if "data.group" in settings else "/([0-9])"
+        return replace(propose(folder, budget, settings, *rest), group=group)
+
+    def train_folds(folds: Folds) -> RunResult:
+        trained.append(folds)
+        return RunResult(folds.path, "done", 50.0, {}, None, SimpleNamespace(n=40))
+
+    monkeypatch.setattr(auto, "propose", with_groups)
+    monkeypatch.setattr(vitc.deploy.folds, "train_folds", train_folds)
+    terminal = io.StringIO(answer or "y\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: answer is not None, raising=False)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    words = ["train", str(images), "--out", str(tmp_path / "out"), "--folds", "2"]
+    assert main(words) == 0
+    shown = capsys.readouterr().err
+    assert "will be too good. Keep them together: --data.group '/([0-9])'" in shown
+    assert ("[Y/n]" in shown) == (answer is not None)
+    assert trained[0].config.data.group == ("/([0-9])" if agreed else None)
+    assert len(asked) == 1 + agreed
+
+
 def test_other_folds_in_a_folder_are_refused(
     images: Path, asked: list[Any], tmp_path: Path
 ) -> None:
@@ -186,7 +248,7 @@ def test_other_folds_in_a_folder_are_refused(
         vitc.train(images, tmp_path / "out", folds=3, **{"optim.lr": 0.5})
     # What was decided when they started, as where the first command had it.
     repeated = {"train.precision": "auto"}
-    _, notes = plan_folds(images, tmp_path / "out", (3, 1), 60.0, "scratch", repeated)
+    _, notes, _ = plan_folds(images, tmp_path / "out", (3, 1), 60.0, "scratch", repeated)
     assert [note.split(" has no effect")[0] for note in notes[1:]] == ["--budget", "--start"]
 
 
@@ -209,7 +271,7 @@ def test_settings_are_chosen_for_the_fold_with_the_fewest_training_images(
     for c, i in itertools.product(range(3), range(5)):
         (tmp_path / "few" / f"class_{c}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (36, 36), (i, c, 0)).save(tmp_path / "few" / f"class_{c}" / f"{i}.png")
-    folds, _ = plan_folds(tmp_path / "few", tmp_path / "out", (7, 1), None, "auto", {})
+    folds, *_ = plan_folds(tmp_path / "few", tmp_path / "out", (7, 1), None, "auto", {})
     counts = [len(open_data(run.data).splits["train"]) for run in folds.runs().values()]
     assert counts[folds.config.data.fold - 1] == min(counts) < counts[0]  # so is its batch
 

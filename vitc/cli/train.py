@@ -24,7 +24,7 @@ from vitc.cli.parser import (
 )
 from vitc.config import to_saved
 from vitc.data.litter import is_config_file
-from vitc.deploy.front_door import Plan, check_weights, plan_training, train, train_plan
+from vitc.deploy.front_door import Plan, check_weights, fold_times, plan_training, train_plan
 from vitc.errors import ConfigError
 from vitc.machine import several_processes
 from vitc.resolve import resolve_config, what_is
@@ -90,12 +90,13 @@ def run(args: Namespace) -> int:
             "For example: vitc train fashion_vit_c (list recipes with vitc show --list), "
             "or vitc train FOLDER with one sub-folder of images per class.",
         )
-    if args.folds is not None or args.seeds is not None:
-        return _folds(args)
+    if args.dry_run and args.folds is not None:
+        raise ConfigError("--dry-run has no effect with --folds.", "Leave one of them out.")
+    times = fold_times(args.folds, args.seeds, args.overwrite, args.allow_changed_data)
     clock = CLOCKS[args.settings.get("train.clock", "wall")]
     began = clock()
     plan = plan_training(
-        args.what, args.out, args.budget, args.settings, args.overwrite, args.start
+        args.what, args.out, args.budget, args.settings, args.overwrite, args.start, times
     )
     used = clock() - began  # waiting for an answer does not count
     for line in plan.remarks:
@@ -105,7 +106,7 @@ def run(args: Namespace) -> int:
         settings = {**args.settings, "data.group": plan.group}
         left = None if args.budget is None else max(1.0, args.budget - used)
         first = plan.choosing
-        plan = plan_training(args.what, args.out, left, settings, args.overwrite, args.start)
+        plan = plan_training(args.what, args.out, left, settings, args.overwrite, args.start, times)
         plan = replace(plan, choosing=first + plan.choosing)
     args.run_folder = plan.out
     for line in plan.notes:
@@ -116,6 +117,13 @@ def run(args: Namespace) -> int:
     result = train_plan(plan, overwrite=args.overwrite, allow_changed_data=args.allow_changed_data)
     if args.json:
         emit_json(result.summary)
+    elif plan.folds is not None:
+        emit(
+            f"{result.top1:.2f} % of {result.evaluation.n:,} images are classified correctly by "
+            "models that they were held out from."
+        )
+        emit(f"Where they err: {result.report}")
+        emit(f"Next: vitc predict {shlex.quote(str(result.path))} IMAGE... (the mean of all runs)")
     else:
         top1 = "" if result.top1 is None else f"top1 {result.top1:.2f} % on validation.  "
         emit(f"{top1}Run: {result.path}")
@@ -137,32 +145,6 @@ def _agrees(question: str) -> bool:
         return False
     print(f"{question} [Y/n] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip(" ").lower() in ("\n", "y\n", "yes\n")
-
-
-def _folds(args: Namespace) -> int:
-    if args.dry_run and args.folds is not None:
-        raise ConfigError("--dry-run has no effect with --folds.", "Leave one of them out.")
-    result = train(
-        args.what,
-        args.out,
-        budget=args.budget,
-        start=args.start,
-        overwrite=args.overwrite,
-        allow_changed_data=args.allow_changed_data,
-        folds=args.folds,
-        seeds=args.seeds,
-        **args.settings,
-    )
-    if args.json:
-        emit_json(result.summary)
-    else:
-        emit(
-            f"{result.top1:.2f} % of {result.evaluation.n:,} images are classified correctly by "
-            "models that they were held out from."
-        )
-        emit(f"Where they err: {result.report}")
-        emit(f"Next: vitc predict {shlex.quote(str(result.path))} IMAGE... (the mean of all runs)")
-    return 0
 
 
 def _help(parser: Parser, args: Namespace) -> None:

@@ -94,6 +94,8 @@ class Evaluation:
     """Which average of a run's weights this is; empty: its last weights; None: of no run."""
     answered_by: str = ""
     """The models that answered each image, where `run` predicts with more of them: by folds."""
+    choices: tuple[str, ...] = ()
+    """Why the runs of folds are as they are; events.log has it of one run."""
 
     @property
     def measured_on(self) -> str:

@@ -1,6 +1,7 @@
 """How good is what is trained on all of these images? K runs, each validated on a part of its own.
 
-    FOLDER/folds.json             the settings that all runs share, and how many runs there are
+    FOLDER/folds.json             the settings that all runs share, why they are so, and how many
+                                  runs there are
     FOLDER/seed_1_fold_1/ ...     run folders like any other
     FOLDER/report.html, ...       the page of all images, each classified by models that it
                                   was held out from
@@ -30,6 +31,7 @@ from vitc.wording import counted
 
 if TYPE_CHECKING:
     from vitc.deploy.evaluation import Evaluation
+    from vitc.training.loop import RunResult
 
 SCHEMA = 1
 
@@ -41,19 +43,22 @@ class Folds:
     path: Path
     config: RunConfig
     seeds: int
+    notes: tuple[str, ...] = ()
+    """Why the config is so, and warnings; unknown of folds of earlier versions."""
 
     @staticmethod
     def read(path: Path) -> Folds:
         values = read_json(path / FOLDS)
-        config, seeds = values.get("config"), values.get("seeds")
+        config, seeds, notes = (values.get(k) for k in ("config", "seeds", "notes"))
         if values.get("schema") != SCHEMA or not isinstance(config, dict) or type(seeds) is not int:
             raise ConfigError(f"{path / FOLDS} is damaged, or of another version.")
-        return Folds(path, from_saved(config, path / FOLDS), seeds)
+        texts = tuple(map(str, notes)) if isinstance(notes, list) else ()
+        return Folds(path, from_saved(config, path / FOLDS), seeds, texts)
 
     def write(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         values = {"schema": SCHEMA, "seeds": self.seeds, "config": to_saved(self.config)}
-        write_json(self.path / FOLDS, values)
+        write_json(self.path / FOLDS, {**values, "notes": list(self.notes)})
 
     @property
     def count(self) -> int:
@@ -78,8 +83,9 @@ def plan_folds(
     budget: float | None,
     start: str,
     settings: Mapping[str, Any],
-) -> tuple[Folds, list[str]]:
-    """The folds in `out`, with more seeds where these are asked for, or new ones; notes on them.
+) -> tuple[Folds, list[str], str]:
+    """The folds in `out`, with more seeds where these are asked for, or new ones; notes on them; a
+    data.group to ask about (see `Proposal.group`).
 
     `times`: how many folds and seeds. `budget`: seconds for all runs together. Raises ConfigError:
     other folds are there, or there are too few images for so many.
@@ -103,7 +109,7 @@ def plan_folds(
             notes.append("--start has no effect: the runs have started already.")
         if seeds < found.seeds:
             notes.append(f"--seeds {seeds} has no effect: there are {found.seeds} already.")
-        return replace(found, seeds=max(seeds, found.seeds)), notes
+        return replace(found, seeds=max(seeds, found.seeds)), notes, ""
     if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {LOCK}):
         raise ConfigError(
             f"{out} is not empty, and holds no folds.", "Choose another --out for them."
@@ -114,7 +120,8 @@ def plan_folds(
     proposal = propose(images, each, own, start)
     runs = counted(folds * seeds, "run")
     note = f"folds: {folds}, {counted(seeds, 'seed')} — {runs} of the length below"
-    return Folds(out, proposal.config, seeds), [note, *proposal.lines]
+    made = Folds(out, proposal.config, seeds, tuple(proposal.lines))
+    return made, [note, *proposal.lines], proposal.group
 
 
 def _smallest_fold(images: Path, settings: Mapping[str, Any]) -> int:
@@ -149,22 +156,24 @@ def _refuse_changes(found: Folds, settings: Mapping[str, Any]) -> None:
         )
 
 
-def train_folds(folds: Folds, command: str) -> tuple[Evaluation, Path, dict[str, Any]]:
-    """Train what is unfinished, then measure: the evaluation of all images, its page, a summary."""
+def train_folds(folds: Folds) -> RunResult:
+    """Train what is unfinished, then measure: the evaluation is of all images, and so is the
+    page."""
     from vitc.deploy.run_page import write_page
-    from vitc.training.loop import run
+    from vitc.training.loop import RunResult, run
 
     folds.write()
     runs = folds.runs()
     for path, config in runs.items():
         if Run(path).status != "done":
-            run(config, path)
+            begun = (path / "config.json").exists()
+            run(config, path, notes=() if begun else folds.notes)
     found = out_of_fold(folds)
-    report = write_page(found, command, folds.path / REPORT)
+    report = write_page(found, page_command(folds), folds.path / REPORT)
     top1 = {path.name: Run(path).top1 for path in runs}
     summary = {"status": "done", "run": str(folds.path), **found.to_dict(), "runs": top1}
     write_json(folds.path / "summary.json", summary)
-    return found, report, summary
+    return RunResult(folds.path, "done", found.top1, summary, report, found)
 
 
 def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
@@ -219,7 +228,8 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     )
     many = folds.seeds
     answered_by = "a single model" if many == 1 else f"the mean of {many} models"
-    return replace(measure(classifier, found, str(folds.path)), answered_by=answered_by)
+    measured = measure(classifier, found, str(folds.path))
+    return replace(measured, answered_by=answered_by, choices=folds.notes)
 
 
 def page_command(folds: Folds) -> str:

@@ -22,6 +22,7 @@ from vitc.settings import coerce
 from vitc.wording import read_duration
 
 if TYPE_CHECKING:
+    from vitc.deploy.folds import Folds
     from vitc.training.config import Start
     from vitc.training.loop import RunResult
 
@@ -45,6 +46,8 @@ class Plan:
     """A run was named, whose learning rate and length may change: see `vitc.runs.legs`."""
     choosing: float = 0.0
     """Seconds that choosing settings took; 0: none were chosen."""
+    folds: Folds | None = None
+    """Several runs, whose folder is `out`."""
 
 
 def train(
@@ -77,37 +80,49 @@ def train(
     discards it. Raises ConfigError, DataError, and RunError and its subclasses.
     """
     seconds = None if budget is None else read_duration(budget)
-    if folds is None and seeds is not None:
-        raise ConfigError(
-            f"--seeds {seeds} has no effect without --folds.",
-            "For example: vitc train FOLDER --folds 5 --seeds 2; another seed: --train.seed 1.",
-        )
-    if folds is not None:
-        for option in (overwrite and "overwrite", allow_changed_data and "allow-changed-data"):
-            if option:
-                raise ConfigError(
-                    f"--{option} has no effect with --folds.",
-                    "Choose another --out, or remove runs from the folder of folds.",
-                )
-        times = folds, 1 if seeds is None else seeds
-        return _train_folds(config_or_recipe, out, seconds, times, start, overrides)
-    plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite, start)
+    times = fold_times(folds, seeds, overwrite, allow_changed_data)
+    plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite, start, times)
     show_lines("What is trained, and why", [*plan.remarks, *plan.notes])
     return train_plan(plan, overwrite=overwrite, allow_changed_data=allow_changed_data)
 
 
-def _train_folds(
+def fold_times(
+    folds: int | None, seeds: int | None, overwrite: bool, allow_changed_data: bool
+) -> tuple[int, int] | None:
+    """How many folds and seeds; None: no folds. Raises ConfigError: too few of them, or options
+    that have no effect."""
+    if folds is None:
+        if seeds is None:
+            return None
+        raise ConfigError(
+            f"--seeds {seeds} has no effect without --folds.",
+            "For example: vitc train FOLDER --folds 5 --seeds 2; another seed: --train.seed 1.",
+        )
+    for option in (overwrite and "overwrite", allow_changed_data and "allow-changed-data"):
+        if option:
+            raise ConfigError(
+                f"--{option} has no effect with --folds.",
+                "Choose another --out, or remove runs from the folder of folds.",
+            )
+    seeds = 1 if seeds is None else seeds
+    if folds < 2 or seeds < 1:
+        raise ConfigError(
+            f"--folds {folds} --seeds {seeds}: there must be 2 folds or more, and 1 seed or more.",
+            "For example: vitc train FOLDER --folds 5 --seeds 2",
+        )
+    return folds, seeds
+
+
+def _folds_plan(
     what: RunConfig | str | os.PathLike[str],
-    out: str | os.PathLike[str] | None,
+    out: Path | None,
     budget: float | None,
-    times: tuple[int, int],
-    start: str,
     settings: Mapping[str, Any],
-) -> RunResult:
-    """`times`: how many folds and seeds."""
-    from vitc.deploy.folds import page_command, plan_folds, train_folds
+    start: str,
+    times: tuple[int, int],
+) -> Plan:
+    from vitc.deploy.folds import plan_folds
     from vitc.training.auto import name_of
-    from vitc.training.loop import RunResult
 
     if isinstance(what, RunConfig) or what_is(os.fspath(what)) != "images":
         raise ConfigError("--folds needs images.", "For example: vitc train FOLDER --folds 5")
@@ -116,18 +131,12 @@ def _train_folds(
             "--folds trains run after run in one process; torchrun has started several.",
             "Leave out torchrun, or --folds.",
         )
-    folds, seeds = times
-    if folds < 2 or seeds < 1:
-        raise ConfigError(
-            f"--folds {folds} --seeds {seeds}: there must be 2 folds or more, and 1 seed or more.",
-            "For example: vitc train FOLDER --folds 5 --seeds 2",
-        )
     images = Path(what)
-    place = Path("runs") / f"{name_of(images)}_folds" if out is None else Path(out)
-    plan, notes = plan_folds(images, place, (folds, seeds), budget, start, _typed(settings))
-    show_lines("What is trained, and why", notes)
-    found, report, summary = train_folds(plan, page_command(plan))
-    return RunResult(place, "done", found.top1, summary, report, found)
+    place = out or Path("runs") / f"{name_of(images)}_folds"
+    folds, notes, group = plan_folds(images, place, times, budget, start, settings)
+    return Plan(
+        folds.config, place, tuple(notes), _on_group(group), images=True, group=group, folds=folds
+    )
 
 
 def plan_training(
@@ -137,12 +146,16 @@ def plan_training(
     settings: Mapping[str, Any],
     overwrite: bool = False,
     start: str = "auto",
+    times: tuple[int, int] | None = None,
 ) -> Plan:
-    """What `train` trains. Takes seconds for images, on which steps are timed."""
+    """What `train` trains. `times`: see `fold_times`. Takes seconds for images, on which steps are
+    timed."""
     from vitc.data.sources import SUFFIXES
     from vitc.data.sources.base import is_pattern
 
     place = None if out is None else Path(out)
+    if times is not None:
+        return _folds_plan(what, place, budget, _typed(settings), start, times)
     name = None if isinstance(what, RunConfig) else os.fspath(what)
     kind = None if name is None else what_is(name)
     if kind == "images" and name is not None:
@@ -231,14 +244,18 @@ def _images_plan(
     began = time.monotonic()
     proposal = propose(images, budget, settings, start, world)
     took = time.monotonic() - began
-    remarks = []
-    if proposal.group:
-        remarks.append(
-            "Images that seem to belong together are in training and in validation, whose result "
-            f"will be too good. Keep them together: --data.group {shlex.quote(proposal.group)}"
-        )
-    notes = tuple(proposal.lines)
-    return Plan(proposal.config, out, notes, tuple(remarks), True, proposal.group, choosing=took)
+    notes, group = tuple(proposal.lines), proposal.group
+    return Plan(proposal.config, out, notes, _on_group(group), True, group, choosing=took)
+
+
+def _on_group(group: str) -> tuple[str, ...]:
+    """What a reader is to know before being asked about this data.group, if there is one."""
+    if not group:
+        return ()
+    return (
+        "Images that seem to belong together are in training and in validation, whose result "
+        f"will be too good. Keep them together: --data.group {shlex.quote(group)}",
+    )
 
 
 def _run_on(images: Path, out: Path, settings: Mapping[str, Any]) -> RunConfig | None:
@@ -281,6 +298,10 @@ def train_plan(
     plan: Plan, *, overwrite: bool = False, allow_changed_data: bool = False
 ) -> RunResult:
     """Train it, and write the run page of images of one's own."""
+    if plan.folds is not None:
+        from vitc.deploy.folds import train_folds
+
+        return train_folds(plan.folds)
     check_weights(plan, overwrite)
     from vitc.training.loop import run
 

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from vitc.deploy.measures import FEWEST_DECIMALS, Confused
 from vitc.deploy.show_run import curves, legs_rows
 from vitc.errors import BrokenFileError, ConfigError, RunError
 from vitc.files import read_json, to_json, write_atomically
-from vitc.resolve import what_is
+from vitc.resolve import FOLDS, what_is
 from vitc.runs.folder import EVENTS, Run
 from vitc.runs.results import REPORT, SPENT, last_test, state_of
 from vitc.stats.proportions import Interval, wilson
@@ -126,7 +126,7 @@ def run_page(e: Evaluation, command: str) -> Page:
         *_label_errors(e),
         *_copies(e),
         *_certainty(e),
-        *([] if run is None else _training(run)),
+        *(_choices(e.choices, FOLDS) if run is None else _training(run)),
         Heading("How this page was made"),
         Bullets([f"This page: {command}", *_commands(run)]),
     ]
@@ -377,12 +377,7 @@ def _training(run: Path) -> Iterator[Part]:
         yield Figures(charts, "Training")
     summary = files.summary
     yield Table("Where the time went", ("", "time", "share"), time_rows(summary))
-    notes = _notes(run / EVENTS)
-    if notes:
-        yield Heading("Choices and events")
-        yield Bullets(notes[:MOST_NOTES])
-    if len(notes) > MOST_NOTES:
-        yield Text(f"and {len(notes) - MOST_NOTES:,} more in {EVENTS}.")
+    yield from _choices(_notes(run / EVENTS), EVENTS)
     versions = summary.get("versions")
     versions = versions if isinstance(versions, dict) else {}
     facts = {
@@ -396,6 +391,14 @@ def _training(run: Path) -> Iterator[Part]:
     rows = [(name, short(str(value))) for name, value in facts.items() if value]
     yield Table("The run", ("", ""), [*rows, *legs_rows(run, config)])
     yield Details("Every setting", to_json(to_dict(config), indent=1))
+
+
+def _choices(notes: Sequence[str], file: str) -> Iterator[Part]:
+    if notes:
+        yield Heading("Choices and events")
+        yield Bullets(notes[:MOST_NOTES])
+    if len(notes) > MOST_NOTES:
+        yield Text(f"and {len(notes) - MOST_NOTES:,} more in {file}.")
 
 
 def time_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
