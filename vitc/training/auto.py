@@ -257,7 +257,8 @@ def _choose_images(
     found = quick_findings(config, data)
     for text in as_lines(config, found):
         choices.warn(text)
-    if "val" not in given and config.group is None:
+    divided = "val" not in given or config.folds is not None  # not by the source
+    if divided and config.group is None:
         choices.group = next(filter(None, (f.setting.get("data.group") for f in found)), "")
     return data, look
 
