@@ -325,6 +325,21 @@ def test_time_that_choosing_took_is_off_the_run_and_the_page_takes_longer_where_
     assert "of 1 min 00 s, 16 s are left to train" in warnings(proposal)
 
 
+def test_choosing_and_the_page_are_off_the_time_of_all_runs_once(
+    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photo_folder(classes=2, count=50)
+    machine.pixels_per_second = 1e5
+    readings = itertools.chain([0.0], itertools.repeat(30.0))
+    monkeypatch.setitem(front_door.CLOCKS, "wall", lambda: next(readings))
+    monkeypatch.setattr(front_door, "processor_seconds", itertools.count(0.0, 30.0).__next__)
+    proposal = propose(folder, 300, {"data.folds": 5}, runs=5)
+    page = auto_rules.PAGE_SECONDS + 100 * 64 * 64 / 3e5  # every image validates once
+    each = proposal.config.train.budget_seconds
+    assert each == pytest.approx((300 - 30 - page) / 5, abs=0.1)
+    assert "budget is 1 min 00 s, 52 s of it for training" in line(proposal, "epochs")
+
+
 def test_a_core_that_was_waited_for_is_a_busy_machine_though_two_threads_worked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

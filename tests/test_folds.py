@@ -98,11 +98,13 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The choice of settings is replaced by small ones; returns the budgets it was asked for."""
+    """The choice of settings is replaced by small ones; returns (budget, runs) of each."""
     calls: list[Any] = []
 
-    def propose(folder: Path, budget: float | None, settings: Any, start: str) -> auto.Proposal:
-        calls.append(budget)
+    def propose(
+        folder: Path, budget: float | None, settings: Any, start: str, runs: int
+    ) -> auto.Proposal:
+        calls.append((budget, runs))
         own = {**SMALL, "model": "vit_c_tiny", **settings}
         config = load_config(RunConfig(name="photos"), data=str(folder), **own)
         return auto.Proposal(config, ["model: small — because few"], 5.0, 10**6)
@@ -116,7 +118,7 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
 ) -> None:
     out = tmp_path / "out"
     result = vitc.train(images, out, budget="1m", folds=2)
-    assert asked == [30.0]
+    assert asked == [(60.0, 2)]
     assert (result.status, result.report) == ("done", out / "report.html")
     runs = [out / f"seed_1_fold_{fold}" for fold in (1, 2)]
     single = [vitc.evaluate(run) for run in runs]
@@ -148,7 +150,7 @@ def test_folds_are_trained_measured_resumed_extended_and_predict_together(
     capsys.readouterr()
     words = ["train", str(images), "--out", str(out), "--folds", "2", "--seeds", "2"]
     assert main([*words, "--json"]) == 0
-    assert asked == [30.0]
+    assert asked == [(60.0, 2)]
     assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert sorted(summary["runs"]) == [f"seed_{s}_fold_{f}" for s in (1, 2) for f in (1, 2)]
@@ -213,9 +215,9 @@ def test_somebody_at_a_terminal_is_asked_about_groups_before_the_folds_are_drawn
 ) -> None:
     propose, trained = auto.propose, list[Folds]()
 
-    def with_groups(folder: Path, budget: Any, settings: Any, *rest: Any) -> auto.Proposal:
+    def with_groups(folder: Path, budget: Any, settings: Any, start: str, runs: int) -> Any:
         group = "" if "data.group" in settings else "/([0-9])"
-        return replace(propose(folder, budget, settings, *rest), group=group)
+        return replace(propose(folder, budget, settings, start, runs=runs), group=group)
 
     def train_folds(folds: Folds) -> RunResult:
         trained.append(folds)

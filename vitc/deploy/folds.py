@@ -116,8 +116,7 @@ def plan_folds(
         )
     own = {"data.test_fraction": 0.0, **settings, "data.folds": folds}
     own = {"data.fold": _smallest_fold(images, own), **own}  # a batch for it suits every other
-    each = None if budget is None else budget / (folds * seeds)
-    proposal = propose(images, each, own, start)
+    proposal = propose(images, budget, own, start, runs=folds * seeds)
     runs = counted(folds * seeds, "run")
     note = f"folds: {folds}, {counted(seeds, 'seed')} — {runs} of the length below"
     made = Folds(out, proposal.config, seeds, tuple(proposal.lines))

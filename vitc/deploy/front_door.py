@@ -72,7 +72,7 @@ def train(
 
     `folds`: as many runs, each validated on another part of the images, times `seeds`, in a folder
     that is the classifier of all of them; the evaluation is of all images, each by the models that
-    it was held out from. `budget` is of all runs together.
+    it was held out from. `budget` is of all runs together, choosing and their page included.
 
     The run goes to `out` (default runs/<name>; runs/photos_2 where runs/photos is trained longer).
     Overrides are dotted (`**{"optim.lr": 1e-3}`) or nested. An unfinished run of the same config in

@@ -59,19 +59,22 @@ class Proposal:
 
 
 class Time:
-    """The seconds given for choosing, training and the run page together; None: the default."""
+    """The seconds given for choosing, training and the run page together; None: the default for
+    each of the `runs`, which share what is given."""
 
-    def __init__(self, given: float | None, clock: Callable[[], float]) -> None:
-        self.given, self.clock = given, clock
+    def __init__(self, given: float | None, clock: Callable[[], float], runs: int = 1) -> None:
+        self.given, self.clock, self.runs = given, clock, runs
         self.started, self.worked, self.core_time = clock(), processor_seconds(), core_seconds()
 
     @property
     def budget(self) -> float:
-        return rules.DEFAULT_BUDGET_SECONDS if self.given is None else self.given
+        """Of one run."""
+        return rules.DEFAULT_BUDGET_SECONDS if self.given is None else self.given / self.runs
 
     @property
     def left(self) -> float:
-        return self.budget - (self.clock() - self.started)
+        """For one run: choosing was for all of them."""
+        return self.budget - (self.clock() - self.started) / self.runs
 
     @property
     def busy(self) -> float:
@@ -91,24 +94,26 @@ def propose(
     overrides: Mapping[str, Any] | None = None,
     start: str = "auto",
     processes: int = 1,
+    runs: int = 1,
 ) -> Proposal:
-    """What to train on `images` within `budget_seconds` (None: at most 30 minutes).
+    """What to train on `images` within `budget_seconds` (None: at most 30 minutes a run).
 
     `images`: a folder of them, or of shards, or a file: a pack (.vitc), a list (.csv), ...
     `overrides`: settings the user fixed, by their dotted names as `load_config` takes them; every
     choice respects them. `start`: from "pretrained" weights of the catalog, from "scratch", or
     "auto": pretrained where some are here and the images are large enough. `processes`: how many
-    will train it. Takes seconds: a sample of the images is opened, and real steps are timed. No
-    random generator and no global setting of torch is changed. Raises ConfigError: a setting that
-    cannot be; DataError: images that cannot be trained on.
+    will train it. `runs`: how many runs of these settings there will be within that time, those of
+    folds and seeds, with one page. Takes seconds: a sample of the images is opened, and real steps
+    are timed. No random generator and no global setting of torch is changed. Raises ConfigError: a
+    setting that cannot be; DataError: images that cannot be trained on.
     """
     fixed = dict(overrides or {})
-    time = Time(budget_seconds, CLOCKS[fixed.get("train.clock", "wall")])
+    time = Time(budget_seconds, CLOCKS[fixed.get("train.clock", "wall")], runs)
     if fixed.get("train.precision") == "auto":  # decided by measuring here too
         del fixed["train.precision"]
     _refuse(images, time.budget, fixed)
     weights, theirs = _as_the_weights(fixed)
-    choices = Choices({**fixed, **theirs}, frozenset(theirs))
+    choices = Choices({**fixed, **theirs}, frozenset(theirs), runs=runs)
     if "train.clock" in fixed and "train.budget_seconds" not in fixed:
         choices.settings["train.budget_seconds"] = time.budget  # which clock is meant of
     # What choices are laid over: a small recipe's optimizer, its learning rate absolute.
@@ -408,7 +413,8 @@ def _choose_time(
     seconds: of a run whose length is chosen; None: it is not. bounded: time can end it. The run
     page will take as many times longer than on a quiet machine as choosing did.
     """
-    left = max(1.0, time.left - time.busy * rules.page_seconds(data, trial.cost))
+    page = rules.page_seconds(data, trial.cost, time.runs)
+    left = max(1.0, time.left - time.busy * page)
     if bounded and left < LITTLE_LEFT * time.budget:
         choices.warn(
             f"of {duration(time.budget)}, {duration(left)} are left to train: the rest goes into "

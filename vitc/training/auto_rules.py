@@ -277,10 +277,11 @@ def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
     return look.train // batch * cost.step_seconds
 
 
-def page_seconds(data: DataSet, cost: Probe) -> float:
-    """The page that follows a run, for which validation images are decoded and answered again."""
+def page_seconds(data: DataSet, cost: Probe, runs: int = 1) -> float:
+    """The page that follows a run, for which validation images are decoded and answered again; or
+    the share of one of so many `runs` in the page of them all."""
     answers = len(data.splits.get("val", ())) * cost.eval_seconds
-    return PAGE_SECONDS + cost.holding_seconds + answers
+    return PAGE_SECONDS / runs + cost.holding_seconds + answers
 
 
 class Length(NamedTuple):
@@ -348,6 +349,8 @@ class Choices:
     lines: list[str] = field(default_factory=list)
     group: str = ""
     """See `Proposal.group`."""
+    runs: int = 1
+    """That will be trained with these settings, and have one page."""
 
     def take(self, key: str, what: str, value: Any, because: str) -> Any:
         """`value` for the setting `key`, or what the user fixed; either way it is noted."""

@@ -175,7 +175,7 @@ def pretrained_trial(
     if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
         return None
     settings["init.probe_images"] = probe_images
-    around, share = _around(data, look, times, probe_images), 1.0
+    around, share = _around(data, look, times, probe_images, choices.runs), 1.0
     for parts, step in zip(frozen, times.steps, strict=True):  # noqa: B007 the last if none fits
         epochs, image = int((left - around) / (READING * n * step)), READING * step
         if epochs >= LEAST_EPOCHS:
@@ -183,10 +183,11 @@ def pretrained_trial(
     once = None
     if epochs < LEAST_EPOCHS and processes == 1 and _cacheable(choices, base, settings, parts):
         sides = [max(model.size) - less for less in ((0,) if SIDE in fixed else SMALLER)]
-        once = _once(data, look, times, sides, left, device)
+        once = _once(data, look, times, sides, left, device, choices.runs)
     if once is not None:
         side, share, epochs = once
-        around, image = _around(data, look, times, n, share), share * times.cached
+        around = _around(data, look, times, n, choices.runs, share)
+        image = share * times.cached
         settings |= CACHED | {"init.probe_images": n}
         if share < 1:
             settings |= {SIDE: side, **rules.caching(look, side, CACHE_SIDE)}
@@ -207,14 +208,14 @@ def pretrained_trial(
 
 
 def _around(
-    data: DataSet, look: Look, times: ImageSeconds, probed: int, share: float = 1.0
+    data: DataSet, look: Look, times: ImageSeconds, probed: int, runs: int, share: float = 1.0
 ) -> float:
-    """Seconds that a run takes besides its steps, its page included, on images of this share of the
-    area."""
+    """Seconds that each of `runs` takes besides its steps, its page included, on images of this
+    share of the area."""
     from vitc.training.probe import Probe
 
     evaluation = share * READING * times.evaluation
-    page = rules.page_seconds(data, Probe(0.0, evaluation, 0))
+    page = rules.page_seconds(data, Probe(0.0, evaluation, 0), runs)
     features = probed * share * READING * times.features
     return rules.START_SECONDS + features + 2 * look.val * evaluation + page
 
@@ -226,6 +227,7 @@ def _once(
     sides: Sequence[int],
     left: float,
     device: torch.device,
+    runs: int,
 ) -> tuple[int, float, int] | None:
     """The first of these sides of images at which a run has the time for enough epochs, with its
     frozen layers run once; its share of the area of the first side; the epochs.
@@ -237,7 +239,7 @@ def _once(
 
     for side in sides:
         share = (side / sides[0]) ** 2
-        steps = left - _around(data, look, times, look.train, share)
+        steps = left - _around(data, look, times, look.train, runs, share)
         epochs = int(steps / (look.train * share * times.cached))
         memory = look.train * share * times.feature_bytes
         if epochs >= LEAST_CACHED and memory <= MEMORY_SHARE * device_memory(device):
