@@ -36,7 +36,7 @@ import torch
 from benchmarks.train_step import compare, import_peers, step_of
 from vitc.errors import VitcError
 from vitc.files import read_json, to_json, write_atomically, write_json
-from vitc.machine import environment
+from vitc.machine import environment, install_line
 from vitc.models.complexity import complexity
 from vitc.models.zoo import create_model, model_config
 from vitc.study.analysis import analyse
@@ -313,7 +313,7 @@ def speed_parts(found: Mapping[str, Any]) -> list[Part]:
                 "of the matmul rate, %": f"{100 * s['mfu']:.0f}" if rates else "-",
             }
         )
-    peers = "" if found.get("peers") else " timm is not installed: pip install 'vitc[peers]'."
+    peers = "" if found.get("peers") else f" timm is not installed: {install_line('peers')}."
     note = (
         f"Matrix products run at {found['matmul_tflops']:,.1f} TFLOP/s here "
         f"({found['precision']}). The last column is six floating-point operations a multiply-add "

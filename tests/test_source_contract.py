@@ -27,6 +27,7 @@ from vitc.data.sources import SOURCES, guess_source
 from vitc.data.sources.base import Found, Source, Split, by_label
 from vitc.data.store import Names, Stored
 from vitc.errors import ConfigError, DataError
+from vitc.machine import install_line
 from vitc.resolve import load_config
 
 CLASSES, IMAGES = ("cat", "dog"), 12
@@ -352,4 +353,4 @@ def test_without_pyarrow_the_way_to_install_it_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match="needs pyarrow") as error:
         open_data(DataConfig(source="parquet", path=str(tmp_path / "x.parquet")))
-    assert error.value.hint == "pip install 'vitc[data]'"
+    assert error.value.hint == f"Install it with: {install_line('data')}"

@@ -18,6 +18,7 @@ from tests.test_catalog import REAL, fake_package
 from vitc.cli.main import main
 from vitc.config import read_config
 from vitc.errors import ConfigError
+from vitc.machine import install_line
 from vitc.optim.optimizers import MuonConfig
 from vitc.recipes import get_recipe
 from vitc.training import auto_rules as rules
@@ -68,7 +69,7 @@ def test_what_cannot_be_is_refused(fake: PackagedWeights, monkeypatch: pytest.Mo
     monkeypatch.setattr(catalog.TimmWeights, "here", lambda _: False)
     with pytest.raises(ConfigError) as caught:
         find_starts("pretrained", {}, LARGE)
-    assert "vitc[pretrained]" in str(caught.value.hint)
+    assert install_line("pretrained") in str(caught.value.hint)
     assert find_starts("auto", {}, LARGE) == []
 
 
@@ -83,9 +84,9 @@ def test_without_weights_the_run_is_from_scratch_and_a_line_says_what_would_be_b
     proposal = propose(photo_folder(), 10, fixed)
     assert proposal.config.init.weights is None
     assert proposal.config.init.probe_images == 0
-    assert sum("vitc[pretrained]" in line for line in proposal.lines) == 1
+    assert sum(install_line("pretrained") in line for line in proposal.lines) == 1
     assert not any(
-        "vitc[pretrained]" in line
+        install_line("pretrained") in line
         for line in propose(tmp_path / "photos", 10, fixed, start="scratch").lines
     )
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from vitc.errors import ConfigError, InterruptedRun
 if TYPE_CHECKING:
     import torch
 
+SOURCE = Path(__file__).parents[1]  # where vitc is imported from
 CGROUP = Path("/sys/fs/cgroup")
 CGROUPS_HERE = Path("/proc/self/cgroup")
 # kill, Ctrl-C, a terminal that hangs up, and SLURM's --signal=USR1; Windows lacks the last two.
@@ -245,13 +247,25 @@ def environment() -> dict[str, Any]:
     }
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra of vitc: of its source tree with the versions that are
+    tested, where it is imported from there; else of the vitc that is installed."""
+    versions = SOURCE / "constraints.txt"
+    if not versions.is_file() or not (SOURCE / "pyproject.toml").is_file():
+        return f"pip install 'vitc[{extra}]'"
+    with contextlib.suppress(OSError):  # the current folder may have been removed
+        if Path.cwd().samefile(SOURCE):
+            return f"pip install -c constraints.txt -e '.[{extra}]'"
+    return f"pip install -c {shlex.quote(str(versions))} -e {shlex.quote(f'{SOURCE}[{extra}]')}"
+
+
 def check_installed(what: str, extra: str, *packages: str) -> None:
     """Raises ConfigError: packages of an extra are missing, with the line to install them."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"{what} needs {', '.join(missing)}, which is not installed.",
-            f"Install it with: pip install -c constraints.txt -e '.[{extra}]'",
+            f"Install it with: {install_line(extra)}",
         )
 
 

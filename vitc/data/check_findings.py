@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitc.data.check_images import BROKEN, Mark
 from vitc.data.check_report import Finding, Kind, Report, of_images, of_names
+from vitc.machine import install_line
 
 LONG_SIDE = 4  # times the short one
 TINY_SIDE, LARGE_SIDE = 32, 320  # pixels of the short side
@@ -36,7 +37,7 @@ BY_MARK = {
         "heif",
         "stop",
         "in HEIC or AVIF, whatever their suffix, which cannot be read here",
-        "pip install 'vitc[heif]' reads HEIC; or convert them to JPEG; or leave them out with "
+        f"{install_line('heif')} reads HEIC; or convert them to JPEG; or leave them out with "
         "--data.bad_files skip",
     ),
     Mark.UNSUPPORTED: Kind(

@@ -12,6 +12,7 @@ from PIL import Image
 from vitc.data import tiff
 from vitc.data.broken import broken, check_size, unsupported
 from vitc.errors import BrokenFileError
+from vitc.machine import install_line
 
 
 def rgb_with_key(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
@@ -105,7 +106,7 @@ def read_heif(data: bytes, name: str) -> NDArray[np.uint8]:
     try:
         from pillow_heif import open_heif
     except ImportError as e:
-        cure = "Install what reads it: pip install 'vitc[heif]'; or convert it to JPEG."
+        cure = f"Install what reads it: {install_line('heif')}; or convert it to JPEG."
         raise unsupported(name, "it is a HEIC picture, which Pillow does not read", cure) from e
     try:
         file = open_heif(data, convert_hdr_to_8bit=True)

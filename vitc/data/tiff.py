@@ -2,7 +2,7 @@
 
 Pillow reads some layouts wrongly without an error: planes of 16 bits, an extra channel that other
 programs take for opacity, colour maps of 8 bits. The tags show the layout before any pixel is read.
-What Pillow cannot read goes to tifffile (`pip install 'vitc[tiff]'`), or is refused by name.
+What Pillow cannot read goes to tifffile (extra `tiff`), or is refused by name.
 Compared with libtiff 4.5 and ImageMagick 6.9 by tests/test_pixel_matrix.py.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
 from vitc.data.broken import MAX_PIXELS, broken, check_size, unsupported
+from vitc.machine import install_line
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 _PHOTOMETRICS = {
@@ -189,7 +190,7 @@ def read(data: bytes, stored: Layout, name: str) -> NDArray[np.uint8]:
         raise unsupported(
             name,
             f"it is a TIFF of a layout that Pillow does not read ({depth}{planes}{extra})",
-            f"Install what does: pip install 'vitc[tiff]'. Or: {_CURE}",
+            f"Install what does: {install_line('tiff')}. Or: {_CURE}",
         ) from e
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it reports, we refuse
     try:

@@ -27,7 +27,6 @@ from vitc.training.selftest import TOLERANCE
 from vitc.views.model import Bullets, Part, Table, Text
 from vitc.wording import short, size
 
-SOURCE = Path(__file__).parents[2]  # where vitc is imported from
 MODULES = {"pillow": "PIL"}  # import names, where they differ from the package's
 TRIED = ("torchvision", "timm")  # of the extras: what a torch of another build keeps from importing
 TEST_SECONDS = 120.0
@@ -68,7 +67,9 @@ def requirements() -> dict[str, dict[str, str]]:
     """
     lines: list[tuple[str, str]] = []
     with suppress(OSError, ValueError, KeyError):
-        project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project = tomllib.loads((machine.SOURCE / "pyproject.toml").read_text(encoding="utf-8"))[
+            "project"
+        ]
         if project["name"] == "vitc":
             extras = project["optional-dependencies"]
             lines = [("", line) for line in project["dependencies"]]
@@ -108,7 +109,7 @@ def _versions(found: Diagnosis, core: dict[str, str]) -> None:
         if lacking:
             wanted = f"{package}>={least}" if least else package
             found.errors.append(f"{lacking}: vitc needs it. pip install '{wanted}'")
-    found.values |= {"versions": versions, "imported_from": str(SOURCE)}
+    found.values |= {"versions": versions, "imported_from": str(machine.SOURCE)}
 
 
 def _extras(found: Diagnosis, required: dict[str, dict[str, str]]) -> None:
@@ -116,7 +117,7 @@ def _extras(found: Diagnosis, required: dict[str, dict[str, str]]) -> None:
     for extra, packages in sorted(required.items()):
         if extra:
             lacking = [why for name, least in packages.items() if (why := _lacking(name, least))]
-            install = f"pip install 'vitc[{extra}]'" if lacking else None
+            install = machine.install_line(extra) if lacking else None
             extras[extra] = {"present": not lacking, "lacking": lacking, "install": install}
     found.values["extras"] = extras
 
@@ -189,7 +190,7 @@ def _tested(found: Diagnosis, core: list[str]) -> None:
 def _run_self_test(words: list[str]) -> tuple[list[dict[str, Any]], str]:
     """The lines it printed, and how it ended where it did not end well."""
     command = [sys.executable, "-m", "vitc.training.selftest", *words]
-    paths = [str(SOURCE), os.environ.get("PYTHONPATH", "")]
+    paths = [str(machine.SOURCE), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vitc.errors import ConfigError, suggest
+from vitc.machine import install_line
 from vitc.models.config import TimmConfig
 from vitc.models.custom import describe, refuse_dropout
 
@@ -81,7 +82,7 @@ def _timm() -> Any:
     except ImportError as e:
         raise ConfigError(
             "Models and weights named timm:... need the timm library, which is not installed.",
-            'Install it with: pip install -c constraints.txt -e ".[peers]"',
+            f"Install it with: {install_line('timm')}",
         ) from e
 
 

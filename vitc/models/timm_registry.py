@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from vitc.errors import ConfigError
+from vitc.machine import install_line
 from vitc.models.config import CNNConfig, ModelConfig, ViTConfig
 from vitc.models.stem_config import PatchifyStemConfig
 from vitc.models.timm import import_peer
@@ -26,8 +27,7 @@ try:
     builder, constants = import_peer("timm.models"), import_peer("timm.data")
 except ImportError as e:
     raise ImportError(
-        "vitc.models.timm_registry needs the timm library. Install it with: "
-        "pip install 'vitc[timm]'"
+        f"vitc.models.timm_registry needs the timm library. Install it with: {install_line('timm')}"
     ) from e
 
 default_cfgs: dict[str, dict[str, Any]] = {}  # timm reads it when a model is registered

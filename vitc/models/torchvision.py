@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vitc.errors import ConfigError, suggest
+from vitc.machine import install_line
 from vitc.models.config import TorchvisionConfig
 from vitc.models.custom import describe, refuse_dropout
 from vitc.models.timm import import_peer
@@ -91,5 +92,5 @@ def _models() -> Any:
     except ImportError as e:
         raise ConfigError(
             "Models named torchvision:... need the torchvision library, which is not installed.",
-            'Install it with: pip install -c constraints.txt -e ".[peers]"',
+            f"Install it with: {install_line('peers')}",
         ) from e

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vitc.errors import ConfigError
+from vitc.machine import install_line
 from vitc.optim.config import EmaConfig, Like, OptimConfig
 from vitc.optim.schedule import ConstantConfig, ScheduleConfig, without_decay
 from vitc.plugins.consent import CustomConfig
@@ -237,7 +238,7 @@ def _library(name: str, what: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{what} needs the package {name.replace('_', '-')}, which is not installed here.",
-            "Install it with: pip install 'vitc[optim]'",
+            f"Install it with: {install_line('optim')}",
         ) from error
 
 

@@ -37,7 +37,7 @@ from vitc.errors import (
     VitcError,
 )
 from vitc.files import LOCK, FolderLock, read_json, write_json
-from vitc.machine import STOP_SIGNALS, deciding_versions, other_versions
+from vitc.machine import STOP_SIGNALS, deciding_versions, install_line, other_versions
 from vitc.runs.folder import CHECKPOINTS, CLAIM, CONFIG, ENDED, LATEST, SUMMARY, TRIES, Run
 from vitc.study.design import Trial
 from vitc.study.study_folder import StudyFolder
@@ -261,7 +261,7 @@ def import_package(name: str, engine: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"--engine {engine} needs {name}, which is not installed.",
-            f"pip install 'vitc[{engine}]'",
+            f"Install it with: {install_line(engine)}",
         ) from error
 
 

