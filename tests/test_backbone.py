@@ -94,6 +94,21 @@ def test_intermediate_layers_as_in_dino() -> None:
         assert square.shape == (2, 64, 4, 4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_gives_its_last_layers_as_tokens_or_maps(name: str) -> None:
+    model = filled(name)
+    x = images(model)
+    with torch.inference_mode():
+        maps = model.forward_intermediates(x, 2, intermediates_only=True)
+        tokens = model.get_intermediate_layers(x, 2)
+        squares = model.get_intermediate_layers(x, n=[-2, -1], reshape=True, norm=False)
+    for square, token, expected in zip(squares, tokens, maps, strict=True):
+        assert torch.equal(square, expected)
+        assert torch.equal(token, expected.flatten(2).transpose(1, 2))
+    with pytest.raises(ConfigError, match="exist"):
+        model.get_intermediate_layers(x, 99)
+
+
 def test_layers_are_chosen_by_number_or_by_place() -> None:
     assert chosen_layers(None, 3) == [0, 1, 2]
     assert chosen_layers(2, 3) == [1, 2]

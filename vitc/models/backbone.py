@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from vitc.errors import ConfigError
 
@@ -45,6 +45,31 @@ class Backbone(nn.Module):
         """Of each map that `forward_intermediates` gives: `num_chs`, `reduction` (pixels a place a
         side) and `module`, the name of what gives it."""
         raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        intermediates_only: bool = False,
+    ) -> Any:
+        """What layers give out, (B, C, h, w); with the features unless `intermediates_only`."""
+        raise NotImplementedError
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        norm: bool = False,
+    ) -> Any:
+        """Outputs of the last `n` layers or of a list of them, as DINO's and timm's method of this
+        name: (B, h w, C), with `reshape` (B, C, h, w). Raises as `forward_intermediates`."""
+        maps = self.forward_intermediates(x, n, norm=norm, intermediates_only=True)
+        return list(maps) if reshape else [m.flatten(2).transpose(1, 2) for m in maps]
 
     def prune_intermediate_layers(
         self,

@@ -305,8 +305,8 @@ class VisionTransformer(Backbone):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> Intermediates:
-        """Outputs of the last `n` blocks or of a list of them, as DINO's and timm's method of this
-        name: (B, h w, D), with `reshape` (B, D, h, w)."""
+        """As of every backbone, with `return_prefix_tokens` in pairs with the class token and
+        registers (B, prefix, D)."""
         outputs = self.forward_intermediates(
             x,
             n,
