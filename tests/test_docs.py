@@ -141,6 +141,18 @@ def test_commands_of_the_docs_are_read(page: Path) -> None:
         verb.parser(name).read(own, all_leaf_types() if verb.takes_settings else {}, Namespace())
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_to_files_and_those_of_the_site_stay_in_it(page: Path) -> None:
+    site = ROOT / "docs"
+    inside = site if page.is_relative_to(site) else ROOT
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if ":" not in target:
+            file = (page.parent / target).resolve()
+            assert file.exists(), target
+            assert file.is_relative_to(inside), target
+
+
 def test_there_are_many_and_what_is_not_run_is_still_there() -> None:
     assert sum(len(commands(page)) for page in PAGES) > 80
     everything = [code for page in PAGES for _, code in shown(page)]
