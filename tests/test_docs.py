@@ -46,6 +46,8 @@ SKIPPED = {
     r"scripts/formula.py|benchmarks/crossing.py|budget_seconds 2700": "an hour",
     r"--scale full --data IMAGENET": "ImageNet on a cluster",
     r"^cp opda/": "a repository of others; the test brings two files of its form",
+    r"timm-tests|tests/test_models.py": "needs a clone of timm",
+    r"benchmarks/interfaces.py": "minutes of torch.compile",
     r"track (wandb|mlflow)": "needs an extra that is not tested with; tests/test_trackers.py",
 }
 # What a line needs that may not be installed.
