@@ -1,15 +1,15 @@
 """How is a graph quantized to 8 bits? Statically, with ranges from calibration images.
 
-Weights per channel, activations per tensor. Left in float: the first convolution and the head,
-whose errors nothing behind or before them averages out; in ONNX depthwise convolutions, which
-NNCF quantizes with less error (docs/export.md) and which are few of the operations; products of
-two activations (attention), and everything between matrix products.
+Weights per channel, activations per tensor. Left in float: the first convolution and the head (of
+each model in a mean of several), whose errors nothing behind or before them averages out; in ONNX
+depthwise convolutions, which NNCF quantizes with less error (docs/export.md) and which are few of
+the operations; products of two activations (attention), and everything between matrix products.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from vitc.deploy.export.base import Made
 from vitc.deploy.export.graph import quiet
 
 BATCH = 16  # calibration images at a time
+Node = tuple[str, Sequence[str], Sequence[str]]
+"""Its name, the values that it reads, and those that it writes."""
 
 
 def batches(images: NDArray[Any], name: str) -> Iterator[dict[str, NDArray[Any]]]:
@@ -62,7 +64,7 @@ def quantized_onnx(model: Any, made: Made, name: str) -> Any:
 
 
 def _left_in_float(model: Any) -> list[str]:
-    """Names of the first and last nodes that multiply by weights, and of the depthwise ones."""
+    """Names of the outermost nodes that multiply by weights, and of the depthwise ones."""
     weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     products = {
         node.name: weights[node.input[1]]
@@ -71,8 +73,33 @@ def _left_in_float(model: Any) -> list[str]:
     }
     # A convolution's weights are (outputs, inputs of a group, height, width).
     depthwise = [name for name, dims in products.items() if len(dims) == 4 and dims[1] == 1]
-    names = list(products)
-    return list(dict.fromkeys([*names[:1], *depthwise, *names[-1:]]))
+    nodes = [
+        (node.name, list(filter(None, node.input)), list(filter(None, node.output)))
+        for node in model.graph.node
+        if node.op_type != "Shape"
+    ]
+    first, last = _outermost(nodes, products)
+    return list(dict.fromkeys([*first, *depthwise, *last]))
+
+
+def _outermost(nodes: Sequence[Node], products: Container[str]) -> tuple[list[str], list[str]]:
+    """The products that depend on no other one, and those that no other one depends on.
+
+    nodes: in the order of their computation. In a mean of models that is one of each per model.
+    """
+    turned = [(name, writes, reads) for name, reads, writes in reversed(nodes)]
+    return _first(nodes, products), _first(turned, products)[::-1]
+
+
+def _first(nodes: Iterable[Node], products: Container[str]) -> list[str]:
+    found, behind = [], set[str]()  # values that depend on a product
+    for name, reads, writes in nodes:
+        depends = not behind.isdisjoint(reads)
+        if name in products and not depends:
+            found.append(name)
+        if name in products or depends:
+            behind.update(writes)
+    return found
 
 
 def quantized_openvino(model: Any, made: Made, name: str) -> Any:
@@ -80,13 +107,16 @@ def quantized_openvino(model: Any, made: Made, name: str) -> Any:
     import nncf
 
     assert made.calibration is not None
-    left = [
+    ops = [op for op in model.get_ordered_ops() if op.get_type_name() != "ShapeOf"]
+    products = {
         op.get_friendly_name()
-        for op in model.get_ordered_ops()
+        for op in ops
         if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
         and op.input_value(1).get_node().get_type_name() in ("Constant", "Convert")
-    ]
-    made.kept_float.extend((left[0], left[-1]))
+    }
+    first, last = _outermost([_node(op) for op in ops], products)
+    left = list(dict.fromkeys([*first, *last]))
+    made.kept_float.extend(left)
     data = nncf.Dataset(list(batches(made.calibration, name)))
     with quiet():
         return nncf.quantize(
@@ -94,5 +124,11 @@ def quantized_openvino(model: Any, made: Made, name: str) -> Any:
             data,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(made.calibration),
-            ignored_scope=nncf.IgnoredScope(names=[left[0], left[-1]]),
+            ignored_scope=nncf.IgnoredScope(names=left),
         )
+
+
+def _node(op: Any) -> Node:
+    """An operation of OpenVINO."""
+    reads = [value.get_node().get_friendly_name() for value in op.input_values()]
+    return op.get_friendly_name(), reads, [op.get_friendly_name()]
