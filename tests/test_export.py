@@ -180,8 +180,7 @@ def test_onnx_answers_as_the_original_from_pixels(
     before, after = (logits(p, photos) for p in (folder, tmp_path / "photos.onnx"))
     assert before.std() > 0.1
     np.testing.assert_allclose(after, before, atol=1e-4)
-    if options.get("in_chans", 3) == 3:
-        check_script(folder, photos, tmp_path, monkeypatch)
+    check_script(folder, photos, tmp_path, monkeypatch)
 
 
 def check_script(folder: Path, photos: Path, tmp_path: Path, monkeypatch: Any) -> None:

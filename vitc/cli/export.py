@@ -26,9 +26,10 @@ import json, numpy, onnxruntime
 from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession("photos.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["vitc"])["classes"]
+mode = "L" if session.get_inputs()[0].shape[3] == 1 else "RGB"
 image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
-image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-logits = session.run(None, {"images": numpy.asarray(image)[None]})[0]
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(mode)
+logits = session.run(None, {"images": numpy.atleast_3d(image)[None]})[0]
 print(classes[logits[0].argmax()])"""
 
 
@@ -38,7 +39,7 @@ def options(parser: Parser) -> None:
     add("out", metavar="OUT", type=Path, help="a new .onnx, .xml (OpenVINO), .pt2 or .safetensors")
     about = "onnx, openvino, torch or safetensors (default: by the suffix of OUT)"
     add("--format", metavar="NAME", help=about)
-    about = "quantize to 8 bits, with images of the training split"
+    about = "quantize to 8 bits, with images of the training split where there is one"
     add("--int8", dest="precision", action="store_const", const="int8", default="fp32", help=about)
     about = "take prepared, normalised float32 (batch, channels, height, width) instead of pixels"
     add("--raw-input", action="store_true", help=about)
@@ -98,8 +99,9 @@ VERB = Verb(
     run=run,
     in_files=writes_files,
     runs=("run_folder",),
-    epilog="The file takes photos as they are (uint8, RGB, any size): resizing, cropping and\n"
-    "normalisation are in its graph. Without this library (pip install onnxruntime pillow):\n\n"
+    epilog="The file takes photos as they are (uint8, any size; RGB, or grey where the model was\n"
+    "trained on one channel): resizing, cropping and normalisation are in its graph. Without this\n"
+    "library (pip install onnxruntime pillow):\n\n"
     + "\n".join(f"  {line}" for line in SCRIPT.splitlines())
     + "\n\nvitc predict and vitc evaluate take OUT in place of RUN.",
 )
