@@ -154,6 +154,8 @@ class Format:
     extra: ClassVar[str] = ""
     """The extra of this package that installs `packages`."""
     packages: ClassVar[tuple[str, ...]] = ()
+    int8_packages: ClassVar[tuple[str, ...]] = ()
+    """What int8 needs besides."""
     beside: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the other files that it writes."""
     graph: ClassVar[bool] = True
@@ -168,6 +170,10 @@ class Format:
 
     def write(self, made: Made, file: Path) -> None:
         """Write `file` and what belongs to it into its folder, which is empty."""
+        raise NotImplementedError
+
+    def replace_record(self, file: Path, record: Record) -> None:
+        """Of a format of int8: exchange the record of a file that was written."""
         raise NotImplementedError
 
     def open(self, file: Path, threads: int) -> tuple[Record, nn.Module]:

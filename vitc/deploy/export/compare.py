@@ -79,6 +79,10 @@ class ExportReport:
     """Layers that int8 left in float."""
     not_fitted: str = ""
     """Why the file has no temperature, or no thresholds either."""
+    calibration: str = ""
+    """Where the images are from that int8 took its ranges from."""
+    calibrated: int = 0
+    """How many of the images compared are among them."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": 1, **asdict(self), "path": str(self.path), **environment()}
@@ -132,10 +136,9 @@ def readable(split: Split, in_chans: int) -> Iterator[tuple[int, NDArray[np.uint
 
 
 def compare(
-    original: Classifier, exported: Classifier, before: Answers, split: Split, file: Path
+    original: Classifier, exported: Classifier, before: Answers, after: Answers, file: Path
 ) -> dict[str, Any]:
-    """The measured fields of an ExportReport. before: the answers of `original` on `split`."""
-    after = answers_of(exported, split)
+    """The measured fields of an ExportReport. before, after: the answers of the two models."""
     best = [a.logits.argmax(axis=1) for a in (before, after)]
     same = best[0] == best[1]
     right = [b == before.labels for b in best]
@@ -153,13 +156,18 @@ def compare(
         "top1_original": 100 * float(right[0].mean()),
         "top1_change": change.difference,
         "top1_interval": change.interval,
-        "size": sum(f.stat().st_size for f in file.parent.glob(f"{escape(file.stem)}.*")),
+        "size": size_of(file),
         "size_original": sum(t.numel() * t.element_size() for t in tensors),
         "latency": latencies(exported),
         "latency_original": latencies(original),
         "threads": torch.get_num_threads(),
         "disagree": tuple(before.names[i] for i in np.flatnonzero(~same)[:20]),
     }
+
+
+def size_of(file: Path) -> int:
+    """Bytes of an exported file, alone in its folder, and of those beside it."""
+    return sum(f.stat().st_size for f in file.parent.glob(f"{escape(file.stem)}.*"))
 
 
 def latencies(classifier: Classifier) -> tuple[Latency, ...]:
@@ -234,6 +242,8 @@ def report_page(r: ExportReport) -> Page:
         some, more = r.kept_float[:3], len(r.kept_float) - 3
         rest = [f"{more} more (in the report)"] if more > 0 else []
         notes.append(Text(f"Left in float: {', '.join([*some, *rest])}."))
+    if r.calibration:
+        notes.append(Text(r.calibration))
     if r.not_fitted:
         notes.append(Text(r.not_fitted))
     table = Table(title, ("", "original", "exported", "difference"), rows)

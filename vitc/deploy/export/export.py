@@ -13,17 +13,19 @@ from typing import Any, get_args
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitc.data.sources.base import Split
 from vitc.deploy.classifier import Classifier, Ensemble
 from vitc.deploy.evaluation import kept_fit
 from vitc.deploy.export.base import Format, Made, Precision, Record
+from vitc.deploy.export.calibration import Calibration, choose_calibration
 from vitc.deploy.export.compare import (
     Answers,
     ExportReport,
     answers_of,
     compare,
-    readable,
+    size_of,
     spread_over,
 )
 from vitc.deploy.export.formats import format_of
@@ -36,19 +38,19 @@ from vitc.models.folding import folded
 from vitc.training.measured import Asked, Measured, choose_images
 from vitc.wording import counted
 
-CALIBRATION = 128  # images
 AGREEMENT = {"fp32": 99.9, "int8": 95.0}  # percent
+NOT_YET = no_fit("", "", 0)
 
 
 @dataclass(frozen=True)
 class Options:
     """How a model is exported, and on what it is compared.
 
-    precision: "fp32", or "int8": quantized with images of the training split. raw_input: the graph
-    takes prepared, normalised float32 (B, C, h, w). data: images to compare on; None: the run's
-    validation split. images: at most so many of them. min_agreement: percent of images on which
-    both have to answer the same class; None: 99.9, for int8 95. overwrite: replace the file and
-    those beside it.
+    precision: "fp32", or "int8": quantized with images of the training split, where there is one.
+    raw_input: the graph takes prepared, normalised float32 (B, C, h, w). data: images to compare
+    on; None: the run's validation split. images: at most so many of them. min_agreement: percent of
+    images on which both have to answer the same class; None: 99.9, for int8 95. overwrite: replace
+    the file and those beside it.
     """
 
     precision: Precision = "fp32"
@@ -82,20 +84,30 @@ def export(
     # Whether two models give the same answer can be seen on images that they were trained on, too.
     asked = Asked(o.data, None, o.allow_changed_data, trained_on=True, others=_others(run, out))
     images = choose_images(classifier.training, asked)
-    chosen = spread_over(images.split, o.images)
-    before = answers_of(classifier, chosen)
-    fitted = kept_fit(classifier) or _fitted(images, before)
-    record = _record(classifier, form, o, fitted)
     least = AGREEMENT[o.precision] if o.min_agreement is None else o.min_agreement
-    made = _made(classifier, form, record, images)
+    calibration = None
+    if o.precision == "int8":
+        calibration = choose_calibration(classifier, images, o.data, o.images)
+    chosen = calibration.compared if calibration else spread_over(images.split, o.images)
+    before = answers_of(classifier, chosen)
+    # In int8 confidences are others: what is fitted on them is known once the file is written.
+    fitted = NOT_YET if calibration else kept_fit(classifier) or _fitted(images, before)
+    record = _record(classifier, form, o, fitted)
+    made = _made(classifier, form, record, calibration)
     with _new_files(out) as file:
-        report = _written(made, form, file, classifier, before, chosen)
+        report, after = _written(made, form, file, classifier, before, chosen)
         resizes = form.own_resize and record.input == "image" and o.precision == "fp32"
         if report.agreement < least and resizes:
             for part in file.parent.iterdir():
                 part.unlink()
-            made = _made(classifier, form, record, images, exact_resize=True)
-            report = _written(made, form, file, classifier, before, chosen)
+            made = _made(classifier, form, record, exact_resize=True)
+            report, after = _written(made, form, file, classifier, before, chosen)
+        if calibration:
+            fitted = _fitted(images, after)
+            record = _record(classifier, form, o, fitted)
+            form.replace_record(file, record)
+            note, shared = calibration.note, calibration.shared
+            report = replace(report, size=size_of(file), calibration=note, calibrated=shared)
         report = replace(
             report,
             path=out,
@@ -112,10 +124,12 @@ def export(
 
 def _written(
     made: Made, form: Format, file: Path, original: Classifier, before: Answers, split: Split
-) -> ExportReport:
+) -> tuple[ExportReport, Answers]:
     """Write the file, read it again, and compare it with what the original answered `before`."""
     form.write(made, file)
-    return ExportReport(
+    exported = Classifier.load(file, "cpu")
+    after = answers_of(exported, split)
+    report = ExportReport(
         path=file,
         run="",
         format=form.kind,
@@ -124,8 +138,9 @@ def _written(
         images="",
         exact_resize=made.exact_resize,
         kept_float=tuple(made.kept_float),
-        **compare(original, Classifier.load(file, "cpu"), before, split, file),
+        **compare(original, exported, before, after, file),
     )
+    return report, after
 
 
 def _report_of(out: Path) -> Path:
@@ -177,7 +192,7 @@ def _checked(options: dict[str, Any], form: Format, out: Path) -> Options:
     for file in (out, _report_of(out), *(out.with_suffix(suffix) for suffix in form.beside)):
         if file.exists() and not o.overwrite:
             raise ConfigError(f"{file} exists.", "Choose another name, or add --overwrite.")
-    form.check_installed()
+    form.check_installed(*form.packages, *(form.int8_packages if o.precision == "int8" else ()))
     return o
 
 
@@ -200,7 +215,11 @@ def _record(c: Classifier, form: Format, o: Options, fitted: Fit) -> Record:
 
 
 def _made(
-    c: Classifier, form: Format, record: Record, images: Measured, exact_resize: bool = False
+    c: Classifier,
+    form: Format,
+    record: Record,
+    calibration: Calibration | None = None,
+    exact_resize: bool = False,
 ) -> Made:
     if not form.graph:
         return Made(None, c.model, record)
@@ -213,15 +232,13 @@ def _made(
         example = torch.zeros(2, height, width, c.in_chans, dtype=torch.uint8)
         prepare = Prepare(p, exact_resize)
     model = folded(c.model).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    calibration = _calibration(c, images, record) if record.precision == "int8" else None
     program = program_of(model, prepare, example)
-    return Made(program, model, record, calibration, exact_resize)
+    ranges = _graph_input(c, record, calibration.images) if calibration else None
+    return Made(program, model, record, ranges, exact_resize)
 
 
-def _calibration(c: Classifier, images: Measured, record: Record) -> NDArray[Any]:
-    """Training images as the graph takes them, without what is random in training."""
-    split = spread_over(images.data.splits["train"], CALIBRATION)
-    prepared = torch.stack([c.prepare(pixels) for _, pixels in readable(split, c.in_chans)])
+def _graph_input(c: Classifier, record: Record, prepared: Tensor) -> NDArray[Any]:
+    """Prepared images, uint8 (N, C, h, w), as the graph takes them."""
     if record.input == "tensor":
         return c.normalise(prepared).contiguous().numpy()
     return prepared.permute(0, 2, 3, 1).contiguous().numpy()

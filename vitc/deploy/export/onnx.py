@@ -32,7 +32,12 @@ class Onnx(Format):
         model = onnx_model(made)
         if made.record.precision == "int8":
             model = quantized_onnx(model, made, INPUT)
-        onnx.save(recorded(model, made), file)
+        onnx.save(recorded(model, made.record), file)
+
+    def replace_record(self, file: Path, record: Record) -> None:
+        import onnx
+
+        onnx.save(recorded(onnx.load(file), record), file)
 
     def open(self, file: Path, threads: int) -> tuple[Record, nn.Module]:
         self.check_installed("onnxruntime")
@@ -86,11 +91,11 @@ def onnx_model(made: Made) -> Any:
     return model
 
 
-def recorded(model: Any, made: Made) -> Any:
+def recorded(model: Any, record: Record) -> Any:
     """The model with its record, and without what its makers noted: names of files and modules."""
     for part in (model, *model.graph.node, *model.graph.input, *model.graph.value_info):
         del part.metadata_props[:]
-    for key, text in ((KEY, made.record.to_json()), ("producer", "vitc")):
+    for key, text in ((KEY, record.to_json()), ("producer", "vitc")):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class OpenVino(Format):
     suffix = ".xml"
     extra = "openvino"
     packages = ("openvino", "onnx", "onnxscript")
+    int8_packages = ("nncf",)
     beside = (".bin",)
     precisions = ("fp32", "int8")
     own_resize = True
@@ -34,10 +36,21 @@ class OpenVino(Format):
         source.unlink()
         resize_like_pillow(model)
         if made.record.precision == "int8":
-            self.check_installed("nncf")
             model = quantized_openvino(model, made, INPUT)
         model.set_rt_info(made.record.to_json(), [KEY])
         openvino.save_model(model, file, compress_to_fp16=False)
+
+    def replace_record(self, file: Path, record: Record) -> None:
+        import openvino
+
+        model = openvino.Core().read_model(file)
+        model.set_rt_info(record.to_json(), [KEY])
+        new = file.with_name(
+            f"new_{file.name}"
+        )  # the tensors of a model in memory stay in its file
+        openvino.save_model(model, new, compress_to_fp16=False)
+        for suffix in (self.suffix, *self.beside):
+            os.replace(new.with_suffix(suffix), file.with_suffix(suffix))
 
     def open(self, file: Path, threads: int) -> tuple[Record, nn.Module]:
         self.check_installed("openvino")
