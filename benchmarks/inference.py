@@ -3,11 +3,11 @@
     python benchmarks/inference.py vit_c_1gf --img-size 224 --batches 1 16 64
 
 Eager fp32 and bf16 (where the CPU computes it), compiled (--compile), ONNX Runtime fp32 and int8,
-OpenVINO fp32 and int8 (with bf16 between its int8 products), of those that are installed, and with
---peer NAME a model of timm or torchvision of the same shape. Engines alternate within each repeat,
-so that other load meets all of them; the table has the median of the repeats' images a second, the
-slowest and fastest repeat, and the ratio to eager fp32. On a machine with other work, `--clock
-processor` counts the time of processors, which for one thread is about how long it takes
+OpenVINO fp32, bf16 and int8 (with bf16 between its int8 products), of those that are installed, and
+with --peer NAME a model of timm or torchvision of the same shape. Engines alternate within each
+repeat, so that other load meets all of them; the table has the median of the repeats' images a
+second, the slowest and fastest repeat, and the ratio to eager fp32. On a machine with other work,
+`--clock processor` counts the time of processors, which for one thread is about how long it takes
 undisturbed. Weights are random: int8 is measured for speed alone (`vitc export --int8` measures its
 accuracy).
 """
@@ -65,8 +65,21 @@ def exported(args: argparse.Namespace, model: Any, kind: str, precision: Any, fo
     file = Path(folder, f"{precision}{form.suffix}")
     form.write(made, file)
     _, graph = form.open(file, args.threads)
-    run: Any = graph.run
+    return on_pixels(graph.run)
+
+
+def on_pixels(run: Any) -> Call:
     return lambda images: run(images.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def openvino_bf16(folder: str, threads: int) -> Call:
+    """The fp32 file, computed in bf16."""
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16"}
+    hints["PERFORMANCE_HINT"] = "LATENCY"
+    compiled = openvino.Core().compile_model(Path(folder, "fp32.xml"), "CPU", hints)
+    return on_pixels(lambda images: np.array(compiled([images])[0]))
 
 
 def engines(args: argparse.Namespace, folder: str) -> dict[str, Call]:
@@ -82,6 +95,8 @@ def engines(args: argparse.Namespace, folder: str) -> dict[str, Call]:
         found["ONNX Runtime int8"] = exported(args, model, "onnx", "int8", folder)
     if find_spec("openvino") and find_spec("onnxscript"):
         found["OpenVINO fp32"] = exported(args, model, "openvino", "fp32", folder)
+        if args.bf16:
+            found["OpenVINO bf16"] = openvino_bf16(folder, args.threads)
         if find_spec("nncf"):
             found["OpenVINO int8"] = exported(args, model, "openvino", "int8", folder)
     for name in args.peer:
