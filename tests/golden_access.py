@@ -50,6 +50,7 @@ ADDED: frozenset[str] = frozenset(
         "rollbacks",
         "folds",
         "fold",
+        "max_val",
         "time_to_target",
     }
 )

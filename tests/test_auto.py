@@ -381,6 +381,32 @@ def test_no_more_images_are_used_than_a_third_of_the_time_is_enough_to_decode(
     assert hopeless.config.data.max_train == 2  # one of each class
 
 
+def test_no_more_validation_images_are_used_than_a_tenth_of_the_time_measures(
+    photo_folder: PHOTOS, machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(front_door.CLOCKS, "wall", lambda: 0.0)
+    monkeypatch.setattr(auto_rules, "LEAST_VAL", 10)
+    folder = photo_folder(classes=2, count=100)
+    machine.pixels_per_second = 64 * 64 / 0.3  # an image is measured in 0.1 s, thrice a run
+    few = propose(folder, 60)
+    assert few.config.data.max_val == 20
+    assert line(few, "validation images used") == (
+        "validation images used: 20 — because measuring on all 40 would take more than a tenth of "
+        "the time"
+    )
+    assert "measured on 20 validation images" in few.lines[-1]
+    assert propose(folder, 20).config.data.max_val == 10  # the least
+    assert propose(folder, 600).config.data.max_val is None
+    assert propose(folder, 60, {"data.max_val": 30}).config.data.max_val == 30
+    assert propose(folder, 300, {"data.folds": 5}, runs=5).config.data.max_val is None
+
+
+def test_waiting_for_a_core_takes_no_processor_time() -> None:
+    time = front_door.Time(100, front_door.CLOCKS["processor"])
+    time.core_time = (0.0, -1e6)
+    assert time.busy == 1
+
+
 def test_any_model_is_taken_at_the_largest_size_that_the_budget_pays_for(
     photo_folder: PHOTOS, machine: Machines, tmp_path: Path
 ) -> None:

@@ -92,6 +92,16 @@ def test_max_train_takes_a_balanced_subset_of_training_only() -> None:
         open_data(DataConfig(max_train=9))
 
 
+def test_max_val_takes_a_sample_of_validation_only() -> None:
+    data = open_data(DataConfig(max_val=200), in_chans=1)
+    assert counts(data) == {"train": [850] * 10, "val": [20] * 10, "test": [200] * 10}
+    assert "200 of 1,500 validation images are used (data.max_val), each class by its share" in (
+        notes(data)
+    )
+    assert "data.max_val 1,500 has no effect" in notes(open_data(DataConfig(max_val=1500)))
+    assert DataConfig(max_val=0).problems() == ["data.max_val 0 must be at least 1."]
+
+
 def test_the_fingerprint_depends_on_images_names_classes_and_splits_alone(tmp_path: Path) -> None:
     plant(tmp_path / "x", {"a": 9, "b": 9})
     first = opened(tmp_path / "x").fingerprint

@@ -19,7 +19,6 @@ from PIL import Image
 import vitc
 import vitc.training.auto as auto
 from vitc.config import RunConfig
-from vitc.data.dataset import open_data
 from vitc.deploy import front_door
 from vitc.errors import ConfigError, InterruptedRun
 from vitc.resolve import load_config
@@ -172,10 +171,9 @@ def test_a_budget_is_for_images_alone() -> None:
         vitc.train("debug", budget="6m")
 
 
-def test_time_for_the_page_is_kept_free(images: Path) -> None:
-    data = open_data(load_config(RunConfig(), data=str(images)).data, 3)
+def test_time_for_the_page_is_kept_free() -> None:
     cost = Probe(1.0, 0.5, 0, holding_seconds=7.0)
-    assert auto_rules.page_seconds(data, cost) == auto_rules.PAGE_SECONDS + 12 * 0.5 + 7
+    assert auto_rules.page_seconds(12, cost) == auto_rules.PAGE_SECONDS + 12 * 0.5 + 7
 
 
 @pytest.mark.slow

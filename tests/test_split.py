@@ -7,7 +7,14 @@ import hashlib
 import numpy as np
 import pytest
 
-from vitc.data.split import balanced_subset, hashed, hold_out, hold_out_groups, shares
+from vitc.data.split import (
+    balanced_subset,
+    hashed,
+    hold_out,
+    hold_out_groups,
+    proportional_subset,
+    shares,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +51,25 @@ def test_a_subset_is_balanced_and_contained_in_a_larger_one() -> None:
     for count, expected in sizes.items():
         chosen = balanced_subset(labels, names, count, 0)
         assert np.bincount(labels[chosen]).tolist() == expected
+        assert before <= set(chosen.tolist())
+        before = set(chosen.tolist())
+
+
+def test_a_proportional_subset_has_every_class_and_is_contained_in_a_larger_one() -> None:
+    labels = np.repeat([0, 1, 3], [50, 1, 100])  # no image of class 2
+    names = [str(i) for i in range(151)]
+    before: set[int] = set()
+    sizes = {
+        2: [1, 1],
+        3: [1, 1, 0, 1],
+        16: [5, 1, 0, 10],
+        76: [25, 1, 0, 50],
+        151: [50, 1, 0, 100],
+    }
+    for count, expected in sizes.items():
+        chosen = proportional_subset(labels, names, count, 0)
+        assert np.bincount(labels[chosen]).tolist() == expected
+        assert (np.diff(chosen) > 0).all()
         assert before <= set(chosen.tolist())
         before = set(chosen.tolist())
 

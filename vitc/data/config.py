@@ -152,6 +152,8 @@ class DataConfig:
     """A file that cannot be decoded stops the run when met, or is replaced, named and counted."""
     max_train: int | None = None
     """Use only so many training images, class-balanced and seeded; None: all."""
+    max_val: int | None = None
+    """Measure on only so many validation images, each class by its share, seeded; None: all."""
     resident: Literal["auto", "on", "off"] = "auto"
     """Keep the whole set on the device as one uint8 tensor; auto: when it fits a quarter of it."""
     workers: int | None = setting(None, at_least=0, at_most=256)
@@ -182,8 +184,10 @@ class DataConfig:
                 found.append(e.message)
         if self.workers and self.resident == "on":
             found.append("data.workers has no effect with data.resident on.")
-        if self.max_train is not None and self.max_train < 1:
-            found.append(f"data.max_train {self.max_train} must be at least 1.")
+        for name in ("max_train", "max_val"):
+            most = getattr(self, name)
+            if most is not None and most < 1:
+                found.append(f"data.{name} {most} must be at least 1.")
         if (self.mean is None) != (self.std is None):
             found.append("data.mean and data.std go together: give both or neither.")
         if self.std is not None and min(self.std, default=0) <= 0:

@@ -28,12 +28,17 @@ from vitc.data.split import (
     hold_out_fold,
     hold_out_fold_of_groups,
     hold_out_groups,
+    proportional_subset,
 )
 from vitc.data.store import Pixels, name_key
 from vitc.errors import BrokenFileError, ConfigError, DataError
 from vitc.wording import counted
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's "L"
+SUBSETS = {  # of how many images may be asked for: which are taken
+    "train": ("training", balanced_subset, "the classes as equal as they can be"),
+    "val": ("validation", proportional_subset, "each class by its share"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,7 @@ def open_data(config: DataConfig, in_chans: int = 3) -> DataSet:
     found = read_source(config)
     classes, notes = found.classes, list(found.notes)
     splits = _split(config, classes, found.splits, notes)
-    splits["train"] = _at_most(config, classes, splits["train"], notes)
+    _at_most(config, classes, splits, notes)
     return _opened(config, in_chans, found, splits, notes)
 
 
@@ -94,7 +99,7 @@ def fold_counts(config: DataConfig) -> list[tuple[int, int]]:
         splits = _split(replace(config, fold=fold), found.classes, found.splits, [])
         train = len(splits["train"])
         val = len(splits["val"]) if "val" in splits else 0
-        counts.append((min(train, config.max_train or train), val))
+        counts.append((min(train, config.max_train or train), min(val, config.max_val or val)))
     return counts
 
 
@@ -295,27 +300,30 @@ def _groups(pattern: str, split: Split, name: str, notes: list[str]) -> list[str
     return groups
 
 
-def _at_most(config: DataConfig, classes: tuple[str, ...], train: Split, notes: list[str]) -> Split:
-    """At most data.max_train training images, the classes as equal as they can be."""
-    count = config.max_train
-    if count is None:
-        return train
-    if count < len(classes):
+def _at_most(
+    config: DataConfig, classes: tuple[str, ...], splits: dict[str, Split], notes: list[str]
+) -> None:
+    """Leave data.max_train training images, and data.max_val validation images, in `splits`."""
+    if config.max_train is not None and config.max_train < len(classes):
         raise ConfigError(
-            f"data.max_train {count} is less than one image for each of the {len(classes)} classes."
+            f"data.max_train {config.max_train} is less than one image for each of the "
+            f"{len(classes)} classes."
         )
-    if count >= len(train):
+    for name, (kind, choose, how) in SUBSETS.items():
+        setting, count = f"data.max_{name}", getattr(config, f"max_{name}")
+        if count is None:
+            continue
+        have = len(splits.get(name, ()))
+        if count >= have:
+            notes.append(f"{setting} {count:,} has no effect: there are {have:,} {kind} images.")
+            continue
+        split, seed = splits[name], config.split_seed
+        names = [name_key(n) for n in split.names]
+        splits[name] = split.take(choose(split.labels, names, count, seed))
         notes.append(
-            f"data.max_train {count:,} has no effect: there are {len(train):,} training images."
+            f"{count:,} of {have:,} {kind} images are used ({setting}), {how}, seeded "
+            f"(data.split_seed {seed})."
         )
-        return train
-    names = [name_key(n) for n in train.names]
-    subset = train.take(balanced_subset(train.labels, names, count, config.split_seed))
-    notes.append(
-        f"{count:,} of {len(train):,} training images are used (data.max_train), the classes "
-        f"as equal as they can be, seeded (data.split_seed {config.split_seed})."
-    )
-    return subset
 
 
 # -- channels, moments, listing --------------------------------------------------------------------

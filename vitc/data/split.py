@@ -141,6 +141,17 @@ def hold_out_groups(
     return place[group_of]
 
 
+def proportional_subset(labels: Ints, names: Sequence[str], count: int, seed: int) -> Ints:
+    """Positions of `count` images, ascending: of each class its share, or one where that is less.
+
+    A smaller subset of the same seed is contained in a larger one.
+    """
+    members = by_class(labels, hashed(seed, "subset", names))
+    places = np.concatenate([np.arange(len(m)) / max(1, len(m)) for m in members])
+    chosen = np.argsort(places, kind="stable")[:count]
+    return np.sort(np.concatenate(members)[chosen])
+
+
 def balanced_subset(labels: Ints, names: Sequence[str], count: int, seed: int) -> Ints:
     """Positions of `count` images, ascending: as many of each class as there are, at most equal.
 

@@ -183,7 +183,9 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     from vitc.deploy.measures import probabilities
     from vitc.training.measured import Measured, too_good
 
-    own = replace(folds.config.data, folds=None, fold=1, val_fraction=0.0, max_train=None)
+    own = replace(
+        folds.config.data, folds=None, fold=1, val_fraction=0.0, max_train=None, max_val=None
+    )
     data = open_data(own, folds.config.model.in_chans)
     images = data.splits["train"]
     place = {name: i for i, name in enumerate(images.names)}

@@ -78,10 +78,13 @@ class Time:
 
     @property
     def busy(self) -> float:
-        """How many times as long as on a quiet machine choosing has taken, `MOST_BUSY` at most.
+        """How many times as long as on a quiet machine choosing has taken, `MOST_BUSY` at most;
+        1 where processor time counts, which waiting for a core does not use.
 
         Where two threads worked at once, their processor time hides that each waited for a core.
         """
+        if self.clock is CLOCKS["processor"]:
+            return 1.0
         used, worked = self.clock() - self.started, processor_seconds() - self.worked
         ran, waited = (now - then for now, then in zip(core_seconds(), self.core_time, strict=True))
         slower = max(used / max(worked, 0.01), 1 + waited / max(ran, 0.01))
@@ -132,7 +135,7 @@ def propose(
     tuned, seconds = None, None
     for entry in entries:
         tuned = auto_start.pretrained_trial(
-            choices, base, data, look, device, entry, time.left, processes
+            choices, base, look, device, entry, time.left, processes
         )
         if tuned is not None:
             trial, seconds = tuned
@@ -154,7 +157,8 @@ def propose(
             auto_start.take_formula(choices, made[trial.config.model.name])
     # The clocks of several processes differ: their run ends after the epochs that were planned.
     bounded = processes == 1 and not fixed.keys() & rules.OWN_LENGTH
-    seconds, end = _choose_time(choices, data, look, trial, seconds, time, bounded)
+    look = _limit_validation(choices, look, trial, time.left)
+    seconds, end = _choose_time(choices, look, trial, seconds, time, bounded)
     if end is not None:
         choices.settings["train.budget_seconds"] = end
     _choose_mixing(choices, trial.config.optim)
@@ -399,9 +403,21 @@ def _choose_views(choices: Choices, look: Look) -> None:
     choices.take("data.augment.flip", "mirror", flip, because)
 
 
+def _limit_validation(
+    choices: Choices, look: Look, trial: auto_model.Trial, seconds: float
+) -> Look:
+    """The images with no more to validate than so many `seconds` allow for."""
+    val: int | None = trial.settings.get("data.max_val")
+    if val is None:
+        val = rules.validation_images(choices.fixed, look.val, trial.cost, seconds)
+    if val < look.val:
+        because = f"measuring on all {look.val:,} would take more than a tenth of the time"
+        choices.take("data.max_val", "validation images used", val, because)
+    return replace(look, val=val)
+
+
 def _choose_time(
     choices: Choices,
-    data: DataSet,
     look: Look,
     trial: auto_model.Trial,
     seconds: float | None,
@@ -413,7 +429,7 @@ def _choose_time(
     seconds: of a run whose length is chosen; None: it is not. bounded: time can end it. The run
     page will take as many times longer than on a quiet machine as choosing did.
     """
-    page = rules.page_seconds(data, trial.cost, time.runs)
+    page = rules.page_seconds(look.val, trial.cost, time.runs)
     left = max(1.0, time.left - time.busy * page)
     if bounded and left < LITTLE_LEFT * time.budget:
         choices.warn(

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from vitc.config import RunConfig
 from vitc.data.check_quick import small
-from vitc.data.dataset import DataSet
 from vitc.data.decode import header, is_jpeg
 from vitc.data.sources.base import Split
 from vitc.data.split import shares
@@ -31,6 +30,8 @@ DEFAULT_BUDGET_SECONDS = 1800.0
 BOUND_SHARE = 0.85  # of the budget that a run takes if the budget is what limits its epochs
 OWN_LENGTH = {"train.epochs", "train.budget_seconds"}  # settings by which users fix the length
 DECODE_SHARE = 1 / 3  # of the time, at most, for decoding the training images once
+VAL_SHARE = 0.1  # of the time, at most, for measuring on validation at the end, and for its page
+LEAST_VAL = 500  # images, on which an accuracy is uncertain by up to 4.4 points
 START_SECONDS = 3.0  # reading the folder, the first step, the last checkpoint
 PAGE_SECONDS = 6.5  # starting, the run page but for its answers, and ending the process
 MOST_REPORTED = 20_000  # validation images, for a run page without being asked
@@ -277,11 +278,21 @@ def epoch_seconds(look: Look, batch: int, cost: Probe) -> float:
     return look.train // batch * cost.step_seconds
 
 
-def page_seconds(data: DataSet, cost: Probe, runs: int = 1) -> float:
-    """The page that follows a run, for which validation images are decoded and answered again; or
-    the share of one of so many `runs` in the page of them all."""
-    answers = len(data.splits.get("val", ())) * cost.eval_seconds
-    return PAGE_SECONDS / runs + cost.holding_seconds + answers
+def page_seconds(images: int, cost: Probe, runs: int = 1) -> float:
+    """The page that follows a run, for which so many validation images are decoded and answered
+    again; or the share of one of so many `runs` in the page of them all."""
+    return PAGE_SECONDS / runs + cost.holding_seconds + images * cost.eval_seconds
+
+
+def validation_images(fixed: Mapping[str, Any], given: int, cost: Probe, seconds: float) -> int:
+    """On how many of the validation images that are there a run of so many seconds measures.
+
+    Each is answered by the weights and their average, and for the page.
+    """
+    if {"data.max_val", "data.folds"} & fixed.keys():
+        return given
+    each = (cost.models + 1) * cost.eval_seconds
+    return given if not each else min(given, max(LEAST_VAL, int(VAL_SHARE * seconds / each)))
 
 
 class Length(NamedTuple):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from vitc.config import RunConfig
-from vitc.data.dataset import DataSet
 from vitc.errors import ConfigError, unknown
 from vitc.machine import computes_bf16
 from vitc.models.config import CNNConfig
@@ -130,7 +130,6 @@ def missing_start(start: str, entries: Sequence[Entry], look: Look) -> str | Non
 def pretrained_trial(
     choices: Choices,
     base: RunConfig,
-    data: DataSet,
     look: Look,
     device: torch.device,
     entry: Entry,
@@ -175,7 +174,10 @@ def pretrained_trial(
     if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
         return None
     settings["init.probe_images"] = probe_images
-    around, share = _around(data, look, times, probe_images, choices.runs), 1.0
+    cost = Probe(0.0, READING * times.evaluation, 0)
+    if (val := rules.validation_images(fixed, look.val, cost, left)) < look.val:
+        settings["data.max_val"], look = val, replace(look, val=val)
+    around, share = _around(look, times, probe_images, choices.runs), 1.0
     for parts, step in zip(frozen, times.steps, strict=True):  # noqa: B007 the last if none fits
         epochs, image = int((left - around) / (READING * n * step)), READING * step
         if epochs >= LEAST_EPOCHS:
@@ -183,10 +185,10 @@ def pretrained_trial(
     once = None
     if epochs < LEAST_EPOCHS and processes == 1 and _cacheable(choices, base, settings, parts):
         sides = [max(model.size) - less for less in ((0,) if SIDE in fixed else SMALLER)]
-        once = _once(data, look, times, sides, left, device, choices.runs)
+        once = _once(look, times, sides, left, device, choices.runs)
     if once is not None:
         side, share, epochs = once
-        around = _around(data, look, times, n, choices.runs, share)
+        around = _around(look, times, n, choices.runs, share)
         image = share * times.cached
         settings |= CACHED | {"init.probe_images": n}
         if share < 1:
@@ -207,21 +209,18 @@ def pretrained_trial(
     return Trial(settings, config, cost, {}), around + n * epochs * image
 
 
-def _around(
-    data: DataSet, look: Look, times: ImageSeconds, probed: int, runs: int, share: float = 1.0
-) -> float:
+def _around(look: Look, times: ImageSeconds, probed: int, runs: int, share: float = 1.0) -> float:
     """Seconds that each of `runs` takes besides its steps, its page included, on images of this
     share of the area."""
     from vitc.training.probe import Probe
 
     evaluation = share * READING * times.evaluation
-    page = rules.page_seconds(data, Probe(0.0, evaluation, 0), runs)
+    page = rules.page_seconds(look.val, Probe(0.0, evaluation, 0), runs)
     features = probed * share * READING * times.features
     return rules.START_SECONDS + features + 2 * look.val * evaluation + page
 
 
 def _once(
-    data: DataSet,
     look: Look,
     times: ImageSeconds,
     sides: Sequence[int],
@@ -239,7 +238,7 @@ def _once(
 
     for side in sides:
         share = (side / sides[0]) ** 2
-        steps = left - _around(data, look, times, look.train, runs, share)
+        steps = left - _around(look, times, look.train, runs, share)
         epochs = int(steps / (look.train * share * times.cached))
         memory = look.train * share * times.feature_bytes
         if epochs >= LEAST_CACHED and memory <= MEMORY_SHARE * device_memory(device):

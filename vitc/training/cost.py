@@ -200,7 +200,7 @@ def _page_seconds(config: RunConfig, data: DataSet, cost: Probe) -> float:
     """The run page, where one follows the run."""
     val = len(data.splits.get("val", ()))
     written = SOURCES[config.data.source].of_user and 0 < val <= rules.MOST_REPORTED
-    return rules.page_seconds(data, cost) if written else 0.0
+    return rules.page_seconds(val, cost) if written else 0.0
 
 
 def _preparing(config: RunConfig, data: DataSet, probes: Sequence[Probe], around: Around) -> float:
