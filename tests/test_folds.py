@@ -6,7 +6,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import shlex
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +37,10 @@ from vitc.deploy import measures
 from vitc.deploy.classifier import Classifier
 from vitc.deploy.evaluation import predict_split
 from vitc.deploy.folds import Folds, plan_folds
-from vitc.errors import ConfigError, DataError
+from vitc.errors import CheckpointError, ConfigError, DataError, InterruptedRun
 from vitc.resolve import load_config
 from vitc.training.loop import RunResult
+from vitc.training.validate import Validation
 
 SMALL: dict[str, Any] = {
     "model.img_size": 32,
@@ -203,6 +207,33 @@ def test_choices_and_warnings_reach_every_run_and_the_page_of_folds_when_resumed
     assert len(asked) == 1
 
 
+def test_folds_that_were_stopped_are_no_classifier_and_name_the_command_that_resumes_all(
+    images: Path, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    words = ["vitc", "train", str(images), "--out", str(out), "--folds", "2", "--seeds", "1"]
+    command = shlex.join(words)
+
+    def stop(self: Validation, provider: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Validation, "measure", stop)
+        with pytest.raises(InterruptedRun) as stopped:
+            vitc.train(images, out, folds=2)
+    assert (stopped.value.hint, stopped.value.run_exit_code) == (f"Resume with: {command}", 143)
+    for extra in ([], ["--budget", "1m"]):
+        assert main(["train", str(out), *extra]) == 2
+        assert command in capsys.readouterr().err
+    vitc.train(images, out, folds=2)
+    shutil.rmtree(out / "seed_1_fold_2")
+    for verb in (["predict", str(out), str(images)], ["evaluate", str(out)]):
+        assert main(verb) == 1
+        shown = capsys.readouterr().err
+        assert f"{out} has 1 unfinished run of 2: seed_1_fold_2." in shown
+        assert command in shown
+
+
 @pytest.mark.parametrize(("answer", "agreed"), [("\n", True), ("n\n", False), (None, False)])
 def test_somebody_at_a_terminal_is_asked_about_groups_before_the_folds_are_drawn(
     answer: str | None,
@@ -244,7 +275,7 @@ def test_other_folds_in_a_folder_are_refused(
     plan_folds(images, tmp_path / "out", (3, 1), None, "auto", {})[0].write()
     with pytest.raises(ConfigError, match="holds 3 folds"):
         vitc.train(images, tmp_path / "out", folds=2)
-    with pytest.raises(vitc.errors.CheckpointError, match="has no runs"):
+    with pytest.raises(CheckpointError, match="out has 3 unfinished runs of 3: seed_1_fold_1, "):
         vitc.Predictor(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"another config: optim\.lr: .* -> 0\.5"):
         vitc.train(images, tmp_path / "out", folds=3, **{"optim.lr": 0.5})
@@ -317,6 +348,16 @@ def test_what_folds_cannot_do_is_refused(
             vitc.train(images, folds=2, **{option: True})
     assert main(["train", str(images), "--folds", "2", "--dry-run"]) == 2
     assert "--dry-run has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["data.folds", "data.fold", "data.val_fraction"])
+def test_settings_that_folds_override_are_refused(
+    name: str, images: Path, asked: list[Any], tmp_path: Path
+) -> None:
+    value = 0.5 if name == "data.val_fraction" else 2
+    with pytest.raises(ConfigError, match=f"--{name} {value} has no effect with --folds 3"):
+        vitc.train(images, tmp_path / "out", folds=3, **{name: value})
+    assert (asked, (tmp_path / "out").exists()) == ([], False)
 
 
 def test_folds_need_images_without_validation_of_their_own(images: Path, tmp_path: Path) -> None:

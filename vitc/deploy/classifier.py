@@ -21,7 +21,6 @@ from vitc.deploy.export.formats import format_of
 from vitc.deploy.saved import Saved, load_pretrained
 from vitc.errors import CheckpointError, ConfigError
 from vitc.resolve import PREDICTS, check_is
-from vitc.runs.folder import Run
 from vitc.training.device import pick_device
 from vitc.training.evaluate import load_model, not_finite
 from vitc.training.measured import Trained
@@ -68,7 +67,10 @@ class Classifier:
         folder, where = Path(path), pick_device(device)
         what = check_is(folder, *PREDICTS)
         if what == "folds":
-            return _mean_of(folder, [cls.load(run, device, weights) for run in runs_in(folder)])
+            from vitc.deploy.folds import Folds
+
+            runs = Folds.read(folder).finished()
+            return _mean_of(folder, [cls.load(run, device, weights) for run in runs])
         if what != "run" and weights != "ema":
             raise ConfigError("weights 'raw' has no effect: a saved model holds one set.")
         if what == "saved":
@@ -179,17 +181,6 @@ class Ensemble(nn.Module):
 
 def _average(config: RunConfig, weights: str) -> str:
     return config.optim.average if weights == "ema" else ""
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """The run folders in a folder of folds, by name. Raises CheckpointError: one has not finished,
-    or there are none."""
-    found = sorted(path.parent for path in folder.glob("seed_*/config.json"))
-    unfinished = [path for path in found if Run(path).status != "done"]
-    if unfinished or not found:
-        what = f"{unfinished[0]} has not finished" if unfinished else f"{folder} has no runs"
-        raise CheckpointError(f"{what}.", "Repeat its vitc train command, which resumes it.")
-    return found
 
 
 def _mean_of(folder: Path, parts: Sequence[Classifier]) -> Classifier:

@@ -11,9 +11,10 @@ The folder is a classifier: the mean of the probabilities of all its runs.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,12 @@ import numpy as np
 
 from vitc.config import RunConfig, flat_values, from_saved, leaves, to_saved
 from vitc.data.dataset import fold_counts, open_data
-from vitc.errors import ConfigError, DataError
+from vitc.errors import CheckpointError, ConfigError, DataError, InterruptedRun
 from vitc.files import LOCK, read_json, write_json
 from vitc.resolve import FOLDS, load_config, resolve_config, with_data
 from vitc.runs.folder import Run
 from vitc.runs.results import REPORT
-from vitc.wording import counted
+from vitc.wording import counted, few
 
 if TYPE_CHECKING:
     from vitc.deploy.evaluation import Evaluation
@@ -64,16 +65,35 @@ class Folds:
     def count(self) -> int:
         return self.config.data.folds or 0
 
+    @property
+    def places(self) -> list[Path]:
+        """Every run's folder, seed by seed."""
+        return [self.path / f"seed_{seed}_fold_{fold}" for seed, fold in self._numbers()]
+
     def runs(self) -> dict[Path, RunConfig]:
         """Every run's folder and config, seed by seed."""
         first = self.config.train.seed
-        return {
-            self.path / f"seed_{seed}_fold_{fold}": load_config(
-                self.config, **{"data.fold": fold, "train.seed": first + seed - 1}
+        configs = (
+            load_config(self.config, **{"data.fold": fold, "train.seed": first + seed - 1})
+            for seed, fold in self._numbers()
+        )
+        return dict(zip(self.places, configs, strict=True))
+
+    def finished(self) -> list[Path]:
+        """Every run's folder. Raises CheckpointError: some have not finished."""
+        places = self.places
+        lacking = [path.name for path in places if Run(path).status != "done"]
+        if lacking:
+            raise CheckpointError(
+                f"{self.path} has {counted(len(lacking), 'unfinished run')} of {len(places)}: "
+                f"{few(lacking, 3)}.",
+                f"Resume them: {page_command(self)}",
             )
-            for seed in range(1, self.seeds + 1)
-            for fold in range(1, self.count + 1)
-        }
+        return places
+
+    def _numbers(self) -> Iterator[tuple[int, int]]:
+        """Seed and fold of every run, from 1."""
+        return itertools.product(range(1, self.seeds + 1), range(1, self.count + 1))
 
 
 def plan_folds(
@@ -166,7 +186,11 @@ def train_folds(folds: Folds) -> RunResult:
     for path, config in runs.items():
         if Run(path).status != "done":
             begun = (path / "config.json").exists()
-            run(config, path, notes=() if begun else folds.notes)
+            try:
+                run(config, path, notes=() if begun else folds.notes)
+            except InterruptedRun as stopped:  # that run alone is no page of all
+                resume = f"Resume with: {page_command(folds)}"
+                raise InterruptedRun(stopped.message, resume, stopped.signal_number) from stopped
     found = out_of_fold(folds)
     report = write_page(found, page_command(folds), folds.path / REPORT)
     top1 = {path.name: Run(path).top1 for path in runs}
@@ -183,6 +207,7 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     from vitc.deploy.measures import probabilities
     from vitc.training.measured import Measured, too_good
 
+    places = folds.finished()
     own = replace(
         folds.config.data, folds=None, fold=1, val_fraction=0.0, max_train=None, max_val=None
     )
@@ -193,7 +218,7 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     answered = np.zeros((folds.seeds, len(images)), np.bool_)
     trained_on = np.zeros(len(images), np.bool_)  # by a model that answered: under another name
     right = np.zeros((folds.seeds, len(images)), np.bool_)
-    for number, path in enumerate(folds.runs()):
+    for number, path in enumerate(places):
         classifier = Classifier.load(path, device)
         answers = predict_split(classifier)
         assert answers.seen is not None  # they are images of the run's own

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vitc.training.config import Start
     from vitc.training.loop import RunResult
 
+FOLDS_DECIDE = ("data.folds", "data.fold", "data.val_fraction")  # settings that --folds overrides
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -131,6 +133,12 @@ def _folds_plan(
             "--folds trains run after run in one process; torchrun has started several.",
             "Leave out torchrun, or --folds.",
         )
+    if idle := [name for name in FOLDS_DECIDE if name in settings]:
+        raise ConfigError(
+            f"--{idle[0]} {settings[idle[0]]} has no effect with --folds {times[0]}: each image "
+            "validates once.",
+            "Leave it out, or train a single run without --folds.",
+        )
     images = Path(what)
     place = out or Path("runs") / f"{name_of(images)}_folds"
     folds, notes, group = plan_folds(images, place, times, budget, start, settings)
@@ -166,6 +174,14 @@ def plan_training(
             with joined() as procs:  # the first one measures and chooses for all
                 return procs.follow(lambda: _images_plan(*own, procs.world))
         return _images_plan(*own)
+    if name is not None and kind == "folds":
+        from vitc.deploy.folds import Folds, page_command
+
+        again = page_command(Folds.read(Path(name)))
+        raise ConfigError(
+            f"{name} is a folder of folds: they are trained by the name of their images.",
+            f"Resume them, or add seeds: {again}",
+        )
     if name is not None and is_pattern(name) and name.endswith(SUFFIXES):
         raise ConfigError(
             f"{name!r} is a pattern; settings are chosen for one folder or file.",
