@@ -183,6 +183,7 @@ def test_the_hub_is_reachable_if_it_answers_not_if_there_is_a_proxy(
     server = HTTPServer(("127.0.0.1", 0), _Answers)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     try:
         here = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("no_proxy", "127.0.0.1")

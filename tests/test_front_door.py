@@ -110,7 +110,7 @@ def test_the_time_for_choosing_settings_is_the_runs_and_a_resumed_run_keeps_it(
         with pytest.raises(InterruptedRun):
             vitc.train(images, out)
     before = Run(out).summary["time_spent"]
-    assert 0.5 <= before["choosing"] < 1
+    assert before["choosing"] >= 0.5
     result = vitc.train(images, out)
     spent = result.summary["time_spent"]
     assert spent["choosing"] == before["choosing"]
