@@ -130,13 +130,13 @@ def silent_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
     def waits(*_: object, **__: object) -> socket.socket:
-        time.sleep(4)
+        time.sleep(60)
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", waits)
 
 
-def test_without_an_answer_of_the_hub_weights_are_absent_within_two_seconds(
+def test_without_an_answer_of_the_hub_weights_are_absent_before_it_would_come(
     silent_network: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", ModuleType("timm"))
@@ -144,11 +144,10 @@ def test_without_an_answer_of_the_hub_weights_are_absent_within_two_seconds(
     monkeypatch.setattr(catalog, "in_cache", lambda *_: False)
     started = time.monotonic()
     assert not TimmWeights("some_model.some_tag", "MIT").here()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    started = time.monotonic()
+    monkeypatch.setattr(hub.threading, "Thread", None)  # nobody is asked
     assert not hub.reachable()
-    assert time.monotonic() - started < 0.1
 
 
 def test_the_library_of_the_hub_does_not_wait_for_a_hub_that_is_silent(
@@ -161,14 +160,14 @@ def test_the_library_of_the_hub_does_not_wait_for_a_hub_that_is_silent(
     with hub.offline_unless_reachable():
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """A mirror of the hub that answers, and a proxy that refuses to lead to it."""
+    """A mirror of the hub that answers with a status, and a proxy that refuses to lead to it."""
 
     def do_HEAD(self) -> None:
-        self.send_response(200)
+        self.send_response(int(self.path.strip("/") or 200))
         self.end_headers()
 
     def do_CONNECT(self) -> None:
@@ -189,6 +188,9 @@ def test_the_hub_is_reachable_if_it_answers_not_if_there_is_a_proxy(
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setenv("HF_ENDPOINT", here)
         assert hub.reachable()
+        for status, answers in {401: True, 403: False, 404: True, 405: True, 502: False}.items():
+            monkeypatch.setenv("HF_ENDPOINT", f"{here}/{status}")
+            assert hub.reachable() == answers
         monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
         monkeypatch.setenv("https_proxy", here)
         assert not hub.reachable()

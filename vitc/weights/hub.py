@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from vitc.errors import CheckpointError, ConfigError, VitcError
@@ -21,6 +22,7 @@ from vitc.machine import install_line
 PATTERNS = ["config.json", "model.safetensors", "README.md"]  # never code
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 HOST = "huggingface.co"
+NO_PAGE = (401, 404, 405)  # a mirror answers without a page at its root; 403 and 407 are a proxy's
 
 
 def is_repo_id(text: str) -> bool:
@@ -113,7 +115,12 @@ def reachable(seconds: float = 1.8) -> bool:
     def ask() -> None:
         endpoint = os.environ.get("HF_ENDPOINT") or f"https://{HOST}"
         with suppress(OSError, ValueError, HTTPException):
-            urlopen(Request(endpoint, method="HEAD"), timeout=seconds).close()
+            try:
+                urlopen(Request(endpoint, method="HEAD"), timeout=seconds).close()
+            except HTTPError as error:
+                error.close()
+                if error.code not in NO_PAGE:
+                    return
             answered.set()
 
     attempt = threading.Thread(target=ask, daemon=True)
