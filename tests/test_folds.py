@@ -207,6 +207,17 @@ def test_choices_and_warnings_reach_every_run_and_the_page_of_folds_when_resumed
     assert len(asked) == 1
 
 
+def test_the_page_of_folds_notes_that_weights_were_chosen_on_the_images_measured_on(
+    images: Path, asked: list[Any], tmp_path: Path
+) -> None:
+    note = "The weights in 2 of 2 runs are the best of 2 evaluations on the images that were held"
+    patient = {"train.patience": 5, "train.epochs": 2, "train.eval_every_epochs": 1}
+    e = vitc.train(images, tmp_path / "best", folds=2, **patient).evaluation
+    assert [text.startswith(note) for text in e.notes] == [False, False, True]
+    assert note in (tmp_path / "best" / "report.html").read_text()
+    assert len(vitc.train(images, tmp_path / "last", folds=2).evaluation.notes) == 2
+
+
 def test_folds_that_were_stopped_are_no_classifier_and_name_the_command_that_resumes_all(
     images: Path, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

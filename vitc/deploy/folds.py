@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +242,7 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     )
     lost = [images.names[i] for i in np.flatnonzero(~answered.all(axis=0)).tolist()]
     notes += (unreadable(lost, len(images)),) if lost else ()
+    notes += _chosen_on(places)
     seen = trained_on[there]
     notes += (too_good(int(seen.sum()), len(pictures)),) if seen.any() else ()
     found = SplitLogits(
@@ -256,6 +257,19 @@ def out_of_fold(folds: Folds, device: str = "auto") -> Evaluation:
     answered_by = "a single model" if many == 1 else f"the mean of {many} models"
     measured = measure(classifier, found, str(folds.path))
     return replace(measured, answered_by=answered_by, choices=folds.notes)
+
+
+def _chosen_on(places: Sequence[Path]) -> tuple[str, ...]:
+    """A note where weights were chosen by their result on the images that they are measured on."""
+    summaries = (Run(path).summary for path in places)
+    many = [n for s in summaries if isinstance(n := s.get("best_of"), int)]
+    if not many:
+        return ()
+    best = f"{min(many)}" if min(many) == max(many) else f"{min(many)} to {max(many)}"
+    return (
+        f"The weights in {len(many)} of {counted(len(places), 'run')} are the best of {best} "
+        "evaluations on the images that were held out from them: the result is a little too good.",
+    )
 
 
 def page_command(folds: Folds) -> str:
