@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import vitc
+from tests.oracle import invented
 from vitc.cli.main import main
 from vitc.data.preprocessing import Preprocessing
+from vitc.deploy import measures
 from vitc.deploy.classifier import Classifier
-from vitc.deploy.evaluation import evaluate, predict_split
+from vitc.deploy.evaluation import evaluate, measure, predict_split
 from vitc.errors import CheckpointError, ConfigError
 from vitc.runs.folder import Run
 from vitc.training.evaluate import Counts, evaluate_run
@@ -119,3 +121,22 @@ def test_of_equal_logits_the_first_is_the_answer_as_in_the_confusion_matrix() ->
     counts.add(logits, labels)
     right = logits.float().numpy().argmax(axis=1) == labels.numpy()
     assert counts.result()["top1"] == pytest.approx(100 * right.mean())
+
+
+def test_a_temperature_of_a_part_of_the_images_is_cross_fitted_on_these(trained: Path) -> None:
+    """The others are those that the model was trained on."""
+    classifier = Classifier.load(trained, "cpu")
+    found = predict_split(classifier)
+    n, k = found.logits.shape
+    labels, logits = invented(n, k)
+    seen = np.arange(n) % 10 == 3
+    part = replace(found, labels=labels, logits=logits, seen=seen)
+    e = measure(classifier, part, str(trained), look_for_copies=False)
+    c, rest = e.calibration, np.flatnonzero(~seen)
+    fitted = measures.best_temperature(labels[rest], logits[rest])
+    assert (c.temperature, c.cross_fitted, e.fit.n) == (fitted, True, len(rest))
+    probs = measures.probabilities(logits, fitted or 0.0)
+    for half, other in ((rest[::2], rest[1::2]), (rest[1::2], rest[::2])):
+        t = measures.best_temperature(labels[other], logits[other])
+        probs[half] = measures.probabilities(logits[half], t or 0.0)
+    assert c.ece_after == pytest.approx(measures.calibration_error(labels, probs)[1])

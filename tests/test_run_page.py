@@ -234,7 +234,7 @@ def test_an_exchanged_label_is_suspected_first() -> None:
 def test_calibration_before_and_after_the_temperature() -> None:
     labels, logits = invented(400, 5)
     fit = measures.fit(labels, logits, "val")
-    c = measures.calibration(labels, logits, fit, own=True)
+    c = measures.calibration(labels, logits, fit, np.ones(len(logits), np.bool_))
     assert c.ece == pytest.approx(ece(labels, measures.probabilities(logits)), abs=1e-3)
     grid = np.exp(np.linspace(-1, 2, 1500))
     best = grid[np.argmin([cross_entropy(labels, logits, t) for t in grid])]
@@ -248,7 +248,7 @@ def test_calibration_before_and_after_the_temperature() -> None:
     assert c.ece_after == pytest.approx(ece(labels, crossed), abs=1.0)
     assert c.ece_after is not None
     assert c.ece_after < c.ece
-    elsewhere = measures.calibration(*invented(300, 5, 1), fit, own=False)
+    elsewhere = measures.calibration(*invented(300, 5, 1), fit, None)
     assert not elsewhere.cross_fitted
     few = measures.fit(labels[:99], logits[:99], "val")
     assert few.temperature is None
@@ -272,7 +272,7 @@ def test_without_an_error_or_a_right_answer_there_is_no_temperature(found: Evalu
     one_half = answers.copy()  # errors among the odd ones alone: a temperature, not cross-fitted
     one_half[1:40:2] = (answers[1:40:2] + 1) % 4
     fit = measures.fit(one_half, logits, "val")
-    c = measures.calibration(one_half, logits, fit, own=True)
+    c = measures.calibration(one_half, logits, fit, np.ones(len(logits), np.bool_))
     assert c.temperature is not None
     assert not c.cross_fitted
 

@@ -254,8 +254,8 @@ def measure(
     kept = None
     if own is not None and found.images.name != "val":
         kept = kept_fit(classifier)
-    fit = kept or _fit_on(found)
-    on_all = kept is None and fit.n == n
+    unseen = np.ones(n, np.bool_) if found.seen is None else ~found.seen
+    fit = kept or _fit_on(found, unseen)
     return Evaluation(
         run=run,
         split=found.images.name,
@@ -280,7 +280,7 @@ def measure(
         worst=measures.worst_images(found.labels, probs),
         label_errors=measures.likely_label_errors(found.labels, probs),
         fit=fit,
-        calibration=measures.calibration(found.labels, found.logits, fit, own=on_all),
+        calibration=measures.calibration(found.labels, found.logits, fit, None if kept else unseen),
         coverage=measures.coverage(found.labels, probs, fit),
         copies=copies,
         train=own,
@@ -288,11 +288,9 @@ def measure(
     )
 
 
-def _fit_on(found: SplitLogits) -> Fit:
+def _fit_on(found: SplitLogits, unseen: NDArray[np.bool_]) -> Fit:
     """What those of the images give that the model was not trained on."""
-    labels, logits, name = found.labels, found.logits, found.images.name
-    if found.seen is not None and found.seen.any():
-        labels, logits = labels[~found.seen], logits[~found.seen]
+    labels, logits, name = found.labels[unseen], found.logits[unseen], found.images.name
     if not len(labels):
         return measures.no_fit("the model was trained on all of these images", name, 0)
     return measures.fit(labels, logits, name)

@@ -174,8 +174,8 @@ class Calibration:
     """Expected calibration error in points, and the bins it is the mean of; the same after
     dividing the logits by a temperature (None and empty: none was fitted).
 
-    cross_fitted: the temperature of each half of the images was fitted on the other half;
-    `temperature` itself on all.
+    cross_fitted: the temperature of each half of the images fitted on is that of the other half;
+    `temperature` itself is of all of them.
     """
 
     ece: float
@@ -250,16 +250,18 @@ def best_temperature(labels: Ints, logits: Floats) -> float | None:
     return found if within_bounds(found) else None
 
 
-def calibration(labels: Ints, logits: Floats, fitted: Fit, own: bool) -> Calibration:
-    """`own`: `fitted` is of these very images, so that its temperature is cross-fitted here, if
-    each half of them gives one."""
+def calibration(
+    labels: Ints, logits: Floats, fitted: Fit, own: NDArray[np.bool_] | None
+) -> Calibration:
+    """`own`: which of these images `fitted` is of, on which its temperature is cross-fitted here,
+    if each half of them gives one; None: it is of others."""
     before, ece = calibration_error(labels, probabilities(logits))
     if fitted.temperature is None:
         return Calibration(ece, before, None, None, (), False)
     probs = probabilities(logits, fitted.temperature)
-    halves = [np.arange(first, len(labels), 2) for first in (0, 1)]
-    best = [best_temperature(labels[half], logits[half]) for half in halves] if own else []
-    crossed = own and None not in best
+    halves = [] if own is None else [np.flatnonzero(own)[first::2] for first in (0, 1)]
+    best = [best_temperature(labels[half], logits[half]) for half in halves]
+    crossed = own is not None and None not in best
     if crossed:
         for half, temperature in zip(halves, reversed(best), strict=True):
             probs[half] = probabilities(logits[half], temperature or 1.0)
