@@ -245,6 +245,32 @@ def test_folds_that_were_stopped_are_no_classifier_and_name_the_command_that_res
         assert command in shown
 
 
+def test_folds_from_elsewhere_with_a_custom_class_run_once_they_are_trusted(
+    images: Path, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file, out = tmp_path / "my_stem.py", tmp_path / "out"
+    file.write_text(
+        "import torch\n"
+        "class Mine(torch.nn.Module):\n"
+        "    def __init__(self, in_chans, embed_dim):\n"
+        "        super().__init__()\n"
+        "        self.reduction = 8\n"
+        "        self.conv = torch.nn.Conv2d(in_chans, embed_dim, 8, 8)\n"
+        "    def forward(self, x):\n"
+        "        return self.conv(x)\n"
+    )
+    vitc.train(images, out, folds=2, **{"model.stem": f"{file}:Mine"})
+    file.unlink()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    monkeypatch.setenv("VITC_TRUSTED", "")
+    words = ["predict", str(out), str(images / "class_0" / "3.png")]
+    assert main(words) == 2
+    assert "repeat the command with --trust" in capsys.readouterr().err
+    assert main([*words, "--trust"]) == 0
+    assert capsys.readouterr().err.count("trusted: ") == 1
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize(("answer", "agreed"), [("\n", True), ("n\n", False), (None, False)])
 def test_somebody_at_a_terminal_is_asked_about_groups_before_the_folds_are_drawn(
     answer: str | None,

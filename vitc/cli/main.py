@@ -179,7 +179,7 @@ def _trust(named: list[Any]) -> None:
 
     words = [w for value in named for w in (value if isinstance(value, list) else [value])]
     paths = [Path(w) for w in words if w is not None]
-    files = ("config.json", "plan.json")
+    files = ("config.json", "plan.json", "folds.json")
     paths = [
         p
         for p in paths

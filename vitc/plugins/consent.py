@@ -26,6 +26,7 @@ from vitc.plugins import names
 from vitc.plugins.names import EXPORTED, SOURCE, Custom, Kind, is_path, sha
 
 NAMING = ("config.json", "plan.json")  # files of a run and of a study that name classes
+FOLDS = "folds.json"  # in a folder of runs that are one classifier
 TRUSTED_ENV = "VITC_TRUSTED"
 ARCHIVE = ".pt2"  # of torch.export
 _Config = TypeVar("_Config")
@@ -82,8 +83,8 @@ def name_class(kind: Kind, source: str) -> Custom:
 
 
 def trust(path: str | Path) -> list[Custom]:
-    """Trust the custom classes that a run folder, study folder or config file names, or a
-    torch.export archive (.pt2).
+    """Trust the custom classes that a run folder, folder of folds, study folder or config file
+    names, or a torch.export archive (.pt2).
 
     Returns them; none is imported here. Trusted is the content with the hash that the config gives,
     in the place it names or in the folder's copy; in a config without a hash, the file as it is.
@@ -95,6 +96,9 @@ def trust(path: str | Path) -> list[Custom]:
         one = Custom(EXPORTED, str(path.resolve()), sha(path.read_bytes()))
         _remember(one.sha256, one.source)
         return [one]
+    if (path / FOLDS).is_file():  # each run has its copy of the file
+        runs = sorted(file.parent for file in path.glob(f"*/{NAMING[0]}"))
+        return list(dict.fromkeys(one for run in runs for one in trust(run)))
     files = [path / n for n in NAMING if (path / n).is_file()] if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"{path} is not a run or study: it has no config.json or plan.json.")
