@@ -294,7 +294,7 @@ def test_a_current_folder_that_was_removed_is_named(
 
 def test_a_misspelt_run_folder_gets_a_suggestion(finished_run: Path, capsys: Capture) -> None:
     err = failed(["eval", str(finished_run.with_name("finishd"))], capsys)
-    assert "Did you mean 'finished'?" in err
+    assert f"Did you mean '{finished_run}'?" in err
 
 
 @pytest.mark.parametrize(

@@ -236,10 +236,10 @@ def test_a_damaged_config_file_is_named(tmp_path: Path, content: str, pieces: li
     [
         ("fashion_vit_x", ["'fashion_vit_x'", "Did you mean 'fashion_vit_"]),
         ("photograps", ["Did you mean 'photographs'"]),
-        ("../here/photograps", ["Did you mean 'photographs'"]),
+        ("../here/photograps", ["Did you mean '../here/photographs'?"]),
         ("runs/gone", ["'runs/gone'", "There is no recipe"]),
         ("gone.json", ["'gone.json'", "There is no recipe"]),
-        (__file__, ["not a recipe or a run folder or a config file"]),
+        (__file__, ["not a recipe, a run folder or a config file"]),
     ],
 )
 def test_a_name_that_leads_nowhere_is_named(

@@ -205,7 +205,7 @@ def test_a_missing_start_is_an_error_and_leaves_no_folder(
     assert not (tmp_path / "r").exists()
     (tmp_path / "base").mkdir()
     assert main(["train", "debug", "--init", str(tmp_path / "bas"), "--dry-run"]) == 2
-    assert "Did you mean 'base'?" in capsys.readouterr().err
+    assert f"Did you mean '{tmp_path / 'base'}'?" in capsys.readouterr().err
 
 
 def test_settings_of_the_start_need_a_start() -> None:

@@ -13,7 +13,7 @@ from tests.source_folders import plant
 from vitc.cli.main import main
 from vitc.config import to_dict
 from vitc.errors import ConfigError
-from vitc.resolve import load_config, what_is
+from vitc.resolve import check_is, load_config, what_is
 from vitc.study import load_runs
 
 OURS = to_dict(load_config("debug"))
@@ -81,3 +81,19 @@ def test_a_run_inside_its_own_images_is_resumed_evaluated_and_restarted(
     assert again["classes"] == first["classes"]
     assert again["fingerprint"] == first["fingerprint"]
     assert "written by vitc (runs): 'runs'" in capsys.readouterr().err
+
+
+def test_what_is_missing_or_of_another_kind_is_named_with_what_to_do(tmp_path: Path) -> None:
+    plant(tmp_path / "photos", {"a": 2, "b": 2})
+    kinds = ("run", "saved", "exported", "folds")
+    with pytest.raises(ConfigError) as missing:
+        check_is(tmp_path / "photo", *kinds)
+    text = str(missing.value)
+    assert "no run folder, saved model, exported model or folder of folds '" in text
+    assert f"Did you mean '{tmp_path / 'photos'}'?" in text
+    assert "recipes" not in text.lower()
+    with pytest.raises(ConfigError) as other:
+        check_is(tmp_path / "photos", *kinds)
+    assert f"vitc train {tmp_path / 'photos'}" in str(other.value)
+    with pytest.raises(ConfigError, match="vitc show --list"):
+        check_is(tmp_path / "photos", "recipe", "config")

@@ -104,11 +104,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def suggest_beside(path: Path) -> str:
-    """The same for a path that does not exist: the closest name in its folder."""
+    """The same for a path that does not exist: the closest one in its folder."""
     try:
-        return suggest(path.name, os.listdir(path.parent))
+        there = os.listdir(path.parent)
     except (OSError, ValueError):  # ValueError: a name with a NUL
         return ""
+    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
+    return f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str | None = None) -> ConfigError:

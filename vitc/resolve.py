@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,13 +143,23 @@ def check_is(name: str | Path, *wanted: What, known: Iterable[str] = ()) -> What
     what = what_is(name)
     if what in wanted:
         return what
-    allowed = [WHAT[w] for w in wanted]
-    hint = "Recipes and models: vitc show --list; vitc train writes runs to runs/."
+    hint = "vitc train writes runs to runs/."
+    if "recipe" in wanted:
+        hint = f"Recipes and models: vitc show --list; {hint}"
     if what is None:
         near = suggest(str(name), known) or suggest_beside(Path(name))
-        kinds = " or ".join(w.removeprefix("a ") for w in allowed)
+        kinds = _either([WHAT[w].removeprefix("a ").removeprefix("an ") for w in wanted])
         raise ConfigError(f"There is no {kinds} {str(name)!r}.{near}", hint)
-    raise ConfigError(f"{str(name)!r} is {WHAT[what]}, not {' or '.join(allowed)}.", hint)
+    if what == "images" and "recipe" not in wanted:
+        hint = f"{hint[:-1]}: vitc train {name}"
+    raise ConfigError(
+        f"{str(name)!r} is {WHAT[what]}, not {_either([WHAT[w] for w in wanted])}.", hint
+    )
+
+
+def _either(kinds: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
 
 
 def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:
