@@ -185,3 +185,29 @@ def test_what_is_no_model_is_refused(place: Path, capsys: pytest.CaptureFixture[
     assert "is a folder or file of data" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="weights 'raw' has no effect"):
         vitc.compare(place / "a", place / "saved", weights="raw")
+
+
+def test_models_of_other_classes_are_refused_without_an_option_that_has_no_effect(
+    place: Path, tmp_path: Path
+) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (9 * i, 0, 0)).save(tmp_path / f"images/{name}/{i}.png")
+    settings: dict[str, Any] = {
+        "model.img_size": 32,
+        "train.epochs": 1,
+        "train.batch": 4,
+        "train.device": "cpu",
+    }
+    config = load_config(
+        "debug",
+        data=str(tmp_path / "images"),
+        model="vit_c_tiny",
+        **{**settings, "data.workers": 0},
+    )
+    other = train(config, tmp_path / "other", quiet=True).path
+    with pytest.raises(DataError, match=r"2 classes that .*/other does not know") as caught:
+        vitc.compare(place / "a", other)
+    assert "Only models of the same classes" in str(caught.value)
+    assert "--skip" not in str(caught.value)

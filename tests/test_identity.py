@@ -271,6 +271,12 @@ def test_classes_are_matched_by_name(place: Path) -> None:
     assert found.n == 6
     assert [c.n for c in found.per_class] == [3, 3]
     assert "'ant' (3 images)" in found.notes[0]
+    for name in ("cat", "dog"):
+        shutil.rmtree(other / name)
+    with pytest.raises(DataError, match=r"'ant' \(3 images\)") as refused:
+        vitc.evaluate(place / "run", str(other), skip_unknown_classes=True)
+    assert "Give images of these." in str(refused.value)
+    assert "--skip" not in str(refused.value)
 
 
 def test_fewer_classes_and_one_image_each_can_be_measured(place: Path) -> None:

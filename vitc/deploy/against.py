@@ -116,7 +116,7 @@ def compare(
     allowed = {"allow_changed_data": allow_changed_data, "skip_broken": skip_broken}
     found = predict_split(first, data, split, **allowed)
     readable = replace(found.images, split=found.pictures)
-    images = same_images(second.training, readable, first.classes)
+    images = same_images(second.training, readable, first.classes, str(b))
     for note in images.notes:
         logging.getLogger("vitc").warning(f"{b}: {note}")
     if found.seen is not None and images.seen is not None and (found.seen != images.seen).any():

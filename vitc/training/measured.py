@@ -42,6 +42,10 @@ class Asked:
     """Whether the run's training images will do where it has no val."""
     others: str = "other images: vitc evaluate RUN FOLDER"
     """What to give where the split is missing, and how."""
+    model: str = "the model"
+    """What a message calls it."""
+    unknown: str = f"{SKIP} of vitc evaluate leaves those images out."
+    """What to do where some images are of classes that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,16 @@ def choose_images(model: Trained, asked: Asked) -> Measured:
     return Measured(data, split, name, seen, tuple(notes))
 
 
-def same_images(model: Trained, images: Measured, classes: Sequence[str]) -> Measured:
+def same_images(
+    model: Trained, images: Measured, classes: Sequence[str], name: str = "the other model"
+) -> Measured:
     """The same images for another model, `classes` being those that their labels count in.
 
-    Raises DataError: images of classes that it does not know.
+    Raises DataError: images of classes that it, `name`, does not know.
     """
     notes: list[str] = []
-    split = _labelled(model.classes, classes, images.split, Asked(), notes)
+    asked = Asked(model=name, unknown="Only models of the same classes are compared.")
+    split = _labelled(model.classes, classes, images.split, asked, notes)
     seen = _trained_on(model, None, split, notes)
     return Measured(images.data, split, images.name, seen, tuple(notes))
 
@@ -245,14 +252,15 @@ def _labelled(
         count = int(counts[unknown].sum())
         names = [classes[i] for i in unknown]
         what = (
-            f"{counted(len(unknown), 'class', 'classes')} that the model does not know: "
+            f"{counted(len(unknown), 'class', 'classes')} that {asked.model} does not know: "
             f"{some(names, 5)} ({counted(count, 'image')})"
         )
         if not asked.skip_unknown_classes or count + unlabelled == total:
+            none_left = count + unlabelled == total and SKIP in asked.unknown
+            way = "Give images of these." if none_left else asked.unknown
             raise DataError(
                 f"{asked.data or 'The data'} has {what}.{suggest(names[0], known)}",
-                f"The model's classes: {some(known, 10)}. {SKIP} of vitc evaluate leaves those "
-                "images out.",
+                f"The classes of {asked.model}: {some(known, 10)}. {way}",
             )
         notes.append(f"Left out: {what}.")
     present = {int(label_of[i]) for i in range(len(classes)) if counts[i]}
