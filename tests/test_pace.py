@@ -182,9 +182,17 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pacing.CLOCKS, "wall", lambda: next(ticks) / 10)
 
 
-def test_a_run_of_a_budget_takes_as_many_steps_as_fit_and_lr_ends_at_zero(tmp_path: Path) -> None:
-    result = run(short(**{"train.budget_seconds": 10.0}), tmp_path / "run", quiet=True)
-    assert 80 <= result.summary["step"] <= 100
+def test_a_run_of_a_budget_takes_as_many_steps_as_fit_and_lr_ends_at_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(short(**{"train.budget_seconds": 10.0}), tmp_path / "run")
+    printed, steps = capsys.readouterr().err, result.summary["step"]
+    assert 80 <= steps <= 100
+    assert "about 2 epochs of 32 steps" in printed
+    last = (
+        f"step {steps}/{steps}  val" if steps % 32 else f"epoch {steps // 32:>3}/{steps // 32}  val"
+    )
+    assert last in printed
     lines = [json.loads(text) for text in (result.path / "metrics.jsonl").read_text().splitlines()]
     paces = [line for line in lines if line["kind"] == "pace"]
     lrs = [line["lr"] for line in lines if line["kind"] == "train"]

@@ -37,7 +37,7 @@ def test_a_plain_line_counts_rate_and_time_left_from_where_it_began(
     with Progress("training", 100, "step") as slow:
         clock[0] += 10
         slow.update(4)
-    assert "training  4/100  0.4 step/s" in capsys.readouterr().err
+    assert "training  4/100  0.4 steps/s" in capsys.readouterr().err
 
 
 def test_quiet_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -264,6 +264,12 @@ def test_the_time_decides_how_much_is_fine_tuned(
     little = propose(photos, 25).config
     assert "stages.4" in little.train.freeze
     assert "stages.5" not in little.train.freeze
+    lite(monkeypatch, (0.01, 0.5, 0.8))
+    short = propose(photos, 40)  # not three epochs of any layers: it ends within one
+    assert short.seconds == pytest.approx(short.config.train.budget_seconds, abs=0.1)
+    (line,) = (line for line in short.lines if line.startswith("fine-tuning"))
+    assert "with more layers the time would be too short for 3 epochs" in line
+    lite(monkeypatch, (0.01, 0.1, 0.8))
     assert little.optim.layer_decay == auto_start.LAYER_DECAY
     plenty = propose(photos, 10_000).config
     assert plenty.train.freeze == ("norms",)

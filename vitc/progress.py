@@ -102,7 +102,8 @@ class Progress:
         now = time.monotonic()
         if note is None:
             rate = (done - self.first) / max(now - self.started, 1e-9)
-            note = f"{rate:{',.0f' if rate >= 10 else '.2g'}} {self.unit}/s"
+            unit = "steps" if self.unit == "step" else self.unit
+            note = f"{rate:{',.0f' if rate >= 10 else '.2g'}} {unit}/s"
         if self.cell is not None:
             self.cell.show(done, self.total, f"{note}  {self.left()}")
         elif self.bar is not None:

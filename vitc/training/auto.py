@@ -296,10 +296,10 @@ def _choose_held_out(choices: Choices, base: RunConfig, given: Mapping[str, Spli
         return
     because = reason(test, of_test)
     if not test:
-        because = f"each of {images} counts, and nothing is chosen by validation"
+        because = f"each of {images} counts to train on and to validate"
     elif crowded:
         because = f"one of each class for it would leave {1 - of_val - of_test:.0%} of {images} to "
-        because += "train on, and nothing is chosen by validation"
+        because += "train on"
     test = 0.0 if crowded else test
     choices.take("data.test_fraction", "share held out for the test", test, because)
 
@@ -447,7 +447,7 @@ def _choose_time(
         more += rules.evaluation_seconds(trial.config, look.val, trial.cost)
         least = min(least, left - more)
     ends = bounded and ("train.clock" in choices.fixed or seconds >= least)
-    return seconds, round(left, 1) if ends else None
+    return min(seconds, left) if ends else seconds, round(left, 1) if ends else None
 
 
 def _choose_mixing(choices: Choices, optim: OptimConfig) -> None:

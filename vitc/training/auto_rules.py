@@ -193,8 +193,8 @@ def wanted_epochs(train: int) -> int:
 def held_out_shares(total: int) -> tuple[float, float]:
     """(validation, test) shares of images that come without a split.
 
-    Of few images none is kept for a test: nothing is chosen by validation (the last epoch is
-    taken), so its number is an honest one.
+    Of few images none is kept for a test. What is chosen by validation is one of two at most, the
+    linear probe or the fine-tuned weights, so its number is nearly an honest one.
     """
     if total < 2000:
         return 0.2, 0.0

@@ -308,7 +308,9 @@ def note_start(choices: Choices, entry: Entry, config: RunConfig, look: Look) ->
     if "train.freeze" in choices.fixed:
         because = choices.reason("train.freeze")
     else:
-        because = f"more layers are trained where the time is enough for {LEAST_EPOCHS} epochs"
+        because = f"the time is enough for {LEAST_EPOCHS} epochs or more"
+        if t.freeze != (NORMS,):
+            because = f"with more layers the time would be too short for {LEAST_EPOCHS} epochs"
     choices.note("fine-tuning", f"{trained}, {counted(t.epochs, 'epoch')}", because)
     lr, decay = config.optim.lr, config.optim.layer_decay
     each = "all layers have" if decay == 1 else f"each layer has {decay:g} times that of"

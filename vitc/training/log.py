@@ -104,11 +104,12 @@ class RunLog:
         shares = f" in micro-batches of {t.micro}" if t.micro < t.batch else ""
         if setup.procs.world > 1:
             shares += f" over {setup.procs.world} processes"
+        about = "about " if t.budget_seconds else ""  # the time decides how many
         self.progress.line(
             f"{setup.config.name}: {setup.config.model.name} on {setup.data.source} "
-            f"({splits} images, {len(setup.data.classes)} classes), {counted(t.epochs, 'epoch')} "
-            f"of {counted(setup.steps_per_epoch, 'step')}, batch {t.batch}{shares}, {t.precision}, "
-            f"on {describe(setup.device)}"
+            f"({splits} images, {len(setup.data.classes)} classes), "
+            f"{about}{counted(t.epochs, 'epoch')} of {counted(setup.steps_per_epoch, 'step')}, "
+            f"batch {t.batch}{shares}, {t.precision}, on {describe(setup.device)}"
         )
 
     def start(self, step: int) -> None:
@@ -169,10 +170,11 @@ class RunLog:
         self.metric(line)
         average = self.setup.config.optim.average
         which = f" ({average}; raw {line['top1_raw']:.2f})" if average else ""
-        self.progress.line(
-            f"epoch {line['epoch']:>3}/{math.ceil(self.steps / self.setup.steps_per_epoch)}  "
-            f"val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}"
-        )
+        each = self.setup.steps_per_epoch
+        where = f"epoch {line['epoch']:>3}/{math.ceil(self.steps / each)}"
+        if line["step"] % each:  # the time has ended the run within an epoch
+            where = f"step {line['step']}/{self.steps}"
+        self.progress.line(f"{where}  val top1 {line['top1']:.2f}{which}  loss {line['loss']:.3f}")
 
     def limit(self, batches: TrainLoader) -> None:
         """After the first epoch here: does reading images or computing limit the rate?"""
