@@ -31,5 +31,10 @@ def test_the_line_names_the_limit_and_the_cure(
     assert "\n" not in line
 
 
+def test_a_loader_that_shares_the_cores_is_named_as_the_cause_not_as_a_cure() -> None:
+    line = what_limits(5.0, 10.0, 1, 1, "cpu")
+    assert "as it shares 1 core with training; faster: pack" in line
+
+
 def test_no_more_processes_are_advised_than_there_are_cores() -> None:
     assert "--data.workers" not in what_limits(9.0, 10.0, 8, 8, "cuda")

@@ -12,6 +12,7 @@ from vitc.errors import ConfigError
 from vitc.models.complexity import complexity
 from vitc.runs.results import SPENT
 from vitc.training.build import NORMS, Setup
+from vitc.wording import counted
 
 LEAST_SECONDS = 60.0  # of training steps: below, measuring costs more than it helps
 SIDES = {"cuda": 8192}  # of the matrices; elsewhere 512, which fill a CPU's cores in 2 ms
@@ -87,6 +88,7 @@ def what_limits(wait: float, seconds: float, workers: int | None, cores: int, de
     ways = ["pack the images once, smaller: vitc data pack SRC OUT --short-side 256"]
     if workers < cores:
         ways.insert(0, f"--data.workers {cores} (now {workers}, for {cores} cores)")
-    elif device == "cpu":
-        ways.append(f"loader and training share {cores} cores here")
-    return f"the loader limits the rate: {waiting}; faster with: {'; or '.join(ways)}"
+    line = f"the loader limits the rate: {waiting}"
+    if workers >= cores and device == "cpu":
+        line += f", as it shares {counted(cores, 'core')} with training"
+    return f"{line}; faster: {'; or '.join(ways)}"
