@@ -157,6 +157,25 @@ def test_a_run_whose_page_cannot_be_written_is_a_finished_run(
     assert "There is no run page: " in caplog.text
 
 
+def test_a_misspelt_argument_is_named_with_the_one_that_was_meant(
+    images: Path, asked: list[Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown argument 'budgt'\. Did you mean 'budget'"):
+        vitc.train(images, budgt="5m")
+    assert not asked
+
+
+def test_a_place_for_the_run_that_is_taken_is_refused_before_settings_are_chosen(
+    images: Path, tmp_path: Path, asked: list[Any]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("mine")
+    for place, words in (("notes", "not empty"), ("notes/todo.txt", "cannot be made")):
+        with pytest.raises(ConfigError, match=words):
+            vitc.train(images, out=tmp_path / place)
+    assert not asked
+
+
 @pytest.mark.parametrize("budget", ["6", "soon", 0])
 def test_a_budget_that_is_no_time_is_refused_at_once(
     budget: Any, images: Path, asked: list[Any]

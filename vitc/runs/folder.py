@@ -109,6 +109,27 @@ def keep_sources(folder: Path, config: RunConfig) -> None:
         files.write_atomically(place / name, content)
 
 
+def make_place(path: Path, make: bool = True) -> None:
+    """Create a run's folder, if `make`. Raises ConfigError: it holds anything but a run."""
+    try:
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+        there = path.iterdir() if path.exists() else ()
+        names = {p.name for p in there if not p.name.startswith(files.TEMPORARY)}
+    except OSError as error:
+        reason = f"The run folder {path} cannot be made: {error.strerror}."
+        raise ConfigError(reason, "Choose another --out.") from error
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ConfigError):
+        found = read_json(path / CONFIG)
+    is_run = all(isinstance(found.get(k), dict) for k in ("model", "data", "optim", "train"))
+    if names - {files.LOCK, CLAIM, TRIES} and not is_run:
+        raise ConfigError(
+            f"{path} is not empty and not a run folder; nothing in it was touched.",
+            "Choose another --out.",
+        )
+
+
 class RunFolder:
     """The folder of one run, open for writing by this process alone; close it, or use `with`.
 
@@ -146,7 +167,7 @@ class RunFolder:
         folder = RunFolder(Path(path), writer)
         if not writer:
             return folder
-        folder._make()
+        make_place(path)
         folder._lock = files.FolderLock(folder.path)
         try:
             with _writing(folder.path):
@@ -166,26 +187,6 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where the run's checkpoints are; may not exist yet."""
         return self.path / CHECKPOINTS
-
-    def _make(self) -> None:
-        """Create the folder; refuse one that holds anything but a run."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            names = {p.name for p in self.path.iterdir() if not p.name.startswith(files.TEMPORARY)}
-        except OSError as error:
-            raise ConfigError(
-                f"The run folder {self.path} cannot be made: {error.strerror}.",
-                "Choose another --out.",
-            ) from error
-        found: dict[str, Any] = {}
-        with contextlib.suppress(ConfigError):
-            found = read_json(self.path / CONFIG)
-        is_run = all(isinstance(found.get(k), dict) for k in ("model", "data", "optim", "train"))
-        if names - {files.LOCK, CLAIM, TRIES} and not is_run:
-            raise ConfigError(
-                f"{self.path} is not empty and not a run folder; nothing in it was touched.",
-                "Choose another --out.",
-            )
 
     def _begin(self, config: RunConfig) -> None:
         """Start a run, where an older one may have to go.
