@@ -40,11 +40,22 @@ from vitc.deploy.evaluation import (
     measure,
     predict_split,
 )
-from vitc.deploy.run_page import exact, run_page, time_rows, write_page
+from vitc.deploy.run_page import _below_all, exact, run_page, time_rows, write_page
 from vitc.resolve import load_config
 from vitc.runs.results import test_results as results_of_test
 from vitc.training.loop import run as train
-from vitc.views.model import Figures, Heading, Matrix, Page, Part, Table, Text, Thumbnails
+from vitc.views.model import (
+    Chart,
+    Figures,
+    Heading,
+    Line,
+    Matrix,
+    Page,
+    Part,
+    Table,
+    Text,
+    Thumbnails,
+)
 
 EVIL = ("<script>alert(1)<\u2215script>", '"it\'s" & {{7*7}}', "مرحبا\nline", "x" * 200)
 COUNTS = {"train": 12, "val": 30, "test": 8}
@@ -574,3 +585,9 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(
     assert seen["images"] == seen["all"] > 10
     assert seen["charts"] == 4
     assert seen["scroll"] <= seen["client"]
+
+
+@pytest.mark.parametrize(("least", "top"), [(98.0, 100.06), (40.0, 100.5), (100.0, 100.5)])
+def test_an_axis_of_percents_has_no_room_for_a_label_above_100(least: float, top: float) -> None:
+    line = Line("", 0, [0.0, 1.0], [100.0, least])
+    assert _below_all(Chart("c", "", "", "", [line])).ylim == (None, pytest.approx(top))

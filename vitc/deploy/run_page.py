@@ -259,7 +259,7 @@ def _copies(e: Evaluation) -> Iterator[Part]:
     seen = "all" if copies.train == len(train) else f"{copies.train:,} of {len(train):,}"
     note = f"Compared: {held} of these with {seen} training images."
     if copies.train < len(train) or copies.held_out < e.n:
-        note += " All are compared by vitc data check."
+        note += " vitc data check compares all of them."
     if not copies.pairs:
         yield Text(f"None found. {note}")
         return
@@ -360,8 +360,9 @@ def exact(threshold: float) -> str:
 
 def _below_all(chart: Chart) -> Chart:
     """The chart of percents with an axis that does not reach beyond 100 %."""
-    most = max((y for line in chart.lines for y in line.y), default=0.0)
-    return replace(chart, ylim=(None, 100.5)) if most > 95 else chart
+    shown = [y for line in chart.lines for y in line.y] or [0.0]
+    room = 0.03 * (100 - min(shown)) or 0.5  # so little that no tick above 100 % is in it
+    return replace(chart, ylim=(None, 100 + min(0.5, room))) if max(shown) > 95 else chart
 
 
 # -- how it was trained ----------------------------------------------------------------------------
