@@ -179,7 +179,8 @@ def _checked(options: dict[str, Any], form: Format, out: Path) -> Options:
         raise unknown("precision", o.precision, get_args(Precision))
     if o.precision not in form.precisions:
         raise ConfigError(
-            f"{form.title} is not written in {o.precision}.", "ONNX and OpenVINO are: OUT.onnx"
+            f"{out} cannot be in {o.precision}: {form.title} holds {' or '.join(form.precisions)}.",
+            f"Write ONNX or OpenVINO: {out.with_suffix('.onnx')} or {out.with_suffix('.xml')}",
         )
     if o.raw_input and not form.graph:
         raise ConfigError(f"raw_input has no effect: {form.title} holds no graph.")

@@ -22,8 +22,8 @@ def format_of(file: Path, kind: str | None = None) -> Format:
         raise unknown("format", kind, FORMATS)
     found = by_suffix if kind is None else FORMATS[kind]
     if found is None or found is not by_suffix:
-        wanted = f"{found.suffix} for {found.kind}" if found else ", ".join(suffixes)
+        wanted = f"{found.suffix} for {found.kind}" if found else "one of " + ", ".join(suffixes)
         raise ConfigError(
-            f"{file} has the suffix {file.suffix!r}; it must be {wanted}.", "Rename the file."
+            f"{file} has the suffix {file.suffix!r}; it must be {wanted}.", "Choose another name."
         )
     return found
