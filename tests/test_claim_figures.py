@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.invented import invent
@@ -22,7 +23,7 @@ from vitc.study.reporting import report
 from vitc.study.results import Section
 from vitc.study.studies import StudyResult
 from vitc.study.study_folder import StudyFolder
-from vitc.views.figures import Sheet, draw
+from vitc.views.figures import Sheet, _log_axis, draw
 from vitc.views.model import GREY, Chart, Forest
 
 
@@ -190,3 +191,17 @@ def test_figures_are_as_wide_as_a_phone_whatever_the_names(tmp_path: Path) -> No
         assert box.x0 >= -0.02, chart.name
         assert box.x1 * 96 <= 342, chart.name
     assert draw([chart] * 4).get_size_inches()[0] * 96 == pytest.approx(2 * 340), "two rows of two"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most"),
+    [(5.5e-4, 9e-4, 3), (3.0, 4.0, 3), (2.1e-3, 9.9e-3, 4), (1e-4, 1e-2, 8)],
+)
+def test_the_labels_of_a_log_axis_are_few_enough_to_be_read(
+    low: float, high: float, most: int
+) -> None:
+    axes = Figure().subplots()
+    axes.set_xlim(low, high)
+    _log_axis(axes)
+    shown = [x for x in axes.get_xticks() if low <= x <= high]
+    assert 2 <= len(shown) <= most

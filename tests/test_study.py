@@ -204,8 +204,8 @@ def test_a_study_without_a_result_says_what_to_do_next(
     assert main(["report", str(path)]) == 0
     out = capsys.readouterr().out
     assert "nothing to compare yet" in out
-    assert f"Failed: 1 trial(s); why: vitc study status {path}" in out
-    assert "Next: the same command runs the 3 trial(s)" in out
+    assert f"Failed: 1 trial; why: vitc study status {path}" in out
+    assert "Next: the same command runs the 3 trials" in out
     assert "tighter intervals" not in out
 
 

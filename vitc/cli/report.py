@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitc.cli.parser import Parser, Verb, changed_data_option, count, emit, emit_json, writes_files
 from vitc.errors import ConfigError
 from vitc.files import read_json
+from vitc.wording import counted
 
 if TYPE_CHECKING:
     from vitc.study.results import Protocol
@@ -67,9 +68,12 @@ def report_on(
         emit(f"Page: {markdown} (its figures and numbers in {markdown.with_suffix('')})")
     if failed:
         where = " or ".join(f"vitc study status {folder}" for folder in folders)
-        emit(f"Failed: {failed} trial(s); why: {where}; again: the same command and --retry-failed")
+        emit(
+            f"Failed: {counted(failed, 'trial')}; why: {where}; "
+            "again: the same command and --retry-failed"
+        )
     if unfinished:
-        emit(f"Next: the same command runs the {unfinished} trial(s) that have no result yet")
+        emit(f"Next: the same command runs the {counted(unfinished, 'trial')} without a result")
     elif len(folders) == 1:
         (section,) = sections
         plan, (taken, _) = section.plan, looks_taken(section.records[0])

@@ -36,14 +36,14 @@ def _run(args: Namespace) -> int:
     from vitc.study.screening import card_stages, expected_seconds
     from vitc.study.screening_page import PAGE, VALUES, card, folder_of, parts
     from vitc.views.text import plain
-    from vitc.wording import duration
+    from vitc.wording import counted, duration
 
     folder = folder_of(args.contender, args.out)
     stages = card_stages([args.contender], folder, args.own_references)
     workers = args.workers or cores()
     seconds = expected_seconds(stages) / workers
     slow = f", more than the {duration(LONGEST)} meant for a card" if seconds > LONGEST else ""
-    note(f"About {duration(seconds)} with {workers} trial(s) at a time{slow}.")
+    note(f"About {duration(seconds)} with {counted(workers, 'trial')} at a time{slow}.")
     if args.dry_run:
         for _, plan in stages:
             emit(f"{plan.name}: {len(list(plan.trials()))} trials of {', '.join(plan.contenders)}")

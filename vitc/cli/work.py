@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitc.cli.parser import Parser, Verb, changed_data_option, count, emit, writes_files
 from vitc.errors import ConfigError
+from vitc.wording import counted
 
 if TYPE_CHECKING:
     from vitc.study.design import Plan
@@ -120,7 +121,7 @@ def show_trials(folder: StudyFolder, plan: Plan, engine: Engine) -> None:
     )
     if isinstance(engine, SlurmEngine) and left:
         jobs = engine.tasks(left)
-        emit(f"Jobs: {jobs}, about {-(-left // jobs)} trial(s) in each. The job script:\n")
+        emit(f"Jobs: {jobs}, about {counted(-(-left // jobs), 'trial')} in each. The job script:\n")
         emit(engine.script(folder.path, left, device_of(plan)))
 
 

@@ -54,8 +54,9 @@ def measure_chosen(
         keep = ("top1", "top1_low", "top1_high", "top5", "loss", "n", "weights", "split")
         found[group.key] = {"trial": best.id, "draw": best.draw, **{k: result[k] for k in keep}}
         show(
-            f"{group.key}: draw {best.draw} was best on validation; test top1 "
-            f"{result['top1']:.2f} % ({result['top1_low']:.1f}-{result['top1_high']:.1f})"
+            f"{group.key}: draw {best.draw} was best on validation; test error "
+            f"{100 - result['top1']:.2f} % "
+            f"({100 - result['top1_high']:.1f}-{100 - result['top1_low']:.1f})"
         )
         write_json(folder.path / CHOSEN_FILE, found, indent=1)
     return found

@@ -62,6 +62,9 @@ def _with_curves(g: GroupDraws) -> list[Result]:
 def _draws_figures(section: Section, index: int, names: Names) -> list[Figures]:
     drawn = [[g for g in section.finding.draws if g.optim == o] for o in section.plan.optims]
     bands = f" {BANDS}" if any(map(_banded, drawn)) else ""
+    wide = " The first table has how wide the good rates lie."
+    if not any(c.width for c in section.finding.contrasts):
+        wide = ""
     titles = {
         _tuning: (
             "Error against number of draws, and against compute",
@@ -70,7 +73,7 @@ def _draws_figures(section: Section, index: int, names: Names) -> list[Figures]:
         _distributions: (
             "All draws",
             "Share of draws at or below an error; and the same against each contender's own best "
-            f"draw, one lucky run: how wide the good rates lie is in the first table.{bands}",
+            f"draw, one lucky run.{wide}{bands}",
         ),
         _scatters: ("Where the good settings lie", "A dot leads to its learning curve."),
         _learning: ("Learning curves", ""),

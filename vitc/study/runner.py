@@ -22,7 +22,7 @@ from vitc.study.launch import Engine, LocalEngine, device_of, run_all
 from vitc.study.standing import Standing, standing, trials_by_id
 from vitc.study.study_folder import Keep, StudyFolder
 from vitc.study.work import allow_again, check_machine, locks_work, read_tries, status_of
-from vitc.wording import duration
+from vitc.wording import counted, duration
 
 
 def conduct(
@@ -151,7 +151,7 @@ def _run(
     resumed = f", {total - len(left)} already there" if total > len(left) else ""
     where = f"engine {engine.name}, at most {engine.size} at a time"
     if engine.name == LocalEngine.name:
-        where = f"{engine.size} worker(s)"
+        where = counted(engine.size, "worker")
     screen.line(f"study {plan.name}: {total} trials{resumed}; {where}")
     for text in power_lines(plan):
         screen.line(text)

@@ -325,6 +325,12 @@ def _log_axis(axes: Any) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     steps = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
-    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=steps))
+    ticks: Any = mpl.ticker.LogLocator(subs=steps)
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    if sum(low <= step * 10.0**ten <= high for ten in tens for step in steps) < 2:
+        # The other would place many, whose labels overlap.
+        some = mpl.ticker.MaxNLocator(3).tick_values(low, high)
+        ticks = mpl.ticker.FixedLocator([v for v in some if low <= v <= high])
+    axes.xaxis.set_major_locator(ticks)
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())

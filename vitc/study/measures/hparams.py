@@ -317,8 +317,8 @@ def _contenders_table(groups: Sequence[GroupDraws]) -> Table:
     ]
     note = (
         "Flops are multiply-adds of one image's forward pass. Step time and memory are medians "
-        "over the trials as they ran, several at a time on one machine; memory is the peak of the "
-        "whole process on CPU, of the allocator on a GPU."
+        "over the trials as they ran: several at a time on one machine slow each other down. "
+        "Memory is the peak of the whole process on CPU, of the allocator on a GPU."
     )
     return Table.of("Contenders", rows, note)
 
