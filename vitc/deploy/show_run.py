@@ -25,6 +25,11 @@ LATEST = 10  # evaluations of a run that are listed
 MOST_LINES = 1000  # of metrics.jsonl in a curve
 
 
+def _filled(value: object) -> bool:
+    """Whether a value of a summary says anything: not None, not an empty list."""
+    return value is not None and value != []
+
+
 def run_page(path: Path) -> Page:
     """The settings, progress and results of a run."""
     config, run = read_config(path), Run(path)
@@ -44,7 +49,7 @@ def run_page(path: Path) -> Page:
         ("optimizer", f"{to_dict(config)['optim']['kind']}, lr {config.optim.lr:g}"),
         ("epochs", str(config.train.epochs)),
         *legs_rows(path, config),
-        *((k, plain(v)) for k, v in summary.items() if k not in left_out),
+        *((k, plain(v)) for k, v in summary.items() if k not in left_out and _filled(v)),
         *([] if summary or not metrics else _progress(path, config, metrics)),
     ]
     parts: list[Part] = [Table(str(path), ("", "value"), rows)]
