@@ -77,6 +77,9 @@ def test_a_measure_tunes_first_where_it_is_asked_to(tmp_path: Path) -> None:
     [
         ("hparam", {}, "Did you mean 'hparams'"),
         ("hparams", {"lenghts": [1]}, "lenghts"),
+        ("hparams", {"look": 2}, "Unknown argument 'look'. Did you mean .looks"),
+        ("hparams", {"draws": 0}, "draws is 0; it must be an integer of at least 1"),
+        ("hparams", {"draws": 2.5}, "draws is 2.5"),
         ("hparams", {"control": True, "reference": "vit_x"}, "not a contender"),
     ],
 )
@@ -84,7 +87,7 @@ def test_what_no_study_has_is_refused(
     measure: str, words: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=text):
-        study.run(measure, "debug", draws=1, out=tmp_path / "s", **words)
+        study.run(measure, "debug", **{"draws": 1, "out": tmp_path / "s", **words})
     assert not (tmp_path / "s").exists()
 
 

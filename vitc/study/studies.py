@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.errors import ConfigError
+from vitc.config import RunConfig
+from vitc.errors import ConfigError, suggest, unknown
 from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
 from vitc.study.effect import check_drawn, check_effect, check_replaced
 from vitc.study.launch import LocalEngine
 from vitc.study.measures import measure_of
-from vitc.study.measures.base import groups_of, request_of
+from vitc.study.measures.base import Measure, groups_of, request_of
 from vitc.study.named import settings_of
 from vitc.study.results import Section
 from vitc.study.runner import conduct
@@ -90,6 +92,22 @@ class StudyResult:
         raise ConfigError(f"The study has no figure {name!r}.", f"Its figures: {names}.")
 
 
+def _check_words(kind: Measure, words: Mapping[str, Any]) -> None:
+    """Raises ConfigError: a number of runs that is none; the misspelt name of an argument, which
+    would be taken for a setting."""
+    for name in ("draws", "seeds"):
+        count = words.get(name)
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            hint = f"Leave it out for the usual number of {name}."
+            raise ConfigError(f"{name} is {count!r}; it must be an integer of at least 1.", hint)
+    own = {*(f.name for f in dataclasses.fields(Request)), *(o.name for o in kind.options)}
+    own = (own | {"draws", "seeds", "workers", "out", *EXECUTION}) - {"runs", "options", "settings"}
+    sections = {f.name for f in dataclasses.fields(RunConfig)}
+    for name in words.keys() - own - sections:
+        if name.isidentifier() and suggest(name, own):
+            raise unknown("argument", name, own)
+
+
 def run(
     measure: str = "hparams",
     recipes: str | Sequence[str] = (),
@@ -131,6 +149,7 @@ def run(
     words |= {"recipes": recipes, "models": models, "stems": stems}
     if optims:
         words["optims"] = optims
+    _check_words(kind, words)
     words["runs"] = words.pop("draws", None) or words.pop("seeds", None) or 0
     request = continued(request_of(kind, **words), folder, measure)
     for inside, plan in stages(measure, request, folder):
