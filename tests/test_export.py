@@ -386,11 +386,11 @@ def test_a_folder_that_cannot_be_written_is_one_message(trained: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mine.tflite"], r"suffix '.tflite'; it must be .onnx, .xml, .pt2, .safetensors"),
-        (["mine.ONNX"], r"suffix '.ONNX'; it must be .onnx,"),
+        (["mine.tflite"], r"suffix '.tflite'; it must be one of .onnx, .xml, .pt2, .safetensors"),
+        (["mine.ONNX"], r"suffix '.ONNX'; it must be one of .onnx,"),
         (["mine.onnx", "--format", "torch"], "must be .pt2 for torch"),
         (["mine.onnx", "--format", "onxx"], "Did you mean 'onnx'"),
-        (["mine.pt2", "--int8"], "not written in int8"),
+        (["mine.pt2", "--int8"], "mine.pt2 cannot be in int8"),
         (["mine.onnx", "--images", "0"], "at least 1"),
         (["mine.safetensors", "--raw-input"], "no effect"),
         (["mine.pt2", "--min-agreement", "101"], "from 0 to 100"),

@@ -49,7 +49,7 @@ def page(report: Report) -> Page:
 def _finding(report: Report, finding: Finding) -> Iterator[Part]:
     severity = finding.severity
     yield Heading(finding.text, 3, LABELS[severity], severity)
-    yield Text(f"Cure: {finding.cure}.")
+    yield Text(f"Fix: {finding.cure.rstrip('.')}.")
     more = 0
     if finding.places is not None:
         chosen = _chosen(finding)

@@ -53,7 +53,7 @@ class Finding:
     def brief(self) -> str:
         """The cure in a few words: the settings, where there are any."""
         options = [f"--{name} {shlex.quote(value)}" for name, value in self.setting.items()]
-        return f"Set {' '.join(options)}." if options else f"Cure: {self.cure}."
+        return f"Set {' '.join(options)}." if options else f"Fix: {self.cure.rstrip('.')}."
 
 
 @dataclass(frozen=True, eq=False)

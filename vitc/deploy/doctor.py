@@ -229,7 +229,7 @@ def _cure(module: str, why: str) -> str:
     build = there.get("torch", "").partition("+")[2]
     return (
         f"{pair} cannot be imported: torchvision was built for another build of torch. vitc itself "
-        "works around it; other programs do not. Cure: install the build that belongs to this "
+        "works around it; other programs do not. Fix: install the build that belongs to this "
         f"torch, from where torch came (--index-url): pip install --force-reinstall --no-deps "
         f"'torchvision=={exact}{f'+{build}' if build else ''}'"
     )

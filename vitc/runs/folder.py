@@ -167,7 +167,7 @@ class RunFolder:
         folder = RunFolder(Path(path), writer)
         if not writer:
             return folder
-        make_place(path)
+        make_place(folder.path)
         folder._lock = files.FolderLock(folder.path)
         try:
             with _writing(folder.path):
