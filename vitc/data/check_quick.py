@@ -52,7 +52,7 @@ def as_lines(config: DataConfig, found: Sequence[Finding]) -> list[str]:
     if found:
         left = len(found) - MOST_LINES
         lines.append(
-            f"This is from {SECONDS:.0f} s of looking{f'; {left} more' if left > 0 else ''}: "
+            f"Found in {SECONDS:.0f} s of looking{f'; {left} more' if left > 0 else ''}: "
             f"vitc data check {shlex.quote(str(config.path))} shows all."
         )
     return lines

@@ -283,7 +283,7 @@ def _on_group(group: str) -> tuple[str, ...]:
     if not group:
         return ()
     return (
-        "Images that seem to belong together are in training and in validation, whose result "
+        "Images that seem to belong together are in both training and validation: the result "
         f"will be too good. Keep them together: --data.group {shlex.quote(group)}",
     )
 

@@ -20,7 +20,7 @@ from vitc.wording import counted, printable
 HOW = "Send an image file as the body, or several as multipart/form-data."
 # ICO's pictures can be larger than it states, and a JPEG 2000 of a few kilobytes takes a gigabyte.
 UNSUPPORTED = ("ICO", "JPEG2000", "PPM")
-FORMATS = "Send JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC; with curl by --data-binary."
+FORMATS = "Send JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC; curl needs --data-binary."
 SMALLER = "Send a smaller image."
 LONGEST_NAME = 200  # characters of a file's name in an answer
 # Bytes of memory a pixel, at the peak of decoding: WebP and AVIF with opacity 24, PNG 16, JPEG 3
