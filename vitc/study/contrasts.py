@@ -383,7 +383,7 @@ def contrast_table(found: Sequence[Contrast], title: str, plan: Plan) -> list[Ta
         rows.append(row)
     family = sum(not c.is_control for c in found)
     note = (
-        "Negative: the contender has less. Differences are of the runs where both learnt. "
+        "Negative: lower for the contender. Differences are of the runs where both learnt. "
         + (f"The {family} intervals hold together with 95 % (Bonferroni). " if family > 1 else "")
         + (f"The plan has {plan.looks} looks, at one level. " if plan.looks > 1 else "")
         + "The smallest gap is what so many runs find with 80 % power, by the spread of the "

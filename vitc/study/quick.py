@@ -10,6 +10,7 @@ from vitc.config import RunConfig
 from vitc.errors import ConfigError
 from vitc.study.design import Plan
 from vitc.study.measures.hparams import hparams_plan
+from vitc.wording import counted
 
 RECIPE = "fashion_vit_p"  # its ranges: [c / 8, 4 c] around the ViT_P's own best values
 REFERENCE = "vit_p_tiny"
@@ -62,7 +63,8 @@ def quick_plan(
         plan = hparams_plan([RECIPE], CONTENDERS, OPTIMS, draws=chosen, **make, **settings)
     why = (
         f"{chosen} draws a contender and optimizer: one costs about {cost:.0f} core seconds here "
-        f"over {len(plan.groups)} trials, and {seconds:.0f} s on {workers} workers allow {fitting}"
+        f"over {len(plan.groups)} trials, and {seconds:.0f} s on {counted(workers, 'worker')} "
+        f"allow {fitting}"
     )
     if fitting < FEWEST:
         why += f"; fewer than {FEWEST} would show nothing, so it takes longer"
