@@ -26,7 +26,7 @@ MOST_LINES = 1000  # of metrics.jsonl in a curve
 
 
 def _filled(value: object) -> bool:
-    """Whether a value of a summary says anything: not None, not an empty list."""
+    """Whether a summary has a value there: not None, not an empty list."""
     return value is not None and value != []
 
 
