@@ -197,6 +197,11 @@ def pretrained_trial(
         why = "their features are computed once, and more epochs then fit into the time"
         choices.note("training crop", "none", why)
         choices.note("mirror", "0.0", why)
+    elif epochs < 1 and "train.epochs" not in fixed:
+        # Less than an epoch ends behind the probe (docs/LOG.md), so the probe has the time.
+        most = (left - _around(look, times, 0, choices.runs)) / (READING * times.features)
+        settings["init.probe_images"] = probed = min(n, max(probe_images, int(most)))
+        around = _around(look, times, probed, choices.runs)
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
     # A short run is evaluated at its end alone, also where it takes longer than planned; one that
     # may stop early has to see when.
