@@ -82,7 +82,7 @@ def test_containers_arguments_and_shared_storage_are_read(tmp_path: Path, form: 
 
 def test_a_path_without_weights_names_what_is_beside_it(tmp_path: Path) -> None:
     save(SD, tmp_path / "model_best.pth")
-    error = refused(tmp_path / "model_bset.pth", "no file.*Did you mean 'model_best.pth'")
+    error = refused(tmp_path / "model_bset.pth", "no file.*Did you mean '.*model_best.pth'")
     assert "model_best.pth" in str(error.hint)
     assert "model_best.pth" in str(refused(tmp_path, "is a folder").hint)
     refused(tmp_path / "nowhere" / "x.pth", "no file")
