@@ -230,7 +230,12 @@ def report_page(r: ExportReport) -> Page:
             )
         )
     title = f"{r.path} ({r.format}, {r.precision}) and {r.run}"
-    notes = [Text(f"Latency: median, {counted(r.threads, 'thread')}; original in PyTorch, fp32.")]
+    notes = [
+        Text(
+            "The original is computed by PyTorch in fp32, also where its run was measured in bf16. "
+            f"Latency: median, {counted(r.threads, 'thread')}."
+        )
+    ]
     if r.exact_resize:
         notes.append(
             Text(
