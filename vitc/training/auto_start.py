@@ -143,40 +143,20 @@ def pretrained_trial(
     if left < LEAST_SECONDS:
         return None
     model, fixed = model_config(entry.model), choices.fixed
-    settings: dict[str, Any] = {
-        "model": entry.model,
-        SIDE: model.img_size,
-        "init.weights": entry.where,
-        **rules.caching(look, max(model.size), CACHE_SIDE),
-        "train.batch": min(BATCH, choices.settings.get("train.batch", BATCH)),
-        "train.channels_last": True,
-        # Depthwise convolutions train faster in fp32 on a CPU.
-        "train.precision": "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32",
-        "optim.ema.kind": "none",
-    }
-    if isinstance(base.optim, AdamWConfig):
-        lr = LR * rate_unit(fixed, fixed.get("train.batch", settings["train.batch"]))
-        settings |= {"optim.lr": lr, "optim.weight_decay": rules.ADAMW_DECAY}
-    else:
-        settings["optim.lr"] = peak_rate(base, choices.config(base, settings), fixed)[0]
-    # The head is fitted with the statistics that BatchNorms have; those of a batch are others.
-    frozen = [tuple(fixed.get("train.freeze", (NORMS,)))]
-    if isinstance(model, CNNConfig) and "train.freeze" not in fixed:
-        settings["optim.layer_decay"] = LAYER_DECAY
-        stages = ("stem", *(f"stages.{i}" for i in range(len(model.depths))))
-        frozen = [(NORMS, *parts) for parts in ((), stages[:4], stages[:-2])]
+    settings, frozen = _at_any_time(choices, base, look, device, entry)
     n = look.train
     most = left / (READING * n * LEAST_EPOCHS)  # seconds of an image; more are too few epochs
     threads, times = _measured(choices.config(base, settings), frozen, device, most)
     if device.type == "cpu":
         settings["train.threads"] = threads
-    probe_images = min(n, int(PROBE_SHARE * left / (READING * times.features)))
-    if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
-        return None
-    settings["init.probe_images"] = probe_images
     cost = Probe(0.0, READING * times.evaluation, 0)
     if (val := rules.validation_images(fixed, look.val, cost, left)) < look.val:
         settings["data.max_val"], look = val, replace(look, val=val)
+    spare, feature = left - _around(look, times, 0, choices.runs), READING * times.features
+    probe_images = min(n, int(min(PROBE_SHARE * left, spare) / feature))
+    if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
+        return None
+    settings["init.probe_images"] = probe_images
     around, share = _around(look, times, probe_images, choices.runs), 1.0
     for parts, step in zip(frozen, times.steps, strict=True):  # noqa: B007 the last if none fits
         epochs, image = int((left - around) / (READING * n * step)), READING * step
@@ -199,8 +179,7 @@ def pretrained_trial(
         choices.note("mirror", "0.0", why)
     elif epochs < 1 and "train.epochs" not in fixed:
         # Less than an epoch ends behind the probe (docs/LOG.md), so the probe has the time.
-        most = (left - _around(look, times, 0, choices.runs)) / (READING * times.features)
-        settings["init.probe_images"] = probed = min(n, max(probe_images, int(most)))
+        settings["init.probe_images"] = probed = min(n, int(spare / feature))
         around = _around(look, times, probed, choices.runs)
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
     # A short run is evaluated at its end alone, also where it takes longer than planned; one that
@@ -212,6 +191,37 @@ def pretrained_trial(
     config = choices.config(base, settings)
     cost = Probe(config.train.batch * image, share * READING * times.evaluation, 0)
     return Trial(settings, config, cost, {}), around + n * epochs * image
+
+
+def _at_any_time(
+    choices: Choices, base: RunConfig, look: Look, device: torch.device, entry: Entry
+) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+    """Settings of a run from these weights that do not depend on its time, and the ways to freeze
+    from which the time decides, those that train most first."""
+    model, fixed = model_config(entry.model), choices.fixed
+    settings: dict[str, Any] = {
+        "model": entry.model,
+        SIDE: model.img_size,
+        "init.weights": entry.where,
+        **rules.caching(look, max(model.size), CACHE_SIDE),
+        "train.batch": min(BATCH, choices.settings.get("train.batch", BATCH)),
+        "train.channels_last": True,
+        # Depthwise convolutions train faster in fp32 on a CPU.
+        "train.precision": "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32",
+        "optim.ema.kind": "none",
+    }
+    if isinstance(base.optim, AdamWConfig):
+        lr = LR * rate_unit(fixed, fixed.get("train.batch", settings["train.batch"]))
+        settings |= {"optim.lr": lr, "optim.weight_decay": rules.ADAMW_DECAY}
+    else:
+        settings["optim.lr"] = peak_rate(base, choices.config(base, settings), fixed)[0]
+    # The head is fitted with the statistics that BatchNorms have; those of a batch are others.
+    frozen = [tuple(fixed.get("train.freeze", (NORMS,)))]
+    if isinstance(model, CNNConfig) and "train.freeze" not in fixed:
+        settings["optim.layer_decay"] = LAYER_DECAY
+        stages = ("stem", *(f"stages.{i}" for i in range(len(model.depths))))
+        frozen = [(NORMS, *parts) for parts in ((), stages[:4], stages[:-2])]
+    return settings, frozen
 
 
 def _around(look: Look, times: ImageSeconds, probed: int, runs: int, share: float = 1.0) -> float:
