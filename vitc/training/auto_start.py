@@ -152,8 +152,7 @@ def pretrained_trial(
     cost = Probe(0.0, READING * times.evaluation, 0)
     if (val := rules.validation_images(fixed, look.val, cost, left)) < look.val:
         settings["data.max_val"], look = val, replace(look, val=val)
-    spare, feature = left - _around(look, times, 0, choices.runs), READING * times.features
-    probe_images = min(n, int(min(PROBE_SHARE * left, spare) / feature))
+    probe_images = min(n, int(PROBE_SHARE * left / (READING * times.features)))
     if probe_images < min(n, rules.FEW_OF_A_CLASS * len(look.classes)):
         return None
     settings["init.probe_images"] = probe_images
@@ -179,7 +178,9 @@ def pretrained_trial(
         choices.note("mirror", "0.0", why)
     elif epochs < 1 and "train.epochs" not in fixed:
         # Less than an epoch ends behind the probe (docs/LOG.md), so the probe has the time.
-        settings["init.probe_images"] = probed = min(n, int(spare / feature))
+        spare = left - _around(look, times, 0, choices.runs)
+        probed = min(n, max(probe_images, int(spare / (READING * times.features))))
+        settings["init.probe_images"] = probed
         around = _around(look, times, probed, choices.runs)
     epochs = fixed.get("train.epochs", max(1, min(epochs, MOST_EPOCHS)))
     # A short run is evaluated at its end alone, also where it takes longer than planned; one that
