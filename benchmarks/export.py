@@ -240,14 +240,20 @@ def answer(path: Path) -> Callable[[Path], Logits]:
     return logits
 
 
-def script(file: Path) -> Callable[[Path], Logits]:
-    """The script of docs/export.md: its session once, the rest for every photo."""
+def script_parts() -> tuple[str, str]:
+    """The script of docs/export.md: what opens `model`, and what classifies `photo`."""
     page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(import json.*?)```", page, re.DOTALL)
-    opening, photo = code.replace('"photos.onnx"', "model").split("image = ")
+    opening, start, photo = code.partition("image = ")
+    return opening.replace('"photos.onnx"', "model"), start + photo.replace('"photo.jpg"', "photo")
+
+
+def script(file: Path) -> Callable[[Path], Logits]:
+    """The script of docs/export.md: its session once, the rest for every photo."""
+    opening, photo = script_parts()
     names: dict[str, Any] = {"model": str(file)}
     exec(opening, names)
-    each = compile(f"image = {photo}".replace('"photo.jpg"', "photo"), "docs/export.md", "exec")
+    each = compile(photo, "docs/export.md", "exec")
 
     def logits(photo: Path) -> Logits:
         exec(each, names | {"photo": photo, "print": lambda *_: None}, out := {})

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import vitc
+from benchmarks.export import script_parts
 from tests.test_export import filled
 from vitc.data.augment.crop import eval_image
 from vitc.data.preprocessing import Fit, Preprocessing
@@ -81,3 +82,12 @@ def test_what_is_more_than_a_norm_is_not_folded() -> None:
     assert [type(m) for m in copy] == [nn.Conv2d, NormAct, nn.Conv2d, nn.Identity]
     with torch.no_grad():
         torch.testing.assert_close(copy(x), model.eval()(x))
+
+
+def test_the_benchmark_runs_the_script_of_the_docs() -> None:
+    opening, photo = script_parts()
+    assert "InferenceSession(model)" in opening
+    assert "Image.open(photo)" in photo
+    assert "session.run" in photo
+    for part in (opening, photo):
+        compile(part, "docs/export.md", "exec")
