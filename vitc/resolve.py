@@ -23,7 +23,7 @@ from vitc.data.litter import (
     holds_study,
     listed,
 )
-from vitc.errors import ConfigError, suggest, suggest_beside
+from vitc.errors import ConfigError, suggest, suggest_beside, unknown
 from vitc.models.config import ViTConfig
 from vitc.models.zoo import MODELS, model_config
 from vitc.optim.optimizers import SCHEDULE_FREE, SGDConfig
@@ -160,6 +160,16 @@ def check_is(name: str | Path, *wanted: What, known: Iterable[str] = ()) -> What
 def _either(kinds: Sequence[str]) -> str:
     """`a, b or c`."""
     return " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
+
+def check_arguments(given: Iterable[str], own: Iterable[str]) -> None:
+    """Raises ConfigError: the misspelt name of one of a function's `own` arguments among those that
+    it would take for settings."""
+    own = list(own)
+    sections = [field.name for field in dataclasses.fields(RunConfig)]
+    for name in given:
+        if name.isidentifier() and name not in (*own, *sections) and suggest(name, own):
+            raise unknown("argument", name, own)
 
 
 def base_config(name_or_path: str, optim: str | None = None) -> RunConfig:

@@ -7,18 +7,18 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitc.config import RunConfig, all_leaf_types, flat_values
-from vitc.errors import ConfigError, VitcError, suggest, suggest_beside, unknown
+from vitc.errors import ConfigError, VitcError, suggest_beside
 from vitc.machine import several_processes
 from vitc.progress import show_lines
 from vitc.recipes import RECIPES
-from vitc.resolve import load_config, what_is
+from vitc.resolve import check_arguments, load_config, what_is
 from vitc.settings import coerce
 from vitc.wording import read_duration
 
@@ -82,22 +82,12 @@ def train(
     `out` is resumed, with other images than it began with only if `allow_changed_data`; `overwrite`
     discards it. Raises ConfigError, DataError, and RunError and its subclasses.
     """
-    _check_names(overrides)
+    check_arguments(overrides, signature(train).parameters.keys() - {"overrides"})
     seconds = None if budget is None else read_duration(budget)
     times = fold_times(folds, seeds, overwrite, allow_changed_data)
     plan = plan_training(config_or_recipe, out, seconds, overrides, overwrite, start, times)
     show_lines("What is trained, and why", [*plan.remarks, *plan.notes])
     return train_plan(plan, overwrite=overwrite, allow_changed_data=allow_changed_data)
-
-
-def _check_names(overrides: Mapping[str, Any]) -> None:
-    """Raises ConfigError: the misspelt name of an argument of `train`, which it would take for a
-    setting."""
-    own = [name for name in signature(train).parameters if name != "overrides"]
-    settings = [field.name for field in fields(RunConfig)]
-    for name in overrides:
-        if name.isidentifier() and name not in settings and suggest(name, own):
-            raise unknown("argument", name, own)
 
 
 def fold_times(

@@ -9,8 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitc.config import RunConfig
-from vitc.errors import ConfigError, suggest, unknown
+from vitc.errors import ConfigError
+from vitc.resolve import check_arguments
 from vitc.study.contenders import Request, groups_asked
 from vitc.study.design import TUNING, Plan
 from vitc.study.effect import check_drawn, check_effect, check_replaced
@@ -102,10 +102,7 @@ def _check_words(kind: Measure, words: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is {count!r}; it must be an integer of at least 1.", hint)
     own = {*(f.name for f in dataclasses.fields(Request)), *(o.name for o in kind.options)}
     own = (own | {"draws", "seeds", "workers", "out", *EXECUTION}) - {"runs", "options", "settings"}
-    sections = {f.name for f in dataclasses.fields(RunConfig)}
-    for name in words.keys() - own - sections:
-        if name.isidentifier() and suggest(name, own):
-            raise unknown("argument", name, own)
+    check_arguments(words, own)
 
 
 def run(

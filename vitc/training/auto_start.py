@@ -143,7 +143,7 @@ def pretrained_trial(
     if left < LEAST_SECONDS:
         return None
     model, fixed = model_config(entry.model), choices.fixed
-    settings, frozen = _at_any_time(choices, base, look, device, entry)
+    settings, frozen = _start_settings(choices, base, look, device, entry)
     n = look.train
     most = left / (READING * n * LEAST_EPOCHS)  # seconds of an image; more are too few epochs
     threads, times = _measured(choices.config(base, settings), frozen, device, most)
@@ -194,7 +194,7 @@ def pretrained_trial(
     return Trial(settings, config, cost, {}), around + n * epochs * image
 
 
-def _at_any_time(
+def _start_settings(
     choices: Choices, base: RunConfig, look: Look, device: torch.device, entry: Entry
 ) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     """Settings of a run from these weights that do not depend on its time, and the ways to freeze
