@@ -34,14 +34,14 @@ def test_a_plain_line_counts_rate_and_time_left_from_where_it_began(
         "left",
     ]
     assert progress.left() == "about 1 min 30 s left"
-    with Progress("training", 100, "step") as slow:
+    with Progress("training", 100, "steps") as slow:
         clock[0] += 10
         slow.update(4)
     assert "training  4/100  0.4 steps/s" in capsys.readouterr().err
 
 
 def test_quiet_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("run", 10, "step", quiet=True, plain_seconds=0) as progress:
+    with Progress("run", 10, "steps", quiet=True, plain_seconds=0) as progress:
         progress.line("a line")
         progress.update(5, note="loss 1")
     assert capsys.readouterr().err == ""

@@ -22,7 +22,7 @@ PLAIN_SECONDS = 10.0  # between plain lines
 class Progress:
     """Progress on stderr of something that is done in `total` parts. `quiet` writes nothing.
 
-    `total` may come with the first update. `unit` is what is counted ("img", "step");
+    `total` may come with the first update. `unit` is what is counted ("img", "steps");
     `plain_seconds` is the time between plain lines where stderr is no terminal. A stderr that is
     closed or full stops nothing; `lost` is the reason.
     """
@@ -102,8 +102,7 @@ class Progress:
         now = time.monotonic()
         if note is None:
             rate = (done - self.first) / max(now - self.started, 1e-9)
-            unit = "steps" if self.unit == "step" else self.unit
-            note = f"{rate:{',.0f' if rate >= 10 else '.2g'}} {unit}/s"
+            note = f"{rate:{',.0f' if rate >= 10 else '.2g'}} {self.unit}/s"
         if self.cell is not None:
             self.cell.show(done, self.total, f"{note}  {self.left()}")
         elif self.bar is not None:

@@ -143,7 +143,7 @@ def run(
             )
             quiet = quiet or not procs.first
             with (
-                Progress(config.name, setup.steps, "step", quiet=quiet) as progress,
+                Progress(config.name, setup.steps, "steps", quiet=quiet) as progress,
                 StopSignal() as stop,
             ):
                 kind = config.train.track if procs.first else "none"
